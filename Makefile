@@ -1,0 +1,62 @@
+# PYTHON picks the interpreter that .venv is made with; ARGS is appended to the quickstart's command line.
+PYTHON ?= python3
+ARGS ?=
+
+# Two OpenMP threads that spin while they wait slow each other down several times on a busy machine.
+export OMP_WAIT_POLICY := passive
+
+VENV := .venv
+RUN_STAMP := $(VENV)/.fewstep-run
+DEV_STAMP := $(VENV)/.fewstep-dev
+CUT_OFF := $(VENV)/.fewstep-installing
+
+.PHONY: help quickstart test lint clean
+.NOTPARALLEL:
+
+help:
+	@echo "make quickstart   set up, train on the built-in text, sample, show the results (ARGS='...' is passed on)"
+	@echo "make test         set up, then lint, types and the fast tests"
+	@echo "make lint         set up, then lint and types only"
+	@echo "make clean        remove caches and built packages; .venv and runs/ stay"
+
+quickstart: $(RUN_STAMP)
+	@echo "==> quickstart: train, sample and score; results go to runs/quickstart"
+	@$(VENV)/bin/fewstep quickstart --out runs/quickstart $(ARGS)
+
+test: lint
+	@echo "==> tests (without those marked slow)"
+	@$(VENV)/bin/python -m pytest -q
+
+lint: $(DEV_STAMP)
+	@echo "==> ruff: lint and format"
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@echo "==> mypy: types of src"
+	@$(VENV)/bin/mypy src
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(call install,WHAT): make .venv and install WHAT. The marker file exists only while pip runs, so when it is found,
+# an earlier install was cut off half-way and .venv is made anew; a failed install that ended by itself leaves none.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "fewstep needs Python 3.11 or newer, and PYTHON=$(PYTHON) is not; call make again with PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "==> .venv: made with $$($(PYTHON) --version)"
+	@if [ -e $(CUT_OFF) ] || ! $(VENV)/bin/python -m pip --version >/dev/null 2>&1; then clear=--clear; fi; \
+	$(PYTHON) -m venv $$clear $(VENV)
+	@echo "==> install fewstep and what it needs (1 to 2 minutes, about 1.5 GB with a CPU build of torch)"
+	@trap 'exit 130' INT TERM; touch $(CUT_OFF); \
+	$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e $(1); status=$$?; \
+	rm -f $(CUT_OFF); \
+	if [ $$status -ne 0 ]; then echo "the install failed; for details: $(VENV)/bin/pip install -c constraints.txt -e $(1)" >&2; fi; \
+	exit $$status
+endef
+
+$(RUN_STAMP): pyproject.toml constraints.txt
+	$(call install,.)
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml constraints.txt
+	$(call install,'.[dev]')
+	@touch $(RUN_STAMP) $@

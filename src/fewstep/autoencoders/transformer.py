@@ -1,0 +1,97 @@
+"""Tokens to continuous latents. B batch, L tokens, K = L / stride positions, D latent dimension, W width."""
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from fewstep.autoencoders.whitening import Whitening
+from fewstep.errors import UserError
+from fewstep.nn import Block, initialise
+from fewstep.types import Latents
+
+
+class TransformerAutoencoder(nn.Module):
+    """Encoder of L tokens to L / stride whitened latents of D dimensions (this project's definition).
+
+    With ``depth`` 0 and ``stride`` 1 no token sees another: the latents are then a learned code of the vocabulary,
+    which :meth:`codebook` gives. Decoding is a readout's work. Raises ``UserError`` for sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        latent_dim: int,
+        *,
+        stride: int = 1,
+        width: int = 128,
+        depth: int = 2,
+        num_heads: int = 4,
+    ) -> None:
+        super().__init__()
+        if vocab_size < 1 or latent_dim < 1 or stride < 1:
+            raise UserError(f"vocab_size {vocab_size}, latent_dim {latent_dim}, stride {stride}: each must be >= 1")
+        self.config = {
+            "vocab_size": vocab_size,
+            "latent_dim": latent_dim,
+            "stride": stride,
+            "width": width,
+            "depth": depth,
+            "num_heads": num_heads,
+        }
+        self.latent_dim = latent_dim
+        self.vocab_size = vocab_size
+        self.stride = stride
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.mask_embedding = nn.Parameter(torch.zeros(width))
+        self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.to_latent = nn.Linear(stride * width, latent_dim)
+        initialise(self)
+        # Latents of unit scale from the first step on: the norm's output has unit variance.
+        nn.init.normal_(self.to_latent.weight, std=(stride * width) ** -0.5)
+        self.whitening = Whitening(latent_dim)
+
+    def num_latents(self, num_tokens: int) -> int:
+        """K for L tokens. Raises ``UserError`` if L is not divisible by the stride."""
+        if num_tokens % self.stride:
+            raise UserError(
+                f"a block of {num_tokens} tokens is not divisible by stride {self.stride}: "
+                f"choose a block_size that is a multiple of {self.stride}"
+            )
+        return num_tokens // self.stride
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor, hidden: Tensor | None = None) -> Latents:
+        """``input_ids`` and ``attention_mask`` (B, L) to latents ``z`` (B, K, D) with their mask (B, K).
+
+        ``hidden`` (B, L) bool marks tokens that the encoder must not see: training hides some on purpose.
+        """
+        raw, mask = self.encode_raw(input_ids, attention_mask, hidden)
+        return Latents(self.whitening(raw, mask), mask)
+
+    def encode_raw(
+        self, input_ids: Tensor, attention_mask: Tensor, hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Latents before whitening (B, K, D), and their mask (B, K)."""
+        self.num_latents(input_ids.shape[1])
+        seen = attention_mask.bool()
+        h = self.embedding(input_ids)
+        if hidden is not None:
+            h = torch.where(hidden[..., None], self.mask_embedding, h)
+        for block in self.blocks:
+            h = block(h, seen)
+        h = self.norm(h) * seen[..., None]
+        raw = self.to_latent(rearrange(h, "b (k s) w -> b k (s w)", s=self.stride))
+        return raw, reduce(seen.to(torch.uint8), "b (k s) -> b k", "max", s=self.stride).bool()
+
+    @torch.no_grad()
+    def codebook(self) -> Tensor:
+        """The latent of every token, (V, D) float32. Raises ``UserError`` where a latent depends on more than one."""
+        if len(self.blocks) or self.stride != 1:
+            raise UserError(
+                f"an autoencoder of depth {len(self.blocks)} and stride {self.stride} has no codebook: "
+                "its latents depend on several tokens; use depth 0 and stride 1, or a RegressionDenoiser"
+            )
+        ids = torch.arange(self.vocab_size, device=self.embedding.weight.device)[:, None]
+        raw, mask = self.encode_raw(ids, torch.ones_like(ids))
+        scale = (self.whitening.variance + 1e-6).rsqrt()
+        return ((raw[:, 0].float() - self.whitening.mean) * scale) * mask

@@ -1,0 +1,28 @@
+"""Parsing of command lines with errors of one line."""
+
+import argparse
+from typing import NoReturn
+
+from fewstep.errors import UserError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose errors are ``UserError``s, told in one line without the usage text."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``UserError`` with argparse's message."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def at_least_one(text: str) -> int:
+    """A whole number >= 1, as an argument type."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return value

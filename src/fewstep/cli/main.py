@@ -1,0 +1,59 @@
+"""The ``fewstep`` command: picks a command by its name and imports no more than that one."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from fewstep import __version__
+from fewstep.cli.edge import run
+from fewstep.errors import UserError
+
+# name -> (help in one line, module that offers main(argv: list[str]) -> int)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("train, sample and score on the built-in text, in minutes", "fewstep.cli.quickstart"),
+    "train": ("train one stage from a YAML file of settings", "fewstep.cli.train"),
+    "sample": ("write text with a saved model", "fewstep.cli.sample"),
+    "convert": ("make a saved model of training checkpoints", "fewstep.cli.convert"),
+}
+
+
+def usage() -> str:
+    """The help text: every command with its line."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {help_line}" for name, (help_line, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fewstep COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "fewstep COMMAND --help shows the options of a command; fewstep --version shows the version.",
+        ]
+    )
+
+
+def dispatch(argv: list[str]) -> int:
+    """Run the command named by ``argv[0]`` with the rest of ``argv``; returns its exit code.
+
+    Raises UserError when no command, or one that does not exist, is named.
+    """
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(f"fewstep {__version__}")
+        return 0
+    if name not in COMMANDS:
+        given = f"unknown command {name!r}" if name else "no command given"
+        raise UserError(f"{given}; expected one of {', '.join(COMMANDS)}; see fewstep --help")
+    # Read by OpenMP when torch is loaded: threads that wait must not spin, or two of them on a busy machine crawl.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    command = import_module(COMMANDS[name][1])
+    return command.main(argv[1:])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the installed command; ``argv`` defaults to the process's own. Returns the exit code."""
+    return run(dispatch, list(sys.argv[1:] if argv is None else argv))

@@ -1,0 +1,113 @@
+"""``fewstep sample``: text from a saved model."""
+
+import argparse
+import json
+import sys
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from fewstep.cli.arguments import OneLineParser, at_least_one
+from fewstep.cli.output import new_text_file
+from fewstep.errors import UserError
+
+if TYPE_CHECKING:
+    from fewstep.pipeline import GeneratedText
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    result = OneLineParser("fewstep sample", "Write text with a saved model.")
+    result.add_argument("path", help="a model folder, or a .ckpt file of the flow or a later stage")
+    result.add_argument("--num_samples", type=at_least_one, default=8, help="how many texts (default: %(default)s)")
+    result.add_argument("--steps", type=at_least_one, default=4, help="steps from noise to latents (default: %(default)s)")
+    result.add_argument("--seed", type=int, default=0, help="the same seed gives the same texts (default: %(default)s)")
+    result.add_argument(
+        "--readout",
+        choices=("parallel", "commit"),
+        default="parallel",
+        help="all tokens at once, or one after the other by the commitment head (default: %(default)s)",
+    )
+    result.add_argument(
+        "--reinjection", type=float, default=0.0, help="share of fresh noise in each step: 0 none, 1 all (default: %(default)s)"
+    )
+    result.add_argument("--solver", choices=("euler", "heun"), default="euler", help="how a step is made (default: %(default)s)")
+    result.add_argument(
+        "--temperature",
+        type=float,
+        help="of the readout's draw, 0 takes the likeliest token; left out: 0 for parallel, 1 for commit",
+    )
+    result.add_argument("--top_p", type=float, default=1.0, help="draw from the likeliest tokens of this total mass (default: %(default)s)")
+    result.add_argument("--batch_size", type=at_least_one, default=64, help="texts made at a time; changes speed only (default: %(default)s)")
+    result.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (default: %(default)s)")
+    result.add_argument("--output", help="a .jsonl file to write; left out: the texts are printed")
+    result.add_argument("--overwrite", action="store_true", help="replace the output file where it exists")
+    return result
+
+
+def main(argv: list[str]) -> int:
+    """Sample as ``argv`` says and return the exit code. Raises ``UserError`` for whatever a user can mend."""
+    args = parser().parse_args(argv)
+    with new_text_file(args.output, overwrite=args.overwrite) if args.output else nullcontext() as write:
+        generated = generate(args)
+        if write is None:
+            for index, text in enumerate(generated.texts):
+                print(f"[{index + 1}] {text}\n")
+        else:
+            write(json_lines(generated, args))
+    print(
+        f"{len(generated)} texts, {args.steps} steps ({generated.nfe} network evaluations each), "
+        f"{generated.seconds:.2f} s" + (f", written to {args.output}" if args.output else ""),
+        file=sys.stderr,
+    )
+    return 0
+
+
+def generate(args: argparse.Namespace) -> "GeneratedText":
+    """Load the model and sample, with a progress bar on stderr."""
+    from tqdm import tqdm  # these take seconds to import, which --help and a mistyped option should not
+
+    from fewstep.pipeline import TextGenerator
+
+    generator = TextGenerator.from_pretrained(args.path, device=pick_device(args.device))
+    with tqdm(total=args.num_samples, desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
+        return generator.generate(
+            args.num_samples,
+            args.steps,
+            args.seed,
+            readout=args.readout,
+            reinjection=args.reinjection,
+            solver=args.solver,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            batch_size=args.batch_size,
+            progress=bar.update,
+        )
+
+
+def pick_device(name: str) -> str:
+    """``name``, or for "auto" the GPU where there is one. Raises ``UserError`` for "cuda" without one."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+    return name
+
+
+def json_lines(generated: "GeneratedText", args: argparse.Namespace) -> list[str]:
+    """One JSON object a text, each with all that is needed to make it again."""
+    shared = {
+        "steps": generated.num_steps,
+        "seed": generated.seed,
+        "readout": generated.readout,
+        "reinjection": args.reinjection,
+        "solver": args.solver,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+    }
+    rows = enumerate(zip(generated.texts, generated.ids.tolist(), strict=True))
+    return [
+        json.dumps({"index": index, "text": text, "ids": ids, **shared}, ensure_ascii=False) + "\n"
+        for index, (text, ids) in rows
+    ]

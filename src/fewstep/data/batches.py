@@ -1,0 +1,90 @@
+"""Rows to tensors, and which rows stand in which batch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from fewstep.errors import UserError
+
+
+def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Rows of a packed split to one batch.
+
+    Returns ``ids`` (B, L) int64, ``mask`` (B, L) bool true at real tokens, ``num_bytes`` (B,) int64 and ``index``
+    (B,) int64, the row numbers.
+    """
+    ids = torch.from_numpy(np.stack([np.asarray(row["input_ids"], dtype=np.int64) for row in examples]))
+    length = torch.tensor([int(row["length"]) for row in examples])
+    return {
+        "ids": ids,
+        "mask": torch.arange(ids.shape[1]) < length[:, None],
+        "num_bytes": torch.tensor([int(row["num_bytes"]) for row in examples]),
+        "index": torch.tensor([int(row["index"]) for row in examples]),
+    }
+
+
+class StepBatchSampler(Sampler[list[int]]):
+    """Batches whose k-th one depends on (seed, k, rank, world_size) only, so that a resumed run sees the very rest.
+
+    Epochs follow each other without end: epoch e is a permutation of all examples drawn from (seed, e), cut into
+    global batches of ``world_size * batch_size``; the rest that fills none is left out of that epoch, so no example
+    comes twice within an epoch. Of each global batch a rank takes its own ``batch_size`` rows.
+    This project's definition.
+
+    Args:
+        num_examples: rows of the data set.
+        batch_size: rows in a batch of one rank.
+        num_batches: batches of the whole run, those before ``start_batch`` included; also ``len()``.
+        seed: any int.
+        rank: this process, 0 <= rank < world_size.
+        world_size: number of processes.
+        start_batch: the first batch to yield.
+
+    Raises:
+        UserError: fewer examples than one global batch, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        batch_size: int,
+        num_batches: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_batch: int = 0,
+    ) -> None:
+        if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size or num_batches < 0 or start_batch < 0:
+            raise UserError(
+                f"batch_size {batch_size}, num_batches {num_batches}, rank {rank}, world_size {world_size}, "
+                f"start_batch {start_batch}: expected batch_size and world_size >= 1, 0 <= rank < world_size, "
+                "and the others >= 0"
+            )
+        if num_examples < batch_size * world_size:
+            raise UserError(
+                f"the data set has {num_examples} examples, fewer than one batch of {batch_size * world_size} "
+                f"({batch_size} x {world_size} processes): lower the batch size or give more text"
+            )
+        self.num_examples, self.batch_size, self.num_batches, self.seed = num_examples, batch_size, num_batches, seed
+        self.rank, self.world_size, self.start_batch = rank, world_size, start_batch
+        self.batches_per_epoch = num_examples // (batch_size * world_size)
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """The order of all rows in an epoch, (num_examples,) int64."""
+        return np.random.default_rng([abs(self.seed), self.seed < 0, epoch]).permutation(self.num_examples)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = -1, np.zeros(0, np.int64)
+        for batch in range(self.start_batch, self.num_batches):
+            if batch // self.batches_per_epoch != epoch:
+                epoch = batch // self.batches_per_epoch
+                order = self.permutation(epoch)
+            first = (batch % self.batches_per_epoch * self.world_size + self.rank) * self.batch_size
+            yield order[first : first + self.batch_size].tolist()
+
+    def __len__(self) -> int:
+        return self.num_batches

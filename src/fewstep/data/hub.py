@@ -1,0 +1,63 @@
+"""The one door to the hub: failures become one line, and come soon."""
+
+from typing import Any
+
+from fewstep.errors import UserError
+
+_PROBE_SECONDS = 10.0
+
+
+def _unreachable(kind: str, name: str, error: BaseException) -> UserError:
+    lines = str(error).strip().splitlines() or [""]
+    return UserError(
+        f"{kind} '{name}' is no local path and the hub did not give it ({type(error).__name__}: {lines[0][:160]}): "
+        "offline or misspelt; give a local file or folder, or set HF_HUB_OFFLINE=1 to use a copy downloaded before"
+    )
+
+
+def check_on_hub(kind: str, name: str) -> str:
+    """The commit that the hub has for a ``"data set"`` or ``"tokenizer"``; ``"offline"`` under HF_HUB_OFFLINE.
+
+    One request, tried once: the libraries' own retries would let a user without a network wait for half a minute.
+
+    Raises:
+        UserError: no answer, or no such name.
+    """
+    from huggingface_hub import HfApi, constants, errors
+
+    if constants.HF_HUB_OFFLINE:
+        return "offline"
+    api = HfApi()
+    ask: Any = {"data set": api.dataset_info, "tokenizer": api.model_info}[kind]
+    # Which HTTP library raises depends on the version of huggingface_hub; its own error stands on that one's base.
+    http_error: Any = errors.HfHubHTTPError.__bases__[0]
+    try:
+        return str(ask(name, timeout=_PROBE_SECONDS).sha)
+    except (http_error, errors.HFValidationError, OSError) as error:
+        raise _unreachable(kind, name, error) from None
+
+
+def is_downloaded(name: str) -> bool:
+    """Whether the tokenizer ``name`` lies in the local cache of the hub's library."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "tokenizer.json"), str)
+
+
+def load_train_split(name: str, *, streaming: bool) -> Any:
+    """The train split of a hub data set, ``name`` being ``owner/name`` or ``owner/name:config``.
+
+    Returns a ``datasets.Dataset``, or an ``IterableDataset`` if ``streaming``.
+
+    Raises:
+        UserError: out of reach, misspelt, without a train split, or in need of a configuration.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    repository, _, config = name.partition(":")
+    check_on_hub("data set", repository)
+    try:
+        return load_dataset(repository, config or None, split="train", streaming=streaming)
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise _unreachable("data set", name, error) from None

@@ -1,0 +1,162 @@
+"""Text to tokens and back: a byte-level BPE of one's own, or any fast tokenizer of transformers."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewstep.data import hub
+from fewstep.data.reading import END_OF_TEXT
+from fewstep.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
+    """A byte-level BPE (arXiv 1508.07909, on bytes) with ``<|endoftext|>`` as token 0, end and padding at once.
+
+    The same texts in the same order give the same tokenizer. A short text may give fewer than ``vocab_size`` tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
+    """A tokenizer from a folder or from the hub, with an end-of-text and a padding token.
+
+    A tokenizer without an end-of-text token gets ``<|endoftext|>``; one without padding pads with its end-of-text.
+
+    Raises:
+        UserError: nothing there, no tokenizer, an empty one, or one without a fast backend.
+    """
+    from transformers import AutoTokenizer
+
+    name = str(path_or_name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "tokenizer.json").exists() and not (path / "tokenizer_config.json").exists():
+            raise UserError(f"folder {path} holds no tokenizer.json: give a folder written by save_pretrained")
+        tokenizer = _from_pretrained(AutoTokenizer, str(path))
+    elif path.exists() or name.startswith((".", "/", "~")):
+        raise UserError(f"tokenizer {name} is no folder: give a folder written by save_pretrained, or a hub name")
+    else:
+        if not hub.is_downloaded(name):
+            hub.check_on_hub("tokenizer", name)
+        tokenizer = _from_pretrained(AutoTokenizer, name)
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"tokenizer {name} has no fast backend: give one with a tokenizer.json")
+    if len(tokenizer) <= 1 or not tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False):
+        raise UserError(f"tokenizer {name} is empty ({len(tokenizer)} tokens): its vocabulary did not load")
+    if tokenizer.eos_token is None:
+        tokenizer.add_special_tokens({"eos_token": END_OF_TEXT})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _from_pretrained(loader: type, name: str) -> "PreTrainedTokenizerFast":
+    try:
+        return loader.from_pretrained(name)  # type: ignore[attr-defined]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"tokenizer {name} cannot be loaded ({str(error).strip().splitlines()[0][:160]})") from None
+
+
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Hash (64 hex digits) of the backend's JSON without its padding and truncation, which mere use changes."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for transient in ("padding", "truncation"):
+        state.pop(transient, None)
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class EncodedDocument:
+    """``ids`` (n,) int32 and ``num_bytes`` (n,) int32: the UTF-8 bytes of text that each token stands for."""
+
+    ids: np.ndarray
+    num_bytes: np.ndarray
+
+
+class DocumentEncoder:
+    """Tokens of documents with their bytes, on a private copy of the tokenizer's backend.
+
+    Strings in a text that look like special tokens are encoded as the ordinary text they are. Bytes: a byte-level
+    token has the bytes it spells; for other tokenizers a token has the text from the end of the token before it to
+    its own end, so that white space which the tokenizer swallows is counted too. This project's definition.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+        from tokenizers import Tokenizer
+
+        state = tokenizer.backend_tokenizer.to_str()
+        self._backend = Tokenizer.from_str(state)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = True
+        self._token_bytes = self._byte_table() if _is_byte_level(json.loads(state)) else None
+
+    def _byte_table(self) -> np.ndarray:
+        """Bytes by token id: a byte-level token is written with one character a byte, an added one as plain text."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        table = np.zeros(max(vocabulary.values()) + 1, dtype=np.int32)
+        for token, number in vocabulary.items():
+            table[number] = len(token)
+        for number, added in self._backend.get_added_tokens_decoder().items():
+            table[number] = len(added.content.encode())
+        return table
+
+    def encode(self, texts: list[str]) -> list[EncodedDocument]:
+        """Each text's tokens, without any special tokens around them."""
+        if self._token_bytes is not None:
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            ids = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+            return [EncodedDocument(row, self._token_bytes[row]) for row in ids]
+        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        return [
+            EncodedDocument(np.asarray(encoding.ids, dtype=np.int32), _bytes_by_offsets(text, encoding.offsets))
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+
+def _is_byte_level(state: dict) -> bool:
+    """Whether tokens spell the text's bytes exactly: no normaliser, no space put in front."""
+    parts = [state.get("pre_tokenizer") or {}]
+    parts += parts[0].get("pretokenizers", [])
+    levels = [part for part in parts if part.get("type") == "ByteLevel"]
+    plain = all(not part.get("add_prefix_space", True) for part in levels)
+    return bool(levels) and plain and state.get("normalizer") is None
+
+
+def _bytes_by_offsets(text: str, offsets: list[tuple[int, int]]) -> np.ndarray:
+    ends = np.array([end for _, end in offsets], dtype=np.int64)
+    if not len(ends):
+        return np.zeros(0, dtype=np.int32)
+    if text.isascii():
+        bytes_before = np.arange(len(text) + 1)
+    else:
+        bytes_before = np.cumsum([0, *(len(character.encode()) for character in text)])
+    reached = bytes_before[np.maximum.accumulate(ends)]
+    reached[-1] = bytes_before[-1]
+    return np.diff(reached, prepend=0).astype(np.int32)

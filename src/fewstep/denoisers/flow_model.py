@@ -1,0 +1,65 @@
+"""One meaning of a denoiser, whatever its network predicts. B batch, K positions, D latent dimension."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from fewstep.denoisers.output import DenoiserOutput
+from fewstep.paths import Path
+
+PredictionType = Literal["x1", "velocity"]
+
+
+class FlowModel(nn.Module):
+    """A network, the path it was trained on and what it predicts, offered as ``denoise``, ``velocity`` and ``jump``.
+
+    Times are (B,) float32, 0 at noise and 1 at data. Raises ``ValueError`` for an unknown prediction type.
+    """
+
+    def __init__(self, network: nn.Module, path: Path, prediction: PredictionType) -> None:
+        super().__init__()
+        if prediction not in ("x1", "velocity"):
+            raise ValueError(f"prediction is {prediction!r}, expected 'x1' or 'velocity'")
+        self.network = network
+        self.path = path
+        self.prediction = prediction
+
+    def predict(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        self_cond: Tensor | None = None,
+    ) -> DenoiserOutput:
+        """The network's own output, its ``value`` (B, K, D) in the space of ``prediction``."""
+        return self.network(x_t, t, s, mask=mask, self_cond=self_cond)
+
+    def x1_of(self, output: DenoiserOutput, x_t: Tensor, t: Tensor) -> Tensor:
+        """The clean estimate x1_hat (B, K, D) that an output stands for."""
+        if self.prediction == "x1":
+            return output.value
+        return self.path.x1_from_velocity(x_t, output.value, t)
+
+    def denoise(self, x_t: Tensor, t: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None) -> Tensor:
+        """The clean estimate x1_hat (B, K, D)."""
+        return self.x1_of(self.predict(x_t, t, mask=mask, self_cond=self_cond), x_t, t)
+
+    def velocity_of(self, x_t: Tensor, x1_hat: Tensor, t: Tensor) -> Tensor:
+        """The velocity (B, K, D) that belongs to x1_hat at (x_t, t); no network evaluation."""
+        return self.path.velocity_from_x1(x_t, x1_hat, t)
+
+    def velocity(
+        self, x_t: Tensor, t: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None
+    ) -> Tensor:
+        """dx/dt (B, K, D) of the deterministic flow."""
+        output = self.predict(x_t, t, mask=mask, self_cond=self_cond)
+        return output.value if self.prediction == "velocity" else self.velocity_of(x_t, output.value, t)
+
+    def jump(
+        self, x_t: Tensor, t: Tensor, s: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None
+    ) -> Tensor:
+        """Straight from t to s >= t along the estimate at t: alpha_s x1_hat + sigma_s eps_hat, (B, K, D)."""
+        x1_hat = self.denoise(x_t, t, mask=mask, self_cond=self_cond)
+        return self.path.sample(x1_hat, self.path.eps_from_x1(x_t, x1_hat, t), s)

@@ -1,0 +1,63 @@
+"""The plain denoiser: a transformer that regresses its target. B batch, K positions, D latent dimension, W width."""
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoisers.output import DenoiserOutput
+from fewstep.nn import AdaptiveTransformer
+from fewstep.schedules import upcast
+
+
+class RegressionDenoiser(nn.Module):
+    """Two-time diffusion transformer over latents (B, K, D), after arXiv:2212.09748.
+
+    ``num_positions`` fixes the longest K, ``latent_dim`` is D. With ``self_conditioning`` it also reads its
+    previous estimate of x_1 (arXiv:2208.04202). Raises ``ValueError`` for more positions than it was built for.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        num_positions: int,
+        *,
+        width: int = 192,
+        depth: int = 6,
+        num_heads: int = 6,
+        self_conditioning: bool = False,
+        two_times: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "latent_dim": latent_dim,
+            "num_positions": num_positions,
+            "width": width,
+            "depth": depth,
+            "num_heads": num_heads,
+            "self_conditioning": self_conditioning,
+            "two_times": two_times,
+        }
+        self.self_conditioning = self_conditioning
+        self.inputs = nn.Linear(latent_dim * (2 if self_conditioning else 1), width)
+        self.positions = nn.Parameter(torch.zeros(num_positions, width))
+        self.body = AdaptiveTransformer(width, depth, num_heads, two_times=two_times)
+        self.outputs = nn.Linear(width, latent_dim)
+        nn.init.zeros_(self.outputs.weight)
+        nn.init.zeros_(self.outputs.bias)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        self_cond: Tensor | None = None,
+    ) -> DenoiserOutput:
+        """``x_t`` (B, K, D), times (B,), ``mask`` (B, K), ``self_cond`` (B, K, D)."""
+        if x_t.shape[1] > len(self.positions):
+            raise ValueError(f"{x_t.shape[1]} latent positions, but this denoiser was built for {len(self.positions)}")
+        h = x_t
+        if self.self_conditioning:
+            h = torch.cat([x_t, torch.zeros_like(x_t) if self_cond is None else self_cond], dim=-1)
+        h = self.inputs(h) + self.positions[: x_t.shape[1]]
+        return DenoiserOutput(upcast(self.outputs(self.body(h, t, s, mask))))

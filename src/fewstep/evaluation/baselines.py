@@ -1,0 +1,89 @@
+"""The texts that samples are compared with. N blocks, L tokens, V vocabulary."""
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.data.batches import collate
+from fewstep.data.tokenizer import DocumentEncoder
+from fewstep.errors import UserError
+from fewstep.pipeline import decode_documents
+from fewstep.types import TokenBatch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+
+
+def held_out_blocks(validation: "Dataset", num_blocks: int) -> tuple[TokenBatch, int]:
+    """``num_blocks`` blocks spread evenly over a packed split, and the UTF-8 bytes of text that they stand for.
+
+    The same split and number give the same blocks. Raises ``UserError`` where the split has fewer.
+    """
+    if not 1 <= num_blocks <= len(validation):
+        raise UserError(
+            f"{num_blocks} held-out blocks asked for, the validation split has {len(validation)}: "
+            "ask for no more than that, and at least 1"
+        )
+    rows = (np.arange(num_blocks) * len(validation)) // num_blocks
+    batch = collate([validation[int(row)] for row in rows])
+    return TokenBatch(batch["ids"], batch["mask"]), int(batch["num_bytes"].sum())
+
+
+def token_counts(train: "Dataset", vocab_size: int) -> Tensor:
+    """How often each token occurs in a packed split, (V,) float64, padding left out."""
+    counts = torch.zeros(vocab_size, dtype=torch.float64)
+    for rows in train.iter(4096):
+        ids = torch.from_numpy(np.asarray(rows["input_ids"], dtype=np.int64))
+        real = torch.arange(ids.shape[1]) < torch.as_tensor(np.asarray(rows["length"]))[:, None]
+        counts += torch.bincount(ids[real], minlength=vocab_size)
+    return counts
+
+
+def unigram_blocks(counts: Tensor, num_blocks: int, block_size: int, generator: torch.Generator) -> TokenBatch:
+    """Blocks (N, L) of tokens drawn independently with probabilities in proportion to ``counts`` (V,)."""
+    cumulative = counts.double().cumsum(0)
+    u = torch.rand(num_blocks, block_size, generator=generator, dtype=torch.float64)
+    ids = torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp(max=len(counts) - 1)
+    return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+
+
+def shuffled_blocks(tokens: TokenBatch, tokenizer: "PreTrainedTokenizerFast", generator: torch.Generator) -> TokenBatch:
+    """Every block with its words in random order: the words of real text without its grammar (N, L).
+
+    A block is decoded, its words (between white space) change places, while white space and ends of text stay; then
+    it is tokenised again. What no longer fits into L tokens is cut off; a block that came out shorter is padded, and
+    ``mask`` is false there. This project's definition.
+    """
+    encoder = DocumentEncoder(tokenizer)
+    ids = torch.full_like(tokens.ids, int(tokenizer.pad_token_id))
+    mask = torch.zeros_like(tokens.mask)
+    for row, (block, seen) in enumerate(zip(tokens.ids, tokens.mask, strict=True)):
+        documents = shuffle_words(decode_documents(tokenizer, block[seen].tolist()), generator)
+        shuffled: list[int] = []
+        for index, document in enumerate(encoder.encode(documents)):
+            shuffled += ([int(tokenizer.eos_token_id)] if index else []) + document.ids.tolist()
+        length = min(len(shuffled), ids.shape[1])
+        ids[row, :length] = torch.tensor(shuffled[:length])
+        mask[row, :length] = True
+    return TokenBatch(ids, mask)
+
+
+def shuffle_words(documents: list[str], generator: torch.Generator) -> list[str]:
+    """The words of all ``documents`` in random order, in the places and between the white space of the old ones."""
+    pieces = [re.split(r"(\s+)", document) for document in documents]  # words at even places, white space between
+    words = [word for piece in pieces for word in piece[::2] if word]
+    order = iter(torch.randperm(len(words), generator=generator).tolist())
+    return [
+        "".join(words[next(order)] if place % 2 == 0 and text else text for place, text in enumerate(piece))
+        for piece in pieces
+    ]
+
+
+def tokens_to_first_end(ids: Tensor, eos_id: int) -> Tensor:
+    """Mask (N, L) that is true up to and including the first end-of-text of each block, as unpacked data has it."""
+    ends = (ids == eos_id).long()
+    return ends.cumsum(-1) - ends == 0

@@ -1,0 +1,130 @@
+"""The table of generated text beside its yardsticks, as data, JSON and plain text."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fewstep.metrics import Interval
+
+COLUMNS = (
+    "text",
+    "readout",
+    "K",
+    "NFE",
+    "perplexity",
+    "95 % interval",
+    "entropy",
+    "distinct-2",
+    "s / 1,000 tokens",
+    "N",
+)
+
+
+@dataclass(frozen=True)
+class GenerationRow:
+    """One kind of text.
+
+    ``name``: "flow" for the model's own samples, else the yardstick's. ``readout``, ``num_steps``, ``nfe`` (denoiser
+    evaluations a sample, the readout's pass not among them) are None for yardsticks; ``seconds_per_1000_tokens`` is
+    None where nothing was generated. ``perplexity`` under the run's language model, with a 95 % bootstrap interval
+    over samples; ``entropy_nats`` mean unigram entropy of a sample, on the model's tokens; ``pooled_entropy_nats`` that
+    of all samples together; ``distinct_2`` distinct over all bigrams; ``examples`` the first few texts.
+    """
+
+    name: str
+    readout: str | None
+    num_steps: int | None
+    nfe: int | None
+    num_samples: int
+    perplexity: float
+    perplexity_interval: Interval
+    entropy_nats: float
+    pooled_entropy_nats: float
+    distinct_2: float
+    seconds_per_1000_tokens: float | None
+    examples: tuple[str, ...] = ()
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as strings, one for each of ``COLUMNS``."""
+        seconds = "" if self.seconds_per_1000_tokens is None else f"{self.seconds_per_1000_tokens:.3f}"
+        interval = self.perplexity_interval
+        return (
+            self.name,
+            self.readout or "",
+            "" if self.num_steps is None else str(self.num_steps),
+            "" if self.nfe is None else str(self.nfe),
+            _rounded(self.perplexity),
+            f"{_rounded(interval.low)} - {_rounded(interval.high)}",
+            f"{self.entropy_nats:.2f}",
+            f"{self.distinct_2:.3f}",
+            seconds,
+            str(self.num_samples),
+        )
+
+
+@dataclass(frozen=True)
+class GenerationTable:
+    """All rows, and what they share: ``block_size`` tokens a sample, the ``scorer``'s name, the ``seed``, and
+    ``batch_size`` and ``device``, on which the seconds depend."""
+
+    rows: tuple[GenerationRow, ...]
+    block_size: int
+    scorer: str
+    seed: int
+    batch_size: int
+    device: str
+
+    def row(self, name: str, readout: str | None = None, num_steps: int | None = None) -> GenerationRow:
+        """The row of that name, readout and number of steps. Raises ``KeyError`` where there is none."""
+        for row in self.rows:
+            if (row.name, row.readout, row.num_steps) == (name, readout, num_steps):
+                return row
+        raise KeyError(f"no row {name!r} with readout {readout!r} and {num_steps} steps")
+
+    def caption(self) -> str:
+        """What the numbers are, in one line."""
+        return (
+            f"Perplexity under {self.scorer}; blocks of {self.block_size} tokens; entropy in nats per sample; "
+            f"NFE without the readout's pass; seconds at batch size {self.batch_size} "
+            f"on {self.device}; seed {self.seed}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Everything, examples included, as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "GenerationTable":
+        """The inverse of :meth:`to_dict`, also after a way through JSON."""
+        rows = []
+        for row in values["rows"]:
+            interval, examples = Interval(**row["perplexity_interval"]), tuple(row["examples"])
+            rows.append(GenerationRow(**{**row, "perplexity_interval": interval, "examples": examples}))
+        return cls(**{**values, "rows": tuple(rows)})
+
+    def to_markdown(self) -> str:
+        """A Markdown table with its caption below."""
+        lines = [COLUMNS, ("---",) * len(COLUMNS), *(row.cells() for row in self.rows)]
+        return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", self.caption(), ""])
+
+    def to_text(self) -> str:
+        """Aligned columns for a terminal, with the caption below."""
+        lines = [COLUMNS, *(row.cells() for row in self.rows)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+        aligned = [
+            "  ".join(
+                cell.ljust(width) if column < 2 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:], self.caption()])
+
+
+def _rounded(value: float) -> str:
+    """Three digits at least, and no decimals that nobody can trust."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

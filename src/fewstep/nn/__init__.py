@@ -1,0 +1,19 @@
+"""Network parts: attention, blocks, time embedding."""
+
+from fewstep.nn.attention import Context, CrossAttention, KeyValueCache, Rotary, SelfAttention
+from fewstep.nn.backbone import AdaptiveTransformer
+from fewstep.nn.blocks import AdaptiveBlock, Block, FeedForward, TimeEmbedding, initialise
+
+__all__ = [
+    "AdaptiveBlock",
+    "AdaptiveTransformer",
+    "Block",
+    "Context",
+    "CrossAttention",
+    "FeedForward",
+    "KeyValueCache",
+    "Rotary",
+    "SelfAttention",
+    "TimeEmbedding",
+    "initialise",
+]

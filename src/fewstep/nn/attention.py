@@ -1,0 +1,112 @@
+"""Multi-head attention with rotary positions and a key-value cache. B batch, H heads, Q queries, N keys, W width."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding (arXiv:2104.09864, eq. 15) for heads of even dimension.
+
+    Raises ``ValueError`` for an odd head dimension.
+    """
+
+    def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
+        super().__init__()
+        if head_dim % 2:
+            raise ValueError(f"rotary positions need an even head dimension, got {head_dim}: change width or num_heads")
+        self.head_dim = head_dim
+        self.base = base
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rotate ``x`` (B, H, N, head_dim) by its ``positions`` (N,), which may be fractions. Same shape and dtype."""
+        half = self.head_dim // 2
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        frequencies = self.base ** (-torch.arange(half, device=x.device, dtype=dtype) / half)
+        angles = positions.to(x.device, dtype)[:, None] * frequencies
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+class KeyValueCache:
+    """Keys and values (B, H, N, head_dim) of one causal attention, grown step by step."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[-2]
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values (B, H, Q, head_dim); return all of them so far."""
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+class SelfAttention(nn.Module):
+    """Attention of a sequence (B, N, W) to itself, causal or not, through torch's fused kernels."""
+
+    def __init__(self, width: int, num_heads: int, *, causal: bool = False) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is not divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.causal = causal
+        self.rotary = Rotary(width // num_heads)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+        """``mask`` (B, N) bool, true at keys that may be seen; ``cache`` holds the earlier positions of ``x``."""
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        start = 0 if cache is None else len(cache)
+        positions = torch.arange(start, start + x.shape[1], device=x.device)
+        q, k = self.rotary(q, positions), self.rotary(k, positions)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        key_mask = None if mask is None else mask[:, None, None, :]
+        # One new query against the cache sees every key, which is what causality allows it.
+        causal = self.causal and q.shape[-2] > 1
+        if causal and (start > 0 or key_mask is not None):
+            seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=x.device).tril(start)
+            key_mask = seen if key_mask is None else key_mask & seen
+            causal = False
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, is_causal=causal)
+        return self.out(rearrange(y, "b h n d -> b n (h d)"))
+
+
+class CrossAttention(nn.Module):
+    """Attention of a sequence (B, Q, W) to a context (B, N, W), both placed on one axis by rotary positions."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.rotary = Rotary(width // num_heads)
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, context: "Context", start: int = 0) -> Tensor:
+        """``x`` (B, Q, W), whose first position is number ``start``. Returns (B, Q, W)."""
+        q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.num_heads)
+        k, v = rearrange(self.kv(context.states), "b n (two h d) -> two b h n d", two=2, h=self.num_heads)
+        q = self.rotary(q, torch.arange(start, start + x.shape[1], device=x.device))
+        k = self.rotary(k, context.positions)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask[:, None, None, :])
+        return self.out(rearrange(y, "b h n d -> b n (h d)"))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a sequence attends to: ``states`` (B, N, W), ``mask`` (B, N) bool, ``positions`` (N,) on the token axis."""
+
+    states: Tensor
+    mask: Tensor
+    positions: Tensor

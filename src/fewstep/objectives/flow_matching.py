@@ -1,0 +1,98 @@
+"""Flow matching in x_1 or velocity, with cross-entropy beside it. B batch, K positions, D latent dimension."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from fewstep.denoisers import DenoiserOutput, FlowModel
+from fewstep.readouts import ParallelReadout
+from fewstep.schedules import TimeSampler
+from fewstep.shapes import masked_mean, rand, randn
+from fewstep.types import Latents, LossOutput, TokenBatch
+
+
+class FlowMatching:
+    """Regression of the model's own target (arXiv:2210.02747, eq. 14; x_1 or velocity), plus cross-entropy.
+
+    ``time_sampler`` draws t. ``regression_weight`` multiplies the squared error, ``cross_entropy_weight`` the nats per
+    token of the estimate: from the denoiser's own token logits where it has them, else through the readout (the
+    terminal term of Diffusion-LM, arXiv:2205.14217). ``self_conditioning_probability`` is the share of steps in which
+    a first estimate is fed back (arXiv:2208.04202). Raises ``ValueError`` where both weights are 0 or one is negative,
+    and for a probability outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        time_sampler: TimeSampler,
+        *,
+        regression_weight: float = 1.0,
+        cross_entropy_weight: float = 0.0,
+        self_conditioning_probability: float = 0.0,
+    ) -> None:
+        if min(regression_weight, cross_entropy_weight) < 0 or regression_weight + cross_entropy_weight <= 0:
+            raise ValueError(
+                f"regression_weight {regression_weight}, cross_entropy_weight {cross_entropy_weight}: "
+                "expected both >= 0 and one of them > 0"
+            )
+        if not 0 <= self_conditioning_probability <= 1:
+            raise ValueError(
+                f"self_conditioning_probability is {self_conditioning_probability}, expected a share of steps in [0, 1]"
+            )
+        self.time_sampler = time_sampler
+        self.regression_weight = regression_weight
+        self.cross_entropy_weight = cross_entropy_weight
+        self.self_conditioning_probability = self_conditioning_probability
+
+    def forward(
+        self,
+        model: FlowModel,
+        latents: Latents,
+        *,
+        tokens: TokenBatch,
+        readout: ParallelReadout,
+        generator: torch.Generator,
+    ) -> LossOutput:
+        """Loss over a batch of ``latents`` (B, K, D) and the ``tokens`` (B, L) that they stand for."""
+        x_1 = latents.z
+        t = self.time_sampler.sample(len(x_1), generator, x_1.device)
+        x_0 = randn(tuple(x_1.shape), x_1, generator)
+        x_t = model.path.sample(x_1, x_0, t) * latents.mask[..., None]
+        self_cond = self._first_estimate(model, x_t, t, latents.mask, generator)
+        output = model.predict(x_t, t, mask=latents.mask, self_cond=self_cond)
+        target = x_1 if model.prediction == "x1" else model.path.velocity(x_1, x_0, t)
+        squared_error = masked_mean((output.value - target).square(), latents.mask)
+        per_example = self.regression_weight * squared_error
+        terms = {"squared_error": squared_error.mean().detach()}
+        if self.cross_entropy_weight > 0:
+            nats = self.cross_entropy(model, output, x_t, t, latents, tokens, readout)
+            per_example = per_example + self.cross_entropy_weight * nats
+            terms["cross_entropy_nats"] = nats.mean().detach()
+        return LossOutput(per_example.mean(), per_example.detach(), terms)
+
+    def cross_entropy(
+        self,
+        model: FlowModel,
+        output: DenoiserOutput,
+        x_t: Tensor,
+        t: Tensor,
+        latents: Latents,
+        tokens: TokenBatch,
+        readout: ParallelReadout,
+    ) -> Tensor:
+        """Nats per token (B,) of what the output says about ``tokens`` (B, L)."""
+        if output.token_logits is None:
+            return readout.loss(model.x1_of(output, x_t, t), tokens.ids, tokens.mask)
+        nats = F.cross_entropy(rearrange(output.token_logits, "b l v -> b v l"), tokens.ids, reduction="none")
+        return masked_mean(nats, tokens.mask)
+
+    @torch.no_grad()
+    def _first_estimate(
+        self, model: FlowModel, x_t: Tensor, t: Tensor, mask: Tensor, generator: torch.Generator
+    ) -> Tensor | None:
+        if self.self_conditioning_probability <= 0:
+            return None
+        # One draw for the batch, so that steps without feedback cost one network evaluation only.
+        if rand((1,), x_t, generator).item() >= self.self_conditioning_probability:
+            return None
+        return model.denoise(x_t, t, mask=mask)

@@ -1,0 +1,55 @@
+"""How the autoencoder is trained: tokens back from corrupted latents. B batch, L tokens, K positions, D latent dim."""
+
+import torch
+from torch import Tensor
+
+from fewstep.autoencoders import TransformerAutoencoder
+from fewstep.readouts import ParallelReadout
+from fewstep.shapes import expand_like, rand, randn
+from fewstep.types import Latents, LossOutput, TokenBatch
+
+
+class Reconstruction:
+    """Cross-entropy of the readout on noised, thinned latents of partly hidden tokens (this project's definition).
+
+    ``noise_level_max`` (rms of the unit-variance latent): each example gets a level uniform in [0, max].
+    ``latent_dropout``: probability that a whole latent position is set to zero.
+    ``token_masking``: probability that the encoder does not see a token, which it must then infer from context.
+    """
+
+    def __init__(
+        self, *, noise_level_max: float = 1.0, latent_dropout: float = 0.0, token_masking: float = 0.0
+    ) -> None:
+        if noise_level_max < 0 or not 0 <= latent_dropout < 1 or not 0 <= token_masking < 1:
+            raise ValueError(
+                f"noise_level_max {noise_level_max}, latent_dropout {latent_dropout}, token_masking {token_masking}: "
+                "expected a level >= 0 and probabilities in [0, 1)"
+            )
+        self.noise_level_max = noise_level_max
+        self.latent_dropout = latent_dropout
+        self.token_masking = token_masking
+
+    def forward(
+        self,
+        autoencoder: TransformerAutoencoder,
+        readout: ParallelReadout,
+        tokens: TokenBatch,
+        *,
+        generator: torch.Generator,
+    ) -> LossOutput:
+        """Mean nats per token over the batch; ``per_example`` (B,)."""
+        hidden = None
+        if self.token_masking > 0:
+            hidden = rand(tuple(tokens.ids.shape), tokens.ids, generator) < self.token_masking
+        latents = autoencoder.encode(tokens.ids, tokens.mask, hidden)
+        per_example = readout.loss(self.corrupt(latents, generator), tokens.ids, tokens.mask)
+        return LossOutput(per_example.mean(), per_example.detach())
+
+    def corrupt(self, latents: Latents, generator: torch.Generator) -> Tensor:
+        """Latents (B, K, D) with noise and with whole positions dropped."""
+        z = latents.z
+        level = self.noise_level_max * rand((len(z),), z, generator)
+        z = z + expand_like(level, z) * randn(tuple(z.shape), z, generator)
+        if self.latent_dropout > 0:
+            z = z * (rand(tuple(z.shape[:2]), z, generator) >= self.latent_dropout)[..., None]
+        return z

@@ -1,0 +1,226 @@
+"""The main door: noise to latents to text. B samples, L tokens, K latent positions, D latent dimension."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from fewstep.bundle import Identity, ModelBundle
+from fewstep.denoisers import FlowModel
+from fewstep.errors import UserError
+from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver, Reinjection, Solver
+from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
+from fewstep.shapes import Generators, example_generators, randn
+from fewstep.types import TokenSample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Choice = TypeVar("Choice")
+
+SOLVERS: dict[str, Callable[[], Solver]] = {"euler": EulerSolver, "heun": HeunSolver}
+
+
+class Generating(Protocol):
+    """A readout whose noise may come from one generator an example."""
+
+    def generate(
+        self, z: Tensor, mask: Tensor, *, temperature: float, top_p: float, generator: Generators
+    ) -> TokenSample:
+        """Tokens (B, L) for latents (B, K, D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReadoutChoice:
+    """One way to read latents: the part that does it, how to get it, and its usual temperature."""
+
+    part: str
+    get: Callable[[ModelBundle], Generating]
+    temperature: float
+
+
+READOUTS: dict[str, ReadoutChoice] = {
+    # Each position on its own: drawing them independently would only add noise, so the likeliest token is taken.
+    "parallel": ReadoutChoice("readout", lambda bundle: bundle.reader(), temperature=0.0),
+    "commit": ReadoutChoice("commitment", lambda bundle: bundle.head(), temperature=1.0),
+}
+
+
+@dataclass(frozen=True)
+class GeneratedText:
+    """What was generated, and how.
+
+    ``texts`` B strings; ``ids`` (B, L) int64; ``log_probs`` (B, L) nats, of each token under the distribution it was
+    drawn from; ``x_1`` (B, K, D) the latents that were read. All on the CPU. ``nfe``: evaluations of the denoiser a
+    sample; the readout's pass (one, or L for the commitment head) is not among them. ``seconds``: wall time from
+    noise to ids, the readout included, loading and turning ids into text left out.
+    """
+
+    texts: tuple[str, ...]
+    ids: Tensor
+    log_probs: Tensor
+    x_1: Tensor
+    nfe: int
+    seconds: float
+    num_steps: int
+    seed: int
+    readout: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class TextGenerator:
+    """Samples text with a saved or freshly trained model.
+
+    The parts of ``bundle`` are used where they are and as they are: put them on their device, in evaluation mode,
+    with ``bundle.to(device)`` (:meth:`from_pretrained` does).
+    """
+
+    def __init__(self, bundle: ModelBundle) -> None:
+        self.bundle = bundle
+
+    @classmethod
+    def from_pretrained(cls, path: str | FilePath, device: torch.device | str = "cpu") -> "TextGenerator":
+        """Load a model folder or a ``.ckpt`` file. Raises ``UserError`` with one line for whatever is wrong with it."""
+        return cls(ModelBundle.from_pretrained(path).to(device))
+
+    def save_pretrained(self, folder: str | FilePath, *, overwrite: bool = False) -> None:
+        """Write the model folder, whole or not at all; see :meth:`fewstep.bundle.ModelBundle.save_pretrained`."""
+        self.bundle.save_pretrained(folder, overwrite=overwrite)
+
+    def default_grid(self) -> TimeGrid:
+        """Where the identity says that training spent its time: logit-normal quantiles, or equal steps."""
+        identity = self.bundle.identity
+        if identity.grid_mean is None or identity.grid_std is None:
+            return UniformGrid()
+        return LogitNormalGrid(identity.grid_mean, identity.grid_std)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        num_samples: int,
+        num_steps: int = 4,
+        seed: int = 0,
+        *,
+        readout: str = "parallel",
+        reinjection: float | Sequence[float] | Reinjection = 0.0,
+        solver: str | Solver = "euler",
+        grid: TimeGrid | None = None,
+        temperature: float | None = None,
+        top_p: float = 1.0,
+        batch_size: int = 64,
+        progress: Callable[[int], object] | None = None,
+    ) -> GeneratedText:
+        """``num_samples`` texts in ``num_steps`` steps of ``solver`` ("euler", "heun" or an instance).
+
+        Sample i depends on ``seed`` and i alone, not on ``num_samples`` or ``batch_size`` (but for the last bits of
+        matrix products, which may tip a token over at a tie). ``readout`` is "parallel" or "commit"; ``temperature``
+        and ``top_p`` are for its draw: by default the parallel readout takes the likeliest token (0) and the
+        commitment head draws (1). ``reinjection``: strength in [0, 1], one a step, or a schedule. ``grid``: where the
+        steps end, see :meth:`default_grid`. ``progress`` is called with the number of samples just finished.
+
+        Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
+        rules out.
+        """
+        chosen = _choose(READOUTS, readout, "readout")
+        solver = _choose(SOLVERS, solver, "solver")() if isinstance(solver, str) else solver
+        check_numbers(num_samples, num_steps, batch_size)
+        temperature = chosen.temperature if temperature is None else temperature
+        _check_draw(temperature, top_p)
+        check_sampler(self.bundle.identity, num_steps, solver)
+        self.bundle.require("denoiser", chosen.part)
+        flow, reader = self.bundle.flow(), chosen.get(self.bundle)
+        try:
+            sampler = FlowSampler(flow.path, solver, self.default_grid() if grid is None else grid, reinjection)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        samples, latents, nfe, start = [], [], 0, time.perf_counter()
+        for first in range(0, num_samples, batch_size):
+            generators = example_generators(seed, first, min(batch_size, num_samples - first))
+            x_1, mask, nfe = self._latents(flow, sampler, num_steps, generators)
+            drawn = reader.generate(x_1, mask, temperature=temperature, top_p=top_p, generator=generators)
+            samples.append(TokenSample(drawn.ids.cpu(), drawn.log_probs.cpu()))
+            latents.append(x_1.cpu())
+            if progress is not None:
+                progress(len(x_1))
+        seconds = time.perf_counter() - start
+        ids = torch.cat([sample.ids for sample in samples])
+        log_probs = torch.cat([sample.log_probs for sample in samples])
+        texts = decode_blocks(self.bundle.tokenizer, ids)
+        return GeneratedText(texts, ids, log_probs, torch.cat(latents), nfe, seconds, num_steps, seed, readout)
+
+    def _latents(
+        self, flow: FlowModel, sampler: FlowSampler, num_steps: int, generators: list[torch.Generator]
+    ) -> tuple[Tensor, Tensor, int]:
+        """x_1 (B, K, D), its mask (B, K) of ones, and the evaluations spent."""
+        like = next(flow.parameters())
+        shape = (len(generators), *self.bundle.latent_shape())
+        x_0 = randn(shape, like, generators)
+        mask = torch.ones(shape[:2], dtype=torch.bool, device=like.device)
+        try:  # every argument is checked by this call; the network is evaluated in the loop only
+            states = sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        for state in states:
+            last = state
+        return last.x_t, mask, last.nfe
+
+
+def decode_blocks(tokenizer: "PreTrainedTokenizerFast", ids: Tensor) -> tuple[str, ...]:
+    """Text of each row of ``ids`` (B, L): the whole block, an end-of-text shown as an empty line between documents."""
+    return tuple("\n\n".join(filter(str.strip, decode_documents(tokenizer, row))) for row in ids.tolist())
+
+
+def decode_documents(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> list[str]:
+    """The texts of one block, split at every end-of-text: one more than it has of them, some may be empty."""
+    documents: list[list[int]] = [[]]
+    for token in ids:
+        if token == tokenizer.eos_token_id:
+            documents.append([])
+        else:
+            documents[-1].append(token)
+    return [
+        str(tokenizer.decode(document, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        for document in documents
+    ]
+
+
+def check_numbers(num_samples: int, num_steps: int, batch_size: int) -> None:
+    """Raise ``UserError`` for a number below 1."""
+    for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: expected a whole number of at least 1")
+
+
+def check_sampler(identity: Identity, num_steps: int, solver: Solver) -> None:
+    """Raise ``UserError`` where the model was trained for another sampler (this project's definition).
+
+    A model with a ``trained_nfe`` learned that many jumps and nothing between: it takes Euler's solver, which
+    evaluates once a step, and exactly that number of steps. Without one, any sampler fits.
+    """
+    nfe = identity.trained_nfe
+    if nfe is None or (isinstance(solver, EulerSolver) and num_steps == nfe):
+        return
+    raise UserError(
+        f"sampler {type(solver).__name__} with {num_steps} steps does not fit this model: its objective "
+        f"({identity.objective or 'unnamed'}) trained it for EulerSolver with {nfe} steps; use those"
+    )
+
+
+def _check_draw(temperature: float, top_p: float) -> None:
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature is {temperature}: expected a finite number of at least 0 (0 takes the likeliest)")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}: expected a number above 0 and at most 1 (1 keeps every token)")
+
+
+def _choose(choices: dict[str, Choice], name: str, what: str) -> Choice:
+    if name not in choices:
+        raise UserError(f"{what} is {name!r}: expected one of {', '.join(choices)}")
+    return choices[name]

@@ -1,0 +1,82 @@
+"""One causal transformer that is two things: with latents a commitment head, without them a language model.
+
+B batch, L tokens, K positions, D latent dimension, V vocabulary, W width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.nn import Block, Context, KeyValueCache, TimeEmbedding, initialise
+
+
+class CausalTransformer(nn.Module):
+    """Next-token logits from earlier tokens and, if built with ``latent_dim``, from latents by cross-attention.
+
+    The first token is predicted from a begin-of-block embedding, number V of the table. ``stride`` places latent k
+    at the middle of the tokens it stands for. The latents' noise level (rms) is part of the input, so the network can
+    tell how far to trust them.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        latent_dim: int | None = None,
+        stride: int = 1,
+        width: int = 192,
+        depth: int = 4,
+        num_heads: int = 6,
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "vocab_size": vocab_size,
+            "latent_dim": latent_dim,
+            "stride": stride,
+            "width": width,
+            "depth": depth,
+            "num_heads": num_heads,
+        }
+        self.vocab_size = vocab_size
+        self.stride = stride
+        self.embedding = nn.Embedding(vocab_size + 1, width)
+        self.latents = None if latent_dim is None else nn.Linear(latent_dim, width)
+        self.level = None if latent_dim is None else TimeEmbedding(width)
+        cross = latent_dim is not None
+        self.blocks = nn.ModuleList(Block(width, num_heads, causal=True, cross=cross) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.outputs = nn.Linear(width, vocab_size, bias=False)
+        initialise(self)
+        if self.latents is not None and latent_dim is not None:
+            nn.init.normal_(self.latents.weight, std=latent_dim**-0.5)
+
+    def context(self, z: Tensor, mask: Tensor, noise_level: Tensor) -> Context:
+        """Latents ``z`` (B, K, D) with ``mask`` (B, K) and ``noise_level`` (B,) rms, ready to be attended to.
+
+        Raises ``ValueError`` on a network without latents.
+        """
+        if self.latents is None or self.level is None:
+            raise ValueError("this network was built without latents (latent_dim=None): it is a language model")
+        # 1 / (1 + level) is the time of the linear path at which data and noise stand in this ratio.
+        states = self.latents(z) + self.level(1 / (1 + noise_level))[:, None]
+        positions = torch.arange(z.shape[1], device=z.device) * self.stride + (self.stride - 1) / 2
+        return Context(states, mask, positions)
+
+    def shifted(self, ids: Tensor) -> Tensor:
+        """Inputs (B, L) that predict ``ids`` (B, L): begin-of-block, then all but the last."""
+        return torch.cat([torch.full_like(ids[:, :1], self.vocab_size), ids[:, :-1]], dim=1)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        context: Context | None = None,
+        caches: list[KeyValueCache] | None = None,
+    ) -> Tensor:
+        """Logits (B, N, V) of the token after each of ``inputs`` (B, N); ``caches`` hold the earlier ones."""
+        h = self.embedding(inputs)
+        for index, block in enumerate(self.blocks):
+            h = block(h, context=context, cache=None if caches is None else caches[index])
+        return self.outputs(self.norm(h))
+
+    def empty_caches(self) -> list[KeyValueCache]:
+        """One empty cache a block."""
+        return [KeyValueCache() for _ in self.blocks]

@@ -1,0 +1,135 @@
+"""Figures as PNG files, drawn without pyplot, so that nothing global changes and no display is needed."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+from fewstep.errors import UserError
+from fewstep.evaluation import GenerationTable, NoiseRobustness
+
+# Okabe and Ito's palette, told apart with every common colour blindness; markers and dashes repeat what colour says.
+SERIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+YARDSTICKS = {
+    "held-out text": ("#000000", "-"),
+    "language model": ("#009E73", "--"),
+    "words shuffled": ("#777777", "-."),
+    "unigram draws": ("#999999", ":"),
+}
+ENTROPY_BAND_NATS = 0.3
+"""Samples whose entropy is farther than this from real text's are not compared by perplexity."""
+
+
+def write_generation_figure(table: GenerationTable, file: str | Path) -> None:
+    """Perplexity over the number of steps K (log-log), one line a readout, and unigram entropy beside it.
+
+    Yardsticks are horizontal lines; whiskers are the 95 % intervals; the band is real text's entropy +- 0.3 nats.
+    Raises ``UserError`` where ``file`` cannot be written.
+    """
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    steps = sorted({row.num_steps for row in table.rows if row.num_steps is not None})
+    for name, (color, dashes) in YARDSTICKS.items():
+        for row in (row for row in table.rows if row.name == name):
+            left.axhline(row.perplexity, color=color, linestyle=dashes, linewidth=1.3, label=name)
+            right.axhline(row.entropy_nats, color=color, linestyle=dashes, linewidth=1.3)
+            if name == "held-out text":
+                low, high = row.entropy_nats - ENTROPY_BAND_NATS, row.entropy_nats + ENTROPY_BAND_NATS
+                right.axhspan(low, high, color="#000000", alpha=0.08, linewidth=0, label="real text ± 0.3 nats")
+    readouts = list(dict.fromkeys(row.readout for row in table.rows if row.readout is not None))
+    for readout, (color, marker) in zip(readouts, SERIES, strict=False):
+        rows = sorted((row for row in table.rows if row.readout == readout), key=lambda row: row.num_steps or 0)
+        ks = [row.num_steps for row in rows]
+        values = [row.perplexity for row in rows]
+        below = [row.perplexity - row.perplexity_interval.low for row in rows]
+        above = [row.perplexity_interval.high - row.perplexity for row in rows]
+        style = {"color": color, "marker": marker, "markersize": 6, "linewidth": 1.8}
+        whiskers = [[max(0.0, value) for value in side] for side in (below, above)]
+        left.errorbar(ks, values, yerr=whiskers, capsize=3, label=f"flow, {readout} readout", **style)
+        right.plot(ks, [row.entropy_nats for row in rows], **style)
+    left.set(yscale="log", ylabel=f"perplexity under {table.scorer}", title="Perplexity")
+    right.set(ylabel="unigram entropy of a sample (nats)", title="Entropy: low means repetition")
+    for axes in (left, right):
+        _step_axis(axes, steps)
+        axes.grid(alpha=0.25)
+    right.legend(frameon=False, fontsize=9)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    count = max((row.num_samples for row in table.rows), default=0)
+    figure.suptitle(f"{count} samples of {table.block_size} tokens a point", fontsize=11)
+    _write(figure, file)
+
+
+def write_robustness_figure(result: NoiseRobustness, file: str | Path) -> None:
+    """Token accuracy over the noise level, with the spread over batches as whiskers. Raises ``UserError`` as above."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    color, marker = SERIES[0]
+    accuracies = [100 * value for value in result.accuracies]
+    spreads = [100 * value for value in result.spreads]
+    axes.errorbar(
+        result.levels, accuracies, yerr=spreads, color=color, marker=marker, capsize=3, linewidth=1.8, label="readout"
+    )
+    axes.axhline(95, color="#777777", linestyle=":", linewidth=1.2)
+    axes.annotate("95 %", (max(result.levels), 95), ha="right", va="top", fontsize=9, color="#777777")
+    axes.set(
+        xlabel="isotropic noise on the latents (rms, in standard deviations of a latent)",
+        ylabel="token accuracy (%)",
+        ylim=(0, 103),
+        title=f"Tokens read back from noised latents ({result.num_tokens:,} tokens)",
+    )
+    axes.grid(alpha=0.25)
+    _write(figure, file)
+
+
+def write_loss_figure(metrics_csv: str | Path, columns: Sequence[str], file: str | Path) -> None:
+    """Curves of ``columns`` over the column ``step`` of a CSV log; cells that are empty are passed over.
+
+    Raises ``UserError`` where the log cannot be read or lacks a column, or ``file`` cannot be written.
+    """
+    try:
+        with Path(metrics_csv).open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    except OSError as error:
+        raise UserError(f"cannot read the log {metrics_csv}: {error.strerror or error}") from None
+    missing = [name for name in ("step", *columns) if not rows or name not in rows[0]]
+    if missing:
+        have = ", ".join(rows[0]) if rows else "no rows"
+        raise UserError(f"the log {metrics_csv} has no column {', '.join(missing)}; it has {have}")
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, name in enumerate(columns):
+        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        # Few points are dots as well, for one alone would draw no line.
+        marker = SERIES[index % len(SERIES)][1] if len(points) < 30 else None
+        axes.plot(
+            *zip(*points, strict=True) if points else ([], []),
+            label=name,
+            linewidth=1.6,
+            marker=marker,
+            color=SERIES[index % len(SERIES)][0],
+            linestyle="-" if index < len(SERIES) else "--",
+        )
+    axes.set(xlabel="training step", ylabel="loss")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    _write(figure, file)
+
+
+def _step_axis(axes: Axes, steps: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("steps K")
+    axes.xaxis.set_major_locator(FixedLocator(list(steps)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+
+
+def _write(figure: Figure, file: str | Path) -> None:
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        FigureCanvasAgg(figure).print_png(str(file))
+    except OSError as error:
+        raise UserError(f"cannot write the figure {file}: {error.strerror or error}") from None

@@ -1,0 +1,138 @@
+"""The one sampling loop."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fewstep.paths import Path
+from fewstep.samplers.euler import EulerSolver
+from fewstep.samplers.reinjection import Reinjection, as_reinjection, jump_time, reinject
+from fewstep.samplers.solvers import Solver, SolverStep
+from fewstep.schedules import TimeGrid, UniformGrid, upcast
+from fewstep.shapes import expand_like, randn
+from fewstep.types import FlowLike, SamplerState, Trajectory
+
+
+class FlowSampler:
+    """Follows a model from noise to latents, with re-injection of noise (see the package for the family it spans).
+
+    ``path`` must be the one the model was trained on. ``solver`` and ``grid`` default to Euler and equal steps.
+    ``reinjection`` is a strength in [0, 1], one a step, or a schedule of them. Raises ValueError for strengths outside
+    [0, 1]. Gradients are recorded or not as the caller's context says; generation wants ``torch.inference_mode()``.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        solver: Solver | None = None,
+        grid: TimeGrid | None = None,
+        reinjection: float | Sequence[float] | Reinjection = 0.0,
+    ) -> None:
+        self.path = path
+        self.solver: Solver = EulerSolver() if solver is None else solver
+        self.grid: TimeGrid = UniformGrid() if grid is None else grid
+        self.reinjection = as_reinjection(reinjection)
+
+    def iterate(
+        self,
+        model: FlowLike,
+        x_0: Tensor,
+        *,
+        num_steps: int,
+        mask: Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator],
+    ) -> Iterator[SamplerState]:
+        """Yield the N+1 states from noise ``x_0`` (B, K, D) on.
+
+        State k > 0 carries ``x1_hat``, the prediction that was made at the state before it. ``mask`` (B, K) bool is
+        false at padding, where states and predictions are held at zero. ``generator`` draws the re-injected noise;
+        a sequence of one an example (:func:`fewstep.shapes.example_generators`) makes a sample independent of its
+        batch. Where all strengths are 0, and in the last step, nothing is drawn. States are float32, or float64 where
+        ``x_0`` is. Raises ValueError, before any evaluation, for ``num_steps`` < 1, a mask or a list of strengths that
+        does not fit, and strengths outside [0, 1].
+        """
+        times = self._times(num_steps)
+        gammas = self._strengths(num_steps)
+        if mask is not None and mask.shape != x_0.shape[:2]:
+            raise ValueError(
+                f"mask has shape {tuple(mask.shape)}, states {tuple(x_0.shape)}: expected one entry a position."
+            )
+        return self._states(model, x_0, times, gammas, mask, generator)
+
+    def sample(
+        self,
+        model: FlowLike,
+        x_0: Tensor,
+        *,
+        num_steps: int,
+        mask: Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator],
+    ) -> Trajectory:
+        """The whole of :meth:`iterate` at once: times (N+1,), N+1 states and N predictions (B, K, D)."""
+        states = list(self.iterate(model, x_0, num_steps=num_steps, mask=mask, generator=generator))
+        return Trajectory(
+            times=torch.tensor([state.time for state in states], dtype=torch.float32),
+            states=tuple(state.x_t for state in states),
+            predictions=tuple(state.x1_hat for state in states if state.x1_hat is not None),
+            nfe=states[-1].nfe,
+        )
+
+    def _times(self, num_steps: int) -> Tensor:
+        times = self.grid.times(num_steps).double()
+        if times.shape != (num_steps + 1,) or times[0] != 0 or times[-1] != 1 or not bool((times.diff() > 0).all()):
+            raise ValueError(f"time grid is {times.tolist()}: expected {num_steps + 1} rising times from 0 to 1.")
+        return times
+
+    def _strengths(self, num_steps: int) -> list[float]:
+        gammas = self.reinjection.strengths(num_steps)
+        if gammas.shape != (num_steps,):
+            raise ValueError(
+                f"re-injection strengths have shape {tuple(gammas.shape)} for {num_steps} steps: expected one a step."
+            )
+        if not bool(((gammas >= 0) & (gammas <= 1)).all()):
+            raise ValueError(f"re-injection strengths are {gammas.tolist()}: expected numbers between 0 and 1.")
+        return gammas.tolist()
+
+    def _states(
+        self,
+        model: FlowLike,
+        x_0: Tensor,
+        times: Tensor,
+        gammas: list[float],
+        mask: Tensor | None,
+        generator: torch.Generator | Sequence[torch.Generator],
+    ) -> Iterator[SamplerState]:
+        x_t = _zero_padding(upcast(x_0), mask)
+        last, self_cond, nfe = len(gammas) - 1, None, 0
+        yield SamplerState(step=0, time=float(times[0]), x_t=x_t, x1_hat=None, nfe=0)
+        for k, gamma in enumerate(gammas):
+            t, s = (x_t.new_full((len(x_t),), float(time)) for time in times[k : k + 2])
+            x1_hat = _zero_padding(upcast(model.denoise(x_t, t, mask=mask, self_cond=self_cond)), mask)
+            step = self._step(model, x_t, x1_hat, t, s, 0.0 if k == last else gamma, mask, generator)
+            x_t, self_cond = _zero_padding(step.x_s, mask), _zero_padding(step.x1_hat, mask)
+            nfe += 1 + step.evaluations
+            yield SamplerState(step=k + 1, time=float(times[k + 1]), x_t=x_t, x1_hat=x1_hat, nfe=nfe)
+
+    def _step(
+        self,
+        model: FlowLike,
+        x_t: Tensor,
+        x1_hat: Tensor,
+        t: Tensor,
+        s: Tensor,
+        gamma: float,
+        mask: Tensor | None,
+        generator: torch.Generator | Sequence[torch.Generator],
+    ) -> SolverStep:
+        if gamma == 0:  # t~ = s without the rounding of the inverse, and no noise is drawn
+            return self.solver.step(model, self.path, x_t, x1_hat, t, s, mask=mask)
+        t_jump = jump_time(self.path, s, gamma)
+        jump = self.solver.step(model, self.path, x_t, x1_hat, t, t_jump, mask=mask)
+        xi = randn(tuple(x_t.shape), x_t, generator).to(x_t.dtype)
+        x_s = reinject(self.path, jump.x_s, jump.x1_hat, t_jump, s, gamma, xi)
+        return SolverStep(x_s, jump.x1_hat, jump.evaluations)
+
+
+def _zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x.masked_fill(~expand_like(mask.bool(), x), 0.0)

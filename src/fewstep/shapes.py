@@ -1,0 +1,68 @@
+"""Tensor helpers that know shapes only. Legend: B batch, L tokens, K latent positions, D latent dimension."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator]
+"""One source of noise for a whole batch, or one for each example."""
+
+
+def expand_like(t: Tensor, x: Tensor) -> Tensor:
+    """Append singleton axes to ``t`` (B,) until it broadcasts against ``x`` (B, ...)."""
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of ``values`` (B, K, ...) over all axes but the first, where ``mask`` (B, K) is true. Returns (B,).
+
+    Trailing axes are averaged plainly. A row without any true position gives 0, never NaN.
+    """
+    per_position = values.flatten(2).mean(-1) if values.ndim > 2 else values
+    if mask is None:
+        return per_position.mean(-1)
+    weight = mask.to(per_position.dtype)
+    return (per_position * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+
+
+def randn(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
+    """Standard normal noise in float32, drawn on the generator's device and moved to that of ``like``.
+
+    A CPU generator gives the same numbers whatever device the model sits on. With a sequence of B generators, ``shape``
+    (B, ...) is filled example by example, each from its own generator: an example's noise then does not depend on the
+    batch it sits in. Raises ValueError where their number is not B.
+    """
+    return _draw(torch.randn, shape, like, generator)
+
+
+def rand(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
+    """Uniform numbers on [0, 1) in float32, drawn like :func:`randn`."""
+    return _draw(torch.rand, shape, like, generator)
+
+
+def _draw(draw: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
+    if isinstance(generator, torch.Generator):
+        return draw(shape, generator=generator, device=generator.device).to(like.device)
+    if len(generator) != shape[0]:
+        raise ValueError(
+            f"{len(generator)} generators for a batch of {shape[0]}: pass one generator or one an example."
+        )
+    return torch.stack([draw(shape[1:], generator=g, device=g.device) for g in generator]).to(like.device)
+
+
+def example_generators(seed: int, start: int, count: int) -> list[torch.Generator]:
+    """CPU generators of the examples ``start`` .. ``start + count - 1`` of the stream that ``seed`` names.
+
+    Example i gets the same generator whatever batch it falls into, so a seed gives the same samples at any batch size.
+    PyTorch's CPU generator keeps only the low 32 bits of a seed. Therefore ``seed`` is scattered over them first
+    (splitmix64, Steele et al. 2014) and the index added: within a seed no two of 2**32 examples share a generator, and
+    neighbouring seeds start far apart. Raises ValueError for a negative ``start`` or ``count``.
+    """
+    if start < 0 or count < 0:
+        raise ValueError(f"start is {start} and count {count}: examples are counted from 0, pass numbers >= 0.")
+    z = (seed + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    base = z ^ (z >> 31)
+    return [torch.Generator().manual_seed((base + index) % 2**32) for index in range(start, start + count)]

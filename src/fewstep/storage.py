@@ -1,0 +1,188 @@
+"""Model folders and training checkpoints on disk: written whole or not at all, read strictly."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewstep.data import load_tokenizer
+from fewstep.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CHECKPOINT_KEY = "fewstep"
+"""Key under which a training checkpoint carries what the weights alone do not say."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a model folder or a checkpoint holds: manifest, weights by part and name, tokenizer."""
+
+    manifest: dict[str, Any]
+    weights: dict[str, dict[str, Tensor]]
+    tokenizer: "PreTrainedTokenizerFast"
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Raise ``UserError`` unless a model folder may be written at ``folder``.
+
+    An empty or missing folder always may be. One that holds something is replaced with ``overwrite`` only, and only if
+    it holds a model and nothing else: nothing of others is deleted.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another place for the model folder")
+    if not overwrite:
+        raise UserError(f"{folder} exists already: choose another folder, or pass --overwrite to replace it")
+    _read_manifest(folder)
+    names = sorted(item.name for item in folder.iterdir())
+    strangers = [
+        name for name in names if name not in ("config.json", "tokenizer") and not name.endswith(".safetensors")
+    ]
+    if strangers:
+        raise UserError(f"{folder} holds {', '.join(strangers)[:200]} beside a model: move that away, then overwrite")
+
+
+def write_folder(
+    folder: Path,
+    manifest: dict[str, Any],
+    weights: dict[str, dict[str, Tensor]],
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    overwrite: bool,
+) -> None:
+    """Write a model folder beside its place and move it in when it is complete.
+
+    What stood there before is moved aside and deleted only when the new one is in place: a write that fails, or is
+    interrupted, loses nothing. Raises ``UserError`` as :func:`check_target` does, and where the disk refuses.
+    """
+    check_target(folder, overwrite=overwrite)
+    folder = folder.resolve()  # a link to a folder stays a link, its target is what is replaced
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+    old, new = scratch / "old", scratch / "new"
+    try:
+        new.mkdir()  # not mkdtemp's own folder, which only its owner may read
+        for name, tensors in weights.items():
+            plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            save_file(plain, new / f"{name}.safetensors")
+        tokenizer.save_pretrained(new / "tokenizer")
+        (new / "config.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def read_folder(folder: Path) -> Stored:
+    """Read what :func:`write_folder` wrote. Raises ``UserError`` in one line for whatever is missing or broken."""
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist: give a model folder or a .ckpt file")
+    manifest = _read_manifest(folder)
+    weights = {name: _read_safetensors(folder / f"{name}.safetensors") for name in manifest["parts"]}
+    if not (folder / "tokenizer").is_dir():  # else its name would be looked up on the hub
+        raise UserError(f"{folder / 'tokenizer'} is missing: the model folder is incomplete")
+    return Stored(manifest, weights, load_tokenizer(folder / "tokenizer"))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    config = folder / "config.json"
+    try:
+        manifest = json.loads(config.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a model folder: it has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config} cannot be read: {_first_line(error)}") from None
+    check_manifest(manifest, str(config))
+    return manifest
+
+
+def check_manifest(manifest: Any, source: str) -> None:
+    """Raise ``UserError`` unless a manifest has the outline of one: format, identity, parts with class and config."""
+    whole = isinstance(manifest, dict) and isinstance(manifest.get("identity"), dict)
+    parts = manifest.get("parts") if whole else None
+    if not isinstance(parts, dict) or not all(
+        name.isidentifier() and isinstance(part, dict) and isinstance(part.get("config"), dict) and "class" in part
+        for name, part in parts.items()
+    ):
+        raise UserError(f"{source} does not describe a fewstep model: give a folder written by save_pretrained")
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: the model folder is incomplete") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{file} is damaged or cut short ({_first_line(error)}): copy or save the model again"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def checkpoint_entry(
+    manifest: dict[str, Any], frozen: dict[str, dict[str, Tensor]], tokenizer: "PreTrainedTokenizerFast"
+) -> dict[str, Any]:
+    """What a checkpoint carries beside the trained weights: manifest, weights of frozen parts, tokenizer."""
+    return {
+        "manifest": manifest,
+        "frozen": frozen,
+        "tokenizer": tokenizer.backend_tokenizer.to_str(),
+        "special_tokens": {"eos_token": str(tokenizer.eos_token), "pad_token": str(tokenizer.pad_token)},
+    }
+
+
+def read_checkpoint(file: Path) -> Stored:
+    """Read a training checkpoint; trained parts come from its ``state_dict`` (the averaged weights where EMA ran)."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    checkpoint = load_checkpoint(file)
+    if CHECKPOINT_KEY not in checkpoint:
+        raise UserError(f"{file} is a checkpoint, but not of fewstep: it has no {CHECKPOINT_KEY!r} entry")
+    entry = checkpoint[CHECKPOINT_KEY]
+    try:
+        manifest, frozen, trained = entry["manifest"], entry["frozen"], checkpoint["state_dict"]
+        backend, special_tokens = Tokenizer.from_str(entry["tokenizer"]), entry["special_tokens"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file} is a checkpoint of another fewstep version ({_first_line(error)})") from None
+    check_manifest(manifest, str(file))
+    weights = dict(frozen)
+    for name in manifest["parts"]:
+        if name not in weights:
+            prefix = f"{name}."
+            weights[name] = {key[len(prefix) :]: value for key, value in trained.items() if key.startswith(prefix)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special_tokens)
+    return Stored(manifest, weights, tokenizer)
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """The raw dictionary of a ``.ckpt`` file, tensors only (no code is run). Raises ``UserError`` if it is damaged."""
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file} cannot be read as a checkpoint: {_first_line(error)}") from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{file} is not a training checkpoint: it holds a {type(checkpoint).__name__}")
+    return checkpoint

@@ -1,0 +1,25 @@
+"""The model folder at the end of a run."""
+
+from pathlib import Path
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from fewstep.training.stage import Stage
+
+
+class ExportModel(Callback):
+    """Writes ``folder`` when training ends, with the averaged weights where weights are averaged.
+
+    It replaces an older export of the same run, and runs after weight averaging has copied its weights: Lightning
+    calls callbacks in their order, so this one is listed after it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save from the first process."""
+        if trainer.is_global_zero and isinstance(pl_module, Stage) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            pl_module.bundle().save_pretrained(self.folder, overwrite=True)
+            rank_zero_info(f"model saved in {self.folder}")

@@ -1,0 +1,56 @@
+"""Stage three: the commitment head over the latents."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+
+from fewstep.bundle import Identity
+from fewstep.objectives import CommitmentTraining
+from fewstep.readouts import CausalTransformer, CommitmentHead
+from fewstep.training.data_module import TextDataModule
+from fewstep.training.optimizer import OptimizerSettings
+from fewstep.training.stage import Stage, load_base
+from fewstep.types import LossOutput, TokenBatch
+
+
+class CommitmentModule(Stage):
+    """Trains a causal transformer to read latents out token by token.
+
+    ``model`` is a folder or checkpoint with an autoencoder (and usually a denoiser, which is carried along).
+    ``network`` is made from (V,) with ``latent_dim`` and ``stride`` filled in. ``trust_level`` (rms) is the noise
+    level at which generation reads latents by default. Raises ``UserError`` where parts and data do not fit.
+    """
+
+    trained: ClassVar[tuple[str, ...]] = ("commitment",)
+    stage_name: ClassVar[str] = "commitment"
+
+    def __init__(
+        self,
+        data: TextDataModule,
+        autoencoder: str,
+        network: Callable[..., CausalTransformer],
+        objective: CommitmentTraining,
+        trust_level: float = 0.5,
+        optimizer: OptimizerSettings = OptimizerSettings(),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(data, optimizer, seed, load_base(autoencoder, data, "autoencoder"))
+        encoder = self.base.autoencoder
+        assert encoder is not None
+        self.commitment = network(len(data.tokenizer), latent_dim=encoder.latent_dim, stride=encoder.stride)
+        self.trust_level = trust_level
+        self.objective = objective
+
+    def identity(self) -> Identity:
+        """The identity with the head's trust level."""
+        return replace(super().identity(), trust_level=self.trust_level)
+
+    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor, generator: torch.Generator) -> LossOutput:
+        """Nats per token of the head on noised latents."""
+        assert self.base.autoencoder is not None
+        with torch.no_grad():
+            latents = self.base.autoencoder.encode(tokens.ids, tokens.mask)
+        head = CommitmentHead(self.commitment, trust_level=self.trust_level)
+        return self.objective.forward(head, latents, tokens=tokens, generator=generator)

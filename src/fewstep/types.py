@@ -1,0 +1,122 @@
+"""Frozen results and the protocols that the rooms meet through.
+
+Legend: B batch, L tokens, K latent positions, D latent dimension, V vocabulary, N steps.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from fewstep.shapes import Generators
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What an autoencoder makes of tokens.
+
+    ``z`` (B, K, D), unit variance per dimension; ``mask`` (B, K) bool, true where a latent stands for real tokens.
+    """
+
+    z: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token ids (B, L) int64 and mask (B, L) bool, true at real tokens."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """``loss`` scalar to minimise, ``per_example`` (B,) detached, ``terms`` named detached scalars to log."""
+
+    loss: Tensor
+    per_example: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """``ids`` (B, L) int64 and ``log_probs`` (B, L) nats, the log-probability that each token was drawn with."""
+
+    ids: Tensor
+    log_probs: Tensor
+
+
+@dataclass(frozen=True)
+class SamplerState:
+    """One state of a trajectory.
+
+    ``step`` 0..N, ``time`` in [0, 1], ``x_t`` (B, K, D), ``x1_hat`` (B, K, D) or None before the first evaluation,
+    ``nfe`` network evaluations spent so far.
+    """
+
+    step: int
+    time: float
+    x_t: Tensor
+    x1_hat: Tensor | None
+    nfe: int
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """``times`` (N+1,), ``states`` N+1 tensors (B, K, D), ``predictions`` N tensors (B, K, D) of x1_hat, ``nfe``."""
+
+    times: Tensor
+    states: tuple[Tensor, ...]
+    predictions: tuple[Tensor, ...]
+    nfe: int
+
+    @property
+    def x_1(self) -> Tensor:
+        """The last state (B, K, D)."""
+        return self.states[-1]
+
+
+class FlowLike(Protocol):
+    """What a sampler needs of a model, whatever its network predicts. ``t`` and ``s`` are (B,) float32."""
+
+    def denoise(
+        self, x_t: Tensor, t: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None
+    ) -> Tensor:
+        """The clean estimate x1_hat (B, K, D)."""
+        ...
+
+    def velocity_of(self, x_t: Tensor, x1_hat: Tensor, t: Tensor) -> Tensor:
+        """The velocity that belongs to x1_hat at (x_t, t), without another network evaluation."""
+        ...
+
+
+class Readout(Protocol):
+    """Latents to tokens."""
+
+    def loss(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Nats per token (B,)."""
+        ...
+
+    def generate(
+        self, z: Tensor, mask: Tensor, *, temperature: float, top_p: float, generator: Generators
+    ) -> TokenSample:
+        """Draw tokens (B, L) for latents (B, K, D)."""
+        ...
+
+
+class Sampler(Protocol):
+    """Noise to latents."""
+
+    def iterate(
+        self,
+        model: FlowLike,
+        x_0: Tensor,
+        *,
+        num_steps: int,
+        mask: Tensor | None = None,
+        generator: Generators,
+    ) -> Iterator[SamplerState]:
+        """Yield the N+1 states from x_0 (B, K, D) on."""
+        ...

@@ -1,0 +1,237 @@
+"""What a prepared corpus promises."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fewstep.data
+from fewstep.data import CorpusSettings, prepare_corpus, tokenizer_fingerprint
+from fewstep.data.corpus import validation_rows
+from fewstep.data.sources import SotuSource, clean_speech
+from fewstep.errors import UserError
+from tests.data.texts import make_text, write_jsonl
+
+
+def decoded(split, tokenizer):
+    ids = np.concatenate([row["input_ids"][: row["length"]] for row in split])
+    return tokenizer.decode(ids)
+
+
+@pytest.fixture
+def texts():
+    return [make_text(seed) for seed in range(40)]
+
+
+def test_the_blocks_read_in_a_row_are_the_documents(texts, tmp_path, make_settings):
+    corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), block_size=16))
+    held_out = [text for number, text in enumerate(texts) if number % 20 == 19]
+    kept = [text for number, text in enumerate(texts) if number % 20 != 19]
+    for split, report, expected in (
+        (corpus.train, corpus.report.train, kept),
+        (corpus.validation, corpus.report.validation, held_out),
+    ):
+        whole = "".join(text + "<|endoftext|>" for text in expected)
+        tail = corpus.tokenizer(whole)["input_ids"][len(split) * 16 :]
+        ids = [*np.concatenate(split[:]["input_ids"]), *tail]
+        assert corpus.tokenizer.decode(ids) == whole
+        assert report.dropped_tokens == len(tail) < 16
+        assert report.tokens == len(split) * 16 + len(tail)
+        assert report.documents == len(expected)
+        assert report.bytes == sum(len(text.encode()) for text in expected)
+        assert report.padded_positions == 0
+        assert split[:]["index"].tolist() == list(range(len(split)))
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_bytes_of_all_blocks_and_of_the_dropped_tail_make_up_the_text(texts, tmp_path, make_settings, pack):
+    corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), pack=pack))
+    spelled = int(np.sum(corpus.train[:]["num_bytes"]))
+    if pack:
+        row_bytes = [
+            len(corpus.tokenizer.decode(r["input_ids"]).replace("<|endoftext|>", "").encode()) for r in corpus.train
+        ]
+        # A block may begin or end inside a character, which decodes to a replacement mark of another size.
+        whole = [i for i, r in enumerate(corpus.train) if "\ufffd" not in corpus.tokenizer.decode(r["input_ids"])]
+        assert len(whole) > len(corpus.train) / 2
+        assert [row_bytes[i] for i in whole] == [int(corpus.train[i]["num_bytes"]) for i in whole]
+        assert spelled <= corpus.report.train.bytes
+        assert corpus.report.train.dropped_tokens > 0 or spelled == corpus.report.train.bytes
+    else:
+        assert spelled == corpus.report.train.bytes
+
+
+def test_unpacked_documents_start_their_own_blocks_and_padding_is_counted(tmp_path, make_settings):
+    texts = [make_text(seed, words=3 + seed % 30) for seed in range(40)] + [""]
+    corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), pack=False, block_size=16))
+    eos = corpus.tokenizer.eos_token_id
+    documents, current, padded = [], [], 0
+    for row in corpus.train:
+        real = row["input_ids"][: row["length"]].tolist()
+        padded += 16 - row["length"]
+        assert (row["input_ids"][row["length"] :] == corpus.tokenizer.pad_token_id).all()
+        current += real
+        if current[-1] == eos:
+            documents.append(corpus.tokenizer.decode(current[:-1]))
+            current = []
+        else:
+            assert row["length"] == 16, "only the last block of a document is padded"
+    assert documents == [text for number, text in enumerate(texts[:40]) if number % 20 != 19]
+    assert corpus.report.train.padded_positions == padded > 0
+    assert corpus.report.train.dropped_tokens == 0
+    assert corpus.report.empty_documents == 1
+
+
+def test_the_same_text_never_stands_on_both_sides(tmp_path, make_settings):
+    texts = [make_text(seed % 25) + "  " * (seed // 25) for seed in range(60)]
+    corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), validation_fraction=0.3))
+    train, validation = (decoded(split, corpus.tokenizer) for split in (corpus.train, corpus.validation))
+    for seed in range(25):
+        opening = f"Document {seed}. "
+        assert train.count(opening) + validation.count(opening) <= 1
+    assert corpus.report.duplicate_documents == 35
+    assert corpus.report.train.documents + corpus.report.validation.documents == 25
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(249, 0.05), (10, 0.05), (2, 0.5), (2, 0.99), (1000, 0.3)])
+def test_validation_documents_are_spread_and_leave_both_sides_filled(count, fraction):
+    rows = validation_rows(count, fraction)
+    assert 0 < rows.sum() < count
+    assert abs(rows.sum() - count * fraction) <= 1
+    gaps = np.diff(np.flatnonzero(rows))
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_one_document_is_cut_and_the_report_says_so(tmp_path, make_settings):
+    path = tmp_path / "book.txt"
+    text = make_text(1, words=2000)
+    path.write_text(text, encoding="utf-8")
+    corpus = prepare_corpus(make_settings(path, validation_fraction=0.1))
+    assert "last 10%" in str(corpus.report)
+    start = decoded(corpus.train, corpus.tokenizer)[:200]
+    assert text.startswith(start)
+    assert decoded(corpus.validation, corpus.tokenizer)[:100] in text[int(len(text) * 0.88) :]
+
+
+def test_the_tokenizer_has_seen_train_text_only(texts, tmp_path, make_settings):
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    first = prepare_corpus(make_settings(path))
+    texts[19] = "zqzqzq " * 500
+    second = prepare_corpus(make_settings(write_jsonl(path, texts)))
+    assert tokenizer_fingerprint(first.tokenizer) == tokenizer_fingerprint(second.tokenizer)
+    texts[18] = "zqzqzq " * 500
+    third = prepare_corpus(make_settings(write_jsonl(path, texts)))
+    assert tokenizer_fingerprint(first.tokenizer) != tokenizer_fingerprint(third.tokenizer)
+
+
+def test_max_documents_takes_the_first_ones(texts, tmp_path, make_settings):
+    corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), max_documents=10))
+    assert corpus.report.train.documents + corpus.report.validation.documents == 10
+    assert "Document 10." not in decoded(corpus.train, corpus.tokenizer)
+
+
+def test_txt_jsonl_and_parquet_of_the_same_documents_give_the_same_blocks(texts, tmp_path, make_settings):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    jsonl = write_jsonl(tmp_path / "a.jsonl", texts)
+    parquet, text = tmp_path / "a.parquet", tmp_path / "a.txt"
+    pq.write_table(pa.table({"text": texts}), parquet)
+    text.write_text("<|endoftext|>\n".join(texts[:20]) + "\f" + "\r\n<|endoftext|>".join(texts[20:]), encoding="utf-8")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number, document in enumerate(texts):
+        (folder / f"{number:02}.txt").write_text(document, encoding="utf-8")
+    (folder / "notes.md").write_text("not read")
+    blocks = [prepare_corpus(make_settings(path)).train[:]["input_ids"] for path in (jsonl, parquet, text, folder)]
+    for other in blocks[1:]:
+        assert np.array_equal(blocks[0], other)
+
+
+def test_another_tokenizer_is_taken_as_it_is_and_counts_all_bytes(texts, tmp_path, make_settings):
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = sorted({word.lower() for text in texts for word in text.replace(".", " .").split()})
+    backend = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(["[UNK]", *words])}, unk_token="[UNK]")
+    )
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.enable_truncation(8)
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(tmp_path / "words")
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    corpus = prepare_corpus(make_settings(path, tokenizer=str(tmp_path / "words"), pack=False))
+    assert corpus.tokenizer.eos_token == corpus.tokenizer.pad_token == "<|endoftext|>"
+    assert len(corpus.tokenizer) == len(words) + 2
+    assert int(np.sum(corpus.train[:]["num_bytes"])) == sum(
+        len(t.encode()) for n, t in enumerate(texts) if n % 20 != 19
+    )
+    assert corpus.report.train.tokens > 60 * 38, "the saved truncation to 8 tokens must not apply"
+
+
+def test_prepared_once_used_again_and_rebuilt_when_anything_changes(texts, tmp_path, make_settings):
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    first = prepare_corpus(make_settings(path))
+    stamp = (first.folder / "train.arrow").stat().st_mtime_ns
+    again = prepare_corpus(make_settings(path))
+    assert again.folder == first.folder
+    assert (again.folder / "train.arrow").stat().st_mtime_ns == stamp
+    assert str(again.report) == str(first.report)
+    assert prepare_corpus(make_settings(path, block_size=16)).folder != first.folder
+    write_jsonl(path, [*texts, "one more document"])
+    assert prepare_corpus(make_settings(path)).folder != first.folder
+
+
+def test_a_damaged_or_half_written_corpus_is_built_anew(texts, tmp_path, make_settings):
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    first = prepare_corpus(make_settings(path))
+    blocks = first.train[:]["input_ids"]
+    (first.folder / "train.arrow").write_bytes((first.folder / "train.arrow").read_bytes()[:500])
+    stale = first.folder.parent / f".{first.folder.name}.dead.partial"
+    stale.mkdir()
+    again = prepare_corpus(make_settings(path))
+    assert np.array_equal(again.train[:]["input_ids"], blocks)
+    assert not stale.exists()
+
+
+def test_a_failed_preparation_leaves_nothing_behind(tmp_path, make_settings):
+    settings = make_settings(write_jsonl(tmp_path / "a.jsonl", ["tiny", "small"]), block_size=500)
+    with pytest.raises(UserError, match="fewer than one block of 500"):
+        prepare_corpus(settings)
+    assert [path.suffix for path in settings.cache_folder.iterdir()] == [".lock"]
+
+
+def test_two_processes_at_once_build_one_corpus(texts, tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    program = (
+        "from fewstep.data import CorpusSettings, prepare_corpus\n"
+        f"c = prepare_corpus(CorpusSettings({str(path)!r}, vocab_size=300, cache_dir={str(tmp_path / 'cache')!r}))\n"
+        "print(c.folder.name, int(c.train[:]['input_ids'].sum()))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(fewstep.data.__file__).parents[2])}
+    command = [sys.executable, "-c", program]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert outputs[0] == outputs[1] != ""
+    assert len([p for p in (tmp_path / "cache").iterdir() if p.is_dir()]) == 1
+
+
+def test_the_built_in_speeches_come_in_order_of_time_one_paragraph_a_line(tmp_path):
+    files = SotuSource().files()
+    assert len(files) > 200
+    years = [int(path.name[:4]) for path in files]
+    assert years == sorted(years)
+    speech = clean_speech(files[0].read_text())
+    assert speech.startswith("Fellow-Citizens of the Senate and House of Representatives:\nI embrace")
+    settings = CorpusSettings(vocab_size=300, max_documents=20, cache_dir=str(tmp_path))
+    corpus = prepare_corpus(settings)
+    assert corpus.report.train.documents == 19
+    held_out = clean_speech(files[19].read_text())
+    assert decoded(corpus.validation, corpus.tokenizer).startswith(held_out[:500])
+    assert held_out[:500] not in decoded(corpus.train, corpus.tokenizer)
+    assert Path(corpus.folder).parent == tmp_path

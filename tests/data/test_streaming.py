@@ -1,0 +1,143 @@
+"""A streamed corpus: the same blocks each time, from any point on, shared among processes."""
+
+import json
+import pickle
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.data import StreamingCorpus, collate, streaming_corpus
+from fewstep.errors import UserError
+from tests.data.texts import make_text, write_jsonl
+
+DOCUMENTS = 90
+
+
+def write_source(folder, kind="jsonl", files=1):
+    texts = [make_text(seed % 80, words=5 + seed % 80) for seed in range(DOCUMENTS)]
+    texts[40] = ""
+    parts = [texts[number::files] for number in range(files)]
+    for number, part in enumerate(parts):
+        if kind == "jsonl":
+            write_jsonl(folder / f"{number}.jsonl", part)
+        else:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(pa.table({"text": part}), folder / f"{number}.parquet", row_group_size=7)
+    return folder
+
+
+@pytest.fixture
+def open_corpus(tmp_path, make_settings):
+    def make(kind="jsonl", files=1, rank=0, world_size=1, **changes) -> StreamingCorpus:
+        folder = tmp_path / f"{kind}{files}"
+        if not folder.exists():
+            folder.mkdir()
+            write_source(folder, kind, files)
+        fields = {"streaming": True, "max_documents": DOCUMENTS, "validation_fraction": 0.1, "block_size": 16}
+        return streaming_corpus(make_settings(folder, **(fields | changes)), rank, world_size)
+
+    return make
+
+
+def ids(rows):
+    return [row["input_ids"].tolist() for row in rows]
+
+
+def documents_in(rows, tokenizer):
+    """Numbers of the documents that begin in these blocks."""
+    text = tokenizer.decode(np.concatenate([row["input_ids"][: row["length"]] for row in rows]))
+    pieces = text.split("<|endoftext|>")[:-1]
+    return [int(piece.split()[1].rstrip(".")) for piece in pieces if piece.startswith("Document")]
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize(("kind", "files"), [("jsonl", 1), ("jsonl", 3), ("parquet", 2)])
+def test_a_resumed_stream_goes_on_exactly(open_corpus, kind, files, pack):
+    whole = list(islice(open_corpus(kind, files, pack=pack).train, 700))
+    assert [row["index"] for row in whole] == list(range(700))
+    for used, ahead in ((0, 0), (1, 3), (37, 0), (150, 20), (390, 5), (560, 7)):
+        stream = open_corpus(kind, files, pack=pack).train
+        list(islice(stream, used + ahead))
+        state = json.loads(json.dumps(pickle.loads(pickle.dumps(stream.state_dict(used)))))
+        assert used - state["snapshot"]["blocks"] < 300, "a resume must not read from the beginning"
+        resumed = open_corpus(kind, files, pack=pack).train
+        resumed.load_state_dict(state)
+        rest = list(islice(resumed, 60))
+        assert ids(rest) == ids(whole[used : used + 60])
+        assert [row["index"] for row in rest] == list(range(used, used + 60))
+        second = open_corpus(kind, files, pack=pack).train
+        second.load_state_dict(resumed.state_dict())
+        assert ids(islice(second, 20)) == ids(whole[used + 60 : used + 80])
+
+
+def test_every_train_document_comes_once_a_pass_and_none_of_validation(open_corpus):
+    corpus = open_corpus(pack=False)
+    numbers = documents_in(list(islice(corpus.train, 1200)), corpus.tokenizer)
+    held_out = documents_in(list(corpus.validation), corpus.tokenizer)
+    assert held_out == list(range(9))
+    # Documents 0 to 8 come again as 80 to 88, being copies of held-out ones, and 40 is empty.
+    one_pass = [number for number in range(9, 80) if number != 40] + [9]
+    assert numbers[: len(one_pass)] == one_pass
+    assert numbers[len(one_pass) : 2 * len(one_pass)] == one_pass
+    assert "first 9 documents" in str(corpus.report)
+
+
+@pytest.mark.parametrize(("files", "world_size"), [(1, 2), (4, 2), (3, 2)])
+def test_ranks_share_the_documents(open_corpus, files, world_size):
+    seen = []
+    for rank in range(world_size):
+        corpus = open_corpus(files=files, pack=False, rank=rank, world_size=world_size)
+        numbers = documents_in(list(islice(corpus.train, 500)), corpus.tokenizer)
+        seen.append(set(numbers))
+    assert not (seen[0] & seen[1]) - set(range(10)), "only documents that stand twice in the source may come twice"
+    held_out = set(documents_in(list(corpus.validation), corpus.tokenizer))
+    copies = set(range(80)) - {40}
+    assert seen[0] | seen[1] == copies - held_out
+
+
+def test_a_state_of_another_rank_resumes_exactly_too(open_corpus):
+    first, second = (open_corpus(rank=rank, world_size=2).train for rank in range(2))
+    whole = ids(islice(second, 120))
+    list(islice(first, 100))
+    fresh = open_corpus(rank=1, world_size=2).train
+    fresh.load_state_dict(first.state_dict())
+    assert ids(islice(fresh, 20)) == whole[100:]
+
+
+def test_a_loader_batches_the_stream_and_workers_share_the_files(open_corpus):
+    corpus = open_corpus(files=2, pack=False)
+    loader = torch.utils.data.DataLoader(corpus.train, batch_size=8, collate_fn=collate)
+    batch = next(iter(loader))
+    assert ids(islice(corpus.train, 8)) == batch["ids"].tolist()
+    workers = torch.utils.data.DataLoader(corpus.train, batch_size=None, num_workers=2)
+    rows = list(islice(workers, 600))
+    # The loader asks its workers in turn.
+    first, second = (set(documents_in(rows[worker::2], corpus.tokenizer)) for worker in range(2))
+    assert not (first & second) - set(range(10))
+    assert first | second == set(range(80)) - {40} - set(documents_in(list(corpus.validation), corpus.tokenizer))
+
+
+def test_states_that_cannot_be_told_or_do_not_belong_are_refused(open_corpus):
+    stream = open_corpus().train
+    list(islice(stream, 5))
+    with pytest.raises(UserError, match="after 6 blocks: this process yielded 5"):
+        stream.state_dict(6)
+    with pytest.raises(UserError, match="another tokenizer, block_size"):
+        open_corpus(block_size=8).train.load_state_dict(stream.state_dict())
+
+
+def test_streams_without_the_field_or_without_train_documents_are_refused(tmp_path, make_settings):
+    path = write_jsonl(tmp_path / "a.jsonl", [make_text(seed) for seed in range(4)], field="body")
+    settings = {"streaming": True, "max_documents": 4, "validation_fraction": 0.9}
+    with pytest.raises(UserError, match=r"no field 'text'.*\(body, id\)"):
+        streaming_corpus(make_settings(path, **settings))
+    corpus = streaming_corpus(make_settings(path, text_field="body", **settings))
+    with pytest.raises(UserError, match="no train documents"):
+        next(iter(corpus.train))
+    path.write_text('{"text": "x"}\nno json\n')
+    with pytest.raises(UserError, match="cannot be read on"):
+        streaming_corpus(make_settings(path, **settings))

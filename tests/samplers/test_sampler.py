@@ -1,0 +1,164 @@
+"""Promises of the loop: what the model is asked, what is yielded, padding, errors."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.paths import Path, linear_path, variance_preserving_path
+from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver, Solver
+from fewstep.schedules import LogitNormalGrid
+from tests.toys import MixingModel
+
+PATHS = [linear_path(), variance_preserving_path()]
+each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "variance_preserving"])
+each_solver = pytest.mark.parametrize("solver", [EulerSolver(), HeunSolver()], ids=["euler", "heun"])
+each_gamma = pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+
+
+def _noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+@each_path
+@each_solver
+@each_gamma
+def test_iterate_and_sample_agree(path: Path, solver: Solver, gamma: float) -> None:
+    sampler, x_0 = FlowSampler(path, solver, LogitNormalGrid(), gamma), _noise(2, 3, 4)
+    whole = sampler.sample(MixingModel(path), x_0, num_steps=4, generator=_generator())
+    states = list(sampler.iterate(MixingModel(path), x_0, num_steps=4, generator=_generator()))
+    assert [state.step for state in states] == [0, 1, 2, 3, 4]
+    assert torch.equal(whole.times, LogitNormalGrid().times(4))
+    assert whole.times.tolist() == [state.time for state in states]
+    assert states[0].x1_hat is None and torch.equal(states[0].x_t, x_0)
+    assert all(torch.equal(a, b.x_t) for a, b in zip(whole.states, states, strict=True))
+    assert all(torch.equal(a, b.x1_hat) for a, b in zip(whole.predictions, states[1:], strict=True))
+    assert whole.nfe == states[-1].nfe
+
+
+@each_path
+@each_solver
+@each_gamma
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_the_last_state_is_the_last_prediction_exactly(
+    path: Path, solver: Solver, gamma: float, num_steps: int
+) -> None:
+    trajectory = FlowSampler(path, solver, reinjection=gamma).sample(
+        MixingModel(path), _noise(2, 3, 4), num_steps=num_steps, generator=_generator()
+    )
+    assert torch.equal(trajectory.x_1, trajectory.predictions[-1])
+
+
+@pytest.mark.parametrize(
+    ("solver", "gamma", "per_step"),
+    [
+        (EulerSolver(), 0.0, [1, 1, 1, 1]),
+        (EulerSolver(), 0.5, [1, 1, 1, 1]),
+        (HeunSolver(), 0.0, [2, 2, 2, 1]),
+        (HeunSolver(), 0.5, [2, 2, 2, 1]),
+        (HeunSolver(), 1.0, [1, 1, 1, 1]),
+    ],
+)
+def test_nfe_counts_every_call_and_none_is_made_at_the_end_of_time(
+    solver: Solver, gamma: float, per_step: list[int]
+) -> None:
+    model, spent = MixingModel(linear_path()), 0
+    states = FlowSampler(linear_path(), solver, reinjection=gamma).iterate(
+        model, _noise(2, 3, 4), num_steps=4, generator=_generator()
+    )
+    assert next(states).nfe == 0
+    for calls, state in zip(per_step, states, strict=True):
+        spent += calls
+        assert state.nfe == len(model.calls) == spent
+    assert all(t.shape == (2,) and t.dtype == torch.float32 and bool((t < 1).all()) for _, t, _ in model.calls)
+
+
+@each_solver
+@each_gamma
+def test_each_call_is_conditioned_on_the_prediction_before_it(solver: Solver, gamma: float) -> None:
+    path = variance_preserving_path()
+    model = MixingModel(path)
+    FlowSampler(path, solver, reinjection=gamma).sample(model, _noise(2, 3, 4), num_steps=4, generator=_generator())
+    calls = list(model.calls)
+    answers = [model.denoise(x_t, t, self_cond=self_cond) for x_t, t, self_cond in calls]
+    assert calls[0][2] is None
+    assert all(torch.equal(call[2], answer) for call, answer in zip(calls[1:], answers[:-1], strict=True))
+
+
+@each_path
+@each_solver
+def test_predictions_are_those_made_at_the_states(path: Path, solver: Solver) -> None:
+    model = MixingModel(path)
+    trajectory = FlowSampler(path, solver, reinjection=0.5).sample(
+        model, _noise(2, 3, 4), num_steps=4, generator=_generator()
+    )
+    made_at = {float(t[0]): (x_t, t, self_cond) for x_t, t, self_cond in model.calls}
+    for time, state, prediction in zip(trajectory.times, trajectory.states, trajectory.predictions, strict=False):
+        x_t, t, self_cond = made_at[float(time)]
+        assert torch.equal(x_t, state)
+        assert torch.equal(model.denoise(x_t, t, self_cond=self_cond), prediction)
+
+
+@each_path
+@each_solver
+@each_gamma
+def test_padding_stays_zero_and_influences_nothing(path: Path, solver: Solver, gamma: float) -> None:
+    mask = torch.tensor([[True, True, False, False], [True, True, True, True], [True, False, False, False]])
+    x_0 = _noise(3, 4, 2)
+    disturbed = torch.where(mask.unsqueeze(-1), x_0, torch.full_like(x_0, float("nan")))
+    sampler = FlowSampler(path, solver, reinjection=gamma)
+    clean, other = (
+        sampler.sample(MixingModel(path), x, num_steps=3, mask=mask, generator=_generator()) for x in (x_0, disturbed)
+    )
+    for tensor, twin in zip(clean.states + clean.predictions, other.states + other.predictions, strict=True):
+        assert torch.equal(tensor, twin)
+        assert not tensor[~mask].any()
+    alone = sampler.sample(MixingModel(path), x_0[1:2], num_steps=3, generator=[torch.Generator()])
+    if gamma == 0:
+        torch.testing.assert_close(clean.x_1[1:2], alone.x_1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_states_of_half_types_are_kept_in_float32(dtype: torch.dtype) -> None:
+    sampler, x_0 = FlowSampler(linear_path(), reinjection=0.5), _noise(2, 3, 4).to(dtype)
+    half, full = (
+        sampler.sample(MixingModel(linear_path()), x, num_steps=3, generator=_generator()) for x in (x_0, x_0.float())
+    )
+    assert half.x_1.dtype == torch.float32
+    assert torch.equal(half.x_1, full.x_1)
+
+
+@pytest.mark.parametrize("num_steps", [0, -1])
+def test_too_few_steps_are_named_at_the_call(num_steps: int) -> None:
+    with pytest.raises(ValueError, match=f"num_steps is {num_steps}"):
+        FlowSampler(linear_path()).iterate(
+            MixingModel(linear_path()), _noise(1, 2, 3), num_steps=num_steps, generator=_generator()
+        )
+
+
+def test_a_mask_that_does_not_fit_is_named_at_the_call() -> None:
+    with pytest.raises(ValueError, match=r"mask has shape \(1, 3\)"):
+        FlowSampler(linear_path()).iterate(
+            MixingModel(linear_path()),
+            _noise(1, 2, 3),
+            num_steps=2,
+            mask=torch.ones(1, 3, dtype=torch.bool),
+            generator=_generator(),
+        )
+
+
+class _ShortGrid:
+    """A grid that forgets the end of time."""
+
+    def times(self, num_steps: int) -> Tensor:
+        return torch.arange(num_steps + 1) / (num_steps + 1)
+
+
+def test_a_grid_that_does_not_reach_the_data_is_named_at_the_call() -> None:
+    with pytest.raises(ValueError, match="rising times from 0 to 1"):
+        FlowSampler(linear_path(), grid=_ShortGrid()).iterate(
+            MixingModel(linear_path()), _noise(1, 2, 3), num_steps=2, generator=_generator()
+        )

@@ -1,0 +1,158 @@
+"""Solvers against closed forms: order of convergence, the exact solution, known algorithms elsewhere."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from fewstep.paths import Path, linear_path, variance_preserving_path
+from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver, Solver
+from fewstep.schedules import CosineGrid, LogitNormalGrid, TimeGrid, UniformGrid
+from tests.toys import ConstantModel, GaussianModel, MixingModel, PointSetModel
+
+PATHS = [linear_path(), variance_preserving_path()]
+each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "variance_preserving"])
+
+
+def _noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def _gaussian(path: Path) -> GaussianModel:
+    covariance = torch.tensor([[1.6, 0.5, 0.0], [0.5, 0.7, 0.2], [0.0, 0.2, 0.3]], dtype=torch.float64)
+    return GaussianModel(path, torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), covariance)
+
+
+def _end(model: object, sampler: FlowSampler, x_0: Tensor, num_steps: int) -> Tensor:
+    return sampler.sample(model, x_0, num_steps=num_steps, generator=torch.Generator()).x_1
+
+
+@each_path
+def test_the_closed_form_flow_of_the_gaussian_toy_solves_its_own_ode(path: Path) -> None:
+    model, x_0 = _gaussian(path), _noise(5, 2, 3)
+    t = torch.linspace(0.05, 0.9, 5, dtype=torch.float64)
+    x_t, derivative = torch.func.jvp(lambda t: model.flow(x_0, t), (t,), (torch.ones_like(t),))
+    v = model.velocity_of(x_t, model.denoise(x_t, t), t)
+    torch.testing.assert_close(v, derivative, rtol=1e-10, atol=1e-10)
+
+
+@each_path
+@pytest.mark.parametrize(("solver", "order"), [(EulerSolver(), 1), (HeunSolver(), 2)], ids=["euler", "heun"])
+def test_measured_order_of_convergence(path: Path, solver: Solver, order: int) -> None:
+    model, x_0 = _gaussian(path), _noise(8, 2, 3)
+    exact = model.flow(x_0, torch.ones(8, dtype=torch.float64))
+    sampler = FlowSampler(path, solver)
+    errors = [(_end(model, sampler, x_0, n) - exact).square().mean().sqrt().item() for n in (32, 64, 128)]
+    for coarse, fine in pairwise(errors):
+        assert abs(math.log2(coarse / fine) - order) < 0.15
+    assert errors[-1] < (0.02 if order == 1 else 2e-4)
+
+
+@each_path
+@pytest.mark.parametrize("grid", [UniformGrid(), CosineGrid(), LogitNormalGrid()], ids=lambda g: type(g).__name__)
+def test_on_every_grid_heun_is_of_order_2_in_the_longest_step(path: Path, grid: TimeGrid) -> None:
+    """The longest step, not 1 / N: the logit-normal grid's outer steps shrink only slowly with N."""
+    model, x_0 = _gaussian(path), _noise(8, 2, 3)
+    exact = model.flow(x_0, torch.ones(8, dtype=torch.float64))
+    sampler = FlowSampler(path, HeunSolver(), grid)
+    coarse, fine = ((_end(model, sampler, x_0, n) - exact).abs().max() for n in (64, 256))
+    longest_coarse, longest_fine = (grid.times(n).diff().max() for n in (64, 256))
+    assert torch.log(coarse / fine) / torch.log(longest_coarse / longest_fine) > 1.85
+
+
+@each_path
+@pytest.mark.parametrize("solver", [EulerSolver(), HeunSolver()], ids=["euler", "heun"])
+def test_a_constant_pair_is_followed_without_error_in_any_number_of_steps(path: Path, solver: Solver) -> None:
+    x_1, x_0 = _noise(2, 3, seed=1), _noise(4, 2, 3)
+    for state in FlowSampler(path, solver).iterate(
+        ConstantModel(path, x_1), x_0, num_steps=3, generator=torch.Generator()
+    ):
+        t = torch.full((4,), state.time, dtype=torch.float64)
+        torch.testing.assert_close(state.x_t, path.sample(x_1.expand_as(x_0), x_0, t), rtol=0, atol=1e-13)
+
+
+def test_on_the_linear_path_euler_and_heun_are_the_textbook_steps_in_t() -> None:
+    path = linear_path()
+    model, x_0 = MixingModel(path), _noise(4, 2, 3)
+    h = 0.25
+
+    def velocity(x: Tensor, time: float, self_cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        t = torch.full((4,), time, dtype=torch.float64)
+        x1_hat = model.denoise(x, t, self_cond=self_cond)
+        return model.velocity_of(x, x1_hat, t), x1_hat
+
+    euler, heun = x_0, x_0
+    previous: Tensor | None = None
+    for k in range(4):
+        v, previous = velocity(euler, k * h, previous)
+        euler = euler + h * v
+    torch.testing.assert_close(_end(model, FlowSampler(path), x_0, 4), euler, rtol=1e-12, atol=1e-12)
+    previous = None
+    for k in range(4):
+        v, previous = velocity(heun, k * h, previous)
+        if k < 3:
+            v_end, previous = velocity(heun + h * v, (k + 1) * h, previous)
+            v = (v + v_end) / 2
+        heun = heun + h * v
+    torch.testing.assert_close(_end(model, FlowSampler(path, HeunSolver()), x_0, 4), heun, rtol=1e-12, atol=1e-12)
+
+
+@each_path
+@pytest.mark.parametrize("gammas", ["deterministic", "ancestral"])
+def test_samples_of_a_finite_set_land_on_its_points_with_their_frequencies(path: Path, gammas: str) -> None:
+    points = torch.tensor([[[2.0, 0.0]], [[-1.0, 1.0]], [[0.0, -2.0]]])
+    weights = torch.tensor([0.5, 0.3, 0.2])
+    num_steps = 64
+    strengths = [0.0] * num_steps if gammas == "deterministic" else _ancestral_strengths(path, num_steps)
+    sampler = FlowSampler(path, EulerSolver(), UniformGrid(), strengths)
+    x_0, generator = _noise(3_000, 1, 2, seed=3, dtype=torch.float32), torch.Generator().manual_seed(4)
+    x_1 = sampler.sample(PointSetModel(path, points, weights), x_0, num_steps=num_steps, generator=generator).x_1
+    distance, nearest = (x_1.unsqueeze(1) - points).flatten(2).norm(dim=-1).min(-1)
+    assert (distance < 1e-3).float().mean() > 0.97
+    torch.testing.assert_close(nearest.bincount(minlength=3) / 3_000, weights, rtol=0, atol=0.03)
+
+
+def _ancestral_strengths(path: Path, num_steps: int) -> list[float]:
+    times = UniformGrid().times(num_steps).double()
+    ratio = path.schedule.alpha(times) / path.schedule.sigma(times)
+    return (1 - (ratio[:-1] / ratio[1:]) ** 2).sqrt().tolist()
+
+
+@each_path
+def test_ancestral_strengths_give_the_exact_posterior_of_the_noising_process(path: Path) -> None:
+    times = torch.tensor([0.3, 0.55], dtype=torch.float64)
+    (alpha_t, alpha_s), (sigma_t, sigma_s) = path.schedule.alpha(times), path.schedule.sigma(times)
+    # x_t given x_s is N(a x_s, b^2); Bayes' rule with x_s given x_1 gives the posterior of x_s given (x_t, x_1).
+    a = alpha_t / alpha_s
+    b_squared = sigma_t**2 - a**2 * sigma_s**2
+    variance = 1 / (1 / sigma_s**2 + a**2 / b_squared)
+    weight_of_x_t = variance * a / b_squared
+    weight_of_x_1 = variance * alpha_s / sigma_s**2
+    gamma = math.sqrt(1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)
+    kept = sigma_s * math.sqrt(1 - gamma**2)
+    expected = torch.stack([kept / sigma_t, alpha_s - kept * alpha_t / sigma_t, (gamma * sigma_s) ** 2])
+    torch.testing.assert_close(torch.stack([weight_of_x_t, weight_of_x_1, variance]), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("grid", [UniformGrid(), LogitNormalGrid(-0.3, 0.9)], ids=["uniform", "logit_normal"])
+@pytest.mark.parametrize("gamma", [0.0, 1.0], ids=["deterministic", "stochastic"])
+@pytest.mark.parametrize("num_steps", [1, 4, 9])
+def test_euler_steps_equal_those_of_diffusers(grid: TimeGrid, gamma: float, num_steps: int) -> None:
+    """Its time is sigma = 1 - t and its velocity points to the noise; gamma = 1 is its stochastic_sampling."""
+    path = linear_path()
+    x_0 = _noise(3, 2, 4, dtype=torch.float32)
+    ours = FlowSampler(path, EulerSolver(), grid, gamma).sample(
+        MixingModel(path), x_0, num_steps=num_steps, generator=torch.Generator().manual_seed(5)
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=gamma == 1.0)
+    scheduler.set_timesteps(sigmas=(1 - grid.times(num_steps)[:-1]).tolist())
+    model, x, generator, previous = MixingModel(path), x_0, torch.Generator().manual_seed(5), None
+    for k, timestep in enumerate(scheduler.timesteps):
+        t = (1 - scheduler.sigmas[k]).expand(3)
+        previous = model.denoise(x, t, self_cond=previous)
+        noiseward = -model.velocity_of(x, previous, t)
+        x = scheduler.step(noiseward, timestep, x, generator=generator, return_dict=False)[0]
+        torch.testing.assert_close(ours.states[k + 1], x, rtol=1e-4, atol=1e-5)

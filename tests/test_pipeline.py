@@ -1,0 +1,136 @@
+"""TextGenerator: same seed, same text, whatever the batches; and refusals in one line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.errors import UserError
+from fewstep.pipeline import TextGenerator, decode_blocks
+from fewstep.samplers import ConstantReinjection, FlowSampler, HeunSolver
+from fewstep.schedules import CosineGrid, LogitNormalGrid, UniformGrid
+from fewstep.shapes import example_generators, randn
+from tests.bundles import BLOCK_SIZE, LATENT_DIM, STRIDE, only, tiny_bundle, tokenizer, with_identity
+
+
+@pytest.fixture(scope="module")
+def generator() -> TextGenerator:
+    return TextGenerator(tiny_bundle(self_conditioning=True))
+
+
+@pytest.mark.parametrize("readout", ["parallel", "commit"])
+@pytest.mark.parametrize("reinjection", [0.0, 0.6])
+def test_a_sample_depends_on_seed_and_place_not_on_the_batches(
+    generator: TextGenerator, readout: str, reinjection: float
+) -> None:
+    whole = generator.generate(7, 3, 5, readout=readout, reinjection=reinjection, batch_size=7)
+    cut = generator.generate(5, 3, 5, readout=readout, reinjection=reinjection, batch_size=2)
+    assert torch.equal(whole.ids[:5], cut.ids)
+    assert whole.texts[:5] == cut.texts
+    torch.testing.assert_close(whole.x_1[:5], cut.x_1)
+    other = generator.generate(7, 3, 6, readout=readout, reinjection=reinjection)
+    assert not torch.equal(whole.ids, other.ids)
+    assert len({tuple(row) for row in whole.ids.tolist()}) == 7
+
+
+def test_latents_are_those_of_the_sampler_that_the_identity_names(generator: TextGenerator) -> None:
+    made = generator.generate(3, 4, 11, reinjection=0.5)
+    flow = generator.bundle.flow()
+    generators = example_generators(11, 0, 3)
+    sampler = FlowSampler(flow.path, grid=LogitNormalGrid(-0.2, 1.1), reinjection=0.5)
+    x_0 = randn((3, BLOCK_SIZE // STRIDE, LATENT_DIM), torch.zeros(1), generators)
+    with torch.no_grad():
+        expected = sampler.sample(flow, x_0, num_steps=4, generator=generators)
+    torch.testing.assert_close(made.x_1, expected.x_1)
+    assert made.nfe == expected.nfe == 4
+
+
+def test_the_parallel_readout_takes_the_likeliest_token_by_default(generator: TextGenerator) -> None:
+    made = generator.generate(3, 2)
+    mask = torch.ones(3, BLOCK_SIZE // STRIDE, dtype=torch.bool)
+    assert torch.equal(made.ids, generator.bundle.readout(made.x_1, mask).argmax(-1))
+
+
+def test_solver_grid_reinjection_and_temperature_reach_their_place(generator: TextGenerator) -> None:
+    plain = generator.generate(3, 4)
+    heun = generator.generate(3, 4, solver="heun")
+    assert heun.nfe == 7
+    assert torch.equal(heun.x_1, generator.generate(3, 4, solver=HeunSolver()).x_1)
+    for other in (
+        heun,
+        generator.generate(3, 4, grid=CosineGrid()),
+        generator.generate(3, 4, reinjection=ConstantReinjection(0.7)),
+        generator.generate(3, 4, reinjection=[0.7, 0.7, 0.7, 0.0]),
+    ):
+        assert not torch.allclose(plain.x_1, other.x_1)
+    assert not torch.equal(plain.ids, generator.generate(3, 4, temperature=5.0).ids)
+    commit = generator.generate(3, 4, readout="commit")
+    assert not torch.equal(commit.ids, generator.generate(3, 4, readout="commit", temperature=0.0).ids)
+    nucleus = generator.generate(3, 4, readout="commit", top_p=1e-6)
+    assert bool((nucleus.log_probs == 0).all())  # one token holds all the mass
+
+
+def test_without_a_grid_in_the_identity_steps_are_equal() -> None:
+    bundle = with_identity(tiny_bundle(), grid_mean=None, grid_std=None)
+    made = TextGenerator(bundle).generate(2, 3)
+    assert torch.equal(made.x_1, TextGenerator(bundle).generate(2, 3, grid=UniformGrid()).x_1)
+    assert not torch.allclose(made.x_1, TextGenerator(tiny_bundle()).generate(2, 3).x_1)
+
+
+def test_saved_and_loaded_it_writes_the_same_text(generator: TextGenerator, tmp_path: Path) -> None:
+    generator.save_pretrained(tmp_path / "model")
+    loaded = TextGenerator.from_pretrained(tmp_path / "model")
+    for readout in ("parallel", "commit"):
+        ours, theirs = (g.generate(4, 3, 1, readout=readout, reinjection=0.3) for g in (generator, loaded))
+        assert ours.texts == theirs.texts
+        assert torch.equal(ours.ids, theirs.ids)
+
+
+def test_progress_counts_the_samples(generator: TextGenerator) -> None:
+    seen: list[int] = []
+    generator.generate(5, 1, batch_size=2, progress=seen.append)
+    assert seen == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_samples": 0}, "num_samples is 0"),
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"readout": "serial"}, "readout is 'serial': expected one of parallel, commit"),
+        ({"solver": "rk4"}, "solver is 'rk4': expected one of euler, heun"),
+        ({"reinjection": 1.5}, "re-injection strength is 1.5"),
+        ({"reinjection": [0.5]}, "1 re-injection strengths for 4 steps"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+    ],
+)
+def test_a_number_out_of_range_is_one_line(generator: TextGenerator, arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
+        generator.generate(**{"num_samples": 2, **arguments})
+    assert message in str(caught.value)
+
+
+def test_a_missing_part_names_the_stage_to_train() -> None:
+    parts = only(tiny_bundle(), "autoencoder", "readout", "denoiser")
+    with pytest.raises(UserError, match=r"no commitment .*train the stage commitment first"):
+        TextGenerator(parts).generate(1, readout="commit")
+    with pytest.raises(UserError, match=r"no denoiser .*train the stage flow first"):
+        TextGenerator(only(parts, "autoencoder", "readout")).generate(1)
+
+
+def test_a_sampler_that_the_identity_rules_out_is_refused_and_both_are_named() -> None:
+    generator = TextGenerator(with_identity(tiny_bundle(), trained_nfe=4, objective="ProgressiveDistillation"))
+    assert generator.generate(1, 4).nfe == 4
+    for arguments in ({"num_steps": 8}, {"num_steps": 4, "solver": "heun"}):
+        with pytest.raises(UserError, match=r"(Euler|Heun)Solver with \d steps .*ProgressiveDistillation.* 4 steps"):
+            generator.generate(1, **arguments)
+
+
+def test_an_end_of_text_parts_paragraphs_and_is_not_shown() -> None:
+    end = tokenizer().eos_token_id
+    one, two = (tokenizer()(text)["input_ids"] for text in ("the old ship", "nobody knew"))
+    row = torch.tensor([[end, *one, end, end, *two, end]])
+    assert decode_blocks(tokenizer(), row) == ("the old ship\n\nnobody knew",)
