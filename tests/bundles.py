@@ -27,9 +27,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_bundle(seed: int = 0, *, self_conditioning: bool = False) -> ModelBundle:
     """All five parts, in evaluation mode. Weights are random but not those of initialisation, which zero outputs."""
+    with torch.random.fork_rng():  # constructors draw from the global generator
+        torch.manual_seed(seed)
+        bundle = _fresh_bundle(self_conditioning)
+    generator = torch.Generator().manual_seed(seed)
+    for part in bundle.parts().values():
+        randomise(part, generator)
+    return bundle.to("cpu")
+
+
+def _fresh_bundle(self_conditioning: bool) -> ModelBundle:
     vocab_size = len(tokenizer())
     sizes = {"width": 16, "depth": 1, "num_heads": 2}
-    bundle = ModelBundle(
+    return ModelBundle(
         tokenizer(),
         Identity(BLOCK_SIZE, tokenizer_fingerprint(tokenizer()), grid_mean=-0.2, grid_std=1.1, source="tests"),
         autoencoder=TransformerAutoencoder(vocab_size, LATENT_DIM, stride=STRIDE, **sizes),
@@ -38,10 +48,6 @@ def tiny_bundle(seed: int = 0, *, self_conditioning: bool = False) -> ModelBundl
         commitment=CausalTransformer(vocab_size, latent_dim=LATENT_DIM, stride=STRIDE, **sizes),
         language_model=CausalTransformer(vocab_size, **sizes),
     )
-    generator = torch.Generator().manual_seed(seed)
-    for part in bundle.parts().values():
-        randomise(part, generator)
-    return bundle.to("cpu")
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ def test_a_fresh_body_is_a_plain_pre_norm_transformer_that_ignores_time(generato
     body, h = seeded(build), normal((3, 4, 8), generator)
     plain = h
     for block in body.blocks:
+        plain = plain + block.local(torch.nn.functional.layer_norm(plain, (8,)))
         plain = plain + block.attention(torch.nn.functional.layer_norm(plain, (8,)))
         plain = plain + block.mlp(torch.nn.functional.layer_norm(plain, (8,)))
     for time in (0.0, 0.3, 1.0):

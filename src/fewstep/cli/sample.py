@@ -19,7 +19,9 @@ def parser() -> argparse.ArgumentParser:
     result = OneLineParser("fewstep sample", "Write text with a saved model.")
     result.add_argument("path", help="a model folder, or a .ckpt file of the flow or a later stage")
     result.add_argument("--num_samples", type=at_least_one, default=8, help="how many texts (default: %(default)s)")
-    result.add_argument("--steps", type=at_least_one, default=4, help="steps from noise to latents (default: %(default)s)")
+    result.add_argument(
+        "--steps", type=at_least_one, default=4, help="steps from noise to latents (default: %(default)s)"
+    )
     result.add_argument("--seed", type=int, default=0, help="the same seed gives the same texts (default: %(default)s)")
     result.add_argument(
         "--readout",
@@ -28,17 +30,34 @@ def parser() -> argparse.ArgumentParser:
         help="all tokens at once, or one after the other by the commitment head (default: %(default)s)",
     )
     result.add_argument(
-        "--reinjection", type=float, default=0.0, help="share of fresh noise in each step: 0 none, 1 all (default: %(default)s)"
+        "--reinjection",
+        type=float,
+        default=0.0,
+        help="share of fresh noise in each step: 0 none, 1 all (default: %(default)s)",
     )
-    result.add_argument("--solver", choices=("euler", "heun"), default="euler", help="how a step is made (default: %(default)s)")
+    result.add_argument(
+        "--solver", choices=("euler", "heun"), default="euler", help="how a step is made (default: %(default)s)"
+    )
     result.add_argument(
         "--temperature",
         type=float,
         help="of the readout's draw, 0 takes the likeliest token; left out: 0 for parallel, 1 for commit",
     )
-    result.add_argument("--top_p", type=float, default=1.0, help="draw from the likeliest tokens of this total mass (default: %(default)s)")
-    result.add_argument("--batch_size", type=at_least_one, default=64, help="texts made at a time; changes speed only (default: %(default)s)")
-    result.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (default: %(default)s)")
+    result.add_argument(
+        "--top_p",
+        type=float,
+        default=1.0,
+        help="draw from the likeliest tokens of this total mass (default: %(default)s)",
+    )
+    result.add_argument(
+        "--batch_size",
+        type=at_least_one,
+        default=64,
+        help="texts made at a time; changes speed only (default: %(default)s)",
+    )
+    result.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (default: %(default)s)"
+    )
     result.add_argument("--output", help="a .jsonl file to write; left out: the texts are printed")
     result.add_argument("--overwrite", action="store_true", help="replace the output file where it exists")
     return result

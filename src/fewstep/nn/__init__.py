@@ -3,6 +3,7 @@
 from fewstep.nn.attention import Context, CrossAttention, KeyValueCache, Rotary, SelfAttention
 from fewstep.nn.backbone import AdaptiveTransformer
 from fewstep.nn.blocks import AdaptiveBlock, Block, FeedForward, TimeEmbedding, initialise
+from fewstep.nn.local import LocalMixing
 
 __all__ = [
     "AdaptiveBlock",
@@ -12,6 +13,7 @@ __all__ = [
     "CrossAttention",
     "FeedForward",
     "KeyValueCache",
+    "LocalMixing",
     "Rotary",
     "SelfAttention",
     "TimeEmbedding",

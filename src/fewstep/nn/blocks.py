@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.nn.attention import Context, CrossAttention, KeyValueCache, SelfAttention
+from fewstep.nn.local import LocalMixing
 
 
 class FeedForward(nn.Module):
@@ -57,6 +58,8 @@ class AdaptiveBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
+        self.local_norm = nn.LayerNorm(width)
+        self.local = LocalMixing(width)
         self.attention_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.attention = SelfAttention(width, num_heads)
         self.mlp_norm = nn.LayerNorm(width, elementwise_affine=False)
@@ -68,6 +71,7 @@ class AdaptiveBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x`` (B, N, W), ``condition`` (B, W), ``mask`` (B, N). Returns (B, N, W)."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        x = x + self.local(self.local_norm(x), mask)
         x = x + (1 + gate_a) * self.attention(self.attention_norm(x) * (1 + scale_a) + shift_a, mask)
         return x + (1 + gate_m) * self.mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m)
 

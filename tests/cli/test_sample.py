@@ -1,0 +1,111 @@
+"""`fewstep sample`: what it writes, and every refusal in one line and before any sampling."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fewstep.cli.main import main
+from fewstep.cli.output import new_text_file
+from fewstep.pipeline import TextGenerator
+from tests.bundles import only, tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "model"
+    tiny_bundle().save_pretrained(folder)
+    return str(folder)
+
+
+def test_rows_carry_the_texts_of_the_generator_and_how_to_make_them_again(model: str, tmp_path: Path) -> None:
+    output = tmp_path / "samples.jsonl"
+    options = "--num_samples 3 --steps 2 --seed 7 --readout commit --reinjection 0.5 --batch_size 2 --device cpu"
+    assert main(["sample", model, *options.split(), "--output", str(output)]) == 0
+    expected = TextGenerator(tiny_bundle()).generate(3, 2, 7, readout="commit", reinjection=0.5)
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [row["text"] for row in rows] == list(expected.texts)
+    assert [row["ids"] for row in rows] == expected.ids.tolist()
+    assert [row["index"] for row in rows] == [0, 1, 2]
+    for row in rows:
+        assert (row["steps"], row["seed"], row["readout"], row["reinjection"]) == (2, 7, "commit", 0.5)
+    assert [item.name for item in tmp_path.iterdir()] == ["samples.jsonl"]
+
+
+def test_without_output_the_texts_are_printed_numbered(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", model, "--num_samples", "2", "--device", "cpu", "--solver", "heun"]) == 0
+    out, err = capsys.readouterr()
+    texts = TextGenerator(tiny_bundle()).generate(2, solver="heun").texts
+    assert out == "".join(f"[{index}] {text}\n\n" for index, text in enumerate(texts, 1))
+    assert "7 network evaluations each" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--steps 0", "argument --steps: '0': expected a whole number of at least 1"),
+        ("--num_samples 0", "argument --num_samples: '0'"),
+        ("--batch_size x", "argument --batch_size: 'x'"),
+        ("--readout serial", "invalid choice: 'serial'"),
+        ("--step 3", "unrecognized arguments: --step 3"),
+        ("--reinjection 2", "re-injection strength is 2.0"),
+        ("--temperature -1", "temperature is -1.0"),
+        ("--output {tmp}/none/samples.jsonl", "none does not exist"),
+        ("--output {tmp}", "no regular file"),
+        ("--output {tmp}/there.jsonl", "exists already"),
+        ("--output {tmp}/there.jsonl/samples.jsonl", "Not a directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    (tmp_path / "there.jsonl").write_text("mine")
+    assert main(["sample", model, "--device", "cpu", *options.format(tmp=tmp_path).split()]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert message in err
+    assert (tmp_path / "there.jsonl").read_text() == "mine"
+    assert [item.name for item in tmp_path.iterdir()] == ["there.jsonl"]
+
+
+def test_the_output_is_checked_before_the_model_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(tmp_path / "no_model"), "--output", str(tmp_path / "none" / "a.jsonl")]) == 2
+    assert "none does not exist" in capsys.readouterr().err
+
+
+def test_a_missing_model_or_part_is_one_line_and_leaves_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only(tiny_bundle(), "autoencoder", "readout").save_pretrained(tmp_path / "model")
+    for path, message in (("none", "does not exist"), ("model", "train the stage flow first")):
+        assert main(["sample", str(tmp_path / path), "--device", "cpu", "--output", str(tmp_path / "a.jsonl")]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert message in err
+    assert [item.name for item in tmp_path.iterdir()] == ["model"]
+
+
+def test_overwrite_replaces_and_a_failure_keeps_what_was_there(model: str, tmp_path: Path) -> None:
+    output = tmp_path / "a.jsonl"
+    output.write_text("mine")
+    with pytest.raises(RuntimeError), new_text_file(output, overwrite=True):
+        raise RuntimeError("sampling broke")
+    assert output.read_text() == "mine"
+    arguments = ["sample", model, "--num_samples", "1", "--device", "cpu", "--output", str(output), "--overwrite"]
+    assert main(arguments) == 0
+    assert json.loads(output.read_text())["index"] == 0
+    assert [item.name for item in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("command", ["sample", "convert"])
+def test_help_loads_no_heavy_library(command: str) -> None:
+    script = (
+        "import sys\nfrom fewstep.cli.main import main\n"
+        f"try: main(['{command}', '--help'])\nexcept SystemExit as end: assert end.code == 0\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'tqdm')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert f"usage: fewstep {command}" in done.stdout

@@ -1,0 +1,74 @@
+"""Figures: written where asked, drawn from the numbers given, without pyplot."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from fewstep.errors import UserError
+from fewstep.evaluation import GenerationRow, GenerationTable, NoiseRobustness
+from fewstep.metrics import Interval
+from fewstep.report import write_generation_figure, write_loss_figure, write_robustness_figure
+
+
+def fake_row(name: str, perplexity: float, entropy: float, readout: str | None = None, k: int | None = None):
+    interval = Interval(0.92 * perplexity, 1.08 * perplexity)
+    return GenerationRow(name, readout, k, k, 256, perplexity, interval, entropy, 5.0, 0.8, None if k is None else 0.1)
+
+
+def fake_table() -> GenerationTable:
+    """Numbers of a plausible size."""
+    rows = [
+        fake_row("held-out text", 41.0, 3.05),
+        fake_row("words shuffled", 980.0, 3.04),
+        fake_row("unigram draws", 1900.0, 2.9),
+        fake_row("language model", 47.0, 3.01),
+    ]
+    for k, parallel, commit, entropy in (
+        (1, 3300, 140, 1.9),
+        (2, 1500, 120, 2.5),
+        (4, 800, 100, 2.8),
+        (8, 560, 90, 3.0),
+    ):
+        rows += [fake_row("flow", parallel, entropy, "parallel", k), fake_row("flow", commit, 3.1, "commit", k)]
+    rows += [fake_row("flow", 480, 3.02, "parallel", 32), fake_row("flow", 84, 3.06, "commit", 32)]
+    return GenerationTable(tuple(rows), 32, "the run's language model", 0, 64, "cpu")
+
+
+def test_figures_are_pictures_that_change_with_their_numbers(tmp_path: Path) -> None:
+    table = fake_table()
+    write_generation_figure(table, tmp_path / "new" / "a.png")
+    write_generation_figure(GenerationTable(table.rows[:-2], 32, table.scorer, 0, 64, "cpu"), tmp_path / "b.png")
+    levels = (0.0, 0.4, 1.0, 2.0)
+    for name, accuracies in (("c.png", (1.0, 0.97, 0.6, 0.1)), ("d.png", (1.0, 0.9, 0.3, 0.1))):
+        result = NoiseRobustness(levels, accuracies, (0.0, 0.01, 0.03, 0.02), 4096, 8)
+        write_robustness_figure(result, tmp_path / name)
+    for first, second in (("new/a.png", "b.png"), ("c.png", "d.png")):
+        ours, theirs = imread(tmp_path / first), imread(tmp_path / second)
+        assert min(ours.shape[:2]) > 300
+        assert ours.std() > 0.05
+        assert ours.shape != theirs.shape or (ours != theirs).any()
+
+
+def test_loss_curves_pass_over_empty_cells_and_name_a_missing_column(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.csv"
+    log.write_text("step,train/loss,val/loss\n1,3.5,\n1,,3.6\n2,3.0,\n3,2.5,\n3,,2.9\n")
+    write_loss_figure(log, ["train/loss", "val/loss"], tmp_path / "loss.png")
+    assert imread(tmp_path / "loss.png").std() > 0.05
+    with pytest.raises(UserError, match=r"has no column loss; it has step, train/loss"):
+        write_loss_figure(log, ["loss"], tmp_path / "loss.png")
+    with pytest.raises(UserError, match=r"cannot read the log .*No such file"):
+        write_loss_figure(tmp_path / "none.csv", ["loss"], tmp_path / "loss.png")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write the figure"):
+        write_generation_figure(fake_table(), tmp_path / "file" / "a.png")
+
+
+def test_pyplot_is_not_loaded() -> None:
+    script = "import sys, fewstep.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
