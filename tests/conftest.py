@@ -18,3 +18,11 @@ torch.set_num_threads(1)  # the tensors are small, and a second thread would onl
 def generator() -> torch.Generator:
     """A CPU generator with a fixed seed, new for each test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory):  # its type would import lightning for every test
+    """A tiny text and an autoencoder trained on it, made once for all tests that train."""
+    from tests.runs import make_workshop
+
+    return make_workshop(tmp_path_factory.mktemp("workshop"))

@@ -81,9 +81,7 @@ class Trajectory:
 class FlowLike(Protocol):
     """What a sampler needs of a model, whatever its network predicts. ``t`` and ``s`` are (B,) float32."""
 
-    def denoise(
-        self, x_t: Tensor, t: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None
-    ) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None) -> Tensor:
         """The clean estimate x1_hat (B, K, D)."""
         ...
 

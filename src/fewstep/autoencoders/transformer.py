@@ -43,7 +43,7 @@ class TransformerAutoencoder(nn.Module):
         self.stride = stride
         self.embedding = nn.Embedding(vocab_size, width)
         self.mask_embedding = nn.Parameter(torch.zeros(width))
-        self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, num_heads, local_reach=2) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.to_latent = nn.Linear(stride * width, latent_dim)
         initialise(self)

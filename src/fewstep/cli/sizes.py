@@ -21,15 +21,19 @@ STAGES = {
 def expand_size(argv: list[str]) -> list[str]:
     """Replace ``--size NAME`` by the settings that this size gives to the stage named by ``--config``.
 
-    NAME is a size shipped in ``configs/sizes`` or a YAML file of that form. The settings stand where ``--size`` stood, so later
-    arguments still override them. Raises UserError for an unknown size, or where no ``--config`` names a stage.
+    NAME is a size shipped in ``configs/sizes`` or a YAML file of that form. The settings stand where ``--size`` stood,
+    so it comes after ``--config``, and later arguments still override it. Raises UserError for an unknown size, where
+    no ``--config`` before it names a stage, and for a section of another name than a stage's.
     """
     found = _find_option(argv, "--size")
     if found is None:
         return list(argv)
     start, stop, name = found
-    section = size_settings(name).get(stage_of(argv), {})
-    return [*argv[:start], "--config", json.dumps(section), *argv[stop:]] if section else [*argv[:start], *argv[stop:]]
+    sections = size_settings(name)
+    section = sections.get(stage_of(argv[:start]), {})
+    if _find_option(argv[stop:], "--size") is not None:
+        raise UserError("--size is given twice: give one")
+    return [*argv[:start], *(["--config", json.dumps(section)] if section else []), *argv[stop:]]
 
 
 def size_settings(name: str) -> dict[str, Any]:
@@ -39,30 +43,35 @@ def size_settings(name: str) -> dict[str, Any]:
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
         raise UserError(f"--size {name}: no such size; expected one of {known}, or a YAML file")
-    return _read_yaml(file)
+    sections = _read_yaml(file)
+    if strangers := [name for name in sections if name not in STAGES.values()]:
+        raise UserError(f"{file}: unknown key {', '.join(map(str, strangers))}; expected {', '.join(STAGES.values())}")
+    return sections
 
 
 def stage_of(argv: list[str]) -> str:
-    """The stage that the last ``--config`` before any override trains."""
-    found = _find_option(argv, "--config")
+    """The stage that the first ``--config`` (or ``-c``) trains."""
+    found = _find_option(argv, "--config", "-c")
     if found is None:
         raise UserError("--size needs a --config before it, such as --config configs/flow.yaml")
-    settings = _read_yaml(Path(found[2]))
-    class_path = str(settings.get("model", {}).get("class_path", ""))
+    model = _read_yaml(Path(found[2])).get("model")
+    class_path = str(model.get("class_path", "")) if isinstance(model, dict) else ""
     stage = STAGES.get(class_path.rpartition(".")[2])
     if stage is None:
         raise UserError(f"--config {found[2]} names model {class_path!r}: --size knows {', '.join(STAGES)}")
     return stage
 
 
-def _find_option(argv: list[str], option: str) -> tuple[int, int, str] | None:
+def _find_option(argv: list[str], *names: str) -> tuple[int, int, str] | None:
     for index, argument in enumerate(argv):
-        if argument.startswith(f"{option}="):
-            return index, index + 1, argument.partition("=")[2]
-        if argument == option:
-            if index + 1 == len(argv):
-                raise UserError(f"{option} needs a value")
-            return index, index + 2, argv[index + 1]
+        name, equals, value = argument.partition("=")
+        if name not in names:
+            continue
+        if equals:
+            return index, index + 1, value
+        if index + 1 == len(argv):
+            raise UserError(f"{name} needs a value")
+        return index, index + 2, argv[index + 1]
     return None
 
 

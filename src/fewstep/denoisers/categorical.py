@@ -34,6 +34,7 @@ class CategoricalDenoiser(nn.Module):
         num_heads: int = 6,
         self_conditioning: bool = False,
         two_times: bool = False,
+        local_reach: int = 2,
     ) -> None:
         super().__init__()
         self.config = {
@@ -45,6 +46,7 @@ class CategoricalDenoiser(nn.Module):
             "num_heads": num_heads,
             "self_conditioning": self_conditioning,
             "two_times": two_times,
+            "local_reach": local_reach,
         }
         self.path = path
         self.self_conditioning = self_conditioning
@@ -53,7 +55,7 @@ class CategoricalDenoiser(nn.Module):
         self.inputs = nn.Linear(latent_dim * (2 if self_conditioning else 1), width)
         self.evidence = nn.Embedding(vocab_size, width)
         self.positions = nn.Parameter(torch.zeros(num_positions, width))
-        self.body = AdaptiveTransformer(width, depth, num_heads, two_times=two_times)
+        self.body = AdaptiveTransformer(width, depth, num_heads, two_times=two_times, local_reach=local_reach)
         self.outputs = nn.Linear(width, vocab_size)
         nn.init.zeros_(self.outputs.weight)
         nn.init.zeros_(self.outputs.bias)
@@ -65,13 +67,19 @@ class CategoricalDenoiser(nn.Module):
 
     def log_likelihood(self, x_t: Tensor, t: Tensor) -> Tensor:
         """log p(x_t | token v at this position) up to a constant, (B, K, V) float32 under autocast too."""
+        return self._linear_in_code(x_t, t, torch.zeros_like(self.log_prior))
+
+    def _linear_in_code(self, x_t: Tensor, t: Tensor, offset: Tensor) -> Tensor:
+        """log-likelihood + ``offset`` (V,) as one product: [r x, r alpha, 1] . [e, -|e|^2 / 2, offset]."""
         alpha, sigma = self.path.alpha_sigma(t, x_t)
         # Past this level every code is resolved; the floor keeps the logits finite at t = 1.
         precision = alpha / sigma.clamp(min=0.02).square()
-        half_norms = self.codebook.square().sum(-1) / 2
+        ones = torch.ones_like(upcast(x_t)[..., :1])
+        left = torch.cat([precision * upcast(x_t), precision * alpha * ones, ones], dim=-1)
+        right = torch.cat([self.codebook, -self.codebook.square().sum(-1, keepdim=True) / 2, offset[:, None]], dim=-1)
         # Near t = 1 the precision is in the thousands: a half-type product would be off by many nats.
         with torch.autocast(x_t.device.type, enabled=False):
-            return precision * (upcast(x_t) @ self.codebook.T) - precision * alpha * half_norms
+            return left @ right.to(left.dtype).T
 
     def forward(
         self,
@@ -85,7 +93,7 @@ class CategoricalDenoiser(nn.Module):
         """``x_t`` (B, K, D), times (B,), ``mask`` (B, K), ``self_cond`` (B, K, D)."""
         if x_t.shape[1] > len(self.positions):
             raise ValueError(f"{x_t.shape[1]} latent positions, but this denoiser was built for {len(self.positions)}")
-        own = self.log_likelihood(x_t, t) + self.log_prior
+        own = self._linear_in_code(x_t, t, self.log_prior)
         h = x_t
         if self.self_conditioning:
             h = torch.cat([x_t, torch.zeros_like(x_t) if self_cond is None else self_cond], dim=-1)

@@ -25,6 +25,7 @@ class RegressionDenoiser(nn.Module):
         num_heads: int = 6,
         self_conditioning: bool = False,
         two_times: bool = False,
+        local_reach: int = 2,
     ) -> None:
         super().__init__()
         self.config = {
@@ -35,11 +36,12 @@ class RegressionDenoiser(nn.Module):
             "num_heads": num_heads,
             "self_conditioning": self_conditioning,
             "two_times": two_times,
+            "local_reach": local_reach,
         }
         self.self_conditioning = self_conditioning
         self.inputs = nn.Linear(latent_dim * (2 if self_conditioning else 1), width)
         self.positions = nn.Parameter(torch.zeros(num_positions, width))
-        self.body = AdaptiveTransformer(width, depth, num_heads, two_times=two_times)
+        self.body = AdaptiveTransformer(width, depth, num_heads, two_times=two_times, local_reach=local_reach)
         self.outputs = nn.Linear(width, latent_dim)
         nn.init.zeros_(self.outputs.weight)
         nn.init.zeros_(self.outputs.bias)

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-
 SHORT_SEQUENCE = 128
 """Keys up to which attention on a CPU is written out."""
 

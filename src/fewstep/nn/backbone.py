@@ -14,11 +14,13 @@ class AdaptiveTransformer(nn.Module):
     without it, passing ``s`` raises ``ValueError``.
     """
 
-    def __init__(self, width: int, depth: int, num_heads: int, *, two_times: bool = False) -> None:
+    def __init__(
+        self, width: int, depth: int, num_heads: int, *, two_times: bool = False, local_reach: int = 2
+    ) -> None:
         super().__init__()
         self.time = TimeEmbedding(width)
         self.distance = TimeEmbedding(width) if two_times else None
-        blocks = [AdaptiveBlock(width, num_heads) for _ in range(depth)]
+        blocks = [AdaptiveBlock(width, num_heads, local_reach=local_reach) for _ in range(depth)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         initialise(self)

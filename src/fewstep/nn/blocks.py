@@ -22,10 +22,20 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; with ``cross`` it also attends to a context."""
+    """Pre-norm transformer block; with ``cross`` it also attends to a context.
 
-    def __init__(self, width: int, num_heads: int, *, causal: bool = False, cross: bool = False) -> None:
+    With ``local_reach`` each position first takes in that many neighbours on either side (:class:`LocalMixing`); later
+    ones too, so a causal block has none: ``ValueError``.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, *, causal: bool = False, cross: bool = False, local_reach: int = 0
+    ) -> None:
         super().__init__()
+        if causal and local_reach:
+            raise ValueError(f"a causal block must not see later neighbours: local_reach is {local_reach}, expected 0")
+        self.local_norm = nn.LayerNorm(width) if local_reach else None
+        self.local = LocalMixing(width, local_reach) if local_reach else None
         self.attention_norm = nn.LayerNorm(width)
         self.attention = SelfAttention(width, num_heads, causal=causal)
         self.cross_norm = nn.LayerNorm(width) if cross else None
@@ -43,6 +53,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """``x`` (B, N, W), ``mask`` (B, N), true at positions that may be seen. Returns (B, N, W)."""
         start = 0 if cache is None else len(cache)
+        if self.local is not None and self.local_norm is not None:
+            x = x + self.local(self.local_norm(x), mask)
         x = x + self.attention(self.attention_norm(x), mask, cache)
         if self.cross is not None and self.cross_norm is not None and context is not None:
             x = x + self.cross(self.cross_norm(x), context, start)
@@ -53,13 +65,14 @@ class AdaptiveBlock(nn.Module):
     """Block whose norms are scaled, shifted and gated by a condition (adaLN, arXiv:2212.09748, section 3.2).
 
     The modulation starts at zero and the gates at one, so a fresh block is a plain one. Gates that start at zero, as
-    in adaLN-Zero, cost a run of a thousand steps most of its time to open (measured in docs/recipe.md).
+    in adaLN-Zero, would have to open first, which a run of a thousand steps has no time for. Before attention each
+    position takes in its ``local_reach`` neighbours on either side (:class:`LocalMixing`).
     """
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, *, local_reach: int = 2) -> None:
         super().__init__()
         self.local_norm = nn.LayerNorm(width)
-        self.local = LocalMixing(width)
+        self.local = LocalMixing(width, local_reach)
         self.attention_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.attention = SelfAttention(width, num_heads)
         self.mlp_norm = nn.LayerNorm(width, elementwise_affine=False)

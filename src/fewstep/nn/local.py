@@ -10,7 +10,8 @@ class LocalMixing(nn.Module):
 
     Attention must first learn to find the neighbours before a denoiser can use them, which takes a short run most of
     its time; this gives them from the first step (as the Canon layers of "Physics of Language Models" 4.1 do for causal
-    models). Written as shifts, which is faster than a grouped convolution on a CPU.
+    models). ``reach`` 0 leaves each position its own. Written as shifts, which on a CPU is faster than a grouped
+    convolution.
     """
 
     def __init__(self, width: int, reach: int = 2) -> None:

@@ -1,12 +1,10 @@
 """Flow matching in x_1 or velocity, with cross-entropy beside it. B batch, K positions, D latent dimension."""
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from fewstep.denoisers import DenoiserOutput, FlowModel
-from fewstep.readouts import ParallelReadout
+from fewstep.readouts import ParallelReadout, token_nats
 from fewstep.schedules import TimeSampler
 from fewstep.shapes import masked_mean, rand, randn
 from fewstep.types import Latents, LossOutput, TokenBatch
@@ -61,7 +59,9 @@ class FlowMatching:
         self_cond = self._first_estimate(model, x_t, t, latents.mask, generator)
         output = model.predict(x_t, t, mask=latents.mask, self_cond=self_cond)
         target = x_1 if model.prediction == "x1" else model.path.velocity(x_1, x_0, t)
-        squared_error = masked_mean((output.value - target).square(), latents.mask)
+        # With weight 0 it is only logged; its backward pass would cost as much as any other.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.regression_weight > 0):
+            squared_error = masked_mean((output.value - target).square(), latents.mask)
         per_example = self.regression_weight * squared_error
         terms = {"squared_error": squared_error.mean().detach()}
         if self.cross_entropy_weight > 0:
@@ -83,8 +83,7 @@ class FlowMatching:
         """Nats per token (B,) of what the output says about ``tokens`` (B, L)."""
         if output.token_logits is None:
             return readout.loss(model.x1_of(output, x_t, t), tokens.ids, tokens.mask)
-        nats = F.cross_entropy(rearrange(output.token_logits, "b l v -> b v l"), tokens.ids, reduction="none")
-        return masked_mean(nats, tokens.mask)
+        return masked_mean(token_nats(output.token_logits, tokens.ids), tokens.mask)
 
     @torch.no_grad()
     def _first_estimate(

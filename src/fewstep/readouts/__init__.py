@@ -1,6 +1,6 @@
 """Latents to tokens: parallel readouts, the commitment head, and the language model it is measured by."""
 
-from fewstep.readouts.categorical import draw_tokens
+from fewstep.readouts.categorical import draw_tokens, token_nats
 from fewstep.readouts.causal import CausalTransformer
 from fewstep.readouts.commitment import CommitmentHead
 from fewstep.readouts.decoding import decode_cached, decode_naive
@@ -18,4 +18,5 @@ __all__ = [
     "decode_naive",
     "draw_tokens",
     "token_accuracy",
+    "token_nats",
 ]

@@ -1,7 +1,17 @@
 """Drawing tokens from logits. B batch, V vocabulary."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from fewstep.schedules import upcast
+
+
+def token_nats(logits: Tensor, ids: Tensor) -> Tensor:
+    """Negative log-likelihood (B, L) in nats, >= float32, of ``ids`` (B, L) under ``logits`` (B, L, V)."""
+    # Classes stay the last axis: cross-entropy over a strided one is several times slower.
+    flat = F.cross_entropy(upcast(logits).flatten(0, 1), ids.flatten(), reduction="none")
+    return flat.view(ids.shape)
 
 
 def draw_tokens(logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,10 @@
 """The categorical commitment head: an autoregressive readout (escape one of arXiv:2606.30705)."""
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from fewstep.readouts.categorical import token_nats
 from fewstep.readouts.causal import CausalTransformer
 from fewstep.readouts.decoding import decode_cached
 from fewstep.shapes import Generators, masked_mean, rand, randn
@@ -38,7 +38,7 @@ class CommitmentHead(nn.Module):
         level = torch.zeros(len(z), device=z.device) if noise_level is None else noise_level
         latent_mask = rearrange(mask, "b (k s) -> b k s", s=self.network.stride).any(-1)
         logits = self.logits(z, latent_mask, ids, level)
-        nats = F.cross_entropy(rearrange(logits.float(), "b l v -> b v l"), ids, reduction="none")
+        nats = token_nats(logits, ids)
         return masked_mean(nats, mask)
 
     @torch.no_grad()

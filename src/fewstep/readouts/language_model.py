@@ -1,10 +1,9 @@
 """The run's own language model: the baseline to beat, and the scorer. B batch, L tokens."""
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
+from fewstep.readouts.categorical import token_nats
 from fewstep.readouts.causal import CausalTransformer
 from fewstep.readouts.decoding import decode_cached
 from fewstep.shapes import Generators, masked_mean, rand
@@ -22,8 +21,7 @@ class LanguageModel(nn.Module):
 
     def token_nats(self, ids: Tensor) -> Tensor:
         """Negative log-likelihood of every token (B, L) given the ones before it, in nats, float32."""
-        logits = self.network(self.network.shifted(ids)).float()
-        return F.cross_entropy(rearrange(logits, "b l v -> b v l"), ids, reduction="none")
+        return token_nats(self.network(self.network.shifted(ids)), ids)
 
     def loss(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Mean nats per real token (B,); ``mask`` (B, L)."""

@@ -1,12 +1,11 @@
 """Parallel categorical readouts: every token at once. B batch, L tokens, K positions, D latent dim, V vocabulary."""
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from fewstep.nn import Block, initialise
-from fewstep.readouts.categorical import draw_tokens
+from fewstep.readouts.categorical import draw_tokens, token_nats
 from fewstep.shapes import Generators, masked_mean, rand
 from fewstep.types import TokenSample
 
@@ -24,7 +23,7 @@ class ParallelReadout(nn.Module):
         """Mean nats per real token (B,) for ``ids`` (B, L) under latents ``z`` (B, K, D); ``mask`` (B, L) bool."""
         latent_mask = rearrange(mask, "b (k s) -> b k s", s=self.stride).any(-1)
         logits = self(z, latent_mask)
-        nats = F.cross_entropy(rearrange(logits.float(), "b l v -> b v l"), ids, reduction="none")
+        nats = token_nats(logits, ids)
         return masked_mean(nats, mask)
 
     def generate(
@@ -74,7 +73,7 @@ class TransformerReadout(ParallelReadout):
         }
         self.stride = stride
         self.inputs = nn.Linear(latent_dim, stride * width)
-        self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, num_heads, local_reach=2) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.outputs = nn.Linear(width, vocab_size)
         initialise(self)

@@ -5,14 +5,14 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.bundle import Identity
+from fewstep.errors import UserError
 from fewstep.objectives import Reconstruction
 from fewstep.readouts import LinearReadout, TransformerReadout, token_accuracy
 from fewstep.training.data_module import TextDataModule
-from fewstep.training.optimizer import OptimizerSettings
+from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.training.stage import Stage, tokens_of
 from fewstep.types import LossOutput, TokenBatch
 
@@ -34,7 +34,7 @@ class AutoencoderModule(Stage):
         autoencoder: Callable[[int], TransformerAutoencoder],
         readout: Callable[[int, int], LinearReadout | TransformerReadout],
         objective: Reconstruction,
-        optimizer: OptimizerSettings = OptimizerSettings(),
+        optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed)
@@ -42,7 +42,14 @@ class AutoencoderModule(Stage):
         self.autoencoder = autoencoder(vocab_size)
         self.autoencoder.num_latents(data.block_size)
         self.readout = readout(vocab_size, self.autoencoder.latent_dim)
+        if self.readout.config["stride"] != self.autoencoder.stride:
+            raise UserError(
+                f"model.readout.stride is {self.readout.config['stride']}, model.autoencoder.stride "
+                f"{self.autoencoder.stride}: give both the same"
+            )
         self.objective = objective
+        if objective.token_masking == 0:  # a parameter without a gradient would make several processes wait forever
+            self.autoencoder.mask_embedding.requires_grad_(False)
 
     def identity(self) -> Identity:
         """The identity with this stage's objective."""
@@ -52,7 +59,7 @@ class AutoencoderModule(Stage):
         """Nats per token of the readout on corrupted latents."""
         return self.objective.forward(self.autoencoder, self.readout, tokens, generator=generator)
 
-    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> STEP_OUTPUT:
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """The training loss, and accuracy and bits per byte on clean latents."""
         super().validation_step(batch, batch_idx)
         tokens = tokens_of(batch)
@@ -62,4 +69,3 @@ class AutoencoderModule(Stage):
         accuracy = token_accuracy(self.readout(latents.z, latents.mask), tokens.ids, tokens.mask)
         values = {"val/token_accuracy": accuracy, "val/bits_per_byte": bits_per_byte}
         self.log_dict(values, prog_bar=True, batch_size=len(batch["ids"]), sync_dist=True)
-        return None

@@ -1,20 +1,57 @@
 """Training from YAML files and flags, by LightningCLI."""
 
-import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, Namespace
+import yaml
+from jsonargparse import ActionYesNo, ArgumentError, Namespace
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import Callback, Checkpoint, EMAWeightAveraging, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
-from fewstep.storage import read_checkpoint
-from fewstep.training.callbacks import ExportModel, InterruptBetweenSteps, SampleTable, Throughput
+from fewstep.training.callbacks import (
+    ExportModel,
+    ResumePoint,
+    RobustnessTable,
+    SampleTable,
+    StageSummary,
+    StepProgress,
+    Throughput,
+)
 from fewstep.training.data_module import TextDataModule
-from fewstep.training.loggers import default_loggers
+from fewstep.training.loggers import default_loggers, finish_wandb
+from fewstep.training.messages import one_line
+from fewstep.training.noise import silence
+from fewstep.training.run_folder import (
+    MODEL,
+    check_run_folder,
+    checkpoint_folder,
+    prepare_run_folder,
+    resolve_checkpoint,
+    tokenizer_of,
+)
 from fewstep.training.stage import Stage
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps all settings of a run as ``config.yaml`` in its folder, and as wandb's config."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lightning calls this in the first process only. Commands other than ``fit`` have no run folder."""
+        if stage != "fit":
+            return
+        file = Path(trainer.default_root_dir) / self.config_filename
+        self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=False)
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(settings)
 
 
 class FewstepCLI(LightningCLI):
@@ -22,134 +59,152 @@ class FewstepCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder, checkpoints, weight averaging, and hand the data to the model."""
-        parser.add_argument("--run_dir", type=str, default="runs/latest", help="folder of everything that this run writes")
-        parser.add_argument("--overwrite", type=bool, default=False, help="replace what an earlier run left in run_dir")
+        parser.add_argument(
+            "--run_dir", type=str, default="runs/latest", help="folder of everything that this run writes"
+        )
+        parser.add_argument(
+            "--overwrite", action=ActionYesNo, nargs="?", default=False, help="replace an earlier run in run_dir"
+        )
         parser.link_arguments("data", "model.init_args.data", apply_on="instantiate")
         parser.add_lightning_class_args(EMAWeightAveraging, "ema")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "ema.decay": 0.995,
-                "checkpoint.filename": "{step}",
-                "checkpoint.save_last": True,
-                "checkpoint.save_on_exception": True,
-                "checkpoint.every_n_train_steps": 500,
-            }
-        )
+        parser.add_lightning_class_args(ResumePoint, "checkpoint")
+        parser.set_defaults({"ema.decay": 0.995})
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and find the checkpoint to go on from. Raises ``UserError`` where it does not fit."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        if config.ckpt_path is not None:  # before Lightning reads it, which fails without a word on what to do
+            stage = stage_name(config.model.class_path)
+            config.ckpt_path = resolve_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
+
     def before_instantiate_classes(self) -> None:
-        """Take the tokenizer of the model that the stage builds on, where the user names no other."""
+        """Check the run folder before anything costs time, and take the base model's tokenizer.
+
+        Raises ``UserError`` for a run folder that is in use, and for a base model that is none.
+        """
         config = self._settings()
-        base = config.model.init_args.get("autoencoder") if "init_args" in config.model else None
-        if isinstance(base, str) and config.data.tokenizer is None:
-            config.data.tokenizer = tokenizer_of(base, Path(config.run_dir))
+        base = self._base()
+        if base is not None and config.data.tokenizer is None:
+            config.data.tokenizer = tokenizer_of(base, config.data.cache_dir)
+        if self._writes() and not self._goes_on():
+            check_run_folder(Path(config.run_dir), overwrite=config.overwrite, base=base)
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; a value that a constructor refuses is the user's to mend."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(one_line(str(error))) from error
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with this run's loggers and callbacks."""
-        run_dir = Path(self._settings().run_dir)
-        fast = bool(self._settings().trainer.fast_dev_run)
-        if not fast and self.subcommand == "fit":
-            self._check_run_dir(run_dir)
-        if self._settings().trainer.logger is None and not fast:
-            kwargs["logger"] = default_loggers(run_dir)
-        kwargs.setdefault("default_root_dir", str(run_dir))
-        trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks = ordered_callbacks(trainer.callbacks, run_dir, self.model, bool(trainer.loggers))  # type: ignore[attr-defined]
+    # LightningCLI calls it without arguments and offers **kwargs to subclasses only, so none are taken here.
+    def instantiate_trainer(self) -> Trainer:  # type: ignore[override]
+        """The trainer with this run's folder, loggers and callbacks."""
+        config = self._settings()
+        run_dir = Path(config.run_dir)
+        if self._writes() and not self._goes_on():
+            prepare_run_folder(run_dir, overwrite=config.overwrite, base=self._base())
+        logger = config.trainer.logger
+        if logger is None:
+            logger = default_loggers(run_dir) if self.subcommand == "fit" and not config.trainer.fast_dev_run else False
+        trainer = super().instantiate_trainer(default_root_dir=str(run_dir), logger=logger)
+        trainer.callbacks = ordered_callbacks(trainer.callbacks, run_dir)  # type: ignore[attr-defined]
         return trainer
 
     def fit(
         self, model: LightningModule, datamodule: TextDataModule, ckpt_path: str | None = None, weights_only: Any = None
     ) -> None:
-        """Train; Lightning leaves by ``SystemExit`` after Ctrl-C, which becomes the interrupt that it was."""
+        """Train. Raises ``TrainingStopped`` where a signal ended it: Lightning leaves by ``SystemExit`` then."""
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only)
-        except SystemExit:
-            if self.trainer.interrupted:
-                raise KeyboardInterrupt from None
-            raise
+        except MisconfigurationException as error:
+            raise UserError(one_line(str(error))) from error
+        except (KeyboardInterrupt, SystemExit) as error:
+            if not self.trainer.interrupted:
+                raise
+            (resume_point,) = (item for item in self.trainer.callbacks if isinstance(item, ResumePoint))  # type: ignore[attr-defined]
+            raise resume_point.stopped_by(error, self.trainer) from None
+        if ckpt_path is not None and self._writes():
+            self._export_finished(ckpt_path)
+
+    def _export_finished(self, ckpt_path: str) -> None:
+        """Write the model of a run that ended between its last step and the export: nothing was left to train."""
+        folder = Path(self._settings().run_dir) / MODEL
+        if not folder.exists():
+            ModelBundle.from_pretrained(ckpt_path).save_pretrained(folder)
+            self.trainer.print(f"==> nothing was left to train; model in {folder}")
 
     def _settings(self) -> Namespace:
         return self.config[self.subcommand] if self.subcommand else self.config
 
-    def _check_run_dir(self, run_dir: Path) -> None:
-        settings = self._settings()
-        last = Path(checkpoint_folder(str(run_dir))) / "last.ckpt"
-        if settings.ckpt_path == "last" and not last.is_file():
-            raise UserError(f"--ckpt_path last: there is no {last} to go on from; leave --ckpt_path out to start anew")
-        used = [name for name in ("checkpoints", "model") if (run_dir / name).exists()]
-        if used and settings.ckpt_path is None and not settings.overwrite:
-            raise UserError(
-                f"{run_dir} holds an earlier run: go on with --ckpt_path last, choose another --run_dir, "
-                "or pass --overwrite=true"
-            )
+    def _base(self) -> str | None:
+        """The model folder or checkpoint that the stage builds on."""
+        base = self._settings().model.get("init_args", {}).get("autoencoder")
+        return base if isinstance(base, str) else None
+
+    def _goes_on(self) -> bool:
+        """Whether the checkpoint is the run folder's own, so that what lies there is this run's."""
+        config = self._settings()
+        return (
+            config.ckpt_path is not None and Path(config.run_dir).resolve() in Path(config.ckpt_path).resolve().parents
+        )
+
+    def _writes(self) -> bool:
+        """Whether this process makes the run folder: the first one does, unless the run is a trial."""
+        fast = bool(self._settings().trainer.fast_dev_run)
+        return self.subcommand == "fit" and not fast and getattr(rank_zero_only, "rank", 0) == 0
 
 
-def checkpoint_folder(run_dir: str) -> str:
-    """Where a run keeps its checkpoints."""
-    return str(Path(run_dir) / "checkpoints")
+def stage_name(class_path: str) -> str:
+    """What the stage with this module is called."""
+    module, _, name = class_path.rpartition(".")
+    return str(getattr(import_module(module), name).stage_name)
 
 
-def tokenizer_of(base: str, run_dir: Path) -> str:
-    """Folder of the tokenizer in a model folder; that of a checkpoint is written into the run folder first."""
-    path = Path(base).expanduser()
-    if path.is_file():
-        folder = run_dir / "tokenizer"
-        read_checkpoint(path).tokenizer.save_pretrained(folder)
-        return str(folder)
-    if not (path / "tokenizer").is_dir():
-        raise UserError(f"{base} is no model: give a folder that training exported, or a .ckpt file")
-    return str(path / "tokenizer")
-
-
-def ordered_callbacks(given: list[Callback], run_dir: Path, model: LightningModule, logs: bool) -> list[Callback]:
+def ordered_callbacks(given: list[Callback], run_dir: Path) -> list[Callback]:
     """All callbacks in the order that they need.
 
-    What looks at the averaged weights stands before weight averaging, which swaps them back when validation ends; the
-    export stands after it, when they have become the model's own; checkpoints come last.
+    What looks at the averaged weights stands before weight averaging, which swaps them back when the validation epoch
+    ends; the export stands after it, when they have become the model's own; checkpoints come last, because the
+    average's update belongs to the step that they save. Lightning's progress bar gives way to ours where it is on.
     """
-    watching: list[Callback] = [InterruptBetweenSteps(), Throughput()]
-    if logs:
-        watching.append(LearningRateMonitor("step"))
-    if isinstance(model, Stage) and model.stage_name == "flow":
-        watching.append(SampleTable(str(run_dir)))
+    watching: list[Callback] = [StageSummary(str(run_dir)), Throughput()]
+    if any(isinstance(callback, ProgressBar) for callback in given):
+        watching.append(StepProgress())
+    watching += [RobustnessTable(str(run_dir)), SampleTable(str(run_dir))]
     averaging = [callback for callback in given if isinstance(callback, EMAWeightAveraging)]
-    saving = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
-    others = [callback for callback in given if callback not in averaging and callback not in saving]
-    return [*watching, *others, *averaging, ExportModel(str(run_dir / "model")), *saving]
-
-
-def quiet() -> None:
-    """Silence warnings about choices that are made on purpose here."""
-    for message in (".*args parameter is intended.*", ".*does not have many workers.*", ".*LeafSpec.*", ".*isinstance.treespec.*"):
-        warnings.filterwarnings("ignore", message)
+    saving = [callback for callback in given if isinstance(callback, Checkpoint)]
+    others = [item for item in given if not isinstance(item, EMAWeightAveraging | Checkpoint | ProgressBar)]
+    return [*watching, *others, *averaging, ExportModel(str(run_dir / MODEL)), *saving]
 
 
 def run_training(arguments: list[str]) -> None:
     """Run LightningCLI on ``arguments`` (``fit --config FILE ...``).
 
-    Raises UserError for a wrong key or value, naming it; ``KeyboardInterrupt`` and ``SIGTERMException`` for a run that
-    was stopped, after its checkpoint is written.
+    Raises ``UserError`` for a wrong key or value, naming it, and ``TrainingStopped`` for a run that a signal ended,
+    with the checkpoint to go on from.
     """
-    quiet()
-    options = {"exit_on_error": False}
+    silence()
+    options = {"exit_on_error": False, "allow_abbrev": False}
     try:
         FewstepCLI(
             model_class=Stage,
             datamodule_class=TextDataModule,
             subclass_mode_model=True,
             seed_everything_default=0,
-            trainer_defaults={"use_distributed_sampler": False},
-            save_config_kwargs={"overwrite": True},
+            # Steps only: with a number of epochs Lightning makes the data before it restores where the run stood.
+            trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1, "enable_model_summary": False},
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={"fit": options, "validate": options, "test": options, "predict": options, **options},
+            auto_configure_optimizers=False,
             args=arguments,
         )
+    except SystemExit as left:  # --help and --print_config end so
+        if left.code not in (None, 0):
+            raise
     except ArgumentError as error:
-        raise UserError(str(error)) from None
+        raise UserError(one_line(str(error))) from None
+    finally:
+        finish_wandb()

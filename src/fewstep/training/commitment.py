@@ -10,7 +10,7 @@ from fewstep.bundle import Identity
 from fewstep.objectives import CommitmentTraining
 from fewstep.readouts import CausalTransformer, CommitmentHead
 from fewstep.training.data_module import TextDataModule
-from fewstep.training.optimizer import OptimizerSettings
+from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.training.stage import Stage, load_base
 from fewstep.types import LossOutput, TokenBatch
 
@@ -30,16 +30,17 @@ class CommitmentModule(Stage):
         self,
         data: TextDataModule,
         autoencoder: str,
-        network: Callable[..., CausalTransformer],
+        network: Callable[[int], CausalTransformer],
         objective: CommitmentTraining,
         trust_level: float = 0.5,
-        optimizer: OptimizerSettings = OptimizerSettings(),
+        optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, load_base(autoencoder, data, "autoencoder"))
         encoder = self.base.autoencoder
         assert encoder is not None
-        self.commitment = network(len(data.tokenizer), latent_dim=encoder.latent_dim, stride=encoder.stride)
+        make: Callable[..., CausalTransformer] = network  # the parser wants to know how many values it will be given
+        self.commitment = make(len(data.tokenizer), latent_dim=encoder.latent_dim, stride=encoder.stride)
         self.trust_level = trust_level
         self.objective = objective
 

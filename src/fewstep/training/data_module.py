@@ -14,6 +14,7 @@ from fewstep.data import (
     prepare_corpus,
     streaming_corpus,
 )
+from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -58,6 +59,11 @@ class TextDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if batch_size < 1 or num_validation_blocks < 1 or num_workers < 0:
+            raise UserError(
+                f"batch_size {batch_size}, num_validation_blocks {num_validation_blocks}, num_workers {num_workers}: "
+                "expected at least 1, at least 1, and at least 0"
+            )
         self.settings = CorpusSettings(
             source=source,
             text_field=text_field,
@@ -82,8 +88,7 @@ class TextDataModule(LightningDataModule):
         """The corpus, prepared on first use; later runs and other processes find it on disk."""
         if self._corpus is None:
             if self.settings.streaming:
-                rank, world_size = self._ranks()
-                self._corpus = streaming_corpus(self.settings, rank, world_size)
+                self._corpus = streaming_corpus(self.settings)
             else:
                 self._corpus = prepare_corpus(self.settings)
         return self._corpus
@@ -104,13 +109,18 @@ class TextDataModule(LightningDataModule):
         return self.settings.source
 
     def train_dataloader(self) -> DataLoader:
-        """Batches from where the run stands to its end."""
-        corpus = self.corpus
+        """Batches from where the run stands to its end.
+
+        The trainer asks for it after a checkpoint is restored, as long as it counts steps only (``max_epochs`` -1).
+        Raises ``UserError`` for too little text.
+        """
+        corpus, (rank, world_size) = self.corpus, self._ranks()
         if isinstance(corpus, StreamingCorpus):
+            if world_size > 1:  # the corpus was opened for its tokenizer before the processes were known
+                corpus = self._corpus = streaming_corpus(self.settings, rank, world_size)
             if self._restored_stream is not None:
                 corpus.train.load_state_dict(self._restored_stream)
             return DataLoader(corpus.train, self.batch_size, collate_fn=collate, num_workers=0)
-        rank, world_size = self._ranks()
         sampler = StepBatchSampler(
             len(corpus.train),
             self.batch_size,
@@ -151,7 +161,4 @@ class TextDataModule(LightningDataModule):
 
     def _num_batches(self) -> int:
         assert self.trainer is not None
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps * self.trainer.accumulate_grad_batches
-        per_epoch = len(self.corpus.train) // (self.batch_size * self.trainer.world_size)
-        return per_epoch * max(self.trainer.max_epochs or 1, 1)
+        return max(self.trainer.max_steps, 0) * self.trainer.accumulate_grad_batches

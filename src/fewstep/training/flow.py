@@ -10,10 +10,11 @@ from fewstep.bundle import PATHS, Identity
 from fewstep.denoisers import CategoricalDenoiser, FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.objectives import FlowMatching
+from fewstep.paths import Path
 from fewstep.schedules import LogitNormalTime
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.latent_cache import LatentCache
-from fewstep.training.optimizer import OptimizerSettings
+from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.training.stage import Stage, load_base
 from fewstep.training.token_counts import log_frequencies
 from fewstep.types import Latents, LossOutput, TokenBatch
@@ -37,10 +38,10 @@ class FlowModule(Stage):
         autoencoder: str,
         objective: FlowMatching,
         denoiser: Callable[[int, int], RegressionDenoiser] | None = None,
-        categorical_denoiser: Callable[..., CategoricalDenoiser] | None = None,
+        categorical_denoiser: Callable[[int, int, int, Path], CategoricalDenoiser] | None = None,
         path: Literal["linear", "variance_preserving"] = "linear",
         prediction: PredictionType = "x1",
-        optimizer: OptimizerSettings = OptimizerSettings(),
+        optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         latent_cache_dir: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -68,14 +69,13 @@ class FlowModule(Stage):
     def identity(self) -> Identity:
         """The identity with path, prediction, objective and the grid that follows the time sampler."""
         sampler = self.objective.time_sampler
-        logit_normal = isinstance(sampler, LogitNormalTime)
         return replace(
             super().identity(),
             path=self.path_name,
             prediction=self.prediction,
             objective=type(self.objective).__name__,
-            grid_mean=sampler.mean if logit_normal else None,
-            grid_std=sampler.std if logit_normal else None,
+            grid_mean=sampler.mean if isinstance(sampler, LogitNormalTime) else None,
+            grid_std=sampler.std if isinstance(sampler, LogitNormalTime) else None,
         )
 
     def model(self) -> FlowModel:

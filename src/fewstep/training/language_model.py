@@ -7,7 +7,7 @@ import torch
 
 from fewstep.readouts import CausalTransformer, LanguageModel
 from fewstep.training.data_module import TextDataModule
-from fewstep.training.optimizer import OptimizerSettings
+from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.training.stage import Stage
 from fewstep.types import LossOutput, TokenBatch
 
@@ -22,7 +22,7 @@ class LanguageModelModule(Stage):
         self,
         data: TextDataModule,
         network: Callable[[int], CausalTransformer],
-        optimizer: OptimizerSettings = OptimizerSettings(),
+        optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed)

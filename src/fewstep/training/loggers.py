@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import wandb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 
@@ -10,17 +11,27 @@ def default_loggers(run_dir: str | Path, project: str = "fewstep") -> list[Logge
     """A CSV logger in ``run_dir/csv``, and wandb in ``run_dir``.
 
     wandb is online where an API key is set, else offline. ``WANDB_MODE`` decides where it is set; with ``disabled``
-    there is no wandb logger at all, so that nothing is left behind.
+    there is no wandb logger at all, so that nothing is left behind. A resumed run writes the next ``csv/version_N``.
     """
     run_dir = Path(run_dir)
-    loggers: list[Logger] = [CSVLogger(run_dir, name="csv")]
+    # Flushed at every row: what a killed process leaves is then complete.
+    loggers: list[Logger] = [CSVLogger(run_dir, name="csv", flush_logs_every_n_steps=1)]
     mode = os.environ.get("WANDB_MODE", "")
     if mode == "disabled":
         return loggers
     offline = mode in ("offline", "dryrun") or (mode == "" and not _has_key())
     run_dir.mkdir(parents=True, exist_ok=True)
-    loggers.append(WandbLogger(name=run_dir.name, project=project, save_dir=run_dir, offline=offline))
-    return loggers
+    settings = wandb.Settings(silent=offline, console="off")
+    logger = WandbLogger(name=run_dir.name, project=project, save_dir=run_dir, offline=offline, settings=settings)
+    # Lightning hands over, unset, a setting that wandb has given up, and wandb warns of it in every run.
+    logger._wandb_init.pop("anonymous", None)
+    return [*loggers, logger]
+
+
+def finish_wandb() -> None:
+    """End the wandb run of this process, where there is one, so that the next stage starts its own."""
+    if wandb.run is not None:
+        wandb.finish()
 
 
 def _has_key() -> bool:

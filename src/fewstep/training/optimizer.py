@@ -46,3 +46,7 @@ class OptimizerSettings:
             optimizer, self.warmup_steps, max(num_steps, self.warmup_steps + 1), min_lr_rate=self.final_fraction
         )
         return optimizer, schedule
+
+
+DEFAULT_OPTIMIZER = OptimizerSettings()
+"""What a stage takes where nothing is said; frozen, so it can be shared."""

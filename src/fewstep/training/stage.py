@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 from fewstep.bundle import COMPONENTS, Identity, ModelBundle, versions
 from fewstep.data import tokenizer_fingerprint
@@ -84,14 +85,22 @@ class Stage(LightningModule):
         step = self.global_step * self.trainer.accumulate_grad_batches
         step += batch_idx % self.trainer.accumulate_grad_batches
         output = self.compute_loss(tokens_of(batch), batch["index"], self.step_generator(step))
-        if not torch.isfinite(output.loss):
+        # Looking at the loss makes the processor wait for an accelerator: there it is done at logged steps only. A loss
+        # that is not finite stays so, and is found then.
+        if (self.device.type == "cpu" or self._is_logged()) and not torch.isfinite(output.loss):
             raise UserError(
                 f"the loss is {output.loss.item()} at step {self.global_step}: lower the learning rate, "
                 "or use bf16 or float32 in place of fp16"
             )
-        self.log("train/loss", output.loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in output.terms.items()})
+        if self._is_logged():
+            self.log("train/loss", output.loss, prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in output.terms.items()})
         return output.loss
+
+    def _is_logged(self) -> bool:
+        """Whether the optimizer step that is under way is one that the trainer writes to its loggers."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Loss on held-out text with the same noise at every validation; logs ``val/loss``."""
@@ -102,16 +111,22 @@ class Stage(LightningModule):
         terms = {f"val/{name}": value for name, value in output.terms.items()}
         self.log_dict(terms, batch_size=size, sync_dist=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with its schedule over the whole run."""
-        steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedule = self.optimizer_settings.build(self.parameters(), steps)
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with its schedule over the whole run. Raises ``UserError`` where the trainer has no ``max_steps``."""
+        if self.trainer.max_steps < 1:
+            raise UserError(
+                f"trainer.max_steps is {self.trainer.max_steps}: training is counted in steps, not epochs; give a "
+                "number of at least 1"
+            )
+        optimizer, schedule = self.optimizer_settings.build(self.parameters(), self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient norm before clipping."""
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+        """Log the gradient norm before clipping, and the learning rate of this step."""
+        if self._is_logged():
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+            self.log("train/learning_rate", float(optimizer.param_groups[0]["lr"]))
 
     def on_fit_start(self) -> None:
         """Move the frozen parts to where the trained ones are."""

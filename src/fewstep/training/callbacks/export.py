@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from fewstep.training.stage import Stage
 
@@ -19,7 +18,9 @@ class ExportModel(Callback):
         self.folder = Path(folder)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save from the first process."""
+        """Save from the first process, and say where."""
         if trainer.is_global_zero and isinstance(pl_module, Stage) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             pl_module.bundle().save_pretrained(self.folder, overwrite=True)
-            rank_zero_info(f"model saved in {self.folder}")
+            trainer.print(
+                f"==> {pl_module.stage_name}: done after {trainer.global_step:,} steps; model in {self.folder}"
+            )

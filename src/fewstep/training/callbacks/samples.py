@@ -3,58 +3,66 @@
 import json
 from pathlib import Path
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from fewstep.pipeline import TextGenerator
-from fewstep.training.stage import Stage
+from fewstep.training.flow import FlowModule
+
+Row = tuple[int, int, str]
 
 
 class SampleTable(Callback):
-    """After every ``every_n_validations`` validations, samples texts from fixed noise with the averaged weights.
+    """After every validation of a flow, samples texts from fixed noise with the averaged weights.
 
     They go to wandb as the table ``samples`` and to ``folder/samples.jsonl``: one row a step, number of sampling steps
-    and text. ``num_steps`` lists the numbers of sampling steps; ``seed`` fixes the noise.
+    and text. ``num_steps`` lists the numbers of sampling steps; ``seed`` fixes the noise. It acts when the validation
+    epoch ends, so it is listed before weight averaging, which takes the averaged weights back then. A resumed run
+    keeps the rows up to the step that it goes on from.
     """
 
     def __init__(
-        self,
-        folder: str,
-        num_samples: int = 4,
-        num_steps: tuple[int, ...] = (1, 4, 32),
-        every_n_validations: int = 1,
-        seed: int = 0,
+        self, folder: str, num_samples: int = 4, num_steps: tuple[int, ...] = (1, 4, 32), seed: int = 0
     ) -> None:
         self.file = Path(folder) / "samples.jsonl"
         self.num_samples = num_samples
         self.num_steps = tuple(num_steps)
-        self.every_n_validations = every_n_validations
         self.seed = seed
-        self._validations = 0
-        self._rows: list[list[int | str]] = []
+        self._rows: list[Row] = []
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over what was sampled before the step that a resumed run goes on from."""
+        if self._applies(trainer, pl_module) and self.file.is_file():
+            with self.file.open(encoding="utf-8") as stream:
+                rows = [json.loads(line) for line in stream if line.endswith("\n")]
+            self._rows = [(row["step"], row["num_steps"], row["text"]) for row in rows]
+            self._rows = [row for row in self._rows if row[0] <= trainer.global_step]
+            self._write(self._rows, "w")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample, write, log; not in the sanity check before training."""
-        if trainer.sanity_checking or not isinstance(pl_module, Stage) or not trainer.is_global_zero:
+        if trainer.sanity_checking or not self._applies(trainer, pl_module):
             return
-        self._validations += 1
-        bundle = pl_module.bundle()
-        if self._validations % self.every_n_validations or bundle.denoiser is None or bundle.readout is None:
-            return
-        self._sample(TextGenerator(bundle), trainer)
-
-    @torch.no_grad()
-    def _sample(self, generator: TextGenerator, trainer: Trainer) -> None:
-        new: list[list[int | str]] = []
+        assert isinstance(pl_module, FlowModule)
+        generator = TextGenerator(pl_module.bundle())
+        new: list[Row] = []
         for steps in self.num_steps:
             texts = generator.generate(self.num_samples, steps, self.seed).texts
-            new += [[trainer.global_step, steps, text] for text in texts]
+            new += [(trainer.global_step, steps, text) for text in texts]
         self._rows += new
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as stream:
-            for step, steps, text in new:
-                stream.write(json.dumps({"step": step, "num_steps": steps, "text": text}, ensure_ascii=False) + "\n")
+        self._write(new, "a")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_table("samples", columns=["step", "num_steps", "text"], data=self._rows)
+                logger.log_table(
+                    "samples", columns=["step", "num_steps", "text"], data=[list(row) for row in self._rows]
+                )
+
+    def _applies(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        fast = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        return isinstance(pl_module, FlowModule) and trainer.is_global_zero and not fast
+
+    def _write(self, rows: list[Row], mode: str) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open(mode, encoding="utf-8") as stream:
+            for step, steps, text in rows:
+                stream.write(json.dumps({"step": step, "num_steps": steps, "text": text}, ensure_ascii=False) + "\n")

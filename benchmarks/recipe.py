@@ -1,0 +1,373 @@
+"""Which recipe makes text at a small budget: one row a setting, equal CPU time, appended to a file.
+
+    python benchmarks/recipe.py --minutes 4 --out runs/recipe.jsonl            # all settings, resumable
+    python benchmarks/recipe.py --minutes 4 --out runs/recipe.jsonl --only code16,code8
+
+Each setting trains its autoencoder and its flow for a fixed CPU time of one thread, samples 256 blocks at K = 1, 4 and
+32 through the parallel readout, and scores them under a language model of the same tokens (trained once a
+vocabulary and block, kept beside the rows). A row holds perplexity, entropy, token accuracy and the yardsticks.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fewstep.autoencoders import TransformerAutoencoder
+from fewstep.bundle import PATHS, Identity, ModelBundle
+from fewstep.data import CorpusSettings, StepBatchSampler, prepare_corpus, tokenizer_fingerprint
+from fewstep.denoisers import CategoricalDenoiser, FlowModel, RegressionDenoiser
+from fewstep.evaluation import evaluate_generation, held_out_blocks, noise_robustness, token_counts
+from fewstep.objectives import FlowMatching, Reconstruction
+from fewstep.pipeline import TextGenerator
+from fewstep.readouts import CausalTransformer, LanguageModel, LinearReadout, TransformerReadout, token_nats
+from fewstep.schedules import LogitNormalTime, UniformTime
+from fewstep.types import TokenBatch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One setting of the study; the defaults are the base that the others vary."""
+
+    vocab_size: int = 2048
+    block_size: int = 32
+    stride: int = 1
+    latent_dim: int = 16
+    encoder_depth: int = 0
+    autoencoder_width: int = 128
+    readout_depth: int = 0
+    noise_level_max: float = 1.0
+    autoencoder_minutes: float = 0.6
+    token_masking: float = 0.0
+    latent_dropout: float = 0.0
+    categorical: bool = True
+    regression_weight: float = 0.0
+    cross_entropy_weight: float = 1.0
+    prediction: str = "x1"
+    path: str = "linear"
+    time_mean: float | None = -0.3
+    time_std: float = 0.6
+    grid_mean: float | None = -0.3
+    grid_std: float = 0.9
+    self_conditioning: float = 0.0
+    width: int = 192
+    depth: int = 5
+    num_heads: int = 3
+    local_reach: int = 2
+    muon: bool = False
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+
+
+BASE = Recipe()
+REGRESSION = dataclasses.replace(
+    BASE, categorical=False, regression_weight=1.0, cross_entropy_weight=0.0, readout_depth=2, latent_dim=32
+)
+SETTINGS: dict[str, Recipe] = {"code16": BASE}
+
+
+def variants(base: Recipe, changes: dict[str, dict[str, object]]) -> dict[str, Recipe]:
+    """Settings that differ from a base in what their name says."""
+    return {name: dataclasses.replace(base, **change) for name, change in changes.items()}  # type: ignore[arg-type]
+
+
+SETTINGS |= variants(
+    BASE,
+    {
+        "code16_no_local_mixing": {"local_reach": 0},
+        "code8": {"latent_dim": 8},
+        "code16_muon": {"muon": True},
+        "code32": {"latent_dim": 32, "time_mean": -0.7, "grid_mean": -0.7},
+        "code64": {"latent_dim": 64, "time_mean": -1.0, "grid_mean": -1.0},
+        "code16_selfcond": {"self_conditioning": 0.5},
+        "code16_uniform": {"time_mean": None},
+        "code16_vp": {"path": "variance_preserving"},
+        "code16_wide_time": {"time_std": 1.0},
+        "code16_v4096": {"vocab_size": 4096},
+        "code16_v1024": {"vocab_size": 1024},
+        "code16_v512": {"vocab_size": 512},
+        "code16_block16": {"block_size": 16, "batch_size": 128},
+        "code16_block64": {"block_size": 64, "batch_size": 32},
+        "code16_batch16": {"batch_size": 16, "learning_rate": 1.5e-3},
+        "code16_regress": {"categorical": False, "regression_weight": 1.0, "cross_entropy_weight": 0.0},
+        "code16_regress_ce": {"categorical": False, "regression_weight": 1.0, "cross_entropy_weight": 0.2},
+    },
+)
+SETTINGS |= variants(
+    REGRESSION,
+    {
+        "compressed": {"stride": 2, "encoder_depth": 2},
+        "compressed_ce": {"stride": 2, "encoder_depth": 2, "cross_entropy_weight": 0.2},
+        "contextual": {"encoder_depth": 2},
+        "contextual_masked": {"encoder_depth": 2, "token_masking": 0.3},
+        "contextual_masked_ce": {"encoder_depth": 2, "token_masking": 0.3, "cross_entropy_weight": 0.2},
+        "contextual_masked_velocity": {"encoder_depth": 2, "token_masking": 0.3, "prediction": "velocity"},
+    },
+)
+
+
+CONTEXTUAL = dataclasses.replace(
+    REGRESSION,
+    encoder_depth=2,
+    latent_dim=8,
+    autoencoder_minutes=2.5,
+    batch_size=32,
+    time_mean=0.0,
+    time_std=1.0,
+    grid_mean=0.0,
+    grid_std=1.0,
+)
+SETTINGS |= variants(
+    CONTEXTUAL,
+    {
+        "contextual8": {},
+        "contextual6_deep": {"latent_dim": 6, "readout_depth": 3, "autoencoder_width": 192, "autoencoder_minutes": 4.0},
+        "contextual8_masked": {"token_masking": 0.15},
+        "contextual8_v4096": {"vocab_size": 4096},
+        "contextual8_ce": {"cross_entropy_weight": 0.1},
+        "contextual8_selfcond": {"self_conditioning": 0.5},
+        "contextual8_vp": {"path": "variance_preserving"},
+        "contextual8_velocity": {"prediction": "velocity"},
+        "contextual8_uniform": {"time_mean": None, "grid_mean": None},
+        "contextual12_stride2": {"stride": 2, "latent_dim": 12},
+    },
+)
+
+
+class Budget:
+    """CPU seconds of this process: a busy machine does not shorten a run. ``used`` in [0, 1]."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.start = time.process_time()
+
+    @property
+    def used(self) -> float:
+        """Share of the budget that is gone."""
+        return (time.process_time() - self.start) / self.seconds
+
+
+def train(
+    module: nn.Module, loss_of, batches, budget: Budget, learning_rate: float, name: str, muon: bool = False
+) -> int:
+    """AdamW with warm-up and cosine over the budget; the averaged weights are left in the module. Returns the steps."""
+    matrices = [
+        p
+        for n, p in module.named_parameters()
+        if muon and p.ndim == 2 and "body" in n and "modul" not in n and "local" not in n
+    ]
+    rest = [p for p in module.parameters() if not any(p is m for m in matrices)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=learning_rate, adjust_lr_fn="match_rms_adamw", weight_decay=0.01)
+        )
+    average = torch.optim.swa_utils.AveragedModel(
+        module, avg_fn=lambda old, new, n: old + (new - old) * max(0.005, 1 / (n + 2))
+    )
+    step, losses = 0, []
+    module.train()
+    for batch in batches:
+        used = budget.used
+        if used >= 1:
+            break
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * used)).item())
+        for group in [g for o in optimizers for g in o.param_groups]:
+            group["lr"] = learning_rate * min(1, (step + 1) / 100) * (0.05 + 0.95 * cosine)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(batch, torch.Generator().manual_seed(step))
+        module.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        average.update_parameters(module)
+        losses.append(loss.item())
+        step += 1
+        if step % 200 == 0:
+            print(f"  {name} step {step}, {used:.0%}, loss {sum(losses[-200:]) / 200:.3f}", flush=True)
+    module.load_state_dict(average.module.state_dict())
+    module.eval()
+    return step
+
+
+class Lab:
+    """Data and language model of one vocabulary and block size."""
+
+    def __init__(self, recipe: Recipe, folder: Path, minutes: float) -> None:
+        self.recipe = recipe
+        self.corpus = prepare_corpus(CorpusSettings(vocab_size=recipe.vocab_size, block_size=recipe.block_size))
+        self.vocab_size = len(self.corpus.tokenizer)
+        self.language_model = CausalTransformer(self.vocab_size, width=192, depth=4, num_heads=3)
+        file = folder / f"scorer_{recipe.vocab_size}_{recipe.block_size}_{minutes:g}.pt"
+        if file.exists():
+            self.language_model.load_state_dict(torch.load(file))
+        else:
+            model = LanguageModel(self.language_model)
+            loss = lambda tokens, generator: model.loss(tokens.ids, tokens.mask).mean()  # noqa: E731
+            train(
+                self.language_model,
+                loss,
+                self.batches(64 * 32 // recipe.block_size),
+                Budget(60 * minutes),
+                2e-3,
+                "scorer",
+            )
+            torch.save(self.language_model.state_dict(), file)
+        self.language_model.eval()
+
+    def batches(self, batch_size: int):
+        """Endless batches of the train split."""
+        blocks = torch.from_numpy(self.corpus.train[:]["input_ids"].astype("int64"))
+        for rows in StepBatchSampler(len(blocks), batch_size, 10**9, seed=0):
+            ids = blocks[rows]
+            yield TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+
+
+def run(name: str, recipe: Recipe, minutes: float, folder: Path) -> dict[str, object]:
+    """Train and score one setting."""
+    torch.manual_seed(0)
+    lab = Lab(recipe, folder, max(minutes, 4.0))
+    autoencoder = TransformerAutoencoder(
+        lab.vocab_size,
+        recipe.latent_dim,
+        stride=recipe.stride,
+        depth=recipe.encoder_depth,
+        width=recipe.autoencoder_width,
+    )
+    sizes = {"stride": recipe.stride}
+    readout: LinearReadout | TransformerReadout
+    if recipe.readout_depth:
+        readout = TransformerReadout(
+            lab.vocab_size, recipe.latent_dim, depth=recipe.readout_depth, width=recipe.autoencoder_width, **sizes
+        )
+    else:
+        readout = LinearReadout(lab.vocab_size, recipe.latent_dim, **sizes)
+    reconstruction = Reconstruction(
+        noise_level_max=recipe.noise_level_max,
+        token_masking=recipe.token_masking,
+        latent_dropout=recipe.latent_dropout,
+    )
+    both = nn.ModuleList([autoencoder, readout])
+    loss = lambda tokens, g: reconstruction.forward(autoencoder, readout, tokens, generator=g).loss  # noqa: E731
+    rate = 1e-2 if recipe.encoder_depth == 0 else 3e-3
+    ae_steps = train(
+        both, loss, lab.batches(recipe.batch_size), Budget(60 * recipe.autoencoder_minutes), rate, "autoencoder"
+    )
+    held_out, _ = held_out_blocks(lab.corpus.validation, 256)
+    robustness = noise_robustness(autoencoder, readout, held_out, generator=torch.Generator().manual_seed(0))
+    flow, steps = train_flow(recipe, lab, autoencoder, readout, minutes)
+    identity = Identity(
+        block_size=recipe.block_size,
+        tokenizer_fingerprint=tokenizer_fingerprint(lab.corpus.tokenizer),
+        path=recipe.path,
+        prediction=recipe.prediction,
+        grid_mean=recipe.grid_mean,
+        grid_std=recipe.grid_std if recipe.grid_mean is not None else None,
+    )
+    bundle = ModelBundle(
+        lab.corpus.tokenizer, identity, autoencoder, readout, flow.network, language_model=lab.language_model
+    ).to("cpu")
+    bundle.save_pretrained(folder / f"{name}-{minutes:g}", overwrite=True)
+    counts = token_counts(lab.corpus.train, lab.vocab_size)
+    table = evaluate_generation(
+        TextGenerator(bundle), held_out, counts, steps=(1, 4, 32), readouts=("parallel",), num_resamples=200
+    )
+    print(table.to_text(), flush=True)
+    for row in table.rows:
+        print(row.name, row.num_steps, row.examples[:2], flush=True)
+    rows = json.loads(table.to_json())["rows"]
+    return {
+        "name": name,
+        "minutes": minutes,
+        "recipe": dataclasses.asdict(recipe),
+        "autoencoder_steps": ae_steps,
+        "flow_steps": steps,
+        "accuracy": dict(zip(map(str, robustness.levels), robustness.accuracies, strict=True)),
+        "rows": rows,
+    }
+
+
+def train_flow(recipe: Recipe, lab: Lab, autoencoder, readout, minutes: float) -> tuple[FlowModel, int]:
+    """The denoiser of a recipe, trained for its budget."""
+    positions = recipe.block_size // recipe.stride
+    body = {"width": recipe.width, "depth": recipe.depth, "num_heads": recipe.num_heads}
+    body["local_reach"] = recipe.local_reach
+    conditioned = recipe.self_conditioning > 0
+    network: CategoricalDenoiser | RegressionDenoiser
+    if recipe.categorical:
+        network = CategoricalDenoiser(
+            recipe.latent_dim, positions, lab.vocab_size, PATHS[recipe.path](), self_conditioning=conditioned, **body
+        )
+        counts = token_counts(lab.corpus.train, lab.vocab_size).double() + 1
+        network.set_codebook(autoencoder.codebook(), (counts / counts.sum()).log().float())
+    else:
+        network = RegressionDenoiser(recipe.latent_dim, positions, self_conditioning=conditioned, **body)
+    flow = FlowModel(network, PATHS[recipe.path](), recipe.prediction)  # type: ignore[arg-type]
+    sampler = UniformTime() if recipe.time_mean is None else LogitNormalTime(recipe.time_mean, recipe.time_std)
+    objective = FlowMatching(
+        sampler,
+        regression_weight=recipe.regression_weight,
+        cross_entropy_weight=recipe.cross_entropy_weight,
+        self_conditioning_probability=recipe.self_conditioning,
+    )
+    readout.requires_grad_(False)
+
+    def loss(tokens: TokenBatch, generator: torch.Generator) -> torch.Tensor:
+        with torch.no_grad():
+            latents = autoencoder.encode(tokens.ids, tokens.mask)
+        return objective.forward(flow, latents, tokens=tokens, readout=readout, generator=generator).loss
+
+    steps = train(
+        network, loss, lab.batches(recipe.batch_size), Budget(60 * minutes), recipe.learning_rate, "flow", recipe.muon
+    )
+    if recipe.categorical:
+        print("  nats at t", held_out_nats(lab, autoencoder, network, flow), flush=True)
+    return flow, steps
+
+
+@torch.no_grad()
+def held_out_nats(lab: Lab, autoencoder, network, flow: FlowModel) -> dict[float, tuple[float, float]]:
+    """Nats per held-out token at fixed times: of the denoiser, and of the evidence at the position alone."""
+    held_out, _ = held_out_blocks(lab.corpus.validation, 256)
+    z, generator, result = autoencoder.encode(held_out.ids, held_out.mask).z, torch.Generator().manual_seed(0), {}
+    for time_value in (0.2, 0.3, 0.4, 0.5, 0.6):
+        t = torch.full((len(z),), time_value)
+        x_t = flow.path.sample(z, torch.randn(z.shape, generator=generator), t)
+        alone = network.log_likelihood(x_t, t) + network.log_prior
+        nats = [token_nats(logits, held_out.ids).mean().item() for logits in (flow.predict(x_t, t).token_logits, alone)]
+        result[time_value] = (round(nats[0], 3), round(nats[1], 3))
+    return result
+
+
+def main() -> None:
+    """Run the settings that have no row yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=4.0, help="CPU minutes of each flow")
+    parser.add_argument("--out", type=Path, default=Path("runs/recipe.jsonl"))
+    parser.add_argument("--only", default="", help="names of settings, by commas; all where empty")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    done = set()
+    if arguments.out.exists():
+        rows = [json.loads(line) for line in arguments.out.read_text().splitlines()]
+        done = {row["name"] for row in rows if row["minutes"] == arguments.minutes}
+    for name in arguments.only.split(",") if arguments.only else SETTINGS:
+        if name in done:
+            continue
+        print(f"{name}: {SETTINGS[name]}", flush=True)
+        row = run(name, SETTINGS[name], arguments.minutes, arguments.out.parent)
+        with arguments.out.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The folder of a run: what lies where, and what may be replaced."""
+
+import shutil
+from pathlib import Path
+
+from fewstep.data import tokenizer_fingerprint
+from fewstep.data.cache import cached_folder
+from fewstep.errors import UserError
+from fewstep.storage import CHECKPOINT_KEY, load_checkpoint, read_checkpoint
+
+CHECKPOINTS, MODEL, LAST = "checkpoints", "model", "last.ckpt"
+REPLACED = (CHECKPOINTS, MODEL, "csv", "samples.jsonl", "noise_robustness.json", "noise_robustness.png")
+"""What ``--overwrite`` removes. Offline wandb runs stay: they may not have been uploaded yet."""
+
+
+def checkpoint_folder(run_dir: str) -> str:
+    """Where a run keeps its checkpoints."""
+    return str(Path(run_dir) / CHECKPOINTS)
+
+
+def resolve_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> str:
+    """The file that ``ckpt_path`` ("last" or a file) means.
+
+    Raises ``UserError`` where there is none, where it cannot be read, or where it is of another stage than ``stage``.
+    """
+    file = run_dir / CHECKPOINTS / LAST if ckpt_path == "last" else Path(ckpt_path).expanduser()
+    if not file.is_file():
+        if ckpt_path == "last":
+            raise UserError(f"--ckpt_path last: there is no {file} to go on from; leave --ckpt_path out to start anew")
+        raise UserError(f"--ckpt_path {ckpt_path}: no such file; give a .ckpt file, or last for the run's own")
+    found = load_checkpoint(file).get(CHECKPOINT_KEY, {}).get("stage")
+    if found != stage:
+        raise UserError(f"--ckpt_path {file} is a checkpoint of the stage {found!r}, but this run trains {stage!r}")
+    return str(file)
+
+
+def prepare_run_folder(run_dir: Path, *, overwrite: bool, base: str | None = None) -> None:
+    """Make the folder of a new run, and with ``overwrite`` remove what an earlier one left.
+
+    ``base`` is the model that the run builds on, which is never removed. Raises ``UserError`` where the folder holds a
+    run and ``overwrite`` is off, where it holds ``base``, or where it cannot be written.
+    """
+    check_run_folder(run_dir, overwrite=overwrite, base=base)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for name in REPLACED:
+            path = run_dir / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        (run_dir / CHECKPOINTS).mkdir()
+    except OSError as error:
+        raise UserError(f"--run_dir {run_dir} cannot be written ({error.strerror}): choose another folder") from None
+
+
+def check_run_folder(run_dir: Path, *, overwrite: bool, base: str | None = None) -> None:
+    """Raise as :func:`prepare_run_folder` does, without touching anything."""
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"--run_dir {run_dir} is a file: choose another place for the run's folder")
+    if not (run_dir / MODEL).exists() and not any((run_dir / CHECKPOINTS).glob("*")):
+        return
+    if not overwrite:
+        raise UserError(
+            f"--run_dir {run_dir} holds an earlier run: go on with it by --ckpt_path last, choose another folder, "
+            "or replace it by --overwrite"
+        )
+    if base is not None and run_dir.resolve() in Path(base).expanduser().resolve().parents:
+        raise UserError(f"--run_dir {run_dir} holds the model {base} that this run builds on: choose another folder")
+
+
+def tokenizer_of(base: str, cache_dir: str) -> str:
+    """Folder of the tokenizer in a model folder or a checkpoint; that of a checkpoint is written to the cache first.
+
+    Raises ``UserError`` where ``base`` is neither.
+    """
+    path = Path(base).expanduser()
+    if path.is_file():
+        tokenizer = read_checkpoint(path).tokenizer
+
+        def write(folder: Path) -> None:
+            tokenizer.save_pretrained(folder)
+
+        key = f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
+        root = Path(cache_dir).expanduser()
+        # Several processes may come here at once: the cache lets one write and the others wait.
+        return str(cached_folder(root, key, lambda folder: any(folder.glob("*.json")), write))
+    if not path.exists():
+        raise UserError(f"--model.autoencoder {base} does not exist: give a model folder or .ckpt file of stage one")
+    if not (path / "tokenizer").is_dir():
+        raise UserError(
+            f"--model.autoencoder {base} is no model: it has no tokenizer; give a folder that training wrote"
+        )
+    return str(path / "tokenizer")

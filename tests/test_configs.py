@@ -1,0 +1,76 @@
+"""Every YAML file in ``configs/`` builds its stage and trains one step of it, at every size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fewstep.cli.sizes import STAGES, size_settings
+from fewstep.cli.train import main
+from fewstep.errors import UserError
+from tests.runs import CONFIGS, ROOT, Workshop
+
+FILES = sorted(CONFIGS.glob("*.yaml"))
+SIZES = sorted(file.stem for file in (CONFIGS / "sizes").glob("*.yaml"))
+
+
+def one_step(workshop: Workshop, config: Path, *flags: str) -> int:
+    """A fast step on the tiny text, with all else as in the file."""
+    stage = config.stem
+    base = [f"--model.autoencoder={workshop.autoencoder}"] if stage in ("flow", "commitment") else []
+    given = [*workshop.data(), "--data.tokenizer=null", "--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"]
+    return main(["fit", "--config", str(config), *flags, *given, *base])
+
+
+def shallow(config: Path) -> list[str]:
+    """Flags for networks of one layer. A size for a big machine keeps its widths, which its heads have to divide."""
+    parts = yaml.safe_load(config.read_text())["model"]["init_args"]
+    names = [name for name in ("denoiser", "categorical_denoiser", "network") if name in parts]
+    return [f"--model.{name}.depth=1" for name in names]
+
+
+def test_there_is_a_file_and_a_section_for_every_stage() -> None:
+    assert sorted(file.stem for file in FILES) == sorted(STAGES.values())
+    assert "debug" in SIZES
+    for size in SIZES:
+        assert set(size_settings(size)) <= set(STAGES.values())
+
+
+@pytest.mark.parametrize("config", FILES, ids=lambda file: file.stem)
+def test_a_config_trains_a_step(workshop: Workshop, config: Path) -> None:
+    assert one_step(workshop, config, *shallow(config)) == 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("config", FILES, ids=lambda file: file.stem)
+def test_a_size_trains_a_step(workshop: Workshop, config: Path, size: str) -> None:
+    if config.stem not in size_settings(size):
+        pytest.skip(f"{size} leaves {config.stem} as it is")
+    assert one_step(workshop, config, "--size", size, *shallow(config)) == 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_wrong_key_in_a_size_fails_by_name(workshop: Workshop, tmp_path: Path, size: str) -> None:
+    text = (CONFIGS / "sizes" / f"{size}.yaml").read_text()
+    (tmp_path / "odd.yaml").write_text(text.replace("width:", "widht:", 1))
+    with pytest.raises(UserError, match="widht"):
+        one_step(workshop, CONFIGS / "autoencoder.yaml", "--size", str(tmp_path / "odd.yaml"))
+
+
+@pytest.mark.slow
+def test_the_four_stages_of_the_debug_size_run_in_a_chain(tmp_path: Path) -> None:
+    bases = {
+        "autoencoder": [],
+        "flow": [f"--model.autoencoder={tmp_path / 'autoencoder' / 'model'}"],
+        "commitment": [f"--model.autoencoder={tmp_path / 'flow' / 'model'}"],
+        "language_model": [f"--data.tokenizer={tmp_path / 'autoencoder' / 'model' / 'tokenizer'}"],
+    }
+    for stage, flags in bases.items():
+        config = ["--config", str(CONFIGS / f"{stage}.yaml"), "--size", "debug"]
+        command = [sys.executable, "train.py", "fit", *config, f"--run_dir={tmp_path / stage}", *flags]
+        command.append(f"--data.cache_dir={tmp_path / 'cache'}")
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=120)
+    assert (tmp_path / "commitment" / "model" / "denoiser.safetensors").is_file(), "earlier parts are carried along"

@@ -1,0 +1,69 @@
+"""Callbacks that judge the model judge the averaged weights, and what they write is what the exported model gives."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.bundle import ModelBundle
+from fewstep.cli.train import main
+from fewstep.data import prepare_corpus
+from fewstep.evaluation import held_out_blocks, noise_robustness
+from fewstep.pipeline import TextGenerator
+from fewstep.storage import load_checkpoint
+from tests.runs import Workshop, logged
+
+
+def test_noise_robustness_is_that_of_the_averaged_weights(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--ema.decay=0.9", "--model.optimizer.learning_rate=0.01", "--data.num_validation_blocks=100"]
+    assert main(workshop.arguments("autoencoder", *flags, f"--run_dir={tmp_path}", steps=40)) == 0
+    written = json.loads((tmp_path / "noise_robustness.json").read_text())
+    bundle = ModelBundle.from_pretrained(tmp_path / "model")
+    validation = prepare_corpus(workshop.settings()).validation
+    tokens, _ = held_out_blocks(validation, len(validation))
+    measured = noise_robustness(bundle.autoencoder, bundle.readout, tokens, generator=torch.Generator().manual_seed(0))
+    assert written["accuracies"] == pytest.approx(measured.accuracies)
+    current = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["current_model_state"]
+    bundle.readout.load_state_dict({name[8:]: value for name, value in current.items() if name.startswith("readout.")})
+    raw = noise_robustness(bundle.autoencoder, bundle.readout, tokens, generator=torch.Generator().manual_seed(0))
+    assert written["accuracies"] != pytest.approx(raw.accuracies)
+
+    metrics = logged(tmp_path)
+    for level, accuracy in zip(written["levels"], written["accuracies"], strict=True):
+        if level > 0:
+            rows = metrics[f"val/token_accuracy_noise_{level:g}"]
+            assert len(rows) == 2, "after every validation"
+            assert rows[max(rows)] == pytest.approx(accuracy, abs=1e-6)
+    assert {0.1, 0.4, 1.0, 2.0} <= set(written["levels"])
+    assert (tmp_path / "noise_robustness.png").read_bytes().startswith(b"\x89PNG")
+    assert measured.to_markdown().splitlines()[0] in capsys.readouterr().out
+
+
+def test_samples_are_those_of_the_averaged_weights(workshop: Workshop, tmp_path: Path) -> None:
+    flags = ["--ema.decay=0.9", "--model.optimizer.learning_rate=0.01"]
+    assert main(workshop.arguments("flow", *flags, f"--run_dir={tmp_path}", steps=20)) == 0
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == sorted([10, 20] * 12)
+    generator = TextGenerator.from_pretrained(tmp_path / "model")
+    for steps in (1, 4, 32):
+        texts = [row["text"] for row in rows if row["step"] == 20 and row["num_steps"] == steps]
+        assert texts == list(generator.generate(4, steps, seed=0).texts)
+    current = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["current_model_state"]
+    weights = {name.removeprefix("denoiser."): value for name, value in current.items()}
+    generator.bundle.denoiser.load_state_dict(weights)
+    raw = [generator.generate(4, steps, seed=0).texts for steps in (1, 4, 32)]
+    assert raw != [tuple(r["text"] for r in rows if r["step"] == 20 and r["num_steps"] == n) for n in (1, 4, 32)]
+
+
+def test_every_trained_parameter_gets_a_gradient(workshop: Workshop, tmp_path: Path) -> None:
+    # Several processes wait for every gradient: one that never comes ends their run.
+    for stage in ("autoencoder", "flow", "commitment", "language_model"):
+        run_dir = tmp_path / stage
+        assert main(workshop.arguments(stage, f"--run_dir={run_dir}", steps=2)) == 0
+        checkpoint = load_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+        (optimizer,) = checkpoint["optimizer_states"]
+        listed = sum(len(group["params"]) for group in optimizer["param_groups"])
+        assert listed == len(optimizer["state"]), f"{stage}: AdamW keeps a state of each parameter that had a gradient"

@@ -1,0 +1,110 @@
+"""A run that is stopped and resumed is the run that was not: data order, noise, optimizer, schedule, averages, logs."""
+
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.cli.train import main
+from fewstep.storage import load_checkpoint
+from tests.runs import Workshop, logged, start
+
+STEPS = 100
+FLAGS = ["--trainer.val_check_interval=25", "--ema.decay=0.9", "--checkpoint.every_n_steps=1000"]
+
+
+def stop_after_a_few_steps(arguments: list[str], run_dir: Path, number: int) -> tuple[int, str]:
+    """Send the signal when ten steps are logged. Returns exit code and stderr."""
+    process = start(arguments)
+    deadline = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < deadline:
+        files = list(run_dir.glob("csv/version_0/metrics.csv"))
+        if files and files[0].read_text().count("\n") > 10:
+            process.send_signal(number)
+            break
+        time.sleep(0.005)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def assert_equal(one: object, other: object, place: str = "checkpoint") -> None:
+    """Bit by bit, through dictionaries and lists."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_equal(one[key], other[key], f"{place}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_equal(left, right, f"{place}/{index}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), place
+    else:
+        assert one == other, place
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "flags"),
+    [
+        ("autoencoder", signal.SIGINT, []),
+        ("flow", signal.SIGTERM, ["--trainer.accumulate_grad_batches=2"]),
+        ("language_model", signal.SIGINT, ["--data.streaming=true"]),
+    ],
+)
+def test_stopping_and_resuming_changes_nothing(
+    workshop: Workshop, tmp_path: Path, stage: str, number: int, flags: list[str]
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    arguments = workshop.arguments(stage, *FLAGS, *flags, steps=STEPS)
+    arguments = [item for item in arguments if not item.startswith("--trainer.val_check_interval=50")]
+    assert main([*arguments, f"--run_dir={whole}"]) == 0
+    code, errors = stop_after_a_few_steps([*arguments, f"--run_dir={broken}"], broken, number)
+    assert code == 128 + number, errors
+    assert errors.count("fewstep:") == 1
+    assert "--ckpt_path last" in errors
+    assert "Traceback" not in errors
+    first_part = logged(broken)["train/loss"]
+    assert 10 <= len(first_part) < STEPS
+    assert main([*arguments, f"--run_dir={broken}", "--ckpt_path=last"]) == 0
+
+    expected, found = logged(whole), logged(broken)
+    del expected["train/tokens_per_second"], found["train/tokens_per_second"]
+    assert len(expected["train/loss"]) == STEPS
+    assert len(expected["val/loss"]) == STEPS * (2 if "accumulate" in str(flags) else 1) // 25
+    assert found == expected
+    assert first_part.items() <= found["train/loss"].items()
+    one, other = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, broken))
+    for key in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers"):
+        assert_equal(one[key], other[key], key)
+    averaged, current = one["state_dict"], one["current_model_state"]
+    assert any(not torch.equal(averaged[name], current[name]) for name in current)
+    for file in (whole / "model").glob("*.safetensors"):
+        assert file.read_bytes() == (broken / "model" / file.name).read_bytes()
+    if stage == "flow":
+        assert (whole / "samples.jsonl").read_text() == (broken / "samples.jsonl").read_text()
+
+
+def test_a_run_killed_before_its_export_is_exported_by_going_on(workshop: Workshop, tmp_path: Path) -> None:
+    arguments = workshop.arguments("language_model", f"--run_dir={tmp_path}", "--ema.decay=0.9")
+    assert main(arguments) == 0
+    model = tmp_path / "model"
+    weights = (model / "language_model.safetensors").read_bytes()
+    shutil.rmtree(model)
+    assert main([*arguments, "--ckpt_path=last"]) == 0
+    assert (model / "language_model.safetensors").read_bytes() == weights
+    assert main([*arguments, "--ckpt_path=last"]) == 0, "a finished run may be finished again"
+
+
+def test_a_finished_run_goes_on_as_if_it_had_been_longer(workshop: Workshop, tmp_path: Path) -> None:
+    # A constant rate, for the cosine spans the steps that the run was given.
+    flags = ["--model.optimizer.final_fraction=1.0", "--trainer.val_check_interval=3"]
+    long, grown = tmp_path / "long", tmp_path / "grown"
+    assert main(workshop.arguments("autoencoder", *flags, f"--run_dir={long}", steps=9)) == 0
+    assert main(workshop.arguments("autoencoder", *flags, f"--run_dir={grown}", steps=6)) == 0
+    assert main(workshop.arguments("autoencoder", *flags, f"--run_dir={grown}", "--ckpt_path=last", steps=9)) == 0
+    assert logged(grown)["train/loss"] == logged(long)["train/loss"]
+    one, other = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (long, grown))
+    assert_equal(one["state_dict"], other["state_dict"])
