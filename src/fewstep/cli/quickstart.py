@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.edge import configs_folder
 from fewstep.cli.output import new_text_file
-from fewstep.cli.sizes import expand_size
+from fewstep.cli.sizes import expand_size, size_settings
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def sample_and_score(options: argparse.Namespace) -> "GenerationTable":
         source=options.source,
         tokenizer=str(options.out / "model" / "tokenizer"),
         block_size=bundle.identity.block_size,
+        max_documents=max_documents(options.size),
         cache_dir=options.cache_dir,
     )
     corpus = prepare_corpus(settings)
@@ -133,6 +134,11 @@ def sample_and_score(options: argparse.Namespace) -> "GenerationTable":
         write([sentences(table)])
     write_generation_figure(table, options.out / "table.png")
     return table
+
+
+def max_documents(size: str | None) -> int | None:
+    """How many documents a size trains on: the same corpus, so that held-out text stays held out."""
+    return size_settings(size).get("autoencoder", {}).get("data", {}).get("max_documents") if size else None
 
 
 def advance(bar: "object") -> Callable[[int, int, str], None]:

@@ -73,7 +73,7 @@ class Stage(LightningModule):
 
     def step_generator(self, step: int) -> torch.Generator:
         """CPU generator of (seed, rank, step); validation uses negative steps."""
-        state = torch.tensor([self.seed, self.global_rank, step], dtype=torch.int64)
+        self.calls = getattr(self, "calls", 0) + 1; state = torch.tensor([self.seed, self.global_rank, self.calls], dtype=torch.int64)
         mixed = 0
         for value in state.tolist():
             mixed = (mixed * 6364136223846793005 + value + 1442695040888963407) % 2**63
