@@ -11,11 +11,15 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from fewstep.bundle import COMPONENTS, Identity, ModelBundle, versions
 from fewstep.data import tokenizer_fingerprint
 from fewstep.errors import UserError
+from fewstep.shapes import example_generators
 from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.optimizer import OptimizerSettings
 from fewstep.training.shared import Shared
 from fewstep.types import LossOutput, TokenBatch
+
+MAX_PROCESSES = 2**20
+"""Streams of random numbers that a seed has, so that neighbouring seeds share none."""
 
 
 class Stage(LightningModule):
@@ -72,13 +76,10 @@ class Stage(LightningModule):
         raise UserError(f"{type(self).__name__} defines no compute_loss: derive it from a stage that does")
 
     def step_generator(self, step: int) -> torch.Generator:
-        """CPU generator of (seed, rank, step); validation uses negative steps."""
-        self.calls = getattr(self, "calls", 0) + 1; state = torch.tensor([self.seed, self.global_rank, self.calls], dtype=torch.int64)
-        mixed = 0
-        for value in state.tolist():
-            mixed = (mixed * 6364136223846793005 + value + 1442695040888963407) % 2**63
-        # The low bits of a linear congruence are weak, and torch's CPU generator reads the low 32.
-        return torch.Generator().manual_seed(mixed >> 20)
+        """CPU generator of (seed, rank, step): no two steps of a run share one. Validation uses negative steps."""
+        stream = 2 * (self.seed * MAX_PROCESSES + self.global_rank) + (step < 0)
+        (generator,) = example_generators(stream, step if step >= 0 else -1 - step, 1)
+        return generator
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """One optimisation step; logs ``train/loss`` and the objective's terms."""
