@@ -34,19 +34,32 @@ def real_blocks(block_size: int = BLOCK_SIZE) -> TokenBatch:
 def table() -> GenerationTable:
     counts = torch.ones(len(tokenizer()))
     generator = TextGenerator(tiny_bundle())
-    return evaluate_generation(generator, real_blocks(), counts, steps=(1, 3), num_resamples=50, batch_size=4)
+    return evaluate_generation(
+        generator,
+        real_blocks(),
+        counts,
+        steps=(1, 3),
+        readouts=("parallel", "commit"),
+        reinjections=(0.0, 1.0),
+        num_resamples=50,
+        batch_size=4,
+    )
 
 
 def test_all_rows_are_there_with_as_many_samples_as_real_text(table: GenerationTable) -> None:
-    assert [(row.name, row.readout, row.num_steps, row.nfe) for row in table.rows] == [
-        ("held-out text", None, None, None),
-        ("words shuffled", None, None, None),
-        ("unigram draws", None, None, None),
-        ("language model", None, None, None),
-        ("flow", "parallel", 1, 1),
-        ("flow", "parallel", 3, 3),
-        ("flow", "commit", 1, 1),
-        ("flow", "commit", 3, 3),
+    assert [(row.name, row.readout, row.reinjection, row.num_steps, row.nfe) for row in table.rows] == [
+        ("held-out text", None, None, None, None),
+        ("words shuffled", None, None, None, None),
+        ("unigram draws", None, None, None, None),
+        ("language model", None, None, None, None),
+        ("flow", "parallel", 0.0, 1, 1),
+        ("flow", "parallel", 0.0, 3, 3),
+        ("flow", "parallel", 1.0, 1, 1),
+        ("flow", "parallel", 1.0, 3, 3),
+        ("flow", "commit", 0.0, 1, 1),
+        ("flow", "commit", 0.0, 3, 3),
+        ("flow", "commit", 1.0, 1, 1),
+        ("flow", "commit", 1.0, 3, 3),
     ]
     assert {row.num_samples for row in table.rows} == {len(real_blocks().ids)}
     timed = [row.name in ("language model", "flow") for row in table.rows]
@@ -63,11 +76,12 @@ def test_perplexity_is_that_of_the_language_model_over_all_tokens(table: Generat
         log_probs = network(network.shifted(real.ids)).double().log_softmax(-1)
     nats = -log_probs.gather(-1, real.ids[..., None])
     assert table.row("held-out text").perplexity == pytest.approx(math.exp(nats.mean()), rel=1e-5)
-    made = TextGenerator(bundle).generate(len(real.ids), 3, readout="commit", batch_size=4)
-    scores = score_blocks(bundle.scorer(), made.ids, torch.ones_like(made.ids, dtype=torch.bool), batch_size=3)
-    row = table.row("flow", "commit", 3)
-    assert row.perplexity == pytest.approx(perplexity_of_blocks(scores.stacked()), rel=1e-5)
-    assert row.examples == made.texts[:3]
+    for gamma in (0.0, 1.0):
+        made = TextGenerator(bundle).generate(len(real.ids), 3, readout="commit", reinjection=gamma, batch_size=4)
+        scores = score_blocks(bundle.scorer(), made.ids, torch.ones_like(made.ids, dtype=torch.bool), batch_size=3)
+        row = table.row("flow", "commit", 3, gamma)
+        assert row.perplexity == pytest.approx(perplexity_of_blocks(scores.stacked()), rel=1e-5)
+        assert row.examples == made.texts[:3]
 
 
 def test_tokens_that_do_not_count_change_no_score() -> None:
@@ -103,7 +117,7 @@ def test_progress_tells_every_row_and_a_missing_part_is_told() -> None:
         progress=lambda *news: seen.append(news),
     )
     assert [(done, total) for done, total, _ in seen] == [(i, 5) for i in range(1, 6)]
-    assert seen[-1][2] == "flow parallel K=2"
+    assert seen[-1][2] == "flow parallel K=2 gamma=0.0"
     with pytest.raises(UserError, match="no language_model"):
         evaluate_generation(TextGenerator(only(parts, "denoiser")), real_blocks(), counts)
     with pytest.raises(UserError, match="expected at least one block of 8 tokens"):

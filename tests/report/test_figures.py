@@ -15,7 +15,20 @@ from fewstep.report import write_generation_figure, write_loss_figure, write_rob
 
 def fake_row(name: str, perplexity: float, entropy: float, readout: str | None = None, k: int | None = None):
     interval = Interval(0.92 * perplexity, 1.08 * perplexity)
-    return GenerationRow(name, readout, k, k, 256, perplexity, interval, entropy, 5.0, 0.8, None if k is None else 0.1)
+    return GenerationRow(
+        name,
+        readout,
+        k,
+        None if k is None else 0.0,
+        k,
+        256,
+        perplexity,
+        interval,
+        entropy,
+        5.0,
+        0.8,
+        None if k is None else 0.1,
+    )
 
 
 def fake_table() -> GenerationTable:

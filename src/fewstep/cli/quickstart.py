@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fewstep.evaluation import GenerationTable
 
 STEPS = (1, 2, 4, 8, 32)
+REINJECTIONS = (0.0, 1.0)
+"""The deterministic flow, and the one that draws its noise anew after every step."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def sample_and_score(options: argparse.Namespace) -> "GenerationTable":
             held_out,
             token_counts(corpus.train, len(bundle.tokenizer)),
             steps=STEPS,
+            reinjections=REINJECTIONS,
             progress=advance(bar),
         )
     for name, text in (("table.json", table.to_json()), ("table.md", table.to_markdown())):
@@ -155,7 +158,9 @@ def sentences(table: "GenerationTable") -> str:
     """A few texts of every row, one a line."""
     lines = []
     for row in table.rows:
-        title = row.name if row.num_steps is None else f"{row.name}, {row.readout} readout, K = {row.num_steps}"
+        title = row.name
+        if row.num_steps is not None:
+            title += f", {row.readout} readout, K = {row.num_steps}, gamma = {row.reinjection:g}"
         lines += ["", title, *(f"  | {' '.join(text.split())}" for text in row.examples[:2])]
     return "\n".join([*lines, ""])
 

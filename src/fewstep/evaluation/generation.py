@@ -29,6 +29,7 @@ class Sampled:
     tokens: TokenBatch
     readout: str | None = None
     num_steps: int | None = None
+    reinjection: float | None = None
     nfe: int | None = None
     seconds: float | None = None
 
@@ -42,12 +43,14 @@ def evaluate_generation(
     readouts: Sequence[str] = ("parallel", "commit"),
     seed: int = 0,
     batch_size: int = 64,
-    reinjection: float = 0.0,
+    reinjections: Sequence[float] = (0.0,),
     num_resamples: int = 1000,
     num_examples: int = 3,
     progress: Progress | None = None,
 ) -> GenerationTable:
-    """Score as many samples as there are blocks in ``held_out`` (N, L), for each of ``steps`` and ``readouts``.
+    """Score as many samples as there are blocks in ``held_out`` (N, L), for each of the settings.
+
+    These are all of ``steps``, ``readouts`` and ``reinjections`` (strengths in [0, 1]) together.
 
     Yardsticks of the same N and L: held-out text, the same with its words shuffled, tokens drawn from ``train_counts``
     (V,), and the language model's own samples at temperature 1. All are scored by that language model
@@ -64,12 +67,13 @@ def evaluate_generation(
             f"{bundle.identity.block_size} tokens, the model's block size"
         )
     texts = ComparedTexts(generator, held_out, train_counts, seed, batch_size)
-    total, rows = 4 + len(steps) * len(readouts), []
-    for sampled in texts.all(steps, readouts, reinjection):
+    total, rows = 4 + len(steps) * len(readouts) * len(reinjections), []
+    for sampled in texts.all(steps, readouts, reinjections):
         resampling = torch.Generator().manual_seed(0)
         rows.append(score_sampled(sampled, generator, batch_size, num_resamples, resampling, num_examples))
         if progress is not None:
-            steps_made = "" if sampled.num_steps is None else f" {sampled.readout} K={sampled.num_steps}"
+            made = f" {sampled.readout} K={sampled.num_steps} gamma={sampled.reinjection}"
+            steps_made = "" if sampled.num_steps is None else made
             progress(len(rows), total, sampled.name + steps_made)
     return GenerationTable(
         rows=tuple(rows),
@@ -94,14 +98,15 @@ class ComparedTexts:
         self.batch_size = batch_size
         self.device = next(generator.bundle.scorer().parameters()).device
 
-    def all(self, steps: Sequence[int], readouts: Sequence[str], reinjection: float) -> Iterator[Sampled]:
-        """The four yardsticks, then the flow at each of ``steps`` through each of ``readouts``."""
+    def all(self, steps: Sequence[int], readouts: Sequence[str], reinjections: Sequence[float]) -> Iterator[Sampled]:
+        """The four yardsticks, then the flow by readout, strength of re-injection and number of steps."""
         yield from self.yardsticks()
         for readout in readouts:
             # The first evaluation pays for warming up; it is not to be charged to the first row.
-            self.generator.generate(1, steps[0], self.seed, readout=readout, reinjection=reinjection)
-            for num_steps in steps:
-                yield self.flow(readout, num_steps, reinjection)
+            self.generator.generate(1, steps[0], self.seed, readout=readout)
+            for reinjection in reinjections:
+                for num_steps in steps:
+                    yield self.flow(readout, num_steps, reinjection)
 
     def yardsticks(self) -> Iterator[Sampled]:
         """Held-out text, its words shuffled, unigram draws, the language model's samples."""
@@ -128,7 +133,7 @@ class ComparedTexts:
             reinjection=reinjection,
             batch_size=self.batch_size,
         )
-        return Sampled("flow", self.counted(made.ids), readout, num_steps, made.nfe, made.seconds)
+        return Sampled("flow", self.counted(made.ids), readout, num_steps, reinjection, made.nfe, made.seconds)
 
     def counted(self, ids: Tensor) -> TokenBatch:
         """``ids`` (N, L) with the mask of the tokens that count."""
@@ -153,6 +158,7 @@ def score_sampled(
         name=sampled.name,
         readout=sampled.readout,
         num_steps=sampled.num_steps,
+        reinjection=sampled.reinjection,
         nfe=sampled.nfe,
         num_samples=len(ids),
         perplexity=perplexity_of_blocks(scores),

@@ -9,6 +9,7 @@ from fewstep.metrics import Interval
 COLUMNS = (
     "text",
     "readout",
+    "gamma",
     "K",
     "NFE",
     "perplexity",
@@ -24,8 +25,9 @@ COLUMNS = (
 class GenerationRow:
     """One kind of text.
 
-    ``name``: "flow" for the model's own samples, else the yardstick's. ``readout``, ``num_steps``, ``nfe`` (denoiser
-    evaluations a sample, the readout's pass not among them) are None for yardsticks; ``seconds_per_1000_tokens`` is
+    ``name``: "flow" for the model's own samples, else the yardstick's. ``readout``, ``num_steps``,
+    ``reinjection`` (strength gamma) and ``nfe`` (denoiser evaluations a sample, the readout's pass not among them) are
+    None for yardsticks; ``seconds_per_1000_tokens`` is
     None where nothing was generated. ``perplexity`` under the run's language model, with a 95 % bootstrap interval
     over samples; ``entropy_nats`` mean unigram entropy of a sample, on the model's tokens; ``pooled_entropy_nats`` that
     of all samples together; ``distinct_2`` distinct over all bigrams; ``examples`` the first few texts.
@@ -34,6 +36,7 @@ class GenerationRow:
     name: str
     readout: str | None
     num_steps: int | None
+    reinjection: float | None
     nfe: int | None
     num_samples: int
     perplexity: float
@@ -51,6 +54,7 @@ class GenerationRow:
         return (
             self.name,
             self.readout or "",
+            "" if self.reinjection is None else f"{self.reinjection:g}",
             "" if self.num_steps is None else str(self.num_steps),
             "" if self.nfe is None else str(self.nfe),
             _rounded(self.perplexity),
@@ -74,17 +78,25 @@ class GenerationTable:
     batch_size: int
     device: str
 
-    def row(self, name: str, readout: str | None = None, num_steps: int | None = None) -> GenerationRow:
-        """The row of that name, readout and number of steps. Raises ``KeyError`` where there is none."""
+    def row(
+        self,
+        name: str,
+        readout: str | None = None,
+        num_steps: int | None = None,
+        reinjection: float | None = None,
+    ) -> GenerationRow:
+        """The row of that name, readout, number of steps and strength. Raises ``KeyError`` where there is none."""
+        wanted = (name, readout, num_steps, reinjection)
         for row in self.rows:
-            if (row.name, row.readout, row.num_steps) == (name, readout, num_steps):
+            if (row.name, row.readout, row.num_steps, row.reinjection) == wanted:
                 return row
-        raise KeyError(f"no row {name!r} with readout {readout!r} and {num_steps} steps")
+        raise KeyError(f"no row {name!r} with readout {readout!r}, {num_steps} steps and strength {reinjection}")
 
     def caption(self) -> str:
         """What the numbers are, in one line."""
         return (
             f"Perplexity under {self.scorer}; blocks of {self.block_size} tokens; entropy in nats per sample; "
+            "gamma is the strength of re-injection; "
             f"NFE without the readout's pass; seconds at batch size {self.batch_size} "
             f"on {self.device}; seed {self.seed}."
         )

@@ -25,7 +25,8 @@ ENTROPY_BAND_NATS = 0.3
 
 
 def write_generation_figure(table: GenerationTable, file: str | Path) -> None:
-    """Perplexity over the number of steps K (log-log), one line a readout, and unigram entropy beside it.
+    """Perplexity over the number of steps K (log-log), one line a readout and strength of
+    re-injection, and unigram entropy beside it.
 
     Yardsticks are horizontal lines; whiskers are the 95 % intervals; the band is real text's entropy +- 0.3 nats.
     Raises ``UserError`` where ``file`` cannot be written.
@@ -40,16 +41,17 @@ def write_generation_figure(table: GenerationTable, file: str | Path) -> None:
             if name == "held-out text":
                 low, high = row.entropy_nats - ENTROPY_BAND_NATS, row.entropy_nats + ENTROPY_BAND_NATS
                 right.axhspan(low, high, color="#000000", alpha=0.08, linewidth=0, label="real text ± 0.3 nats")
-    readouts = list(dict.fromkeys(row.readout for row in table.rows if row.readout is not None))
-    for readout, (color, marker) in zip(readouts, SERIES, strict=False):
-        rows = sorted((row for row in table.rows if row.readout == readout), key=lambda row: row.num_steps or 0)
+    series = list(dict.fromkeys((row.readout, row.reinjection) for row in table.rows if row.readout is not None))
+    for (readout, gamma), (color, marker) in zip(series, SERIES, strict=False):
+        same = (row for row in table.rows if (row.readout, row.reinjection) == (readout, gamma))
+        rows = sorted(same, key=lambda row: row.num_steps or 0)
         ks = [row.num_steps for row in rows]
         values = [row.perplexity for row in rows]
         below = [row.perplexity - row.perplexity_interval.low for row in rows]
         above = [row.perplexity_interval.high - row.perplexity for row in rows]
         style = {"color": color, "marker": marker, "markersize": 6, "linewidth": 1.8}
         whiskers = [[max(0.0, value) for value in side] for side in (below, above)]
-        left.errorbar(ks, values, yerr=whiskers, capsize=3, label=f"flow, {readout} readout", **style)
+        left.errorbar(ks, values, yerr=whiskers, capsize=3, label=f"flow, {readout} readout, gamma {gamma:g}", **style)
         right.plot(ks, [row.entropy_nats for row in rows], **style)
     left.set(yscale="log", ylabel=f"perplexity under {table.scorer}", title="Perplexity")
     right.set(ylabel="unigram entropy of a sample (nats)", title="Entropy: low means repetition")
