@@ -1,21 +1,23 @@
 """Which recipe makes text at a small budget: one row a setting, equal CPU time, appended to a file.
 
-    python benchmarks/recipe.py --minutes 4 --out runs/recipe.jsonl            # all settings, resumable
-    python benchmarks/recipe.py --minutes 4 --out runs/recipe.jsonl --only code16,code8
+    python benchmarks/recipe.py --minutes 5 --out runs/recipe/rows.jsonl        # all settings, resumable
+    python benchmarks/recipe.py --minutes 5 --out runs/recipe/rows.jsonl --only base,code_16
 
-Each setting trains its autoencoder and its flow for a fixed CPU time of one thread, samples 256 blocks at K = 1, 4 and
-32 through the parallel readout, and scores them under a language model of the same tokens (trained once a
-vocabulary and block, kept beside the rows). A row holds perplexity, entropy, token accuracy and the yardsticks.
+Each setting trains its autoencoder and its flow for ``minutes`` of CPU time on one thread together, samples 128 blocks at K = 4 and 32
+through the parallel readout, deterministic and with full re-injection, and scores them under a language model of the
+same tokens (trained once a vocabulary and block, kept beside the rows). A row holds perplexity, entropy, token accuracy
+and the yardsticks.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from recipe_settings import AUTOENCODER_FIELDS, SETTINGS, Recipe
 from torch import nn
 
 from fewstep.autoencoders import TransformerAutoencoder
@@ -30,113 +32,8 @@ from fewstep.schedules import LogitNormalTime, UniformTime
 from fewstep.types import TokenBatch
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One setting of the study; the defaults are the base that the others vary."""
-
-    vocab_size: int = 2048
-    block_size: int = 32
-    stride: int = 1
-    latent_dim: int = 16
-    encoder_depth: int = 0
-    autoencoder_width: int = 128
-    readout_depth: int = 0
-    noise_level_max: float = 1.0
-    autoencoder_minutes: float = 0.6
-    token_masking: float = 0.0
-    latent_dropout: float = 0.0
-    categorical: bool = True
-    regression_weight: float = 0.0
-    cross_entropy_weight: float = 1.0
-    prediction: str = "x1"
-    path: str = "linear"
-    time_mean: float | None = -0.3
-    time_std: float = 0.6
-    grid_mean: float | None = -0.3
-    grid_std: float = 0.9
-    self_conditioning: float = 0.0
-    width: int = 192
-    depth: int = 5
-    num_heads: int = 3
-    local_reach: int = 2
-    muon: bool = False
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-
-
-BASE = Recipe()
-REGRESSION = dataclasses.replace(
-    BASE, categorical=False, regression_weight=1.0, cross_entropy_weight=0.0, readout_depth=2, latent_dim=32
-)
-SETTINGS: dict[str, Recipe] = {"code16": BASE}
-
-
-def variants(base: Recipe, changes: dict[str, dict[str, object]]) -> dict[str, Recipe]:
-    """Settings that differ from a base in what their name says."""
-    return {name: dataclasses.replace(base, **change) for name, change in changes.items()}  # type: ignore[arg-type]
-
-
-SETTINGS |= variants(
-    BASE,
-    {
-        "code16_no_local_mixing": {"local_reach": 0},
-        "code8": {"latent_dim": 8},
-        "code16_muon": {"muon": True},
-        "code32": {"latent_dim": 32, "time_mean": -0.7, "grid_mean": -0.7},
-        "code64": {"latent_dim": 64, "time_mean": -1.0, "grid_mean": -1.0},
-        "code16_selfcond": {"self_conditioning": 0.5},
-        "code16_uniform": {"time_mean": None},
-        "code16_vp": {"path": "variance_preserving"},
-        "code16_wide_time": {"time_std": 1.0},
-        "code16_v4096": {"vocab_size": 4096},
-        "code16_v1024": {"vocab_size": 1024},
-        "code16_v512": {"vocab_size": 512},
-        "code16_block16": {"block_size": 16, "batch_size": 128},
-        "code16_block64": {"block_size": 64, "batch_size": 32},
-        "code16_batch16": {"batch_size": 16, "learning_rate": 1.5e-3},
-        "code16_regress": {"categorical": False, "regression_weight": 1.0, "cross_entropy_weight": 0.0},
-        "code16_regress_ce": {"categorical": False, "regression_weight": 1.0, "cross_entropy_weight": 0.2},
-    },
-)
-SETTINGS |= variants(
-    REGRESSION,
-    {
-        "compressed": {"stride": 2, "encoder_depth": 2},
-        "compressed_ce": {"stride": 2, "encoder_depth": 2, "cross_entropy_weight": 0.2},
-        "contextual": {"encoder_depth": 2},
-        "contextual_masked": {"encoder_depth": 2, "token_masking": 0.3},
-        "contextual_masked_ce": {"encoder_depth": 2, "token_masking": 0.3, "cross_entropy_weight": 0.2},
-        "contextual_masked_velocity": {"encoder_depth": 2, "token_masking": 0.3, "prediction": "velocity"},
-    },
-)
-
-
-CONTEXTUAL = dataclasses.replace(
-    REGRESSION,
-    encoder_depth=2,
-    latent_dim=8,
-    autoencoder_minutes=2.5,
-    batch_size=32,
-    time_mean=0.0,
-    time_std=1.0,
-    grid_mean=0.0,
-    grid_std=1.0,
-)
-SETTINGS |= variants(
-    CONTEXTUAL,
-    {
-        "contextual8": {},
-        "contextual6_deep": {"latent_dim": 6, "readout_depth": 3, "autoencoder_width": 192, "autoencoder_minutes": 4.0},
-        "contextual8_masked": {"token_masking": 0.15},
-        "contextual8_v4096": {"vocab_size": 4096},
-        "contextual8_ce": {"cross_entropy_weight": 0.1},
-        "contextual8_selfcond": {"self_conditioning": 0.5},
-        "contextual8_vp": {"path": "variance_preserving"},
-        "contextual8_velocity": {"prediction": "velocity"},
-        "contextual8_uniform": {"time_mean": None, "grid_mean": None},
-        "contextual12_stride2": {"stride": 2, "latent_dim": 12},
-    },
-)
+SCORER_MINUTES = 4.0
+"""CPU minutes of the language model that scores; the same for all settings of a vocabulary and block size."""
 
 
 class Budget:
@@ -152,23 +49,9 @@ class Budget:
         return (time.process_time() - self.start) / self.seconds
 
 
-def train(
-    module: nn.Module, loss_of, batches, budget: Budget, learning_rate: float, name: str, muon: bool = False
-) -> int:
+def train(module: nn.Module, loss_of, batches, budget: Budget, learning_rate: float, name: str) -> int:
     """AdamW with warm-up and cosine over the budget; the averaged weights are left in the module. Returns the steps."""
-    matrices = [
-        p
-        for n, p in module.named_parameters()
-        if muon and p.ndim == 2 and "body" in n and "modul" not in n and "local" not in n
-    ]
-    rest = [p for p in module.parameters() if not any(p is m for m in matrices)]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    ]
-    if matrices:
-        optimizers.append(
-            torch.optim.Muon(matrices, lr=learning_rate, adjust_lr_fn="match_rms_adamw", weight_decay=0.01)
-        )
+    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = torch.optim.swa_utils.AveragedModel(
         module, avg_fn=lambda old, new, n: old + (new - old) * max(0.005, 1 / (n + 2))
     )
@@ -179,15 +62,14 @@ def train(
         if used >= 1:
             break
         cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * used)).item())
-        for group in [g for o in optimizers for g in o.param_groups]:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 100) * (0.05 + 0.95 * cosine)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(batch, torch.Generator().manual_seed(step))
-        module.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
         average.update_parameters(module)
         losses.append(loss.item())
         step += 1
@@ -201,12 +83,12 @@ def train(
 class Lab:
     """Data and language model of one vocabulary and block size."""
 
-    def __init__(self, recipe: Recipe, folder: Path, minutes: float) -> None:
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
         self.corpus = prepare_corpus(CorpusSettings(vocab_size=recipe.vocab_size, block_size=recipe.block_size))
         self.vocab_size = len(self.corpus.tokenizer)
         self.language_model = CausalTransformer(self.vocab_size, width=192, depth=4, num_heads=3)
-        file = folder / f"scorer_{recipe.vocab_size}_{recipe.block_size}_{minutes:g}.pt"
+        file = folder / f"scorer_{recipe.vocab_size}_{recipe.block_size}.pt"
         if file.exists():
             self.language_model.load_state_dict(torch.load(file))
         else:
@@ -216,7 +98,7 @@ class Lab:
                 self.language_model,
                 loss,
                 self.batches(64 * 32 // recipe.block_size),
-                Budget(60 * minutes),
+                Budget(60 * SCORER_MINUTES),
                 2e-3,
                 "scorer",
             )
@@ -234,34 +116,9 @@ class Lab:
 def run(name: str, recipe: Recipe, minutes: float, folder: Path) -> dict[str, object]:
     """Train and score one setting."""
     torch.manual_seed(0)
-    lab = Lab(recipe, folder, max(minutes, 4.0))
-    autoencoder = TransformerAutoencoder(
-        lab.vocab_size,
-        recipe.latent_dim,
-        stride=recipe.stride,
-        depth=recipe.encoder_depth,
-        width=recipe.autoencoder_width,
-    )
-    sizes = {"stride": recipe.stride}
-    readout: LinearReadout | TransformerReadout
-    if recipe.readout_depth:
-        readout = TransformerReadout(
-            lab.vocab_size, recipe.latent_dim, depth=recipe.readout_depth, width=recipe.autoencoder_width, **sizes
-        )
-    else:
-        readout = LinearReadout(lab.vocab_size, recipe.latent_dim, **sizes)
-    reconstruction = Reconstruction(
-        noise_level_max=recipe.noise_level_max,
-        token_masking=recipe.token_masking,
-        latent_dropout=recipe.latent_dropout,
-    )
-    both = nn.ModuleList([autoencoder, readout])
-    loss = lambda tokens, g: reconstruction.forward(autoencoder, readout, tokens, generator=g).loss  # noqa: E731
-    rate = 1e-2 if recipe.encoder_depth == 0 else 3e-3
-    ae_steps = train(
-        both, loss, lab.batches(recipe.batch_size), Budget(60 * recipe.autoencoder_minutes), rate, "autoencoder"
-    )
-    held_out, _ = held_out_blocks(lab.corpus.validation, 256)
+    lab = Lab(recipe, folder)
+    autoencoder, readout, ae_steps = train_autoencoder(recipe, lab, folder)
+    held_out, _ = held_out_blocks(lab.corpus.validation, 128)
     robustness = noise_robustness(autoencoder, readout, held_out, generator=torch.Generator().manual_seed(0))
     flow, steps = train_flow(recipe, lab, autoencoder, readout, minutes)
     identity = Identity(
@@ -269,8 +126,8 @@ def run(name: str, recipe: Recipe, minutes: float, folder: Path) -> dict[str, ob
         tokenizer_fingerprint=tokenizer_fingerprint(lab.corpus.tokenizer),
         path=recipe.path,
         prediction=recipe.prediction,
-        grid_mean=recipe.grid_mean,
-        grid_std=recipe.grid_std if recipe.grid_mean is not None else None,
+        grid_mean=recipe.time_mean,
+        grid_std=recipe.time_std if recipe.time_mean is not None else None,
     )
     bundle = ModelBundle(
         lab.corpus.tokenizer, identity, autoencoder, readout, flow.network, language_model=lab.language_model
@@ -278,7 +135,13 @@ def run(name: str, recipe: Recipe, minutes: float, folder: Path) -> dict[str, ob
     bundle.save_pretrained(folder / f"{name}-{minutes:g}", overwrite=True)
     counts = token_counts(lab.corpus.train, lab.vocab_size)
     table = evaluate_generation(
-        TextGenerator(bundle), held_out, counts, steps=(1, 4, 32), readouts=("parallel",), num_resamples=200
+        TextGenerator(bundle),
+        held_out,
+        counts,
+        steps=(4, 32),
+        readouts=("parallel",),
+        reinjections=(0.0, 1.0),
+        num_resamples=200,
     )
     print(table.to_text(), flush=True)
     for row in table.rows:
@@ -293,6 +156,42 @@ def run(name: str, recipe: Recipe, minutes: float, folder: Path) -> dict[str, ob
         "accuracy": dict(zip(map(str, robustness.levels), robustness.accuracies, strict=True)),
         "rows": rows,
     }
+
+
+def train_autoencoder(
+    recipe: Recipe, lab: Lab, folder: Path
+) -> tuple[TransformerAutoencoder, LinearReadout | TransformerReadout, int]:
+    """Autoencoder and readout of a recipe; settings that differ in the flow only share one, kept on disk."""
+    width = recipe.autoencoder_width
+    autoencoder = TransformerAutoencoder(
+        lab.vocab_size, recipe.latent_dim, stride=recipe.stride, depth=recipe.encoder_depth, width=width
+    )
+    readout: LinearReadout | TransformerReadout
+    if recipe.readout_depth:
+        readout = TransformerReadout(
+            lab.vocab_size, recipe.latent_dim, depth=recipe.readout_depth, width=width, stride=recipe.stride
+        )
+    else:
+        readout = LinearReadout(lab.vocab_size, recipe.latent_dim, stride=recipe.stride)
+    both = nn.ModuleList([autoencoder, readout])
+    key = hashlib.sha256(repr([getattr(recipe, name) for name in AUTOENCODER_FIELDS]).encode()).hexdigest()[:12]
+    file = folder / f"autoencoder_{key}.pt"
+    if file.exists():
+        saved = torch.load(file)
+        both.load_state_dict(saved["weights"])
+        both.eval()
+        return autoencoder, readout, saved["steps"]
+    reconstruction = Reconstruction(
+        noise_level_max=recipe.noise_level_max,
+        token_masking=recipe.token_masking,
+        latent_dropout=recipe.latent_dropout,
+    )
+    loss = lambda tokens, g: reconstruction.forward(autoencoder, readout, tokens, generator=g).loss  # noqa: E731
+    rate = 1e-2 if recipe.encoder_depth == 0 else 3e-3
+    budget = Budget(60 * recipe.autoencoder_minutes)
+    steps = train(both, loss, lab.batches(32), budget, rate, "autoencoder")
+    torch.save({"weights": both.state_dict(), "steps": steps}, file)
+    return autoencoder, readout, steps
 
 
 def train_flow(recipe: Recipe, lab: Lab, autoencoder, readout, minutes: float) -> tuple[FlowModel, int]:
@@ -326,7 +225,12 @@ def train_flow(recipe: Recipe, lab: Lab, autoencoder, readout, minutes: float) -
         return objective.forward(flow, latents, tokens=tokens, readout=readout, generator=generator).loss
 
     steps = train(
-        network, loss, lab.batches(recipe.batch_size), Budget(60 * minutes), recipe.learning_rate, "flow", recipe.muon
+        network,
+        loss,
+        lab.batches(recipe.batch_size),
+        Budget(60 * (minutes - recipe.autoencoder_minutes)),
+        recipe.learning_rate,
+        "flow",
     )
     if recipe.categorical:
         print("  nats at t", held_out_nats(lab, autoencoder, network, flow), flush=True)
@@ -350,8 +254,8 @@ def held_out_nats(lab: Lab, autoencoder, network, flow: FlowModel) -> dict[float
 def main() -> None:
     """Run the settings that have no row yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=4.0, help="CPU minutes of each flow")
-    parser.add_argument("--out", type=Path, default=Path("runs/recipe.jsonl"))
+    parser.add_argument("--minutes", type=float, default=5.0, help="CPU minutes of autoencoder and flow")
+    parser.add_argument("--out", type=Path, default=Path("runs/recipe/rows.jsonl"))
     parser.add_argument("--only", default="", help="names of settings, by commas; all where empty")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
