@@ -21,6 +21,7 @@ def one_step(workshop: Workshop, config: Path, *flags: str) -> int:
     """A fast step on the tiny text, with all else as in the file."""
     stage = config.stem
     base = [f"--model.autoencoder={workshop.autoencoder}"] if stage in ("flow", "commitment") else []
+    base += ["--model.language_model=null"] if stage == "commitment" else []
     given = [*workshop.data(), "--data.tokenizer=null", "--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"]
     return main(["fit", "--config", str(config), *flags, *given, *base])
 
@@ -65,8 +66,11 @@ def test_the_four_stages_of_the_debug_size_run_in_a_chain(tmp_path: Path) -> Non
     bases = {
         "autoencoder": [],
         "flow": [f"--model.autoencoder={tmp_path / 'autoencoder' / 'model'}"],
-        "commitment": [f"--model.autoencoder={tmp_path / 'flow' / 'model'}"],
         "language_model": [f"--data.tokenizer={tmp_path / 'autoencoder' / 'model' / 'tokenizer'}"],
+        "commitment": [
+            f"--model.autoencoder={tmp_path / 'flow' / 'model'}",
+            f"--model.language_model={tmp_path / 'language_model' / 'model'}",
+        ],
     }
     for stage, flags in bases.items():
         config = ["--config", str(CONFIGS / f"{stage}.yaml"), "--size", "debug"]

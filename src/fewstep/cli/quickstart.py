@@ -37,7 +37,11 @@ STAGES = (
     StageRun("autoencoder", None, "learn latents of text, and to read them back under noise"),
     StageRun("flow", "autoencoder", "learn to carry noise to latents"),
     StageRun("language_model", "autoencoder", "learn the same text token by token: the baseline, and the scorer"),
-    StageRun("commitment", "flow", "learn to read latents token by token: the commitment head"),
+    StageRun(
+        "commitment",
+        "flow",
+        "learn to read latents token by token, starting from the language model: the commitment head",
+    ),
 )
 
 
@@ -92,6 +96,8 @@ def train_stage(stage: StageRun, options: argparse.Namespace) -> None:
         arguments.append(f"--model.autoencoder={options.out / stage.needs / 'model'}")
     if stage.name == "language_model":
         arguments.append(f"--data.tokenizer={options.out / 'autoencoder' / 'model' / 'tokenizer'}")
+    if stage.name == "commitment":
+        arguments.append(f"--model.language_model={options.out / 'language_model' / 'model'}")
     if (run_dir / "checkpoints" / "last.ckpt").is_file():
         arguments += ["--ckpt_path", "last"]
     run_training(arguments)

@@ -77,6 +77,27 @@ class CausalTransformer(nn.Module):
             h = block(h, context=context, cache=None if caches is None else caches[index])
         return self.outputs(self.norm(h))
 
+    @torch.no_grad()
+    def start_from(self, language_model: "CausalTransformer") -> list[str]:
+        """Take over a language model's weights; returns the names of the tensors that it does not have.
+
+        Cross-attention is set to add nothing, so the network with latents starts as the language model, whatever the
+        latents are, and only has to learn to listen. Raises ``ValueError`` where the two differ in size.
+        """
+        theirs = language_model.state_dict()
+        ours = self.state_dict()
+        unfit = [name for name, value in theirs.items() if name not in ours or ours[name].shape != value.shape]
+        if unfit:
+            raise ValueError(
+                f"the language model ({language_model.config}) does not fit this network ({self.config}), first at "
+                f"{unfit[0]}: give both the same vocabulary, width and depth"
+            )
+        self.load_state_dict(ours | theirs)
+        for block in self.blocks:
+            if block.cross is not None:
+                nn.init.zeros_(block.cross.out.weight)
+        return [name for name in ours if name not in theirs]
+
     def empty_caches(self) -> list[KeyValueCache]:
         """One empty cache a block."""
         return [KeyValueCache() for _ in self.blocks]

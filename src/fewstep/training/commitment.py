@@ -20,7 +20,9 @@ class CommitmentModule(Stage):
 
     ``model`` is a folder or checkpoint with an autoencoder (and usually a denoiser, which is carried along).
     ``network`` is made from (V,) with ``latent_dim`` and ``stride`` filled in. ``trust_level`` (rms) is the noise
-    level at which generation reads latents by default. Raises ``UserError`` where parts and data do not fit.
+    level at which generation reads latents by default. ``language_model`` is a folder or checkpoint whose language
+    model, of the same tokenizer, width and depth, the head starts from; None starts anew. Raises ``UserError`` where
+    parts and data do not fit.
     """
 
     trained: ClassVar[tuple[str, ...]] = ("commitment",)
@@ -32,6 +34,7 @@ class CommitmentModule(Stage):
         autoencoder: str,
         network: Callable[[int], CausalTransformer],
         objective: CommitmentTraining,
+        language_model: str | None = None,
         trust_level: float = 0.5,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         seed: int = 0,
@@ -41,6 +44,10 @@ class CommitmentModule(Stage):
         assert encoder is not None
         make: Callable[..., CausalTransformer] = network  # the parser wants to know how many values it will be given
         self.commitment = make(len(data.tokenizer), latent_dim=encoder.latent_dim, stride=encoder.stride)
+        if language_model is not None:
+            scorer = load_base(language_model, data, "language_model").language_model
+            assert scorer is not None
+            self.commitment.start_from(scorer)
         self.trust_level = trust_level
         self.objective = objective
 
