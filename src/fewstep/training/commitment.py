@@ -18,7 +18,7 @@ from fewstep.types import LossOutput, TokenBatch
 class CommitmentModule(Stage):
     """Trains a causal transformer to read latents out token by token.
 
-    ``model`` is a folder or checkpoint with an autoencoder (and usually a denoiser, which is carried along).
+    ``autoencoder`` is a folder or checkpoint with one (and usually a denoiser, which is carried along).
     ``network`` is made from (V,) with ``latent_dim`` and ``stride`` filled in. ``trust_level`` (rms) is the noise
     level at which generation reads latents by default. ``language_model`` is a folder or checkpoint whose language
     model, of the same tokenizer, width and depth, the head starts from; None starts anew. Raises ``UserError`` where
