@@ -30,7 +30,8 @@ def test_a_sample_depends_on_seed_and_place_not_on_the_batches(
     torch.testing.assert_close(whole.x_1[:5], cut.x_1, rtol=1e-3, atol=1e-3)  # rounding, which steps amplify
     other = generator.generate(7, 3, 6, readout=readout, reinjection=reinjection)
     assert not torch.equal(whole.ids, other.ids)
-    assert len({tuple(row) for row in whole.ids.tolist()}) == 7
+    # Noise of its own for every sample: on the latents, for an untrained readout may read two of them alike.
+    assert torch.pdist(whole.x_1.flatten(1)).min() > 0.1
 
 
 def test_latents_are_those_of_the_sampler_that_the_identity_names(generator: TextGenerator) -> None:
