@@ -10,18 +10,23 @@ RUN_STAMP := $(VENV)/.fewstep-run
 DEV_STAMP := $(VENV)/.fewstep-dev
 CUT_OFF := $(VENV)/.fewstep-installing
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart study test lint clean
 .NOTPARALLEL:
 
 help:
 	@echo "make quickstart   set up, train on the built-in text, sample, show the results (ARGS='...' is passed on)"
 	@echo "make test         set up, then lint, types and the fast tests"
+	@echo "make study        set up, then the settings of the recipe study that have no row yet (hours; can be stopped)"
 	@echo "make lint         set up, then lint and types only"
 	@echo "make clean        remove caches and built packages; .venv and runs/ stay"
 
 quickstart: $(RUN_STAMP)
 	@echo "==> quickstart: train, sample and score; results go to runs/quickstart"
 	@$(VENV)/bin/fewstep quickstart --out runs/quickstart $(ARGS)
+
+study: $(RUN_STAMP)
+	@echo "==> recipe study: one row a setting in runs/recipe/rows.jsonl"
+	@$(VENV)/bin/python -u benchmarks/recipe.py $(ARGS)
 
 test: lint
 	@echo "==> tests (without those marked slow)"
