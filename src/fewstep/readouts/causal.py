@@ -94,7 +94,7 @@ class CausalTransformer(nn.Module):
             )
         self.load_state_dict(ours | theirs)
         for block in self.blocks:
-            if block.cross is not None:
+            if isinstance(block, Block) and block.cross is not None:
                 nn.init.zeros_(block.cross.out.weight)
         return [name for name in ours if name not in theirs]
 
