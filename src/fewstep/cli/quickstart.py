@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+from tqdm import tqdm
 
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.edge import configs_folder
 from fewstep.cli.output import new_text_file
 from fewstep.cli.sizes import expand_size, size_settings
-from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     from fewstep.evaluation import GenerationTable
@@ -105,8 +106,6 @@ def train_stage(stage: StageRun, options: argparse.Namespace) -> None:
 
 def sample_and_score(options: argparse.Namespace) -> "GenerationTable":
     """Merge the stages into one model folder, evaluate it, and write table and picture."""
-    from tqdm import tqdm
-
     from fewstep.bundle import ModelBundle
     from fewstep.data import CorpusSettings, prepare_corpus
     from fewstep.evaluation import evaluate_generation, held_out_blocks, token_counts
@@ -150,12 +149,12 @@ def max_documents(size: str | None) -> int | None:
     return size_settings(size).get("autoencoder", {}).get("data", {}).get("max_documents") if size else None
 
 
-def advance(bar: "object") -> Callable[[int, int, str], None]:
+def advance(bar: "tqdm[NoReturn]") -> Callable[[int, int, str], None]:
     """A progress function that moves a tqdm bar."""
 
     def progress(done: int, total: int, label: str) -> None:
-        bar.total, bar.n = total, done  # type: ignore[attr-defined]
-        bar.set_postfix_str(label)  # type: ignore[attr-defined]
+        bar.total, bar.n = total, done
+        bar.set_postfix_str(label)
 
     return progress
 
@@ -188,6 +187,3 @@ def peak_memory_gib() -> float:
 def say(text: str) -> None:
     """One line of the quickstart's own."""
     print(f"[quickstart] {text}", flush=True)
-
-
-__all__ = ["UserError", "main"]

@@ -1,0 +1,58 @@
+"""All stages in one folder: what is done is not done again, and the table tells of every setting."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fewstep.cli import quickstart
+from fewstep.cli.sizes import size_settings
+from fewstep.errors import UserError
+from tests.runs import BLOCK_SIZE, Workshop
+
+
+@pytest.fixture
+def command(workshop: Workshop, tmp_path: Path) -> list[str]:
+    """The quickstart on the tiny text, four steps a stage."""
+    size = size_settings("debug")
+    data = {"vocab_size": 300, "block_size": BLOCK_SIZE, "batch_size": 4, "num_validation_blocks": 8}
+    for section in size.values():
+        section["data"] = data
+        section["trainer"] = {"max_steps": 4, "val_check_interval": 2, "enable_progress_bar": False}
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(size))
+    source = ["--source", str(workshop.folder / "text.jsonl"), "--cache_dir", str(tmp_path / "cache")]
+    return ["--out", str(tmp_path / "out"), "--size", str(file), "--num_samples", "4", *source]
+
+
+def test_it_trains_samples_and_scores_and_a_second_call_only_scores(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert quickstart.main(command) == 0
+    first = capsys.readouterr().out
+    table = json.loads((out / "table.json").read_text())
+    settings = {(row["readout"], row["reinjection"], row["num_steps"]) for row in table["rows"] if row["readout"]}
+    assert settings == {(r, g, k) for r in ("parallel", "commit") for g in (0.0, 1.0) for k in (1, 2, 4, 8, 32)}
+    for name in ("held-out text", "words shuffled", "unigram draws", "language model", "gamma = 1"):
+        assert name in first
+    weights = {file: file.read_bytes() for file in (out / "model").glob("*.safetensors")}
+    assert {file.stem for file in weights} == {"autoencoder", "readout", "denoiser", "commitment", "language_model"}
+    assert quickstart.main(command) == 0
+    again = capsys.readouterr().out
+    assert again.count("is done already") == 4
+    assert {file: file.read_bytes() for file in (out / "model").glob("*.safetensors")} == weights
+    timeless = [{k: v for k, v in row.items() if k != "seconds_per_1000_tokens"} for row in table["rows"]]
+    rows = json.loads((out / "table.json").read_text())["rows"]
+    assert [{k: v for k, v in row.items() if k != "seconds_per_1000_tokens"} for row in rows] == timeless
+
+
+def test_the_head_starts_from_the_runs_language_model(command: list[str], tmp_path: Path) -> None:
+    options = quickstart.parser().parse_args(command)
+    for stage in quickstart.STAGES[:3]:
+        quickstart.train_stage(stage, options)
+    out = tmp_path / "out"
+    (out / "language_model" / "model" / "language_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"language_model\.safetensors is damaged"):
+        quickstart.train_stage(quickstart.STAGES[3], options)
