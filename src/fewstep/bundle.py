@@ -1,6 +1,5 @@
 """A saved model: one folder, or a training checkpoint, that holds everything which generation needs."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -246,8 +245,3 @@ def _load_strictly(part: nn.Module, weights: dict[str, Tensor], source: str) -> 
         part.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(f"{source}: weights do not fit: {' '.join(str(error).split())[:300]}") from None
-
-
-def describe(bundle: ModelBundle) -> str:
-    """The manifest as indented JSON, for people."""
-    return json.dumps(bundle.manifest(), indent=2)
