@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "fewstep"
 LAYERS = [
     {"errors", "shapes"},
     {"types"},
-    {"schedules", "metrics", "diagnostics", "theory"},
+    {"schedules", "metrics"},
     {"paths"},
+    {"diagnostics", "theory"},
     {"nn"},
     {"autoencoders", "denoisers", "readouts"},
     {"objectives", "samplers", "data"},
@@ -28,7 +29,7 @@ LAYERS = [
     {"cli"},
 ]
 LAYER_OF = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
-PURE_ROOMS = set().union(*LAYERS[: LAYERS.index({"paths"}) + 1])
+PURE_ROOMS = set().union(*LAYERS[: LAYERS.index({"diagnostics", "theory"}) + 1])
 FACADE = {"TextGenerator": "pipeline"}  # names that `fewstep` itself lends from a room
 
 # library -> the rooms that may import it
