@@ -66,6 +66,8 @@ CHANGES: dict[str, dict[str, object]] = {
     "base": {},
     "logit_normal": {"time_mean": 0.0},
     "cross_entropy": {"cross_entropy_weight": 0.1},
+    "cross_entropy_logit_normal": {"cross_entropy_weight": 0.1, "time_mean": 0.0},
+    "cross_entropy_0.03_logit_normal": {"cross_entropy_weight": 0.03, "time_mean": 0.0},
     "self_conditioning": {"self_conditioning": 0.5},
     "velocity": {"prediction": "velocity"},
     "variance_preserving": {"path": "variance_preserving"},
