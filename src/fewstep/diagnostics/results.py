@@ -65,7 +65,12 @@ class Picture:
 
 
 class Diagnostic(Protocol):
-    """What every result of this room can become."""
+    """What every result of this room can become. ``name`` is the first word of its rows' names, and its file's name."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
 
     def rows(self) -> tuple[DiagnosticRow, ...]:
         """Its lines in the table."""
@@ -97,11 +102,11 @@ def ratio_estimate(numerators: Tensor, denominators: Tensor, generator: torch.Ge
     """
     stacked = torch.stack([_row_sums(numerators), _row_sums(denominators)], 1)
     used = int((stacked[:, 1] != 0).sum())
-    value = _ratio(stacked)
+    value = float(_ratio(stacked))
     if not math.isfinite(value):
         return Estimate(None, None, used)
     kept = stacked[stacked[:, 1] != 0]  # an example without a valid place says nothing and is not resampled
-    return Estimate(value, bootstrap_interval(kept, _ratio, NUM_RESAMPLES, generator), used)
+    return Estimate(value, bootstrap_interval(kept, _ratio, NUM_RESAMPLES, generator, batched=True), used)
 
 
 def quantile_estimate(values: Tensor, weights: Tensor, q: float, generator: torch.Generator) -> Estimate:
@@ -114,17 +119,17 @@ def quantile_estimate(values: Tensor, weights: Tensor, q: float, generator: torc
     rows = rows[used]
 
     def statistic(picked: Tensor) -> Tensor:
-        return torch.nanquantile(picked.flatten(), q)
+        return torch.nanquantile(picked.flatten(-2), q, dim=-1)
 
-    return Estimate(
-        float(statistic(rows)), bootstrap_interval(rows, statistic, NUM_RESAMPLES, generator), int(used.sum())
-    )
+    interval = bootstrap_interval(rows, statistic, NUM_RESAMPLES, generator, batched=True)
+    return Estimate(float(statistic(rows)), interval, int(used.sum()))
 
 
 def _row_sums(values: Tensor) -> Tensor:
     return values.double().cpu().reshape(len(values), -1).sum(1)
 
 
-def _ratio(stacked: Tensor) -> float:
-    numerator, denominator = stacked.sum(0).tolist()
-    return numerator / denominator if denominator else math.nan
+def _ratio(stacked: Tensor) -> Tensor:
+    """Sum of the first column of (..., N, 2) over that of the second, NaN where the latter is 0."""
+    numerator, denominator = stacked.sum(-2).unbind(-1)
+    return torch.where(denominator != 0, numerator / denominator, torch.nan)

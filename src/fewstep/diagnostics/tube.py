@@ -1,0 +1,206 @@
+"""Theorem 3 of arXiv:2606.30705 as measured curves: latents within reach of a flip, and tokens that do flip.
+
+This project's definition: the theorem's statement is known from the abstract. With s(t) = sigma_t / alpha_t, the noise
+of a state in the unit of the data, the predicted curve is the tube mass T(c s) = share of points whose boundary is no
+farther than c s, with one constant c fitted to the flips. Legend: B examples, P positions, L tokens, V vocabulary,
+S noise scales.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.diagnostics.curves import estimate_series
+from fewstep.diagnostics.geometry import norms, random_directions
+from fewstep.diagnostics.margins import require_positions
+from fewstep.diagnostics.results import NUM_RESAMPLES, DiagnosticRow, Estimate, Picture, mean_estimate
+from fewstep.metrics import bootstrap_interval
+from fewstep.paths import Path
+from fewstep.shapes import expand_like, randn
+
+GRID_SIZE = 128
+"""Values of c tried in one pass of the fit."""
+
+
+@dataclass(frozen=True)
+class Tube:
+    """Flip rates and tube mass at the noise scales s (``noise_scales``, rising; ``times`` beside them).
+
+    ``flip_rates`` phi: tokens of the posterior mean x1_hat against those of the data; ``isotropic_flip_rates``
+    phi_iso: tokens of z + s noise; ``matched_flip_rates``: tokens of z moved isotropically just as far as x1_hat lies
+    from it. ``tube_masses`` T(c s) at the fitted ``c``, whose interval refits it; ``fit_error`` is the root mean
+    square of T - phi. The three are undetermined where every c fits alike: no token flips, all do, or no boundary is
+    known. This project's definition, after arXiv:2606.30705.
+    """
+
+    name: str
+    times: tuple[float, ...]
+    noise_scales: tuple[float, ...]
+    flip_rates: tuple[Estimate, ...]
+    isotropic_flip_rates: tuple[Estimate, ...]
+    matched_flip_rates: tuple[Estimate, ...]
+    tube_masses: tuple[Estimate, ...]
+    c: Estimate
+    fit_error: Estimate
+    num_points: int
+    num_noises: int
+
+    def rows(self) -> tuple[DiagnosticRow, ...]:
+        """The fitted c and how well it fits."""
+        note = f"{self.num_points} points, {self.num_noises} noises, {len(self.times)} times"
+        if self.c.value is None:
+            note += "; undetermined: no token flips, all do, or no boundary is known"
+        return (
+            DiagnosticRow(f"{self.name}_c", self.c, note=note),
+            DiagnosticRow(f"{self.name}_fit_error", self.fit_error, "share of points", "rms over the times"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+    def picture(self) -> Picture:
+        """The curves over s."""
+        label = "tube mass T(c s)" if self.c.value is None else f"tube mass T(c s), c = {self.c.value:.3g}"
+        series = (
+            estimate_series(label, self.noise_scales, self.tube_masses),
+            estimate_series("flips, posterior mean", self.noise_scales, self.flip_rates),
+            estimate_series("flips, isotropic noise", self.noise_scales, self.isotropic_flip_rates),
+            estimate_series("flips, isotropic, same norm", self.noise_scales, self.matched_flip_rates),
+        )
+        title = "Flips and the tube around the boundaries"
+        return Picture(title, "noise scale s = sigma / alpha", "share of points", series, log_x=True)
+
+
+@torch.no_grad()
+def tube(
+    decode: Callable[[Tensor], Tensor],
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    path: Path,
+    z: Tensor,
+    positions: Tensor,
+    times: Sequence[float],
+    *,
+    distances: Tensor,
+    num_noises: int = 1,
+    generator: torch.Generator,
+    name: str = "tube",
+) -> Tube:
+    """Flip rates of data latents ``z`` (B, ...) at ``positions`` (B, P) over ``times``, and the tube mass beside them.
+
+    ``decode`` gives logits (B, L, V) and the token is their argmax; ``denoise(x_t, t)`` with t (B,) float32 gives
+    x1_hat, of the model that was trained on ``path``. ``distances`` (B, P): m / |grad m| of the leading token there, in
+    the unit of z, infinite where nothing leads to another token (:attr:`Margins.distance`). The same ``num_noises``
+    draws of noise serve all times, so that times differ by the noise scale alone. c minimises the squared distance of
+    T(c s) from phi over the times. Intervals resample examples. Costs 3 S ``num_noises`` + 1 evaluations of ``decode``
+    and S ``num_noises`` of ``denoise``. This project's definition, after arXiv:2606.30705.
+
+    Raises ValueError for times outside (0, 1) or none, ``num_noises`` < 1, positions or distances that do not fit,
+    and distances that are negative or NaN.
+    """
+    _check(z, positions, times, distances, num_noises)
+    positions = positions.to(z.device)
+    times = sorted((float(time) for time in times), reverse=True)
+    scales = [_noise_scale(path, time) for time in times]
+    tokens = _tokens(decode, z, positions)
+    # The length of the posterior mean's step depends on its noise: the isotropic one takes a direction of its own.
+    noises = [
+        (randn(tuple(z.shape), z, generator).to(z.dtype), random_directions(z, generator)) for _ in range(num_noises)
+    ]
+    flips = torch.zeros(3, len(times), *positions.shape, dtype=torch.float64)
+    for k, (time, s) in enumerate(zip(times, scales, strict=True)):
+        t = torch.full((len(z),), time, dtype=torch.float32, device=z.device)
+        for noise, direction in noises:
+            x1_hat = denoise(path.sample(z, noise, t), t)
+            matched = z + expand_like(norms(x1_hat - z), z).to(z.dtype) * direction
+            for curve, moved in enumerate((x1_hat, z + s * noise, matched)):
+                flips[curve, k] += (_tokens(decode, moved, positions) != tokens).cpu() / num_noises
+    curves = [tuple(_mean(values, generator) for values in curve) for curve in flips]
+    c, masses, error = _fit_with_interval(torch.tensor(scales).double(), flips[0], distances.double().cpu(), generator)
+    phi, phi_iso, phi_matched = curves
+    return Tube(
+        name, tuple(times), tuple(scales), phi, phi_iso, phi_matched, masses, c, error, positions.numel(), num_noises
+    )
+
+
+def _mean(values: Tensor, generator: torch.Generator) -> Estimate:
+    return mean_estimate(values, torch.ones_like(values), generator)
+
+
+def _tokens(decode: Callable[[Tensor], Tensor], z: Tensor, positions: Tensor) -> Tensor:
+    """Argmax tokens (B, P)."""
+    return decode(z).argmax(-1).gather(1, positions)
+
+
+def _noise_scale(path: Path, time: float) -> float:
+    t = torch.tensor([time], dtype=torch.float32).double()  # the time that the model is told
+    return float(path.schedule.sigma(t) / path.schedule.alpha(t))
+
+
+def _fit_with_interval(
+    scales: Tensor, flips: Tensor, distances: Tensor, generator: torch.Generator
+) -> tuple[Estimate, tuple[Estimate, ...], Estimate]:
+    """c, T(c s) at ``scales`` (S,) and the error of fit, from ``flips`` (S, B, P) and ``distances`` (B, P)."""
+    num_examples, num_positions = distances.shape
+    phi = flips.flatten(1).mean(1)
+    c = _fit(scales, phi, distances) if 0 < float(phi.mean()) < 1 else None
+    if c is None:
+        unknown = Estimate(None, None, num_examples)
+        return unknown, (unknown,) * len(scales), unknown
+    rows = torch.cat([flips.mean(2).T, distances], 1)  # an example: its flip rates and its distances
+
+    def refit(picked: Tensor) -> float:
+        again = _fit(scales, picked[:, :-num_positions].mean(0), picked[:, -num_positions:])
+        return c if again is None else again
+
+    # Resampling adds noise to what is left over, so it has no interval: it would lie above the value itself.
+    mass = (distances[None] <= c * scales[:, None, None]).double().mean((1, 2))
+    error = (mass - phi).square().mean().sqrt()
+    masses = tuple(_mean((distances <= c * s).double(), generator) for s in scales)
+    return (
+        Estimate(c, bootstrap_interval(rows, refit, NUM_RESAMPLES, generator), num_examples),
+        masses,
+        Estimate(float(error), None, num_examples),
+    )
+
+
+def _fit(scales: Tensor, phi: Tensor, distances: Tensor) -> float | None:
+    """The c of least squared error of T(c s) against ``phi`` (S,), or None where no distance is finite and positive.
+
+    T is a step function, so the error is constant between its jumps at distance / s: a logarithmic grid over all
+    jumps, then finer ones around the best value so far, and of equals the middle one.
+    """
+    ordered = distances.flatten().sort().values
+    reachable = ordered[(ordered > 0) & ordered.isfinite()]
+    if not len(reachable):
+        return None
+    low = math.log(float(reachable[0] / scales.max())) - 1
+    high = math.log(float(reachable[-1] / scales.min())) + 1
+    for _ in range(3):
+        grid = torch.linspace(low, high, GRID_SIZE, dtype=torch.float64)
+        reach = grid.exp()[:, None] * scales
+        mass = torch.searchsorted(ordered, reach, right=True).double() / len(ordered)
+        errors = (mass - phi).square().sum(1)
+        equals = (errors == errors.min()).nonzero()[:, 0]
+        first = int(equals[0])
+        run = int((equals - torch.arange(first, first + len(equals)) == 0).sum())
+        last = first + run - 1
+        low, high = float(grid[max(first - 1, 0)]), float(grid[min(last + 1, GRID_SIZE - 1)])
+    return math.exp((float(grid[first]) + float(grid[last])) / 2)
+
+
+def _check(z: Tensor, positions: Tensor, times: Sequence[float], distances: Tensor, num_noises: int) -> None:
+    require_positions(z, positions)
+    if not times or not all(0 < float(torch.tensor(time, dtype=torch.float32)) < 1 for time in times):
+        raise ValueError(f"times are {list(times)}: expected at least one, all strictly between 0 and 1.")
+    if num_noises < 1:
+        raise ValueError(f"num_noises is {num_noises}: expected at least 1 draw.")
+    if distances.shape != positions.shape or not bool((distances >= 0).all()):
+        raise ValueError(
+            f"distances have shape {tuple(distances.shape)} for positions {tuple(positions.shape)}: expected equal "
+            "shapes and no value that is negative or NaN, pass Margins.distance."
+        )
