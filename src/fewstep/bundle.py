@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import version
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -59,11 +58,6 @@ class Identity:
     trust_level: float = 0.5
     source: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that a saved model depends on."""
-    return {name: version(name) for name in ("fewstep", "torch", "transformers")}
 
 
 @dataclass
@@ -137,7 +131,7 @@ class ModelBundle:
     def manifest(self) -> dict[str, Any]:
         """What ``config.json`` says: the identity, and class and constructor arguments of every part."""
         parts = {name: {"class": type(part).__name__, "config": part.config} for name, part in self.parts().items()}
-        return {"format": FORMAT, "identity": asdict(self.identity), "parts": parts}
+        return {"format": FORMAT, "kind": "text", "identity": asdict(self.identity), "parts": parts}
 
     def save_pretrained(self, folder: str | FilePath, *, overwrite: bool = False) -> None:
         """Write ``config.json``, one safetensors file a part and the tokenizer, whole or not at all.
@@ -154,7 +148,8 @@ class ModelBundle:
         Strict: every tensor must be there and fit. Raises ``UserError`` with one line for whatever is wrong.
         """
         path = FilePath(path).expanduser()
-        stored = storage.read_checkpoint(path) if path.is_file() else storage.read_folder(path)
+        stored = storage.read_model(path, "text")
+        assert stored.tokenizer is not None
         bundle = cls.from_stored(stored.manifest, stored.weights, stored.tokenizer, str(path))
         if tokenizer_fingerprint(bundle.tokenizer) != bundle.identity.tokenizer_fingerprint:
             raise UserError(f"{path}: its tokenizer is not the one that the model was trained with")
@@ -177,7 +172,7 @@ class ModelBundle:
         for name, description in manifest["parts"].items():
             _check_part(name, description["class"], source)
             parts[name] = build_part(description["class"], description["config"], identity, source)
-            _load_strictly(parts[name], weights.get(name, {}), f"{source} ({name})")
+            storage.load_strictly(parts[name], weights.get(name, {}), f"{source} ({name})")
         bundle = cls(tokenizer, identity, **parts).to("cpu")
         check_agreement(bundle, source)
         return bundle
@@ -238,10 +233,3 @@ def _identity(values: dict[str, Any], source: str) -> Identity:
     if identity.path not in PATHS:
         raise UserError(f"{source}: unknown path {identity.path!r}, expected one of {', '.join(PATHS)}")
     return identity
-
-
-def _load_strictly(part: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    try:
-        part.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise UserError(f"{source}: weights do not fit: {' '.join(str(error).split())[:300]}") from None

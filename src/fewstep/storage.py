@@ -4,14 +4,15 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.data import load_tokenizer
 from fewstep.errors import UserError
@@ -22,14 +23,17 @@ if TYPE_CHECKING:
 CHECKPOINT_KEY = "fewstep"
 """Key under which a training checkpoint carries what the weights alone do not say."""
 
+Kind = Literal["text", "images"]
+"""What a model is a model of; manifests without the entry ``kind`` are of text."""
+
 
 @dataclass(frozen=True)
 class Stored:
-    """What a model folder or a checkpoint holds: manifest, weights by part and name, tokenizer."""
+    """What a model folder or a checkpoint holds: manifest, weights by part and name, tokenizer (None: of images)."""
 
     manifest: dict[str, Any]
     weights: dict[str, dict[str, Tensor]]
-    tokenizer: "PreTrainedTokenizerFast"
+    tokenizer: "PreTrainedTokenizerFast | None"
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
@@ -57,7 +61,7 @@ def write_folder(
     folder: Path,
     manifest: dict[str, Any],
     weights: dict[str, dict[str, Tensor]],
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: "PreTrainedTokenizerFast | None",
     *,
     overwrite: bool,
 ) -> None:
@@ -79,7 +83,8 @@ def write_folder(
         for name, tensors in weights.items():
             plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
             save_file(plain, new / f"{name}.safetensors")
-        tokenizer.save_pretrained(new / "tokenizer")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new / "tokenizer")
         (new / "config.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(old)
@@ -92,12 +97,41 @@ def write_folder(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def read_model(path: Path, kind: Kind) -> Stored:
+    """Read a model folder, or a ``.ckpt`` file, that must be of ``kind``. Raises ``UserError`` in one line."""
+    require_kind(path, kind)
+    return read_checkpoint(path) if path.is_file() else read_folder(path)
+
+
+def kind_of(path: str | Path) -> Kind:
+    """Whether a model folder or a ``.ckpt`` file holds a model of text or of images.
+
+    Raises ``UserError`` where it holds none; a folder's weights are not looked at.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give a model folder or a .ckpt file")
+    manifest = _checkpoint_entry(path)["manifest"] if path.is_file() else _read_manifest(path)
+    kind = manifest.get("kind", "text")
+    if kind not in get_args(Kind):
+        raise UserError(f"{path} holds a model of {kind!r}: this fewstep knows {' and '.join(get_args(Kind))}")
+    return kind
+
+
+def require_kind(path: str | Path, kind: Kind) -> None:
+    """Raise ``UserError`` unless :func:`kind_of` ``path`` is ``kind``."""
+    if (found := kind_of(path)) != kind:
+        raise UserError(f"{path} holds a model of {found}, expected one of {kind}: give a model trained on {kind}")
+
+
 def read_folder(folder: Path) -> Stored:
     """Read what :func:`write_folder` wrote. Raises ``UserError`` in one line for whatever is missing or broken."""
     if not folder.exists():
         raise UserError(f"{folder} does not exist: give a model folder or a .ckpt file")
     manifest = _read_manifest(folder)
     weights = {name: _read_safetensors(folder / f"{name}.safetensors") for name in manifest["parts"]}
+    if manifest.get("kind") == "images":
+        return Stored(manifest, weights, None)
     if not (folder / "tokenizer").is_dir():  # else its name would be looked up on the hub
         raise UserError(f"{folder / 'tokenizer'} is missing: the model folder is incomplete")
     return Stored(manifest, weights, load_tokenizer(folder / "tokenizer"))
@@ -142,9 +176,11 @@ def _first_line(error: Exception) -> str:
 
 
 def checkpoint_entry(
-    manifest: dict[str, Any], frozen: dict[str, dict[str, Tensor]], tokenizer: "PreTrainedTokenizerFast"
+    manifest: dict[str, Any], frozen: dict[str, dict[str, Tensor]], tokenizer: "PreTrainedTokenizerFast | None"
 ) -> dict[str, Any]:
-    """What a checkpoint carries beside the trained weights: manifest, weights of frozen parts, tokenizer."""
+    """What a checkpoint carries beside the trained weights: manifest, weights of frozen parts, tokenizer if any."""
+    if tokenizer is None:
+        return {"manifest": manifest, "frozen": frozen}
     return {
         "manifest": manifest,
         "frozen": frozen,
@@ -155,26 +191,42 @@ def checkpoint_entry(
 
 def read_checkpoint(file: Path) -> Stored:
     """Read a training checkpoint; trained parts come from its ``state_dict`` (the averaged weights where EMA ran)."""
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    entry = _checkpoint_entry(file)
+    manifest, weights, trained = entry["manifest"], dict(entry["frozen"]), entry["trained"]
+    for name in manifest["parts"]:
+        if name not in weights:
+            prefix = f"{name}."
+            weights[name] = {key[len(prefix) :]: value for key, value in trained.items() if key.startswith(prefix)}
+    return Stored(manifest, weights, None if manifest.get("kind") == "images" else _tokenizer_of(entry, file))
 
+
+def _checkpoint_entry(file: Path) -> dict[str, Any]:
+    """What :func:`checkpoint_entry` put into a checkpoint, and the trained weights beside it as ``trained``."""
     checkpoint = load_checkpoint(file)
     if CHECKPOINT_KEY not in checkpoint:
         raise UserError(f"{file} is a checkpoint, but not of fewstep: it has no {CHECKPOINT_KEY!r} entry")
     entry = checkpoint[CHECKPOINT_KEY]
     try:
-        manifest, frozen, trained = entry["manifest"], entry["frozen"], checkpoint["state_dict"]
+        found = {**entry, "manifest": entry["manifest"], "frozen": entry["frozen"], "trained": checkpoint["state_dict"]}
+    except (KeyError, TypeError) as error:
+        raise _another_version(file, error) from None
+    check_manifest(found["manifest"], str(file))
+    return found
+
+
+def _tokenizer_of(entry: dict[str, Any], file: Path) -> "PreTrainedTokenizerFast":
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    try:
         backend, special_tokens = Tokenizer.from_str(entry["tokenizer"]), entry["special_tokens"]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{file} is a checkpoint of another fewstep version ({_first_line(error)})") from None
-    check_manifest(manifest, str(file))
-    weights = dict(frozen)
-    for name in manifest["parts"]:
-        if name not in weights:
-            prefix = f"{name}."
-            weights[name] = {key[len(prefix) :]: value for key, value in trained.items() if key.startswith(prefix)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special_tokens)
-    return Stored(manifest, weights, tokenizer)
+        raise _another_version(file, error) from None
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special_tokens)
+
+
+def _another_version(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is a checkpoint of another fewstep version ({_first_line(error)})")
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
@@ -186,3 +238,16 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise UserError(f"{file} is not a training checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
+
+
+def load_strictly(part: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Put ``weights`` into ``part``. Raises ``UserError`` where one is missing, too many or of another shape."""
+    try:
+        part.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{source}: weights do not fit: {' '.join(str(error).split())[:300]}") from None
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of fewstep, torch and further ``packages`` that a saved model depends on."""
+    return {name: version(name) for name in ("fewstep", "torch", *packages)}

@@ -1,6 +1,7 @@
-"""Text to continuous latents."""
+"""Text, or images, to continuous latents."""
 
+from fewstep.autoencoders.images import ImageAutoencoder
 from fewstep.autoencoders.transformer import TransformerAutoencoder
 from fewstep.autoencoders.whitening import Whitening
 
-__all__ = ["TransformerAutoencoder", "Whitening"]
+__all__ = ["ImageAutoencoder", "TransformerAutoencoder", "Whitening"]

@@ -47,9 +47,13 @@ class Reconstruction:
 
     def corrupt(self, latents: Latents, generator: torch.Generator) -> Tensor:
         """Latents (B, K, D) with noise and with whole positions dropped."""
-        z = latents.z
-        level = self.noise_level_max * rand((len(z),), z, generator)
-        z = z + expand_like(level, z) * randn(tuple(z.shape), z, generator)
+        z = noised(latents.z, self.noise_level_max, generator)
         if self.latent_dropout > 0:
             z = z * (rand(tuple(z.shape[:2]), z, generator) >= self.latent_dropout)[..., None]
         return z
+
+
+def noised(z: Tensor, level_max: float, generator: torch.Generator) -> Tensor:
+    """Latents (B, ...) with white noise, whose level each example draws uniformly from [0, ``level_max``]."""
+    level = level_max * rand((len(z),), z, generator)
+    return z + expand_like(level, z) * randn(tuple(z.shape), z, generator)

