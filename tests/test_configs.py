@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fewstep.cli.sizes import STAGES, size_settings
+from fewstep.cli.sizes import STAGES, size_settings, stage_of
 from fewstep.cli.train import main
 from fewstep.errors import UserError
 from tests.runs import CONFIGS, ROOT, Workshop
@@ -18,12 +18,18 @@ SIZES = sorted(file.stem for file in (CONFIGS / "sizes").glob("*.yaml"))
 
 
 def one_step(workshop: Workshop, config: Path, *flags: str) -> int:
-    """A fast step on the tiny text, with all else as in the file."""
-    stage = config.stem
+    """A fast step on the tiny text, or on images, with all else as in the file."""
+    stage = stage_trained_by(config)
     base = [f"--model.autoencoder={workshop.autoencoder}"] if stage in ("flow", "commitment") else []
     base += ["--model.language_model=null"] if stage == "commitment" else []
-    given = [*workshop.data(), "--data.tokenizer=null", "--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"]
-    return main(["fit", "--config", str(config), *flags, *given, *base])
+    data = [] if stage == "image_autoencoder" else [*workshop.data(), "--data.tokenizer=null"]
+    trial = ["--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"]
+    return main(["fit", "--config", str(config), *flags, *data, *trial, *base])
+
+
+def stage_trained_by(config: Path) -> str:
+    """The stage's name in a size file."""
+    return stage_of(["--config", str(config)])
 
 
 def shallow(config: Path) -> list[str]:
@@ -34,7 +40,7 @@ def shallow(config: Path) -> list[str]:
 
 
 def test_there_is_a_file_and_a_section_for_every_stage() -> None:
-    assert sorted(file.stem for file in FILES) == sorted(STAGES.values())
+    assert sorted(map(stage_trained_by, FILES)) == sorted(STAGES.values())
     assert "debug" in SIZES
     for size in SIZES:
         assert set(size_settings(size)) <= set(STAGES.values())
@@ -48,7 +54,7 @@ def test_a_config_trains_a_step(workshop: Workshop, config: Path) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("config", FILES, ids=lambda file: file.stem)
 def test_a_size_trains_a_step(workshop: Workshop, config: Path, size: str) -> None:
-    if config.stem not in size_settings(size):
+    if stage_trained_by(config) not in size_settings(size):
         pytest.skip(f"{size} leaves {config.stem} as it is")
     assert one_step(workshop, config, "--size", size, *shallow(config)) == 0
 

@@ -117,3 +117,12 @@ def test_the_bootstrap_draws_whole_rows() -> None:
 def test_nothing_to_measure_is_an_error_not_a_nan(call) -> None:
     with pytest.raises(ValueError):
         call()
+
+
+def test_a_batched_statistic_gives_the_same_interval() -> None:
+    values = torch.rand(300, 21, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    one = bootstrap_interval(values, torch.median, 500, torch.Generator().manual_seed(0))
+    many = bootstrap_interval(
+        values, lambda rows: rows.flatten(1).median(1).values, 500, torch.Generator().manual_seed(0), batched=True
+    )
+    assert (one.low, one.high) == (many.low, many.high), "500 resamples of 6300 numbers do not fit at once"

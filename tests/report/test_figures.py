@@ -8,9 +8,9 @@ import pytest
 from matplotlib.image import imread
 
 from fewstep.errors import UserError
-from fewstep.evaluation import GenerationRow, GenerationTable, NoiseRobustness
+from fewstep.evaluation import GenerationRow, GenerationTable
 from fewstep.metrics import Interval
-from fewstep.report import write_generation_figure, write_loss_figure, write_robustness_figure
+from fewstep.report import write_generation_figure, write_loss_figure
 
 
 def fake_row(name: str, perplexity: float, entropy: float, readout: str | None = None, k: int | None = None):
@@ -54,15 +54,10 @@ def test_figures_are_pictures_that_change_with_their_numbers(tmp_path: Path) -> 
     table = fake_table()
     write_generation_figure(table, tmp_path / "new" / "a.png")
     write_generation_figure(GenerationTable(table.rows[:-2], 32, table.scorer, 0, 64, "cpu"), tmp_path / "b.png")
-    levels = (0.0, 0.4, 1.0, 2.0)
-    for name, accuracies in (("c.png", (1.0, 0.97, 0.6, 0.1)), ("d.png", (1.0, 0.9, 0.3, 0.1))):
-        result = NoiseRobustness(levels, accuracies, (0.0, 0.01, 0.03, 0.02), 4096, 8)
-        write_robustness_figure(result, tmp_path / name)
-    for first, second in (("new/a.png", "b.png"), ("c.png", "d.png")):
-        ours, theirs = imread(tmp_path / first), imread(tmp_path / second)
-        assert min(ours.shape[:2]) > 300
-        assert ours.std() > 0.05
-        assert ours.shape != theirs.shape or (ours != theirs).any()
+    ours, theirs = imread(tmp_path / "new" / "a.png"), imread(tmp_path / "b.png")
+    assert min(ours.shape[:2]) > 300
+    assert ours.std() > 0.05
+    assert ours.shape != theirs.shape or (ours != theirs).any()
 
 
 def test_loss_curves_pass_over_empty_cells_and_name_a_missing_column(tmp_path: Path) -> None:

@@ -1,19 +1,17 @@
-"""Figures as PNG files, drawn without pyplot, so that nothing global changes and no display is needed."""
+"""Figures of training and generation as PNG files."""
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from fewstep.errors import UserError
-from fewstep.evaluation import GenerationTable, NoiseRobustness
+from fewstep.evaluation import GenerationTable
+from fewstep.report.canvas import SERIES, write_png
 
-# Okabe and Ito's palette, told apart with every common colour blindness; markers and dashes repeat what colour says.
-SERIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
 YARDSTICKS = {
     "held-out text": ("#000000", "-"),
     "language model": ("#009E73", "--"),
@@ -62,29 +60,7 @@ def write_generation_figure(table: GenerationTable, file: str | Path) -> None:
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     count = max((row.num_samples for row in table.rows), default=0)
     figure.suptitle(f"{count} samples of {table.block_size} tokens a point", fontsize=11)
-    _write(figure, file)
-
-
-def write_robustness_figure(result: NoiseRobustness, file: str | Path) -> None:
-    """Token accuracy over the noise level, with the spread over batches as whiskers. Raises ``UserError`` as above."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    color, marker = SERIES[0]
-    accuracies = [100 * value for value in result.accuracies]
-    spreads = [100 * value for value in result.spreads]
-    axes.errorbar(
-        result.levels, accuracies, yerr=spreads, color=color, marker=marker, capsize=3, linewidth=1.8, label="readout"
-    )
-    axes.axhline(95, color="#777777", linestyle=":", linewidth=1.2)
-    axes.annotate("95 %", (max(result.levels), 95), ha="right", va="top", fontsize=9, color="#777777")
-    axes.set(
-        xlabel="isotropic noise on the latents (rms, in standard deviations of a latent)",
-        ylabel="token accuracy (%)",
-        ylim=(0, 103),
-        title=f"Tokens read back from noised latents ({result.num_tokens:,} tokens)",
-    )
-    axes.grid(alpha=0.25)
-    _write(figure, file)
+    write_png(figure, file)
 
 
 def write_loss_figure(metrics_csv: str | Path, columns: Sequence[str], file: str | Path) -> None:
@@ -118,7 +94,7 @@ def write_loss_figure(metrics_csv: str | Path, columns: Sequence[str], file: str
     axes.set(xlabel="training step", ylabel="loss")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    _write(figure, file)
+    write_png(figure, file)
 
 
 def _step_axis(axes: Axes, steps: Sequence[int]) -> None:
@@ -127,11 +103,3 @@ def _step_axis(axes: Axes, steps: Sequence[int]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(list(steps)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(ScalarFormatter())
-
-
-def _write(figure: Figure, file: str | Path) -> None:
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        FigureCanvasAgg(figure).print_png(str(file))
-    except OSError as error:
-        raise UserError(f"cannot write the figure {file}: {error.strerror or error}") from None

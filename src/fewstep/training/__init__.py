@@ -1,9 +1,11 @@
-"""Lightning modules, the data module and callbacks: the only room that knows Lightning and wandb."""
+"""Lightning modules, data modules and callbacks: the only room that knows Lightning and wandb."""
 
 from fewstep.training.autoencoder import AutoencoderModule
 from fewstep.training.commitment import CommitmentModule
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.flow import FlowModule
+from fewstep.training.image_autoencoder import ImageAutoencoderModule
+from fewstep.training.image_data import ImageDataModule
 from fewstep.training.language_model import LanguageModelModule
 from fewstep.training.optimizer import OptimizerSettings
 
@@ -11,6 +13,8 @@ __all__ = [
     "AutoencoderModule",
     "CommitmentModule",
     "FlowModule",
+    "ImageAutoencoderModule",
+    "ImageDataModule",
     "LanguageModelModule",
     "OptimizerSettings",
     "TextDataModule",

@@ -13,20 +13,22 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
 from fewstep.training.callbacks import (
+    AutoencoderDiagnostics,
+    CommitmentDiagnostics,
+    DiagnosticsCallback,
     ExportModel,
+    FlowDiagnostics,
     ResumePoint,
-    RobustnessTable,
     SampleTable,
     StageSummary,
     StepProgress,
     Throughput,
 )
-from fewstep.training.data_module import TextDataModule
 from fewstep.training.loggers import default_loggers, finish_wandb
 from fewstep.training.messages import one_line
+from fewstep.training.module import TrainingModule
 from fewstep.training.noise import silence
 from fewstep.training.run_folder import (
     MODEL,
@@ -36,7 +38,10 @@ from fewstep.training.run_folder import (
     resolve_checkpoint,
     tokenizer_of,
 )
-from fewstep.training.stage import Stage
+from fewstep.training.step_data import StepDataModule
+
+TEXT = "fewstep.training.TextDataModule"
+"""The class of ``data`` where none is named."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -68,7 +73,8 @@ class FewstepCLI(LightningCLI):
         parser.link_arguments("data", "model.init_args.data", apply_on="instantiate")
         parser.add_lightning_class_args(EMAWeightAveraging, "ema")
         parser.add_lightning_class_args(ResumePoint, "checkpoint")
-        parser.set_defaults({"ema.decay": 0.995})
+        parser.add_class_arguments(DiagnosticsCallback, "diagnostics", skip={"folder"}, instantiate=False)
+        parser.set_defaults({"ema.decay": 0.995, "data": {"class_path": TEXT, "init_args": {}}})
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -76,18 +82,20 @@ class FewstepCLI(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         if config.ckpt_path is not None:  # before Lightning reads it, which fails without a word on what to do
-            stage = stage_name(config.model.class_path)
+            stage = named(config.model.class_path).stage_name
             config.ckpt_path = resolve_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
 
     def before_instantiate_classes(self) -> None:
         """Check the run folder before anything costs time, and take the base model's tokenizer.
 
-        Raises ``UserError`` for a run folder that is in use, and for a base model that is none.
+        Raises ``UserError`` for a run folder that is in use, for a base model that is none, and for data that are not
+        the model's.
         """
         config = self._settings()
-        base = self._base()
-        if base is not None and config.data.tokenizer is None:
-            config.data.tokenizer = tokenizer_of(base, config.data.cache_dir)
+        check_data(config.model.class_path, config.data.class_path)
+        base, data = self._base(), config.data.init_args
+        if base is not None and data.tokenizer is None:
+            data.tokenizer = tokenizer_of(base, data.cache_dir)
         if self._writes() and not self._goes_on():
             check_run_folder(Path(config.run_dir), overwrite=config.overwrite, base=base)
 
@@ -109,11 +117,11 @@ class FewstepCLI(LightningCLI):
         if logger is None:
             logger = default_loggers(run_dir) if self.subcommand == "fit" and not config.trainer.fast_dev_run else False
         trainer = super().instantiate_trainer(default_root_dir=str(run_dir), logger=logger)
-        trainer.callbacks = ordered_callbacks(trainer.callbacks, run_dir)  # type: ignore[attr-defined]
+        trainer.callbacks = ordered_callbacks(trainer.callbacks, run_dir, dict(config.diagnostics))  # type: ignore[attr-defined]
         return trainer
 
     def fit(
-        self, model: LightningModule, datamodule: TextDataModule, ckpt_path: str | None = None, weights_only: Any = None
+        self, model: LightningModule, datamodule: StepDataModule, ckpt_path: str | None = None, weights_only: Any = None
     ) -> None:
         """Train. Raises ``TrainingStopped`` where a signal ended it: Lightning leaves by ``SystemExit`` then."""
         try:
@@ -132,7 +140,7 @@ class FewstepCLI(LightningCLI):
         """Write the model of a run that ended between its last step and the export: nothing was left to train."""
         folder = Path(self._settings().run_dir) / MODEL
         if not folder.exists():
-            ModelBundle.from_pretrained(ckpt_path).save_pretrained(folder)
+            self.model.saved_class.from_pretrained(ckpt_path).save_pretrained(folder)
             self.trainer.print(f"==> nothing was left to train; model in {folder}")
 
     def _settings(self) -> Namespace:
@@ -156,14 +164,22 @@ class FewstepCLI(LightningCLI):
         return self.subcommand == "fit" and not fast and getattr(rank_zero_only, "rank", 0) == 0
 
 
-def stage_name(class_path: str) -> str:
-    """What the stage with this module is called."""
+def named(class_path: str) -> Any:
+    """The class with this dotted name."""
     module, _, name = class_path.rpartition(".")
-    return str(getattr(import_module(module), name).stage_name)
+    return getattr(import_module(module), name)
 
 
-def ordered_callbacks(given: list[Callback], run_dir: Path) -> list[Callback]:
-    """All callbacks in the order that they need.
+def check_data(model: str, data: str) -> None:
+    """Raise ``UserError`` unless the class ``model`` trains on data of the class ``data``, both by dotted name."""
+    expected = named(model).data_class
+    if not issubclass(named(data), expected):
+        model, data = (name.rpartition(".")[2] for name in (model, data))
+        raise UserError(f"data.class_path is {data}, but {model} trains on {expected.__name__}: give that class")
+
+
+def ordered_callbacks(given: list[Callback], run_dir: Path, diagnostics: dict[str, int]) -> list[Callback]:
+    """All callbacks in the order that they need; ``diagnostics`` are the settings of those that measure the model.
 
     What looks at the averaged weights stands before weight averaging, which swaps them back when the validation epoch
     ends; the export stands after it, when they have become the model's own; checkpoints come last, because the
@@ -172,7 +188,9 @@ def ordered_callbacks(given: list[Callback], run_dir: Path) -> list[Callback]:
     watching: list[Callback] = [StageSummary(str(run_dir)), Throughput()]
     if any(isinstance(callback, ProgressBar) for callback in given):
         watching.append(StepProgress())
-    watching += [RobustnessTable(str(run_dir)), SampleTable(str(run_dir))]
+    for callback in (AutoencoderDiagnostics, FlowDiagnostics, CommitmentDiagnostics):
+        watching.append(callback(str(run_dir), **diagnostics))
+    watching.append(SampleTable(str(run_dir)))
     averaging = [callback for callback in given if isinstance(callback, EMAWeightAveraging)]
     saving = [callback for callback in given if isinstance(callback, Checkpoint)]
     others = [item for item in given if not isinstance(item, EMAWeightAveraging | Checkpoint | ProgressBar)]
@@ -189,9 +207,10 @@ def run_training(arguments: list[str]) -> None:
     options = {"exit_on_error": False, "allow_abbrev": False}
     try:
         FewstepCLI(
-            model_class=Stage,
-            datamodule_class=TextDataModule,
+            model_class=TrainingModule,
+            datamodule_class=StepDataModule,
             subclass_mode_model=True,
+            subclass_mode_data=True,
             seed_everything_default=0,
             # Steps only: with a number of epochs Lightning makes the data before it restores where the run stood.
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1, "enable_model_summary": False},

@@ -6,10 +6,19 @@ from pathlib import Path
 from fewstep.data import tokenizer_fingerprint
 from fewstep.data.cache import cached_folder
 from fewstep.errors import UserError
-from fewstep.storage import CHECKPOINT_KEY, load_checkpoint, read_checkpoint
+from fewstep.storage import CHECKPOINT_KEY, load_checkpoint, read_checkpoint, require_kind
 
 CHECKPOINTS, MODEL, LAST = "checkpoints", "model", "last.ckpt"
-REPLACED = (CHECKPOINTS, MODEL, "csv", "samples.jsonl", "noise_robustness.json", "noise_robustness.png")
+REPLACED = (
+    CHECKPOINTS,
+    MODEL,
+    "csv",
+    "samples.jsonl",
+    "noise_robustness.json",
+    "noise_robustness.png",
+    "diagnostics.jsonl",
+    "diagnostics",
+)
 """What ``--overwrite`` removes. Offline wandb runs stay: they may not have been uploaded yet."""
 
 
@@ -75,8 +84,11 @@ def tokenizer_of(base: str, cache_dir: str) -> str:
     Raises ``UserError`` where ``base`` is neither.
     """
     path = Path(base).expanduser()
+    if path.exists() and (path.is_file() or (path / "config.json").is_file()):
+        require_kind(path, "text")
     if path.is_file():
         tokenizer = read_checkpoint(path).tokenizer
+        assert tokenizer is not None
 
         def write(folder: Path) -> None:
             tokenizer.save_pretrained(folder)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
-from fewstep.training.stage import Stage
+from fewstep.training.module import TrainingModule
 
 
 class ExportModel(Callback):
@@ -19,8 +19,8 @@ class ExportModel(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save from the first process, and say where."""
-        if trainer.is_global_zero and isinstance(pl_module, Stage) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            pl_module.bundle().save_pretrained(self.folder, overwrite=True)
+        if trainer.is_global_zero and isinstance(pl_module, TrainingModule) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            pl_module.saved_model().save_pretrained(self.folder, overwrite=True)
             trainer.print(
                 f"==> {pl_module.stage_name}: done after {trainer.global_step:,} steps; model in {self.folder}"
             )

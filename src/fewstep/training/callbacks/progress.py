@@ -7,7 +7,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-SHOWN = ("train/loss", "val/loss", "val/token_accuracy")
+SHOWN = ("train/loss", "val/loss", "val/token_accuracy", "val/r_squared")
 """Metrics that stand behind the bar, as far as the stage logs them."""
 
 

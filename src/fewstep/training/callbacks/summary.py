@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
-from fewstep.training.stage import Stage
+from fewstep.training.module import TrainingModule
 
 
 class StageSummary(Callback):
@@ -15,14 +15,15 @@ class StageSummary(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print from the first process."""
-        if not isinstance(pl_module, Stage):
+        if not isinstance(pl_module, TrainingModule):
             return
         count = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
         steps, start = f"{trainer.max_steps:,} steps", trainer.global_step
-        blocks = pl_module.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        size = pl_module.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        examples = f"{size:,} {pl_module.data.example_name}"
         going_on = f", going on from step {start:,}" if start else ""
-        trainer.print(f"==> {pl_module.stage_name}: {count:,} parameters, {steps} of {blocks:,} blocks{going_on}")
-        for line in str(pl_module.data.corpus.report).splitlines():
+        trainer.print(f"==> {pl_module.stage_name}: {count:,} parameters, {steps} of {examples}{going_on}")
+        for line in pl_module.data.report().splitlines():
             trainer.print(f"    {line}")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.print(f"    writes {self.run_dir}")

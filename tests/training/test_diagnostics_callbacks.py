@@ -1,0 +1,218 @@
+"""Diagnostics during training: what they measure, what they leave alone, and where their results are found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fewstep.bundle import ModelBundle
+from fewstep.cli.train import main
+from fewstep.data import prepare_corpus
+from fewstep.errors import UserError
+from fewstep.evaluation import Subject, held_out_blocks, make_subject
+from fewstep.evaluation.measurements import measure_boundary_distance, measure_cci, measure_late_flips
+from fewstep.pipeline import TextGenerator
+from fewstep.storage import load_checkpoint
+from fewstep.training.callbacks import AutoencoderDiagnostics
+from tests.runs import Workshop, logged, start
+from tests.training.test_tracking import wandb_records, wandb_rows
+
+ON = "--diagnostics.every_n_validations=1"
+SMALL = ["--diagnostics.num_examples=8"]
+FAST_WEIGHTS = ["--ema.decay=0.9", "--model.optimizer.learning_rate=0.01"]
+EXPECTED = {
+    "autoencoder": ("dabi", "dabi_fraction", "dabi_data", "boundary_distance_p01", "noise_accuracy_at_0.4"),
+    "flow": ("dabi_generated", "stiffness_peak", "late_flip_rate", "commit_step", "commitment_at_0"),
+    "commitment": ("cci", "dabi_commit_fraction"),
+}
+
+
+def lines_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "diagnostics.jsonl").read_text().splitlines()]
+
+
+def subject_of(workshop: Workshop, bundle: ModelBundle) -> Subject:
+    """The one that a run with the flags SMALL looks at."""
+    validation = prepare_corpus(workshop.settings()).validation
+    tokens, _ = held_out_blocks(validation, len(validation))
+    return make_subject(TextGenerator(bundle), tokens, num_examples=8, num_positions=2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def flow(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flow trained with diagnostics."""
+    run_dir = tmp_path_factory.mktemp("flow")
+    assert main(workshop.arguments("flow", ON, *SMALL, *FAST_WEIGHTS, f"--run_dir={run_dir}", steps=20)) == 0
+    return run_dir
+
+
+def test_what_is_measured_is_the_averaged_model(workshop: Workshop, flow: Path) -> None:
+    bundle = ModelBundle.from_pretrained(flow / "model")
+
+    def measure() -> list[float | None]:
+        quarter = subject_of(workshop, bundle).first(4)
+        return [row.estimate.value for result in measure_late_flips(quarter) for row in result.rows()]
+
+    table = lines_of(flow)[-1]["table"]
+    written = [table[name]["value"] for name in ("late_flip_rate", "commit_step")]
+    assert written == pytest.approx(measure())
+    current = load_checkpoint(flow / "checkpoints" / "last.ckpt")["current_model_state"]
+    bundle.denoiser.load_state_dict({name.removeprefix("denoiser."): value for name, value in current.items()})
+    assert written != pytest.approx(measure())
+
+
+def test_every_determined_row_is_logged_at_every_validation_and_stands_in_the_file(
+    workshop: Workshop, flow: Path, tmp_path: Path
+) -> None:
+    flags = [ON, *SMALL, f"--model.autoencoder={flow / 'model'}", f"--run_dir={tmp_path}"]
+    assert main(workshop.arguments("commitment", *flags)) == 0
+    for stage, run_dir, steps in (("flow", flow, [10, 20]), ("commitment", tmp_path, [2, 4])):
+        lines, metrics = lines_of(run_dir), logged(run_dir)
+        assert [line["step"] for line in lines] == steps, "not in the sanity check before training"
+        assert all(line["num_examples"] == 8 and line["seed"] == 0 for line in lines)
+        for number, line in enumerate(lines):
+            found = {name: row["value"] for name, row in line["table"].items() if row["value"] is not None}
+            for name, value in found.items():
+                column = metrics[f"diag/{name}"]
+                assert column[sorted(metrics["val/loss"])[number]] == pytest.approx(value, rel=1e-5)
+            assert set(EXPECTED[stage]) <= set(found)
+        for name in lines[-1]["results"]:
+            picture = run_dir / "diagnostics" / f"{name}.png"
+            assert not picture.exists() or picture.read_bytes().startswith(b"\x89PNG")
+    assert {"tube.png", "stiffness.png", "commit_step.png"} <= {file.name for file in (flow / "diagnostics").iterdir()}
+
+
+def test_cci_is_that_of_generated_latents(workshop: Workshop, flow: Path, tmp_path: Path) -> None:
+    flags = [ON, *SMALL, f"--model.autoencoder={flow / 'model'}", f"--run_dir={tmp_path}"]
+    assert main(workshop.arguments("commitment", *flags, steps=2)) == 0
+    subject = subject_of(workshop, ModelBundle.from_pretrained(tmp_path / "model")).first(2)
+    (expected,) = measure_cci(subject, levels=())
+    assert lines_of(tmp_path)[-1]["table"]["cci"]["value"] == pytest.approx(expected.cci.value, rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+@pytest.mark.parametrize("stage", ["autoencoder", "flow"])
+def test_training_is_the_same_with_and_without(workshop: Workshop, tmp_path: Path, stage: str, precision: str) -> None:
+    states, runs = [], []
+    for name, every in (("with", 1), ("without", 0)):
+        flags = [f"--diagnostics.every_n_validations={every}", *SMALL, f"--run_dir={tmp_path / name}"]
+        flags += [f"--trainer.precision={precision}"]
+        assert main(workshop.arguments(stage, *flags)) == 0
+        states.append(torch.get_rng_state())
+        checkpoint = load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")
+        runs.append((logged(tmp_path / name), checkpoint["state_dict"], checkpoint["current_model_state"]))
+    assert torch.equal(*states)
+    (measured, *weights), (plain, *others) = runs
+    assert any(name.startswith("diag/") for name in measured)
+    assert not any(name.startswith("diag/") for name in plain)
+    same = [name for name in plain if name != "train/tokens_per_second"]
+    assert {name: measured[name] for name in same} == {name: plain[name] for name in same}
+    for one, other in zip(weights, others, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_resumed_run_measures_where_an_unbroken_one_does_and_keeps_its_lines(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = ["--diagnostics.every_n_validations=2", *SMALL, "--checkpoint.every_n_steps=3"]
+    arguments = workshop.arguments("flow", *flags, "--trainer.val_check_interval=1", steps=5)
+    assert main([*arguments, f"--run_dir={whole}"]) == 0
+    assert [line["step"] for line in lines_of(whole)] == [2, 4, 5], "every second validation, and the last"
+
+    assert main([*arguments, f"--run_dir={broken}", "--trainer.max_steps=3"]) == 0
+    with (broken / "diagnostics.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "table": {}}\n{"step": 4, "cut off')
+    assert main([*arguments, f"--run_dir={broken}", "--ckpt_path=last"]) == 0
+    assert [line["step"] for line in lines_of(broken)] == [2, 3, 4, 5]
+    assert lines_of(broken)[0]["table"], "the line before the stop is kept"
+
+
+def test_too_little_held_out_text_is_said_once_and_stops_nothing(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [ON, "--data.block_size=128", "--data.batch_size=2", f"--run_dir={tmp_path}"]
+    assert main(workshop.arguments("autoencoder", *flags)) == 0
+    output = capsys.readouterr().out
+    assert output.count("no diagnostics: the number of held-out blocks is 1") == 1
+    assert "done after 4 steps" in output
+    assert not any(name.startswith("diag/") for name in logged(tmp_path))
+    assert not (tmp_path / "diagnostics.jsonl").exists()
+
+
+def test_the_last_values_are_printed_with_their_intervals(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(workshop.arguments("flow", ON, *SMALL, f"--run_dir={tmp_path}", steps=2)) == 0
+    row = lines_of(tmp_path)[-1]["table"]["commit_step"]
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["commit_step"])
+    value, low, high = row["value"], row["interval"]["low"], row["interval"]["high"]
+    assert " ".join(line.split()) == f"commit_step {value:.4g} {low:.4g} - {high:.4g} step"
+
+
+def test_two_processes_log_what_one_does(workshop: Workshop, tmp_path: Path) -> None:
+    flags = [ON, *SMALL, f"--run_dir={tmp_path}", "--trainer.accelerator=cpu"]
+    flags += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    process = start(workshop.arguments("flow", *flags, steps=2))
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert output.count("diagnostics of held-out text") == 1
+    (first, last), metrics = lines_of(tmp_path), logged(tmp_path)
+    assert [first["step"], last["step"]] == [1, 2]
+    bundle = ModelBundle.from_pretrained(tmp_path / "model")
+    results = measure_late_flips(subject_of(workshop, bundle).first(4))
+    (expected,) = (row.estimate.value for row in results[1].rows())
+    column = metrics["diag/commit_step"]
+    assert column[max(column)] == pytest.approx(expected) == pytest.approx(last["table"]["commit_step"]["value"])
+
+
+def test_wandb_holds_metrics_summaries_pictures_and_histograms(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for stage in ("autoencoder", "flow"):
+        run_dir = tmp_path / stage
+        assert main(workshop.arguments(stage, ON, *SMALL, f"--run_dir={run_dir}")) == 0
+        rows, settings = wandb_rows(run_dir)
+        assert settings["diagnostics"]["num_examples"] == 8
+        metrics = logged(run_dir)
+        for name in EXPECTED[stage]:
+            values = [row[f"diag/{name}"] for row in rows if f"diag/{name}" in row]
+            assert values == pytest.approx(list(metrics[f"diag/{name}"].values())), name
+        (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+        defined = {item.metric.name: item.metric for item in wandb_records(file) if item.HasField("metric")}
+        assert all(defined[f"diag/{name}"].summary.last for name in EXPECTED[stage] if name != "stiffness_peak")
+        assert all(defined[f"diag/{name}"].step_metric == "trainer/global_step" for name in EXPECTED[stage])
+        if stage == "flow":
+            assert defined["diag/stiffness_peak"].summary.max
+
+        bars = {"autoencoder": "boundary_distance", "flow": "commit_step"}[stage]
+        pictures = [row for row in rows if f"diag_pictures/{bars}" in row]
+        assert [row["trainer/global_step"] for row in pictures] == [2, 4]
+        media = next(run_dir.glob("wandb/offline-run-*/files"))
+        stored = media / pictures[-1][f"diag_pictures/{bars}"]["filenames"][0]
+        assert stored.read_bytes() == (run_dir / "diagnostics" / f"{bars}.png").read_bytes()
+        histograms = [row[f"diag_histograms/{bars}"] for row in rows if f"diag_histograms/{bars}" in row]
+        assert len(histograms) == 2
+        assert sum(histograms[-1]["values"]) == pytest.approx(1)
+        assert len(histograms[-1]["bins"]) == len(histograms[-1]["values"]) + 1
+        if stage == "flow":
+            assert histograms[-1]["bins"] == [k + 0.5 for k in range(9)]
+            assert histograms[-1]["values"] == lines_of(run_dir)[-1]["results"]["commit_step"]["shares"]
+
+
+def test_the_trained_module_is_left_as_it_was(workshop: Workshop) -> None:
+    bundle = ModelBundle.from_pretrained(workshop.autoencoder)
+    before = measure_boundary_distance(subject_of(workshop, bundle))
+    assert all(parameter.grad is None for part in bundle.parts().values() for parameter in part.parameters())
+    assert measure_boundary_distance(subject_of(workshop, bundle)) == before
+
+
+def test_numbers_out_of_range_are_one_line(workshop: Workshop, tmp_path: Path) -> None:
+    for flag in ("num_examples=1", "num_positions=0", "every_n_validations=-1"):
+        with pytest.raises(UserError, match=r"diagnostics\.num_examples"):
+            main(workshop.arguments("flow", f"--diagnostics.{flag}", f"--run_dir={tmp_path}"))
+    with pytest.raises(ValueError, match="expected at least 2"):
+        AutoencoderDiagnostics("folder", num_examples=1)
