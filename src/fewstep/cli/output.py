@@ -20,7 +20,7 @@ def new_text_file(path: str | Path, *, overwrite: bool) -> Iterator[Write]:
     line.
     """
     target = Path(path).expanduser().resolve()
-    _check_free(target, overwrite)
+    check_free(target, overwrite=overwrite)
     draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         draft.touch(exist_ok=False)
@@ -33,7 +33,7 @@ def new_text_file(path: str | Path, *, overwrite: bool) -> Iterator[Write]:
         try:
             with draft.open("w", encoding="utf-8", newline="\n") as stream:
                 stream.writelines(lines)
-            _check_free(target, overwrite)  # it may have come up meanwhile
+            check_free(target, overwrite=overwrite)  # it may have come up meanwhile
             os.replace(draft, target)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from None
@@ -44,7 +44,8 @@ def new_text_file(path: str | Path, *, overwrite: bool) -> Iterator[Write]:
         draft.unlink(missing_ok=True)
 
 
-def _check_free(target: Path, overwrite: bool) -> None:
+def check_free(target: Path, *, overwrite: bool) -> None:
+    """Raise ``UserError`` where ``target`` is no regular file, or is one and ``overwrite`` is off."""
     if not target.exists():
         return
     if not target.is_file():

@@ -5,16 +5,16 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.edge import configs_folder
 from fewstep.cli.output import new_text_file
+from fewstep.cli.progress import advance
 from fewstep.cli.sizes import expand_size, size_settings
 
 if TYPE_CHECKING:
@@ -147,16 +147,6 @@ def sample_and_score(options: argparse.Namespace) -> "GenerationTable":
 def max_documents(size: str | None) -> int | None:
     """How many documents a size trains on: the same corpus, so that held-out text stays held out."""
     return size_settings(size).get("autoencoder", {}).get("data", {}).get("max_documents") if size else None
-
-
-def advance(bar: "tqdm[NoReturn]") -> Callable[[int, int, str], None]:
-    """A progress function that moves a tqdm bar."""
-
-    def progress(done: int, total: int, label: str) -> None:
-        bar.total, bar.n = total, done
-        bar.set_postfix_str(label)
-
-    return progress
 
 
 def sentences(table: "GenerationTable") -> str:

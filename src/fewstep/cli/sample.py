@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from fewstep.cli.arguments import OneLineParser, at_least_one
+from fewstep.cli.device import pick_device
 from fewstep.cli.output import new_text_file
-from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     from fewstep.pipeline import GeneratedText
@@ -101,17 +101,6 @@ def generate(args: argparse.Namespace) -> "GeneratedText":
             batch_size=args.batch_size,
             progress=bar.update,
         )
-
-
-def pick_device(name: str) -> str:
-    """``name``, or for "auto" the GPU where there is one. Raises ``UserError`` for "cuda" without one."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is cuda: PyTorch finds no CUDA GPU here; use --device cpu")
-    return name
 
 
 def json_lines(generated: "GeneratedText", args: argparse.Namespace) -> list[str]:

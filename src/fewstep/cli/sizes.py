@@ -14,6 +14,7 @@ STAGES = {
     "FlowModule": "flow",
     "CommitmentModule": "commitment",
     "LanguageModelModule": "language_model",
+    "ImageAutoencoderModule": "image_autoencoder",
 }
 """Training module to its section in a size file."""
 

@@ -49,5 +49,15 @@ class CommitmentHead(nn.Module):
         level = torch.full((len(z),), self.trust_level, device=z.device)
         blurred = z + self.trust_level * randn(tuple(z.shape), z, generator) if self.trust_level > 0 else z
         u = rand((len(z), z.shape[1] * self.network.stride), z, generator)
-        context = self.network.context(blurred, mask, level)
+        return self.read(blurred, mask, u, level, temperature=temperature, top_p=top_p)
+
+    @torch.no_grad()
+    def read(
+        self, z: Tensor, mask: Tensor, u: Tensor, noise_level: Tensor, *, temperature: float, top_p: float
+    ) -> TokenSample:
+        """Tokens (B, L) for latents ``z`` (B, K, D) that hold noise of ``noise_level`` (B,) already.
+
+        ``u`` (B, L), uniform on [0, 1), decides the draws. Nothing is blurred here.
+        """
+        context = self.network.context(z, mask, noise_level)
         return decode_cached(self.network, u, context, temperature=temperature, top_p=top_p)
