@@ -21,7 +21,7 @@ LAYERS = [
     {"autoencoders", "denoisers", "readouts"},
     {"objectives", "samplers", "data"},
     {"storage"},
-    {"bundle"},
+    {"bundle", "image_bundle"},
     {"pipeline", "merging"},
     {"evaluation"},
     {"report"},
@@ -38,6 +38,7 @@ HOME_OF = {
     "pytorch_lightning": set(),
     "wandb": {"training"},
     "matplotlib": {"report"},
+    "sklearn": {"data"},
     **{name: set(LAYER_OF) - PURE_ROOMS for name in ("os", "pathlib", "io", "transformers", "tokenizers", "datasets")},
 }
 
@@ -106,6 +107,8 @@ def test_imports_go_strictly_downward_and_libraries_stay_in_their_rooms() -> Non
         ("fewstep.pipeline", "def later():\n    import wandb"),
         ("fewstep.training.callbacks", "from matplotlib import pyplot"),
         ("fewstep.metrics.text", "from pathlib import Path"),
+        ("fewstep.evaluation.score", "from sklearn.datasets import load_digits"),
+        ("fewstep.image_bundle", "from fewstep.bundle import ModelBundle"),
         ("fewstep.attic", "import torch"),
     ],
 )
@@ -133,7 +136,7 @@ def test_the_ways_that_the_plan_allows_pass(module: str, source: str) -> None:
 
 @pytest.mark.parametrize("statement", ["import fewstep", "from fewstep.cli.main import main; main(['--help'])"])
 def test_importing_fewstep_and_asking_for_help_load_no_heavy_library(statement: str) -> None:
-    heavy = ["torch", "lightning", "transformers", "datasets", "wandb", "matplotlib"]
+    heavy = ["torch", "lightning", "transformers", "datasets", "wandb", "matplotlib", "sklearn"]
     script = f"import sys\n{statement}\nprint('loaded:', *(name for name in {heavy} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].strip() == "loaded:"

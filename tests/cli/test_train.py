@@ -51,7 +51,7 @@ def test_a_wrong_key_or_type_in_a_file_is_named(
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--data.batch_siz=3"], "--data.batch_siz"),  # no abbreviations: they would set another value in silence
+        (["--data.batch_siz=3"], "data.batch_siz"),  # no abbreviations: they would set another value in silence
         (["--model.noise=3"], "model.noise"),
         (["--data.batch_size=few"], "data.batch_size: expected int, got few"),
         (["--model.autoencoder.width=wide"], "model.autoencoder.width: expected int, got wide"),

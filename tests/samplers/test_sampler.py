@@ -7,7 +7,7 @@ from torch import Tensor
 from fewstep.paths import Path, linear_path, variance_preserving_path
 from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver, Solver
 from fewstep.schedules import LogitNormalGrid
-from tests.toys import MixingModel
+from tests.toys import MixingModel, PointSetModel
 
 PATHS = [linear_path(), variance_preserving_path()]
 each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "variance_preserving"])
@@ -147,6 +147,47 @@ def test_a_mask_that_does_not_fit_is_named_at_the_call() -> None:
             num_steps=2,
             mask=torch.ones(1, 3, dtype=torch.bool),
             generator=_generator(),
+        )
+
+
+@each_path
+@each_solver
+@pytest.mark.parametrize("start_step", [0, 1, 2, 4])
+def test_going_on_from_a_state_gives_the_rest_of_its_trajectory_where_nothing_is_drawn(
+    path: Path, solver: Solver, start_step: int
+) -> None:
+    sampler = FlowSampler(path, solver, LogitNormalGrid())
+    model = PointSetModel(path, _noise(5, 3, 4, seed=2), torch.full((5,), 0.2))  # not self-conditioned
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    whole = sampler.sample(model, _noise(2, 3, 4), num_steps=4, mask=mask, generator=_generator())
+    rest = sampler.sample(
+        model, whole.states[start_step], num_steps=4, start_step=start_step, mask=mask, generator=_generator()
+    )
+    assert torch.equal(rest.times, whole.times[start_step:])
+    assert len(rest.predictions) == 4 - start_step
+    for tensor, twin in zip(
+        rest.states + rest.predictions, whole.states[start_step:] + whole.predictions[start_step:], strict=True
+    ):
+        assert torch.equal(tensor, twin)
+
+
+@each_gamma
+def test_a_start_in_the_middle_keeps_the_steps_numbers_times_and_strengths(gamma: float) -> None:
+    sampler = FlowSampler(linear_path(), reinjection=[0.0, 0.0, gamma, gamma])
+    x_t, model = _noise(2, 3, 4), MixingModel(linear_path())
+    states = list(sampler.iterate(model, x_t, num_steps=4, start_step=2, generator=_generator()))
+    assert [(state.step, state.time, state.nfe) for state in states] == [(2, 0.5, 0), (3, 0.75, 1), (4, 1.0, 2)]
+    assert states[0].x1_hat is None and torch.equal(states[0].x_t, x_t)
+    assert model.calls[0][2] is None
+    unstirred = FlowSampler(linear_path()).sample(model, x_t, num_steps=4, start_step=2, generator=_generator())
+    assert torch.equal(states[1].x_t, unstirred.states[1]) == (gamma == 0)
+
+
+@pytest.mark.parametrize("start_step", [-1, 5])
+def test_a_start_outside_the_steps_is_named_at_the_call(start_step: int) -> None:
+    with pytest.raises(ValueError, match=f"start_step is {start_step} of 4 steps"):
+        FlowSampler(linear_path()).iterate(
+            MixingModel(linear_path()), _noise(1, 2, 3), num_steps=4, start_step=start_step, generator=_generator()
         )
 
 

@@ -1,0 +1,263 @@
+"""`fewstep diagnose`: its table and files, the same figures every time, and every refusal in one line."""
+
+import io
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from tqdm import tqdm
+
+from fewstep.bundle import ModelBundle
+from fewstep.cli.diagnose import held_out_text, parser
+from fewstep.cli.main import main
+from fewstep.cli.progress import advance
+from fewstep.data import CorpusSettings, prepare_corpus
+from fewstep.diagnostics import Estimate, LateFlips
+from fewstep.evaluation import Diagnosis
+from fewstep.evaluation.measurements import MEASUREMENTS, Measurement, measure_stiffness
+from tests.bundles import BLOCK_SIZE, only, tiny_bundle, with_identity, write_checkpoint
+from tests.images import tiny_image_model
+from tests.runs import write_text
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text with its cache, a model on it, and an image model."""
+    folder = tmp_path_factory.mktemp("shop")
+    source = write_text(folder / "text.jsonl")
+    with_identity(tiny_bundle(), source=str(source)).save_pretrained(folder / "text" / "model")
+    tiny_image_model().save_pretrained(folder / "images" / "model")
+    validation_of(folder)  # packs it, which shows bars, once
+    return folder
+
+
+def validation_of(shop: Path) -> Dataset:
+    """The held-out part of the text, as the model's training cuts it."""
+    settings = CorpusSettings(
+        source=str(shop / "text.jsonl"),
+        tokenizer=str(shop / "text" / "model" / "tokenizer"),
+        block_size=BLOCK_SIZE,
+        cache_dir=str(shop / "cache"),
+    )
+    return prepare_corpus(settings).validation
+
+
+def command(shop: Path, *options: str | Path, path: Path | None = None, examples: str = "3") -> list[str]:
+    """``diagnose`` of the text model, or ``path``, on few examples and positions; ``options`` come last."""
+    model = shop / "text" / "model" if path is None else path
+    few = ["--examples", examples, "--positions", "1", "--cache_dir", str(shop / "cache"), "--device", "cpu"]
+    return ["diagnose", str(model), *few, *map(str, options)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_the_table_is_printed_and_stored_with_its_pictures_and_a_second_run_prints_the_same(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = []
+    for name in ("one", "two"):
+        assert main(command(shop, "--only", " cci, dabi", "--out", tmp_path / name / "inner")) == 0
+        printed.append(capsys.readouterr().out)
+    table, last = printed[0].split("\n\ntable     ")
+    assert table == printed[1].split("\n\ntable     ")[0]
+    stored = json.loads((tmp_path / "one" / "inner" / "diagnostics.json").read_text())
+    assert str(tmp_path / "one" / "inner" / "diagnostics.json") in last
+    assert list(stored["results"]) == ["dabi", "dabi_segment", "dabi_data", "cci", "cci_noise"]
+    assert (stored["num_examples"], stored["num_positions"], stored["seed"]) == (3, 1, 0)
+    shown = {line.split()[0]: line.split()[1] for line in table.splitlines()[2:-1] if line}
+    assert shown == {name: f"{row['value']:.4g}" for name, row in stored["table"].items()}
+    written = files(tmp_path / "one" / "inner")
+    pictures = {f"diagnostics/{name}.png" for name in ("dabi", "dabi_segment", "dabi_data", "cci_noise")}
+    assert set(written) == {"diagnostics.json", *pictures}
+    assert all(written[name].startswith(b"\x89PNG") for name in pictures)
+    assert written == files(tmp_path / "two" / "inner")
+
+
+def test_a_checkpoint_of_the_flow_stage_is_measured_whole_and_what_it_lacks_is_said(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = partial(measure_stiffness, times=(0.5,), num_iterations=2)
+    monkeypatch.setitem(MEASUREMENTS, "stiffness", Measurement(("denoiser",), quick))
+    bundle = only(tiny_bundle(), "autoencoder", "readout", "denoiser")
+    file = write_checkpoint(bundle, tmp_path / "flow.ckpt", "denoiser")
+    assert main(command(shop, "--source", shop / "text.jsonl", path=file, examples="2")) == 0
+    out, err = capsys.readouterr()
+    stored = json.loads((tmp_path / "diagnostics.json").read_text())
+    lacking = {"dabi_commit": "commitment", "cci": "commitment", "trade_off": "language_model"}
+    assert stored["left_out"] == lacking
+    for name, part in lacking.items():
+        assert f"left out: {name}, since the model has no {part}\n" in out
+    assert {"tube", "stiffness", "commitment", "late_flip_rate", "dabi_generated"} <= set(stored["results"])
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["diagnostics", "diagnostics.json", "flow.ckpt"]
+    assert "Traceback" not in err
+
+
+def test_an_image_model_is_told_by_itself_and_has_measurements_of_its_own(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shop / "images" / "model"
+    assert main(command(shop, "--only", "dabi_segment,dabi_worst", path=path)) == 0
+    stored = json.loads((shop / "images" / "diagnostics.json").read_text())
+    assert (stored["kind"], stored["num_examples"]) == ("images", 3)
+    assert list(stored["results"]) == ["dabi_segment", "dabi_worst"]
+    pictures = ["dabi_segment.png", "dabi_worst.png"]
+    assert sorted(file.name for file in (shop / "images" / "diagnostics").iterdir()) == pictures
+    assert capsys.readouterr().out.startswith("diagnostic ")
+    assert main(command(shop, "--only", "cci", "--overwrite", path=path)) == 2
+    err = capsys.readouterr().err
+    assert err == "fewstep: error: unknown measurement cci: expected some of dabi_segment, dabi_data, dabi_worst\n"
+    assert main(command(shop, "--overwrite", path=path, examples="98")) == 2
+    assert "examples is 98: expected a number from 2 to 97" in capsys.readouterr().err
+    assert json.loads((shop / "images" / "diagnostics.json").read_text()) == stored
+
+
+def test_an_earlier_diagnosis_is_replaced_only_when_asked_and_by_a_good_one(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--only", "dabi_flip", "--out", tmp_path]
+    assert main(command(shop, *options)) == 0
+    before = files(tmp_path)
+    assert main(command(shop, *options, "--seed", "1")) == 2
+    assert main(command(shop, "--only", "sharpness", "--out", tmp_path, "--overwrite")) == 2
+    capsys.readouterr()
+    assert files(tmp_path) == before
+    assert main(command(shop, *options, "--seed", "1", "--overwrite")) == 0
+    assert json.loads((tmp_path / "diagnostics.json").read_text())["seed"] == 1
+    assert files(tmp_path).keys() == before.keys()
+    assert files(tmp_path)["diagnostics.json"] != before["diagnostics.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--only dabi,sharpness", f"unknown measurement sharpness: expected some of {', '.join(MEASUREMENTS)}"),
+        ("--only ,", "--only ',' names no measurement"),
+        ("--examples 0", "argument --examples: '0': expected a whole number of at least 1"),
+        ("--examples 10000", "examples is 10000: expected a number from 1 to"),
+        ("--positions 0", "argument --positions: '0'"),
+        ("--positions 9", "positions is 9: expected a number from 1 to 8, the tokens of a block"),
+        ("--seed x", "argument --seed: invalid int value: 'x'"),
+        ("--device tpu", "invalid choice: 'tpu'"),
+        ("--example 3", "unrecognized arguments: --example 3"),
+        ("--source {tmp}/none.jsonl", "none.jsonl"),
+        ("--out {tmp}/mine.txt", "mine.txt is no folder"),
+        ("--out {tmp}/mine.txt/inner", "mine.txt is no folder"),
+        ("--out {tmp}/held", "diagnostics.json exists already"),
+        ("--out {tmp}/odd", "no regular file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2_and_nothing_is_written(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "diagnostics.json").write_text("an earlier one")
+    (tmp_path / "odd" / "diagnostics.json").mkdir(parents=True)
+    before = files(tmp_path)
+    given = options.format(tmp=tmp_path).split()
+    out = [] if "--out" in given else ["--out", tmp_path / "out"]
+    assert main(command(shop, "--only", "boundary_distance", *out, *given)) == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("fewstep: error: ")
+    assert message in captured.err
+    assert files(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_model_or_lacks_the_part_asked_for_is_one_line(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mine.txt").write_text("mine")
+    only(tiny_bundle(), "autoencoder", "readout").save_pretrained(tmp_path / "early")
+    only(tiny_bundle(), "language_model").save_pretrained(tmp_path / "scorer")
+    for name, message in (
+        ("none", "none does not exist: give a model folder or a .ckpt file"),
+        ("empty", "empty is not a model folder: it has no config.json"),
+        ("mine.txt", "mine.txt cannot be read as a checkpoint"),
+        ("early", "early, asked for tube, has no denoiser (it holds: autoencoder, readout): train the stage flow"),
+        ("scorer", "no autoencoder and no readout"),
+    ):
+        options = ["--only", "tube", "--source", shop / "text.jsonl"]
+        assert main(command(shop, *options, path=tmp_path / name)) == 2
+        out, err = capsys.readouterr()
+        assert not out
+        assert err.count("\n") == 1, err
+        assert message in err
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["early", "empty", "mine.txt", "scorer"]
+
+
+def test_an_output_folder_that_cannot_take_the_files_is_told_before_the_model_is_read(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "diagnostics").write_text("mine, and no folder")
+    assert main(command(shop, "--out", tmp_path, path=tmp_path / "no_model")) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "cannot write into" in err
+    assert (tmp_path / "diagnostics").read_text() == "mine, and no folder"
+
+
+def test_a_diagnosis_that_came_up_meanwhile_is_not_replaced(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "diagnostics.json"
+    result = LateFlips("late_flip_rate", Estimate(0.5, None, 1), 2)
+
+    def slow(*_: object) -> Diagnosis:
+        file.write_text("of another run")
+        return Diagnosis("text", "a model", (result,), 1, 1, 1, 0, {})
+
+    monkeypatch.setattr("fewstep.cli.diagnose.diagnose", slow)
+    assert main(command(shop, "--out", tmp_path)) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert file.read_text() == "of another run"
+    assert main(command(shop, "--out", tmp_path, "--overwrite")) == 0
+    assert json.loads(file.read_text())["table"]["late_flip_rate"]["value"] == 0.5
+
+
+def test_a_home_folder_is_filled_in(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert main(command(shop, "--only", "boundary_distance", "--out", "~/results")) == 0
+    assert (tmp_path / "home" / "results" / "diagnostics.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_the_text_is_the_held_out_part_of_what_the_model_was_trained_on_spread_evenly(shop: Path) -> None:
+    bundle, validation = ModelBundle.from_pretrained(shop / "text" / "model"), validation_of(shop)
+    # One more than asked for: the last one of a split may hold padding.
+    for asked, given in ((3, 4), (10_000, len(validation))):
+        tokens = held_out_text(bundle, parser().parse_args(command(shop, examples=str(asked))[1:]))
+        places = [len(validation) * place // given for place in range(given)]
+        assert tokens.ids.tolist() == [list(validation[place]["input_ids"]) for place in places]
+        assert bool(tokens.mask[:-1].all())
+
+
+def test_the_bar_shows_what_is_measured_and_how_many_are_done() -> None:
+    stream = io.StringIO()
+    with tqdm(total=1, file=stream, mininterval=0) as bar:
+        progress = advance(bar)
+        progress(0, 2, "tube")
+        assert "0/2" in stream.getvalue()
+        assert "tube" in stream.getvalue()
+        progress(2, 2, "")
+        assert "2/2" in stream.getvalue()
+
+
+def test_help_loads_no_heavy_library() -> None:
+    script = (
+        "import sys\nfrom fewstep.cli.main import main\n"
+        "try: main(['diagnose', '--help'])\nexcept SystemExit as end: assert end.code == 0\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'tqdm', 'matplotlib')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "usage: fewstep diagnose" in done.stdout

@@ -1,0 +1,28 @@
+"""Tiny subjects of a diagnosis, on which some tokens flip and others do not."""
+
+import torch
+
+from fewstep.bundle import ModelBundle
+from fewstep.evaluation import Subject, make_subject
+from fewstep.pipeline import TextGenerator
+from tests.bundles import tiny_bundle
+from tests.evaluation.test_generation_table import real_blocks
+
+
+def mild_bundle(*, self_conditioning: bool = False) -> ModelBundle:
+    """The tiny bundle with a denoiser so smooth that tokens settle on the way."""
+    bundle = tiny_bundle(self_conditioning=self_conditioning)
+    assert bundle.denoiser is not None
+    with torch.no_grad():
+        for parameter in bundle.denoiser.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(0.3)
+    return bundle
+
+
+def tiny_subject(
+    bundle: ModelBundle | None = None, *, num_examples: int = 4, num_positions: int = 2, seed: int = 0
+) -> Subject:
+    """``bundle`` (else the mild one) on the lines of the tests."""
+    generator = TextGenerator(mild_bundle() if bundle is None else bundle)
+    return make_subject(generator, real_blocks(), num_examples=num_examples, num_positions=num_positions, seed=seed)

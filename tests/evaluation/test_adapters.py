@@ -1,0 +1,172 @@
+"""A model's parts as callables: the head's draws are its conditionals, trajectories are those of the sampler."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.denoisers import FlowModel
+from fewstep.evaluation import Subject
+from fewstep.evaluation.adapters import (
+    NUM_STEPS,
+    HeadConditionals,
+    continuation,
+    decoder_of,
+    estimate_of,
+    reading,
+    sampled,
+    velocity_of,
+)
+from fewstep.samplers import FlowSampler
+from fewstep.shapes import randn
+from tests.bundles import BLOCK_SIZE, tiny_bundle
+from tests.evaluation.subjects import mild_bundle, tiny_subject
+
+NUM_DRAWS = 4000
+LEVEL = 1.5
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return tiny_subject(mild_bundle(self_conditioning=True))
+
+
+def conditionals(level: float = LEVEL) -> HeadConditionals:
+    return HeadConditionals(tiny_bundle().head(), level)
+
+
+def excess(ids: Tensor, probabilities: Tensor) -> Tensor:
+    """How far the counts of ``ids`` (M, L) lie from the sums of ``probabilities`` (M, L, V), in deviations, (L,)."""
+    expected = probabilities.sum(0)
+    counts = torch.nn.functional.one_hot(ids, probabilities.shape[-1]).double().sum(0)
+    squares = ((counts - expected).square() / expected.clamp(min=1e-9)).sum(-1)
+    freedom = probabilities.shape[-1] - 1
+    return (squares - freedom) / (2 * freedom) ** 0.5
+
+
+def test_draws_follow_the_conditionals_token_by_token(subject: Subject, generator: torch.Generator) -> None:
+    z = subject.z[:1].expand(NUM_DRAWS, -1, -1)
+    head = conditionals()
+    ids = head.draw(z, generator)
+    assert ids.shape == (NUM_DRAWS, BLOCK_SIZE)
+    with torch.no_grad():
+        follows = head.logits(z, ids).double().softmax(-1)
+        shuffled = head.logits(z, ids.roll(1, 0)).double().softmax(-1)
+        elsewhere = conditionals(0.0).logits(z, ids).double().softmax(-1)
+    assert float(excess(ids, follows).abs().max()) < 6
+    # The comparison has the power to tell other conditionals apart: those of another level, and of other tokens.
+    assert float(excess(ids, elsewhere).min()) > 20
+    surprise = -follows.gather(-1, ids[..., None])[..., 0].log()
+    entropy = torch.special.entr(follows).sum(-1)
+    gap, spread = (surprise - entropy).mean(0), surprise.std(0) / NUM_DRAWS**0.5
+    assert bool((gap.abs() < 5 * spread).all())
+    wrong = -shuffled.gather(-1, ids[..., None])[..., 0].log() - torch.special.entr(shuffled).sum(-1)
+    assert bool((wrong.mean(0)[1:] > 10 * spread[1:]).all())
+
+
+def test_the_head_is_told_the_level_and_adds_no_noise(subject: Subject) -> None:
+    network, mask = tiny_bundle().commitment, torch.ones(subject.z.shape[:2], dtype=torch.bool)
+    with torch.no_grad():
+        for level in (0.0, LEVEL):
+            context = network.context(subject.z, mask, torch.full((len(subject.z),), level))
+            expected = network(network.shifted(subject.ids), context)
+            found = conditionals(level).logits(subject.z, subject.ids)
+            torch.testing.assert_close(found, expected)
+            assert torch.equal(conditionals(level).given(subject.ids)(subject.z), found)
+        assert not torch.allclose(found, conditionals(0.0).logits(subject.z, subject.ids), atol=0.1)
+
+
+def test_a_row_of_the_head_hangs_on_its_own_latent_and_tokens_alone(subject: Subject) -> None:
+    z, ids = subject.z.clone(), subject.ids.clone()
+    z[1:] += 1
+    ids[1:] = ids[1:].flip(1)
+    head = conditionals()
+    with torch.no_grad():
+        ours, theirs = head.logits(subject.z, subject.ids), head.logits(z, ids)
+    torch.testing.assert_close(ours[0], theirs[0])
+    assert not torch.allclose(ours[1], theirs[1], atol=0.1)
+    drawn = [head.draw(latents, torch.Generator().manual_seed(5)) for latents in (subject.z, z)]
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_decoder_velocity_and_estimate_are_the_parts_own_with_every_position_real(subject: Subject) -> None:
+    bundle, x_t, t = subject.generator.bundle, subject.starts("x"), torch.tensor([0.1, 0.4, 0.6, 0.9])
+    flow, mask = bundle.flow(), torch.ones(subject.z.shape[:2], dtype=torch.bool)
+    with torch.no_grad():
+        logits = bundle.readout(subject.z, mask)
+        torch.testing.assert_close(decoder_of(bundle.reader())(subject.z), logits)
+        assert torch.equal(reading(subject)(subject.z), logits.argmax(-1))
+        x1_hat = flow.denoise(x_t, t, mask=mask)
+        torch.testing.assert_close(estimate_of(flow)(x_t, t), x1_hat)
+        expected = (x1_hat - x_t) / (1 - t)[:, None, None]  # on the linear path
+        torch.testing.assert_close(velocity_of(flow)(x_t, t), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def by_hand(
+    flow: FlowModel, x: Tensor, times: Tensor, gamma: float, generator: torch.Generator
+) -> tuple[list[Tensor], list[Tensor]]:
+    """States and predictions on the linear path: noise estimated, partly drawn anew, none in the last step."""
+    states, predictions = [x], []
+    for t, s in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
+        x1_hat = flow.denoise(x, torch.full((len(x),), t), self_cond=predictions[-1] if predictions else None)
+        eps = (x - t * x1_hat) / (1 - t)
+        if gamma and s < 1:
+            eps = (1 - gamma**2) ** 0.5 * eps + gamma * randn(tuple(x.shape), x, generator)
+        x = s * x1_hat + (1 - s) * eps
+        states.append(x)
+        predictions.append(x1_hat)
+    return states, predictions
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_a_trajectory_is_the_samplers_on_the_models_grid_from_the_subjects_noise(
+    subject: Subject, gamma: float
+) -> None:
+    found = sampled(subject, 5, gamma)
+    flow, grid = subject.generator.bundle.flow(), subject.generator.default_grid()
+    times = grid.times(5).float()
+    assert not torch.allclose(times, torch.linspace(0, 1, 6), atol=0.01)
+    torch.testing.assert_close(found.times, times)
+    states, predictions = by_hand(flow, subject.starts("trajectory"), times, gamma, subject.noise("reinjection"))
+    for ours, theirs in ((found.states, states), (found.predictions, predictions)):
+        torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), rtol=1e-4, atol=1e-4)
+    assert len(sampled(subject).predictions) == NUM_STEPS
+    assert torch.equal(sampled(subject, 5, gamma).x_1, found.x_1)
+
+
+def counted(flow: FlowModel, call: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """What ``call`` gives, and how often the network was evaluated."""
+    calls = []
+    hook = flow.network.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        return call(), len(calls)
+    finally:
+        hook.remove()
+
+
+def test_going_on_takes_exactly_the_steps_that_are_left_with_all_noise_anew(subject: Subject) -> None:
+    path, flow = sampled(subject), subject.generator.bundle.flow()
+    go_on = continuation(subject.generator, NUM_STEPS, path.times)
+    for step in (0, 3, NUM_STEPS - 1):
+        x_t, t = path.states[step], float(path.times[step])
+        end, evaluations = counted(flow, lambda x_t=x_t, t=t: go_on(x_t, t, torch.Generator().manual_seed(7)))
+        assert evaluations == NUM_STEPS - step
+        states, _ = by_hand(flow, x_t, path.times[step:], 1.0, torch.Generator().manual_seed(7))
+        torch.testing.assert_close(end, states[-1], rtol=1e-4, atol=1e-4)
+        other = go_on(x_t, t, torch.Generator().manual_seed(8))
+        assert torch.equal(end, other) == (step == NUM_STEPS - 1)
+
+
+def test_going_on_from_the_start_is_a_whole_run_with_all_noise_anew(subject: Subject) -> None:
+    generator, x_0 = subject.generator, subject.starts("trajectory")
+    flow = generator.bundle.flow()
+    sampler = FlowSampler(flow.path, grid=generator.default_grid(), reinjection=1.0)
+    with torch.no_grad():
+        whole = sampler.sample(flow, x_0, num_steps=4, generator=torch.Generator().manual_seed(2))
+    go_on = continuation(generator, 4, whole.times)
+    end = go_on(x_0, 0.0, torch.Generator().manual_seed(2))
+    torch.testing.assert_close(end, whole.x_1)
+    assert not end.requires_grad

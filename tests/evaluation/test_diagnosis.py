@@ -1,0 +1,260 @@
+"""A whole diagnosis: its figures hang on the subject alone, table and JSON say the same, the model stays as it is."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fewstep.bundle import ModelBundle
+from fewstep.diagnostics import Estimate, LateFlips
+from fewstep.errors import UserError
+from fewstep.evaluation import Diagnosis, diagnose_text
+from fewstep.evaluation import measurements as room
+from fewstep.evaluation.measurements import MEASUREMENTS, DabiEffort, Measurement
+from fewstep.evaluation.trade_off import trade_off
+from fewstep.report import write_picture
+from tests.bundles import only
+from tests.evaluation.subjects import mild_bundle, tiny_subject
+
+LITTLE = {"effort": DabiEffort(radii=(0.1,), num_probes=2)}
+CHEAP: dict[str, dict[str, Any]] = {
+    "dabi": LITTLE,
+    "dabi_worst": {**LITTLE, "num_iterations": 2},
+    "dabi_flip": {"num_isotropic": 4},
+    "dabi_commit": LITTLE,
+    "dabi_generated": LITTLE,
+    "cci": {"levels": (0.0, 0.5)},
+    "tube": {"times": (0.1, 0.3, 0.6, 0.9)},
+    "stiffness": {"times": (0.2, 0.8), "num_iterations": 2},
+    "commitment": {"num_continuations": 2, "every": 3},
+}
+TEXT_PARTS = ("autoencoder", "readout", "denoiser", "commitment", "language_model")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def measurements() -> Iterator[None]:
+    """All of them, at little cost."""
+    cheap = {
+        name: Measurement(one.parts, partial(one.run, **CHEAP.get(name, {}))) for name, one in MEASUREMENTS.items()
+    }
+    cheap["trade_off"] = Measurement(
+        MEASUREMENTS["trade_off"].parts, lambda subject: (trade_off(subject, steps=(1, 2), reinjections=(0.5,)),)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, one in cheap.items():
+            patch.setitem(MEASUREMENTS, name, one)
+        yield
+
+
+def state_of(bundle: ModelBundle) -> dict[str, Any]:
+    """All that a diagnosis must leave alone."""
+    found: dict[str, Any] = {"random numbers": torch.get_rng_state().tolist()}
+    for part, module in bundle.parts().items():
+        found |= {f"{part}.{name}": value.tolist() for name, value in module.state_dict().items()}
+        found |= {
+            f"{part}.{name} flags": (value.requires_grad, value.grad) for name, value in module.named_parameters()
+        }
+        found |= {f"{part}.{name} mode": child.training for name, child in module.named_modules()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def bundle() -> ModelBundle:
+    return mild_bundle()
+
+
+@pytest.fixture(scope="module")
+def watched(bundle: ModelBundle, measurements: None) -> tuple[Diagnosis, dict[str, Any], dict[str, Any]]:
+    """The whole diagnosis, and the model's state before and after it; some of its weights are frozen."""
+    bundle.readout.requires_grad_(False)
+    before = state_of(bundle)
+    return diagnose_text(tiny_subject(bundle), "a model"), before, state_of(bundle)
+
+
+@pytest.fixture(scope="module")
+def whole(watched: tuple[Diagnosis, dict[str, Any], dict[str, Any]]) -> Diagnosis:
+    return watched[0]
+
+
+def figures(diagnosis: Diagnosis) -> dict[str, Any]:
+    return json.loads(diagnosis.to_json())["results"]
+
+
+def test_measuring_leaves_weights_flags_gradients_modes_and_random_numbers_as_they_were(
+    watched: tuple[Diagnosis, dict[str, Any], dict[str, Any]],
+) -> None:
+    _, before, after = watched
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == []
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_alone_with_just_its_parts_and_under_inference_mode_a_measurement_gives_the_figures_of_the_whole(
+    bundle: ModelBundle, whole: Diagnosis, name: str
+) -> None:
+    # These two say more where there is a part that they do not need.
+    parts = TEXT_PARTS if name in ("cci", "trade_off") else ("autoencoder", "readout", *MEASUREMENTS[name].parts)
+    with torch.inference_mode():
+        alone = figures(diagnose_text(tiny_subject(only(bundle, *parts)), "a model", only=[name]))
+    assert all(key.startswith(RESULTS.get(name, name)) for key in alone)
+    assert alone == {key: value for key, value in figures(whole).items() if key in alone}
+    assert alone
+
+
+RESULTS = {
+    "boundary_distance": "boundary_",
+    "dabi_generated": ("dabi_generated", "boundary_distance_generated"),
+    "late_flips": ("late_flip_rate", "commit_step"),
+}
+"""How the results of a measurement are called, where not like it."""
+
+
+def test_other_noise_in_the_same_places_gives_other_figures_in_every_measurement(
+    bundle: ModelBundle, whole: Diagnosis
+) -> None:
+    names = [name for name in MEASUREMENTS if name != "trade_off"]
+    other = diagnose_text(replace(tiny_subject(bundle), seed=1), "a model", only=names)
+    ours, theirs = figures(whole), figures(other)
+    assert other.seed == 1
+    assert [name for name, value in theirs.items() if value == ours[name]] == []
+    changed = sum(row.estimate.value != whole.estimate(row.name).value for row in other.rows())
+    assert changed > len(other.rows()) / 2
+
+
+def test_every_measurement_is_there_once_in_the_order_of_the_table(whole: Diagnosis) -> None:
+    results = [result.name for result in whole.results]
+    rows = [row.name for row in whole.rows()]
+    assert len(set(results)) == len(results) == len(whole.to_dict()["results"])
+    assert len(set(rows)) == len(rows) == len(whole.to_dict()["table"])
+    assert results[:3] == ["dabi", "dabi_segment", "dabi_data"]
+    assert results[-1] == "trade_off"
+    assert whole.left_out == {}
+    with pytest.raises(KeyError):
+        whole.estimate("nothing")
+
+
+def parsed(text: str) -> dict[str, tuple[str, str]]:
+    """Value and interval of each row of a printed table, as strings."""
+    lines = text.splitlines()
+    end = lines[0].index("unit")
+    assert set(lines[1]) == {"-"}
+    found = {}
+    for line in lines[2:]:
+        if not line:
+            continue
+        if line.startswith(("left out", "4 examples of text")):
+            break
+        name, value, *interval = re.split(r"\s{2,}", line[:end].strip())
+        found[name] = (value, interval[0] if interval else "")
+    return found
+
+
+def check_table(diagnosis: Diagnosis) -> None:
+    """JSON without NaN and infinity, whose table is what is printed."""
+    stored = json.loads(diagnosis.to_json(), parse_constant=lambda text: pytest.fail(f"{text} in JSON"))
+    shown = parsed(diagnosis.to_text())
+    assert list(shown) == list(stored["table"])
+    for name, row in stored["table"].items():
+        value, interval = shown[name]
+        assert value == ("undetermined" if row["value"] is None else f"{row['value']:.4g}")
+        if row["interval"] is None:
+            assert not interval
+        else:
+            assert interval == f"{row['interval']['low']:.4g} - {row['interval']['high']:.4g}"
+
+
+def test_json_holds_what_the_table_shows_and_what_was_measured_on(whole: Diagnosis) -> None:
+    check_table(whole)
+    stored = json.loads(whole.to_json())
+    shared = {name: stored[name] for name in ("kind", "model", "n", "num_examples", "num_positions", "seed")}
+    assert shared == {"kind": "text", "model": "a model", "n": 24, "num_examples": 4, "num_positions": 2, "seed": 0}
+    assert "4 examples of text, 2 positions in each; latents of n = 24; seed 0." in whole.to_text()
+
+
+def test_a_model_that_answers_the_same_to_everything_has_a_table_without_nan() -> None:
+    bundle = mild_bundle()
+    with torch.no_grad():
+        for name in ("readout", "denoiser", "commitment"):
+            for parameter in bundle.parts()[name].parameters():
+                parameter.zero_()
+    names = [name for name in MEASUREMENTS if name != "trade_off"]
+    found = diagnose_text(tiny_subject(bundle), "constant", only=names)
+    check_table(found)
+    assert "undetermined" in found.to_text()
+    assert found.estimate("dabi").value is None
+    assert found.estimate("cci").value == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_json_does_not_have_is_refused(value: float) -> None:
+    result = LateFlips("late_flip_rate", Estimate(value, None, 1), 2)
+    with pytest.raises(ValueError, match="JSON"):
+        Diagnosis("text", "a model", (result,), 1, 1, 1, 0, {}).to_json()
+
+
+def test_every_picture_is_drawn(whole: Diagnosis, tmp_path: Path) -> None:
+    pictures = whole.pictures()
+    assert {"dabi", "boundary_distance", "noise_robustness", "cci_noise", "tube", "stiffness", "commit_step",
+            "commitment", "trade_off"} <= set(pictures)  # fmt: skip
+    for name, picture in pictures.items():
+        assert any(series.x for series in picture.series), name
+        write_picture(picture, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_model_lacks_the_parts_for_is_left_out_and_said(whole: Diagnosis) -> None:
+    bundle = only(mild_bundle(), "autoencoder", "readout")
+    found = diagnose_text(tiny_subject(bundle), "a model")
+    assert set(found.left_out) == {
+        "dabi_commit", "dabi_generated", "cci", "tube", "stiffness", "late_flips", "commitment", "trade_off"
+    }  # fmt: skip
+    assert figures(found) == {key: value for key, value in figures(whole).items() if key in figures(found)}
+    assert "left out: cci, since the model has no commitment" in found.to_text().splitlines()
+    assert "left out: trade_off, since the model has no denoiser, language_model" in found.to_text().splitlines()
+    assert json.loads(found.to_json())["left_out"]["tube"] == "denoiser"
+    assert whole.left_out == {}
+
+
+def test_cci_at_generated_latents_needs_a_flow_and_the_curve_does_not(bundle: ModelBundle, whole: Diagnosis) -> None:
+    found = diagnose_text(tiny_subject(only(bundle, "autoencoder", "readout", "commitment")), "m", only=["cci"])
+    assert [result.name for result in found.results] == ["cci_noise"]
+    assert figures(found)["cci_noise"] == figures(whole)["cci_noise"]
+
+
+def test_asked_for_by_name_a_missing_part_is_one_line_with_its_stage() -> None:
+    subject = tiny_subject(only(mild_bundle(), "autoencoder", "readout"))
+    for name, part, stage in (("tube", "denoiser", "flow"), ("cci", "commitment", "commitment")):
+        with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
+            diagnose_text(subject, "runs/model", only=["dabi", name])
+        assert f"runs/model, asked for {name}, has no {part} (it holds: autoencoder, readout)" in str(caught.value)
+        assert f"train the stage {stage} first" in str(caught.value)
+
+
+def test_an_unknown_measurement_is_one_line_with_all_that_are_offered() -> None:
+    with pytest.raises(UserError) as caught:
+        diagnose_text(tiny_subject(), "a model", only=["dabi", "sharpness", "cci"])
+    assert str(caught.value) == f"unknown measurement sharpness: expected some of {', '.join(MEASUREMENTS)}"
+
+
+def test_progress_is_told_before_each_measurement_and_at_the_end() -> None:
+    seen: list[tuple[int, int, str]] = []
+    names = ["late_flips", "boundary_distance"]
+    found = diagnose_text(tiny_subject(), "a model", only=names, progress=lambda *news: seen.append(news))
+    assert seen == [(0, 2, "boundary_distance"), (1, 2, "late_flips"), (2, 2, "")]
+    assert [result.name for result in found.results] == [
+        "boundary_distance", "boundary_width", "late_flip_rate", "commit_step"
+    ]  # fmt: skip
+
+
+def test_late_flips_are_those_of_the_models_own_trajectory(bundle: ModelBundle, whole: Diagnosis) -> None:
+    subject = tiny_subject(bundle)
+    ids = [room.reading(subject)(x1_hat) for x1_hat in room.sampled(subject).predictions]
+    rate = (ids[-1] != ids[-2]).double().mean()
+    assert whole.estimate("late_flip_rate").value == pytest.approx(float(rate))
+    assert 0 < float(rate) < 1

@@ -1,0 +1,101 @@
+"""What a diagnosis looks at: whole held-out blocks, their latents, and noise that hangs on seed and name alone."""
+
+import pytest
+import torch
+
+from fewstep.errors import UserError
+from fewstep.evaluation import Subject, make_subject
+from fewstep.evaluation.subject import noise_source
+from fewstep.pipeline import TextGenerator
+from fewstep.types import TokenBatch
+from tests.bundles import BLOCK_SIZE, LATENT_DIM, STRIDE, only, tiny_bundle
+from tests.evaluation.subjects import tiny_subject
+from tests.evaluation.test_generation_table import real_blocks
+
+
+def test_blocks_with_padding_are_left_out_and_the_latents_are_the_autoencoders() -> None:
+    real = real_blocks()
+    mask = real.mask.clone()
+    mask[0, -1] = mask[2, 3] = False
+    bundle = tiny_bundle()
+    subject = make_subject(TextGenerator(bundle), TokenBatch(real.ids, mask), num_examples=3, num_positions=2, seed=0)
+    assert torch.equal(subject.ids, real.ids[[1, 3, 4]])
+    for row, ids in zip(subject.z, subject.ids, strict=True):
+        alone = bundle.autoencoder.encode(ids[None], torch.ones(1, BLOCK_SIZE, dtype=torch.bool))
+        torch.testing.assert_close(row, alone.z[0])
+    assert not subject.z.requires_grad
+
+
+def test_positions_differ_within_an_example_and_hang_on_the_seed() -> None:
+    whole = tiny_subject(num_positions=BLOCK_SIZE)
+    assert torch.equal(whole.positions.sort(1).values, torch.arange(BLOCK_SIZE).expand(4, -1))
+    one, again, other = (tiny_subject(num_positions=3, seed=seed).positions for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_noise_hangs_on_seed_and_name_and_not_on_what_was_drawn_before() -> None:
+    def drawn(seed: int, name: str) -> list[float]:
+        return torch.randn(4, generator=noise_source(seed, name)).tolist()
+
+    assert len({tuple(drawn(seed, name)) for seed in (0, 1) for name in ("a", "b", "ab")}) == 6
+    subject = tiny_subject(seed=1)
+    torch.randn(9, generator=subject.noise("a"))
+    assert torch.randn(4, generator=subject.noise("a")).tolist() == drawn(1, "a")
+    starts = subject.starts("a")
+    assert starts.shape == subject.z.shape
+    assert torch.equal(starts, tiny_subject(seed=1).starts("a"))
+    assert not torch.equal(starts, subject.starts("b"))
+
+
+def test_first_keeps_the_first_examples_and_positions_and_the_seed() -> None:
+    subject = tiny_subject(seed=3)
+    few = subject.first(2, 1)
+    for name in ("ids", "z", "positions"):
+        whole, part = getattr(subject, name), getattr(few, name)
+        assert torch.equal(part, whole[:2, :1] if name == "positions" else whole[:2])
+    assert (few.seed, few.generator) == (3, subject.generator)
+    assert torch.equal(subject.first(9).positions, subject.positions)
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "language_model"])
+def test_a_model_in_training_mode_is_refused(part: str) -> None:
+    bundle = tiny_bundle()
+    bundle.parts()[part].train()
+    with pytest.raises(UserError, match=r"^[^\n]*training mode[^\n]*$"):
+        tiny_subject(bundle)
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "readout"])
+def test_a_model_without_autoencoder_or_readout_is_refused(part: str) -> None:
+    kept = [name for name in tiny_bundle().parts() if name != part]
+    with pytest.raises(UserError, match=rf"^[^\n]*has no {part} [^\n]*train the stage autoencoder[^\n]*$"):
+        tiny_subject(only(tiny_bundle(), *kept))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"num_examples": 0}, "examples is 0: expected a number from 1 to 6, the held-out blocks without padding"),
+        ({"num_examples": 7}, "examples is 7: expected a number from 1 to 6, the held-out blocks without padding"),
+        ({"num_positions": 0}, "positions is 0: expected a number from 1 to 8, the tokens of a block"),
+        ({"num_positions": 9}, "positions is 9: expected a number from 1 to 8, the tokens of a block"),
+    ],
+)
+def test_numbers_that_the_text_cannot_give_are_one_line(numbers: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        tiny_subject(**numbers)
+    assert str(caught.value) == message
+    assert len(tiny_subject(num_examples=6, num_positions=8).ids) == 6
+
+
+def test_the_callers_mode_and_random_numbers_do_not_matter() -> None:
+    def values(subject: Subject) -> list[list[float]]:
+        assert subject.z.shape == (4, BLOCK_SIZE // STRIDE, LATENT_DIM)
+        return [value.tolist() for value in (subject.ids, subject.z, subject.positions)]
+
+    before = torch.get_rng_state()
+    plain = values(tiny_subject())
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.inference_mode():
+        assert values(tiny_subject()) == plain
