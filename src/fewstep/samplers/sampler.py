@@ -40,6 +40,7 @@ class FlowSampler:
         x_0: Tensor,
         *,
         num_steps: int,
+        start_step: int = 0,
         mask: Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator],
     ) -> Iterator[SamplerState]:
@@ -49,16 +50,24 @@ class FlowSampler:
         false at padding, where states and predictions are held at zero. ``generator`` draws the re-injected noise;
         a sequence of one an example (:func:`fewstep.shapes.example_generators`) makes a sample independent of its
         batch. Where all strengths are 0, and in the last step, nothing is drawn. States are float32, or float64 where
-        ``x_0`` is. Raises ValueError, before any evaluation, for ``num_steps`` < 1, a mask or a list of strengths that
-        does not fit, and strengths outside [0, 1].
+        ``x_0`` is.
+
+        With ``start_step`` k > 0, ``x_0`` is the state at step k of the same N steps, and the states k .. N are
+        yielded: where nothing is drawn, the rest of the trajectory it came from. The first evaluation then has no
+        prediction to be conditioned on, as at step 0, and evaluations are counted from there.
+
+        Raises ValueError, before any evaluation, for ``num_steps`` < 1, ``start_step`` outside 0 .. N, a mask or a
+        list of strengths that does not fit, and strengths outside [0, 1].
         """
         times = self._times(num_steps)
         gammas = self._strengths(num_steps)
+        if not 0 <= start_step <= num_steps:
+            raise ValueError(f"start_step is {start_step} of {num_steps} steps: expected 0 to {num_steps}.")
         if mask is not None and mask.shape != x_0.shape[:2]:
             raise ValueError(
                 f"mask has shape {tuple(mask.shape)}, states {tuple(x_0.shape)}: expected one entry a position."
             )
-        return self._states(model, x_0, times, gammas, mask, generator)
+        return self._states(model, x_0, start_step, times, gammas, mask, generator)
 
     def sample(
         self,
@@ -66,11 +75,17 @@ class FlowSampler:
         x_0: Tensor,
         *,
         num_steps: int,
+        start_step: int = 0,
         mask: Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator],
     ) -> Trajectory:
-        """The whole of :meth:`iterate` at once: times (N+1,), N+1 states and N predictions (B, K, D)."""
-        states = list(self.iterate(model, x_0, num_steps=num_steps, mask=mask, generator=generator))
+        """The whole of :meth:`iterate` at once: times (N+1,), N+1 states and N predictions (B, K, D).
+
+        From ``start_step`` k on there are k fewer of each.
+        """
+        states = list(
+            self.iterate(model, x_0, num_steps=num_steps, start_step=start_step, mask=mask, generator=generator)
+        )
         return Trajectory(
             times=torch.tensor([state.time for state in states], dtype=torch.float32),
             states=tuple(state.x_t for state in states),
@@ -98,6 +113,7 @@ class FlowSampler:
         self,
         model: FlowLike,
         x_0: Tensor,
+        start_step: int,
         times: Tensor,
         gammas: list[float],
         mask: Tensor | None,
@@ -105,8 +121,8 @@ class FlowSampler:
     ) -> Iterator[SamplerState]:
         x_t = _zero_padding(upcast(x_0), mask)
         last, self_cond, nfe = len(gammas) - 1, None, 0
-        yield SamplerState(step=0, time=float(times[0]), x_t=x_t, x1_hat=None, nfe=0)
-        for k, gamma in enumerate(gammas):
+        yield SamplerState(step=start_step, time=float(times[start_step]), x_t=x_t, x1_hat=None, nfe=0)
+        for k, gamma in enumerate(gammas[start_step:], start_step):
             t, s = (x_t.new_full((len(x_t),), float(time)) for time in times[k : k + 2])
             x1_hat = _zero_padding(upcast(model.denoise(x_t, t, mask=mask, self_cond=self_cond)), mask)
             step = self._step(model, x_t, x1_hat, t, s, 0.0 if k == last else gamma, mask, generator)
