@@ -53,11 +53,11 @@ def shown(estimate: dict[str, Any]) -> str:
 def main() -> None:
     """Print one Markdown table of the folders that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", help="folders with a diagnostics.json")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of runs that were diagnosed")
     args = parser.parse_args()
     rows = ["| decoder | points, direction | n | DABI_0 | DABI_0 / n | DABI at 0.001 | points |", "|" + "---|" * 7]
     for folder in args.folders:
-        diagnosis = json.loads((folder / "diagnostics.json").read_text(encoding="utf-8"))
+        diagnosis = json.loads((folder / "diagnosis" / "diagnostics.json").read_text(encoding="utf-8"))
         kind = "text" if diagnosis["kind"] == "text" else f"images, {folder.name}"
         rows += table(kind, diagnosis)
     print("\n".join(rows))

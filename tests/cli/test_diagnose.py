@@ -73,7 +73,7 @@ def test_the_table_is_printed_and_stored_with_its_pictures_and_a_second_run_prin
     shown = {line.split()[0]: line.split()[1] for line in table.splitlines()[2:-1] if line}
     assert shown == {name: f"{row['value']:.4g}" for name, row in stored["table"].items()}
     written = files(tmp_path / "one" / "inner")
-    pictures = {f"diagnostics/{name}.png" for name in ("dabi", "dabi_segment", "dabi_data", "cci_noise")}
+    pictures = {f"pictures/{name}.png" for name in ("dabi", "dabi_segment", "dabi_data", "cci_noise")}
     assert set(written) == {"diagnostics.json", *pictures}
     assert all(written[name].startswith(b"\x89PNG") for name in pictures)
     assert written == files(tmp_path / "two" / "inner")
@@ -88,13 +88,13 @@ def test_a_checkpoint_of_the_flow_stage_is_measured_whole_and_what_it_lacks_is_s
     file = write_checkpoint(bundle, tmp_path / "flow.ckpt", "denoiser")
     assert main(command(shop, "--source", shop / "text.jsonl", path=file, examples="2")) == 0
     out, err = capsys.readouterr()
-    stored = json.loads((tmp_path / "diagnostics.json").read_text())
+    stored = json.loads((tmp_path / "diagnosis" / "diagnostics.json").read_text())
     lacking = {"dabi_commit": "commitment", "cci": "commitment", "trade_off": "language_model"}
     assert stored["left_out"] == lacking
     for name, part in lacking.items():
         assert f"left out: {name}, since the model has no {part}\n" in out
     assert {"tube", "stiffness", "commitment", "late_flip_rate", "dabi_generated"} <= set(stored["results"])
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["diagnostics", "diagnostics.json", "flow.ckpt"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["diagnosis", "flow.ckpt"]
     assert "Traceback" not in err
 
 
@@ -103,18 +103,18 @@ def test_an_image_model_is_told_by_itself_and_has_measurements_of_its_own(
 ) -> None:
     path = shop / "images" / "model"
     assert main(command(shop, "--only", "dabi_segment,dabi_worst", path=path)) == 0
-    stored = json.loads((shop / "images" / "diagnostics.json").read_text())
+    stored = json.loads((shop / "images" / "diagnosis" / "diagnostics.json").read_text())
     assert (stored["kind"], stored["num_examples"]) == ("images", 3)
     assert list(stored["results"]) == ["dabi_segment", "dabi_worst"]
     pictures = ["dabi_segment.png", "dabi_worst.png"]
-    assert sorted(file.name for file in (shop / "images" / "diagnostics").iterdir()) == pictures
+    assert sorted(file.name for file in (shop / "images" / "diagnosis" / "pictures").iterdir()) == pictures
     assert capsys.readouterr().out.startswith("diagnostic ")
     assert main(command(shop, "--only", "cci", "--overwrite", path=path)) == 2
     err = capsys.readouterr().err
     assert err == "fewstep: error: unknown measurement cci: expected some of dabi_segment, dabi_data, dabi_worst\n"
     assert main(command(shop, "--overwrite", path=path, examples="98")) == 2
     assert "examples is 98: expected a number from 2 to 97" in capsys.readouterr().err
-    assert json.loads((shop / "images" / "diagnostics.json").read_text()) == stored
+    assert json.loads((shop / "images" / "diagnosis" / "diagnostics.json").read_text()) == stored
 
 
 def test_an_earlier_diagnosis_is_replaced_only_when_asked_and_by_a_good_one(
@@ -131,6 +131,8 @@ def test_an_earlier_diagnosis_is_replaced_only_when_asked_and_by_a_good_one(
     assert json.loads((tmp_path / "diagnostics.json").read_text())["seed"] == 1
     assert files(tmp_path).keys() == before.keys()
     assert files(tmp_path)["diagnostics.json"] != before["diagnostics.json"]
+    assert main(command(shop, "--only", "dabi", "--out", tmp_path, "--overwrite")) == 0  # pictures go with their table
+    assert {file for file in files(tmp_path) if "flip" in file} == set()
 
 
 @pytest.mark.parametrize(
@@ -198,12 +200,12 @@ def test_what_is_no_model_or_lacks_the_part_asked_for_is_one_line(
 def test_an_output_folder_that_cannot_take_the_files_is_told_before_the_model_is_read(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "diagnostics").write_text("mine, and no folder")
+    (tmp_path / "pictures").write_text("mine, and no folder")
     assert main(command(shop, "--out", tmp_path, path=tmp_path / "no_model")) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "cannot write into" in err
-    assert (tmp_path / "diagnostics").read_text() == "mine, and no folder"
+    assert (tmp_path / "pictures").read_text() == "mine, and no folder"
 
 
 def test_a_diagnosis_that_came_up_meanwhile_is_not_replaced(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fewstep.types import TokenBatch
 
 JSON_FILE = "diagnostics.json"
-PICTURES = "diagnostics"
+FOLDER, PICTURES = "diagnosis", "pictures"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="the same seed gives the same figures (default: %(default)s)"
     )
     result.add_argument("--only", help="names of measurements with commas between, such as dabi,cci; left out: all")
-    result.add_argument("--out", type=Path, help="folder for the table and the pictures; left out: beside the model")
+    result.add_argument("--out", type=Path, help="folder for the table and the pictures; left out: diagnosis/ beside the model")
     result.add_argument("--overwrite", action="store_true", help="replace an earlier diagnosis in that folder")
     result.add_argument(
         "--source", help="the text to measure on; left out: the held-out part of what it was trained on"
@@ -89,7 +89,7 @@ def check_writable(folder: Path) -> None:
 
 def default_folder(path: Path) -> Path:
     """Beside the model: a model folder holds nothing but the model."""
-    return path.expanduser().resolve().parent
+    return path.expanduser().resolve().parent / FOLDER
 
 
 def diagnose(
@@ -165,5 +165,7 @@ def write(diagnosis: "Diagnosis", folder: Path, *, overwrite: bool) -> None:
         raise UserError(f"cannot write into {folder}: {error.strerror}; choose another folder by --out") from None
     with new_text_file(folder / JSON_FILE, overwrite=overwrite) as write_lines:
         write_lines([diagnosis.to_json()])
+    for old in (folder / PICTURES).glob("*.png"):  # of the diagnosis that has just been replaced
+        old.unlink()
     for name, picture in diagnosis.pictures().items():
         write_picture(picture, folder / PICTURES / f"{name}.png")
