@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from tqdm import tqdm
 
 from fewstep.bundle import ModelBundle
 from fewstep.cli.diagnose import held_out_text, parser
 from fewstep.cli.main import main
-from fewstep.cli.progress import advance
+from fewstep.cli.progress import ProgressBar
 from fewstep.data import CorpusSettings, prepare_corpus
 from fewstep.diagnostics import Estimate, LateFlips
 from fewstep.evaluation import Diagnosis
@@ -244,10 +243,10 @@ def test_the_text_is_the_held_out_part_of_what_the_model_was_trained_on_spread_e
         assert bool(tokens.mask[:-1].all())
 
 
-def test_the_bar_shows_what_is_measured_and_how_many_are_done() -> None:
+def test_the_bar_appears_with_the_first_call_and_shows_what_is_measured_and_how_many_are_done() -> None:
     stream = io.StringIO()
-    with tqdm(total=1, file=stream, mininterval=0) as bar:
-        progress = advance(bar)
+    with ProgressBar("diagnosing", "measurement", stream) as progress:
+        assert not stream.getvalue()
         progress(0, 2, "tube")
         assert "0/2" in stream.getvalue()
         assert "tube" in stream.getvalue()

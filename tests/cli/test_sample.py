@@ -10,6 +10,7 @@ import pytest
 from fewstep.cli.main import main
 from fewstep.cli.output import new_text_file
 from fewstep.pipeline import TextGenerator
+from fewstep.samplers import CommitmentReinjection, LinearReinjection, ReusedNoise
 from tests.bundles import only, tiny_bundle
 
 
@@ -31,7 +32,34 @@ def test_rows_carry_the_texts_of_the_generator_and_how_to_make_them_again(model:
     assert [row["index"] for row in rows] == [0, 1, 2]
     for row in rows:
         assert (row["steps"], row["seed"], row["readout"], row["reinjection"]) == (2, 7, "commit", 0.5)
+        assert (row["noise"], row["noise_temperature"], row["initial_temperature"]) == ("fresh", 1.0, 1.0)
     assert [item.name for item in tmp_path.iterdir()] == ["samples.jsonl"]
+
+
+def test_rules_and_controls_of_re_injection_reach_the_sampler(model: str, tmp_path: Path) -> None:
+    output = tmp_path / "samples.jsonl"
+    options = "--num_samples 3 --steps 3 --noise reused --noise_temperature 0.9 --initial_temperature 0.8 --device cpu"
+    generator = TextGenerator(tiny_bundle())
+    for text, rule in (
+        ("linear:1,0.2", LinearReinjection(1.0, 0.2)),
+        ("commitment:0.9", CommitmentReinjection(generator.confidence, 0.9)),
+    ):
+        arguments = ["sample", model, *options.split(), "--reinjection", text, "--output", str(output), "--overwrite"]
+        assert main(arguments) == 0
+        expected = generator.generate(
+            3, 3, reinjection=rule, noise=ReusedNoise(), noise_temperature=0.9, initial_temperature=0.8
+        )
+        rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        assert [row["ids"] for row in rows] == expected.ids.tolist()
+        assert {row["reinjection"] for row in rows} == {text}
+        assert {(row["noise"], row["noise_temperature"], row["initial_temperature"]) for row in rows} == {
+            ("reused", 0.9, 0.8)
+        }
+
+
+def test_a_mistyped_rule_is_told_before_the_model_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(tmp_path / "no_model"), "--reinjection", "liner"]) == 2
+    assert "reinjection is 'liner': expected a strength" in capsys.readouterr().err
 
 
 def test_without_output_the_texts_are_printed_numbered(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,6 +79,11 @@ def test_without_output_the_texts_are_printed_numbered(model: str, capsys: pytes
         ("--readout serial", "invalid choice: 'serial'"),
         ("--step 3", "unrecognized arguments: --step 3"),
         ("--reinjection 2", "re-injection strength is 2.0"),
+        ("--reinjection listed:0.5,0.5", "2 re-injection strengths for 4 steps"),
+        ("--reinjection elf:x", "reinjection is 'elf:x': expected a strength from 0 to 1"),
+        ("--noise stale", "invalid choice: 'stale'"),
+        ("--noise_temperature -1", "noise_temperature is -1.0"),
+        ("--initial_temperature nan", "initial_temperature is nan"),
         ("--temperature -1", "temperature is -1.0"),
         ("--output {tmp}/none/samples.jsonl", "none does not exist"),
         ("--output {tmp}", "no regular file"),

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.device import pick_device
 from fewstep.cli.output import check_free, new_text_file
-from fewstep.cli.progress import advance
+from fewstep.cli.progress import ProgressBar
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="the same seed gives the same figures (default: %(default)s)"
     )
     result.add_argument("--only", help="names of measurements with commas between, such as dabi,cci; left out: all")
-    result.add_argument("--out", type=Path, help="folder for the table and the pictures; left out: diagnosis/ beside the model")
+    result.add_argument(
+        "--out", type=Path, help="folder for the table and the pictures; left out: diagnosis/ beside the model"
+    )
     result.add_argument("--overwrite", action="store_true", help="replace an earlier diagnosis in that folder")
     result.add_argument(
         "--source", help="the text to measure on; left out: the held-out part of what it was trained on"
@@ -60,10 +61,8 @@ def main(argv: list[str]) -> int:
     folder = default_folder(Path(args.path)) if args.out is None else args.out.expanduser()
     check_free(folder / JSON_FILE, overwrite=args.overwrite)
     check_writable(folder)
-    from tqdm import tqdm  # not for --help or a mistyped option
-
-    with tqdm(total=1, desc="diagnosing", unit="measurement", file=sys.stderr, disable=None) as bar:
-        diagnosis = diagnose(args, only, advance(bar))
+    with ProgressBar("diagnosing", "measurement") as progress:
+        diagnosis = diagnose(args, only, progress)
     print(diagnosis.to_text())
     write(diagnosis, folder, overwrite=args.overwrite)
     print(f"\ntable     {folder / JSON_FILE}\npictures  {folder / PICTURES}/*.png")

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.edge import configs_folder
 from fewstep.cli.output import new_text_file
-from fewstep.cli.progress import advance
+from fewstep.cli.progress import ProgressBar
 from fewstep.cli.sizes import expand_size, size_settings
 
 if TYPE_CHECKING:
@@ -126,14 +124,14 @@ def sample_and_score(options: argparse.Namespace) -> "GenerationTable":
     corpus = prepare_corpus(settings)
     held_out, _ = held_out_blocks(corpus.validation, min(options.num_samples, len(corpus.validation)))
     generator = TextGenerator(bundle)
-    with tqdm(total=1, desc="sampling and scoring", unit="row", file=sys.stderr) as bar:
+    with ProgressBar("sampling and scoring", "row") as progress:
         table = evaluate_generation(
             generator,
             held_out,
             token_counts(corpus.train, len(bundle.tokenizer)),
             steps=STEPS,
             reinjections=REINJECTIONS,
-            progress=advance(bar),
+            progress=progress,
         )
     for name, text in (("table.json", table.to_json()), ("table.md", table.to_markdown())):
         with new_text_file(options.out / name, overwrite=True) as write:

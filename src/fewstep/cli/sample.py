@@ -29,15 +29,7 @@ def parser() -> argparse.ArgumentParser:
         default="parallel",
         help="all tokens at once, or one after the other by the commitment head (default: %(default)s)",
     )
-    result.add_argument(
-        "--reinjection",
-        type=float,
-        default=0.0,
-        help="share of fresh noise in each step: 0 none, 1 all (default: %(default)s)",
-    )
-    result.add_argument(
-        "--solver", choices=("euler", "heun"), default="euler", help="how a step is made (default: %(default)s)"
-    )
+    _add_sampler_options(result)
     result.add_argument(
         "--temperature",
         type=float,
@@ -63,6 +55,40 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def _add_sampler_options(parser: argparse.ArgumentParser) -> None:
+    """How noise becomes latents."""
+    parser.add_argument(
+        "--reinjection",
+        default="0",
+        metavar="NUMBER|NAME[:NUMBER,...]",
+        help="share of fresh noise in each step, 0 none, 1 all (default: %(default)s), or a rule: linear or "
+        "cosine:FIRST,LAST; early or late:STRENGTH,TIME; window:STRENGTH,BEGIN,END; listed:STRENGTH,...; "
+        "ancestral:ETA; churn:CHURN,MIN,MAX; commitment:STRENGTH (where the parallel readout is undecided); "
+        "elf:GAMMA and its control elf_cooling:GAMMA",
+    )
+    parser.add_argument(
+        "--noise",
+        choices=("fresh", "reused"),
+        default="fresh",
+        help="re-injected noise drawn in every step, or once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--noise_temperature",
+        type=float,
+        default=1.0,
+        help="factor on a step's old noise; below 1 is colder (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--initial_temperature",
+        type=float,
+        default=1.0,
+        help="factor on the noise that sampling starts from (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--solver", choices=("euler", "heun"), default="euler", help="how a step is made (default: %(default)s)"
+    )
+
+
 def main(argv: list[str]) -> int:
     """Sample as ``argv`` says and return the exit code. Raises ``UserError`` for whatever a user can mend."""
     args = parser().parse_args(argv)
@@ -85,8 +111,11 @@ def generate(args: argparse.Namespace) -> "GeneratedText":
     """Load the model and sample, with a progress bar on stderr."""
     from tqdm import tqdm  # these take seconds to import, which --help and a mistyped option should not
 
+    from fewstep.cli.reinjection import NOISES, parse_reinjection
     from fewstep.pipeline import TextGenerator
 
+    # What is mistyped shows before the model is read; its confidence is looked up when it is asked for.
+    reinjection = parse_reinjection(args.reinjection, lambda x1_hat: generator.confidence(x1_hat))
     generator = TextGenerator.from_pretrained(args.path, device=pick_device(args.device))
     with tqdm(total=args.num_samples, desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
         return generator.generate(
@@ -94,8 +123,11 @@ def generate(args: argparse.Namespace) -> "GeneratedText":
             args.steps,
             args.seed,
             readout=args.readout,
-            reinjection=args.reinjection,
+            reinjection=reinjection,
             solver=args.solver,
+            noise=NOISES[args.noise](),
+            noise_temperature=args.noise_temperature,
+            initial_temperature=args.initial_temperature,
             temperature=args.temperature,
             top_p=args.top_p,
             batch_size=args.batch_size,
@@ -109,8 +141,11 @@ def json_lines(generated: "GeneratedText", args: argparse.Namespace) -> list[str
         "steps": generated.num_steps,
         "seed": generated.seed,
         "readout": generated.readout,
-        "reinjection": args.reinjection,
+        "reinjection": number_or_name(args.reinjection),
         "solver": args.solver,
+        "noise": args.noise,
+        "noise_temperature": args.noise_temperature,
+        "initial_temperature": args.initial_temperature,
         "temperature": args.temperature,
         "top_p": args.top_p,
     }
@@ -119,3 +154,11 @@ def json_lines(generated: "GeneratedText", args: argparse.Namespace) -> list[str
         json.dumps({"index": index, "text": text, "ids": ids, **shared}, ensure_ascii=False) + "\n"
         for index, (text, ids) in rows
     ]
+
+
+def number_or_name(reinjection: str) -> float | str:
+    """What a row says of the re-injection: a strength as a number, a rule as it was written."""
+    try:
+        return float(reinjection)
+    except ValueError:
+        return reinjection
