@@ -7,7 +7,16 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.pipeline import TextGenerator, decode_blocks
-from fewstep.samplers import ConstantReinjection, FlowSampler, HeunSolver
+from fewstep.samplers import (
+    CommitmentReinjection,
+    ConstantReinjection,
+    ElfReinjection,
+    FlowSampler,
+    FreshNoise,
+    HeunSolver,
+    LinearReinjection,
+    ReusedNoise,
+)
 from fewstep.schedules import CosineGrid, LogitNormalGrid, UniformGrid
 from fewstep.shapes import example_generators, randn
 from tests.bundles import BLOCK_SIZE, LATENT_DIM, STRIDE, only, tiny_bundle, tokenizer, with_identity
@@ -62,6 +71,10 @@ def test_solver_grid_reinjection_and_temperature_reach_their_place(generator: Te
         generator.generate(3, 4, grid=CosineGrid()),
         generator.generate(3, 4, reinjection=ConstantReinjection(0.7)),
         generator.generate(3, 4, reinjection=[0.7, 0.7, 0.7, 0.0]),
+        generator.generate(3, 4, reinjection=LinearReinjection()),
+        generator.generate(3, 4, reinjection=ElfReinjection()),
+        generator.generate(3, 4, noise_temperature=0.5),
+        generator.generate(3, 4, initial_temperature=0.5),
     ):
         assert not torch.allclose(plain.x_1, other.x_1)
     assert not torch.equal(plain.ids, generator.generate(3, 4, temperature=5.0).ids)
@@ -69,6 +82,34 @@ def test_solver_grid_reinjection_and_temperature_reach_their_place(generator: Te
     assert not torch.equal(commit.ids, generator.generate(3, 4, readout="commit", temperature=0.0).ids)
     nucleus = generator.generate(3, 4, readout="commit", top_p=1e-6)
     assert bool((nucleus.log_probs == 0).all())  # one token holds all the mass
+
+
+def test_reused_noise_reaches_the_sampler_and_fresh_is_the_default(generator: TextGenerator) -> None:
+    fresh, spelled, reused = (
+        generator.generate(3, 4, reinjection=0.7, noise=noise) for noise in (None, FreshNoise(), ReusedNoise())
+    )
+    assert torch.equal(fresh.x_1, spelled.x_1)
+    assert not torch.allclose(fresh.x_1, reused.x_1)
+
+
+def test_confidence_is_that_of_a_positions_least_certain_token(generator: TextGenerator) -> None:
+    z = torch.randn(2, BLOCK_SIZE // STRIDE, LATENT_DIM, generator=torch.Generator().manual_seed(3))
+    confidence = generator.confidence(z)
+    probabilities = generator.bundle.readout(z, torch.ones(z.shape[:2], dtype=torch.bool)).softmax(-1)
+    for row in range(2):
+        for position in range(BLOCK_SIZE // STRIDE):
+            tokens = probabilities[row, position * STRIDE : (position + 1) * STRIDE]
+            torch.testing.assert_close(confidence[row, position], min(token.max() for token in tokens))
+    assert not confidence.requires_grad
+
+
+def test_re_injection_by_confidence_is_a_samples_own_whatever_the_batches(generator: TextGenerator) -> None:
+    rule = CommitmentReinjection(generator.confidence)
+    whole = generator.generate(5, 3, 5, reinjection=rule, batch_size=5)
+    cut = generator.generate(5, 3, 5, reinjection=rule, batch_size=2)
+    torch.testing.assert_close(whole.x_1, cut.x_1, rtol=1e-3, atol=1e-3)
+    assert torch.equal(whole.ids, cut.ids)
+    assert not torch.allclose(whole.x_1, generator.generate(5, 3, 5, reinjection=1.0).x_1)
 
 
 def test_without_a_grid_in_the_identity_steps_are_equal() -> None:
@@ -103,6 +144,8 @@ def test_progress_counts_the_samples(generator: TextGenerator) -> None:
         ({"solver": "rk4"}, "solver is 'rk4': expected one of euler, heun"),
         ({"reinjection": 1.5}, "re-injection strength is 1.5"),
         ({"reinjection": [0.5]}, "1 re-injection strengths for 4 steps"),
+        ({"noise_temperature": -1.0}, "noise_temperature is -1.0"),
+        ({"initial_temperature": float("inf")}, "initial_temperature is inf"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0.0"),

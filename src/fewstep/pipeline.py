@@ -1,7 +1,8 @@
 """The main door: noise to latents to text. B samples, L tokens, K latent positions, D latent dimension."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -12,7 +13,7 @@ from torch import Tensor
 from fewstep.bundle import Identity, ModelBundle
 from fewstep.denoisers import FlowModel
 from fewstep.errors import UserError
-from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver, Reinjection, Solver
+from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver, NoiseSource, Reinjection, Solver
 from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
 from fewstep.shapes import Generators, example_generators, randn
 from fewstep.types import TokenSample
@@ -102,6 +103,19 @@ class TextGenerator:
         return LogitNormalGrid(identity.grid_mean, identity.grid_std)
 
     @torch.no_grad()
+    def confidence(self, z: Tensor) -> Tensor:
+        """How decided each latent position of ``z`` (B, K, D) is, (B, K) in [0, 1]: the probability that the parallel
+        readout gives to its likeliest token, the smallest among the tokens that the position stands for.
+
+        For :class:`fewstep.samplers.CommitmentReinjection`. Blocks are full, so every position is real. Raises
+        ``UserError`` without a readout.
+        """
+        reader = self.bundle.reader()
+        mask = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
+        likeliest = reader(z, mask).float().softmax(-1).amax(-1)
+        return likeliest.unflatten(1, (z.shape[1], reader.stride)).amin(-1)
+
+    @torch.no_grad()
     def generate(
         self,
         num_samples: int,
@@ -112,6 +126,9 @@ class TextGenerator:
         reinjection: float | Sequence[float] | Reinjection = 0.0,
         solver: str | Solver = "euler",
         grid: TimeGrid | None = None,
+        noise: NoiseSource | None = None,
+        noise_temperature: float = 1.0,
+        initial_temperature: float = 1.0,
         temperature: float | None = None,
         top_p: float = 1.0,
         batch_size: int = 64,
@@ -122,8 +139,9 @@ class TextGenerator:
         Sample i depends on ``seed`` and i alone, not on ``num_samples`` or ``batch_size`` (but for the last bits of
         matrix products, which may tip a token over at a tie). ``readout`` is "parallel" or "commit"; ``temperature``
         and ``top_p`` are for its draw: by default the parallel readout takes the likeliest token (0) and the
-        commitment head draws (1). ``reinjection``: strength in [0, 1], one a step, or a schedule. ``grid``: where the
-        steps end, see :meth:`default_grid`. ``progress`` is called with the number of samples just finished.
+        commitment head draws (1). ``reinjection``: a strength, one a step, or a rule; for its controls, ``noise``
+        and two temperatures, see :class:`fewstep.samplers.FlowSampler`. ``grid``: where the steps end, see
+        :meth:`default_grid`. ``progress`` is called with the number of samples just finished.
 
         Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
         rules out.
@@ -136,10 +154,16 @@ class TextGenerator:
         check_sampler(self.bundle.identity, num_steps, solver)
         self.bundle.require("denoiser", chosen.part)
         flow, reader = self.bundle.flow(), chosen.get(self.bundle)
-        try:
-            sampler = FlowSampler(flow.path, solver, self.default_grid() if grid is None else grid, reinjection)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        with _told_in_a_line():
+            sampler = FlowSampler(
+                flow.path,
+                solver,
+                self.default_grid() if grid is None else grid,
+                reinjection,
+                noise=noise,
+                noise_temperature=noise_temperature,
+                initial_temperature=initial_temperature,
+            )
         samples, latents, nfe, start = [], [], 0, time.perf_counter()
         for first in range(0, num_samples, batch_size):
             generators = example_generators(seed, first, min(batch_size, num_samples - first))
@@ -150,6 +174,19 @@ class TextGenerator:
             if progress is not None:
                 progress(len(x_1))
         seconds = time.perf_counter() - start
+        return self._told(samples, latents, nfe, seconds, num_steps, seed, readout)
+
+    def _told(
+        self,
+        samples: Sequence[TokenSample],
+        latents: list[Tensor],
+        nfe: int,
+        seconds: float,
+        num_steps: int,
+        seed: int,
+        readout: str,
+    ) -> GeneratedText:
+        """The batches as one, with their texts."""
         ids = torch.cat([sample.ids for sample in samples])
         log_probs = torch.cat([sample.log_probs for sample in samples])
         texts = decode_blocks(self.bundle.tokenizer, ids)
@@ -163,13 +200,20 @@ class TextGenerator:
         shape = (len(generators), *self.bundle.latent_shape())
         x_0 = randn(shape, like, generators)
         mask = torch.ones(shape[:2], dtype=torch.bool, device=like.device)
-        try:  # every argument is checked by this call; the network is evaluated in the loop only
+        with _told_in_a_line():  # every argument is checked by this call; the network is evaluated in the loop only
             states = sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators)
-        except ValueError as error:
-            raise UserError(str(error)) from None
         for state in states:
             last = state
         return last.x_t, mask, last.nfe
+
+
+@contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    """What the sampler's arguments do wrong, as a ``UserError``."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def decode_blocks(tokenizer: "PreTrainedTokenizerFast", ids: Tensor) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Laws of re-injection: the house formula, and the path's law kept exactly for the true pair."""
+"""Re-injection of one strength a step: the house formula, what is drawn, and errors before any evaluation."""
 
 import math
 from itertools import pairwise
@@ -15,10 +15,11 @@ from fewstep.samplers import (
     HeunSolver,
     ListedReinjection,
     Solver,
-    sampler,
+    TimedReinjection,
 )
 from fewstep.samplers.reinjection import jump_time
 from fewstep.schedules import LogitNormalGrid
+from tests.samplers.bases import BasisNoise, exact_states
 from tests.toys import ConstantModel, MixingModel
 
 PATHS = [linear_path(), variance_preserving_path()]
@@ -55,45 +56,25 @@ def test_with_euler_the_jump_and_the_way_back_are_the_house_formula(path: Path, 
 @each_path
 @each_solver
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
-def test_with_the_true_pair_each_state_has_exactly_the_paths_law(
-    path: Path, solver: Solver, gamma: float, monkeypatch: pytest.MonkeyPatch
+def test_with_the_true_pair_each_step_keeps_its_share_of_the_noise_and_draws_one_of_its_own(
+    path: Path, solver: Solver, gamma: float
 ) -> None:
-    """States are coefficient vectors over independent (x_1, x_0, xi_1, xi_2, ...): the first entry is the weight of
-    x_1, the squares of the others sum to the variance of the noise. No sampling error enters."""
-    basis = torch.eye(1 + NUM_STEPS, dtype=torch.float64)
-    fresh = iter(basis[2:])
-    monkeypatch.setattr(sampler, "randn", lambda shape, like, generator: next(fresh).expand(shape))
-    model = ConstantModel(path, basis[:1])
-    x_0 = basis[1].reshape(1, 1, -1)
-    flow = FlowSampler(path, solver, LogitNormalGrid(), gamma)
-    for state in flow.iterate(model, x_0, num_steps=NUM_STEPS, generator=torch.Generator()):
-        t = torch.tensor(state.time, dtype=torch.float64)
-        weight_of_data, weights_of_noise = state.x_t[0, 0, 0], state.x_t[0, 0, 1:]
-        torch.testing.assert_close(weight_of_data, path.schedule.alpha(t), rtol=0, atol=1e-12)
-        torch.testing.assert_close(weights_of_noise.square().sum(), path.schedule.sigma(t) ** 2, rtol=0, atol=1e-12)
-        kept = path.schedule.sigma(t) * math.sqrt(1 - gamma**2) ** state.step
-        torch.testing.assert_close(weights_of_noise[0], kept, rtol=0, atol=1e-7)
-    assert len(list(fresh)) == (NUM_STEPS - 1 if gamma == 0 else 0)
-
-
-@each_path
-def test_with_the_true_pair_samples_have_the_paths_mean_and_variance(path: Path) -> None:
-    x_1 = torch.tensor([[1.5]])
-    x_0 = torch.randn(20_000, 1, 1, generator=torch.Generator().manual_seed(2))
-    states = FlowSampler(path, EulerSolver(), reinjection=0.7).iterate(
-        ConstantModel(path, x_1), x_0, num_steps=NUM_STEPS, generator=torch.Generator().manual_seed(3)
-    )
-    for state in states:
-        t = torch.tensor(state.time)
-        torch.testing.assert_close(state.x_t.mean(), 1.5 * path.schedule.alpha(t), rtol=0, atol=0.03)
-        torch.testing.assert_close(state.x_t.std(), path.schedule.sigma(t), rtol=0.02, atol=1e-6)
+    sampler = FlowSampler(path, solver, LogitNormalGrid(), gamma, noise=BasisNoise())
+    expected = torch.zeros_like(exact_states(sampler, NUM_STEPS)[0][2])
+    expected[:, 0] = 1
+    for k, (time, _, weights) in enumerate(exact_states(sampler, NUM_STEPS)):
+        if k > 0:
+            expected *= math.sqrt(1 - gamma**2)
+            expected[:, k] = gamma
+        sigma = path.schedule.sigma(torch.tensor(time, dtype=torch.float64))
+        torch.testing.assert_close(weights, sigma * expected, rtol=0, atol=1e-7)
 
 
 @each_path
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 0.999, 1.0])
 def test_the_jump_leaves_room_for_exactly_the_fresh_noise(path: Path, gamma: float) -> None:
     s = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
-    t_jump = jump_time(path, s, gamma)
+    t_jump = jump_time(path, s, math.sqrt(1 - gamma**2))
     sigma_jump, sigma_s = path.schedule.sigma(t_jump), path.schedule.sigma(s)
     torch.testing.assert_close(sigma_jump**2 + (gamma * sigma_s) ** 2, sigma_s**2, rtol=1e-12, atol=1e-14)
     assert bool((t_jump >= s).all()) and bool((t_jump <= 1).all())
@@ -155,13 +136,13 @@ def test_a_strength_outside_0_to_1_is_named(gamma: float) -> None:
             FlowSampler(linear_path(), reinjection=value)
 
 
-class _OwnSchedule:
+class _OwnSchedule(TimedReinjection):
     """A user's schedule that does not keep its promise."""
 
     def __init__(self, values: list[float]) -> None:
         self.values = values
 
-    def strengths(self, num_steps: int) -> Tensor:
+    def strengths(self, path: Path, times: Tensor) -> Tensor:
         return torch.tensor(self.values)
 
 

@@ -13,7 +13,7 @@ solver     path     gamma_k                                 algorithm
 Euler      linear   0                                       Euler on the flow's ODE (arXiv:2209.03003)
 Euler      VP       0                                       DDIM, eta = 0 (arXiv:2010.02502 eq. 12)
 Euler      any      sqrt(1 - (alpha_t sigma_s               ancestral sampling (DDPM, arXiv:2006.11239): DDIM with
-                    / (alpha_s sigma_t))^2)                 eta = 1; pass the strengths as a list
+                    / (alpha_s sigma_t))^2)                 eta = 1; ``AncestralReinjection``
 Euler      any      1                                       multistep consistency sampling (arXiv:2303.01469 alg. 1);
                                                             diffusers' FlowMatchEuler with stochastic_sampling
 Euler      any      constant in (0, 1)                      between the two; DDIM with sigma_s^DDIM = gamma sigma_s
@@ -25,21 +25,64 @@ any        any      any, N = 1                              one-step generation:
 
 The grid says where the steps end: ``UniformGrid`` on the VP path is a uniform angle; ``CosineGrid`` on the linear path
 has the same sigma; ``LogitNormalGrid`` follows the training times of ``LogitNormalTime``.
+
+Strengths come from a rule: over time (constant, listed, linear, cosine, a window, ancestral, EDM's churn), or by latent
+position from how decided it is. All keep the variance of the path. ELF's SDE, which does not, is there for comparison.
+Controls tell a gain by noise from a gain by being colder: temperatures of the old noise and of the initial one,
+``MatchedCooling``, and one noise reused in all steps.
 """
 
+from fewstep.samplers.elf import ElfReinjection, MatchedCooling
 from fewstep.samplers.euler import EulerSolver
 from fewstep.samplers.heun import HeunSolver
-from fewstep.samplers.reinjection import ConstantReinjection, ListedReinjection, Reinjection
+from fewstep.samplers.noise import FreshNoise, NoiseSource, ReusedNoise
+from fewstep.samplers.positions import CommitmentReinjection, Decided
+from fewstep.samplers.reinjection import (
+    ConstantReinjection,
+    ListedReinjection,
+    NoisePlan,
+    NoiseWeights,
+    Reinjection,
+    TimedPlan,
+    TimedReinjection,
+)
 from fewstep.samplers.sampler import FlowSampler
 from fewstep.samplers.solvers import Solver, SolverStep
+from fewstep.samplers.strengths import (
+    AncestralReinjection,
+    ChurnReinjection,
+    CosineReinjection,
+    LinearReinjection,
+    WindowReinjection,
+    early_reinjection,
+    late_reinjection,
+)
 
 __all__ = [
+    "AncestralReinjection",
+    "ChurnReinjection",
+    "CommitmentReinjection",
     "ConstantReinjection",
+    "CosineReinjection",
+    "Decided",
+    "ElfReinjection",
     "EulerSolver",
     "FlowSampler",
+    "FreshNoise",
     "HeunSolver",
+    "LinearReinjection",
     "ListedReinjection",
+    "MatchedCooling",
+    "NoisePlan",
+    "NoiseSource",
+    "NoiseWeights",
     "Reinjection",
+    "ReusedNoise",
     "Solver",
     "SolverStep",
+    "TimedPlan",
+    "TimedReinjection",
+    "WindowReinjection",
+    "early_reinjection",
+    "late_reinjection",
 ]

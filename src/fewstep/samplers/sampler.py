@@ -1,5 +1,6 @@
 """The one sampling loop."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -7,10 +8,20 @@ from torch import Tensor
 
 from fewstep.paths import Path
 from fewstep.samplers.euler import EulerSolver
-from fewstep.samplers.reinjection import Reinjection, as_reinjection, jump_time, reinject
+from fewstep.samplers.noise import FreshNoise, NoiseSource
+from fewstep.samplers.reinjection import (
+    UNTOUCHED,
+    NoisePlan,
+    NoiseWeights,
+    Reinjection,
+    as_reinjection,
+    jump_time,
+    reinject,
+    scale_noise,
+)
 from fewstep.samplers.solvers import Solver, SolverStep
 from fewstep.schedules import TimeGrid, UniformGrid, upcast
-from fewstep.shapes import expand_like, randn
+from fewstep.shapes import expand_like
 from fewstep.types import FlowLike, SamplerState, Trajectory
 
 
@@ -18,8 +29,16 @@ class FlowSampler:
     """Follows a model from noise to latents, with re-injection of noise (see the package for the family it spans).
 
     ``path`` must be the one the model was trained on. ``solver`` and ``grid`` default to Euler and equal steps.
-    ``reinjection`` is a strength in [0, 1], one a step, or a schedule of them. Raises ValueError for strengths outside
-    [0, 1]. Gradients are recorded or not as the caller's context says; generation wants ``torch.inference_mode()``.
+    ``reinjection`` is a strength in [0, 1], one a step, or a rule (:class:`fewstep.samplers.Reinjection`).
+
+    The controls: ``noise`` is where the re-injected noise comes from, fresh in every step by default.
+    ``noise_temperature`` multiplies eps_hat in the state that each step makes, and ``initial_temperature`` the noise
+    x_0; neither touches the fresh noise. 1 is the path's law, below is colder, and 0 leaves alpha_s x1_hat. The scaled
+    noise goes into the next estimate, so that without fresh noise and with the true pair, the state after k steps has
+    noise_temperature^k of the noise it should.
+
+    Raises ValueError for strengths outside [0, 1] and temperatures below 0 or infinite. Gradients are recorded or not
+    as the caller's context says; generation wants ``torch.inference_mode()``.
     """
 
     def __init__(
@@ -28,11 +47,18 @@ class FlowSampler:
         solver: Solver | None = None,
         grid: TimeGrid | None = None,
         reinjection: float | Sequence[float] | Reinjection = 0.0,
+        *,
+        noise: NoiseSource | None = None,
+        noise_temperature: float = 1.0,
+        initial_temperature: float = 1.0,
     ) -> None:
         self.path = path
         self.solver: Solver = EulerSolver() if solver is None else solver
         self.grid: TimeGrid = UniformGrid() if grid is None else grid
         self.reinjection = as_reinjection(reinjection)
+        self.noise: NoiseSource = FreshNoise() if noise is None else noise
+        self.noise_temperature = _checked_temperature("noise_temperature", noise_temperature)
+        self.initial_temperature = _checked_temperature("initial_temperature", initial_temperature)
 
     def iterate(
         self,
@@ -50,24 +76,25 @@ class FlowSampler:
         false at padding, where states and predictions are held at zero. ``generator`` draws the re-injected noise;
         a sequence of one an example (:func:`fewstep.shapes.example_generators`) makes a sample independent of its
         batch. Where all strengths are 0, and in the last step, nothing is drawn. States are float32, or float64 where
-        ``x_0`` is.
+        ``x_0`` is. A rule that depends on the prediction draws in every step but the last.
 
         With ``start_step`` k > 0, ``x_0`` is the state at step k of the same N steps, and the states k .. N are
-        yielded: where nothing is drawn, the rest of the trajectory it came from. The first evaluation then has no
-        prediction to be conditioned on, as at step 0, and evaluations are counted from there.
+        yielded: where nothing is drawn, the rest of the trajectory it came from. What concerns the initial noise does
+        not act on it. The first evaluation then has no prediction to be conditioned on, as at step 0, and evaluations
+        are counted from there.
 
         Raises ValueError, before any evaluation, for ``num_steps`` < 1, ``start_step`` outside 0 .. N, a mask or a
-        list of strengths that does not fit, and strengths outside [0, 1].
+        list of strengths that does not fit, and strengths over time outside [0, 1].
         """
         times = self._times(num_steps)
-        gammas = self._strengths(num_steps)
+        plan = self.reinjection.plan(self.path, times)
         if not 0 <= start_step <= num_steps:
             raise ValueError(f"start_step is {start_step} of {num_steps} steps: expected 0 to {num_steps}.")
         if mask is not None and mask.shape != x_0.shape[:2]:
             raise ValueError(
                 f"mask has shape {tuple(mask.shape)}, states {tuple(x_0.shape)}: expected one entry a position."
             )
-        return self._states(model, x_0, start_step, times, gammas, mask, generator)
+        return self._states(model, x_0, start_step, times, plan, mask, generator)
 
     def sample(
         self,
@@ -99,36 +126,36 @@ class FlowSampler:
             raise ValueError(f"time grid is {times.tolist()}: expected {num_steps + 1} rising times from 0 to 1.")
         return times
 
-    def _strengths(self, num_steps: int) -> list[float]:
-        gammas = self.reinjection.strengths(num_steps)
-        if gammas.shape != (num_steps,):
-            raise ValueError(
-                f"re-injection strengths have shape {tuple(gammas.shape)} for {num_steps} steps: expected one a step."
-            )
-        if not bool(((gammas >= 0) & (gammas <= 1)).all()):
-            raise ValueError(f"re-injection strengths are {gammas.tolist()}: expected numbers between 0 and 1.")
-        return gammas.tolist()
-
     def _states(
         self,
         model: FlowLike,
         x_0: Tensor,
         start_step: int,
         times: Tensor,
-        gammas: list[float],
+        plan: NoisePlan,
         mask: Tensor | None,
         generator: torch.Generator | Sequence[torch.Generator],
     ) -> Iterator[SamplerState]:
         x_t = _zero_padding(upcast(x_0), mask)
-        last, self_cond, nfe = len(gammas) - 1, None, 0
+        draws = self.noise.draws(x_t, generator)
+        if start_step == 0:
+            x_t = _zero_padding(self._initial(x_t, plan.initial, draws), mask)
+        last, self_cond, nfe = len(times) - 2, None, 0
         yield SamplerState(step=start_step, time=float(times[start_step]), x_t=x_t, x1_hat=None, nfe=0)
-        for k, gamma in enumerate(gammas[start_step:], start_step):
+        for k in range(start_step, last + 1):
             t, s = (x_t.new_full((len(x_t),), float(time)) for time in times[k : k + 2])
             x1_hat = _zero_padding(upcast(model.denoise(x_t, t, mask=mask, self_cond=self_cond)), mask)
-            step = self._step(model, x_t, x1_hat, t, s, 0.0 if k == last else gamma, mask, generator)
+            weights = UNTOUCHED if k == last else plan.weights(k, x1_hat, mask)
+            step = self._step(model, x_t, x1_hat, t, s, weights, mask, draws)
             x_t, self_cond = _zero_padding(step.x_s, mask), _zero_padding(step.x1_hat, mask)
             nfe += 1 + step.evaluations
             yield SamplerState(step=k + 1, time=float(times[k + 1]), x_t=x_t, x1_hat=x1_hat, nfe=nfe)
+
+    def _initial(self, x_0: Tensor, weights: NoiseWeights, draws: Iterator[Tensor]) -> Tensor:
+        """The state at t = 0, where all is noise."""
+        kept = weights.kept * self.initial_temperature
+        x_0 = x_0 if kept == 1 else kept * x_0
+        return x_0 if weights.fresh == 0 else x_0 + weights.fresh * next(draws)
 
     def _step(
         self,
@@ -137,17 +164,29 @@ class FlowSampler:
         x1_hat: Tensor,
         t: Tensor,
         s: Tensor,
-        gamma: float,
+        weights: NoiseWeights,
         mask: Tensor | None,
-        generator: torch.Generator | Sequence[torch.Generator],
+        draws: Iterator[Tensor],
     ) -> SolverStep:
-        if gamma == 0:  # t~ = s without the rounding of the inverse, and no noise is drawn
-            return self.solver.step(model, self.path, x_t, x1_hat, t, s, mask=mask)
-        t_jump = jump_time(self.path, s, gamma)
+        kept, fresh = weights.kept, weights.fresh
+        t_jump, scale = s, kept * self.noise_temperature  # what the jump does not leave out is scaled after it
+        if not isinstance(kept, Tensor) and kept < 1:  # at 1, t~ = s without the rounding of the inverse
+            t_jump, scale = jump_time(self.path, s, kept), self.noise_temperature
         jump = self.solver.step(model, self.path, x_t, x1_hat, t, t_jump, mask=mask)
-        xi = randn(tuple(x_t.shape), x_t, generator).to(x_t.dtype)
-        x_s = reinject(self.path, jump.x_s, jump.x1_hat, t_jump, s, gamma, xi)
+        x_s = jump.x_s
+        if isinstance(scale, Tensor) or scale != 1:
+            x_s = scale_noise(self.path, x_s, jump.x1_hat, t_jump, scale)
+        # Weights by position say nothing of the batch: noise is drawn even where this batch has no use for it.
+        xi = next(draws) if isinstance(fresh, Tensor) or fresh > 0 else None
+        if t_jump is not s or xi is not None:
+            x_s = reinject(self.path, x_s, jump.x1_hat, t_jump, s, fresh, xi)
         return SolverStep(x_s, jump.x1_hat, jump.evaluations)
+
+
+def _checked_temperature(name: str, value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value}: expected a finite number of at least 0 (1 leaves the noise as it is).")
+    return float(value)
 
 
 def _zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
