@@ -7,7 +7,8 @@ Each setting trains its autoencoder and its flow for ``minutes`` of CPU time on 
 at K = 4 and 32
 through the parallel readout, deterministic and with full re-injection, and scores them under a language model of the
 same tokens (trained once a vocabulary and block, kept beside the rows). A row holds perplexity, entropy, token accuracy
-and the yardsticks.
+and the yardsticks. With ``--busy`` the time is counted in steps of a reference that runs beside: on a machine that does
+other things at the same time CPU seconds are no measure of work.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -37,8 +39,12 @@ SCORER_MINUTES = 4.0
 """CPU minutes of the language model that scores; the same for all settings of a vocabulary and block size."""
 
 
+REFERENCE_STEPS_A_MINUTE = 1645 / 2.5
+"""Steps of the base's autoencoder in a minute of an idle thread of the machine on which the study began."""
+
+
 class Budget:
-    """CPU seconds of this process: a busy machine does not shorten a run. ``used`` in [0, 1]."""
+    """CPU seconds of this process. ``used`` in [0, 1] and beyond; ``tick`` is called once a step."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -48,6 +54,72 @@ class Budget:
     def used(self) -> float:
         """Share of the budget that is gone."""
         return (time.process_time() - self.start) / self.seconds
+
+    def tick(self) -> None:
+        """Nothing to do: the clock runs by itself."""
+
+
+class ReferenceBudget(Budget):
+    """The same, for a machine whose threads slow each other down: CPU time there does not measure work.
+
+    Time is counted in training steps of the base's autoencoder, which are made beside the run every fifty steps, and
+    ``seconds`` are seconds of :data:`REFERENCE_STEPS_A_MINUTE`.
+    """
+
+    every = 50
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.work = 0.0
+        self.steps = 0
+        self.last = time.process_time()
+        self.reference = ReferenceStep()
+        self.cost = self.reference.seconds()
+
+    @property
+    def used(self) -> float:
+        """Share of the budget that is gone."""
+        return self.work / (self.seconds / 60 * REFERENCE_STEPS_A_MINUTE)
+
+    def tick(self) -> None:
+        """Count the work since the last step, and see how fast the machine is now."""
+        self.work += (time.process_time() - self.last) / self.cost
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.cost = (self.cost + self.reference.seconds()) / 2
+        self.last = time.process_time()
+
+
+class ReferenceStep:
+    """A training step of the base's autoencoder on random tokens, whose only purpose is its cost."""
+
+    def __init__(self) -> None:
+        recipe = Recipe()
+        width, vocab_size = recipe.autoencoder_width, recipe.vocab_size
+        with torch.random.fork_rng():
+            autoencoder = TransformerAutoencoder(vocab_size, recipe.latent_dim, depth=2, width=width)
+            readout = TransformerReadout(vocab_size, recipe.latent_dim, depth=2, width=width)
+        ids = torch.randint(vocab_size, (32, recipe.block_size), generator=torch.Generator().manual_seed(0))
+        self.parts = nn.ModuleList([autoencoder, readout])
+        self.tokens = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+        self.objective = Reconstruction(noise_level_max=recipe.noise_level_max)
+        self.optimizer = torch.optim.AdamW(self.parts.parameters(), lr=1e-4)
+
+    def seconds(self, repeats: int = 3) -> float:
+        """CPU seconds of a step, the mean of ``repeats``."""
+        start = time.process_time()
+        for seed in range(repeats):
+            generator = torch.Generator().manual_seed(seed)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = self.objective.forward(*self.parts, self.tokens, generator=generator).loss  # type: ignore[call-arg]
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0)
+            self.optimizer.step()
+        return (time.process_time() - start) / repeats
+
+
+NewBudget = Callable[[float], Budget]
 
 
 def train(module: nn.Module, loss_of, batches, budget: Budget, learning_rate: float, name: str) -> int:
@@ -74,6 +146,7 @@ def train(module: nn.Module, loss_of, batches, budget: Budget, learning_rate: fl
         average.update_parameters(module)
         losses.append(loss.item())
         step += 1
+        budget.tick()
         if step % 200 == 0:
             print(f"  {name} step {step}, {used:.0%}, loss {sum(losses[-200:]) / 200:.3f}", flush=True)
     module.load_state_dict(average.module.state_dict())
@@ -84,8 +157,9 @@ def train(module: nn.Module, loss_of, batches, budget: Budget, learning_rate: fl
 class Lab:
     """Data and language model of one vocabulary and block size."""
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, budget: NewBudget) -> None:
         self.recipe = recipe
+        self.budget = budget
         self.corpus = prepare_corpus(CorpusSettings(vocab_size=recipe.vocab_size, block_size=recipe.block_size))
         self.vocab_size = len(self.corpus.tokenizer)
         self.language_model = CausalTransformer(self.vocab_size, width=192, depth=4, num_heads=3)
@@ -99,7 +173,7 @@ class Lab:
                 self.language_model,
                 loss,
                 self.batches(64 * 32 // recipe.block_size),
-                Budget(60 * SCORER_MINUTES),
+                budget(60 * SCORER_MINUTES),
                 2e-3,
                 "scorer",
             )
@@ -114,10 +188,10 @@ class Lab:
             yield TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
-def run(name: str, recipe: Recipe, minutes: float, folder: Path) -> dict[str, object]:
+def run(name: str, recipe: Recipe, minutes: float, folder: Path, budget: NewBudget) -> dict[str, object]:
     """Train and score one setting."""
     torch.manual_seed(0)
-    lab = Lab(recipe, folder)
+    lab = Lab(recipe, folder, budget)
     autoencoder, readout, ae_steps = train_autoencoder(recipe, lab, folder)
     held_out, _ = held_out_blocks(lab.corpus.validation, 128)
     accuracy = accuracy_under_noise(autoencoder, readout, held_out)
@@ -152,6 +226,7 @@ def run(name: str, recipe: Recipe, minutes: float, folder: Path) -> dict[str, ob
     return {
         "name": name,
         "minutes": minutes,
+        "budget": budget.__name__,  # type: ignore[attr-defined]
         "recipe": dataclasses.asdict(recipe),
         "autoencoder_steps": ae_steps,
         "flow_steps": steps,
@@ -190,7 +265,7 @@ def train_autoencoder(
     )
     loss = lambda tokens, g: reconstruction.forward(autoencoder, readout, tokens, generator=g).loss  # noqa: E731
     rate = 1e-2 if recipe.encoder_depth == 0 else 3e-3
-    budget = Budget(60 * recipe.autoencoder_minutes)
+    budget = lab.budget(60 * recipe.autoencoder_minutes)
     steps = train(both, loss, lab.batches(32), budget, rate, "autoencoder")
     torch.save({"weights": both.state_dict(), "steps": steps}, file)
     return autoencoder, readout, steps
@@ -241,7 +316,7 @@ def train_flow(recipe: Recipe, lab: Lab, autoencoder, readout, minutes: float) -
         network,
         loss,
         lab.batches(recipe.batch_size),
-        Budget(60 * (minutes - recipe.autoencoder_minutes)),
+        lab.budget(60 * (minutes - recipe.autoencoder_minutes)),
         recipe.learning_rate,
         "flow",
     )
@@ -270,18 +345,21 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="CPU minutes of autoencoder and flow")
     parser.add_argument("--out", type=Path, default=Path("runs/recipe/rows.jsonl"))
     parser.add_argument("--only", default="", help="names of settings, by commas; all where empty")
+    parser.add_argument("--busy", action="store_true", help="count work by a reference, not by CPU time")
     arguments = parser.parse_args()
+    budget = ReferenceBudget if arguments.busy else Budget
     torch.set_num_threads(1)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = set()
     if arguments.out.exists():
         rows = [json.loads(line) for line in arguments.out.read_text().splitlines()]
-        done = {row["name"] for row in rows if row["minutes"] == arguments.minutes}
+        ours = (arguments.minutes, budget.__name__)
+        done = {row["name"] for row in rows if (row["minutes"], row.get("budget", Budget.__name__)) == ours}
     for name in arguments.only.split(",") if arguments.only else SETTINGS:
         if name in done:
             continue
         print(f"{name}: {SETTINGS[name]}", flush=True)
-        row = run(name, SETTINGS[name], arguments.minutes, arguments.out.parent)
+        row = run(name, SETTINGS[name], arguments.minutes, arguments.out.parent, budget)
         with arguments.out.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
 
