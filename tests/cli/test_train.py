@@ -63,6 +63,10 @@ def test_a_wrong_key_or_type_in_a_file_is_named(
         (["--model.readout.stride=2"], "model.readout.stride is 2, model.autoencoder.stride 1"),
         (["--model.readout.stride=3", "--model.autoencoder.stride=3"], "not divisible by stride 3"),
         (["--trainer.max_steps=-1", "--trainer.max_epochs=2"], "trainer.max_steps is -1"),
+        (
+            ["--trainer.precision=bf16-true"],
+            "trainer.precision is bf16-true: the weights stay float32 here; give bf16-mixed",
+        ),
         (["--trainer.accelerator=nothing"], "nothing"),
         (["--data.source=/no/such/file.txt"], "/no/such/file.txt"),
     ],

@@ -114,6 +114,13 @@ class TrainingModule(LightningModule):
         terms = {f"val/{name}": value for name, value in output.terms.items()}
         self.log_dict(terms, batch_size=size, sync_dist=True)
 
+    def setup(self, stage: str) -> None:
+        """Refuse weights in half precision: whitening, times and paths are float32, and would not meet them."""
+        precision = str(self.trainer.precision)
+        if precision in ("bf16-true", "16-true"):
+            mixed = precision.replace("true", "mixed")
+            raise UserError(f"trainer.precision is {precision}: the weights stay float32 here; give {mixed} or 32-true")
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with its schedule over the whole run. Raises ``UserError`` where the trainer has no ``max_steps``."""
         if self.trainer.max_steps < 1:
