@@ -9,13 +9,17 @@ from fewstep.errors import UserError
 from fewstep.pipeline import TextGenerator, decode_blocks
 from fewstep.samplers import (
     CommitmentReinjection,
+    ConfidenceRule,
     ConstantReinjection,
+    DistanceRule,
     ElfReinjection,
     FlowSampler,
     FreshNoise,
     HeunSolver,
     LinearReinjection,
     ReusedNoise,
+    SnapRule,
+    last_steps,
 )
 from fewstep.schedules import CosineGrid, LogitNormalGrid, UniformGrid
 from fewstep.shapes import example_generators, randn
@@ -119,6 +123,60 @@ def test_without_a_grid_in_the_identity_steps_are_equal() -> None:
     assert not torch.allclose(made.x_1, TextGenerator(tiny_bundle()).generate(2, 3).x_1)
 
 
+def test_snapped_estimates_are_those_of_the_readout_and_the_encoder(generator: TextGenerator) -> None:
+    plain, snapped, spelled = (generator.generate(3, 4, commit=one) for one in (None, "snap", generator.snap()))
+    assert torch.equal(snapped.x_1, spelled.x_1) and not torch.allclose(snapped.x_1, plain.x_1)
+    assert (plain.nfe, snapped.nfe) == (4, 12)
+    late = generator.generate(3, 4, commit=generator.snap(steps=last_steps(1)))
+    assert late.nfe == 6
+    mask = torch.ones(3, BLOCK_SIZE // STRIDE, dtype=torch.bool)
+    read = generator.bundle.readout(plain.x_1, mask).argmax(-1)
+    torch.testing.assert_close(late.x_1, generator.bundle.autoencoder.encode(read, torch.ones_like(read)).z)
+    for rule in (ConfidenceRule(1.0), DistanceRule(float("inf"))):
+        assert torch.equal(generator.generate(3, 4, commit=generator.snap(rule=rule)).x_1, plain.x_1)
+
+
+@pytest.mark.parametrize("rule", [None, ConfidenceRule(0.5), DistanceRule(0.2)])
+def test_a_snapped_sample_is_its_own_whatever_the_batches(generator: TextGenerator, rule: SnapRule | None) -> None:
+    snap = generator.snap(rule=rule)
+    whole, cut = (generator.generate(5, 3, 5, commit=snap, reinjection=0.5, batch_size=size) for size in (5, 2))
+    torch.testing.assert_close(whole.x_1, cut.x_1, rtol=1e-3, atol=1e-3)
+    assert torch.equal(whole.ids, cut.ids)
+
+
+def test_switched_off_the_head_draws_from_latents_alone(generator: TextGenerator) -> None:
+    on, off = (generator.generate(3, 2, readout="commit", commitment=one) for one in (True, False))
+    assert torch.equal(on.x_1, off.x_1)
+    assert torch.equal(on.ids[:, 0], off.ids[:, 0]) and not torch.equal(on.ids, off.ids)
+    with pytest.raises(UserError, match=r"commitment=False is for readout 'commit'"):
+        generator.generate(1, commitment=False)
+
+
+@pytest.mark.parametrize("readout", ["parallel", "commit"])
+def test_stopped_texts_end_at_their_end_of_text(generator: TextGenerator, readout: str) -> None:
+    draw = {"readout": readout, "temperature": 50.0, "top_k": 200}
+    free = generator.generate(400, 1, **draw)
+    stopped, end = generator.generate(400, 1, **draw, stop=True), tokenizer().eos_token_id
+    assert bool(free.mask.all()) and not bool(stopped.mask.all())
+    assert torch.equal(stopped.ids[stopped.mask], free.ids[stopped.mask])
+    assert bool((stopped.ids[~stopped.mask] == tokenizer().pad_token_id).all())
+    for row, mask, text in zip(stopped.ids, stopped.mask, stopped.texts, strict=True):
+        length = int(mask.sum())
+        assert bool(mask[:length].all())
+        assert end not in row[: length - 1].tolist()
+        assert length == BLOCK_SIZE or row[length - 1] == end
+        assert text == decode_blocks(tokenizer(), row[None, :length])[0]
+
+
+def test_top_k_reaches_the_draw(generator: TextGenerator) -> None:
+    for readout in ("parallel", "commit"):
+        greedy, one = (
+            generator.generate(3, 2, readout=readout, **draw) for draw in ({"temperature": 0.0}, {"top_k": 1})
+        )
+        assert torch.equal(greedy.ids, one.ids)
+        assert bool((one.log_probs == 0).all())
+
+
 def test_saved_and_loaded_it_writes_the_same_text(generator: TextGenerator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path / "model")
     loaded = TextGenerator.from_pretrained(tmp_path / "model")
@@ -149,6 +207,8 @@ def test_progress_counts_the_samples(generator: TextGenerator) -> None:
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"commit": "snip"}, "commit is 'snip': expected one of snap"),
     ],
 )
 def test_a_number_out_of_range_is_one_line(generator: TextGenerator, arguments: dict, message: str) -> None:

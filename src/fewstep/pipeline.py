@@ -4,22 +4,34 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from fewstep.bundle import Identity, ModelBundle
+from fewstep.data.documents import decode_blocks
+from fewstep.data.documents import decode_documents as decode_documents
 from fewstep.denoisers import FlowModel
 from fewstep.errors import UserError
-from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver, NoiseSource, Reinjection, Solver
+from fewstep.readouts import Ending, check_draw
+from fewstep.samplers import (
+    EulerSolver,
+    FlowSampler,
+    HeunSolver,
+    NoiseSource,
+    Reinjection,
+    Snap,
+    SnapRule,
+    SnapSteps,
+    Solver,
+    every_step,
+)
 from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
 from fewstep.shapes import Generators, example_generators, randn
 from fewstep.types import TokenSample
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 Choice = TypeVar("Choice")
 
@@ -30,7 +42,15 @@ class Generating(Protocol):
     """A readout whose noise may come from one generator an example."""
 
     def generate(
-        self, z: Tensor, mask: Tensor, *, temperature: float, top_p: float, generator: Generators
+        self,
+        z: Tensor,
+        mask: Tensor,
+        *,
+        temperature: float,
+        top_p: float,
+        top_k: int | None,
+        ending: Ending | None,
+        generator: Generators,
     ) -> TokenSample:
         """Tokens (B, L) for latents (B, K, D)."""
         ...
@@ -57,9 +77,10 @@ class GeneratedText:
     """What was generated, and how.
 
     ``texts`` B strings; ``ids`` (B, L) int64; ``log_probs`` (B, L) nats, of each token under the distribution it was
-    drawn from; ``x_1`` (B, K, D) the latents that were read. All on the CPU. ``nfe``: evaluations of the denoiser a
-    sample; the readout's pass (one, or L for the commitment head) is not among them. ``seconds``: wall time from
-    noise to ids, the readout included, loading and turning ids into text left out.
+    drawn from; ``x_1`` (B, K, D) the latents that were read; ``mask`` (B, L) bool, false at the padding behind a text
+    that was stopped at its end. All on the CPU. ``nfe``: evaluations of the denoiser a sample, and of readout and
+    encoder where estimates snap to tokens on the way; reading x_1 (one pass, or L for the commitment head) is not among
+    them. ``seconds``: wall time from noise to ids, the readout included, loading and turning ids into text left out.
     """
 
     texts: tuple[str, ...]
@@ -71,6 +92,7 @@ class GeneratedText:
     num_steps: int
     seed: int
     readout: str
+    mask: Tensor
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -115,6 +137,15 @@ class TextGenerator:
         likeliest = reader(z, mask).float().softmax(-1).amax(-1)
         return likeliest.unflatten(1, (z.shape[1], reader.stride)).amin(-1)
 
+    def snap(self, *, steps: SnapSteps = every_step, rule: SnapRule | None = None) -> Snap:
+        """The correction of estimates by the tokens that the parallel readout finds likeliest: see
+        :class:`fewstep.samplers.Snap`. Raises ``UserError`` without a readout or an autoencoder."""
+        self.bundle.require("autoencoder")
+        encoder, reader = self.bundle.autoencoder, self.bundle.reader()
+        assert encoder is not None
+        encode = encoder.encode
+        return Snap(reader, lambda ids, mask: encode(ids, mask).z, stride=reader.stride, steps=steps, rule=rule)
+
     @torch.no_grad()
     def generate(
         self,
@@ -129,18 +160,24 @@ class TextGenerator:
         noise: NoiseSource | None = None,
         noise_temperature: float = 1.0,
         initial_temperature: float = 1.0,
+        commit: str | Snap | None = None,
+        commitment: bool = True,
         temperature: float | None = None,
         top_p: float = 1.0,
+        top_k: int | None = None,
+        stop: bool = False,
         batch_size: int = 64,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedText:
         """``num_samples`` texts in ``num_steps`` steps of ``solver`` ("euler", "heun" or an instance).
 
         Sample i depends on ``seed`` and i alone, not on ``num_samples`` or ``batch_size`` (but for the last bits of
-        matrix products, which may tip a token over at a tie). ``readout`` is "parallel" or "commit"; ``temperature``
-        and ``top_p`` are for its draw: by default the parallel readout takes the likeliest token (0) and the
-        commitment head draws (1). ``reinjection``: a strength, one a step, or a rule; for its controls, ``noise``
-        and two temperatures, see :class:`fewstep.samplers.FlowSampler`. ``grid``: where the steps end, see
+        matrix products, which may tip a token over at a tie). ``readout`` is "parallel" or "commit"; ``temperature``,
+        ``top_p`` and ``top_k`` are for its draw: by default the parallel readout takes the likeliest token (0) and the
+        commitment head draws (1). ``stop``: a text ends at its first end-of-text. ``commitment`` False cuts the head
+        off from its earlier tokens, for the ablation. ``commit`` "snap", or what :meth:`snap` makes, replaces estimates
+        by those of their tokens on the way. ``reinjection``: a strength, one a step, or a rule; for its controls,
+        ``noise`` and two temperatures, see :class:`fewstep.samplers.FlowSampler`. ``grid``: where the steps end, see
         :meth:`default_grid`. ``progress`` is called with the number of samples just finished.
 
         Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
@@ -150,11 +187,12 @@ class TextGenerator:
         solver = _choose(SOLVERS, solver, "solver")() if isinstance(solver, str) else solver
         check_numbers(num_samples, num_steps, batch_size)
         temperature = chosen.temperature if temperature is None else temperature
-        _check_draw(temperature, top_p)
         check_sampler(self.bundle.identity, num_steps, solver)
         self.bundle.require("denoiser", chosen.part)
-        flow, reader = self.bundle.flow(), chosen.get(self.bundle)
+        flow, reader = self.bundle.flow(), self._reader(chosen, commitment)
+        ending = self._ending() if stop else None
         with _told_in_a_line():
+            check_draw(temperature, top_p, top_k)
             sampler = FlowSampler(
                 flow.path,
                 solver,
@@ -163,34 +201,52 @@ class TextGenerator:
                 noise=noise,
                 noise_temperature=noise_temperature,
                 initial_temperature=initial_temperature,
+                correct=self._correction(commit),
             )
+            draw = partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
+        return self._written(flow, sampler, draw, num_samples, num_steps, seed, readout, batch_size, progress)
+
+    def _reader(self, chosen: ReadoutChoice, commitment: bool) -> Generating:
+        if commitment:
+            return chosen.get(self.bundle)
+        if chosen.part != "commitment":
+            raise UserError("commitment=False is for readout 'commit': the parallel readout never sees earlier tokens")
+        return self.bundle.head().with_commitment(False)
+
+    def _correction(self, commit: str | Snap | None) -> Snap | None:
+        return _choose({"snap": self.snap}, commit, "commit")() if isinstance(commit, str) else commit
+
+    def _ending(self) -> Ending:
+        tokenizer = self.bundle.tokenizer
+        return Ending(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id))
+
+    def _written(
+        self,
+        flow: FlowModel,
+        sampler: FlowSampler,
+        draw: Callable[..., TokenSample],
+        num_samples: int,
+        num_steps: int,
+        seed: int,
+        readout: str,
+        batch_size: int,
+        progress: Callable[[int], object] | None,
+    ) -> GeneratedText:
+        """The batches one after the other, and as one with their texts."""
         samples, latents, nfe, start = [], [], 0, time.perf_counter()
         for first in range(0, num_samples, batch_size):
             generators = example_generators(seed, first, min(batch_size, num_samples - first))
             x_1, mask, nfe = self._latents(flow, sampler, num_steps, generators)
-            drawn = reader.generate(x_1, mask, temperature=temperature, top_p=top_p, generator=generators)
-            samples.append(TokenSample(drawn.ids.cpu(), drawn.log_probs.cpu()))
+            samples.append(draw(x_1, mask, generator=generators).cpu())
             latents.append(x_1.cpu())
             if progress is not None:
                 progress(len(x_1))
         seconds = time.perf_counter() - start
-        return self._told(samples, latents, nfe, seconds, num_steps, seed, readout)
-
-    def _told(
-        self,
-        samples: Sequence[TokenSample],
-        latents: list[Tensor],
-        nfe: int,
-        seconds: float,
-        num_steps: int,
-        seed: int,
-        readout: str,
-    ) -> GeneratedText:
-        """The batches as one, with their texts."""
-        ids = torch.cat([sample.ids for sample in samples])
-        log_probs = torch.cat([sample.log_probs for sample in samples])
+        ids, log_probs, mask = (
+            torch.cat(parts) for parts in zip(*((one.ids, one.log_probs, one.written) for one in samples), strict=True)
+        )
         texts = decode_blocks(self.bundle.tokenizer, ids)
-        return GeneratedText(texts, ids, log_probs, torch.cat(latents), nfe, seconds, num_steps, seed, readout)
+        return GeneratedText(texts, ids, log_probs, torch.cat(latents), nfe, seconds, num_steps, seed, readout, mask)
 
     def _latents(
         self, flow: FlowModel, sampler: FlowSampler, num_steps: int, generators: list[torch.Generator]
@@ -216,25 +272,6 @@ def _told_in_a_line() -> Iterator[None]:
         raise UserError(str(error)) from None
 
 
-def decode_blocks(tokenizer: "PreTrainedTokenizerFast", ids: Tensor) -> tuple[str, ...]:
-    """Text of each row of ``ids`` (B, L): the whole block, an end-of-text shown as an empty line between documents."""
-    return tuple("\n\n".join(filter(str.strip, decode_documents(tokenizer, row))) for row in ids.tolist())
-
-
-def decode_documents(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> list[str]:
-    """The texts of one block, split at every end-of-text: one more than it has of them, some may be empty."""
-    documents: list[list[int]] = [[]]
-    for token in ids:
-        if token == tokenizer.eos_token_id:
-            documents.append([])
-        else:
-            documents[-1].append(token)
-    return [
-        str(tokenizer.decode(document, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        for document in documents
-    ]
-
-
 def check_numbers(num_samples: int, num_steps: int, batch_size: int) -> None:
     """Raise ``UserError`` for a number below 1."""
     for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("batch_size", batch_size)):
@@ -255,13 +292,6 @@ def check_sampler(identity: Identity, num_steps: int, solver: Solver) -> None:
         f"sampler {type(solver).__name__} with {num_steps} steps does not fit this model: its objective "
         f"({identity.objective or 'unnamed'}) trained it for EulerSolver with {nfe} steps; use those"
     )
-
-
-def _check_draw(temperature: float, top_p: float) -> None:
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature is {temperature}: expected a finite number of at least 0 (0 takes the likeliest)")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}: expected a number above 0 and at most 1 (1 keeps every token)")
 
 
 def _choose(choices: dict[str, Choice], name: str, what: str) -> Choice:

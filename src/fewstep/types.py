@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fewstep.shapes import Generators
@@ -42,10 +43,23 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class TokenSample:
-    """``ids`` (B, L) int64 and ``log_probs`` (B, L) nats, the log-probability that each token was drawn with."""
+    """``ids`` (B, L) int64 and ``log_probs`` (B, L) nats, the log-probability that each token was drawn with.
+
+    ``mask`` (B, L) bool is false at the padding behind a text that ended early; None means that all tokens count.
+    """
 
     ids: Tensor
     log_probs: Tensor
+    mask: Tensor | None = None
+
+    @property
+    def written(self) -> Tensor:
+        """The mask (B, L), all true where it is None."""
+        return torch.ones_like(self.ids, dtype=torch.bool) if self.mask is None else self.mask
+
+    def cpu(self) -> "TokenSample":
+        """The same on the CPU."""
+        return TokenSample(self.ids.cpu(), self.log_probs.cpu(), None if self.mask is None else self.mask.cpu())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,14 @@ import pytest
 from fewstep.cli.main import main
 from fewstep.cli.output import new_text_file
 from fewstep.pipeline import TextGenerator
-from fewstep.samplers import CommitmentReinjection, LinearReinjection, ReusedNoise
+from fewstep.samplers import (
+    CommitmentReinjection,
+    ConfidenceRule,
+    DistanceRule,
+    LinearReinjection,
+    ReusedNoise,
+    last_steps,
+)
 from tests.bundles import only, tiny_bundle
 
 
@@ -57,9 +64,53 @@ def test_rules_and_controls_of_re_injection_reach_the_sampler(model: str, tmp_pa
         }
 
 
-def test_a_mistyped_rule_is_told_before_the_model_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sample", str(tmp_path / "no_model"), "--reinjection", "liner"]) == 2
-    assert "reinjection is 'liner': expected a strength" in capsys.readouterr().err
+def test_commitment_in_the_loop_and_in_the_head_and_the_draw_reach_their_place(model: str, tmp_path: Path) -> None:
+    output, generator = tmp_path / "samples.jsonl", TextGenerator(tiny_bundle())
+    cases = {
+        "--commit snap": {"commit": generator.snap()},
+        "--commit snap:confidence,0.3": {"commit": generator.snap(rule=ConfidenceRule(0.3))},
+        "--commit snap:distance,0.3": {"commit": generator.snap(rule=DistanceRule(0.3))},
+        "--commit snap:last,1": {"commit": generator.snap(steps=last_steps(1))},
+        "--readout commit --commitment off": {"readout": "commit", "commitment": False},
+        "--readout commit --temperature 30 --top_k 40 --stop": {
+            "readout": "commit",
+            "temperature": 30.0,
+            "top_k": 40,
+            "stop": True,
+        },
+    }
+    for options, settings in cases.items():
+        base = ["sample", model, "--num_samples", "20", "--steps", "3", "--device", "cpu", "--overwrite"]
+        assert main([*base, *options.split(), "--output", str(output)]) == 0
+        rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        expected = generator.generate(20, 3, **settings)
+        assert [row["ids"] for row in rows] == expected.ids.tolist(), options
+        assert rows[0]["commitment"] == ("off" if "off" in options else "on")
+        assert rows[0]["commit"] == (options.split()[1] if "--commit " in options else None)
+        assert (rows[0]["top_k"], rows[0]["stop"]) == (settings.get("top_k"), settings.get("stop", False))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--reinjection", "liner"], "reinjection is 'liner': expected a strength"),
+        (["--commit", "snip"], "commit is 'snip': expected snap, or snap:RULE,NUMBER"),
+        (["--commit", "snap:"], "commit is 'snap:': expected snap, or"),
+        (["--commit", "snap:confidence"], "with a rule of confidence, distance, last"),
+        (["--commit", "snap:certainty,0.5"], "with a rule of confidence, distance, last"),
+        (["--commit", "snap:confidence,x"], "'x' is no number"),
+        (["--commit", "snap:distance,nan"], "expected a number"),
+        (["--commit", "snap:last,0.5"], "0.5 last steps"),
+        (["--commit", "snap:last,0"], "0 last steps"),
+        (["--commit", "snap:last,inf"], "inf last steps"),
+    ],
+)
+def test_a_mistyped_rule_is_told_before_the_model_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str], message: str
+) -> None:
+    assert main(["sample", str(tmp_path / "no_model"), *option]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
 
 
 def test_without_output_the_texts_are_printed_numbered(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +136,8 @@ def test_without_output_the_texts_are_printed_numbered(model: str, capsys: pytes
         ("--noise_temperature -1", "noise_temperature is -1.0"),
         ("--initial_temperature nan", "initial_temperature is nan"),
         ("--temperature -1", "temperature is -1.0"),
+        ("--top_k 0", "argument --top_k: '0'"),
+        ("--commitment off", "commitment=False is for readout 'commit'"),
         ("--output {tmp}/none/samples.jsonl", "none does not exist"),
         ("--output {tmp}", "no regular file"),
         ("--output {tmp}/there.jsonl", "exists already"),

@@ -30,6 +30,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "dabi_commit": LITTLE,
     "dabi_generated": LITTLE,
     "cci": {"levels": (0.0, 0.5)},
+    "listening": {"levels": (0.0, 0.5)},
     "tube": {"times": (0.1, 0.3, 0.6, 0.9)},
     "stiffness": {"times": (0.2, 0.8), "num_iterations": 2},
     "commitment": {"num_continuations": 2, "every": 3},
@@ -200,7 +201,7 @@ def test_a_number_that_json_does_not_have_is_refused(value: float) -> None:
 
 def test_every_picture_is_drawn(whole: Diagnosis, tmp_path: Path) -> None:
     pictures = whole.pictures()
-    assert {"dabi", "boundary_distance", "noise_robustness", "cci_noise", "tube", "stiffness", "commit_step",
+    assert {"dabi", "boundary_distance", "noise_robustness", "cci_noise", "listening_noise", "tube", "stiffness", "commit_step",
             "commitment", "trade_off"} <= set(pictures)  # fmt: skip
     for name, picture in pictures.items():
         assert any(series.x for series in picture.series), name
@@ -212,7 +213,8 @@ def test_what_the_model_lacks_the_parts_for_is_left_out_and_said(whole: Diagnosi
     bundle = only(mild_bundle(), "autoencoder", "readout")
     found = diagnose_text(tiny_subject(bundle), "a model")
     assert set(found.left_out) == {
-        "dabi_commit", "dabi_generated", "cci", "tube", "stiffness", "late_flips", "commitment", "trade_off"
+        "dabi_commit", "dabi_generated", "cci", "listening", "tube", "stiffness", "late_flips", "commitment",
+        "trade_off",
     }  # fmt: skip
     assert figures(found) == {key: value for key, value in figures(whole).items() if key in figures(found)}
     assert "left out: cci, since the model has no commitment" in found.to_text().splitlines()

@@ -136,7 +136,8 @@ def test_the_head_is_told_the_level_that_its_latents_hold(
     tokens = TokenBatch(torch.zeros(500, 200).long(), mask.repeat_interleave(2, 1))
     told: list[tuple[Tensor, Tensor]] = []
 
-    def spy(noised: Tensor, ids: Tensor, token_mask: Tensor, noise_level: Tensor) -> Tensor:
+    def spy(noised: Tensor, ids: Tensor, token_mask: Tensor, noise_level: Tensor, sees_tokens: Tensor | None) -> Tensor:
+        assert sees_tokens is None
         told.append((noised, noise_level))
         return noise_level
 
@@ -160,6 +161,54 @@ def test_reconstruction_settings_out_of_range_are_refused(settings: dict[str, fl
         Reconstruction(**settings)
 
 
-def test_a_negative_level_of_commitment_training_is_refused() -> None:
-    with pytest.raises(ValueError, match="noise_level_max is -1"):
-        CommitmentTraining(noise_level_max=-1)
+def batch_of(count: int, generator: torch.Generator) -> tuple[Latents, TokenBatch]:
+    """Full blocks."""
+    tokens = TokenBatch(torch.randint(V, (count, 8), generator=generator), torch.ones(count, 8).bool())
+    return Latents(normal((count, 4, D), generator), torch.ones(count, 4).bool()), tokens
+
+
+def test_prefix_dropout_hides_the_earlier_tokens_of_its_share_of_examples_and_changes_no_noise(
+    generator: torch.Generator,
+) -> None:
+    model, (latents, tokens) = head(), batch_of(2000, generator)
+    model.network.double()
+    plain, dropped = (
+        CommitmentTraining(prefix_dropout=share).forward(model, latents, tokens=tokens, generator=seed(1)).per_example
+        for share in (0.0, 0.25)
+    )
+    hidden = plain != dropped
+    assert abs(hidden.double().mean() - 0.25) < 5 * (0.25 * 0.75 / 2000) ** 0.5
+    cut = CommitmentTraining().forward(model.with_commitment(False), latents, tokens=tokens, generator=seed(1))
+    torch.testing.assert_close(dropped[hidden], cut.per_example[hidden], rtol=0, atol=1e-9)
+
+
+def test_the_generated_share_of_examples_reads_what_the_flow_made_of_them(generator: torch.Generator) -> None:
+    model, (latents, tokens) = head(), batch_of(2000, generator)
+    seen: list[Latents] = []
+
+    def regenerate(given: Latents, _: torch.Generator) -> Tensor:
+        seen.append(given)
+        return given.z + 1
+
+    training = CommitmentTraining(noise_level_max=0.0, generated_share=0.25)
+    mixed = training.forward(model, latents, tokens=tokens, generator=seed(1), regenerate=regenerate).per_example
+    assert seen == [latents]
+    own, made = (model.loss(z, tokens.ids, tokens.mask).detach() for z in (latents.z, latents.z + 1))
+    replaced = (mixed - made).abs() < 1e-9
+    assert torch.equal(replaced, (mixed - own).abs() > 1e-9), "each example is one or the other"
+    assert abs(replaced.double().mean() - 0.25) < 5 * (0.25 * 0.75 / 2000) ** 0.5
+    with pytest.raises(ValueError, match=r"generated_share is 0.25, but there is no flow"):
+        training.forward(model, latents, tokens=tokens, generator=seed(1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"noise_level_max": -1}, "noise_level_max is -1"),
+        ({"prefix_dropout": 1.0}, "prefix_dropout is 1.0"),
+        ({"generated_share": -0.1}, "generated_share is -0.1"),
+    ],
+)
+def test_settings_of_commitment_training_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CommitmentTraining(**settings)

@@ -42,15 +42,18 @@ def test_a_later_input_never_moves_an_earlier_logit(latent_dim: int | None, gene
 
 
 @with_and_without_latents
-@pytest.mark.parametrize(("temperature", "top_p"), [(3.0, 1.0), (2.0, 0.8), (0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"), [(3.0, 1.0, None), (2.0, 0.8, None), (3.0, 1.0, 4), (0.0, 1.0, None)]
+)
 def test_cached_decoding_equals_the_naive_loop_token_for_token(
-    latent_dim: int | None, temperature: float, top_p: float, generator: torch.Generator
+    latent_dim: int | None, temperature: float, top_p: float, top_k: int | None, generator: torch.Generator
 ) -> None:
     network, context = network_and_context(latent_dim, generator)
     u = torch.rand((3, L), generator=generator)
-    fast = decode_cached(network, u, context, temperature=temperature, top_p=top_p)
-    slow = decode_naive(network, u, context, temperature=temperature, top_p=top_p)
+    fast = decode_cached(network, u, context, temperature=temperature, top_p=top_p, top_k=top_k)
+    slow = decode_naive(network, u, context, temperature=temperature, top_p=top_p, top_k=top_k)
     assert torch.equal(fast.ids, slow.ids)
+    assert fast.mask is None and slow.mask is None
     assert temperature == 0 or len(fast.ids.unique()) > 3, "a constant text would prove little"
     torch.testing.assert_close(fast.log_probs, slow.log_probs, rtol=0, atol=1e-6)
 

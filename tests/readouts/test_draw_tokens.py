@@ -90,8 +90,29 @@ def test_a_probability_below_float32_resolution_is_still_drawn_at_its_place() ->
 
 @pytest.mark.parametrize(
     ("temperature", "top_p"),
-    [(-0.1, 1.0), (float("nan"), 1.0), (1.0, 0.0), (1.0, 1.1), (0.0, -1.0), (1.0, float("nan"))],
+    [(-0.1, 1.0), (float("nan"), 1.0), (float("inf"), 1.0), (1.0, 0.0), (1.0, 1.1), (0.0, -1.0), (1.0, float("nan"))],
 )
 def test_settings_out_of_range_are_refused(temperature: float, top_p: float) -> None:
-    with pytest.raises(ValueError, match="expected temperature >= 0 and 0 < top_p <= 1"):
+    with pytest.raises(ValueError, match=r"^(temperature|top_p) is (-|nan|inf|0|1.1).*: expected a .*number[^\n]*$"):
         draw_tokens(LOGITS, torch.tensor(0.5), temperature=temperature, top_p=top_p)
+    with pytest.raises(ValueError, match=r"^top_k is 0: expected a whole number of at least 1"):
+        draw_tokens(LOGITS, torch.tensor(0.5), top_k=0)
+
+
+@pytest.mark.parametrize(("top_k", "kept"), [(1, {1}), (2, {1, 3}), (4, {1, 3, 4, 5}), (6, {0, 1, 3, 4, 5})])
+def test_top_k_keeps_that_many_tokens_in_their_proportions(top_k: int, kept: set[int]) -> None:
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    ids, log_probs = draw_tokens(LOGITS.expand(10_000, -1), u, top_k=top_k)
+    inside = PROBS[sorted(kept)]
+    assert set(ids.tolist()) == kept
+    torch.testing.assert_close(log_probs.double(), (PROBS / inside.sum())[ids].log(), rtol=0, atol=1e-6)
+    share = ids.bincount(minlength=len(PROBS)).double() / 10_000
+    torch.testing.assert_close(share[ids], log_probs.double().exp(), rtol=0, atol=2e-4)
+
+
+def test_top_k_holds_at_ties_and_the_nucleus_is_taken_among_the_kept() -> None:
+    u = torch.arange(1000) / 1000
+    assert len(draw_tokens(torch.zeros(1000, 5), u, top_k=2)[0].unique()) == 2
+    # Among tokens 1 and 3 alone the first holds 0.4 / 0.65 = 0.615 of the mass, of all of them only 0.4.
+    assert set(draw_tokens(LOGITS.expand(1000, -1), u, top_k=2, top_p=0.6)[0].tolist()) == {1}
+    assert set(draw_tokens(LOGITS.expand(1000, -1), u, top_p=0.6)[0].tolist()) == {1, 3}

@@ -29,18 +29,14 @@ def parser() -> argparse.ArgumentParser:
         default="parallel",
         help="all tokens at once, or one after the other by the commitment head (default: %(default)s)",
     )
+    result.add_argument(
+        "--commitment",
+        choices=("on", "off"),
+        default="on",
+        help="off: --readout commit without its view of earlier tokens, for comparison (default: %(default)s)",
+    )
     _add_sampler_options(result)
-    result.add_argument(
-        "--temperature",
-        type=float,
-        help="of the readout's draw, 0 takes the likeliest token; left out: 0 for parallel, 1 for commit",
-    )
-    result.add_argument(
-        "--top_p",
-        type=float,
-        default=1.0,
-        help="draw from the likeliest tokens of this total mass (default: %(default)s)",
-    )
+    _add_draw_options(result)
     result.add_argument(
         "--batch_size",
         type=at_least_one,
@@ -53,6 +49,23 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--output", help="a .jsonl file to write; left out: the texts are printed")
     result.add_argument("--overwrite", action="store_true", help="replace the output file where it exists")
     return result
+
+
+def _add_draw_options(parser: argparse.ArgumentParser) -> None:
+    """How latents become tokens."""
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help="of the readout's draw, 0 takes the likeliest token; left out: 0 for parallel, 1 for commit",
+    )
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        default=1.0,
+        help="draw from the likeliest tokens of this total mass (default: %(default)s)",
+    )
+    parser.add_argument("--top_k", type=at_least_one, help="draw from this many likeliest tokens; left out: from all")
+    parser.add_argument("--stop", action="store_true", help="end a text at its first end-of-text token")
 
 
 def _add_sampler_options(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +100,13 @@ def _add_sampler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--solver", choices=("euler", "heun"), default="euler", help="how a step is made (default: %(default)s)"
     )
+    parser.add_argument(
+        "--commit",
+        metavar="snap[:RULE,NUMBER]",
+        help="replace estimates on the way by those of their likeliest tokens: snap, everywhere; snap:confidence,P, "
+        "where the probability exceeds P; snap:distance,D, where the decision boundary is farther than D (dear); "
+        "snap:last,N, everywhere in the last N steps",
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -111,11 +131,13 @@ def generate(args: argparse.Namespace) -> "GeneratedText":
     """Load the model and sample, with a progress bar on stderr."""
     from tqdm import tqdm  # these take seconds to import, which --help and a mistyped option should not
 
+    from fewstep.cli.commit import parse_commit
     from fewstep.cli.reinjection import NOISES, parse_reinjection
     from fewstep.pipeline import TextGenerator
 
     # What is mistyped shows before the model is read; its confidence is looked up when it is asked for.
     reinjection = parse_reinjection(args.reinjection, lambda x1_hat: generator.confidence(x1_hat))
+    commit = None if args.commit is None else parse_commit(args.commit)
     generator = TextGenerator.from_pretrained(args.path, device=pick_device(args.device))
     with tqdm(total=args.num_samples, desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
         return generator.generate(
@@ -128,8 +150,12 @@ def generate(args: argparse.Namespace) -> "GeneratedText":
             noise=NOISES[args.noise](),
             noise_temperature=args.noise_temperature,
             initial_temperature=args.initial_temperature,
+            commit=None if commit is None else generator.snap(steps=commit.steps, rule=commit.rule),
+            commitment=args.commitment == "on",
             temperature=args.temperature,
             top_p=args.top_p,
+            top_k=args.top_k,
+            stop=args.stop,
             batch_size=args.batch_size,
             progress=bar.update,
         )
@@ -146,8 +172,12 @@ def json_lines(generated: "GeneratedText", args: argparse.Namespace) -> list[str
         "noise": args.noise,
         "noise_temperature": args.noise_temperature,
         "initial_temperature": args.initial_temperature,
+        "commit": args.commit,
+        "commitment": args.commitment,
         "temperature": args.temperature,
         "top_p": args.top_p,
+        "top_k": args.top_k,
+        "stop": args.stop,
     }
     rows = enumerate(zip(generated.texts, generated.ids.tolist(), strict=True))
     return [

@@ -45,6 +45,7 @@ from fewstep.evaluation.adapters import (
     sampled,
     velocity_of,
 )
+from fewstep.evaluation.listening import listening, listening_curve
 from fewstep.evaluation.subject import Subject
 from fewstep.evaluation.trade_off import trade_off
 from fewstep.shapes import randn
@@ -175,6 +176,18 @@ def measure_cci(subject: Subject, *, levels: Sequence[float] = NOISE_LEVELS) -> 
     return tuple(results)
 
 
+def measure_listening(subject: Subject, *, levels: Sequence[float] = NOISE_LEVELS) -> Results:
+    """Whether the head listens to its latents: at the noise that it blurs them by, and at ``levels``."""
+    head, real = subject.generator.bundle.head(), torch.ones_like(subject.ids, dtype=torch.bool)
+    z, ids = subject.z, subject.ids
+    if len(z) < 2:  # there is no other text
+        return ()
+    results: list[Diagnostic] = [listening(head, z, ids, real, head.trust_level, subject.noise("listening"))]
+    if levels:
+        results.append(listening_curve(head, z, ids, real, levels, subject.noise("listening_noise")))
+    return tuple(results)
+
+
 def measure_commitment(subject: Subject, *, num_continuations: int = 16, every: int = 1) -> Results:
     """Whether tokens are decided before the end of a trajectory, whatever noise comes, at every ``every``-th state."""
     few = subject.first(FEW)
@@ -239,6 +252,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "dabi_commit": Measurement(("commitment",), measure_dabi_commit),
     "dabi_generated": Measurement(("readout", "denoiser"), measure_dabi_generated),
     "cci": Measurement(("commitment",), measure_cci),
+    "listening": Measurement(("commitment",), measure_listening),
     "tube": Measurement(("readout", "denoiser"), measure_tube),
     "stiffness": Measurement(("denoiser",), measure_stiffness),
     "late_flips": Measurement(("readout", "denoiser"), measure_late_flips),

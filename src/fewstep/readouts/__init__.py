@@ -1,19 +1,22 @@
 """Latents to tokens: parallel readouts, the commitment head, and the language model it is measured by."""
 
-from fewstep.readouts.categorical import draw_tokens, token_nats
+from fewstep.readouts.categorical import check_draw, draw_tokens, token_nats
 from fewstep.readouts.causal import CausalTransformer
 from fewstep.readouts.commitment import CommitmentHead
 from fewstep.readouts.decoding import decode_cached, decode_naive
+from fewstep.readouts.ending import Ending
 from fewstep.readouts.language_model import LanguageModel
 from fewstep.readouts.parallel import LinearReadout, ParallelReadout, TransformerReadout, token_accuracy
 
 __all__ = [
     "CausalTransformer",
     "CommitmentHead",
+    "Ending",
     "LanguageModel",
     "LinearReadout",
     "ParallelReadout",
     "TransformerReadout",
+    "check_draw",
     "decode_cached",
     "decode_naive",
     "draw_tokens",

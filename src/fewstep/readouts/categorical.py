@@ -1,5 +1,7 @@
 """Drawing tokens from logits. B batch, V vocabulary."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,31 +16,50 @@ def token_nats(logits: Tensor, ids: Tensor) -> Tensor:
     return flat.view(ids.shape)
 
 
-def draw_tokens(logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+def check_draw(temperature: float, top_p: float, top_k: int | None) -> None:
+    """Raise ``ValueError`` with one line where :func:`draw_tokens` cannot draw with these settings."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"temperature is {temperature}: expected a finite number of at least 0 (0 takes the likeliest)"
+        )
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}: expected a number above 0 and at most 1 (1 keeps every token)")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}: expected a whole number of at least 1 (left out, every token is kept)")
+
+
+def draw_tokens(
+    logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Tokens by inversion of the cumulative distribution, in float64.
 
     ``logits`` (..., V), ``u`` (...) uniform on [0, 1). Returns ids (...) int64 and their log-probabilities (...) in
-    nats under the distribution drawn from (after temperature and top-p). Temperature 0 is the argmax, whose
-    log-probability is 0. One uniform per token, so a draw depends on nothing but its own row and its own ``u``;
-    float64, since float32 sums move generative perplexity. Raises ``ValueError`` outside temperature >= 0 and
-    0 < top_p <= 1.
+    nats under the distribution drawn from: after temperature, then the ``top_k`` likeliest tokens, then the nucleus of
+    mass ``top_p`` among these. Temperature 0 is the argmax, whose log-probability is 0. One uniform per token, so a
+    draw depends on nothing but its own row and its own ``u``; float64, since float32 sums move generative perplexity.
+    Raises ``ValueError`` outside 0 <= temperature < infinity, 0 < top_p <= 1 and top_k >= 1.
     """
-    if not temperature >= 0 or not 0 < top_p <= 1:
-        raise ValueError(
-            f"temperature is {temperature}, top_p is {top_p}: expected temperature >= 0 and 0 < top_p <= 1"
-        )
+    check_draw(temperature, top_p, top_k)
     if temperature == 0:
         ids = logits.argmax(-1)
         return ids, torch.zeros_like(ids, dtype=torch.float32)
     # The largest is taken off before the division, which would otherwise overflow at tiny temperatures.
     scores = logits.double() - logits.amax(-1, keepdim=True).double()
     probs = (scores / temperature).softmax(-1)
+    if top_k is not None and top_k < probs.shape[-1]:
+        probs = keep_likeliest(probs, top_k)
     if top_p < 1:
         probs = keep_nucleus(probs, top_p)
     cumulative = probs.cumsum(-1)
     target = u.double()[..., None] * cumulative[..., -1:]
     ids = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
     return ids[..., 0], probs.gather(-1, ids)[..., 0].log().float()
+
+
+def keep_likeliest(probs: Tensor, top_k: int) -> Tensor:
+    """Keep exactly ``top_k`` tokens, the likeliest (arXiv:1805.04833, section 5.2), renormalised. (..., V)."""
+    kept, order = probs.topk(top_k, dim=-1)
+    return torch.zeros_like(probs).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
 
 
 def keep_nucleus(probs: Tensor, top_p: float) -> Tensor:

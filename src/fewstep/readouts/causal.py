@@ -65,6 +65,10 @@ class CausalTransformer(nn.Module):
         """Inputs (B, L) that predict ``ids`` (B, L): begin-of-block, then all but the last."""
         return torch.cat([torch.full_like(ids[:, :1], self.vocab_size), ids[:, :-1]], dim=1)
 
+    def unseen(self, ids: Tensor) -> Tensor:
+        """Inputs (B, L) like :meth:`shifted` that tell nothing of ``ids``: begin-of-block at every place."""
+        return torch.full_like(ids, self.vocab_size)
+
     def forward(
         self,
         inputs: Tensor,

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from fewstep.readouts.categorical import token_nats
 from fewstep.readouts.causal import CausalTransformer
 from fewstep.readouts.decoding import decode_cached
+from fewstep.readouts.ending import Ending
 from fewstep.shapes import Generators, masked_mean, rand
 from fewstep.types import TokenSample
 
@@ -35,8 +36,13 @@ class LanguageModel(nn.Module):
         *,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        top_k: int | None = None,
+        ending: Ending | None = None,
         generator: Generators,
     ) -> TokenSample:
-        """Draw ``num_samples`` blocks of ``num_tokens``."""
+        """Draw ``num_samples`` blocks of ``num_tokens``, each up to its end-of-text where ``ending`` is given.
+
+        Raises ``ValueError`` where :func:`~fewstep.readouts.draw_tokens` does.
+        """
         u = rand((num_samples, num_tokens), self.network.embedding.weight, generator)
-        return decode_cached(self.network, u, None, temperature=temperature, top_p=top_p)
+        return decode_cached(self.network, u, None, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)

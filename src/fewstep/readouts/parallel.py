@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fewstep.nn import Block, initialise
 from fewstep.readouts.categorical import draw_tokens, token_nats
+from fewstep.readouts.ending import Ending, ended
 from fewstep.shapes import Generators, masked_mean, rand
 from fewstep.types import TokenSample
 
@@ -27,12 +28,24 @@ class ParallelReadout(nn.Module):
         return masked_mean(nats, mask)
 
     def generate(
-        self, z: Tensor, mask: Tensor, *, temperature: float = 0.0, top_p: float = 1.0, generator: Generators
+        self,
+        z: Tensor,
+        mask: Tensor,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+        ending: Ending | None = None,
+        generator: Generators,
     ) -> TokenSample:
-        """Tokens (B, L) of ``z`` (B, K, D), each position on its own; temperature 0 takes the likeliest."""
+        """Tokens (B, L) of ``z`` (B, K, D), each position on its own; temperature 0 takes the likeliest.
+
+        With ``ending`` what follows a row's first end-of-text is padding. Raises ``ValueError`` where
+        :func:`~fewstep.readouts.draw_tokens` does.
+        """
         logits = self(z, mask)
         u = rand(tuple(logits.shape[:2]), z, generator)
-        return TokenSample(*draw_tokens(logits, u, temperature=temperature, top_p=top_p))
+        return ended(*draw_tokens(logits, u, temperature=temperature, top_p=top_p, top_k=top_k), ending)
 
 
 class LinearReadout(ParallelReadout):

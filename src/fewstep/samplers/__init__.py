@@ -30,8 +30,12 @@ Strengths come from a rule: over time (constant, listed, linear, cosine, a windo
 position from how decided it is. All keep the variance of the path. ELF's SDE, which does not, is there for comparison.
 Controls tell a gain by noise from a gain by being colder: temperatures of the old noise and of the initial one,
 ``MatchedCooling``, and one noise reused in all steps.
+
+A correction may stand between the model and the step: ``Snap`` replaces the clean estimate by the latents of its
+likeliest tokens, everywhere or where they are decided.
 """
 
+from fewstep.samplers.correction import Correction
 from fewstep.samplers.elf import ElfReinjection, MatchedCooling
 from fewstep.samplers.euler import EulerSolver
 from fewstep.samplers.heun import HeunSolver
@@ -47,6 +51,16 @@ from fewstep.samplers.reinjection import (
     TimedReinjection,
 )
 from fewstep.samplers.sampler import FlowSampler
+from fewstep.samplers.snap import (
+    ConfidenceRule,
+    DistanceRule,
+    Snap,
+    SnapRule,
+    SnapSteps,
+    every_step,
+    last_steps,
+    listed_steps,
+)
 from fewstep.samplers.solvers import Solver, SolverStep
 from fewstep.samplers.strengths import (
     AncestralReinjection,
@@ -62,9 +76,12 @@ __all__ = [
     "AncestralReinjection",
     "ChurnReinjection",
     "CommitmentReinjection",
+    "ConfidenceRule",
     "ConstantReinjection",
+    "Correction",
     "CosineReinjection",
     "Decided",
+    "DistanceRule",
     "ElfReinjection",
     "EulerSolver",
     "FlowSampler",
@@ -78,11 +95,17 @@ __all__ = [
     "NoiseWeights",
     "Reinjection",
     "ReusedNoise",
+    "Snap",
+    "SnapRule",
+    "SnapSteps",
     "Solver",
     "SolverStep",
     "TimedPlan",
     "TimedReinjection",
     "WindowReinjection",
     "early_reinjection",
+    "every_step",
+    "last_steps",
     "late_reinjection",
+    "listed_steps",
 ]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.paths import Path
+from fewstep.samplers.correction import CorrectedModel, Correction
 from fewstep.samplers.euler import EulerSolver
 from fewstep.samplers.noise import FreshNoise, NoiseSource
 from fewstep.samplers.reinjection import (
@@ -37,6 +38,9 @@ class FlowSampler:
     noise goes into the next estimate, so that without fresh noise and with the true pair, the state after k steps has
     noise_temperature^k of the noise it should.
 
+    ``correct`` replaces each clean estimate before anything is made of it (:class:`fewstep.samplers.Snap`): state,
+    re-injection by position and self-conditioning go by the corrected one. None takes the model at its word.
+
     Raises ValueError for strengths outside [0, 1] and temperatures below 0 or infinite. Gradients are recorded or not
     as the caller's context says; generation wants ``torch.inference_mode()``.
     """
@@ -51,6 +55,7 @@ class FlowSampler:
         noise: NoiseSource | None = None,
         noise_temperature: float = 1.0,
         initial_temperature: float = 1.0,
+        correct: Correction | None = None,
     ) -> None:
         self.path = path
         self.solver: Solver = EulerSolver() if solver is None else solver
@@ -59,6 +64,7 @@ class FlowSampler:
         self.noise: NoiseSource = FreshNoise() if noise is None else noise
         self.noise_temperature = _checked_temperature("noise_temperature", noise_temperature)
         self.initial_temperature = _checked_temperature("initial_temperature", initial_temperature)
+        self.correct = correct
 
     def iterate(
         self,
@@ -72,11 +78,12 @@ class FlowSampler:
     ) -> Iterator[SamplerState]:
         """Yield the N+1 states from noise ``x_0`` (B, K, D) on.
 
-        State k > 0 carries ``x1_hat``, the prediction that was made at the state before it. ``mask`` (B, K) bool is
-        false at padding, where states and predictions are held at zero. ``generator`` draws the re-injected noise;
-        a sequence of one an example (:func:`fewstep.shapes.example_generators`) makes a sample independent of its
-        batch. Where all strengths are 0, and in the last step, nothing is drawn. States are float32, or float64 where
-        ``x_0`` is. A rule that depends on the prediction draws in every step but the last.
+        State k > 0 carries ``x1_hat``, the prediction that was made at the state before it, corrected where there is a
+        correction, and ``nfe``, which counts the correction's passes too. ``mask`` (B, K) bool is false at padding,
+        where states and predictions are held at zero. ``generator`` draws the re-injected noise; a sequence of one an
+        example (:func:`fewstep.shapes.example_generators`) makes a sample independent of its batch. Where all strengths
+        are 0, and in the last step, nothing is drawn. States are float32, or float64 where ``x_0`` is. A rule that
+        depends on the prediction draws in every step but the last.
 
         With ``start_step`` k > 0, ``x_0`` is the state at step k of the same N steps, and the states k .. N are
         yielded: where nothing is drawn, the rest of the trajectory it came from. What concerns the initial noise does
@@ -140,15 +147,19 @@ class FlowSampler:
         draws = self.noise.draws(x_t, generator)
         if start_step == 0:
             x_t = _zero_padding(self._initial(x_t, plan.initial, draws), mask)
-        last, self_cond, nfe = len(times) - 2, None, 0
+        last, self_cond, nfe, plain = len(times) - 2, None, 0, model
         yield SamplerState(step=start_step, time=float(times[start_step]), x_t=x_t, x1_hat=None, nfe=0)
         for k in range(start_step, last + 1):
+            passes = 1
+            if self.correct is not None:
+                model = CorrectedModel(plain, self.correct, k, last + 1)
+                passes += self.correct.passes(x_t.shape[1], k, last + 1)
             t, s = (x_t.new_full((len(x_t),), float(time)) for time in times[k : k + 2])
             x1_hat = _zero_padding(upcast(model.denoise(x_t, t, mask=mask, self_cond=self_cond)), mask)
             weights = UNTOUCHED if k == last else plan.weights(k, x1_hat, mask)
             step = self._step(model, x_t, x1_hat, t, s, weights, mask, draws)
             x_t, self_cond = _zero_padding(step.x_s, mask), _zero_padding(step.x1_hat, mask)
-            nfe += 1 + step.evaluations
+            nfe += passes * (1 + step.evaluations)
             yield SamplerState(step=k + 1, time=float(times[k + 1]), x_t=x_t, x1_hat=x1_hat, nfe=nfe)
 
     def _initial(self, x_0: Tensor, weights: NoiseWeights, draws: Iterator[Tensor]) -> Tensor:
