@@ -1,17 +1,26 @@
 """Numbers that describe token samples: pure functions in float64, each saying what it counts."""
 
 from fewstep.metrics.bootstrap import Interval, bootstrap_interval
+from fewstep.metrics.copies import CopyIndex, longest_copies, memorised_share
 from fewstep.metrics.diversity import distinct_n
 from fewstep.metrics.entropy import pooled_entropy_nats, sample_entropies_nats, unigram_entropy_nats
 from fewstep.metrics.likelihood import bits_per_byte, perplexity_from_nats
+from fewstep.metrics.mauve import mauve_score
+from fewstep.metrics.repetition import repeated_ngrams, repetition_shares
 
 __all__ = [
+    "CopyIndex",
     "Interval",
     "bits_per_byte",
     "bootstrap_interval",
     "distinct_n",
+    "longest_copies",
+    "mauve_score",
+    "memorised_share",
     "perplexity_from_nats",
     "pooled_entropy_nats",
+    "repeated_ngrams",
+    "repetition_shares",
     "sample_entropies_nats",
     "unigram_entropy_nats",
 ]

