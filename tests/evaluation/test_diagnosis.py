@@ -201,8 +201,8 @@ def test_a_number_that_json_does_not_have_is_refused(value: float) -> None:
 
 def test_every_picture_is_drawn(whole: Diagnosis, tmp_path: Path) -> None:
     pictures = whole.pictures()
-    assert {"dabi", "boundary_distance", "noise_robustness", "cci_noise", "listening_noise", "tube", "stiffness", "commit_step",
-            "commitment", "trade_off"} <= set(pictures)  # fmt: skip
+    drawn = {"dabi", "boundary_distance", "noise_robustness", "cci_noise", "listening_noise", "tube", "stiffness"}
+    assert drawn | {"commit_step", "commitment", "trade_off"} <= set(pictures)
     for name, picture in pictures.items():
         assert any(series.x for series in picture.series), name
         write_picture(picture, tmp_path / f"{name}.png")

@@ -1,0 +1,225 @@
+"""``fewstep evaluate``: one checkpoint over steps, re-injection, readout and temperature, under one protocol."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from fewstep.cli.arguments import OneLineParser, at_least_one
+from fewstep.cli.edge import EXIT_USER_ERROR
+from fewstep.cli.output import new_text_file
+from fewstep.cli.progress import ProgressBar
+from fewstep.cli.sweeping import RUN, make_sweep
+from fewstep.errors import UserError
+
+if TYPE_CHECKING:
+    from fewstep.evaluation.sweep import Sweep
+    from fewstep.evaluation.sweep_row import SweepRow
+
+Number = TypeVar("Number", int, float)
+
+ROWS, TABLE = "rows.jsonl", "table.md"
+PICTURES = ("pareto_nfe.png", "pareto_seconds.png")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    result = OneLineParser("fewstep evaluate", "Sample a model in many settings and score them under one protocol.")
+    result.add_argument("path", help="a model folder, or a .ckpt file of the flow or a later stage")
+    result.add_argument("--steps", default="1,2,4,8,16,32", help="numbers with commas between (default: %(default)s)")
+    result.add_argument(
+        "--reinjection",
+        nargs="+",
+        default=["0,0.5,1"],
+        metavar="RULE",
+        help="strengths with commas between, and rules as in fewstep sample, such as linear:1,0.2, with blanks between "
+        "(default: 0,0.5,1)",
+    )
+    result.add_argument(
+        "--readout",
+        default="parallel,commit",
+        help="some of parallel, commit, commit_off (the head cut off from its tokens) (default: %(default)s)",
+    )
+    result.add_argument(
+        "--noise_temperature", default="1", help="factors on a step's old noise; below 1 is colder (default: 1)"
+    )
+    result.add_argument("--samples", type=at_least_one, default=128, help="texts a seed (default: %(default)s)")
+    result.add_argument("--seeds", type=at_least_one, default=3, help="number of seeds, from 0 on (default: 3)")
+    result.add_argument(
+        "--scorer", default=RUN, help="run for the model's own language model, or a transformers folder or hub name"
+    )
+    result.add_argument(
+        "--scorer_dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of a transformers scorer (default: %(default)s)",
+    )
+    result.add_argument("--out", type=Path, help="folder for rows, table and pictures; left out: beside the model")
+    result.add_argument(
+        "--cci_examples",
+        type=int,
+        default=8,
+        help="samples on which the head's commitment is measured, 0 for none (default: %(default)s)",
+    )
+    result.add_argument("--wandb", action="store_true", help="log table and pictures to wandb too")
+    _add_data_options(result)
+    return result
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    """The real text, and how the machine is used."""
+    parser.add_argument("--source", help="the text to compare with; left out: what the model was trained on")
+    parser.add_argument("--text_field", default="text", help="field that holds the text (default: %(default)s)")
+    parser.add_argument(
+        "--max_documents", type=at_least_one, help="as in training, so that held-out text is held out here too"
+    )
+    parser.add_argument(
+        "--no_pack",
+        action="store_true",
+        help="documents in blocks of their own, as in training with pack: false; blocks count to their first end",
+    )
+    parser.add_argument("--cache_dir", default="~/.cache/fewstep", help="folder for prepared text")
+    parser.add_argument(
+        "--batch_size", type=at_least_one, default=64, help="texts made at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where models run (default: %(default)s)"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate as ``argv`` says and return the exit code. Raises ``UserError`` for whatever a user can mend.
+
+    Of several processes (``torchrun`` or any other start of them) the first alone speaks.
+    """
+    speaks = os.environ.get("RANK", "0") == "0"
+    try:
+        return evaluate(parser().parse_args(argv))
+    except UserError:
+        if speaks:
+            raise
+        return EXIT_USER_ERROR
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """The command itself."""
+    from fewstep.evaluation.processes import Processes
+
+    folder = default_folder(Path(args.path)) if args.out is None else args.out.expanduser()
+    steps, readouts, temperatures = _lists(args)
+    rules = written_rules(args.reinjection)
+    check_rules(rules)
+    with Processes.join() as processes:
+        if processes.is_first:
+            make_folder(folder)
+        sweep = make_sweep(args, steps, rules, temperatures, readouts, processes)
+        rows = run(sweep, folder)
+        if processes.is_first:
+            tell(rows, sweep, folder, wandb=args.wandb)
+    return 0
+
+
+def default_folder(path: Path) -> Path:
+    """Beside the model: a model folder holds nothing but the model."""
+    return path.expanduser().resolve().parent / "evaluation"
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder``, before the work. Raises ``UserError`` where that cannot be, or it is closed to writing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}; choose another folder by --out") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write into {folder}: it is closed to writing; choose another folder by --out")
+
+
+def _lists(args: argparse.Namespace) -> tuple[list[int], list[str], list[float]]:
+    steps = [_number(part, int, "steps") for part in _parts(args.steps, "steps")]
+    if min(steps) < 1:
+        raise UserError(f"--steps {args.steps!r}: expected whole numbers of at least 1")
+    temperatures = [
+        _number(part, float, "noise_temperature") for part in _parts(args.noise_temperature, "noise_temperature")
+    ]
+    if args.cci_examples < 0:
+        raise UserError(f"--cci_examples {args.cci_examples}: expected a whole number of at least 0")
+    return steps, _parts(args.readout, "readout"), temperatures
+
+
+def _parts(text: str, option: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError(f"--{option} {text!r} names nothing: give one or more with commas between")
+    return parts
+
+
+def _number(text: str, kind: type[Number], option: str) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        expected = "a whole number" if kind is int else "a number"
+        raise UserError(f"--{option} holds {text!r}: expected {expected}") from None
+
+
+def written_rules(given: Sequence[str]) -> list[str]:
+    """The rules of re-injection as a row names them: numbers in their shortest form, the others as written.
+
+    An argument without a colon is a list with commas; one with a colon is one rule, whose numbers have commas.
+    """
+    rules = []
+    for argument in given:
+        for text in [argument.strip()] if ":" in argument else _parts(argument, "reinjection"):
+            try:
+                rules.append(f"{float(text):g}")
+            except ValueError:
+                rules.append(text)
+    return rules
+
+
+def check_rules(rules: Sequence[str]) -> None:
+    """Raise ``UserError`` for what is no rule: before the model is read."""
+    from fewstep.cli.reinjection import parse_reinjection
+
+    for text in rules:
+        parse_reinjection(text, lambda z: z)
+
+
+def run(sweep: "Sweep", folder: Path) -> list["SweepRow"]:
+    """Measure what is not in the folder's file yet, row by row; all its rows, in the sweep's order first."""
+    from fewstep.evaluation.sweep_row import RowFile
+
+    file, settings = RowFile(folder / ROWS), sweep.settings()
+    rows = sweep.finished(file)
+    done = {row.setting for row in rows}
+    with ProgressBar("evaluating", "row") as progress:
+        count = len(done & set(settings))
+        if sweep.processes.is_first:
+            progress(count, len(settings), "done before" if count else "")
+        for row in sweep.rows(done):
+            file.append(row)
+            rows.append(row)
+            count += 1
+            progress(count, len(settings), row.setting.label())
+    place = {setting: index for index, setting in enumerate(settings)}
+    return sorted(rows, key=lambda row: place.get(row.setting, len(place)))
+
+
+def tell(rows: Sequence["SweepRow"], sweep: "Sweep", folder: Path, *, wandb: bool) -> None:
+    """Print the table, and write it and the pictures."""
+    from fewstep.evaluation.sweep_row import sweep_markdown, sweep_text
+    from fewstep.report.pareto import NFE, SECONDS, write_pareto_figure
+
+    caption = sweep.caption()
+    print(sweep_text(rows, caption))
+    with new_text_file(folder / TABLE, overwrite=True) as write:
+        write([sweep_markdown(rows, caption)])
+    pictures = {Path(name).stem: folder / name for name in PICTURES}
+    for cost, file in zip((NFE, SECONDS), pictures.values(), strict=True):
+        write_pareto_figure(rows, cost, file, scorer=sweep.scorer.name)
+    print(f"\nrows      {folder / ROWS}\ntable     {folder / TABLE}\npictures  {folder / 'pareto_*.png'}")
+    if wandb:
+        from fewstep.training.sweep_log import log_sweep
+
+        logged = log_sweep(rows, pictures, folder)
+        print("wandb     " + (str(folder / "wandb") if logged else "nothing logged: WANDB_MODE is disabled"))

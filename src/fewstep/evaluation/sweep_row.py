@@ -1,0 +1,218 @@
+"""One row of a sweep, and the file and the table that rows stand in."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError
+from fewstep.metrics import Interval
+
+FLOW = "flow"
+"""Name of the rows of a model's own samples; those of yardsticks have names of their own."""
+
+COLUMNS = (
+    "text",
+    "readout",
+    "reinjection",
+    "noise",
+    "K",
+    "NFE",
+    "perplexity",
+    "95 % interval",
+    "entropy",
+    "distinct-1/2/4",
+    "rep-4",
+    "copy",
+    "mem-8",
+    "late flips",
+    "CCI",
+    "tokens / s",
+    "N",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a row is about. For yardsticks all but ``name`` is None.
+
+    ``reinjection`` as it was written on the command line, ``noise_temperature`` the factor on a step's old noise.
+    """
+
+    name: str
+    readout: str | None = None
+    num_steps: int | None = None
+    reinjection: str | None = None
+    noise_temperature: float | None = None
+
+    def label(self) -> str:
+        """For a progress bar."""
+        if self.num_steps is None:
+            return self.name
+        return f"{self.readout} K={self.num_steps} gamma={self.reinjection} T={self.noise_temperature:g}"
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """What was measured on the ``num_samples`` texts (of all ``seeds`` together) of one setting.
+
+    ``perplexity`` is the corpus perplexity under the protocol's scorer with its 95 % bootstrap interval over samples,
+    ``perplexity_by_seed`` the same of each seed; None where nothing is scored. ``entropy_nats``: mean unigram entropy
+    of a sample on the scored tokens, with its interval. ``distinct_1``, ``_2``, ``_4``: distinct over all n-grams.
+    ``repeated_4grams``: share of a sample's 4-grams that occurred in it before. ``longest_copy_tokens``: of all
+    samples, the longest run that the train text holds; ``mean_copy_tokens`` the mean over samples of their longest;
+    ``memorised_8grams``: share of 8-grams that it holds. ``late_flip_rate``: share of tokens that change between the
+    last two predictions (None for one step and for yardsticks), on the parallel readout whatever the row's own.
+    ``cci`` of the commitment head, None for other readouts. ``nfe``: forward passes a sample, of all networks: the
+    denoiser's, and 1 for the parallel readout or L for the head. ``seconds``: computing time from noise to ids,
+    summed over batches (and so over processes). ``protocol`` is the scoring protocol as plain values and
+    ``protocol_hash`` its hash: rows compare where it is equal. ``model`` is the hash of the model's parts.
+    """
+
+    setting: Setting
+    num_samples: int
+    seeds: tuple[int, ...]
+    perplexity: float | None
+    perplexity_interval: Interval | None
+    perplexity_by_seed: tuple[float | None, ...]
+    entropy_nats: float
+    entropy_interval: Interval
+    scored_tokens: int
+    distinct_1: float | None
+    distinct_2: float | None
+    distinct_4: float | None
+    repeated_4grams: float | None
+    longest_copy_tokens: int
+    mean_copy_tokens: float
+    memorised_8grams: float | None
+    late_flip_rate: float | None
+    cci: float | None
+    cci_interval: Interval | None
+    nfe: int | None
+    seconds: float | None
+    tokens_per_second: float | None
+    batch_size: int
+    device: str
+    protocol_hash: str
+    protocol: dict[str, Any]
+    model: str
+    examples: tuple[str, ...] = ()
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as strings, one for each of ``COLUMNS``."""
+        setting, interval = self.setting, self.perplexity_interval
+        distinct = (self.distinct_1, self.distinct_2, self.distinct_4)
+        return (
+            setting.name,
+            setting.readout or "",
+            setting.reinjection or "",
+            _shown(setting.noise_temperature, "g"),
+            _shown(setting.num_steps, "d"),
+            _shown(self.nfe, "d"),
+            _rounded(self.perplexity),
+            "" if interval is None else f"{_rounded(interval.low)} - {_rounded(interval.high)}",
+            f"{self.entropy_nats:.2f}",
+            "/".join(_shown(value, ".2f") or "-" for value in distinct),
+            _shown(self.repeated_4grams, ".3f"),
+            str(self.longest_copy_tokens),
+            _shown(self.memorised_8grams, ".3f"),
+            _shown(self.late_flip_rate, ".3f"),
+            _shown(self.cci, ".3f"),
+            _shown(self.tokens_per_second, ",.0f"),
+            str(self.num_samples),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "SweepRow":
+        """The inverse of :meth:`to_dict`, also after a way through JSON.
+
+        Raises ``KeyError`` or ``TypeError`` for values that are none.
+        """
+        if set(values) != {item.name for item in fields(cls)}:
+            raise KeyError("keys of another version")
+        intervals = {
+            name: None if values[name] is None else Interval(**values[name])
+            for name in ("perplexity_interval", "entropy_interval", "cci_interval")
+        }
+        lists = {name: tuple(values[name]) for name in ("seeds", "perplexity_by_seed", "examples")}
+        return cls(**{**values, **intervals, **lists, "setting": Setting(**values["setting"])})
+
+
+class RowFile:
+    """A JSONL file of rows that grows by one line a row, so that what a killed sweep had finished is there."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def read(self) -> list[SweepRow]:
+        """The rows; a last line that was cut off in the middle is not among them.
+
+        Raises ``UserError`` where the file cannot be read, or another line of it is no row.
+        """
+        rows = []
+        for number, line in enumerate(self._whole_lines(), 1):
+            try:
+                rows.append(SweepRow.from_dict(json.loads(line)))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(
+                    f"{self.file}, line {number} is no row of this fewstep version: give another --out"
+                ) from None
+        return rows
+
+    def append(self, row: SweepRow) -> None:
+        """Add one line, on the disk when this returns. Raises ``UserError`` where it cannot be written."""
+        line = json.dumps(row.to_dict(), ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            whole = sum(len(line) + 1 for line in self._whole_lines())
+            with self.file.open("ab") as stream:
+                stream.truncate(whole)  # what a killed process left of a line
+                stream.write(line.encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise UserError(f"cannot write {self.file}: {error.strerror or error}") from None
+
+    def _whole_lines(self) -> list[bytes]:
+        try:
+            return self.file.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"cannot read {self.file}: {error.strerror or error}") from None
+
+
+def sweep_markdown(rows: Iterable[SweepRow], caption: str) -> str:
+    """A Markdown table with its caption below."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *(row.cells() for row in rows)]
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", caption, ""])
+
+
+def sweep_text(rows: Sequence[SweepRow], caption: str) -> str:
+    """Aligned columns for a terminal, with the caption below."""
+    lines = [COLUMNS, *(row.cells() for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    aligned = [
+        "  ".join(
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:], caption])
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _rounded(value: float | None) -> str:
+    """Three digits at least, and no decimals that nobody can trust."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -1,0 +1,262 @@
+"""The texts that a sweep measures, made batch by batch. B samples, L tokens, K latent positions, D latent dimension."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.bundle import ModelBundle
+from fewstep.errors import UserError
+from fewstep.evaluation.adapters import HeadConditionals
+from fewstep.evaluation.baselines import shuffled_blocks, unigram_blocks
+from fewstep.evaluation.sweep_row import FLOW, Setting
+from fewstep.pipeline import READOUTS, Generating, TextGenerator, check_sampler
+from fewstep.readouts import CommitmentHead
+from fewstep.samplers import EulerSolver, FlowSampler, Reinjection
+from fewstep.shapes import example_generators, randn
+from fewstep.types import TokenBatch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples ``first`` .. ``first + count - 1`` of ``seed``, the ``seed_index``-th."""
+
+    seed_index: int
+    seed: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """One batch of texts: ``ids`` (B, L) on the CPU, and what making them took and left.
+
+    ``seconds`` from noise to ids, ``nfe`` forward passes of all networks a sample, ``late_flips`` (B,) float64 the
+    share of a sample's tokens that changed last, ``x_1`` (B, K, D) the latents read; None where there is none.
+    ``mask`` (B, L), true at tokens that are no padding; None: the block is full.
+    """
+
+    ids: Tensor
+    mask: Tensor | None = None
+    seconds: float | None = None
+    nfe: int | None = None
+    late_flips: Tensor | None = None
+    x_1: Tensor | None = None
+
+
+class TextGroup(Protocol):
+    """Texts that are made together: one kind for each of ``settings``."""
+
+    settings: tuple[Setting, ...]
+
+    def make(self, batch: Batch, settings: Sequence[Setting]) -> list[Made]:
+        """The samples of a batch for each of ``settings``, which are some of the group's."""
+        ...
+
+
+class FixedTexts:
+    """Texts that are there already: ``ids`` (N, L), ``num_samples`` for the first seed, then those of the next.
+
+    ``mask`` (N, L) is true where they are no padding; None: the blocks are full.
+    """
+
+    def __init__(self, name: str, ids: Tensor, mask: Tensor | None, num_samples: int) -> None:
+        self.settings: tuple[Setting, ...] = (Setting(name),)
+        self.ids = ids
+        self.mask = mask
+        self.num_samples = num_samples
+
+    def make(self, batch: Batch, settings: Sequence[Setting]) -> list[Made]:
+        """The batch's rows."""
+        start = batch.seed_index * self.num_samples + batch.first
+        rows = slice(start, start + batch.count)
+        return [Made(self.ids[rows], None if self.mask is None else self.mask[rows]) for _ in settings]
+
+
+class LanguageModelTexts:
+    """What the run's language model writes at temperature 1, with its cache of keys and values."""
+
+    def __init__(self, bundle: ModelBundle) -> None:
+        self.settings: tuple[Setting, ...] = (Setting("language model"),)
+        self.model = bundle.scorer()
+        self.block_size = bundle.identity.block_size
+
+    def make(self, batch: Batch, settings: Sequence[Setting]) -> list[Made]:
+        """Blocks of which each depends on the seed and its index alone; L forward passes each."""
+        start = time.perf_counter()
+        noise = example_generators(batch.seed, batch.first, batch.count)
+        ids = self.model.generate(batch.count, self.block_size, generator=noise).ids.cpu()
+        made = Made(ids, None, seconds=time.perf_counter() - start, nfe=self.block_size)
+        return [made for _ in settings]
+
+
+@dataclass(frozen=True)
+class SweepReadout:
+    """A way to read latents in a sweep: what ``get`` gives draws tokens at ``temperature``.
+
+    It needs the model's ``part`` and takes ``passes(L)`` forward passes for L tokens. Where it is a commitment head,
+    whose CCI can be measured, ``head`` gives it.
+    """
+
+    part: str
+    get: Callable[[ModelBundle], Generating]
+    temperature: float
+    head: Callable[[ModelBundle], CommitmentHead] | None
+    passes: Callable[[int], int]
+
+
+def cut_off_head(bundle: ModelBundle) -> CommitmentHead:
+    """The commitment head with its view of earlier tokens cut off."""
+    return bundle.head().with_commitment(False)
+
+
+def _one(num_tokens: int) -> int:
+    return 1
+
+
+def _each(num_tokens: int) -> int:
+    return num_tokens
+
+
+SWEEP_READOUTS: dict[str, SweepReadout] = {
+    "parallel": SweepReadout("readout", READOUTS["parallel"].get, READOUTS["parallel"].temperature, None, _one),
+    "commit": SweepReadout(
+        "commitment", READOUTS["commit"].get, READOUTS["commit"].temperature, lambda bundle: bundle.head(), _each
+    ),
+    "commit_off": SweepReadout("commitment", cut_off_head, READOUTS["commit"].temperature, cut_off_head, _one),
+}
+"""``commit_off`` is the ablation: the same head in one pass, without a view of the tokens before a position."""
+
+
+class CountedConfidence:
+    """:meth:`fewstep.pipeline.TextGenerator.confidence`, which is a forward pass of the readout, and how often it was
+    asked for.
+
+    ``generator`` may be given later, so that a rule which asks it can be made before the model is there.
+    """
+
+    def __init__(self, generator: TextGenerator | None = None) -> None:
+        self.generator = generator
+        self.calls = 0
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """(B, K) in [0, 1] for latents (B, K, D)."""
+        assert self.generator is not None
+        self.calls += 1
+        return self.generator.confidence(z)
+
+
+class FlowTexts:
+    """The model's own samples at one number of steps, rule of re-injection and temperature, by several readouts.
+
+    The latents are sampled once and read by all of them; sample i is that of
+    :meth:`fewstep.pipeline.TextGenerator.generate` for the same seed and settings. ``written`` is the rule as it was
+    written; the passes of ``confidence``, where the rule asks it, count as evaluations. Raises ``UserError`` for a part
+    that is missing, an unknown readout, a sampler that does not fit the model, and numbers out of range.
+    """
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        num_steps: int,
+        written: str,
+        reinjection: float | Sequence[float] | Reinjection,
+        noise_temperature: float,
+        readouts: Sequence[str],
+        confidence: CountedConfidence | None = None,
+    ) -> None:
+        self.bundle = generator.bundle
+        self.confidence = CountedConfidence(generator) if confidence is None else confidence
+        for name in readouts:
+            if name not in SWEEP_READOUTS:
+                raise UserError(f"readout is {name!r}: expected some of {', '.join(SWEEP_READOUTS)}")
+        parts = dict.fromkeys(SWEEP_READOUTS[name].part for name in readouts)
+        self.bundle.require("autoencoder", "denoiser", *parts)
+        check_sampler(self.bundle.identity, num_steps, EulerSolver())
+        self.settings: tuple[Setting, ...] = tuple(
+            Setting(FLOW, name, num_steps, written, noise_temperature) for name in readouts
+        )
+        self.num_steps = num_steps
+        self.flow = self.bundle.flow()
+        self.readers = {name: SWEEP_READOUTS[name].get(self.bundle) for name in readouts}
+        try:
+            grid = generator.default_grid()
+            self.sampler = FlowSampler(self.flow.path, None, grid, reinjection, noise_temperature=noise_temperature)
+            self.sampler.reinjection.plan(self.flow.path, grid.times(num_steps).double())
+        except ValueError as error:
+            raise UserError(f"{num_steps} steps with reinjection {written}: {error}") from None
+
+    @torch.no_grad()
+    def make(self, batch: Batch, settings: Sequence[Setting]) -> list[Made]:
+        """Sample latents once, then let every readout go on from the noise generators as sampling left them."""
+        start = time.perf_counter()
+        noise = example_generators(batch.seed, batch.first, batch.count)
+        predictions, x_1, nfe = self._latents(noise)
+        if x_1.is_cuda:
+            torch.cuda.synchronize(x_1.device)
+        sampling, left = time.perf_counter() - start, [source.get_state() for source in noise]
+        late_flips, made = self._late_flips(predictions), []
+        mask = torch.ones(x_1.shape[:2], dtype=torch.bool, device=x_1.device)
+        for setting in settings:
+            assert setting.readout is not None
+            choice = SWEEP_READOUTS[setting.readout]
+            for source, state in zip(noise, left, strict=True):
+                source.set_state(state)
+            start = time.perf_counter()
+            drawn = self.readers[setting.readout].generate(
+                x_1, mask, temperature=choice.temperature, top_p=1.0, top_k=None, ending=None, generator=noise
+            )
+            ids = drawn.ids.cpu()
+            seconds = sampling + time.perf_counter() - start
+            made.append(Made(ids, None, seconds, nfe + choice.passes(ids.shape[1]), late_flips, x_1.cpu()))
+        return made
+
+    def _latents(self, noise: list[torch.Generator]) -> tuple[list[Tensor], Tensor, int]:
+        """The last two predictions (one, where there is one step), x_1, and the forward passes."""
+        like = next(self.flow.parameters())
+        shape = (len(noise), *self.bundle.latent_shape())
+        x_0 = randn(shape, like, noise)
+        mask = torch.ones(shape[:2], dtype=torch.bool, device=like.device)
+        predictions: list[Tensor] = []
+        asked_before = self.confidence.calls
+        for state in self.sampler.iterate(self.flow, x_0, num_steps=self.num_steps, mask=mask, generator=noise):
+            predictions = [*predictions, *([] if state.x1_hat is None else [state.x1_hat])][-2:]
+            last = state
+        return predictions, last.x_t, last.nfe + self.confidence.calls - asked_before
+
+    def _late_flips(self, predictions: list[Tensor]) -> Tensor | None:
+        """As :func:`fewstep.diagnostics.late_flip_rate` counts them, a sample (B,)."""
+        if len(predictions) < 2 or self.bundle.readout is None:
+            return None
+        mask = torch.ones(predictions[0].shape[:2], dtype=torch.bool, device=predictions[0].device)
+        before, last = (self.bundle.readout(x1_hat, mask).argmax(-1) for x1_hat in predictions)
+        return (before != last).double().mean(-1).cpu()
+
+
+def head_conditionals(bundle: ModelBundle, readout: str | None) -> HeadConditionals | None:
+    """The head of a readout, at the level that it blurs latents to; None for a readout without one."""
+    choice = SWEEP_READOUTS.get(readout or "")
+    if choice is None or choice.head is None:
+        return None
+    head = choice.head(bundle)
+    return HeadConditionals(head, head.trust_level)
+
+
+def yardsticks(
+    bundle: ModelBundle, held_out: TokenBatch, train_counts: Tensor, num_samples: int, seed: int
+) -> list[TextGroup]:
+    """Held-out text (N, L), the same with its words shuffled, unigram draws from ``train_counts`` (V,), and, where the
+    model has one, its language model's samples. ``num_samples`` of the N are of one seed.
+    """
+    shuffling, drawing = (example_generators(seed + offset, 0, 1)[0] for offset in (1, 2))
+    shuffled = shuffled_blocks(held_out, bundle.tokenizer, shuffling)
+    unigrams = unigram_blocks(train_counts, len(held_out.ids), held_out.ids.shape[1], drawing)
+    groups: list[TextGroup] = [
+        FixedTexts("held-out text", held_out.ids, held_out.mask, num_samples),
+        FixedTexts("words shuffled", shuffled.ids, shuffled.mask, num_samples),
+        FixedTexts("unigram draws", unigrams.ids, None, num_samples),
+    ]
+    return groups if bundle.language_model is None else [*groups, LanguageModelTexts(bundle)]

@@ -1,0 +1,283 @@
+"""`fewstep evaluate`: rows, table and pictures, going on where it stopped, several processes, refusals in a line."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from fewstep.cli.evaluate import written_rules
+from fewstep.cli.main import main
+from fewstep.errors import UserError
+from fewstep.evaluation.protocol import TO_FIRST_END
+from fewstep.evaluation.sweep_row import COLUMNS, RowFile, SweepRow
+from tests.bundles import BLOCK_SIZE, only, tiny_bundle, tokenizer, with_identity
+from tests.runs import ROOT, write_text
+
+FEW = ["--steps", "1,3", "--reinjection", "0,1", "--readout", "parallel,commit", "--samples", "5", "--seeds", "2"]
+YARDSTICKS = ["held-out text", "words shuffled", "unigram draws", "language model"]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text with its cache, and a model on it."""
+    folder = tmp_path_factory.mktemp("shop")
+    source = write_text(folder / "text.jsonl")
+    with_identity(tiny_bundle(), source=str(source)).save_pretrained(folder / "model")
+    return folder
+
+
+def command(shop: Path, *options: str | Path, path: Path | None = None) -> list[str]:
+    """``evaluate`` of the model, or ``path``, in few settings; ``options`` come last."""
+    model = shop / "model" if path is None else path
+    machine = ["--cache_dir", str(shop / "cache"), "--device", "cpu", "--batch_size", "2", "--cci_examples", "2"]
+    return ["evaluate", str(model), *FEW, *machine, *map(str, options)]
+
+
+@pytest.fixture(scope="module")
+def whole(shop: Path) -> Path:
+    """What one process writes in one go."""
+    assert main(command(shop, "--out", shop / "whole")) == 0
+    return shop / "whole"
+
+
+def rows_in(folder: Path) -> list[SweepRow]:
+    return RowFile(folder / "rows.jsonl").read()
+
+
+def timeless(rows: list[SweepRow]) -> list[dict[str, object]]:
+    """Everything that another run must find too."""
+    kept = [row.to_dict() for row in rows]
+    return [{key: value for key, value in row.items() if "second" not in key} for row in kept]
+
+
+def test_there_is_a_row_for_each_setting_beside_the_yardsticks_all_of_one_protocol(whole: Path) -> None:
+    rows = rows_in(whole)
+    flow = [
+        ("flow", readout, steps, gamma)
+        for gamma in ("0", "1")
+        for steps in (1, 3)
+        for readout in ("parallel", "commit")
+    ]
+    found = [(row.setting.name, row.setting.readout, row.setting.num_steps, row.setting.reinjection) for row in rows]
+    assert found == [*((name, None, None, None) for name in YARDSTICKS), *flow]
+    assert {row.num_samples for row in rows} == {10}
+    assert {row.scored_tokens for row in rows[:1] + rows[2:]} == {10 * BLOCK_SIZE}
+    assert len({row.protocol_hash for row in rows}) == 1
+    assert rows[0].protocol["yardsticks"]["cci_examples"] == 2
+    assert sorted(file.name for file in whole.iterdir()) == [
+        "pareto_nfe.png",
+        "pareto_seconds.png",
+        "rows.jsonl",
+        "table.md",
+    ]
+    table = (whole / "table.md").read_text().splitlines()
+    assert table[0] == "| " + " | ".join(COLUMNS) + " |"
+    assert len(table) == 2 + len(rows) + 2
+    assert rows[0].protocol_hash in table[-1]
+
+
+def test_a_killed_sweep_goes_on_where_it_stopped_and_a_finished_one_makes_nothing(
+    shop: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (whole / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_bytes(b"".join(lines[:6]) + lines[6][:40])
+    assert main(command(shop, "--out", tmp_path)) == 0
+    resumed = (tmp_path / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    assert resumed[:6] == lines[:6]
+    assert timeless(rows_in(tmp_path)) == timeless(rows_in(whole))
+    capsys.readouterr()
+    monkeypatch.setattr("fewstep.evaluation.sweep_texts.FlowTexts.make", None)  # nothing is left to be made
+    assert main(command(shop, "--out", tmp_path)) == 0
+    assert (tmp_path / "rows.jsonl").read_bytes().splitlines(keepends=True) == resumed
+    out = capsys.readouterr().out
+    assert sum(line.startswith(("flow", *YARDSTICKS)) for line in out.splitlines()) == len(lines)
+    assert str(tmp_path / "rows.jsonl") in out
+
+
+def test_a_setting_more_is_added_and_another_protocol_is_refused(
+    shop: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (whole / "rows.jsonl").read_bytes()
+    (tmp_path / "rows.jsonl").write_bytes(before)
+    options = ["--readout", "commit_off", "--reinjection", "0", "linear:1,0.2", "--noise_temperature", "0.9"]
+    assert main(command(shop, *options, "--steps", "3", "--out", tmp_path)) == 0
+    more = (tmp_path / "rows.jsonl").read_bytes()
+    assert more.startswith(before)
+    added = rows_in(tmp_path)[12:]
+    assert [row.setting.reinjection for row in added] == ["0", "linear:1,0.2"]
+    assert [(row.setting.noise_temperature, row.cci, row.nfe) for row in added] == [(0.9, 0.0, 4)] * 2
+    capsys.readouterr()
+    assert main(command(shop, "--samples", "4", "--out", tmp_path)) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert "num_samples: 5 against 4" in err
+    assert "give another --out" in err
+    assert (tmp_path / "rows.jsonl").read_bytes() == more
+
+
+def test_two_processes_write_the_rows_of_one_and_the_first_alone_speaks(
+    shop: Path, whole: Path, tmp_path: Path
+) -> None:
+    processes = start_two(command(shop, "--out", tmp_path))
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert timeless(rows_in(tmp_path)) == timeless(rows_in(whole))
+    assert "perplexity" in outputs[0][0]
+    assert outputs[1][0] == ""
+
+
+def test_two_processes_refuse_in_one_line_together(shop: Path, whole: Path) -> None:
+    processes = start_two(command(shop, "--samples", "4", "--out", whole))
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert outputs[0][1].count("fewstep: error: ") == 1
+    assert "fewstep: error" not in outputs[1][1]
+
+
+def start_two(arguments: list[str]) -> list[subprocess.Popen[str]]:
+    """The command in two processes that know of each other, as ``torchrun`` starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    script = "import sys, torch\ntorch.set_num_threads(1)\nfrom fewstep.cli.main import main\nsys.exit(main())"
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *arguments],
+            env={**shared, "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+
+
+def test_rows_go_to_wandb_when_asked(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--steps", "1", "--reinjection", "0", "--readout", "parallel", "--samples", "2", "--out", tmp_path]
+    assert main(command(shop, *few, "--wandb")) == 0
+    assert "nothing logged: WANDB_MODE is disabled" in capsys.readouterr().out
+    assert not (tmp_path / "wandb").exists()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main(command(shop, *few)) == 0
+    assert not (tmp_path / "wandb").exists()
+    assert main(command(shop, *few, "--wandb")) == 0
+    kinds = {file.suffix for file in (tmp_path / "wandb").rglob("media/**/*") if file.is_file()}
+    assert kinds == {".json", ".png"}
+
+
+def test_lists_of_rules_take_numbers_with_commas_and_rules_with_blanks() -> None:
+    assert written_rules(["0,0.50,1"]) == ["0", "0.5", "1"]
+    assert written_rules(["0,1", "linear:1,0.2", "cosine:1,0"]) == ["0", "1", "linear:1,0.2", "cosine:1,0"]
+    assert written_rules(["elf,commitment"]) == ["elf", "commitment"]
+    with pytest.raises(UserError, match="names nothing"):
+        written_rules([","])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--steps 1,x", "--steps holds 'x': expected a whole number"),
+        ("--steps 0", "expected whole numbers of at least 1"),
+        ("--steps ,", "--steps ',' names nothing"),
+        ("--steps 1,1", "comes twice"),
+        ("--reinjection 2", "reinjection is '2'"),
+        ("--reinjection spiral:1", "reinjection is 'spiral:1': expected a strength from 0 to 1, or NAME"),
+        ("--reinjection listed:0.5,0.5,0.5,0.5", "with reinjection listed:0.5,0.5,0.5,0.5"),
+        ("--readout paralel", "readout is 'paralel': expected some of parallel, commit, commit_off"),
+        ("--noise_temperature -1", "noise_temperature is -1"),
+        ("--noise_temperature cold", "--noise_temperature holds 'cold': expected a number"),
+        ("--samples 0", "argument --samples: '0'"),
+        ("--seeds three", "argument --seeds: 'three'"),
+        ("--samples 100000", "100000 samples for each of 2 seeds: the held-out text has"),
+        ("--cci_examples -1", "--cci_examples -1: expected a whole number of at least 0"),
+        ("--scorer {tmp}/none", "none"),
+        ("--scorer_dtype int8", "invalid choice: 'int8'"),
+        ("--source {tmp}/none.jsonl", "none.jsonl"),
+        ("--step 3", "unrecognized arguments: --step 3"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    out = tmp_path / "out"
+    assert main(command(shop, "--out", out, *options.format(tmp=tmp_path).split())) == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("fewstep: error: ")
+    assert message in captured.err
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_places_that_cannot_be_written_and_models_that_lack_a_part_are_one_line(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "odd" / "rows.jsonl").mkdir(parents=True)
+    (tmp_path / "edited").mkdir()
+    (tmp_path / "edited" / "rows.jsonl").write_text("no row\n")
+    bundle = with_identity(tiny_bundle(), source=str(shop / "text.jsonl"))
+    without_lm = only(bundle, "autoencoder", "readout", "denoiser")
+    without_lm.save_pretrained(tmp_path / "flow")
+    for path, options, message in (
+        (None, ["--out", tmp_path / "mine.txt"], "cannot write into"),
+        (None, ["--out", tmp_path / "odd"], "cannot read"),
+        (None, ["--out", tmp_path / "edited"], "line 1 is no row of this fewstep version"),
+        (tmp_path / "none", ["--out", tmp_path / "out"], "none does not exist"),
+        (tmp_path / "flow", ["--out", tmp_path / "out"], "has no commitment"),
+        (tmp_path / "flow", ["--out", tmp_path / "out", "--readout", "parallel"], "has no language_model"),
+    ):
+        assert main(command(shop, *options, path=path)) == 2
+        out, err = capsys.readouterr()
+        assert not out
+        assert err.count("\n") == 1, err
+        assert message in err
+
+
+def test_documents_that_are_not_packed_count_to_their_end(shop: Path, tmp_path: Path) -> None:
+    few = ["--steps", "1", "--reinjection", "0", "--readout", "parallel", "--samples", "2", "--out", tmp_path]
+    assert main(command(shop, *few, "--no_pack")) == 0
+    rows = rows_in(tmp_path)
+    assert {row.protocol["end_of_text"] for row in rows} == {TO_FIRST_END}
+    assert len(rows) == 5
+
+
+def test_a_scorer_of_transformers_reads_the_text_itself_and_needs_no_language_model_of_the_run(
+    shop: Path, tmp_path: Path
+) -> None:
+    bundle = with_identity(tiny_bundle(), source=str(shop / "text.jsonl"))
+    only(bundle, "autoencoder", "readout", "denoiser").save_pretrained(tmp_path / "flow")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = GPT2Config(vocab_size=len(tokenizer()), n_positions=64, n_embd=16, n_layer=1, n_head=2)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt")
+    tokenizer().save_pretrained(tmp_path / "gpt")
+    few = ["--steps", "2", "--reinjection", "0", "--readout", "parallel", "--samples", "2", "--out", tmp_path / "out"]
+    options = [*few, "--scorer", tmp_path / "gpt", "--scorer_dtype", "bfloat16"]
+    assert main(command(shop, *options, path=tmp_path / "flow")) == 0
+    rows = rows_in(tmp_path / "out")
+    assert [row.setting.name for row in rows] == [*YARDSTICKS[:3], "flow"]
+    assert {(row.protocol["scorer"]["model"], row.protocol["scorer"]["dtype"]) for row in rows} == {
+        ("GPT2LMHeadModel", "bfloat16")
+    }
+    assert "Perplexity under gpt" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_help_loads_no_heavy_library() -> None:
+    script = (
+        "import sys\nfrom fewstep.cli.main import main\n"
+        "try: main(['evaluate', '--help'])\nexcept SystemExit as end: assert end.code == 0\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'tqdm', 'matplotlib')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "usage: fewstep evaluate" in done.stdout
