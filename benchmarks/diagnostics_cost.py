@@ -1,7 +1,7 @@
 """What the diagnostics cost: local DABI in forward passes of the decoder, and the callbacks' share of a training stage.
 
     python benchmarks/diagnostics_cost.py --model runs/quickstart/model
-    python benchmarks/diagnostics_cost.py --model runs/quickstart/model --stages autoencoder,flow --out /tmp/cost
+    python benchmarks/diagnostics_cost.py --model runs/quickstart/model --stages autoencoder,flow --out runs/cost
 
 Both are ratios within one process: the first of median times of local DABI (64 examples x 4 positions: boundary
 search, direction, 8 probes) and of a forward pass of all 256 points; the second of the time spent in the callbacks and

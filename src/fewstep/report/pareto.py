@@ -56,7 +56,14 @@ def write_pareto_figure(rows: Sequence[SweepRow], cost: Cost, file: str | Path, 
         if shown:
             _log_axis(axes)
         axes.grid(alpha=0.25)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(
+        *left.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        handlelength=3.6,
+        fontsize=8,
+    )
     write_png(figure, file)
 
 
