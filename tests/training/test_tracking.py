@@ -18,7 +18,8 @@ EXPECTED = ("train/loss", "train/learning_rate", "train/grad_norm", "train/token
 
 def wandb_records(file: Path) -> Iterator[Record]:
     """Records of an offline run. They lie one after another in blocks of 32 KiB, in LevelDB's log format: checksum (4
-    bytes), length (2), kind (1: whole, 2, 3 and 4: first, middle and last part), then the data.
+    bytes), length (2), kind (1: whole, 2, 3 and 4: first, middle and last part), then the data. A record that is not
+    written to its end yet is none.
     """
     data, place, parts = file.read_bytes(), 7, b""  # 7 bytes of file header
     while place + 7 <= len(data):
@@ -26,6 +27,8 @@ def wandb_records(file: Path) -> Iterator[Record]:
             place += left
             continue
         length, kind = struct.unpack_from("<HB", data, place + 4)
+        if place + 7 + length > len(data):  # wandb's own process is still writing this one
+            return
         parts += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):
