@@ -15,9 +15,10 @@ from fewstep.evaluation import (
     score_blocks,
     token_counts,
 )
-from fewstep.evaluation.baselines import shuffle_words, shuffled_blocks, tokens_to_first_end, unigram_blocks
+from fewstep.evaluation.baselines import shuffle_words, shuffled_blocks, unigram_blocks
 from fewstep.evaluation.scoring import perplexity_of_blocks
 from fewstep.pipeline import TextGenerator, decode_blocks
+from fewstep.readouts import tokens_to_first_end
 from fewstep.types import TokenBatch
 from tests.bundles import BLOCK_SIZE, LINES, only, tiny_bundle, tokenizer
 

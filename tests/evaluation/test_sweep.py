@@ -15,8 +15,9 @@ from fewstep.errors import UserError
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import TO_FIRST_END, WHOLE_BLOCK, ScoringProtocol
 from fewstep.evaluation.scorers import RunScorer, ScoredText
+from fewstep.evaluation.scoring import corpus_perplexity
 from fewstep.evaluation.sweep import Sweep, model_digest
-from fewstep.evaluation.sweep_measures import TrainText, corpus_perplexity
+from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import FLOW, RowFile, Setting, SweepRow
 from fewstep.evaluation.sweep_texts import Batch, CountedConfidence, FixedTexts, FlowTexts, yardsticks
 from fewstep.metrics import distinct_n

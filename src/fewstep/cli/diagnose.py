@@ -2,13 +2,13 @@
 
 import argparse
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.device import pick_device
+from fewstep.cli.model_text import corpus_of, packed_blocks
 from fewstep.cli.output import check_free, new_text_file
 from fewstep.cli.progress import ProgressBar
 from fewstep.errors import UserError
@@ -118,22 +118,14 @@ def diagnose_text_model(
 
 def held_out_text(bundle: "ModelBundle", args: argparse.Namespace) -> "TokenBatch":
     """Held-out blocks, spread evenly: as many as asked for, or all there are."""
-    from fewstep.data import CorpusSettings, prepare_corpus
-    from fewstep.evaluation import held_out_blocks
-
-    with tempfile.TemporaryDirectory() as folder:
-        bundle.tokenizer.save_pretrained(folder)
-        settings = CorpusSettings(
-            source=args.source or bundle.identity.source,
-            text_field=args.text_field,
-            tokenizer=folder,
-            block_size=bundle.identity.block_size,
-            max_documents=args.max_documents,
-            cache_dir=args.cache_dir,
-        )
-        corpus = prepare_corpus(settings)
-    # The last block of a split may be padded: one more is asked for, so that it can be left out.
-    return held_out_blocks(corpus.validation, min(args.examples + 1, len(corpus.validation)))[0]
+    corpus = corpus_of(
+        bundle,
+        source=args.source,
+        text_field=args.text_field,
+        max_documents=args.max_documents,
+        cache_dir=args.cache_dir,
+    )
+    return packed_blocks(corpus, args.examples)
 
 
 def diagnose_image_model(

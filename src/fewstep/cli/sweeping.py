@@ -2,11 +2,11 @@
 
 import argparse
 import os
-import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fewstep.cli.device import pick_device
+from fewstep.cli.model_text import corpus_of, packed_blocks
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,25 +88,19 @@ def make_scorer(args: argparse.Namespace, bundle: "ModelBundle", device: str) ->
 
 def prepared_text(args: argparse.Namespace, bundle: "ModelBundle", processes: "Processes") -> "PreparedCorpus":
     """The text as training packed it; the first process packs it, the others read what it made."""
-    from fewstep.data import CorpusSettings, prepare_corpus
-
-    with tempfile.TemporaryDirectory() as folder:
-        bundle.tokenizer.save_pretrained(folder)
-        settings = CorpusSettings(
-            source=args.source or bundle.identity.source,
+    if not processes.is_first:
+        processes.from_first(None)
+    try:
+        return corpus_of(
+            bundle,
+            source=args.source,
             text_field=args.text_field,
-            tokenizer=folder,
-            block_size=bundle.identity.block_size,
-            pack=not args.no_pack,
             max_documents=args.max_documents,
             cache_dir=args.cache_dir,
+            pack=not args.no_pack,
         )
-        if not processes.is_first:
-            processes.from_first(None)
-            return prepare_corpus(settings)
-        try:
-            return prepare_corpus(settings)
-        finally:
+    finally:
+        if processes.is_first:
             processes.from_first(None)
 
 
@@ -121,8 +115,7 @@ def held_out_text(args: argparse.Namespace, corpus: "PreparedCorpus") -> "TokenB
     wanted = args.samples * args.seeds
     if args.no_pack:
         return held_out_blocks(corpus.validation, wanted)[0]
-    # The last block of a packed split may be padded: one more is asked for, so that it can be left out.
-    tokens = held_out_blocks(corpus.validation, min(wanted + 1, len(corpus.validation)))[0]
+    tokens = packed_blocks(corpus, wanted)
     full = tokens.mask.all(1)
     if int(full.sum()) < wanted:
         raise UserError(

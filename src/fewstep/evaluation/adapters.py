@@ -9,16 +9,20 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel
-from fewstep.diagnostics import Decode
+from fewstep.diagnostics import Cci, Decode, cci
 from fewstep.evaluation.subject import Subject
 from fewstep.pipeline import TextGenerator
 from fewstep.readouts import CommitmentHead, ParallelReadout
 from fewstep.samplers import FlowSampler
-from fewstep.shapes import rand
+from fewstep.shapes import rand, randn
 from fewstep.types import Trajectory
 
 NUM_STEPS = 8
 """Steps of the trajectory that is looked at: few enough to fail, enough to see a token change."""
+
+
+DRAWS_IN_A_BATCH = 128
+"""Token sequences that the commitment head draws side by side."""
 
 
 def decoder_of(readout: ParallelReadout) -> Decode:
@@ -52,6 +56,23 @@ class HeadConditionals:
 
     def _levels(self, z: Tensor) -> Tensor:
         return torch.full((len(z),), self.level, device=z.device)
+
+
+def cci_as_read(
+    conditionals: HeadConditionals, z: Tensor, noise: torch.Generator, *, draws_at_once: int | None = None
+) -> Cci:
+    """CCI of a head at latents ``z`` (B, K, D), blurred to its level as the head blurs what it reads.
+
+    ``draws_at_once`` as in :func:`fewstep.diagnostics.cci`; None makes batches of ``DRAWS_IN_A_BATCH``.
+    """
+    blurred = z + conditionals.level * randn(tuple(z.shape), z, noise)
+    at_once = draws_in_a_batch(len(z)) if draws_at_once is None else draws_at_once
+    return cci(conditionals, blurred, draws_at_once=at_once, generator=noise)
+
+
+def draws_in_a_batch(num_examples: int) -> int:
+    """How many sequences of each of ``num_examples`` latents are drawn side by side."""
+    return max(1, DRAWS_IN_A_BATCH // num_examples)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor
 from fewstep.data.batches import collate
 from fewstep.data.tokenizer import DocumentEncoder
 from fewstep.errors import UserError
+from fewstep.evaluation.train_text import real_tokens
 from fewstep.pipeline import decode_documents
 from fewstep.types import TokenBatch
 
@@ -36,10 +37,8 @@ def held_out_blocks(validation: "Dataset", num_blocks: int) -> tuple[TokenBatch,
 def token_counts(train: "Dataset", vocab_size: int) -> Tensor:
     """How often each token occurs in a packed split, (V,) float64, padding left out."""
     counts = torch.zeros(vocab_size, dtype=torch.float64)
-    for rows in train.iter(4096):
-        ids = torch.from_numpy(np.asarray(rows["input_ids"], dtype=np.int64))
-        real = torch.arange(ids.shape[1]) < torch.as_tensor(np.asarray(rows["length"]))[:, None]
-        counts += torch.bincount(ids[real], minlength=vocab_size)
+    for tokens in real_tokens(train):
+        counts += torch.bincount(torch.from_numpy(tokens), minlength=vocab_size)
     return counts
 
 
@@ -81,9 +80,3 @@ def shuffle_words(documents: list[str], generator: torch.Generator) -> list[str]
         "".join(words[next(order)] if place % 2 == 0 and text else text for place, text in enumerate(piece))
         for piece in pieces
     ]
-
-
-def tokens_to_first_end(ids: Tensor, eos_id: int) -> Tensor:
-    """Mask (N, L) that is true up to and including the first end-of-text of each block, as unpacked data has it."""
-    ends = (ids == eos_id).long()
-    return ends.cumsum(-1) - ends == 0

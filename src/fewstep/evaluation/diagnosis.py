@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from fewstep.diagnostics import Diagnostic, DiagnosticRow, Estimate, Picture
 from fewstep.errors import UserError
+from fewstep.evaluation.columns import aligned_columns
 from fewstep.evaluation.measurements import MEASUREMENTS
 from fewstep.evaluation.subject import Subject
 
@@ -72,18 +73,10 @@ class Diagnosis:
         lines: list[tuple[str, ...]] = [COLUMNS]
         for result in self.results:
             lines += [*([blank] if len(lines) > 1 else []), *(_cells(row) for row in result.rows())]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-        aligned = [
-            "  ".join(
-                cell.rjust(width) if column in (1, 2, 4) else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
         notes = [f"left out: {name}, since the model has no {parts}" for name, parts in self.left_out.items()]
         positions = "" if self.num_positions is None else f", {self.num_positions} positions in each"
         caption = f"{self.num_examples} examples of {self.kind}{positions}; latents of n = {self.n}; seed {self.seed}."
-        return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:], caption, *notes])
+        return "\n".join([aligned_columns(lines, (0, 3, 5)), caption, *notes])
 
 
 def diagnose_text(

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.evaluation.baselines import shuffled_blocks, tokens_to_first_end, unigram_blocks
-from fewstep.evaluation.scoring import perplexity_of_blocks, score_blocks
+from fewstep.evaluation.baselines import shuffled_blocks, unigram_blocks
+from fewstep.evaluation.scoring import corpus_perplexity, perplexity_of_blocks, score_blocks
 from fewstep.evaluation.table import GenerationRow, GenerationTable
 from fewstep.metrics import bootstrap_interval, distinct_n, pooled_entropy_nats, unigram_entropy_nats
 from fewstep.pipeline import TextGenerator, decode_blocks
-from fewstep.readouts import LanguageModel
+from fewstep.readouts import LanguageModel, tokens_to_first_end
 from fewstep.shapes import example_generators
 from fewstep.types import TokenBatch
 
@@ -162,7 +162,7 @@ def score_sampled(
         nfe=sampled.nfe,
         num_samples=len(ids),
         perplexity=perplexity_of_blocks(scores),
-        perplexity_interval=bootstrap_interval(scores, perplexity_of_blocks, num_resamples, resampling),
+        perplexity_interval=bootstrap_interval(scores, corpus_perplexity, num_resamples, resampling, batched=True),
         entropy_nats=unigram_entropy_nats(ids, mask),
         pooled_entropy_nats=pooled_entropy_nats(ids, mask),
         distinct_2=distinct_n(ids, 2, mask),

@@ -16,7 +16,6 @@ from fewstep.diagnostics import (
     Diagnostic,
     boundary_distance,
     boundary_width,
-    cci,
     cci_curve,
     commit_step,
     commitment,
@@ -38,8 +37,10 @@ from fewstep.diagnostics.dabi import RADII
 from fewstep.evaluation.adapters import (
     NUM_STEPS,
     HeadConditionals,
+    cci_as_read,
     continuation,
     decoder_of,
+    draws_in_a_batch,
     estimate_of,
     reading,
     sampled,
@@ -48,12 +49,9 @@ from fewstep.evaluation.adapters import (
 from fewstep.evaluation.listening import listening, listening_curve
 from fewstep.evaluation.subject import Subject
 from fewstep.evaluation.trade_off import trade_off
-from fewstep.shapes import randn
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 NOISE_LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.2, 2.0)
-DRAWS_IN_A_BATCH = 128
-"""Token sequences that the commitment head draws side by side."""
 FEW = 16
 """Examples that dear measurements look at, at most."""
 
@@ -162,16 +160,13 @@ def measure_noise_robustness(subject: Subject) -> Results:
 def measure_cci(subject: Subject, *, levels: Sequence[float] = NOISE_LEVELS) -> Results:
     """CCI of the commitment head: at generated latents as it reads them, and at data with noise of ``levels``."""
     head, few = subject.generator.bundle.head(), subject.first(FEW)
-    at_once = max(1, DRAWS_IN_A_BATCH // len(few.z))
     results: list[Diagnostic] = []
     if subject.generator.bundle.denoiser is not None:
-        noise = few.noise("cci")
-        z, level = sampled(few).x_1, head.trust_level
-        blurred = z + level * randn(tuple(z.shape), z, noise)
-        results.append(cci(HeadConditionals(head, level), blurred, draws_at_once=at_once, generator=noise))
+        results.append(cci_as_read(HeadConditionals(head, head.trust_level), sampled(few).x_1, few.noise("cci")))
     if levels:
         noise = few.noise("cci_noise")
         heads = lambda level: HeadConditionals(head, level)  # noqa: E731
+        at_once = draws_in_a_batch(len(few.z))
         results.append(cci_curve(heads, few.z, levels, draws_at_once=at_once, generator=noise))
     return tuple(results)
 

@@ -20,10 +20,15 @@ class BlockScores:
         return torch.stack([self.nats, self.tokens], dim=1)
 
 
+def corpus_perplexity(stacked: Tensor) -> Tensor:
+    """exp(all nats / all tokens) of blocks (..., N, 2), float64 (...)."""
+    nats, tokens = stacked.double().sum(-2).unbind(-1)
+    return torch.exp(nats / tokens)
+
+
 def perplexity_of_blocks(stacked: Tensor) -> float:
-    """Corpus perplexity of blocks (N, 2): exp(all nats / all tokens)."""
-    nats, tokens = stacked.double().sum(0)
-    return float(torch.exp(nats / tokens))
+    """:func:`corpus_perplexity` of one set of blocks (N, 2)."""
+    return float(corpus_perplexity(stacked))
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
-from fewstep.evaluation.baselines import tokens_to_first_end
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import TO_FIRST_END, ScoringProtocol, canonical_json, differences
 from fewstep.evaluation.scorers import ScoredText, Scorer, weights_digest
@@ -20,6 +19,7 @@ from fewstep.evaluation.sweep_measures import CommitmentProbe, Measures, TrainTe
 from fewstep.evaluation.sweep_row import RowFile, Setting, SweepRow
 from fewstep.evaluation.sweep_texts import Batch, Made, TextGroup
 from fewstep.pipeline import decode_blocks
+from fewstep.readouts import tokens_to_first_end
 
 DIGEST_DIGITS = 12
 

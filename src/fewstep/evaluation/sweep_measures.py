@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from fewstep.bundle import ModelBundle
-from fewstep.diagnostics import Estimate, cci
+from fewstep.diagnostics import Estimate
+from fewstep.evaluation.adapters import cci_as_read
 from fewstep.evaluation.scorers import ScoredText
+from fewstep.evaluation.scoring import corpus_perplexity, perplexity_of_blocks
 from fewstep.evaluation.subject import noise_source
 from fewstep.evaluation.sweep_texts import head_conditionals
 from fewstep.metrics import (
@@ -20,13 +22,10 @@ from fewstep.metrics import (
     repeated_ngrams,
 )
 from fewstep.pipeline import decode_blocks
-from fewstep.shapes import randn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-DRAWS_IN_A_BATCH = 128
-"""Token sequences that the commitment head draws side by side."""
 MEMORISED = 8
 """Length of the n-grams that are looked for in the train text."""
 REPEATED = 4
@@ -119,20 +118,12 @@ class CommitmentProbe:
         head = head_conditionals(self.bundle, readout)
         if head is None:
             return None
-        noise = noise_source(self.seed, "cci")
         z = self.x_1.to(next(head.head.parameters()).device)
-        blurred = z + head.level * randn(tuple(z.shape), z, noise)
-        return cci(head, blurred, draws_at_once=max(1, DRAWS_IN_A_BATCH // len(z)), generator=noise).cci
-
-
-def corpus_perplexity(stacked: Tensor) -> Tensor:
-    """exp(all nats / all tokens) of samples (..., N, 2), float64 (...)."""
-    nats, tokens = stacked.double().sum(-2).unbind(-1)
-    return torch.exp(nats / tokens)
+        return cci_as_read(head, z, noise_source(self.seed, "cci")).cci
 
 
 def _perplexity(stacked: Tensor) -> float | None:
-    return float(corpus_perplexity(stacked)) if bool((stacked[:, 1] > 0).any()) else None
+    return perplexity_of_blocks(stacked) if bool((stacked[:, 1] > 0).any()) else None
 
 
 def _scored_only(stacked: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
+from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded
 from fewstep.metrics import Interval
 
 FLOW = "flow"
@@ -111,8 +112,8 @@ class SweepRow:
             _shown(setting.noise_temperature, "g"),
             _shown(setting.num_steps, "d"),
             _shown(self.nfe, "d"),
-            _rounded(self.perplexity),
-            "" if interval is None else f"{_rounded(interval.low)} - {_rounded(interval.high)}",
+            rounded(self.perplexity),
+            "" if interval is None else f"{rounded(interval.low)} - {rounded(interval.high)}",
             f"{self.entropy_nats:.2f}",
             "/".join(_shown(value, ".2f") or "-" for value in distinct),
             _shown(self.repeated_4grams, ".3f"),
@@ -189,30 +190,13 @@ class RowFile:
 
 def sweep_markdown(rows: Iterable[SweepRow], caption: str) -> str:
     """A Markdown table with its caption below."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *(row.cells() for row in rows)]
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", caption, ""])
+    return markdown_table([COLUMNS, *(row.cells() for row in rows)], caption)
 
 
 def sweep_text(rows: Sequence[SweepRow], caption: str) -> str:
     """Aligned columns for a terminal, with the caption below."""
-    lines = [COLUMNS, *(row.cells() for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    aligned = [
-        "  ".join(
-            cell.ljust(width) if column < 3 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:], caption])
+    return aligned_columns([COLUMNS, *(row.cells() for row in rows)], (0, 1, 2)) + "\n" + caption
 
 
 def _shown(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def _rounded(value: float | None) -> str:
-    """Three digits at least, and no decimals that nobody can trust."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded
 from fewstep.metrics import Interval
 
 COLUMNS = (
@@ -57,8 +58,8 @@ class GenerationRow:
             "" if self.reinjection is None else f"{self.reinjection:g}",
             "" if self.num_steps is None else str(self.num_steps),
             "" if self.nfe is None else str(self.nfe),
-            _rounded(self.perplexity),
-            f"{_rounded(interval.low)} - {_rounded(interval.high)}",
+            rounded(self.perplexity),
+            f"{rounded(interval.low)} - {rounded(interval.high)}",
             f"{self.entropy_nats:.2f}",
             f"{self.distinct_2:.3f}",
             seconds,
@@ -120,23 +121,8 @@ class GenerationTable:
 
     def to_markdown(self) -> str:
         """A Markdown table with its caption below."""
-        lines = [COLUMNS, ("---",) * len(COLUMNS), *(row.cells() for row in self.rows)]
-        return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", self.caption(), ""])
+        return markdown_table([COLUMNS, *(row.cells() for row in self.rows)], self.caption())
 
     def to_text(self) -> str:
         """Aligned columns for a terminal, with the caption below."""
-        lines = [COLUMNS, *(row.cells() for row in self.rows)]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-        aligned = [
-            "  ".join(
-                cell.ljust(width) if column < 2 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:], self.caption()])
-
-
-def _rounded(value: float) -> str:
-    """Three digits at least, and no decimals that nobody can trust."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+        return aligned_columns([COLUMNS, *(row.cells() for row in self.rows)], (0, 1)) + "\n" + self.caption()

@@ -14,16 +14,14 @@ from fewstep.diagnostics import (
     DiagnosticRow,
     Estimate,
     Picture,
-    cci,
     estimate_series,
     late_flip_rate,
     stiffness,
 )
-from fewstep.evaluation.adapters import HeadConditionals, reading, sampled, velocity_of
-from fewstep.evaluation.scoring import perplexity_of_blocks, score_blocks
+from fewstep.evaluation.adapters import HeadConditionals, cci_as_read, reading, sampled, velocity_of
+from fewstep.evaluation.scoring import corpus_perplexity, perplexity_of_blocks, score_blocks
 from fewstep.evaluation.subject import Subject
 from fewstep.metrics import bootstrap_interval, unigram_entropy_nats
-from fewstep.shapes import randn
 from fewstep.types import Trajectory
 
 STEPS = (1, 2, 4, 8)
@@ -113,7 +111,7 @@ def _measure(subject: Subject, num_steps: int, gamma: float) -> TradeOffRow:
 
 def _perplexity(subject: Subject, ids: torch.Tensor, name: str) -> Estimate:
     scores = score_blocks(subject.generator.bundle.scorer(), ids, torch.ones_like(ids, dtype=torch.bool)).stacked()
-    interval = bootstrap_interval(scores, perplexity_of_blocks, NUM_RESAMPLES, subject.noise(name))
+    interval = bootstrap_interval(scores, corpus_perplexity, NUM_RESAMPLES, subject.noise(name), batched=True)
     return Estimate(perplexity_of_blocks(scores), interval, len(ids))
 
 
@@ -125,6 +123,6 @@ def _peak_stiffness(subject: Subject, path: Trajectory, name: str) -> Estimate:
 
 
 def _cci(subject: Subject, path: Trajectory, name: str) -> Cci:
-    head, noise, z = subject.generator.bundle.head(), subject.noise(name), path.x_1[:FEW]
-    blurred = z + head.trust_level * randn(tuple(z.shape), z, noise)
-    return cci(HeadConditionals(head, head.trust_level), blurred, draws_at_once=FEW, generator=noise)
+    head = subject.generator.bundle.head()
+    conditionals = HeadConditionals(head, head.trust_level)
+    return cci_as_read(conditionals, path.x_1[:FEW], subject.noise(name), draws_at_once=FEW)

@@ -4,7 +4,7 @@ from fewstep.readouts.categorical import check_draw, draw_tokens, token_nats
 from fewstep.readouts.causal import CausalTransformer
 from fewstep.readouts.commitment import CommitmentHead
 from fewstep.readouts.decoding import decode_cached, decode_naive
-from fewstep.readouts.ending import Ending
+from fewstep.readouts.ending import Ending, tokens_to_first_end
 from fewstep.readouts.language_model import LanguageModel
 from fewstep.readouts.parallel import LinearReadout, ParallelReadout, TransformerReadout, token_accuracy
 
@@ -22,4 +22,5 @@ __all__ = [
     "draw_tokens",
     "token_accuracy",
     "token_nats",
+    "tokens_to_first_end",
 ]

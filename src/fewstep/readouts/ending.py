@@ -19,9 +19,14 @@ class Ending:
 
         Behind it ids are padding, log-probabilities 0 and the mask (B, L) is false.
         """
-        ends = (ids == self.end_id).long()
-        mask = ends.cumsum(-1) - ends == 0
+        mask = tokens_to_first_end(ids, self.end_id)
         return TokenSample(ids.masked_fill(~mask, self.pad_id), log_probs.masked_fill(~mask, 0.0), mask)
+
+
+def tokens_to_first_end(ids: Tensor, end_id: int) -> Tensor:
+    """Mask (B, L) that is true up to and including the first ``end_id`` of each row of ``ids`` (B, L)."""
+    ends = (ids == end_id).long()
+    return ends.cumsum(-1) - ends == 0
 
 
 def ended(ids: Tensor, log_probs: Tensor, ending: Ending | None) -> TokenSample:

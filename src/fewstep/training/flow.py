@@ -16,7 +16,7 @@ from fewstep.training.data_module import TextDataModule
 from fewstep.training.latent_cache import LatentCache
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.training.stage import Stage, load_base
-from fewstep.training.token_counts import log_frequencies
+from fewstep.training.token_counts import log_frequencies, token_counts
 from fewstep.types import Latents, LossOutput, TokenBatch
 
 
@@ -64,7 +64,7 @@ class FlowModule(Stage):
                 raise UserError(f"prediction is {prediction!r}, but a categorical denoiser predicts x1 only")
             codebook = self.base.autoencoder.codebook()
             self.denoiser = categorical_denoiser(latent_dim, positions, len(codebook), PATHS[path]())
-            self.denoiser.set_codebook(codebook, log_frequencies(data, len(codebook)))
+            self.denoiser.set_codebook(codebook, log_frequencies(token_counts(data, len(codebook))))
 
     def identity(self) -> Identity:
         """The identity with path, prediction, objective and the grid that follows the time sampler."""

@@ -19,7 +19,7 @@ def token_counts(data: TextDataModule, vocab_size: int) -> Tensor:
     return torch.from_numpy(counts)
 
 
-def log_frequencies(data: TextDataModule, vocab_size: int) -> Tensor:
-    """Log-frequencies (V,) float32 in nats, every token counted once more than seen, so that none is impossible."""
-    counts = token_counts(data, vocab_size).double() + 1
-    return (counts / counts.sum()).log().float()
+def log_frequencies(counts: Tensor) -> Tensor:
+    """Log-frequencies (V,) float32 in nats of ``counts`` (V,), each plus one, so that no token is impossible."""
+    smoothed = counts.double() + 1
+    return (smoothed / smoothed.sum()).log().float()
