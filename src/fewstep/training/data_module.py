@@ -22,7 +22,8 @@ class TextDataModule(StepDataModule):
     """Packed blocks of a corpus in batches.
 
     Args:
-        source: ``sotu`` (built in), a .txt, .jsonl or .parquet file, a folder of them, or a hub data set name.
+        source: ``sotu`` or ``grammar`` (built in), a .txt, .jsonl or .parquet file, a folder of them, or the name of
+            a hub data set.
         text_field: field of .jsonl, .parquet and hub data that holds the text.
         tokenizer: folder or hub name of a tokenizer; None trains a byte-level BPE, or takes that of the model that a
             later stage builds on.
