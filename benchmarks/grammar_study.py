@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from grammar_exact import ExactFlow, ExactTexts, train_latents
 from grammar_table import Row, append_row, read_rows, write_table
 
 from fewstep.bundle import ModelBundle
@@ -25,6 +24,7 @@ from fewstep.cli.quickstart import STAGES
 from fewstep.cli.sizes import expand_size
 from fewstep.data import CorpusSettings, PreparedCorpus, prepare_corpus
 from fewstep.evaluation import held_out_blocks, token_counts
+from fewstep.evaluation.exact import ExactTexts, exact_flow, train_latents
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.grammar_scores import GrammarMeasures
 from fewstep.evaluation.sweep import model_digest
@@ -176,7 +176,7 @@ class Study:
         """The exact denoiser of as many train latents as asked for, deterministic and re-injected."""
         latents = train_latents(self.bundle, self.train_ids[: self.args.exact])
         for h in map(float, self.args.widths.split(",")):
-            flow = ExactFlow(latents, h, self.bundle.flow().path)
+            flow = exact_flow(self.bundle, latents, h)
             for num_steps in map(int, self.args.steps.split(",")):
                 for reinjection in (0.0,) if num_steps == 1 else (0.0, 1.0):
                     texts = ExactTexts(self.bundle, flow, num_steps, reinjection, ("parallel",))

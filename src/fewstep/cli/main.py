@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("score samples over steps, re-injection and readouts, beside real text", "fewstep.cli.evaluate"),
     "scorer": ("make a local language model that scores text, from an installed package", "fewstep.cli.scorer"),
     "diagnose": ("measure how sharp a model's readout is and where tokens are decided", "fewstep.cli.diagnose"),
+    "theory": ("study where few-step sampling fails in closed form, without training", "fewstep.cli.theory"),
     "convert": ("make a saved model of training checkpoints", "fewstep.cli.convert"),
 }
 
