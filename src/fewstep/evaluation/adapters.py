@@ -11,15 +11,14 @@ from torch import Tensor
 from fewstep.denoisers import FlowModel
 from fewstep.diagnostics import Cci, Decode, cci
 from fewstep.evaluation.subject import Subject
-from fewstep.pipeline import TextGenerator
+from fewstep.pipeline import TextGenerator, check_sampler
 from fewstep.readouts import CommitmentHead, ParallelReadout
-from fewstep.samplers import FlowSampler
+from fewstep.samplers import EulerSolver, FlowSampler
 from fewstep.shapes import rand, randn
 from fewstep.types import Trajectory
 
 NUM_STEPS = 8
 """Steps of the trajectory that is looked at: few enough to fail, enough to see a token change."""
-
 
 DRAWS_IN_A_BATCH = 128
 """Token sequences that the commitment head draws side by side."""
@@ -75,9 +74,20 @@ def draws_in_a_batch(num_examples: int) -> int:
     return max(1, DRAWS_IN_A_BATCH // num_examples)
 
 
+def steps_of(generator: TextGenerator) -> int:
+    """Steps of the trajectory that is looked at: those that the model was trained for, else ``NUM_STEPS``."""
+    trained = generator.bundle.identity.trained_nfe
+    return NUM_STEPS if trained is None else trained
+
+
 @torch.no_grad()
-def sampled(subject: Subject, num_steps: int = NUM_STEPS, reinjection: float = 0.0) -> Trajectory:
-    """All states from the subject's noise on, by Euler steps on the model's own grid; the same for every question."""
+def sampled(subject: Subject, num_steps: int | None = None, reinjection: float = 0.0) -> Trajectory:
+    """All states from the subject's noise on, by Euler steps on the model's own grid; the same for every question.
+
+    ``num_steps`` None: :func:`steps_of` the model. Raises ``UserError`` for another number than it was trained for.
+    """
+    num_steps = steps_of(subject.generator) if num_steps is None else num_steps
+    check_sampler(subject.generator.bundle.identity, num_steps, EulerSolver())
     flow, x_0 = subject.generator.bundle.flow(), subject.starts("trajectory")
     sampler = FlowSampler(flow.path, None, subject.generator.default_grid(), reinjection)
     noise = subject.noise("reinjection")

@@ -86,9 +86,15 @@ class TradeOff:
 
 
 def trade_off(
-    subject: Subject, *, steps: Sequence[int] = STEPS, reinjections: Sequence[float] = REINJECTIONS
+    subject: Subject, *, steps: Sequence[int] | None = None, reinjections: Sequence[float] = REINJECTIONS
 ) -> TradeOff:
-    """Sample from the same noise by every number of ``steps`` and strength of ``reinjections``, and measure each."""
+    """Sample from the same noise by every number of ``steps`` and strength of ``reinjections``, and measure each.
+
+    ``steps`` None: 1, 2, 4 and 8, or the one number that the model was trained for. Raises ``UserError`` for another.
+    """
+    if steps is None:
+        trained = subject.generator.bundle.identity.trained_nfe
+        steps = STEPS if trained is None else (trained,)
     return TradeOff(
         "trade_off", tuple(_measure(subject, num_steps, gamma) for gamma in reinjections for num_steps in steps)
     )

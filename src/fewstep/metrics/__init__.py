@@ -5,7 +5,7 @@ from fewstep.metrics.copies import CopyIndex, longest_copies, memorised_share
 from fewstep.metrics.diversity import distinct_n
 from fewstep.metrics.entropy import pooled_entropy_nats, sample_entropies_nats, unigram_entropy_nats
 from fewstep.metrics.likelihood import bits_per_byte, perplexity_from_nats
-from fewstep.metrics.mauve import mauve_score
+from fewstep.metrics.mauve import mauve_package_version, mauve_score
 from fewstep.metrics.repetition import repeated_ngrams, repetition_shares
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "bootstrap_interval",
     "distinct_n",
     "longest_copies",
+    "mauve_package_version",
     "mauve_score",
     "memorised_share",
     "perplexity_from_nats",
