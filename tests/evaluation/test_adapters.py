@@ -18,9 +18,10 @@ from fewstep.evaluation.adapters import (
     sampled,
     velocity_of,
 )
+from fewstep.evaluation.measurements import measure_commitment, measure_late_flips
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import randn
-from tests.bundles import BLOCK_SIZE, tiny_bundle
+from tests.bundles import BLOCK_SIZE, tiny_bundle, with_identity
 from tests.evaluation.subjects import mild_bundle, tiny_subject
 
 NUM_DRAWS = 4000
@@ -170,3 +171,18 @@ def test_going_on_from_the_start_is_a_whole_run_with_all_noise_anew(subject: Sub
     end = go_on(x_0, 0.0, torch.Generator().manual_seed(2))
     torch.testing.assert_close(end, whole.x_1)
     assert not end.requires_grad
+
+
+def test_a_model_is_looked_at_by_steps_that_it_was_trained_for(subject: Subject) -> None:
+    for identity, strength, num_steps in (
+        ({"estimate": "endpoint"}, 1.0, NUM_STEPS),
+        ({"trained_nfe": 3}, 0.0, 3),
+        ({"trained_nfe": 1}, 0.0, 1),
+        ({"estimate": "flow_map"}, 0.0, NUM_STEPS),
+    ):
+        one = tiny_subject(with_identity(mild_bundle(self_conditioning=True), **identity))
+        found = sampled(one)
+        assert len(found.predictions) == num_steps
+        torch.testing.assert_close(found.x_1, sampled(subject, num_steps, strength).x_1, rtol=0, atol=0)
+        for measure in (measure_late_flips, measure_commitment):
+            assert measure(one)

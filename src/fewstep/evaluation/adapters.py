@@ -13,7 +13,7 @@ from fewstep.diagnostics import Cci, Decode, cci
 from fewstep.evaluation.subject import Subject
 from fewstep.pipeline import TextGenerator
 from fewstep.readouts import CommitmentHead, ParallelReadout
-from fewstep.samplers import FlowSampler
+from fewstep.samplers import FlowSampler, own_steps
 from fewstep.shapes import rand, randn
 from fewstep.types import Trajectory
 
@@ -76,8 +76,15 @@ def draws_in_a_batch(num_examples: int) -> int:
 
 
 @torch.no_grad()
-def sampled(subject: Subject, num_steps: int = NUM_STEPS, reinjection: float = 0.0) -> Trajectory:
-    """All states from the subject's noise on, by Euler steps on the model's own grid; the same for every question."""
+def sampled(subject: Subject, num_steps: int | None = None, reinjection: float | None = None) -> Trajectory:
+    """All states from the subject's noise on, by Euler steps on the model's own grid; the same for every question.
+
+    Where nothing is said they are ``NUM_STEPS`` deterministic steps, or what fits the model in their place
+    (:func:`fewstep.samplers.own_steps`).
+    """
+    own = own_steps(subject.generator.bundle.identity, NUM_STEPS)
+    num_steps = own.num_steps if num_steps is None else num_steps
+    reinjection = own.reinjection if reinjection is None else reinjection
     flow, x_0 = subject.generator.bundle.flow(), subject.starts("trajectory")
     sampler = FlowSampler(flow.path, None, subject.generator.default_grid(), reinjection)
     noise = subject.noise("reinjection")

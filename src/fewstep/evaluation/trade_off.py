@@ -22,6 +22,7 @@ from fewstep.evaluation.adapters import HeadConditionals, cci_as_read, reading, 
 from fewstep.evaluation.scoring import corpus_perplexity, perplexity_of_blocks, score_blocks
 from fewstep.evaluation.subject import Subject
 from fewstep.metrics import bootstrap_interval, unigram_entropy_nats
+from fewstep.samplers import FlowSampler, misfit, own_steps
 from fewstep.types import Trajectory
 
 STEPS = (1, 2, 4, 8)
@@ -88,10 +89,19 @@ class TradeOff:
 def trade_off(
     subject: Subject, *, steps: Sequence[int] = STEPS, reinjections: Sequence[float] = REINJECTIONS
 ) -> TradeOff:
-    """Sample from the same noise by every number of ``steps`` and strength of ``reinjections``, and measure each."""
-    return TradeOff(
-        "trade_off", tuple(_measure(subject, num_steps, gamma) for gamma in reinjections for num_steps in steps)
-    )
+    """Sample from the same noise by every number of ``steps`` and strength of ``reinjections``, and measure each.
+
+    Settings that the model was not trained for are left out; one trained for a number of steps takes that number.
+    """
+    identity, grid = subject.generator.bundle.identity, subject.generator.default_grid()
+    path = subject.generator.bundle.flow().path
+    settings = [
+        (num_steps, gamma)
+        for gamma in reinjections
+        for num_steps in dict.fromkeys(own_steps(identity, wanted).num_steps for wanted in steps)
+        if misfit(identity, FlowSampler(path, None, grid, gamma), num_steps) is None
+    ]
+    return TradeOff("trade_off", tuple(_measure(subject, num_steps, gamma) for num_steps, gamma in settings))
 
 
 def _measure(subject: Subject, num_steps: int, gamma: float) -> TradeOffRow:

@@ -1,11 +1,13 @@
 """Derivatives of a network along a direction of its inputs, for objectives that need one. B batch."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from fewstep.shapes import expand_like
 
@@ -30,17 +32,43 @@ class Derivative(Protocol):
 class ForwardMode:
     """The exact derivative, by forward-mode differentiation (``torch.func.jvp``) next to the value.
 
-    Fused attention kernels have no forward-mode rule, so attention runs on the plain one. The network is called
-    itself, not the wrapper of a distributed run, whose hooks do not know forward mode.
+    Fused attention kernels have no forward-mode rule, so attention runs on the plain one. Torch's layer norm has one
+    that takes mean and deviation for constants: the derivative is right, its gradient is not (pytorch/pytorch#196700),
+    so it is written out. The network is called itself, not the wrapper of a distributed run, whose hooks do not know
+    forward mode.
     """
 
     passes = 1.0
 
     def __call__(self, f: Function, at: Sequence[Tensor], along: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """See :class:`Derivative`."""
-        with torch.autocast(at[0].device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast(at[0].device.type, enabled=False), sdpa_kernel(SDPBackend.MATH), _WrittenOut():
             value, tangent = torch.func.jvp(f, tuple(at), tuple(along))[:2]
         return value, tangent
+
+
+class _WrittenOut(TorchFunctionMode):
+    """Layer norm in elementary operations, whose forward-mode rules can be differentiated again."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (_layer_norm if func is F.layer_norm else func)(*args, **(kwargs or {}))
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``torch.nn.functional.layer_norm`` (arXiv:1607.06450), with its argument names."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    centred = input - input.mean(axes, keepdim=True)
+    normed = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    normed = normed if weight is None else normed * weight
+    return normed if bias is None else normed + bias
 
 
 class FiniteDifference:
@@ -69,7 +97,7 @@ class FiniteDifference:
 def total_derivative(
     derivative: Derivative, f: Function, x_t: Tensor, velocity: Tensor, t: Tensor, s: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """f and df/dt = f_x . ``velocity`` + f_t with the end ``s`` held, for ``f(x_t, t, s)`` (B, K, D); ``s`` may be None.
+    """f and df/dt = f_x . ``velocity`` + f_t, the end ``s`` held, for ``f(x_t, t, s)`` (B, K, D); ``s`` may be None.
 
     This is the derivative in the definition of mean flow (arXiv:2505.13447, eq. 8) and of continuous-time consistency
     training (arXiv:2410.11081, eq. 5).

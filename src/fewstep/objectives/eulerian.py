@@ -6,13 +6,12 @@ and F(x_t, t, s) the estimate, this is
     (sigma_s / sigma_t) (F_v - F) + ((alpha_s sigma_t - alpha_t sigma_s) / Delta_t) dF/dt = 0,
     Delta_t = alpha'_t sigma_t - alpha_t sigma'_t,
 
-F_v being the clean estimate of the velocity v that x_t moves with, and dF/dt = F_x v + F_t. On the linear path it is the
-mean-flow identity u = v + (s - t) du/dt (arXiv:2505.13447, eq. 6, with time reversed), at s = 1 the one of
+F_v being the clean estimate of the velocity v that x_t moves with, and dF/dt = F_x v + F_t. On the linear path it is
+the mean-flow identity u = v + (s - t) du/dt (arXiv:2505.13447, eq. 6, with time reversed), at s = 1 the one of
 continuous-time consistency models (arXiv:2410.11081). In this form it holds on every path and for s = 1, where nothing
 is divided by sigma_s. B batch, K positions, D latent dimension.
 """
 
-import torch
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel
@@ -39,9 +38,3 @@ def estimate_and_change(
 
     value, change = total_derivative(derivative, estimate, x_t, velocity, t, s)
     return value, change.detach()
-
-
-def velocity_at(model: FlowModel, x_t: Tensor, t: Tensor, mask: Tensor) -> Tensor:
-    """The model's own velocity (B, K, D) at (x_t, t), without gradient."""
-    with torch.no_grad():
-        return model.velocity_of(x_t, model.denoise(x_t, t, s=t, mask=mask), t)

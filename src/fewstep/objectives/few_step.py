@@ -43,9 +43,9 @@ class Regression:
     """Some examples of a batch, ``rows``, at states ``x_t`` (B', K, D) and times ``t`` (B',), and what is regressed.
 
     ``prediction`` and ``target`` (B', K, D) lie in the space that the network predicts, the target without gradient,
-    and ``estimate`` (B', K, D) is the clean estimate x1_hat whose gradient the terms through the readout use.
-    ``from_data`` tells that the jump to t = 1 shall end at the data's own tokens; else it shall end at those that the
-    readout finds at the target.
+    and both mean a clean estimate by :func:`x1_from_prediction` at (``x_t``, ``t``), which the terms through the
+    readout use. ``from_data`` tells that the jump to t = 1 shall end at the data's own tokens; else it shall end at
+    those that the readout finds at the target.
     """
 
     rows: slice
@@ -61,8 +61,8 @@ class FewStepObjective(FlowObjective):
 
     ``weight`` weighs the squared error by its size. With ``cross_entropy_weight`` above 0 the jump to t = 1 is read by
     the readout, whose nats per token are added: it shall land on the right side of the boundary. With ``fisher_weight``
-    the error is also measured in the readout's Fisher metric at the target (:func:`fisher_nats`), in nats per token. Both are
-    0 by default. Raises ``ValueError`` for a negative one.
+    the error is also measured in the readout's Fisher metric at the target (:func:`fisher_nats`), in nats per token.
+    Both are 0 by default. Raises ``ValueError`` for a negative one.
     """
 
     def __init__(
@@ -75,6 +75,11 @@ class FewStepObjective(FlowObjective):
         self.weight = weight
         self.cross_entropy_weight = cross_entropy_weight
         self.fisher_weight = fisher_weight
+
+    @property
+    def terminal_passes(self) -> float:
+        """Passes of the cross-entropy at t = 1: one with its gradient where it has a weight, else none."""
+        return 3.0 if self.cross_entropy_weight > 0 else 0.0
 
     @abstractmethod
     def regressions(self, model: FlowModel, draw: Draw, teacher: FlowModel | None) -> Sequence[Regression]:
@@ -95,8 +100,9 @@ class FewStepObjective(FlowObjective):
         """See :class:`FlowObjective`; ``terms`` holds the plain squared error and what else has a weight."""
         if self.needs_teacher and teacher is None:
             raise ValueError(f"{type(self).__name__} learns from a trained flow: give it as the teacher")
-        x_0 = randn(tuple(latents.z.shape), latents.z, generator) * latents.mask[..., None]
-        draw = Draw(latents.z, x_0, latents.mask, generator, progress)
+        real = latents.mask[..., None]
+        x_0 = randn(tuple(latents.z.shape), latents.z, generator) * real
+        draw = Draw(latents.z * real, x_0, latents.mask, generator, progress)
         errors, totals, extra = [], [], []
         for part in self.regressions(model, draw, teacher):
             squared_error = masked_mean((part.prediction - part.target).square(), draw.mask[part.rows])
@@ -121,7 +127,9 @@ class FewStepObjective(FlowObjective):
         if self.cross_entropy_weight == 0 and self.fisher_weight == 0:
             return {}
         if readout is None or tokens is None:
-            raise ValueError("cross_entropy_weight and fisher_weight need a readout and tokens: these latents have none")
+            raise ValueError(
+                "cross_entropy_weight and fisher_weight need a readout and tokens: these latents have none"
+            )
         mask, found = draw.mask[part.rows], {}
         aim = x1_from_prediction(model, part.target, part.x_t, part.t).detach()
         if self.fisher_weight > 0:

@@ -26,12 +26,16 @@ class TimePairs:
         """How many of a batch have s = t."""
         return round(self.instant_share * batch_size)
 
+    def ending(self, batch_size: int) -> int:
+        """How many of a batch have s = 1. Both shares are rounded, and those with s = t come first."""
+        return min(round(self.end_share * batch_size), batch_size - self.instant(batch_size))
+
     def sample(self, batch_size: int, generator: torch.Generator, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """``t`` and ``s`` (B,) float32, t in (0, 1) and t <= s <= 1."""
         one, other = (self.time_sampler.sample(batch_size, generator, device) for _ in range(2))
         t, s = torch.minimum(one, other), torch.maximum(one, other)
         first = self.instant(batch_size)
-        last = batch_size - round(self.end_share * batch_size)
+        last = batch_size - self.ending(batch_size)
         t, s = t.clone(), s.clone()
         # The single draw has the sampler's law; the smaller of two has another.
         t[:first], s[:first] = one[:first], one[:first]

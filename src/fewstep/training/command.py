@@ -97,7 +97,7 @@ class FewstepCLI(LightningCLI):
         if base is not None and data.tokenizer is None:
             data.tokenizer = tokenizer_of(base, data.cache_dir)
         if self._writes() and not self._goes_on():
-            check_run_folder(Path(config.run_dir), overwrite=config.overwrite, base=base)
+            check_run_folder(Path(config.run_dir), overwrite=config.overwrite, built_on=self._built_on())
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; a value that a constructor refuses is the user's to mend."""
@@ -112,7 +112,7 @@ class FewstepCLI(LightningCLI):
         config = self._settings()
         run_dir = Path(config.run_dir)
         if self._writes() and not self._goes_on():
-            prepare_run_folder(run_dir, overwrite=config.overwrite, base=self._base())
+            prepare_run_folder(run_dir, overwrite=config.overwrite, built_on=self._built_on())
         logger = config.trainer.logger
         if logger is None:
             logger = default_loggers(run_dir) if self.subcommand == "fit" and not config.trainer.fast_dev_run else False
@@ -150,6 +150,12 @@ class FewstepCLI(LightningCLI):
         """The model folder or checkpoint that the stage builds on."""
         base = self._settings().model.get("init_args", {}).get("autoencoder")
         return base if isinstance(base, str) else None
+
+    def _built_on(self) -> list[str]:
+        """Every model folder or checkpoint that the settings of the model name."""
+        given = self._settings().model.get("init_args", {})
+        found = (given.get(name) for name in ("autoencoder", "teacher", "initialise_from", "language_model"))
+        return [path for path in found if isinstance(path, str)]
 
     def _goes_on(self) -> bool:
         """Whether the checkpoint is the run folder's own, so that what lies there is this run's."""

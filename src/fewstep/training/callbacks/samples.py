@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from fewstep.pipeline import TextGenerator
+from fewstep.samplers import own_steps
 from fewstep.training.flow import FlowModule
 
 Row = tuple[int, int, str]
@@ -16,9 +17,11 @@ class SampleTable(Callback):
     """After every validation of a flow, samples texts from fixed noise with the averaged weights.
 
     They go to wandb as the table ``samples`` and to ``folder/samples.jsonl``: one row a step, number of sampling steps
-    and text. ``num_steps`` lists the numbers of sampling steps; ``seed`` fixes the noise. It acts when the validation
-    epoch ends, so it is listed before weight averaging, which takes the averaged weights back then. A resumed run
-    keeps the rows up to the step that it goes on from.
+    and text. ``num_steps`` lists the numbers of sampling steps; a model trained for one number takes that in their
+    place. ``seed`` fixes the noise. Steps are deterministic where the model allows it
+    (:func:`fewstep.samplers.own_steps`). It acts when the validation epoch ends, so it is listed before weight
+    averaging, which takes the averaged weights back then. A resumed run keeps the rows up to the step that it goes on
+    from.
     """
 
     def __init__(
@@ -46,9 +49,10 @@ class SampleTable(Callback):
         assert isinstance(pl_module, FlowModule)
         generator = TextGenerator(pl_module.bundle())
         new: list[Row] = []
-        for steps in self.num_steps:
-            texts = generator.generate(self.num_samples, steps, self.seed).texts
-            new += [(trainer.global_step, steps, text) for text in texts]
+        identity = generator.bundle.identity
+        for own in dict.fromkeys(own_steps(identity, steps) for steps in self.num_steps):
+            texts = generator.generate(self.num_samples, own.num_steps, self.seed, reinjection=own.reinjection).texts
+            new += [(trainer.global_step, own.num_steps, text) for text in texts]
         self._rows += new
         self._write(new, "a")
         for logger in trainer.loggers:
