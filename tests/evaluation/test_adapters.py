@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel
+from fewstep.errors import UserError
 from fewstep.evaluation import Subject
 from fewstep.evaluation.adapters import (
     NUM_STEPS,
@@ -19,6 +20,7 @@ from fewstep.evaluation.adapters import (
     velocity_of,
 )
 from fewstep.evaluation.measurements import measure_commitment, measure_late_flips
+from fewstep.evaluation.trade_off import trade_off
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import randn
 from tests.bundles import BLOCK_SIZE, tiny_bundle, with_identity
@@ -136,6 +138,25 @@ def test_a_trajectory_is_the_samplers_on_the_models_grid_from_the_subjects_noise
         torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), rtol=1e-4, atol=1e-4)
     assert len(sampled(subject).predictions) == NUM_STEPS
     assert torch.equal(sampled(subject, 5, gamma).x_1, found.x_1)
+
+
+@pytest.mark.parametrize("trained", [1, 3])
+def test_a_model_trained_for_a_number_of_steps_is_looked_at_in_these_and_in_no_others(trained: int) -> None:
+    bundle = with_identity(mild_bundle(), trained_nfe=trained)
+    subject = tiny_subject(bundle)
+    assert len(sampled(subject).predictions) == trained
+    with pytest.raises(UserError, match=f"trained it for EulerSolver with {trained} steps"):
+        sampled(subject, 8)
+    flow, evaluations = bundle.denoiser, []
+    hook = flow.register_forward_hook(lambda *_: evaluations.append(1))
+    (found,) = measure_commitment(subject, num_continuations=2)
+    hook.remove()
+    assert len(evaluations) == trained + 2 * sum(range(1, trained + 1))
+    assert len(found.times) == trained
+    assert [row.num_steps for row in trade_off(subject).settings] == [trained] * 2
+    with pytest.raises(UserError, match="does not fit this model"):
+        trade_off(subject, steps=(8,))
+    assert measure_late_flips(subject)
 
 
 def counted(flow: FlowModel, call: Callable[[], Tensor]) -> tuple[Tensor, int]:

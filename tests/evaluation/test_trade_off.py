@@ -121,11 +121,10 @@ def test_without_a_head_there_is_no_cci(subject: Subject) -> None:
     ("identity", "settings"),
     [
         ({"estimate": "endpoint"}, [(1, 0.0), (1, 1.0), (2, 1.0)]),
-        ({"trained_nfe": 2}, [(2, 0.0), (2, 1.0)]),
         ({"estimate": "flow_map"}, [(1, 0.0), (2, 0.0), (1, 1.0), (2, 1.0)]),
     ],
 )
-def test_settings_that_the_model_was_not_trained_for_are_left_out(identity: dict, settings: list) -> None:
+def test_strengths_that_the_model_was_not_trained_for_are_left_out(identity: dict, settings: list) -> None:
     bundle = with_identity(only(mild_bundle(), "autoencoder", "readout", "denoiser", "language_model"), **identity)
     table = trade_off(tiny_subject(bundle), steps=(1, 2), reinjections=(0.0, 1.0))
     assert [(one.num_steps, one.reinjection) for one in table.settings] == settings

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fewstep.nn import Context, CrossAttention, KeyValueCache, Rotary, SelfAttention
+from fewstep.nn import Context, CrossAttention, Rotary, SelfAttention
 from tests.nn.builders import first, normal, randomised
 
 
@@ -39,7 +39,7 @@ def test_causal_attention_in_chunks_with_a_cache_equals_the_whole(
     chunks: list[int], generator: torch.Generator
 ) -> None:
     attention = randomised(lambda: SelfAttention(8, 2, causal=True))
-    x, cache = normal((2, 9, 8), generator), KeyValueCache()
+    x, cache = normal((2, 9, 8), generator), attention.new_cache(9)
     parts = [attention(part, cache=cache) for part in x.split(chunks, dim=1)]
     torch.testing.assert_close(torch.cat(parts, 1), attention(x), rtol=0, atol=1e-12)
     assert len(cache) == 9
@@ -87,3 +87,14 @@ def test_cross_attention_depends_on_where_query_and_context_stand_relative_to_ea
     moved = cross(x, Context(states, mask, torch.tensor([10.5, 12.5, 14.5])), start=10)
     torch.testing.assert_close(moved, here, rtol=0, atol=1e-10)
     assert (cross(x, Context(states, mask, torch.tensor([0.5, 2.5, 4.5])), start=10) - here).abs().max() > 1e-3
+
+
+def test_a_context_projected_beforehand_gives_the_same_and_its_rows_are_those_of_the_batch(
+    generator: torch.Generator,
+) -> None:
+    cross = randomised(lambda: CrossAttention(8, 2))
+    x, states, mask = normal((3, 4, 8), generator), normal((3, 5, 8), generator), first([5, 2, 4], 5)
+    context, kept = Context(states, mask, torch.arange(5) + 0.5), torch.tensor([True, False, True])
+    projected, y = cross.project(context).laid_out(), cross(x, context, start=3)
+    assert torch.equal(cross(x, projected, start=3), y)
+    torch.testing.assert_close(cross(x[kept], projected.rows(kept), start=3), y[kept], rtol=0, atol=1e-12)

@@ -58,6 +58,31 @@ def test_cached_decoding_equals_the_naive_loop_token_for_token(
     torch.testing.assert_close(fast.log_probs, slow.log_probs, rtol=0, atol=1e-6)
 
 
+def test_decoding_computes_keys_and_values_of_the_context_once_a_block(generator: torch.Generator) -> None:
+    network, context = network_and_context(D, generator)
+    u, calls = torch.rand((3, L), generator=generator), []
+    for block in network.blocks:
+        block.cross.kv.register_forward_hook(lambda layer, *_: calls.append(layer))
+    decode_cached(network, u, context, temperature=3.0, top_p=1.0)
+    assert calls == [block.cross.kv for block in network.blocks]
+    decode_naive(network, u, context, temperature=3.0, top_p=1.0)
+    assert len(calls) == (1 + L) * len(network.blocks), "the hook counts"
+
+
+def test_caches_take_the_context_when_they_are_made_and_no_token_more_than_they_have_room_for(
+    generator: torch.Generator,
+) -> None:
+    network, context = network_and_context(D, generator)
+    inputs = torch.randint(V, (3, L), generator=generator)
+    caches = network.empty_caches(L, context)
+    parts = [network(part, None, caches) for part in inputs.split([5, 3], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1), network(inputs, context), rtol=0, atol=1e-11)
+    with pytest.raises(ValueError, match=r"8 \+ 1 positions are too many for a cache with room for 8"):
+        network(inputs[:, :1], None, caches)
+    with pytest.raises(ValueError, match="hold their context already"):
+        network(inputs[:, :1], context, network.empty_caches(L, context))
+
+
 def test_the_log_probs_of_decoding_are_those_of_teacher_forcing(generator: torch.Generator) -> None:
     model = LanguageModel(randomised(lambda: build(None)))
     sample = model.generate(4, L, generator=generator)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from fewstep import objectives
 from fewstep.cli.main import main
 from fewstep.data import Digits
 from fewstep.denoisers import FlowModel, RegressionDenoiser
@@ -20,7 +22,7 @@ from fewstep.types import LossOutput
 from tests.images import tiny_image_model
 from tests.runs import CONFIGS, logged
 from tests.test_image_bundle import tiny_image_flow
-from tests.training.flows import OBJECTIVES, needs_teacher
+from tests.training.flows import OBJECTIVES
 from tests.training.test_resume import assert_equal
 
 IMAGES = Digits(num_held_out=97, seed=3)
@@ -64,18 +66,25 @@ def arguments(base: Path, *flags: str, objective: str | None = None, steps: int 
         *(flag for file in files for flag in ("--config", str(file))),
         f"--model.autoencoder={base / 'model'}",
         *images,
+        "--model.prediction=x1",
         *size,
         *(f"--trainer.{name}={value}" for name, value in trainer.items()),
         *flags,
     ]
 
 
-SIZE = {"width": 32, "depth": 1, "num_heads": 2, "local_reach": 2}
+SIZE = {"width": 32, "depth": 1, "num_heads": 2, "local_reach": 2, "max_frequency": 30.0}
+
+
+def objective_class(objective: str) -> type[FlowObjective]:
+    """The class that a file of ``configs/objectives`` names."""
+    settings = yaml.safe_load((CONFIGS / "objectives" / f"{objective}.yaml").read_text())
+    return getattr(objectives, settings["model"]["init_args"]["objective"]["class_path"].rpartition(".")[2])
 
 
 def module(base: Path, objective: FlowObjective, **options: str) -> ImageFlowModule:
     """The module on digits, without a trainer."""
-    size = {**SIZE, "max_frequency": 30.0, "two_times": objective.estimate == "flow_map"}
+    size = {**SIZE, "two_times": objective.estimate == "flow_map"}
     make = partial(RegressionDenoiser, **size)
     return ImageFlowModule(ImageDataModule(IMAGES), str(base / "model"), objective, make, **options)
 
@@ -122,11 +131,13 @@ def test_a_resumed_run_is_the_unbroken_one(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_trains_on_images(base: Path, flow: Path, tmp_path: Path, objective: str) -> None:
     given = [f"--model.initialise_from={flow / 'model'}"]
-    given += [f"--model.teacher={flow / 'model'}"] if needs_teacher(objective) else []
+    given += [f"--model.teacher={flow / 'model'}"] if objective_class(objective).needs_teacher else []
     flags = [*given, "--data.batch_size=16", f"--run_dir={tmp_path}"]
     assert main(["train", *arguments(base, *flags, objective=objective, steps=2)]) == 0
     model = ImageModel.from_pretrained(tmp_path / "model")
     told = model.require_flow()
+    expected = objective_class(objective)
+    assert (told.objective, told.estimate) == (expected.__name__, expected.estimate)
     made = model.generate(2, told.trained_nfe or 1)
     assert made.images.isfinite().all()
     assert all(
@@ -142,11 +153,17 @@ def test_the_objective_sees_the_latents_of_the_images_and_no_tokens(base: Path) 
 
         def forward(self, model: FlowModel, latents: object, **given: object) -> LossOutput:  # type: ignore[override]
             seen.update(given, model=model, latents=latents)
+            seen["modes"] = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
             return LossOutput(torch.zeros(()), torch.zeros(3))
 
     built = module(base, Recording()).eval()
     images, noise = IMAGES.held_out(3), torch.Generator()
-    built.batch_loss({"images": images, "index": torch.arange(3)}, noise, held_out=True)
+    batch = {"images": images, "index": torch.arange(3)}
+    built.batch_loss(batch, noise, held_out=False)
+    assert seen["modes"] == (False, True)
+    with torch.inference_mode():
+        built.batch_loss(batch, noise, held_out=True)
+    assert seen["modes"] == (False, False), "validation takes derivatives, but records none"
     reference, latents = white_image_model(), seen["latents"]
     with torch.no_grad():
         assert torch.equal(latents.z, reference.to_positions(reference.encode(images)))

@@ -219,7 +219,7 @@ def text_bench(args: argparse.Namespace) -> "TextBench":
     return TextBench(
         bundle,
         scorer,
-        make_protocol(args, bundle, scorer, corpus),
+        make_protocol(args, bundle, scorer, corpus, {}),
         yardsticks(bundle, held_out, token_counts(corpus.train, len(bundle.tokenizer)), args.samples, seed=0),
         TrainText(train_stream(corpus.train), bundle.identity.block_size),
         held_out,

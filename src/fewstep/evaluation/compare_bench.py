@@ -22,7 +22,7 @@ from fewstep.evaluation.subject import make_subject
 from fewstep.evaluation.sweep import Sweep, model_digest
 from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import COLUMNS
-from fewstep.evaluation.sweep_texts import FlowTexts, TextGroup
+from fewstep.evaluation.sweep_texts import FlowTexts, TextGroup, flow_setting
 from fewstep.image_bundle import ImageModel
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers import FlowSampler, misfit, own_steps
@@ -45,6 +45,10 @@ class KeptScores:
         """What the scorer inside says."""
         self.given.append(self.scorer.score(texts, ids, mask))
         return self.given[-1]
+
+    def features(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> Tensor:
+        """Those of the scorer inside."""
+        return self.scorer.features(texts, ids, mask)
 
     def samples(self, index: int, of: int) -> tuple[tuple[float, ...], ...]:
         """Nats and tokens of every sample of the ``index``-th of ``of`` settings that were scored in turn."""
@@ -168,9 +172,7 @@ class TextBench:
 
 def own_texts(bundle: ModelBundle, num_steps: int, reinjection: float, readouts: Sequence[str]) -> FlowTexts:
     """The model's own samples, all readouts of the same latents; whether the sampler fits was asked before."""
-    # A sweep's own check does not know the re-injection, and refuses every endpoint model more than one step.
-    asked = replace(bundle, identity=replace(bundle.identity, estimate="posterior_mean"))
-    return FlowTexts(TextGenerator(asked), num_steps, f"{reinjection:g}", reinjection, 1.0, readouts)
+    return FlowTexts(TextGenerator(bundle), flow_setting(num_steps, f"{reinjection:g}"), readouts, reinjection)
 
 
 IMAGE_OTHERS = ("NFE", "FD pixels", "off the flow", "images / s", "N")

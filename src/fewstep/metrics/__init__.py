@@ -6,7 +6,7 @@ from fewstep.metrics.diversity import distinct_n
 from fewstep.metrics.entropy import pooled_entropy_nats, sample_entropies_nats, unigram_entropy_nats
 from fewstep.metrics.frechet import Moments, frechet_distance, moments
 from fewstep.metrics.likelihood import bits_per_byte, perplexity_from_nats
-from fewstep.metrics.mauve import mauve_score
+from fewstep.metrics.mauve import mauve_package_version, mauve_score
 from fewstep.metrics.repetition import repeated_ngrams, repetition_shares
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "distinct_n",
     "frechet_distance",
     "longest_copies",
+    "mauve_package_version",
     "mauve_score",
     "memorised_share",
     "moments",

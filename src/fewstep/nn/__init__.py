@@ -1,6 +1,6 @@
 """Network parts: attention, blocks, time embedding."""
 
-from fewstep.nn.attention import Context, CrossAttention, KeyValueCache, Rotary, SelfAttention
+from fewstep.nn.attention import Context, CrossAttention, KeyValueCache, ProjectedContext, Rotary, SelfAttention
 from fewstep.nn.backbone import AdaptiveTransformer
 from fewstep.nn.blocks import AdaptiveBlock, Block, FeedForward, TimeEmbedding, initialise
 from fewstep.nn.local import LocalMixing
@@ -14,6 +14,7 @@ __all__ = [
     "FeedForward",
     "KeyValueCache",
     "LocalMixing",
+    "ProjectedContext",
     "Rotary",
     "SelfAttention",
     "TimeEmbedding",

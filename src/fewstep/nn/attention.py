@@ -26,13 +26,33 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotate ``x`` (B, H, N, head_dim) by its ``positions`` (N,), which may be fractions. Same shape and dtype."""
+        return self.rotation(positions, x).turn(x)
+
+    def rotation(self, positions: Tensor, like: Tensor) -> "Rotation":
+        """The rotation of ``positions`` (N,), on the device of ``like`` and in its dtype, but at least float32."""
         half = self.head_dim // 2
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        frequencies = self.base ** (-torch.arange(half, device=x.device, dtype=dtype) / half)
-        angles = positions.to(x.device, dtype)[:, None] * frequencies
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        frequencies = self.base ** (-torch.arange(half, device=like.device, dtype=dtype) / half)
+        angles = positions.to(like.device, dtype)[:, None] * frequencies
+        cos, sin = angles.cos(), angles.sin()
+        return Rotation(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The tables of N positions, both (N, head_dim): ``cos`` is (cos, cos), ``sin`` is (-sin, sin) of the angles."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Rotate ``x`` (..., N, head_dim), each position by its own angles. Same shape and dtype."""
         a, b = x.chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+        return x * self.cos.to(x.dtype) + torch.cat([b, a], -1) * self.sin.to(x.dtype)
+
+    def part(self, start: int, stop: int) -> "Rotation":
+        """The rotation of the positions from number ``start`` up to ``stop``."""
+        return Rotation(self.cos[start:stop], self.sin[start:stop])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
@@ -56,21 +76,49 @@ def attend_unfused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tens
 
 
 class KeyValueCache:
-    """Keys and values (B, H, N, head_dim) of one causal attention, grown step by step."""
+    """What one causal block keeps while up to ``room`` positions are decoded, so that nothing is computed twice.
 
-    def __init__(self) -> None:
+    Keys and values (B, H, N, head_dim) of the N positions so far, the ``rotation`` of all ``room`` positions, and keys
+    and values of the ``context`` that the block attends to, if any. :meth:`SelfAttention.new_cache` makes one.
+    """
+
+    def __init__(self, rotation: Rotation, context: "ProjectedContext | None" = None) -> None:
+        self.rotation = rotation
+        self.context = context
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
     def __len__(self) -> int:
         return 0 if self.keys is None else self.keys.shape[-2]
 
+    @property
+    def room(self) -> int:
+        """Number of positions that the cache may hold."""
+        return len(self.rotation.cos)
+
+    def upcoming(self, count: int) -> Rotation:
+        """The rotation of the next ``count`` positions. Raises ``ValueError`` if there is no room for them."""
+        start = len(self)
+        if start + count > self.room:
+            raise ValueError(f"{start} + {count} positions are too many for a cache with room for {self.room}")
+        return self.rotation.part(start, start + count)
+
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values (B, H, Q, head_dim); return all of them so far."""
+        """Add keys and values (B, H, Q, head_dim); return all of them so far.
+
+        Joined, not written into a block set aside: at the lengths of a text block that is the faster of the two.
+        """
         if self.keys is not None and self.values is not None:
             keys, values = torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
         self.keys, self.values = keys, values
         return keys, values
+
+    def keep(self, kept: Tensor) -> None:
+        """Go on with those rows of the batch only at which ``kept`` (B,) bool is true."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[kept], self.values[kept]
+        if self.context is not None:
+            self.context = self.context.rows(kept)
 
 
 class SelfAttention(nn.Module):
@@ -88,10 +136,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """``mask`` (B, N) bool, true at keys that may be seen; ``cache`` holds the earlier positions of ``x``."""
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        qkv = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         start = 0 if cache is None else len(cache)
-        positions = torch.arange(start, start + x.shape[1], device=x.device)
-        q, k = self.rotary(q, positions), self.rotary(k, positions)
+        if cache is None:
+            rotation = self.rotary.rotation(torch.arange(x.shape[1], device=x.device), qkv)
+        else:
+            rotation = cache.upcoming(x.shape[1])
+        (q, k), v = rotation.turn(qkv[:2]), qkv[2]
         if cache is not None:
             k, v = cache.append(k, v)
         seen = None if mask is None else mask[:, None, None, :]
@@ -101,6 +152,11 @@ class SelfAttention(nn.Module):
             seen = earlier if seen is None else earlier & seen
         y = attend(q, k, v, seen)
         return self.out(rearrange(y, "b h n d -> b n (h d)"))
+
+    def new_cache(self, room: int, context: "ProjectedContext | None" = None) -> KeyValueCache:
+        """An empty cache for up to ``room`` positions and what the block attends to beside them."""
+        weight = self.qkv.weight
+        return KeyValueCache(self.rotary.rotation(torch.arange(room, device=weight.device), weight), context)
 
 
 class CrossAttention(nn.Module):
@@ -114,14 +170,24 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, context: "Context", start: int = 0) -> Tensor:
-        """``x`` (B, Q, W), whose first position is number ``start``. Returns (B, Q, W)."""
+    def forward(
+        self, x: Tensor, context: "Context | ProjectedContext", start: int = 0, rotation: Rotation | None = None
+    ) -> Tensor:
+        """``x`` (B, Q, W), whose first position is number ``start``. Returns (B, Q, W).
+
+        ``rotation`` of the Q positions, where it is at hand, spares its computation; ``start`` is not looked at then.
+        """
         q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.num_heads)
-        k, v = rearrange(self.kv(context.states), "b n (two h d) -> two b h n d", two=2, h=self.num_heads)
-        q = self.rotary(q, torch.arange(start, start + x.shape[1], device=x.device))
-        k = self.rotary(k, context.positions)
-        y = attend(q, k, v, context.mask[:, None, None, :])
+        if rotation is None:
+            rotation = self.rotary.rotation(torch.arange(start, start + x.shape[1], device=x.device), q)
+        seen = context if isinstance(context, ProjectedContext) else self.project(context)
+        y = attend(rotation.turn(q), seen.keys, seen.values, seen.mask[:, None, None, :])
         return self.out(rearrange(y, "b h n d -> b n (h d)"))
+
+    def project(self, context: "Context") -> "ProjectedContext":
+        """Keys and values of a context, which do not depend on what attends to it."""
+        k, v = rearrange(self.kv(context.states), "b n (two h d) -> two b h n d", two=2, h=self.num_heads)
+        return ProjectedContext(self.rotary(k, context.positions), v, context.mask)
 
 
 @dataclass(frozen=True)
@@ -131,3 +197,20 @@ class Context:
     states: Tensor
     mask: Tensor
     positions: Tensor
+
+
+@dataclass(frozen=True)
+class ProjectedContext:
+    """A context as one block sees it: ``keys``, rotated, and ``values`` (B, H, N, head_dim), and ``mask`` (B, N)."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+
+    def laid_out(self) -> "ProjectedContext":
+        """The same numbers, laid out in memory for products with many queries one after the other."""
+        return ProjectedContext(self.keys.contiguous(), self.values.contiguous(), self.mask)
+
+    def rows(self, kept: Tensor) -> "ProjectedContext":
+        """Those rows of the batch at which ``kept`` (B,) bool is true."""
+        return ProjectedContext(self.keys[kept], self.values[kept], self.mask[kept])

@@ -51,14 +51,23 @@ class Block(nn.Module):
         context: Context | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """``x`` (B, N, W), ``mask`` (B, N), true at positions that may be seen. Returns (B, N, W)."""
-        start = 0 if cache is None else len(cache)
+        """``x`` (B, N, W), ``mask`` (B, N), true at positions that may be seen. Returns (B, N, W).
+
+        With a ``cache``, of :meth:`new_cache`, what is attended to is the cache's, and ``context`` is not looked at.
+        """
+        rotation = None if cache is None else cache.upcoming(x.shape[1])
+        seen = context if cache is None else cache.context
         if self.local is not None and self.local_norm is not None:
             x = x + self.local(self.local_norm(x), mask)
         x = x + self.attention(self.attention_norm(x), mask, cache)
-        if self.cross is not None and self.cross_norm is not None and context is not None:
-            x = x + self.cross(self.cross_norm(x), context, start)
+        if self.cross is not None and self.cross_norm is not None and seen is not None:
+            x = x + self.cross(self.cross_norm(x), seen, rotation=rotation)
         return x + self.mlp(self.mlp_norm(x))
+
+    def new_cache(self, room: int, context: Context | None = None) -> KeyValueCache:
+        """An empty cache for up to ``room`` positions, with the keys and values of ``context`` in it."""
+        projected = None if self.cross is None or context is None else self.cross.project(context).laid_out()
+        return self.attention.new_cache(room, projected)
 
 
 class AdaptiveBlock(nn.Module):

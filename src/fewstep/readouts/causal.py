@@ -75,7 +75,13 @@ class CausalTransformer(nn.Module):
         context: Context | None = None,
         caches: list[KeyValueCache] | None = None,
     ) -> Tensor:
-        """Logits (B, N, V) of the token after each of ``inputs`` (B, N); ``caches`` hold the earlier ones."""
+        """Logits (B, N, V) of the token after each of ``inputs`` (B, N).
+
+        ``caches``, of :meth:`empty_caches`, hold the earlier inputs and the context. Raises ``ValueError`` if they
+        come with a ``context``, or have no room left.
+        """
+        if context is not None and caches is not None:
+            raise ValueError("caches hold their context already: give it to empty_caches, not beside the caches")
         h = self.embedding(inputs)
         for index, block in enumerate(self.blocks):
             h = block(h, context=context, cache=None if caches is None else caches[index])
@@ -102,6 +108,6 @@ class CausalTransformer(nn.Module):
                 nn.init.zeros_(block.cross.out.weight)
         return [name for name in ours if name not in theirs]
 
-    def empty_caches(self) -> list[KeyValueCache]:
-        """One empty cache a block."""
-        return [KeyValueCache() for _ in self.blocks]
+    def empty_caches(self, room: int, context: Context | None = None) -> list[KeyValueCache]:
+        """A cache a block for up to ``room`` tokens; keys and values of ``context`` are computed here, once for all."""
+        return [block.new_cache(room, context) for block in self.blocks if isinstance(block, Block)]

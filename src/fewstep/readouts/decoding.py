@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fewstep.nn import Context, KeyValueCache
+from fewstep.nn import Context
 from fewstep.readouts.categorical import draw_tokens
 from fewstep.readouts.causal import CausalTransformer
 from fewstep.readouts.ending import Ending, ended
@@ -21,7 +21,7 @@ def decode_cached(
     top_k: int | None = None,
     ending: Ending | None = None,
 ) -> TokenSample:
-    """Tokens (B, L), one for each uniform of ``u`` (B, L), with keys and values kept between steps.
+    """Tokens (B, L), one for each uniform of ``u`` (B, L), with keys and values kept between steps, the context's too.
 
     With ``ending`` a row stops at its end-of-text: it leaves the batch, and the loop is over when all have. What a row
     holds up to there does not depend on ``ending``. Raises ``ValueError`` where :func:`draw_tokens` does.
@@ -29,17 +29,18 @@ def decode_cached(
     ids = torch.full(u.shape, 0 if ending is None else ending.pad_id, dtype=torch.long, device=u.device)
     log_probs = torch.zeros(u.shape, dtype=torch.float32, device=u.device)
     mask = torch.zeros(u.shape, dtype=torch.bool, device=u.device)
-    rows, caches = torch.arange(len(u), device=u.device), network.empty_caches()
+    rows, caches = torch.arange(len(u), device=u.device), network.empty_caches(u.shape[1], context)
     inputs = torch.full((len(u), 1), network.vocab_size, dtype=torch.long, device=u.device)
     for step in range(u.shape[1]):
-        logits = network(inputs, context, caches)[:, -1]
+        logits = network(inputs, None, caches)[:, -1]
         token, log_prob = draw_tokens(logits, u[rows, step], temperature=temperature, top_p=top_p, top_k=top_k)
         ids[rows, step], log_probs[rows, step], mask[rows, step] = token, log_prob, True
         if ending is not None and bool((going := token != ending.end_id).logical_not().any()):
             if not bool(going.any()):
                 break
-            rows, token, context = rows[going], token[going], _rows_of(context, going)
-            _keep_rows(caches, going)
+            rows, token = rows[going], token[going]
+            for cache in caches:
+                cache.keep(going)
         inputs = token[:, None]
     return TokenSample(ids, log_probs, None if ending is None else mask)
 
@@ -64,13 +65,3 @@ def decode_naive(
             logits, u[:, step], temperature=temperature, top_p=top_p, top_k=top_k
         )
     return ended(ids, log_probs, ending)
-
-
-def _rows_of(context: Context | None, kept: Tensor) -> Context | None:
-    return None if context is None else Context(context.states[kept], context.mask[kept], context.positions)
-
-
-def _keep_rows(caches: list[KeyValueCache], kept: Tensor) -> None:
-    for cache in caches:
-        if cache.keys is not None and cache.values is not None:
-            cache.keys, cache.values = cache.keys[kept], cache.values[kept]

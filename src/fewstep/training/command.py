@@ -94,7 +94,7 @@ class FewstepCLI(LightningCLI):
         config = self._settings()
         check_data(config.model.class_path, config.data.class_path)
         base, data = self._base(), config.data.init_args
-        if base is not None and data.tokenizer is None:
+        if base is not None and "tokenizer" in data and data.tokenizer is None:
             data.tokenizer = tokenizer_of(base, data.cache_dir)
         if self._writes() and not self._goes_on():
             check_run_folder(Path(config.run_dir), overwrite=config.overwrite, built_on=self._built_on())

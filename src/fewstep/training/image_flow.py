@@ -144,7 +144,8 @@ class ImageFlowModule(TrainingModule):
     def batch_loss(self, batch: Batch, generator: torch.Generator, *, held_out: bool) -> LossOutput:
         """The objective's loss on the latents of the batch's images."""
         # Validation runs in inference mode, whose tensors no derivative takes; some objectives are made of one.
-        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+        recording = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(recording):
             return self.objective.forward(
                 self.model(),
                 self.latents(batch["images"]),
