@@ -12,6 +12,7 @@ from fewstep import objectives
 from fewstep.cli.sizes import STAGES, size_settings, stage_of
 from fewstep.cli.train import main
 from fewstep.errors import UserError
+from tests.images import tiny_image_model
 from tests.runs import CONFIGS, ROOT, Workshop
 from tests.training.flows import needs_teacher, trained_flow
 
@@ -25,9 +26,20 @@ def one_step(workshop: Workshop, config: Path, *flags: str) -> int:
     stage = stage_trained_by(config)
     base = [f"--model.autoencoder={workshop.autoencoder}"] if stage in ("flow", "commitment") else []
     base += ["--model.language_model=null"] if stage == "commitment" else []
-    data = [] if stage == "image_autoencoder" else [*workshop.data(), "--data.tokenizer=null"]
+    base += [f"--model.autoencoder={image_autoencoder(workshop)}"] if stage == "image_flow" else []
+    images = ["--data.images=Digits", "--data.images.num_held_out=97", "--data.images.seed=3"]
+    text = [*workshop.data(), "--data.tokenizer=null"]
+    data = {"image_autoencoder": [], "image_flow": images}.get(stage, text)
     trial = ["--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"]
     return main(["fit", "--config", str(config), *flags, *data, *trial, *base])
+
+
+def image_autoencoder(workshop: Workshop) -> Path:
+    """The folder of a tiny image model, made when it is first asked for."""
+    folder = workshop.autoencoder.parent / "images"
+    if not folder.exists():
+        tiny_image_model().save_pretrained(folder)
+    return folder
 
 
 def stage_trained_by(config: Path) -> str:
