@@ -73,8 +73,10 @@ class FewstepCLI(LightningCLI):
         parser.link_arguments("data", "model.init_args.data", apply_on="instantiate")
         parser.add_lightning_class_args(EMAWeightAveraging, "ema")
         parser.add_lightning_class_args(ResumePoint, "checkpoint")
+        parser.add_lightning_class_args(SampleTable, "samples")
         parser.add_class_arguments(DiagnosticsCallback, "diagnostics", skip={"folder"}, instantiate=False)
         parser.set_defaults({"ema.decay": 0.995, "data": {"class_path": TEXT, "init_args": {}}})
+        parser.link_arguments("run_dir", "samples.folder")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -196,10 +198,12 @@ def ordered_callbacks(given: list[Callback], run_dir: Path, diagnostics: dict[st
         watching.append(StepProgress())
     for callback in (AutoencoderDiagnostics, FlowDiagnostics, CommitmentDiagnostics):
         watching.append(callback(str(run_dir), **diagnostics))
-    watching.append(SampleTable(str(run_dir)))
+    watching += [callback for callback in given if isinstance(callback, SampleTable)]
     averaging = [callback for callback in given if isinstance(callback, EMAWeightAveraging)]
     saving = [callback for callback in given if isinstance(callback, Checkpoint)]
-    others = [item for item in given if not isinstance(item, EMAWeightAveraging | Checkpoint | ProgressBar)]
+    others = [
+        item for item in given if not isinstance(item, SampleTable | EMAWeightAveraging | Checkpoint | ProgressBar)
+    ]
     return [*watching, *others, *averaging, ExportModel(str(run_dir / MODEL)), *saving]
 
 
