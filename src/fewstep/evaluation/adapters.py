@@ -13,7 +13,7 @@ from fewstep.diagnostics import Cci, Decode, cci
 from fewstep.evaluation.subject import Subject
 from fewstep.pipeline import TextGenerator, check_sampler
 from fewstep.readouts import CommitmentHead, ParallelReadout
-from fewstep.samplers import EulerSolver, FlowSampler
+from fewstep.samplers import EulerSolver, FlowSampler, own_steps
 from fewstep.shapes import rand, randn
 from fewstep.types import Trajectory
 
@@ -74,20 +74,18 @@ def draws_in_a_batch(num_examples: int) -> int:
     return max(1, DRAWS_IN_A_BATCH // num_examples)
 
 
-def steps_of(generator: TextGenerator) -> int:
-    """Steps of the trajectory that is looked at: those that the model was trained for, else ``NUM_STEPS``."""
-    trained = generator.bundle.identity.trained_nfe
-    return NUM_STEPS if trained is None else trained
-
-
 @torch.no_grad()
-def sampled(subject: Subject, num_steps: int | None = None, reinjection: float = 0.0) -> Trajectory:
+def sampled(subject: Subject, num_steps: int | None = None, reinjection: float | None = None) -> Trajectory:
     """All states from the subject's noise on, by Euler steps on the model's own grid; the same for every question.
 
-    ``num_steps`` None: :func:`steps_of` the model. Raises ``UserError`` for another number than it was trained for.
+    Where nothing is said they are ``NUM_STEPS`` deterministic steps, or what fits the model in their place
+    (:func:`fewstep.samplers.own_steps`). Raises ``UserError`` for what the model was not trained for.
     """
-    num_steps = steps_of(subject.generator) if num_steps is None else num_steps
-    check_sampler(subject.generator.bundle.identity, num_steps, EulerSolver())
+    identity = subject.generator.bundle.identity
+    own = own_steps(identity, NUM_STEPS)
+    num_steps = own.num_steps if num_steps is None else num_steps
+    reinjection = own.reinjection if reinjection is None else reinjection
+    check_sampler(identity, num_steps, EulerSolver(), reinjection)
     flow, x_0 = subject.generator.bundle.flow(), subject.starts("trajectory")
     sampler = FlowSampler(flow.path, None, subject.generator.default_grid(), reinjection)
     noise = subject.noise("reinjection")

@@ -43,7 +43,6 @@ from fewstep.evaluation.adapters import (
     estimate_of,
     reading,
     sampled,
-    steps_of,
     velocity_of,
 )
 from fewstep.evaluation.listening import listening, listening_curve
@@ -190,7 +189,7 @@ def measure_commitment(subject: Subject, *, num_continuations: int = 16, every: 
     states = [(float(t), x_t) for t, x_t in zip(path.times[:-1], path.states[:-1], strict=True)][::every]
     return (
         commitment(
-            continuation(few.generator, steps_of(few.generator), path.times),
+            continuation(few.generator, len(path.times) - 1, path.times),
             reading(few),
             states,
             num_continuations=num_continuations,

@@ -13,9 +13,9 @@ from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals
 from fewstep.evaluation.baselines import shuffled_blocks, unigram_blocks
 from fewstep.evaluation.sweep_row import FLOW, FRESH, HELD_OUT, UNCORRECTED, Setting
-from fewstep.pipeline import READOUTS, Generating, TextGenerator, check_sampler
+from fewstep.pipeline import READOUTS, Generating, TextGenerator
 from fewstep.readouts import CommitmentHead
-from fewstep.samplers import Correction, EulerSolver, FlowSampler, NoiseSource, Reinjection
+from fewstep.samplers import Correction, FlowSampler, NoiseSource, Reinjection, check_suits
 from fewstep.shapes import example_generators, randn
 from fewstep.types import TokenBatch
 
@@ -180,7 +180,6 @@ class FlowTexts:
         self.bundle.require("autoencoder", "denoiser", *parts)
         num_steps, cold, start = sampler.num_steps, sampler.noise_temperature, sampler.initial_temperature
         assert num_steps is not None and cold is not None and start is not None
-        check_sampler(self.bundle.identity, num_steps, EulerSolver())
         self.settings: tuple[Setting, ...] = tuple(replace(sampler, readout=name) for name in readouts)
         self.num_steps = num_steps
         self.flow = self.bundle.flow()
@@ -198,6 +197,7 @@ class FlowTexts:
                 correct=correct,
             )
             self.sampler.reinjection.plan(self.flow.path, grid.times(num_steps).double())
+            check_suits(self.bundle.identity, self.sampler, num_steps)
         except ValueError as error:
             raise UserError(f"{num_steps} steps with reinjection {sampler.reinjection}: {error}") from None
 
