@@ -21,7 +21,7 @@ from fewstep.objectives.few_step import (
     Regression,
     prediction_from_x1,
 )
-from fewstep.objectives.flow_objective import FlowObjective
+from fewstep.objectives.flow_objective import require_one_time
 from fewstep.objectives.weights import AdaptiveWeight
 from fewstep.schedules import TimeSampler
 from fewstep.shapes import expand_like, masked_mean
@@ -86,7 +86,7 @@ class ContinuousConsistency(FewStepObjective):
     @property
     def passes_per_step(self) -> float:
         """Three of the pass with its gradient, the derivative's, one of a teacher, three of the terminal term."""
-        return 3 + self.derivative.passes + float(self.needs_teacher) + terminal_passes(self)
+        return 3 + self.derivative.passes + float(self.needs_teacher) + self.terminal_passes
 
     @abstractmethod
     def velocity(self, model: FlowModel, draw: Draw, x_t: Tensor, t: Tensor, teacher: FlowModel | None) -> Tensor:
@@ -163,14 +163,3 @@ def anchored_times(model: FlowModel, t: Tensor, share: float) -> tuple[Tensor, T
     if model.prediction == "x1":
         anchored[: round(share * len(t))] = True
     return torch.where(anchored, torch.ones_like(t), t), anchored
-
-
-def require_one_time(objective: FlowObjective, model: FlowModel) -> None:
-    """Raise ``ValueError`` if the network is told where a jump ends, which this objective never does."""
-    if model.two_times:
-        raise ValueError(f"{type(objective).__name__} needs a denoiser of one time: build it with two_times=False")
-
-
-def terminal_passes(objective: FewStepObjective) -> float:
-    """Passes of the terminal cross-entropy of :class:`FewStepObjective`: one with its gradient, if it has a weight."""
-    return 3.0 if objective.cross_entropy_weight > 0 else 0.0

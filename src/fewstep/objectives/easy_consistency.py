@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import EstimateKind, FlowModel, PredictionType
-from fewstep.objectives.consistency import anchored_times, require_one_time, terminal_passes
+from fewstep.objectives.consistency import anchored_times
 from fewstep.objectives.few_step import PLAIN, Draw, FewStepObjective, Regression, prediction_from_x1
+from fewstep.objectives.flow_objective import require_one_time
 from fewstep.objectives.weights import AdaptiveWeight
 from fewstep.schedules import TimeSampler
 from fewstep.shapes import expand_like
@@ -64,7 +65,7 @@ class EasyConsistency(FewStepObjective):
     def passes_per_step(self) -> float:
         """Three of the pass with its gradient, one of the target's in all stages but the first, three of the terminal
         term; the mean over the training."""
-        return 3 + (1 - 1 / self.num_stages) + terminal_passes(self)
+        return 3 + (1 - 1 / self.num_stages) + self.terminal_passes
 
     def stage(self, progress: float) -> int:
         """The stage a that training is in after the share ``progress`` of it."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.denoisers import EstimateKind, FlowModel
 from fewstep.objectives.few_step import Draw, FewStepObjective, Regression
-from fewstep.objectives.flow_objective import FlowObjective
+from fewstep.objectives.flow_objective import require_two_times
 from fewstep.objectives.time_pairs import TimePairs
 from fewstep.objectives.weights import AdaptiveWeight
 from fewstep.schedules import TimeSampler
@@ -98,9 +98,3 @@ def instant_regression(model: FlowModel, draw: Draw, rows: slice, t: Tensor) -> 
     value = model.predict(x_t, t, t, mask=part.mask).value
     target = part.x_1 if model.prediction == "x1" else model.path.velocity(part.x_1, part.x_0, t)
     return Regression(rows, x_t, t, value, target)
-
-
-def require_two_times(objective: FlowObjective, model: FlowModel) -> None:
-    """Raise ``ValueError`` unless the network is told where a jump ends."""
-    if not model.two_times:
-        raise ValueError(f"{type(objective).__name__} needs a denoiser of two times: build it with two_times=True")

@@ -55,3 +55,15 @@ class FlowObjective(ABC):
         that the objective needs.
         """
         ...
+
+
+def require_one_time(objective: FlowObjective, model: FlowModel) -> None:
+    """Raise ``ValueError`` where the network is told where a jump ends, which this objective never trains."""
+    if model.two_times:
+        raise ValueError(f"{type(objective).__name__} needs a denoiser of one time: build it with two_times=False")
+
+
+def require_two_times(objective: FlowObjective, model: FlowModel) -> None:
+    """Raise ``ValueError`` unless the network is told where a jump ends."""
+    if not model.two_times:
+        raise ValueError(f"{type(objective).__name__} needs a denoiser of two times: build it with two_times=True")

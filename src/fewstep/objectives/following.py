@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel
-from fewstep.objectives.flow_objective import FlowObjective
 
 
 @torch.no_grad()
@@ -35,9 +34,3 @@ def follow(
         else:
             x_t = path.sample(x_1, eps, s) * held
     return x_t
-
-
-def require_one_time(objective: FlowObjective, model: FlowModel) -> None:
-    """Raise ``ValueError`` where the network would be told where a jump ends, which this objective never trains."""
-    if model.two_times:
-        raise ValueError(f"{type(objective).__name__} needs a denoiser of one time: build it with two_times=False")

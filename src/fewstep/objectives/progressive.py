@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fewstep.denoisers import FlowModel
 from fewstep.objectives.few_step import PLAIN, Draw, FewStepObjective, Regression, prediction_from_x1, x1_from_jump
-from fewstep.objectives.following import follow, require_one_time
+from fewstep.objectives.flow_objective import require_one_time
+from fewstep.objectives.following import follow
 from fewstep.objectives.grids import grid_of
 from fewstep.objectives.weights import AdaptiveWeight
 from fewstep.schedules import TimeSampler, UniformTime
@@ -68,8 +69,8 @@ class ProgressiveDistillation(FewStepObjective):
 
     @property
     def passes_per_step(self) -> float:
-        """Three of the student, one for each step of the teacher."""
-        return 3.0 + self.teacher_steps
+        """Three of the student, one for each step of the teacher, three of the terminal term."""
+        return 3.0 + self.teacher_steps + self.terminal_passes
 
     def regressions(self, model: FlowModel, draw: Draw, teacher: FlowModel | None) -> Sequence[Regression]:
         """One part: the whole batch, its starts spread evenly over the N steps."""

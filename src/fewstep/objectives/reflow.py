@@ -7,7 +7,8 @@ import torch
 
 from fewstep.denoisers import FlowModel
 from fewstep.objectives.few_step import PLAIN, Draw, FewStepObjective, Regression
-from fewstep.objectives.following import follow, require_one_time
+from fewstep.objectives.flow_objective import require_one_time
+from fewstep.objectives.following import follow
 from fewstep.objectives.grids import grid_of
 from fewstep.objectives.weights import AdaptiveWeight
 from fewstep.schedules import TimeSampler
@@ -53,7 +54,7 @@ class Reflow(FewStepObjective):
     def passes_per_step(self) -> float:
         """Three of the student, and the teacher's share; exact where ``times_per_pair`` divides the batch."""
         passes = 2 * self.num_steps - 1 if self.second_order else self.num_steps
-        return 3.0 + passes / self.times_per_pair
+        return 3.0 + passes / self.times_per_pair + self.terminal_passes
 
     def regressions(self, model: FlowModel, draw: Draw, teacher: FlowModel | None) -> Sequence[Regression]:
         """One part a time of the pairs, all from one pass of the student."""

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fewstep.denoisers import EstimateKind, FlowModel
 from fewstep.objectives.few_step import PLAIN, Draw, FewStepObjective, Regression
-from fewstep.objectives.flow_map import instant_regression, require_two_times
+from fewstep.objectives.flow_map import instant_regression
+from fewstep.objectives.flow_objective import require_two_times
 from fewstep.objectives.grids import grid_of
 from fewstep.objectives.semigroup import jump_as_two
 from fewstep.objectives.weights import AdaptiveWeight
