@@ -47,6 +47,13 @@ def test_a_folder_gives_the_model_back(folder: Path) -> None:
     assert not any(part.training for part in loaded.parts().values())
 
 
+def test_a_model_saved_before_there_were_other_estimates_and_frequencies_is_a_flow(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["identity"]["estimate"], config["parts"]["denoiser"]["config"]["max_frequency"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_same(tiny_bundle(), ModelBundle.from_pretrained(folder))
+
+
 def test_a_checkpoint_gives_the_model_back_and_the_same_text(tmp_path: Path) -> None:
     bundle = tiny_bundle()
     file = write_checkpoint(bundle, tmp_path / "last.ckpt", "denoiser")
@@ -134,6 +141,11 @@ DAMAGE = {
     "other time": (_edit_config(lambda c: c["identity"].update(time_convention="t=1 noise")), "time runs 't=1 noise'"),
     "unknown path": (_edit_config(lambda c: c["identity"].update(path="curved")), "unknown path 'curved'"),
     "unknown prediction": (_edit_config(lambda c: c["identity"].update(prediction="score")), "prediction 'score'"),
+    "unknown estimate": (_edit_config(lambda c: c["identity"].update(estimate="mode")), "unknown estimate 'mode'"),
+    "flow map of one time": (
+        _edit_config(lambda c: c["identity"].update(estimate="flow_map")),
+        "a flow map, but its denoiser has one time only",
+    ),
     "block too long": (_edit_config(lambda c: c["identity"].update(block_size=64)), "denoiser has 4 latent positions"),
     "other tokenizer": (
         _edit_config(lambda c: c["identity"].update(tokenizer_fingerprint="0")),
@@ -234,10 +246,12 @@ def test_a_write_that_fails_loses_nothing(folder: Path, monkeypatch: pytest.Monk
 def test_stages_merge_and_what_belongs_to_a_part_goes_with_it() -> None:
     whole = tiny_bundle()
     flow = with_identity(only(whole, "autoencoder", "readout", "denoiser"), path="variance_preserving", grid_mean=0.7)
+    flow = with_identity(flow, estimate="endpoint", trained_nfe=3)
     head = with_identity(only(whole, "autoencoder", "commitment"), path="linear", grid_mean=None, trust_level=0.9)
     later = only(tiny_bundle(seed=1), "language_model")
     merged = merge_bundles([flow, head, only(whole, "language_model"), later], ["flow", "head", "lm", "later"])
     assert list(merged.parts()) == ["autoencoder", "readout", "denoiser", "commitment", "language_model"]
+    assert (merged.identity.estimate, merged.identity.trained_nfe) == ("endpoint", 3)
     assert (merged.identity.path, merged.identity.grid_mean, merged.identity.trust_level) == (
         "variance_preserving",
         0.7,

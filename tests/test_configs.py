@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fewstep import objectives
 from fewstep.cli.sizes import STAGES, size_settings, stage_of
 from fewstep.cli.train import main
 from fewstep.errors import UserError
+from tests.images import tiny_image_model
 from tests.runs import CONFIGS, ROOT, Workshop
+from tests.training.flows import needs_teacher, trained_flow
 
+OBJECTIVES = sorted((CONFIGS / "objectives").glob("*.yaml"))
 FILES = sorted(CONFIGS.glob("*.yaml"))
 SIZES = sorted(file.stem for file in (CONFIGS / "sizes").glob("*.yaml"))
 
@@ -22,9 +26,20 @@ def one_step(workshop: Workshop, config: Path, *flags: str) -> int:
     stage = stage_trained_by(config)
     base = [f"--model.autoencoder={workshop.autoencoder}"] if stage in ("flow", "commitment") else []
     base += ["--model.language_model=null"] if stage == "commitment" else []
-    data = [] if stage == "image_autoencoder" else [*workshop.data(), "--data.tokenizer=null"]
+    base += [f"--model.autoencoder={image_autoencoder(workshop)}"] if stage == "image_flow" else []
+    images = ["--data.images=Digits", "--data.images.num_held_out=97", "--data.images.seed=3"]
+    text = [*workshop.data(), "--data.tokenizer=null"]
+    data = {"image_autoencoder": [], "image_flow": images}.get(stage, text)
     trial = ["--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"]
     return main(["fit", "--config", str(config), *flags, *data, *trial, *base])
+
+
+def image_autoencoder(workshop: Workshop) -> Path:
+    """The folder of a tiny image model, made when it is first asked for."""
+    folder = workshop.autoencoder.parent / "images"
+    if not folder.exists():
+        tiny_image_model().save_pretrained(folder)
+    return folder
 
 
 def stage_trained_by(config: Path) -> str:
@@ -49,6 +64,22 @@ def test_there_is_a_file_and_a_section_for_every_stage() -> None:
 @pytest.mark.parametrize("config", FILES, ids=lambda file: file.stem)
 def test_a_config_trains_a_step(workshop: Workshop, config: Path) -> None:
     assert one_step(workshop, config, *shallow(config)) == 0
+
+
+def test_there_is_a_file_for_every_objective_of_a_flow() -> None:
+    settings = {file.stem: yaml.safe_load(file.read_text())["model"]["init_args"] for file in OBJECTIVES}
+    named = [one["objective"]["class_path"] for one in settings.values() if "objective" in one]
+    every = {name for name in objectives.__all__ if issubclass(getattr(objectives, name), objectives.FewStepObjective)}
+    assert sorted(named) == sorted(f"fewstep.objectives.{name}" for name in every - {"FewStepObjective"})
+    assert len({one["denoiser"]["init_args"]["max_frequency"] for one in settings.values()}) == 1, "of one architecture"
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda file: file.stem)
+def test_an_objective_trains_a_step(workshop: Workshop, objective: Path) -> None:
+    given = ["--model.denoiser.depth=1"]
+    if objective.stem != "flow_matching" and needs_teacher(objective.stem):
+        given.append(f"--model.teacher={trained_flow(workshop)}")
+    assert one_step(workshop, CONFIGS / "flow.yaml", "--config", str(objective), *given) == 0
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from fewstep.bundle import ModelBundle
 from fewstep.cli.main import main
+from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.image_bundle import ImageModel
+from fewstep.image_bundle import PATHS, ImageFlowIdentity, ImageModel
+from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver
+from fewstep.schedules import LogitNormalGrid, UniformGrid
+from fewstep.shapes import example_generators
 from fewstep.storage import CHECKPOINT_KEY, check_target, checkpoint_entry, kind_of
-from tests.bundles import tiny_bundle, write_checkpoint
+from tests.bundles import randomise, tiny_bundle, write_checkpoint
 from tests.images import tiny_image_model
 
 
@@ -137,3 +143,124 @@ def test_unknown_images_are_told_when_they_are_asked_for(folder: Path) -> None:
     _edit(lambda c: c["identity"].update(data="Faces"))(folder)
     with pytest.raises(UserError, match="unknown images 'Faces'"):
         ImageModel.from_pretrained(folder).held_out()
+
+
+FLOW = ImageFlowIdentity(objective="FlowMatching", grid_mean=0.3, grid_std=0.8)
+
+
+def tiny_image_flow(seed: int = 0, *, two_times: bool = False, **changes: Any) -> ImageModel:
+    """The tiny image model with a flow of random weights; ``changes`` of its flow's identity."""
+    model = tiny_image_model()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        denoiser = RegressionDenoiser(2, 4, width=16, depth=1, num_heads=2, two_times=two_times)
+    randomise(denoiser, torch.Generator().manual_seed(seed))
+    identity = replace(model.identity, flow=replace(FLOW, **changes))
+    return ImageModel(identity, model.autoencoder, denoiser).to("cpu")
+
+
+def test_a_model_with_a_flow_comes_back_whole_from_folder_and_checkpoint(tmp_path: Path) -> None:
+    model = tiny_image_flow()
+    model.save_pretrained(tmp_path / "flow")
+    state = {f"denoiser.{key}": value for key, value in model.denoiser.state_dict().items()}
+    entry = checkpoint_entry(model.manifest(), {"autoencoder": model.autoencoder.state_dict()}, None)
+    torch.save({"state_dict": state, CHECKPOINT_KEY: entry}, tmp_path / "flow.ckpt")
+    expected = model.generate(3, 2, seed=4)
+    for path in (tmp_path / "flow", tmp_path / "flow.ckpt"):
+        loaded = ImageModel.from_pretrained(path)
+        assert loaded.identity == model.identity
+        assert torch.equal(loaded.generate(3, 2, seed=4).images, expected.images)
+
+
+def test_a_folder_from_before_there_were_flows_still_loads(folder: Path) -> None:
+    _edit(lambda c: c["identity"].pop("flow"))(folder)
+    model = ImageModel.from_pretrained(folder)
+    assert model.identity.flow is None
+    with pytest.raises(UserError, match=r"^[^\n]*has no flow: train one"):
+        model.generate(1)
+
+
+def test_positions_are_the_latents_row_by_row() -> None:
+    model, z = tiny_image_model(), torch.arange(24.0).reshape(3, 2, 2, 2)
+    x = model.to_positions(z)
+    assert x.shape == (3, 4, 2)
+    assert torch.equal(x[1, 2], z[1, :, 1, 0])
+    assert torch.equal(model.from_positions(x), z)
+
+
+@pytest.mark.parametrize("path", ["linear", "variance_preserving"])
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_images_are_what_the_one_sampler_makes_on_the_models_own_grid(path: str, strength: float) -> None:
+    model = tiny_image_flow(path=path)
+    made = model.generate(3, 4, seed=7, reinjection=strength)
+    generators = example_generators(7, 0, 3)
+    x_0 = torch.stack([torch.randn(4, 2, generator=generator) for generator in generators])
+    sampler = FlowSampler(PATHS[path](), EulerSolver(), LogitNormalGrid(0.3, 0.8), strength)
+    with torch.no_grad():
+        trajectory = sampler.sample(model.flow(), x_0, num_steps=4, generator=generators)
+        expected = model.decode(model.from_positions(trajectory.x_1)).clamp(0, 1)
+    assert torch.allclose(made.images, expected, atol=1e-6)
+    assert torch.allclose(made.x_1, trajectory.x_1, atol=1e-6)
+    assert made.nfe == 4
+    assert made.images.min() >= 0 and made.images.max() <= 1
+    uniform = model.generate(3, 4, seed=7, reinjection=strength, grid=UniformGrid())
+    assert not torch.allclose(uniform.x_1, made.x_1)
+
+
+def test_an_image_depends_on_seed_and_number_alone() -> None:
+    model = tiny_image_flow()
+    whole = model.generate(5, 3, seed=1, reinjection=0.5)
+    parts = model.generate(4, 3, seed=1, reinjection=0.5, batch_size=3)
+    assert torch.allclose(parts.x_1, whole.x_1[:4], atol=1e-6)
+    assert not torch.allclose(model.generate(5, 3, seed=2, reinjection=0.5).x_1, whole.x_1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "named"),
+    [
+        ({}, {"num_samples": 0}, "num_samples is 0"),
+        ({}, {"num_steps": 0}, "num_steps is 0"),
+        ({}, {"num_steps": 3, "reinjection": [0.1]}, "3"),
+        ({}, {"reinjection": 1.5}, "1.5"),
+        ({"trained_nfe": 2}, {"num_steps": 3}, "2 steps"),
+        ({"estimate": "endpoint"}, {"num_steps": 3}, "strength 1"),
+        ({"estimate": "endpoint"}, {"num_steps": 3, "reinjection": 1.0, "solver": HeunSolver()}, "EulerSolver"),
+    ],
+)
+def test_a_sampler_that_does_not_fit_is_refused_in_one_line(changes: dict, options: dict, named: str) -> None:
+    with pytest.raises(UserError, match=rf"^[^\n]*{named}[^\n]*$"):
+        tiny_image_flow(**changes).generate(**{"num_samples": 2, **options})
+
+
+FLOW_DAMAGE = {
+    "unknown path": (_edit(lambda c: c["identity"]["flow"].update(path="bent")), "unknown path 'bent'"),
+    "unknown estimate": (_edit(lambda c: c["identity"]["flow"].update(estimate="x")), "unknown estimate 'x'"),
+    "unknown prediction": (_edit(lambda c: c["identity"]["flow"].update(prediction="eps")), "unknown prediction"),
+    "backward time": (_edit(lambda c: c["identity"]["flow"].update(time_convention="t=1 noise")), "time_convention"),
+    "key missing": (_edit(lambda c: c["identity"]["flow"].pop("grid_std")), "flow whose keys ['grid_std']"),
+    "no mapping": (_edit(lambda c: c["identity"].update(flow=3)), "flow is 3"),
+    "told of none": (_edit(lambda c: c["identity"].update(flow=None)), "it has a denoiser, but its identity tells"),
+    "without denoiser": (_edit(lambda c: c["parts"].pop("denoiser")), "it has no denoiser, but its identity tells"),
+    "one time": (_edit(lambda c: c["identity"]["flow"].update(estimate="flow_map")), "a flow map, but its denoiser"),
+    "other class": (_edit(lambda c: c["parts"]["denoiser"].update({"class": "X"})), "its parts are"),
+    "other width": (_edit(lambda c: c["parts"]["denoiser"]["config"].update(width=32)), "(denoiser): weights do not"),
+    "no weights": (lambda f: (f / "denoiser.safetensors").unlink(), "denoiser.safetensors is missing"),
+}
+
+
+@pytest.mark.parametrize("case", FLOW_DAMAGE)
+def test_damage_to_a_flow_is_told_in_one_line(tmp_path: Path, case: str) -> None:
+    tiny_image_flow().save_pretrained(tmp_path / "flow")
+    damage, message = FLOW_DAMAGE[case]
+    damage(tmp_path / "flow")
+    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
+        ImageModel.from_pretrained(tmp_path / "flow")
+    assert message in str(caught.value)
+
+
+def test_a_denoiser_for_other_latents_is_refused(tmp_path: Path) -> None:
+    model = tiny_image_flow()
+    model.denoiser = RegressionDenoiser(3, 4, width=16, depth=1, num_heads=2)
+    model.save_pretrained(tmp_path / "flow")
+    with pytest.raises(UserError, match=r"\(2, 4\), the denoiser is made for \(3, 4\)"):
+        ImageModel.from_pretrained(tmp_path / "flow")

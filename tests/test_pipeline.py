@@ -6,20 +6,24 @@ import pytest
 import torch
 
 from fewstep.errors import UserError
-from fewstep.pipeline import TextGenerator, decode_blocks
+from fewstep.pipeline import TextGenerator, check_sampler, decode_blocks
 from fewstep.samplers import (
     CommitmentReinjection,
     ConfidenceRule,
     ConstantReinjection,
     DistanceRule,
     ElfReinjection,
+    EulerSolver,
     FlowSampler,
     FreshNoise,
     HeunSolver,
     LinearReinjection,
+    OwnSteps,
     ReusedNoise,
     SnapRule,
+    WindowReinjection,
     last_steps,
+    own_steps,
 )
 from fewstep.schedules import CosineGrid, LogitNormalGrid, UniformGrid
 from fewstep.shapes import example_generators, randn
@@ -231,6 +235,43 @@ def test_a_sampler_that_the_identity_rules_out_is_refused_and_both_are_named() -
     for arguments in ({"num_steps": 8}, {"num_steps": 4, "solver": "heun"}):
         with pytest.raises(UserError, match=r"(Euler|Heun)Solver with \d steps .*ProgressiveDistillation.* 4 steps"):
             generator.generate(1, **arguments)
+
+
+def test_a_consistency_model_is_refused_what_keeps_old_noise() -> None:
+    generator = TextGenerator(with_identity(tiny_bundle(), estimate="endpoint", objective="ConsistencyTraining"))
+    assert generator.generate(1, 1).nfe == 1
+    for fitting in (1.0, [1.0, 1.0, 1.0, 0.0], WindowReinjection(1.0, 0.0, 1.0)):
+        assert generator.generate(1, 4, reinjection=fitting).nfe == 4
+    unfit = (0.0, 0.9, [1.0, 1.0, 0.9, 1.0], LinearReinjection(), CommitmentReinjection(generator.confidence))
+    for arguments in (*({"reinjection": one} for one in unfit), {"reinjection": 1.0, "solver": "heun"}):
+        with pytest.raises(UserError, match=r"^[^\n]*ConsistencyTraining\) .*strength 1, or with 1 step$"):
+            generator.generate(1, 4, **arguments)
+
+
+def test_a_flow_map_is_refused_a_solver_that_asks_for_velocities() -> None:
+    bundle = with_identity(tiny_bundle(), estimate="flow_map", objective="MeanFlow")
+    generator = TextGenerator(bundle)
+    for strength in (0.0, 0.5, 1.0):
+        assert generator.generate(1, 3, reinjection=strength).nfe == 3
+    with pytest.raises(UserError, match=r"HeunSolver .*MeanFlow\) trained it to jump, .*use EulerSolver"):
+        generator.generate(1, 3, solver="heun")
+
+
+@pytest.mark.parametrize(
+    ("identity", "steps"),
+    [
+        ({}, [OwnSteps(1, 0.0), OwnSteps(4, 0.0)]),
+        ({"estimate": "flow_map"}, [OwnSteps(1, 0.0), OwnSteps(4, 0.0)]),
+        ({"estimate": "endpoint"}, [OwnSteps(1, 0.0), OwnSteps(4, 1.0)]),
+        ({"trained_nfe": 2}, [OwnSteps(2, 0.0), OwnSteps(2, 0.0)]),
+    ],
+)
+def test_the_steps_that_a_model_is_said_to_take_are_accepted(identity: dict, steps: list[OwnSteps]) -> None:
+    bundle = with_identity(tiny_bundle(), **identity)
+    found = [own_steps(bundle.identity, number) for number in (1, 4)]
+    assert found == steps
+    for own in found:
+        check_sampler(bundle.identity, own.num_steps, EulerSolver(), own.reinjection)
 
 
 def test_an_end_of_text_parts_paragraphs_and_is_not_shown() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewstep import storage
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.data import tokenizer_fingerprint
-from fewstep.denoisers import CategoricalDenoiser, FlowModel, PredictionType, RegressionDenoiser
+from fewstep.denoisers import CategoricalDenoiser, EstimateKind, FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.paths import Path, linear_path, variance_preserving_path
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, LinearReadout, TransformerReadout
@@ -42,8 +42,9 @@ class Identity:
     """What a model is, so that it is never used as something else (this project's definition).
 
     ``path`` and ``prediction`` name what the denoiser was trained on, ``objective`` how, ``trained_nfe`` for how many
-    network evaluations (None: any number). ``grid_mean`` and ``grid_std`` place the sampler's steps where training
-    spent its time (logit-normal quantiles; None: equal steps). ``trust_level`` is the commitment head's (rms).
+    network evaluations (None: any number), and ``estimate`` what came of it: the mean of the data given x_t, the end of
+    the trajectory, or the point that a jump aims at. ``grid_mean`` and ``grid_std`` place the sampler's steps where
+    training spent its time (logit-normal quantiles; None: equal steps). ``trust_level`` is the commitment head's (rms).
     """
 
     block_size: int
@@ -53,6 +54,7 @@ class Identity:
     prediction: str = "x1"
     objective: str = ""
     trained_nfe: int | None = None
+    estimate: EstimateKind = "posterior_mean"
     grid_mean: float | None = None
     grid_std: float | None = None
     trust_level: float = 0.5
@@ -187,6 +189,8 @@ def check_agreement(bundle: ModelBundle, source: str) -> None:
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{name} {value}" for name, value in values.items())
             raise UserError(f"{source}: parts that do not fit together, {key} is {listed}")
+    if bundle.denoiser is not None and bundle.identity.estimate == "flow_map" and not bundle.flow().two_times:
+        raise UserError(f"{source}: a flow map, but its denoiser has one time only")
     positions = configs.get("denoiser", {}).get("num_positions")
     if positions is not None and bundle.autoencoder is not None and positions < bundle.latent_shape()[0]:
         raise UserError(
@@ -218,6 +222,7 @@ def build_part(class_name: str, config: dict[str, Any], identity: Identity, sour
 
 def _identity(values: dict[str, Any], source: str) -> Identity:
     known = {item.name for item in fields(Identity)}
+    values = {"estimate": Identity.estimate, **values}  # models saved before there were others
     if set(values) != known:
         raise UserError(f"{source}: identity whose keys {sorted(set(values) ^ known)} are too many or missing")
     identity = Identity(**values)
@@ -230,6 +235,9 @@ def _identity(values: dict[str, Any], source: str) -> Identity:
     if identity.prediction not in get_args(PredictionType):
         expected = " or ".join(get_args(PredictionType))
         raise UserError(f"{source}: unknown prediction {identity.prediction!r}, expected {expected}")
+    if identity.estimate not in get_args(EstimateKind):
+        expected = " or ".join(get_args(EstimateKind))
+        raise UserError(f"{source}: unknown estimate {identity.estimate!r}, expected {expected}")
     if identity.path not in PATHS:
         raise UserError(f"{source}: unknown path {identity.path!r}, expected one of {', '.join(PATHS)}")
     return identity

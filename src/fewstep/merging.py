@@ -11,7 +11,7 @@ from fewstep.bundle import ModelBundle, check_agreement
 from fewstep.errors import UserError
 
 _IDENTITY_OF_PART = {
-    "denoiser": ("path", "prediction", "objective", "trained_nfe", "grid_mean", "grid_std"),
+    "denoiser": ("path", "prediction", "objective", "trained_nfe", "estimate", "grid_mean", "grid_std"),
     "commitment": ("trust_level",),
 }
 """What an identity says of one part, and which therefore goes where that part goes."""
@@ -32,7 +32,7 @@ def merge_bundles(bundles: Sequence[ModelBundle], sources: Sequence[str]) -> Mod
             if ours != first:
                 raise UserError(f"{sources[index]} and {sources[0]} differ in {what} ({ours}, {first}): cannot merge")
         if "autoencoder" in parts and bundle.autoencoder is not None:
-            _check_same_autoencoder(
+            check_same_autoencoder(
                 parts["autoencoder"], bundle.autoencoder, sources[origin["autoencoder"]], sources[index]
             )
         parts |= bundle.parts()
@@ -47,10 +47,11 @@ def merge_bundles(bundles: Sequence[ModelBundle], sources: Sequence[str]) -> Mod
     return merged
 
 
-def _check_same_autoencoder(first: nn.Module, second: nn.Module, first_source: str, second_source: str) -> None:
+def check_same_autoencoder(first: nn.Module, second: nn.Module, first_source: str, second_source: str) -> None:
+    """Raise ``UserError`` unless both autoencoders have the same weights; the sources name them in the message."""
     ours, theirs = first.state_dict(), second.state_dict()
     if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in ours):
         raise UserError(
             f"{first_source} and {second_source} hold different autoencoders: their latents do not mean the same; "
-            "merge only what was trained on one autoencoder"
+            "use together only what was trained on one autoencoder"
         )

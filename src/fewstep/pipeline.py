@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fewstep.bundle import Identity, ModelBundle
+from fewstep.bundle import PATHS, Identity, ModelBundle
 from fewstep.data.documents import decode_blocks
 from fewstep.data.documents import decode_documents as decode_documents
 from fewstep.denoisers import FlowModel
@@ -27,6 +27,7 @@ from fewstep.samplers import (
     SnapRule,
     SnapSteps,
     Solver,
+    check_suits,
     every_step,
 )
 from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
@@ -119,10 +120,7 @@ class TextGenerator:
 
     def default_grid(self) -> TimeGrid:
         """Where the identity says that training spent its time: logit-normal quantiles, or equal steps."""
-        identity = self.bundle.identity
-        if identity.grid_mean is None or identity.grid_std is None:
-            return UniformGrid()
-        return LogitNormalGrid(identity.grid_mean, identity.grid_std)
+        return grid_named_by(self.bundle.identity)
 
     @torch.no_grad()
     def confidence(self, z: Tensor) -> Tensor:
@@ -187,7 +185,6 @@ class TextGenerator:
         solver = _choose(SOLVERS, solver, "solver")() if isinstance(solver, str) else solver
         check_numbers(num_samples, num_steps, batch_size)
         temperature = chosen.temperature if temperature is None else temperature
-        check_sampler(self.bundle.identity, num_steps, solver)
         self.bundle.require("denoiser", chosen.part)
         flow, reader = self.bundle.flow(), self._reader(chosen, commitment)
         ending = self._ending() if stop else None
@@ -203,6 +200,7 @@ class TextGenerator:
                 initial_temperature=initial_temperature,
                 correct=self._correction(commit),
             )
+            check_suits(self.bundle.identity, sampler, num_steps)
             draw = partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
         return self._written(flow, sampler, draw, num_samples, num_steps, seed, readout, batch_size, progress)
 
@@ -279,19 +277,20 @@ def check_numbers(num_samples: int, num_steps: int, batch_size: int) -> None:
             raise UserError(f"{name} is {value}: expected a whole number of at least 1")
 
 
-def check_sampler(identity: Identity, num_steps: int, solver: Solver) -> None:
-    """Raise ``UserError`` where the model was trained for another sampler (this project's definition).
+def grid_named_by(identity: Identity) -> TimeGrid:
+    """Logit-normal quantiles where the identity has their mean and spread, else equal steps."""
+    if identity.grid_mean is None or identity.grid_std is None:
+        return UniformGrid()
+    return LogitNormalGrid(identity.grid_mean, identity.grid_std)
 
-    A model with a ``trained_nfe`` learned that many jumps and nothing between: it takes Euler's solver, which
-    evaluates once a step, and exactly that number of steps. Without one, any sampler fits.
-    """
-    nfe = identity.trained_nfe
-    if nfe is None or (isinstance(solver, EulerSolver) and num_steps == nfe):
-        return
-    raise UserError(
-        f"sampler {type(solver).__name__} with {num_steps} steps does not fit this model: its objective "
-        f"({identity.objective or 'unnamed'}) trained it for EulerSolver with {nfe} steps; use those"
-    )
+
+def check_sampler(
+    identity: Identity, num_steps: int, solver: Solver, reinjection: float | Sequence[float] | Reinjection = 0.0
+) -> None:
+    """Raise ``UserError`` where the model was trained for another sampler (:func:`fewstep.samplers.check_suits`)."""
+    with _told_in_a_line():
+        sampler = FlowSampler(PATHS[identity.path](), solver, grid_named_by(identity), reinjection)
+        check_suits(identity, sampler, num_steps)
 
 
 def _choose(choices: dict[str, Choice], name: str, what: str) -> Choice:

@@ -5,7 +5,7 @@ Legend: B batch, L tokens, K latent positions, D latent dimension, V vocabulary,
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -101,6 +101,28 @@ class FlowLike(Protocol):
 
     def velocity_of(self, x_t: Tensor, x1_hat: Tensor, t: Tensor) -> Tensor:
         """The velocity that belongs to x1_hat at (x_t, t), without another network evaluation."""
+        ...
+
+
+@runtime_checkable
+class FlowMapLike(FlowLike, Protocol):
+    """A model that can be told where a jump ends; whether it listens, ``two_times`` says."""
+
+    @property
+    def two_times(self) -> bool:
+        """True for a flow map, whose estimate depends on the end s of the jump."""
+        ...
+
+    def denoise(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        s: Tensor | None = None,
+        mask: Tensor | None = None,
+        self_cond: Tensor | None = None,
+    ) -> Tensor:
+        """The x1_hat (B, K, D) towards which the jump from ``t`` to ``s`` (B,) goes."""
         ...
 
 

@@ -4,13 +4,16 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fewstep.cli.evaluate import written_rules
+from fewstep.cli.axes import written_commits, written_rules
 from fewstep.cli.main import main
 from fewstep.errors import UserError
 from fewstep.evaluation.protocol import TO_FIRST_END
@@ -183,6 +186,37 @@ def test_lists_of_rules_take_numbers_with_commas_and_rules_with_blanks() -> None
         written_rules([","])
 
 
+def test_lists_of_commitments_take_commas_and_blanks_alike() -> None:
+    rules = ["none", "snap", "snap:confidence,0.9", "snap:last,2"]
+    for given in (
+        ["none,snap,snap:confidence,0.90,snap:last,2"],
+        rules,
+        ["none,snap", "snap:confidence,.9,snap:last,2"],
+    ):
+        assert written_commits(given) == rules
+    assert written_commits(["0.9", "snap,1"]) == ["0.9", "snap", "1"]  # and refused where they are read
+
+
+def test_controls_and_commitment_in_the_loop_are_axes_whose_columns_show_where_they_differ(
+    shop: Path, whole: Path, tmp_path: Path
+) -> None:
+    few = ["--steps", "4", "--reinjection", "1", "--readout", "parallel", "--out", tmp_path]
+    axes = ["--noise", "fresh,reused", "--initial_temperature", "1,0.5", "--commit", "none,snap:last,1.0"]
+    (tmp_path / "rows.jsonl").write_bytes((whole / "rows.jsonl").read_bytes())
+    assert main(command(shop, *few, *axes)) == 0
+    added = rows_in(tmp_path)[len(rows_in(whole)) :]
+    found = [(row.setting.initial_temperature, row.setting.noise, row.setting.commit) for row in added]
+    assert found == list(product((1.0, 0.5), ("fresh", "reused"), ("none", "snap:last,1")))
+    assert [row.nfe for row in added] == [5, 7] * 4
+    assert len({row.perplexity for row in added}) == len(added)
+    heading, _, *lines = [line.split(" | ") for line in (tmp_path / "table.md").read_text().splitlines()[:-2]]
+    assert [name for name in heading if name.strip("| ") not in COLUMNS] == ["initial noise", "drawn", "commit"]
+    assert {len(line) for line in lines} == {len(COLUMNS) + 3}
+    last = dict(zip(heading, lines[7 + len(YARDSTICKS)], strict=True))
+    assert (last["initial noise"], last["drawn"], last["commit"]) == ("0.5", "reused", "snap:last,1")
+    assert lines[0][4:7] == ["", "", ""]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -196,6 +230,12 @@ def test_lists_of_rules_take_numbers_with_commas_and_rules_with_blanks() -> None
         ("--readout paralel", "readout is 'paralel': expected some of parallel, commit, commit_off"),
         ("--noise_temperature -1", "noise_temperature is -1"),
         ("--noise_temperature cold", "--noise_temperature holds 'cold': expected a number"),
+        ("--initial_temperature -1", "initial_temperature is -1"),
+        ("--initial_temperature hot", "--initial_temperature holds 'hot': expected a number"),
+        ("--noise fresh,old", "noise is 'old': expected some of fresh, reused"),
+        ("--commit snap:confidence", "commit is 'snap:confidence': expected snap, or snap:RULE,NUMBER"),
+        ("--commit 0.9", "commit is '0.9': expected snap"),
+        ("--commit none none", "comes twice"),
         ("--samples 0", "argument --samples: '0'"),
         ("--seeds three", "argument --seeds: 'three'"),
         ("--samples 100000", "100000 samples for each of 2 seeds: the held-out text has"),
@@ -241,6 +281,77 @@ def test_places_that_cannot_be_written_and_models_that_lack_a_part_are_one_line(
         out, err = capsys.readouterr()
         assert not out
         assert err.count("\n") == 1, err
+        assert message in err
+
+
+def test_a_model_trained_for_a_number_of_steps_tells_it_before_anything_is_made_and_takes_it(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(shop / "text.jsonl")
+    bundle = with_identity(tiny_bundle(), source=source, trained_nfe=3, objective="jumps")
+    bundle.save_pretrained(tmp_path / "jumps")
+    few = ["--samples", "2", "--reinjection", "0", "--readout", "parallel", "--out", tmp_path / "out"]
+    for steps in ("1,3", "2"):
+        with monkeypatch.context() as watched:
+            watched.setattr("fewstep.cli.sweeping.prepared_text", None)
+            assert main(command(shop, *few, "--steps", steps, path=tmp_path / "jumps")) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert f"--steps {steps}: the objective of this model (jumps) trained it for 3 steps" in err
+        assert err.endswith("give --steps 3\n")
+    assert main(command(shop, *few, "--steps", "3", path=tmp_path / "jumps")) == 0
+    assert [row.setting.num_steps for row in rows_in(tmp_path / "out")][-1:] == [3]
+
+
+@pytest.fixture
+def mauve(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What a stand-in for the package was asked to compare."""
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    package = ModuleType("mauve")
+
+    def compute_mauve(p_features: np.ndarray, q_features: np.ndarray, **settings: object) -> SimpleNamespace:
+        seen.append((p_features, q_features))
+        return SimpleNamespace(mauve=len(seen) / 10)
+
+    package.compute_mauve = compute_mauve
+    monkeypatch.setitem(sys.modules, "mauve", package)
+    return seen
+
+
+def test_mauve_is_measured_where_it_is_asked_for_against_text_that_is_not_the_rows_own(
+    shop: Path, tmp_path: Path, mauve: list[tuple[np.ndarray, np.ndarray]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--steps", "1", "--reinjection", "0", "--readout", "parallel", "--samples", "4", "--out", tmp_path]
+    assert main(command(shop, *few, "--mauve")) == 0
+    rows = rows_in(tmp_path)
+    assert [row.mauve for row in rows] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    (real, other), *against = mauve
+    assert {len(features) for pair in mauve for features in pair} == {8}
+    assert not (real[:, None] == other[None]).all(-1).any()  # no block is compared with itself
+    assert all((q == real).all() for _, q in against)
+    assert "MAUVE" in (tmp_path / "table.md").read_text().splitlines()[0]
+    capsys.readouterr()
+    assert main(command(shop, *few)) == 2
+    assert "yardsticks.mauve_features" in capsys.readouterr().err
+    all_of_it = ["--samples", "17", "--out", tmp_path / "much"]
+    assert main(command(shop, *few, *all_of_it, "--mauve")) == 0
+    assert [row.mauve is None for row in rows_in(tmp_path / "much")] == [True, False, False, False, False]
+
+
+def test_without_its_package_or_with_one_text_mauve_is_one_line_before_any_sampling(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mauve: list[object]
+) -> None:
+    monkeypatch.setattr("fewstep.evaluation.sweep_texts.FlowTexts.make", None)
+    monkeypatch.setattr("fewstep.evaluation.scorers.RunScorer.score", None)
+    for options, message in (
+        (["--samples", "1", "--seeds", "1"], "MAUVE of 1 text: expected at least 2"),
+        ([], "pip install 'fewstep[mauve]'"),
+    ):
+        if not options:
+            monkeypatch.setitem(sys.modules, "mauve", None)
+        assert main(command(shop, "--mauve", *options, "--out", tmp_path)) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
         assert message in err
 
 

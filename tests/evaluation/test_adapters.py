@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel
+from fewstep.errors import UserError
 from fewstep.evaluation import Subject
 from fewstep.evaluation.adapters import (
     NUM_STEPS,
@@ -18,9 +19,11 @@ from fewstep.evaluation.adapters import (
     sampled,
     velocity_of,
 )
+from fewstep.evaluation.measurements import measure_commitment, measure_late_flips
+from fewstep.evaluation.trade_off import trade_off
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import randn
-from tests.bundles import BLOCK_SIZE, tiny_bundle
+from tests.bundles import BLOCK_SIZE, tiny_bundle, with_identity
 from tests.evaluation.subjects import mild_bundle, tiny_subject
 
 NUM_DRAWS = 4000
@@ -137,6 +140,25 @@ def test_a_trajectory_is_the_samplers_on_the_models_grid_from_the_subjects_noise
     assert torch.equal(sampled(subject, 5, gamma).x_1, found.x_1)
 
 
+@pytest.mark.parametrize("trained", [1, 3])
+def test_a_model_trained_for_a_number_of_steps_is_looked_at_in_these_and_in_no_others(trained: int) -> None:
+    bundle = with_identity(mild_bundle(), trained_nfe=trained)
+    subject = tiny_subject(bundle)
+    assert len(sampled(subject).predictions) == trained
+    with pytest.raises(UserError, match=f"trained it for EulerSolver with {trained} steps"):
+        sampled(subject, 8)
+    flow, evaluations = bundle.denoiser, []
+    hook = flow.register_forward_hook(lambda *_: evaluations.append(1))
+    (found,) = measure_commitment(subject, num_continuations=2)
+    hook.remove()
+    assert len(evaluations) == trained + 2 * sum(range(1, trained + 1))
+    assert len(found.times) == trained
+    assert [row.num_steps for row in trade_off(subject).settings] == [trained] * 2
+    with pytest.raises(UserError, match="does not fit this model"):
+        trade_off(subject, steps=(8,))
+    assert measure_late_flips(subject)
+
+
 def counted(flow: FlowModel, call: Callable[[], Tensor]) -> tuple[Tensor, int]:
     """What ``call`` gives, and how often the network was evaluated."""
     calls = []
@@ -170,3 +192,18 @@ def test_going_on_from_the_start_is_a_whole_run_with_all_noise_anew(subject: Sub
     end = go_on(x_0, 0.0, torch.Generator().manual_seed(2))
     torch.testing.assert_close(end, whole.x_1)
     assert not end.requires_grad
+
+
+def test_a_model_is_looked_at_by_steps_that_it_was_trained_for(subject: Subject) -> None:
+    for identity, strength, num_steps in (
+        ({"estimate": "endpoint"}, 1.0, NUM_STEPS),
+        ({"trained_nfe": 3}, 0.0, 3),
+        ({"trained_nfe": 1}, 0.0, 1),
+        ({"estimate": "flow_map"}, 0.0, NUM_STEPS),
+    ):
+        one = tiny_subject(with_identity(mild_bundle(self_conditioning=True), **identity))
+        found = sampled(one)
+        assert len(found.predictions) == num_steps
+        torch.testing.assert_close(found.x_1, sampled(subject, num_steps, strength).x_1, rtol=0, atol=0)
+        for measure in (measure_late_flips, measure_commitment):
+            assert measure(one)

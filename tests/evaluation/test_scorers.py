@@ -104,9 +104,27 @@ def test_neither_the_batch_nor_padding_nor_the_order_moves_a_score(folders: dict
     torch.testing.assert_close(alone.nats, together.nats, rtol=1e-5, atol=1e-5)
     backwards = many.score(TEXTS[::-1], NO_IDS, NO_MASK)
     torch.testing.assert_close(alone.stacked(), backwards.stacked().flip(0), rtol=1e-5, atol=1e-5)
-    states = [scorer.features([text for text in TEXTS if text]) for scorer in (one, many)]
+    states = [scorer.features(TEXTS, NO_IDS, NO_MASK) for scorer in (one, many)]
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
-    assert states[0].shape == (4, 16)
+    assert (states[0].shape, states[0].dtype) == ((len(TEXTS), 16), torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama_without_begin"])
+def test_features_are_the_last_state_at_the_last_token_and_zero_where_there_is_none(
+    folders: dict[str, Path], kind: str
+) -> None:
+    scorer: Scorer = TransformersScorer(folders[kind])
+    features = scorer.features(TEXTS, NO_IDS, NO_MASK)
+    for text, found in zip(TEXTS, features, strict=True):
+        (row,) = scorer.tokens([text])
+        row = row if scorer.begin is None else [scorer.begin, *row]
+        expected = torch.zeros(16)
+        if row:
+            with torch.no_grad():
+                expected = scorer.model(torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0, -1]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert bool((features == 0).all(-1).any()) == (kind == "llama_without_begin")
+    assert not scorer.features(["", ""], NO_IDS, NO_MASK).any() or kind != "llama_without_begin"
 
 
 def test_long_texts_are_summed_over_all_their_parts(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ stopped."""
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,11 @@ from fewstep.evaluation.scorers import RunScorer, ScoredText
 from fewstep.evaluation.scoring import corpus_perplexity
 from fewstep.evaluation.sweep import Sweep, model_digest
 from fewstep.evaluation.sweep_measures import TrainText
-from fewstep.evaluation.sweep_row import FLOW, RowFile, Setting, SweepRow
-from fewstep.evaluation.sweep_texts import Batch, CountedConfidence, FixedTexts, FlowTexts, yardsticks
+from fewstep.evaluation.sweep_row import FLOW, RowFile, SweepRow
+from fewstep.evaluation.sweep_texts import Batch, CountedConfidence, FixedTexts, FlowTexts, flow_setting, yardsticks
 from fewstep.metrics import distinct_n
 from fewstep.pipeline import TextGenerator, decode_blocks
-from fewstep.samplers import CommitmentReinjection, FlowSampler
+from fewstep.samplers import CommitmentReinjection, ConfidenceRule, FlowSampler, ReusedNoise, last_steps
 from fewstep.shapes import example_generators, randn
 from fewstep.types import TokenBatch
 from tests.bundles import BLOCK_SIZE, only, tiny_bundle, tokenizer, with_identity
@@ -71,7 +72,7 @@ def held_out() -> TokenBatch:
 
 
 def flow_texts(generator: TextGenerator, *, steps: int = 3, gamma: float = 0.5, heat: float = 0.9) -> FlowTexts:
-    return FlowTexts(generator, steps, f"{gamma:g}", gamma, heat, READOUTS)
+    return FlowTexts(generator, flow_setting(steps, f"{gamma:g}", heat), READOUTS, gamma)
 
 
 def sweep(groups: Sequence[object] | None = None, scorer: object | None = None, **options: object) -> Sweep:
@@ -119,6 +120,26 @@ def test_samples_are_those_that_the_generator_makes_of_the_same_seed(readout: st
         assert torch.equal(torch.cat([one.x_1 for one in made]), theirs.x_1)
 
 
+@pytest.mark.parametrize("readout", ["parallel", "commit"])
+def test_controls_and_commitment_in_the_loop_are_those_of_the_generator(readout: str) -> None:
+    generator = TextGenerator(mild_bundle())
+    some = {"steps": last_steps(2), "rule": ConfidenceRule(0.3)}
+    seen = []
+    for start, reused, snap in ((0.5, False, None), (1.0, True, None), (1.0, False, {}), (0.8, True, some)):
+        noise = ReusedNoise() if reused else None
+        correct = None if snap is None else generator.snap(**snap)
+        sampler = flow_setting(4, "0.7", initial_temperature=start, noise="reused" if reused else "fresh")
+        group = FlowTexts(generator, sampler, (readout,), 0.7, noise=noise, correct=correct)
+        (made,) = group.make(Batch(0, 5, 0, SAMPLES), group.settings)
+        options = {"readout": readout, "reinjection": 0.7, "initial_temperature": start, "commit": correct}
+        theirs = generator.generate(SAMPLES, 4, 5, noise=noise, **options)
+        assert torch.equal(made.ids, theirs.ids)
+        assert torch.equal(made.x_1, theirs.x_1)
+        assert made.nfe == theirs.nfe + (1 if readout == "parallel" else BLOCK_SIZE)
+        seen.append(made.x_1)
+    assert not any(torch.equal(one, other) for index, one in enumerate(seen) for other in seen[:index])
+
+
 def test_every_network_pass_is_counted(rows: list[SweepRow]) -> None:
     assert by(rows, FLOW, "parallel").nfe == 3 + 1
     assert by(rows, FLOW, "commit").nfe == 3 + BLOCK_SIZE
@@ -127,9 +148,12 @@ def test_every_network_pass_is_counted(rows: list[SweepRow]) -> None:
     assert by(rows, "held-out text").nfe is None
     generator = TextGenerator(tiny_bundle())
     asked = CountedConfidence(generator)
-    group = FlowTexts(generator, 3, "commitment", CommitmentReinjection(asked), 1.0, ("parallel",), asked)
+    rule, sampler, readouts = CommitmentReinjection(asked), flow_setting(3, "commitment"), ("parallel",)
+    group = FlowTexts(generator, sampler, readouts, rule, confidence=asked)
     for _ in range(2):  # the rule looks at the readout in every step but the last
         assert group.make(Batch(0, 0, 0, 2), group.settings)[0].nfe == 3 + 2 + 1
+    snapping = FlowTexts(generator, sampler, readouts, rule, correct=generator.snap(), confidence=asked)
+    assert snapping.make(Batch(0, 0, 0, 2), snapping.settings)[0].nfe == 3 * 3 + 2 + 1  # readout and encoder a step
 
 
 def test_numbers_of_a_row_are_those_of_a_plain_calculation(rows: list[SweepRow]) -> None:
@@ -313,15 +337,18 @@ def test_a_setting_that_comes_twice_and_what_does_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match=r"parallel K=3 gamma=0.5 T=0.9 comes twice"):
         sweep([flow_texts(generator), flow_texts(generator)])
     with pytest.raises(UserError, match="readout is 'paralel': expected some of parallel, commit, commit_off"):
-        FlowTexts(generator, 3, "0", 0.0, 1.0, ("paralel",))
+        FlowTexts(generator, flow_setting(3, "0"), ("paralel",), 0.0)
+    without = TextGenerator(only(tiny_bundle(), "autoencoder", "denoiser"))
     with pytest.raises(UserError, match="has no commitment"):
-        FlowTexts(TextGenerator(only(tiny_bundle(), "autoencoder", "denoiser")), 3, "0", 0.0, 1.0, ("commit_off",))
+        FlowTexts(without, flow_setting(3, "0"), ("commit_off",), 0.0)
+    jumps = TextGenerator(with_identity(tiny_bundle(), trained_nfe=2))
     with pytest.raises(UserError, match="trained it for EulerSolver with 2 steps"):
-        FlowTexts(TextGenerator(with_identity(tiny_bundle(), trained_nfe=2)), 3, "0", 0.0, 1.0, ("parallel",))
-    with pytest.raises(UserError, match="noise_temperature is -1"):
-        FlowTexts(generator, 3, "0", 0.0, -1.0, ("parallel",))
+        FlowTexts(jumps, flow_setting(3, "0"), ("parallel",), 0.0)
+    for wrong in ({"noise_temperature": -1.0}, {"initial_temperature": math.inf}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}"):
+            FlowTexts(generator, flow_setting(3, "0", **wrong), ("parallel",), 0.0)
     with pytest.raises(UserError, match=r"4 steps with reinjection listed:0\.5,0\.5"):
-        FlowTexts(generator, 4, "listed:0.5,0.5", [0.5, 0.5], 1.0, ("parallel",))
+        FlowTexts(generator, flow_setting(4, "listed:0.5,0.5"), ("parallel",), [0.5, 0.5])
 
 
 def test_yardsticks_are_as_many_as_the_samples_and_without_a_language_model_one_fewer() -> None:
@@ -329,7 +356,7 @@ def test_yardsticks_are_as_many_as_the_samples_and_without_a_language_model_one_
     bundle = only(tiny_bundle(), "autoencoder", "denoiser", "readout")
     names = [group.settings[0].name for group in yardsticks(bundle, held_out(), counts, SAMPLES, 0)]
     assert names == ["held-out text", "words shuffled", "unigram draws"]
-    made = list(sweep().rows([Setting(FLOW, name, 3, "0.5", 0.9) for name in READOUTS]))
+    made = list(sweep().rows([replace(flow_setting(3, "0.5", 0.9), readout=name) for name in READOUTS]))
     assert [row.setting.name for row in made] == [*names, "language model"]
     assert {row.num_samples for row in made} == {SAMPLES * len(SEEDS)}
 

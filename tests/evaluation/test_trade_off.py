@@ -12,7 +12,7 @@ from fewstep.evaluation import Subject
 from fewstep.evaluation.adapters import HeadConditionals, sampled
 from fewstep.evaluation.trade_off import TradeOff, TradeOffRow, trade_off
 from fewstep.shapes import randn
-from tests.bundles import BLOCK_SIZE, only
+from tests.bundles import BLOCK_SIZE, only, with_identity
 from tests.evaluation.subjects import mild_bundle, tiny_subject
 
 STEPS, GAMMAS = (1, 3), (0.0, 0.5)
@@ -115,3 +115,16 @@ def test_without_a_head_there_is_no_cci(subject: Subject) -> None:
     table = trade_off(tiny_subject(parts), steps=(1,), reinjections=(0.0,))
     assert table.settings[0].cci is None
     assert not any(row.name.startswith("cci") for row in table.rows())
+
+
+@pytest.mark.parametrize(
+    ("identity", "settings"),
+    [
+        ({"estimate": "endpoint"}, [(1, 0.0), (1, 1.0), (2, 1.0)]),
+        ({"estimate": "flow_map"}, [(1, 0.0), (2, 0.0), (1, 1.0), (2, 1.0)]),
+    ],
+)
+def test_strengths_that_the_model_was_not_trained_for_are_left_out(identity: dict, settings: list) -> None:
+    bundle = with_identity(only(mild_bundle(), "autoencoder", "readout", "denoiser", "language_model"), **identity)
+    table = trade_off(tiny_subject(bundle), steps=(1, 2), reinjections=(0.0, 1.0))
+    assert [(one.num_steps, one.reinjection) for one in table.settings] == settings

@@ -50,3 +50,34 @@ def test_padding_changes_nothing_at_real_positions(generator: torch.Generator) -
     body, h, t = randomised(build), normal((2, 5, 8), generator), torch.tensor([0.2, 0.7])
     padded = torch.cat([h, 50 * normal((2, 3, 8), generator)], 1)
     torch.testing.assert_close(body(padded, t, mask=first([5, 5], 8))[:, :5], body(h, t), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("two_times", [False, True])
+def test_a_low_frequency_makes_the_body_slow_in_every_time(two_times: bool, generator: torch.Generator) -> None:
+    h, t, s = normal((3, 4, 8), generator), torch.tensor([0.2, 0.4, 0.6]), torch.tensor([0.7, 0.8, 0.9])
+    moved = []
+    for max_frequency in (1000.0, 3.0):
+        make = lambda f=max_frequency: AdaptiveTransformer(8, 2, 2, two_times=two_times, max_frequency=f)  # noqa: E731
+        body, step = randomised(make), 1e-3
+        before = body(h, t, s if two_times else None)
+        changes = [body(h, t + step, s + step) if two_times else body(h, t + step)]  # of t alone, s - t held
+        changes += [body(h, t, s + step)] if two_times else []
+        moved.append(torch.stack([(change - before).abs().mean() for change in changes]) / step)
+    assert bool((moved[0] > 20 * moved[1]).all()), moved
+    assert bool((moved[1] > 0).all())
+
+
+def test_a_second_time_can_be_made_to_start_without_effect(generator: torch.Generator) -> None:
+    body, h = randomised(lambda: build(two_times=True)), normal((2, 4, 8), generator)
+    t, ends = torch.tensor([0.2, 0.4]), (torch.tensor([0.2, 0.4]), torch.tensor([1.0, 0.5]))
+    assert not torch.allclose(*(body(h, t, s) for s in ends))
+    body.ignore_second_time()
+    assert torch.equal(*(body(h, t, s) for s in ends))
+    with pytest.raises(ValueError, match="one time only"):
+        build().ignore_second_time()
+
+
+@pytest.mark.parametrize("max_frequency", [0.5, float("inf"), float("nan")])
+def test_a_frequency_that_is_none_is_refused(max_frequency: float) -> None:
+    with pytest.raises(ValueError, match=f"max_frequency is {max_frequency}"):
+        AdaptiveTransformer(8, 2, 2, max_frequency=max_frequency)

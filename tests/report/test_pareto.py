@@ -32,6 +32,7 @@ def fake_row(setting: Setting, perplexity: float | None, entropy: float, nfe: in
         longest_copy_tokens=9,
         mean_copy_tokens=4.0,
         memorised_8grams=0.1,
+        mauve=None,
         late_flip_rate=None,
         cci=None,
         cci_interval=None,
@@ -92,6 +93,14 @@ def test_each_setting_has_a_line_with_a_point_for_each_number_of_steps(
     assert y == [row.perplexity for row in mine]
     assert NFE.of(mine[0]) == 2
     assert SECONDS.of(mine[0]) == pytest.approx(0.1)
+
+
+def test_a_line_names_its_controls_where_they_are_unusual() -> None:
+    setting = Setting(FLOW, "parallel", 4, "1", 1.0, 1.0, "fresh", "none")
+    assert line_of(fake_row(setting, 9.0, 3.0, 5, 1.0)) == "parallel, gamma 1"
+    unusual = replace(setting, initial_temperature=0.8, noise="reused", commit="snap")
+    found = line_of(fake_row(unusual, 9.0, 3.0, 5, 1.0))
+    assert found == "parallel, gamma 1, initial noise 0.8, drawn reused, commit snap"
 
 
 def test_what_has_no_perplexity_or_no_cost_is_left_out_and_nothing_at_all_is_bare_axes(

@@ -56,6 +56,7 @@ def test_a_sampler_that_the_flow_does_not_allow_is_refused() -> None:
     with pytest.raises(UserError, match="does not fit this model"):
         check_generation(Identity(8, "x", trained_nfe=2), 4)
     check_generation(Identity(8, "x", trained_nfe=4), 4)
+    check_generation(Identity(8, "x", estimate="endpoint"), 4)
 
 
 def test_with_all_flags_on_the_head_trains_from_yaml_and_says_when_there_is_no_flow(

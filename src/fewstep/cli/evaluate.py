@@ -1,12 +1,13 @@
-"""``fewstep evaluate``: one checkpoint over steps, re-injection, readout and temperature, under one protocol."""
+"""``fewstep evaluate``: one checkpoint over steps, re-injection, readout and controls, under one protocol."""
 
 import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from fewstep.cli.arguments import OneLineParser, at_least_one
+from fewstep.cli.axes import add_axes, axes_of
 from fewstep.cli.edge import EXIT_USER_ERROR
 from fewstep.cli.output import new_text_file
 from fewstep.cli.progress import ProgressBar
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from fewstep.evaluation.sweep import Sweep
     from fewstep.evaluation.sweep_row import SweepRow
 
-Number = TypeVar("Number", int, float)
-
 ROWS, TABLE = "rows.jsonl", "table.md"
 PICTURES = ("pareto_nfe.png", "pareto_seconds.png")
 
@@ -27,23 +26,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     result = OneLineParser("fewstep evaluate", "Sample a model in many settings and score them under one protocol.")
     result.add_argument("path", help="a model folder, or a .ckpt file of the flow or a later stage")
-    result.add_argument("--steps", default="1,2,4,8,16,32", help="numbers with commas between (default: %(default)s)")
-    result.add_argument(
-        "--reinjection",
-        nargs="+",
-        default=["0,0.5,1"],
-        metavar="RULE",
-        help="strengths with commas between, and rules as in fewstep sample, such as linear:1,0.2, with blanks between "
-        "(default: 0,0.5,1)",
-    )
-    result.add_argument(
-        "--readout",
-        default="parallel,commit",
-        help="some of parallel, commit, commit_off (the head cut off from its tokens) (default: %(default)s)",
-    )
-    result.add_argument(
-        "--noise_temperature", default="1", help="factors on a step's old noise; below 1 is colder (default: 1)"
-    )
+    add_axes(result)
     result.add_argument("--samples", type=at_least_one, default=128, help="texts a seed (default: %(default)s)")
     result.add_argument("--seeds", type=at_least_one, default=3, help="number of seeds, from 0 on (default: 3)")
     result.add_argument(
@@ -61,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=8,
         help="samples on which the head's commitment is measured, 0 for none (default: %(default)s)",
+    )
+    result.add_argument(
+        "--mauve",
+        action="store_true",
+        help="measure MAUVE against held-out text too: wants the extra fewstep[mauve] and many samples",
     )
     result.add_argument("--wandb", action="store_true", help="log table and pictures to wandb too")
     _add_data_options(result)
@@ -107,13 +95,13 @@ def evaluate(args: argparse.Namespace) -> int:
     from fewstep.evaluation.processes import Processes
 
     folder = default_folder(Path(args.path)) if args.out is None else args.out.expanduser()
-    steps, readouts, temperatures = _lists(args)
-    rules = written_rules(args.reinjection)
-    check_rules(rules)
+    axes = axes_of(args)
+    if args.cci_examples < 0:
+        raise UserError(f"--cci_examples {args.cci_examples}: expected a whole number of at least 0")
     with Processes.join() as processes:
         if processes.is_first:
             make_folder(folder)
-        sweep = make_sweep(args, steps, rules, temperatures, readouts, processes)
+        sweep = make_sweep(args, axes, processes)
         rows = run(sweep, folder)
         if processes.is_first:
             tell(rows, sweep, folder, wandb=args.wandb)
@@ -133,56 +121,6 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"cannot write into {folder}: {error.strerror}; choose another folder by --out") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"cannot write into {folder}: it is closed to writing; choose another folder by --out")
-
-
-def _lists(args: argparse.Namespace) -> tuple[list[int], list[str], list[float]]:
-    steps = [_number(part, int, "steps") for part in _parts(args.steps, "steps")]
-    if min(steps) < 1:
-        raise UserError(f"--steps {args.steps!r}: expected whole numbers of at least 1")
-    temperatures = [
-        _number(part, float, "noise_temperature") for part in _parts(args.noise_temperature, "noise_temperature")
-    ]
-    if args.cci_examples < 0:
-        raise UserError(f"--cci_examples {args.cci_examples}: expected a whole number of at least 0")
-    return steps, _parts(args.readout, "readout"), temperatures
-
-
-def _parts(text: str, option: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UserError(f"--{option} {text!r} names nothing: give one or more with commas between")
-    return parts
-
-
-def _number(text: str, kind: type[Number], option: str) -> Number:
-    try:
-        return kind(text)
-    except ValueError:
-        expected = "a whole number" if kind is int else "a number"
-        raise UserError(f"--{option} holds {text!r}: expected {expected}") from None
-
-
-def written_rules(given: Sequence[str]) -> list[str]:
-    """The rules of re-injection as a row names them: numbers in their shortest form, the others as written.
-
-    An argument without a colon is a list with commas; one with a colon is one rule, whose numbers have commas.
-    """
-    rules = []
-    for argument in given:
-        for text in [argument.strip()] if ":" in argument else _parts(argument, "reinjection"):
-            try:
-                rules.append(f"{float(text):g}")
-            except ValueError:
-                rules.append(text)
-    return rules
-
-
-def check_rules(rules: Sequence[str]) -> None:
-    """Raise ``UserError`` for what is no rule: before the model is read."""
-    from fewstep.cli.reinjection import parse_reinjection
-
-    for text in rules:
-        parse_reinjection(text, lambda z: z)
 
 
 def run(sweep: "Sweep", folder: Path) -> list["SweepRow"]:

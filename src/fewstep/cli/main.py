@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train one stage from a YAML file of settings", "fewstep.cli.train"),
     "sample": ("write text with a saved model", "fewstep.cli.sample"),
     "evaluate": ("score samples over steps, re-injection and readouts, beside real text", "fewstep.cli.evaluate"),
+    "compare": ("train objectives on one model's latents and compare their samples", "fewstep.cli.compare"),
     "scorer": ("make a local language model that scores text, from an installed package", "fewstep.cli.scorer"),
     "diagnose": ("measure how sharp a model's readout is and where tokens are decided", "fewstep.cli.diagnose"),
     "theory": ("study where few-step sampling fails in closed form, without training", "fewstep.cli.theory"),

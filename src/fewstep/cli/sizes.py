@@ -15,6 +15,7 @@ STAGES = {
     "CommitmentModule": "commitment",
     "LanguageModelModule": "language_model",
     "ImageAutoencoderModule": "image_autoencoder",
+    "ImageFlowModule": "image_flow",
 }
 """Training module to its section in a size file."""
 

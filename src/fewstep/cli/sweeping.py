@@ -2,9 +2,11 @@
 
 import argparse
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from fewstep.cli.axes import NO_COMMIT, Axes
 from fewstep.cli.device import pick_device
 from fewstep.cli.model_text import corpus_of, packed_blocks
 from fewstep.errors import UserError
@@ -22,49 +24,80 @@ if TYPE_CHECKING:
 RUN = "run"
 
 
-def make_sweep(
-    args: argparse.Namespace,
-    steps: Sequence[int],
-    rules: Sequence[str],
-    temperatures: Sequence[float],
-    readouts: Sequence[str],
-    processes: "Processes",
-) -> "Sweep":
+def make_sweep(args: argparse.Namespace, axes: Axes, processes: "Processes") -> "Sweep":
     """Model, scorer, real text and all that is to be made, checked before the first sample."""
     from fewstep.bundle import ModelBundle
-    from fewstep.cli.reinjection import parse_reinjection
     from fewstep.evaluation import token_counts
     from fewstep.evaluation.sweep import Sweep
+    from fewstep.evaluation.sweep_mauve import MauveReference
     from fewstep.evaluation.sweep_measures import TrainText
-    from fewstep.evaluation.sweep_texts import CountedConfidence, FlowTexts, yardsticks
+    from fewstep.evaluation.sweep_texts import yardsticks
     from fewstep.evaluation.train_text import train_stream
-    from fewstep.pipeline import TextGenerator
+    from fewstep.metrics import mauve_package_version
 
+    if args.mauve:
+        mauve_package_version()
     device = own_device(args.device)
     bundle = ModelBundle.from_pretrained(args.path).to(device)
-    generator = TextGenerator(bundle)
-    groups: list[TextGroup] = []
-    for written in rules:
-        for temperature in temperatures:
-            for num_steps in steps:
-                confidence = CountedConfidence(generator)
-                rule = parse_reinjection(written, confidence)
-                groups.append(FlowTexts(generator, num_steps, written, rule, temperature, readouts, confidence))
+    check_steps(bundle, axes)
+    groups = flow_texts(bundle, axes)
     scorer = make_scorer(args, bundle, device)
     corpus = prepared_text(args, bundle, processes)
     held_out = held_out_text(args, corpus)
     counts = token_counts(corpus.train, len(bundle.tokenizer))
     beside = yardsticks(bundle, held_out, counts, args.samples, seed=0)
+    mauve = None
+    if args.mauve:
+        mauve = MauveReference(scorer, bundle.tokenizer, held_out, other_held_out(args, corpus))
     return Sweep(
         bundle,
         scorer,
-        make_protocol(args, bundle, scorer, corpus),
+        make_protocol(args, bundle, scorer, corpus, {} if mauve is None else mauve.protocol()),
         [*beside, *groups],
         TrainText(train_stream(corpus.train), bundle.identity.block_size),
         processes=processes,
         batch_size=args.batch_size,
         cci_examples=args.cci_examples,
+        mauve=mauve,
     )
+
+
+def check_steps(bundle: "ModelBundle", axes: Axes) -> None:
+    """Raise ``UserError`` where the model was trained for another number of steps than one that is asked for."""
+    trained = bundle.identity.trained_nfe
+    if trained is not None and set(axes.steps) != {trained}:
+        raise UserError(
+            f"--steps {','.join(map(str, axes.steps))}: the objective of this model "
+            f"({bundle.identity.objective or 'unnamed'}) trained it for {trained} steps and no other number; "
+            f"give --steps {trained}"
+        )
+
+
+def flow_texts(bundle: "ModelBundle", axes: Axes) -> "list[TextGroup]":
+    """The model's own samples in every setting. Raises ``UserError`` for one that does not fit the model."""
+    from fewstep.cli.commit import parse_commit
+    from fewstep.cli.reinjection import NOISES, parse_reinjection
+    from fewstep.evaluation.sweep_texts import CountedConfidence, FlowTexts
+    from fewstep.pipeline import TextGenerator
+
+    generator = TextGenerator(bundle)
+    groups: list[TextGroup] = []
+    for sampler in axes.samplers():
+        assert sampler.reinjection and sampler.noise and sampler.commit
+        confidence = CountedConfidence(generator)
+        choice = None if sampler.commit == NO_COMMIT else parse_commit(sampler.commit)
+        groups.append(
+            FlowTexts(
+                generator,
+                sampler,
+                axes.readouts,
+                parse_reinjection(sampler.reinjection, confidence),
+                noise=NOISES[sampler.noise](),
+                correct=None if choice is None else generator.snap(steps=choice.steps, rule=choice.rule),
+                confidence=confidence,
+            )
+        )
+    return groups
 
 
 def own_device(name: str) -> str:
@@ -110,25 +143,50 @@ def held_out_text(args: argparse.Namespace, corpus: "PreparedCorpus") -> "TokenB
     Raises ``UserError`` where the text has fewer.
     """
     from fewstep.evaluation import held_out_blocks
-    from fewstep.types import TokenBatch
 
     wanted = args.samples * args.seeds
     if args.no_pack:
         return held_out_blocks(corpus.validation, wanted)[0]
-    tokens = packed_blocks(corpus, wanted)
-    full = tokens.mask.all(1)
-    if int(full.sum()) < wanted:
+    tokens = full_blocks(corpus, wanted)
+    if len(tokens.ids) < wanted:
         raise UserError(
-            f"{args.samples} samples for each of {args.seeds} seeds: the held-out text has {int(full.sum())} full "
+            f"{args.samples} samples for each of {args.seeds} seeds: the held-out text has {len(tokens.ids)} full "
             "blocks to compare with; ask for fewer samples or seeds"
         )
+    return tokens
+
+
+def full_blocks(corpus: "PreparedCorpus", wanted: int) -> "TokenBatch":
+    """``wanted`` packed blocks without padding, or all there are."""
+    from fewstep.types import TokenBatch
+
+    tokens = packed_blocks(corpus, wanted)
+    full = tokens.mask.all(1)
     return TokenBatch(tokens.ids[full][:wanted], tokens.mask[full][:wanted])
 
 
+def other_held_out(args: argparse.Namespace, corpus: "PreparedCorpus") -> "TokenBatch | None":
+    """As many held-out blocks as :func:`held_out_text` gives, none of them among those; None where there are fewer."""
+    from fewstep.evaluation import held_out_blocks
+    from fewstep.evaluation.baselines import spread_rows
+
+    wanted, length = args.samples * args.seeds, len(corpus.validation)
+    taken = set(spread_rows(length, wanted if args.no_pack else min(wanted + 1, length)).tolist())
+    rest = replace(corpus, validation=corpus.validation.select([row for row in range(length) if row not in taken]))
+    if len(rest.validation) < wanted:
+        return None
+    found = held_out_blocks(rest.validation, wanted)[0] if args.no_pack else full_blocks(rest, wanted)
+    return found if len(found.ids) == wanted else None
+
+
 def make_protocol(
-    args: argparse.Namespace, bundle: "ModelBundle", scorer: "Scorer", corpus: "PreparedCorpus"
+    args: argparse.Namespace,
+    bundle: "ModelBundle",
+    scorer: "Scorer",
+    corpus: "PreparedCorpus",
+    more: Mapping[str, Any],
 ) -> "ScoringProtocol":
-    """What rows must have in common to stand in one table."""
+    """What rows must have in common to stand in one table; ``more`` is of measures that not all tables have."""
     from fewstep.evaluation.protocol import TO_FIRST_END, WHOLE_BLOCK, ScoringProtocol, protocol_versions
 
     return ScoringProtocol(
@@ -143,5 +201,6 @@ def make_protocol(
             "held_out": "spread evenly over the validation split",
             "language_model_temperature": 1.0,
             "cci_examples": args.cci_examples,
+            **more,
         },
     )

@@ -16,7 +16,8 @@ class CategoricalDenoiser(nn.Module):
     log N(x_t; alpha_t e_v, sigma_t^2) = (alpha/sigma^2) x_t . e_v - (alpha/sigma)^2 |e_v|^2 / 2 + const. The network
     therefore only learns what the neighbours say, log p(v | the other positions), which is added to it (Bayes' rule).
     The estimate is a posterior mean, always inside the codebook's hull; trained by cross-entropy as in CDCD
-    (arXiv:2211.15089) and one-hot language flows. Predicts x_1 only.
+    (arXiv:2211.15089) and one-hot language flows. Predicts x_1 only. ``max_frequency`` is that of
+    :class:`RegressionDenoiser`.
     """
 
     codebook: Tensor
@@ -35,6 +36,7 @@ class CategoricalDenoiser(nn.Module):
         self_conditioning: bool = False,
         two_times: bool = False,
         local_reach: int = 2,
+        max_frequency: float = 1_000.0,
     ) -> None:
         super().__init__()
         self.config = {
@@ -47,6 +49,7 @@ class CategoricalDenoiser(nn.Module):
             "self_conditioning": self_conditioning,
             "two_times": two_times,
             "local_reach": local_reach,
+            "max_frequency": max_frequency,
         }
         self.path = path
         self.self_conditioning = self_conditioning
@@ -55,7 +58,14 @@ class CategoricalDenoiser(nn.Module):
         self.inputs = nn.Linear(latent_dim * (2 if self_conditioning else 1), width)
         self.evidence = nn.Embedding(vocab_size, width)
         self.positions = nn.Parameter(torch.zeros(num_positions, width))
-        self.body = AdaptiveTransformer(width, depth, num_heads, two_times=two_times, local_reach=local_reach)
+        self.body = AdaptiveTransformer(
+            width,
+            depth,
+            num_heads,
+            two_times=two_times,
+            local_reach=local_reach,
+            max_frequency=max_frequency,
+        )
         self.outputs = nn.Linear(width, vocab_size)
         nn.init.zeros_(self.outputs.weight)
         nn.init.zeros_(self.outputs.bias)

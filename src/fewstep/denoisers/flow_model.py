@@ -2,18 +2,32 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.denoisers.output import DenoiserOutput
 from fewstep.paths import Path
+from fewstep.schedules import upcast
+from fewstep.shapes import expand_like
 
 PredictionType = Literal["x1", "velocity"]
+
+EstimateKind = Literal["posterior_mean", "endpoint", "flow_map"]
+"""What the clean estimate of a trained model is: the mean of the data given x_t (a flow), the end of the trajectory
+through x_t (a consistency model), or the point that a jump from t to s aims at (a flow map of two times)."""
 
 
 class FlowModel(nn.Module):
     """A network, the path it was trained on and what it predicts, offered as ``denoise``, ``velocity`` and ``jump``.
 
-    Times are (B,) float32, 0 at noise and 1 at data. Raises ``ValueError`` for an unknown prediction type.
+    Times are (B,) float32, 0 at noise and 1 at data. A network of two times is a flow map: its estimate for (t, s) is
+    the x_1 towards which the jump X(t, s) goes, so that
+
+        X(t, s) = alpha_s x1_hat + sigma_s (x_t - alpha_t x1_hat) / sigma_t.
+
+    At s = t the estimate is that of an ordinary flow, at s = 1 the jump is the estimate itself. On the linear path
+    (x1_hat - x_t) / (1 - t) is the mean velocity of arXiv:2505.13447, eq. 3. Raises ``ValueError`` for an unknown
+    prediction type.
     """
 
     def __init__(self, network: nn.Module, path: Path, prediction: PredictionType) -> None:
@@ -23,6 +37,11 @@ class FlowModel(nn.Module):
         self.network = network
         self.path = path
         self.prediction = prediction
+
+    @property
+    def two_times(self) -> bool:
+        """Whether the network is told where a jump ends."""
+        return bool(getattr(self.network, "config", {}).get("two_times", False))
 
     def predict(
         self,
@@ -42,9 +61,19 @@ class FlowModel(nn.Module):
             return output.value
         return self.path.x1_from_velocity(x_t, output.value, t)
 
-    def denoise(self, x_t: Tensor, t: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None) -> Tensor:
-        """The clean estimate x1_hat (B, K, D)."""
-        return self.x1_of(self.predict(x_t, t, mask=mask, self_cond=self_cond), x_t, t)
+    def denoise(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        s: Tensor | None = None,
+        mask: Tensor | None = None,
+        self_cond: Tensor | None = None,
+    ) -> Tensor:
+        """The clean estimate x1_hat (B, K, D). ``s`` (B,), where the jump ends, is for networks of two times; those of
+        one do not look at it, for their estimate is the same wherever the jump ends."""
+        s = s if self.two_times else None
+        return self.x1_of(self.predict(x_t, t, s, mask=mask, self_cond=self_cond), x_t, t)
 
     def velocity_of(self, x_t: Tensor, x1_hat: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, K, D) that belongs to x1_hat at (x_t, t); no network evaluation."""
@@ -60,6 +89,10 @@ class FlowModel(nn.Module):
     def jump(
         self, x_t: Tensor, t: Tensor, s: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None
     ) -> Tensor:
-        """Straight from t to s >= t along the estimate at t: alpha_s x1_hat + sigma_s eps_hat, (B, K, D)."""
-        x1_hat = self.denoise(x_t, t, mask=mask, self_cond=self_cond)
-        return self.path.sample(x1_hat, self.path.eps_from_x1(x_t, x1_hat, t), s)
+        """X(t, s), from t to s >= t along the estimate: alpha_s x1_hat + sigma_s eps_hat, (B, K, D).
+
+        Exactly ``x_t`` where s = t.
+        """
+        x1_hat = self.denoise(x_t, t, s=s, mask=mask, self_cond=self_cond)
+        x_s = self.path.sample(x1_hat, self.path.eps_from_x1(x_t, x1_hat, t), s)
+        return torch.where(expand_like(s <= t, x_s), upcast(x_t), x_s)

@@ -12,7 +12,9 @@ class RegressionDenoiser(nn.Module):
     """Two-time diffusion transformer over latents (B, K, D), after arXiv:2212.09748.
 
     ``num_positions`` fixes the longest K, ``latent_dim`` is D. With ``self_conditioning`` it also reads its
-    previous estimate of x_1 (arXiv:2208.04202). Raises ``ValueError`` for more positions than it was built for.
+    previous estimate of x_1 (arXiv:2208.04202). ``max_frequency``, in radians per unit of time, bounds how fast the
+    output may change with time: low for objectives that take the derivative (:class:`~fewstep.nn.AdaptiveTransformer`).
+    Raises ``ValueError`` for more positions than it was built for.
     """
 
     def __init__(
@@ -26,6 +28,7 @@ class RegressionDenoiser(nn.Module):
         self_conditioning: bool = False,
         two_times: bool = False,
         local_reach: int = 2,
+        max_frequency: float = 1_000.0,
     ) -> None:
         super().__init__()
         self.config = {
@@ -37,11 +40,19 @@ class RegressionDenoiser(nn.Module):
             "self_conditioning": self_conditioning,
             "two_times": two_times,
             "local_reach": local_reach,
+            "max_frequency": max_frequency,
         }
         self.self_conditioning = self_conditioning
         self.inputs = nn.Linear(latent_dim * (2 if self_conditioning else 1), width)
         self.positions = nn.Parameter(torch.zeros(num_positions, width))
-        self.body = AdaptiveTransformer(width, depth, num_heads, two_times=two_times, local_reach=local_reach)
+        self.body = AdaptiveTransformer(
+            width,
+            depth,
+            num_heads,
+            two_times=two_times,
+            local_reach=local_reach,
+            max_frequency=max_frequency,
+        )
         self.outputs = nn.Linear(width, latent_dim)
         nn.init.zeros_(self.outputs.weight)
         nn.init.zeros_(self.outputs.bias)

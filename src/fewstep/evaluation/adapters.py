@@ -11,15 +11,14 @@ from torch import Tensor
 from fewstep.denoisers import FlowModel
 from fewstep.diagnostics import Cci, Decode, cci
 from fewstep.evaluation.subject import Subject
-from fewstep.pipeline import TextGenerator
+from fewstep.pipeline import TextGenerator, check_sampler
 from fewstep.readouts import CommitmentHead, ParallelReadout
-from fewstep.samplers import FlowSampler
+from fewstep.samplers import EulerSolver, FlowSampler, own_steps
 from fewstep.shapes import rand, randn
 from fewstep.types import Trajectory
 
 NUM_STEPS = 8
 """Steps of the trajectory that is looked at: few enough to fail, enough to see a token change."""
-
 
 DRAWS_IN_A_BATCH = 128
 """Token sequences that the commitment head draws side by side."""
@@ -76,8 +75,17 @@ def draws_in_a_batch(num_examples: int) -> int:
 
 
 @torch.no_grad()
-def sampled(subject: Subject, num_steps: int = NUM_STEPS, reinjection: float = 0.0) -> Trajectory:
-    """All states from the subject's noise on, by Euler steps on the model's own grid; the same for every question."""
+def sampled(subject: Subject, num_steps: int | None = None, reinjection: float | None = None) -> Trajectory:
+    """All states from the subject's noise on, by Euler steps on the model's own grid; the same for every question.
+
+    Where nothing is said they are ``NUM_STEPS`` deterministic steps, or what fits the model in their place
+    (:func:`fewstep.samplers.own_steps`). Raises ``UserError`` for what the model was not trained for.
+    """
+    identity = subject.generator.bundle.identity
+    own = own_steps(identity, NUM_STEPS)
+    num_steps = own.num_steps if num_steps is None else num_steps
+    reinjection = own.reinjection if reinjection is None else reinjection
+    check_sampler(identity, num_steps, EulerSolver(), reinjection)
     flow, x_0 = subject.generator.bundle.flow(), subject.starts("trajectory")
     sampler = FlowSampler(flow.path, None, subject.generator.default_grid(), reinjection)
     noise = subject.noise("reinjection")

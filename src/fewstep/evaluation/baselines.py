@@ -29,9 +29,13 @@ def held_out_blocks(validation: "Dataset", num_blocks: int) -> tuple[TokenBatch,
             f"{num_blocks} held-out blocks asked for, the validation split has {len(validation)}: "
             "ask for no more than that, and at least 1"
         )
-    rows = (np.arange(num_blocks) * len(validation)) // num_blocks
-    batch = collate([validation[int(row)] for row in rows])
+    batch = collate([validation[int(row)] for row in spread_rows(len(validation), num_blocks)])
     return TokenBatch(batch["ids"], batch["mask"]), int(batch["num_bytes"].sum())
+
+
+def spread_rows(length: int, count: int) -> np.ndarray:
+    """``count`` different rows of 0 .. length - 1, spread evenly (count,) int64."""
+    return (np.arange(count) * length) // count
 
 
 def token_counts(train: "Dataset", vocab_size: int) -> Tensor:

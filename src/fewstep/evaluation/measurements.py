@@ -35,7 +35,6 @@ from fewstep.diagnostics import (
 )
 from fewstep.diagnostics.dabi import RADII
 from fewstep.evaluation.adapters import (
-    NUM_STEPS,
     HeadConditionals,
     cci_as_read,
     continuation,
@@ -190,7 +189,7 @@ def measure_commitment(subject: Subject, *, num_continuations: int = 16, every: 
     states = [(float(t), x_t) for t, x_t in zip(path.times[:-1], path.states[:-1], strict=True)][::every]
     return (
         commitment(
-            continuation(few.generator, NUM_STEPS, path.times),
+            continuation(few.generator, len(path.times) - 1, path.times),
             reading(few),
             states,
             num_continuations=num_continuations,

@@ -55,6 +55,10 @@ class Scorer(Protocol):
         count. A scorer takes whichever it understands; both are the same text."""
         ...
 
+    def features(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> Tensor:
+        """One vector a text, (N, H) float32 on the CPU, for MAUVE: its last hidden state at the last token."""
+        ...
+
 
 def weights_digest(module: nn.Module) -> str:
     """16 hex digits of SHA-256 over the names, dtypes, shapes and bytes of a module's weights, wherever they lie."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from fewstep.data import tokenizer_fingerprint
@@ -46,3 +47,22 @@ class RunScorer:
         """Score ``ids`` (N, L) where ``mask`` (N, L) is true; ``texts`` is not looked at."""
         scores = score_blocks(self.model, ids, mask, batch_size=self.batch_size)
         return ScoredText(scores.nats, scores.tokens, sample_entropies_nats(ids.cpu(), mask.cpu()))
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> Tensor:
+        """The normed state that has read a text up to its last token, (N, H) float32; ``texts`` is not looked at.
+
+        It is the one that would predict a token behind it: ids stand unshifted behind the begin-of-block state. A text
+        without a token has the state at the begin of a block.
+        """
+        network, kept = self.model.network, []
+        inputs = torch.cat([network.shifted(ids), ids[:, -1:]], dim=1)  # (N, L+1): begin of block, then all ids
+        last = (mask.cpu().long() * torch.arange(1, ids.shape[1] + 1)).amax(1)
+        hook = network.norm.register_forward_hook(lambda module, given, states: kept.append(states))
+        try:
+            for rows in inputs.split(self.batch_size):
+                network(rows.to(next(network.parameters()).device))
+        finally:
+            hook.remove()
+        states = torch.cat([part.float().cpu() for part in kept])
+        return states[torch.arange(len(states)), last]

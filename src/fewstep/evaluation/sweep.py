@@ -15,10 +15,10 @@ from fewstep.errors import UserError
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import TO_FIRST_END, ScoringProtocol, canonical_json, differences
 from fewstep.evaluation.scorers import ScoredText, Scorer, weights_digest
-from fewstep.evaluation.sweep_measures import CommitmentProbe, Measures, TrainText
+from fewstep.evaluation.sweep_mauve import MauveReference
+from fewstep.evaluation.sweep_measures import CommitmentProbe, Measures, TrainText, texts_of
 from fewstep.evaluation.sweep_row import RowFile, Setting, SweepRow
 from fewstep.evaluation.sweep_texts import Batch, Made, TextGroup
-from fewstep.pipeline import decode_blocks
 from fewstep.readouts import tokens_to_first_end
 
 DIGEST_DIGITS = 12
@@ -26,13 +26,15 @@ DIGEST_DIGITS = 12
 
 @dataclass(frozen=True)
 class Scored:
-    """One batch of texts of one setting: how it was made, ``mask`` (B, L) of the tokens that count, and its scores."""
+    """One batch of texts of one setting: how it was made, ``mask`` (B, L) of the tokens that count, its scores, and its
+    ``features`` (B, H) where MAUVE is measured."""
 
     setting: Setting
     batch: Batch
     made: Made
     mask: Tensor
     scores: ScoredText
+    features: Tensor | None
 
 
 class Sweep:
@@ -41,7 +43,8 @@ class Sweep:
     ``protocol`` says how many samples of which seeds; ``train`` is what copies are looked for in. Samples are made
     ``batch_size`` at a time, and whole batches are shared between ``processes``, so that their number changes no
     figure but the seconds. ``cci_examples``: the commitment head's CCI is measured on the first so many samples of the
-    first seed, 0 for not at all. Raises ``UserError`` where a setting comes twice.
+    first seed, 0 for not at all. ``mauve``: what MAUVE compares with, None for not at all. Raises ``UserError`` where a
+    setting comes twice.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Sweep:
         cci_examples: int = 8,
         num_resamples: int = 1000,
         num_examples: int = 3,
+        mauve: MauveReference | None = None,
     ) -> None:
         self.bundle = bundle
         self.scorer = scorer
@@ -65,6 +69,7 @@ class Sweep:
         self.processes = Processes() if processes is None else processes
         self.batch_size = batch_size
         self.cci_examples = cci_examples
+        self.mauve = mauve
         self.model = model_digest(bundle)
         self.device = str(next(next(iter(bundle.parts().values())).parameters()).device)
         self.measures = Measures(train, num_resamples=num_resamples, num_examples=num_examples)
@@ -80,13 +85,14 @@ class Sweep:
     def caption(self) -> str:
         """What the numbers of a table are, in a few sentences."""
         protocol = self.protocol
+        mauve = "" if self.mauve is None else "MAUVE: against as much held-out text, by states of the scorer; "
         return (
             f"Perplexity under {self.scorer.name}, protocol {protocol.hash}; {protocol.num_samples} samples of "
             f"{protocol.block_size} tokens for each of {len(protocol.seeds)} seeds; 95 % bootstrap intervals over "
             "samples; entropy in nats a sample, on the scored tokens; noise is the factor on a step's old noise; NFE "
             "counts the passes of all networks; rep-4: 4-grams that a sample repeats; copy: longest piece of train "
-            "text in any sample, tokens; mem-8: 8-grams that the train text holds; tokens per second of one process "
-            f"at batch size {self.batch_size} on {self.device}."
+            f"text in any sample, tokens; mem-8: 8-grams that the train text holds; {mauve}tokens per second of one "
+            f"process at batch size {self.batch_size} on {self.device}."
         )
 
     def finished(self, file: RowFile) -> list[SweepRow]:
@@ -140,12 +146,10 @@ class Sweep:
         for batch in share:
             for setting, made in zip(settings, group.make(batch, settings), strict=True):
                 mask = self._counted(made)
-                texts = [
-                    decode_blocks(self.bundle.tokenizer, row[seen][None])[0]
-                    for row, seen in zip(made.ids, mask, strict=True)
-                ]
+                texts = texts_of(self.bundle.tokenizer, made.ids, mask)
                 scores = self.scorer.score(texts, made.ids, mask)
-                yield Scored(setting, batch, self._trimmed(made, batch), mask, scores)
+                features = None if self.mauve is None else self.mauve.features(texts, made.ids, mask)
+                yield Scored(setting, batch, self._trimmed(made, batch), mask, scores, features)
 
     def _counted(self, made: Made) -> Tensor:
         """Which tokens count (B, L)."""
@@ -167,6 +171,7 @@ class Sweep:
         seconds = [one.seconds for one in made if one.seconds is not None]
         ids = torch.cat([one.ids for one in made])
         mask = torch.cat([part.mask for part in parts])
+        features = [part.features for part in parts if part.features is not None]
         cci = None if probe is None else probe.measure(setting.readout)
         return SweepRow(
             setting=setting,
@@ -174,6 +179,7 @@ class Sweep:
             seeds=self.protocol.seeds,
             **self.measures.of_scores([part.scores for part in parts], [part.batch.seed_index for part in parts]),
             **self.measures.of_tokens(ids, mask),
+            mauve=None if self.mauve is None or not features else self.mauve.score(setting, torch.cat(features)),
             late_flip_rate=float(torch.cat(flips).mean()) if flips else None,
             cci=None if cci is None else cci.value,
             cci_interval=None if cci is None else cci.interval,

@@ -97,8 +97,7 @@ class Measures:
 
     def examples(self, tokenizer: "PreTrainedTokenizerFast", ids: Tensor, mask: Tensor) -> tuple[str, ...]:
         """The first few texts."""
-        first = zip(ids[: self.num_examples], mask, strict=False)
-        return tuple(decode_blocks(tokenizer, row[seen][None])[0] for row, seen in first)
+        return tuple(texts_of(tokenizer, ids[: self.num_examples], mask[: self.num_examples]))
 
     def _interval(self, values: Tensor, statistic: Callable[[Tensor], Tensor]) -> Any:
         resampling = torch.Generator().manual_seed(0)
@@ -120,6 +119,11 @@ class CommitmentProbe:
             return None
         z = self.x_1.to(next(head.head.parameters()).device)
         return cci_as_read(head, z, noise_source(self.seed, "cci")).cci
+
+
+def texts_of(tokenizer: "PreTrainedTokenizerFast", ids: Tensor, mask: Tensor) -> list[str]:
+    """The texts of ``ids`` (N, L) where ``mask`` (N, L) is true."""
+    return [decode_blocks(tokenizer, row[seen][None])[0] for row, seen in zip(ids, mask, strict=True)]
 
 
 def _perplexity(stacked: Tensor) -> float | None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded
 from fewstep.metrics import Interval
 
-FLOW = "flow"
-"""Name of the rows of a model's own samples; those of yardsticks have names of their own."""
+FLOW, HELD_OUT = "flow", "held-out text"
+"""Names of the rows of a model's own samples, and of real text; other yardsticks have names of their own."""
 
 COLUMNS = (
     "text",
@@ -33,13 +33,19 @@ COLUMNS = (
     "tokens / s",
     "N",
 )
+"""What every table has; :func:`table_lines` adds what its rows differ in besides."""
+
+FRESH, UNCORRECTED = "fresh", "none"
+"""How noise is drawn and estimates are corrected where nothing is said of it."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """What a row is about. For yardsticks all but ``name`` is None.
 
-    ``reinjection`` as it was written on the command line, ``noise_temperature`` the factor on a step's old noise.
+    ``reinjection`` and ``commit`` (commitment inside the loop) as they were written on the command line,
+    ``noise_temperature`` the factor on a step's old noise, ``initial_temperature`` that on x_0, ``noise`` whether the
+    re-injected noise is fresh or reused.
     """
 
     name: str
@@ -47,12 +53,41 @@ class Setting:
     num_steps: int | None = None
     reinjection: str | None = None
     noise_temperature: float | None = None
+    initial_temperature: float | None = None
+    noise: str | None = None
+    commit: str | None = None
 
     def label(self) -> str:
         """For a progress bar."""
         if self.num_steps is None:
             return self.name
-        return f"{self.readout} K={self.num_steps} gamma={self.reinjection} T={self.noise_temperature:g}"
+        plain = f"{self.readout} K={self.num_steps} gamma={self.reinjection} T={self.noise_temperature:g}"
+        return " ".join([plain, *(f"{axis.short}={shown}" for axis in AXES if (shown := axis.unusual(self)))])
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a setting has at its ``usual`` value where nobody asked for another: a ``column`` of a table, and ``short``
+    for a label. ``of`` gives the value as it is written, "" for yardsticks."""
+
+    column: str
+    short: str
+    usual: str
+    of: Callable[[Setting], str]
+
+    def unusual(self, setting: Setting) -> str:
+        """The value as it is written, "" where it is the usual one."""
+        shown = self.of(setting)
+        return "" if shown == self.usual else shown
+
+
+AXES = (
+    Axis("initial noise", "T0", "1", lambda setting: _shown(setting.initial_temperature, "g")),
+    Axis("drawn", "noise", FRESH, lambda setting: setting.noise or ""),
+    Axis("commit", "commit", UNCORRECTED, lambda setting: setting.commit or ""),
+)
+"""Axes of a sweep that have a column only where a row is not at the usual value."""
+AXES_BEFORE, MAUVE_BEFORE = COLUMNS.index("K"), COLUMNS.index("late flips")
 
 
 @dataclass(frozen=True)
@@ -64,7 +99,8 @@ class SweepRow:
     of a sample on the scored tokens, with its interval. ``distinct_1``, ``_2``, ``_4``: distinct over all n-grams.
     ``repeated_4grams``: share of a sample's 4-grams that occurred in it before. ``longest_copy_tokens``: of all
     samples, the longest run that the train text holds; ``mean_copy_tokens`` the mean over samples of their longest;
-    ``memorised_8grams``: share of 8-grams that it holds. ``late_flip_rate``: share of tokens that change between the
+    ``memorised_8grams``: share of 8-grams that it holds. ``mauve``: of the texts against held-out text, by the scorer's
+    features, None where it was not asked for. ``late_flip_rate``: share of tokens that change between the
     last two predictions (None for one step and for yardsticks), on the parallel readout whatever the row's own.
     ``cci`` of the commitment head, None for other readouts. ``nfe``: forward passes a sample, of all networks: the
     denoiser's, and 1 for the parallel readout or L for the head. ``seconds``: computing time from noise to ids,
@@ -88,6 +124,7 @@ class SweepRow:
     longest_copy_tokens: int
     mean_copy_tokens: float
     memorised_8grams: float | None
+    mauve: float | None
     late_flip_rate: float | None
     cci: float | None
     cci_interval: Interval | None
@@ -135,8 +172,9 @@ class SweepRow:
 
         Raises ``KeyError`` or ``TypeError`` for values that are none.
         """
-        if set(values) != {item.name for item in fields(cls)}:
-            raise KeyError("keys of another version")
+        for found, kind in ((values, cls), (values["setting"], Setting)):
+            if set(found) != {item.name for item in fields(kind)}:
+                raise KeyError("keys of another version")
         intervals = {
             name: None if values[name] is None else Interval(**values[name])
             for name in ("perplexity_interval", "entropy_interval", "cci_interval")
@@ -188,14 +226,29 @@ class RowFile:
             raise UserError(f"cannot read {self.file}: {error.strerror or error}") from None
 
 
-def sweep_markdown(rows: Iterable[SweepRow], caption: str) -> str:
+def table_lines(rows: Sequence[SweepRow]) -> list[tuple[str, ...]]:
+    """Heading and rows of a table as strings: ``COLUMNS``, those of :data:`AXES` that some row needs, and MAUVE where
+    it was measured."""
+    axes = [axis for axis in AXES if any(axis.unusual(row.setting) for row in rows)]
+    measured = any(row.mauve is not None for row in rows)
+
+    def line(cells: Sequence[str], more: Iterable[str], mauve: str) -> tuple[str, ...]:
+        first, second, third = cells[:AXES_BEFORE], cells[AXES_BEFORE:MAUVE_BEFORE], cells[MAUVE_BEFORE:]
+        return (*first, *more, *second, *([mauve] if measured else []), *third)
+
+    heading = line(COLUMNS, (axis.column for axis in axes), "MAUVE")
+    lines = [line(row.cells(), (axis.of(row.setting) for axis in axes), _shown(row.mauve, ".3f")) for row in rows]
+    return [heading, *lines]
+
+
+def sweep_markdown(rows: Sequence[SweepRow], caption: str) -> str:
     """A Markdown table with its caption below."""
-    return markdown_table([COLUMNS, *(row.cells() for row in rows)], caption)
+    return markdown_table(table_lines(rows), caption)
 
 
 def sweep_text(rows: Sequence[SweepRow], caption: str) -> str:
     """Aligned columns for a terminal, with the caption below."""
-    return aligned_columns([COLUMNS, *(row.cells() for row in rows)], (0, 1, 2)) + "\n" + caption
+    return aligned_columns(table_lines(rows), (0, 1, 2)) + "\n" + caption
 
 
 def _shown(value: float | None, form: str) -> str:

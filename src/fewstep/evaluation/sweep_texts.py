@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -12,10 +12,10 @@ from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals
 from fewstep.evaluation.baselines import shuffled_blocks, unigram_blocks
-from fewstep.evaluation.sweep_row import FLOW, Setting
-from fewstep.pipeline import READOUTS, Generating, TextGenerator, check_sampler
+from fewstep.evaluation.sweep_row import FLOW, FRESH, HELD_OUT, UNCORRECTED, Setting
+from fewstep.pipeline import READOUTS, Generating, TextGenerator
 from fewstep.readouts import CommitmentHead
-from fewstep.samplers import EulerSolver, FlowSampler, Reinjection
+from fewstep.samplers import Correction, FlowSampler, NoiseSource, Reinjection, check_suits
 from fewstep.shapes import example_generators, randn
 from fewstep.types import TokenBatch
 
@@ -150,22 +150,25 @@ class CountedConfidence:
 
 
 class FlowTexts:
-    """The model's own samples at one number of steps, rule of re-injection and temperature, by several readouts.
+    """The model's own samples by one way from noise to latents, read by several readouts.
 
     The latents are sampled once and read by all of them; sample i is that of
-    :meth:`fewstep.pipeline.TextGenerator.generate` for the same seed and settings. ``written`` is the rule as it was
-    written; the passes of ``confidence``, where the rule asks it, count as evaluations. Raises ``UserError`` for a part
-    that is missing, an unknown readout, a sampler that does not fit the model, and numbers out of range.
+    :meth:`fewstep.pipeline.TextGenerator.generate` for the same seed and settings. ``sampler`` is the setting of all
+    of them but for the readout: its numbers are used, its words name what ``reinjection``, ``noise`` and ``correct``
+    are (None: fresh noise, no correction). The passes of ``confidence``, where the rule asks it, count as evaluations.
+    Raises ``UserError`` for a part that is missing, an unknown readout, a sampler that does not fit the model, and
+    numbers out of range.
     """
 
     def __init__(
         self,
         generator: TextGenerator,
-        num_steps: int,
-        written: str,
-        reinjection: float | Sequence[float] | Reinjection,
-        noise_temperature: float,
+        sampler: Setting,
         readouts: Sequence[str],
+        reinjection: float | Sequence[float] | Reinjection,
+        *,
+        noise: NoiseSource | None = None,
+        correct: Correction | None = None,
         confidence: CountedConfidence | None = None,
     ) -> None:
         self.bundle = generator.bundle
@@ -175,19 +178,28 @@ class FlowTexts:
                 raise UserError(f"readout is {name!r}: expected some of {', '.join(SWEEP_READOUTS)}")
         parts = dict.fromkeys(SWEEP_READOUTS[name].part for name in readouts)
         self.bundle.require("autoencoder", "denoiser", *parts)
-        check_sampler(self.bundle.identity, num_steps, EulerSolver())
-        self.settings: tuple[Setting, ...] = tuple(
-            Setting(FLOW, name, num_steps, written, noise_temperature) for name in readouts
-        )
+        num_steps, cold, start = sampler.num_steps, sampler.noise_temperature, sampler.initial_temperature
+        assert num_steps is not None and cold is not None and start is not None
+        self.settings: tuple[Setting, ...] = tuple(replace(sampler, readout=name) for name in readouts)
         self.num_steps = num_steps
         self.flow = self.bundle.flow()
         self.readers = {name: SWEEP_READOUTS[name].get(self.bundle) for name in readouts}
         try:
             grid = generator.default_grid()
-            self.sampler = FlowSampler(self.flow.path, None, grid, reinjection, noise_temperature=noise_temperature)
+            self.sampler = FlowSampler(
+                self.flow.path,
+                None,
+                grid,
+                reinjection,
+                noise=noise,
+                noise_temperature=cold,
+                initial_temperature=start,
+                correct=correct,
+            )
             self.sampler.reinjection.plan(self.flow.path, grid.times(num_steps).double())
+            check_suits(self.bundle.identity, self.sampler, num_steps)
         except ValueError as error:
-            raise UserError(f"{num_steps} steps with reinjection {written}: {error}") from None
+            raise UserError(f"{num_steps} steps with reinjection {sampler.reinjection}: {error}") from None
 
     @torch.no_grad()
     def make(self, batch: Batch, settings: Sequence[Setting]) -> list[Made]:
@@ -236,6 +248,19 @@ class FlowTexts:
         return (before != last).double().mean(-1).cpu()
 
 
+def flow_setting(
+    num_steps: int,
+    reinjection: str,
+    noise_temperature: float = 1.0,
+    *,
+    initial_temperature: float = 1.0,
+    noise: str = FRESH,
+    commit: str = UNCORRECTED,
+) -> Setting:
+    """The ``sampler`` of :class:`FlowTexts`; what is left out is at its usual value."""
+    return Setting(FLOW, None, num_steps, reinjection, noise_temperature, initial_temperature, noise, commit)
+
+
 def head_conditionals(bundle: ModelBundle, readout: str | None) -> HeadConditionals | None:
     """The head of a readout, at the level that it blurs latents to; None for a readout without one."""
     choice = SWEEP_READOUTS.get(readout or "")
@@ -255,7 +280,7 @@ def yardsticks(
     shuffled = shuffled_blocks(held_out, bundle.tokenizer, shuffling)
     unigrams = unigram_blocks(train_counts, len(held_out.ids), held_out.ids.shape[1], drawing)
     groups: list[TextGroup] = [
-        FixedTexts("held-out text", held_out.ids, held_out.mask, num_samples),
+        FixedTexts(HELD_OUT, held_out.ids, held_out.mask, num_samples),
         FixedTexts("words shuffled", shuffled.ids, shuffled.mask, num_samples),
         FixedTexts("unigram draws", unigrams.ids, None, num_samples),
     ]

@@ -22,6 +22,8 @@ from fewstep.evaluation.adapters import HeadConditionals, cci_as_read, reading, 
 from fewstep.evaluation.scoring import corpus_perplexity, perplexity_of_blocks, score_blocks
 from fewstep.evaluation.subject import Subject
 from fewstep.metrics import bootstrap_interval, unigram_entropy_nats
+from fewstep.pipeline import check_sampler
+from fewstep.samplers import EulerSolver, FlowSampler, misfit, own_steps
 from fewstep.types import Trajectory
 
 STEPS = (1, 2, 4, 8)
@@ -86,12 +88,26 @@ class TradeOff:
 
 
 def trade_off(
-    subject: Subject, *, steps: Sequence[int] = STEPS, reinjections: Sequence[float] = REINJECTIONS
+    subject: Subject, *, steps: Sequence[int] | None = None, reinjections: Sequence[float] = REINJECTIONS
 ) -> TradeOff:
-    """Sample from the same noise by every number of ``steps`` and strength of ``reinjections``, and measure each."""
-    return TradeOff(
-        "trade_off", tuple(_measure(subject, num_steps, gamma) for gamma in reinjections for num_steps in steps)
-    )
+    """Sample from the same noise by every number of ``steps`` and strength of ``reinjections``, and measure each.
+
+    ``steps`` None: 1, 2, 4 and 8, or the one number that the model was trained for; ``UserError`` for another.
+    Strengths that do not fit the model are left out.
+    """
+    identity, grid = subject.generator.bundle.identity, subject.generator.default_grid()
+    path = subject.generator.bundle.flow().path
+    if steps is None:
+        steps = tuple(dict.fromkeys(own_steps(identity, wanted).num_steps for wanted in STEPS))
+    for num_steps in steps:
+        check_sampler(identity, num_steps, EulerSolver(), own_steps(identity, num_steps).reinjection)
+    settings = [
+        (num_steps, gamma)
+        for gamma in reinjections
+        for num_steps in steps
+        if misfit(identity, FlowSampler(path, None, grid, gamma), num_steps) is None
+    ]
+    return TradeOff("trade_off", tuple(_measure(subject, num_steps, gamma) for num_steps, gamma in settings))
 
 
 def _measure(subject: Subject, num_steps: int, gamma: float) -> TradeOffRow:

@@ -103,21 +103,21 @@ class TransformersScorer:
         return ScoredText(nats, tokens, torch.cat(entropies) if entropies else nats)
 
     @torch.no_grad()
-    def features(self, texts: Sequence[str]) -> Tensor:
-        """Last hidden state at the last token of each text (N, H) float64, on the CPU: what MAUVE compares.
+    def features(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> Tensor:
+        """Last hidden state at the last token of each text (N, H) float32, on the CPU: what MAUVE compares.
 
-        Raises ``UserError`` for a text that is too long, or empty where the tokenizer has no begin-of-text token.
+        ``ids`` and ``mask`` (N, L) are not looked at. A text without a token, where the tokenizer has no begin-of-text
+        token either, has the vector of zeros. Raises ``UserError`` for a text that is too long.
         """
         rows = self.tokens(texts)
-        if self.begin is None and (empty := [index for index, row in enumerate(rows) if not row]):
-            raise UserError(f"text {empty[0]} has no token under {self.name}: expected text to take features of")
         found: dict[int, Tensor] = {}
         for picked, inputs, attended in self._batches(rows):
             output = self.model(input_ids=inputs, attention_mask=attended, use_cache=False, output_hidden_states=True)
             last = attended.sum(-1) - 1
             states = output.hidden_states[-1][torch.arange(len(picked), device=last.device), last]
-            found |= dict(zip(picked, states.double().cpu(), strict=True))
-        return torch.stack([found[index] for index in range(len(rows))])
+            found |= dict(zip(picked, states.float().cpu(), strict=True))
+        nothing = torch.zeros_like(next(iter(found.values()), torch.zeros(1)))
+        return torch.stack([found.get(index, nothing) for index in range(len(rows))])
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text up to its first end-of-text, begin-of-text left out.

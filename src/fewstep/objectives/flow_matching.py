@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import DenoiserOutput, FlowModel
+from fewstep.objectives.flow_objective import FlowObjective
 from fewstep.readouts import ParallelReadout, token_nats
 from fewstep.schedules import TimeSampler
 from fewstep.shapes import masked_mean, rand, randn
 from fewstep.types import Latents, LossOutput, TokenBatch
 
 
-class FlowMatching:
+class FlowMatching(FlowObjective):
     """Regression of the model's own target (arXiv:2210.02747, eq. 14; x_1 or velocity), plus cross-entropy.
 
     ``time_sampler`` draws t. ``regression_weight`` multiplies the squared error, ``cross_entropy_weight`` the nats per
@@ -47,11 +48,14 @@ class FlowMatching:
         model: FlowModel,
         latents: Latents,
         *,
-        tokens: TokenBatch,
-        readout: ParallelReadout,
+        tokens: TokenBatch | None,
+        readout: ParallelReadout | None,
         generator: torch.Generator,
+        teacher: FlowModel | None = None,
+        progress: float = 1.0,
     ) -> LossOutput:
-        """Loss over a batch of ``latents`` (B, K, D) and the ``tokens`` (B, L) that they stand for."""
+        """See :class:`FlowObjective`; there is no teacher, and nothing changes on the way. Tokens and readout are
+        needed for the cross-entropy only: ``ValueError`` where they are missing then."""
         x_1 = latents.z
         t = self.time_sampler.sample(len(x_1), generator, x_1.device)
         x_0 = randn(tuple(x_1.shape), x_1, generator)
@@ -65,6 +69,8 @@ class FlowMatching:
         per_example = self.regression_weight * squared_error
         terms = {"squared_error": squared_error.mean().detach()}
         if self.cross_entropy_weight > 0:
+            if tokens is None or readout is None:
+                raise ValueError("cross_entropy_weight needs tokens and a readout: these latents have none")
             nats = self.cross_entropy(model, output, x_t, t, latents, tokens, readout)
             per_example = per_example + self.cross_entropy_weight * nats
             terms["cross_entropy_nats"] = nats.mean().detach()

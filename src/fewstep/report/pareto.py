@@ -9,12 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from fewstep.evaluation.sweep_row import FLOW, SweepRow
+from fewstep.evaluation.sweep_row import AXES, FLOW, HELD_OUT, SweepRow
 from fewstep.report.canvas import SERIES, write_png
 from fewstep.report.figures import ENTROPY_BAND_NATS, YARDSTICKS
 from fewstep.report.pictures import DASHES
-
-REAL_TEXT = "held-out text"
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,8 @@ SECONDS = Cost(
 
 
 def write_pareto_figure(rows: Sequence[SweepRow], cost: Cost, file: str | Path, *, scorer: str) -> None:
-    """Perplexity over ``cost`` (log-log) and unigram entropy beside it, one line a rule of re-injection, noise
-    temperature and readout; points of a line are its numbers of steps.
+    """Perplexity over ``cost`` (log-log) and unigram entropy beside it, one line a setting but for its
+    number of steps, which are the points.
 
     Whiskers are 95 % intervals, yardsticks horizontal lines, and the band is real text's entropy +- 0.3 nats: outside
     it perplexities do not compare. ``scorer`` is the name on the axis. Rows without a perplexity or a cost are left
@@ -71,7 +69,8 @@ def line_of(row: SweepRow) -> str:
     """What the points of one line have in common, as its label."""
     setting = row.setting
     cold = "" if setting.noise_temperature in (None, 1.0) else f", noise x {setting.noise_temperature:g}"
-    return f"{setting.readout}, gamma {setting.reinjection}{cold}"
+    others = "".join(f", {axis.column} {shown}" for axis in AXES if (shown := axis.unusual(setting)))
+    return f"{setting.readout}, gamma {setting.reinjection}{cold}{others}"
 
 
 def _log_axis(axes: Axes) -> None:
@@ -87,7 +86,7 @@ def _draw_yardstick(left: Axes, right: Axes, row: SweepRow) -> None:
     if row.perplexity is not None:
         left.axhline(row.perplexity, color=color, linestyle=dashes, linewidth=1.3, label=row.setting.name)
     right.axhline(row.entropy_nats, color=color, linestyle=dashes, linewidth=1.3)
-    if row.setting.name == REAL_TEXT:
+    if row.setting.name == HELD_OUT:
         low, high = row.entropy_nats - ENTROPY_BAND_NATS, row.entropy_nats + ENTROPY_BAND_NATS
         right.axhspan(low, high, color="#000000", alpha=0.08, linewidth=0)
 

@@ -71,6 +71,7 @@ from fewstep.samplers.strengths import (
     early_reinjection,
     late_reinjection,
 )
+from fewstep.samplers.suitable import OwnSteps, check_suits, misfit, own_steps
 
 __all__ = [
     "AncestralReinjection",
@@ -93,6 +94,7 @@ __all__ = [
     "NoisePlan",
     "NoiseSource",
     "NoiseWeights",
+    "OwnSteps",
     "Reinjection",
     "ReusedNoise",
     "Snap",
@@ -103,9 +105,12 @@ __all__ = [
     "TimedPlan",
     "TimedReinjection",
     "WindowReinjection",
+    "check_suits",
     "early_reinjection",
     "every_step",
     "last_steps",
     "late_reinjection",
     "listed_steps",
+    "misfit",
+    "own_steps",
 ]

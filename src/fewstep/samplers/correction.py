@@ -5,7 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fewstep.schedules import upcast
-from fewstep.types import FlowLike
+from fewstep.types import FlowLike, FlowMapLike
 
 
 class Correction(Protocol):
@@ -33,9 +33,25 @@ class CorrectedModel:
         self.step = step
         self.num_steps = num_steps
 
-    def denoise(self, x_t: Tensor, t: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None) -> Tensor:
-        """The corrected clean estimate (B, K, D), at least float32."""
-        x1_hat = upcast(self.model.denoise(x_t, t, mask=mask, self_cond=self_cond))
+    @property
+    def two_times(self) -> bool:
+        """Whether the model is a flow map."""
+        return isinstance(self.model, FlowMapLike) and self.model.two_times
+
+    def denoise(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        s: Tensor | None = None,
+        mask: Tensor | None = None,
+        self_cond: Tensor | None = None,
+    ) -> Tensor:
+        """The corrected clean estimate (B, K, D), at least float32; ``s`` (B,) where a flow map's jump ends."""
+        if isinstance(self.model, FlowMapLike) and self.model.two_times:
+            x1_hat = upcast(self.model.denoise(x_t, t, s=s, mask=mask, self_cond=self_cond))
+        else:
+            x1_hat = upcast(self.model.denoise(x_t, t, mask=mask, self_cond=self_cond))
         return self.correct(x1_hat, self.step, self.num_steps, mask)
 
     def velocity_of(self, x_t: Tensor, x1_hat: Tensor, t: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from fewstep.samplers.reinjection import (
     NoisePlan,
     NoiseWeights,
     Reinjection,
+    TimedPlan,
     as_reinjection,
     jump_time,
     reinject,
@@ -23,7 +24,7 @@ from fewstep.samplers.reinjection import (
 from fewstep.samplers.solvers import Solver, SolverStep
 from fewstep.schedules import TimeGrid, UniformGrid, upcast
 from fewstep.shapes import expand_like
-from fewstep.types import FlowLike, SamplerState, Trajectory
+from fewstep.types import FlowLike, FlowMapLike, SamplerState, Trajectory
 
 
 class FlowSampler:
@@ -155,12 +156,21 @@ class FlowSampler:
                 model = CorrectedModel(plain, self.correct, k, last + 1)
                 passes += self.correct.passes(x_t.shape[1], k, last + 1)
             t, s = (x_t.new_full((len(x_t),), float(time)) for time in times[k : k + 2])
-            x1_hat = _zero_padding(upcast(model.denoise(x_t, t, mask=mask, self_cond=self_cond)), mask)
+            end = self._jump_end(plan, k, s, last)
+            x1_hat = _zero_padding(upcast(estimate(model, x_t, t, end, mask, self_cond)), mask)
             weights = UNTOUCHED if k == last else plan.weights(k, x1_hat, mask)
             step = self._step(model, x_t, x1_hat, t, s, weights, mask, draws)
             x_t, self_cond = _zero_padding(step.x_s, mask), _zero_padding(step.x1_hat, mask)
             nfe += passes * (1 + step.evaluations)
             yield SamplerState(step=k + 1, time=float(times[k + 1]), x_t=x_t, x1_hat=x1_hat, nfe=nfe)
+
+    def _jump_end(self, plan: NoisePlan, step: int, s: Tensor, last: int) -> Tensor:
+        """Where the deterministic part of a step ends, for a flow map: t~, where the rule is known before the estimate
+        (at strength 1 this is t = 1, and the jump a consistency model's), else s."""
+        if step == last or not isinstance(plan, TimedPlan):
+            return s
+        kept = plan.steps[step].kept
+        return s if isinstance(kept, Tensor) or kept >= 1 else jump_time(self.path, s, kept)
 
     def _initial(self, x_0: Tensor, weights: NoiseWeights, draws: Iterator[Tensor]) -> Tensor:
         """The state at t = 0, where all is noise."""
@@ -192,6 +202,15 @@ class FlowSampler:
         if t_jump is not s or xi is not None:
             x_s = reinject(self.path, x_s, jump.x1_hat, t_jump, s, fresh, xi)
         return SolverStep(x_s, jump.x1_hat, jump.evaluations)
+
+
+def estimate(
+    model: FlowLike, x_t: Tensor, t: Tensor, s: Tensor, mask: Tensor | None, self_cond: Tensor | None
+) -> Tensor:
+    """x1_hat (B, K, D) at (x_t, t), of a flow map for the jump to ``s`` (B,)."""
+    if isinstance(model, FlowMapLike) and model.two_times:
+        return model.denoise(x_t, t, s=s, mask=mask, self_cond=self_cond)
+    return model.denoise(x_t, t, mask=mask, self_cond=self_cond)
 
 
 def _checked_temperature(name: str, value: float) -> float:

@@ -6,6 +6,7 @@ from fewstep.training.data_module import TextDataModule
 from fewstep.training.flow import FlowModule
 from fewstep.training.image_autoencoder import ImageAutoencoderModule
 from fewstep.training.image_data import ImageDataModule
+from fewstep.training.image_flow import ImageFlowModule
 from fewstep.training.language_model import LanguageModelModule
 from fewstep.training.optimizer import OptimizerSettings
 
@@ -15,6 +16,7 @@ __all__ = [
     "FlowModule",
     "ImageAutoencoderModule",
     "ImageDataModule",
+    "ImageFlowModule",
     "LanguageModelModule",
     "OptimizerSettings",
     "TextDataModule",

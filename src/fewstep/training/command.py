@@ -73,8 +73,10 @@ class FewstepCLI(LightningCLI):
         parser.link_arguments("data", "model.init_args.data", apply_on="instantiate")
         parser.add_lightning_class_args(EMAWeightAveraging, "ema")
         parser.add_lightning_class_args(ResumePoint, "checkpoint")
+        parser.add_lightning_class_args(SampleTable, "samples")
         parser.add_class_arguments(DiagnosticsCallback, "diagnostics", skip={"folder"}, instantiate=False)
         parser.set_defaults({"ema.decay": 0.995, "data": {"class_path": TEXT, "init_args": {}}})
+        parser.link_arguments("run_dir", "samples.folder")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -94,10 +96,10 @@ class FewstepCLI(LightningCLI):
         config = self._settings()
         check_data(config.model.class_path, config.data.class_path)
         base, data = self._base(), config.data.init_args
-        if base is not None and data.tokenizer is None:
+        if base is not None and "tokenizer" in data and data.tokenizer is None:
             data.tokenizer = tokenizer_of(base, data.cache_dir)
         if self._writes() and not self._goes_on():
-            check_run_folder(Path(config.run_dir), overwrite=config.overwrite, base=base)
+            check_run_folder(Path(config.run_dir), overwrite=config.overwrite, built_on=self._built_on())
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; a value that a constructor refuses is the user's to mend."""
@@ -112,7 +114,7 @@ class FewstepCLI(LightningCLI):
         config = self._settings()
         run_dir = Path(config.run_dir)
         if self._writes() and not self._goes_on():
-            prepare_run_folder(run_dir, overwrite=config.overwrite, base=self._base())
+            prepare_run_folder(run_dir, overwrite=config.overwrite, built_on=self._built_on())
         logger = config.trainer.logger
         if logger is None:
             logger = default_loggers(run_dir) if self.subcommand == "fit" and not config.trainer.fast_dev_run else False
@@ -150,6 +152,12 @@ class FewstepCLI(LightningCLI):
         """The model folder or checkpoint that the stage builds on."""
         base = self._settings().model.get("init_args", {}).get("autoencoder")
         return base if isinstance(base, str) else None
+
+    def _built_on(self) -> list[str]:
+        """Every model folder or checkpoint that the settings of the model name."""
+        given = self._settings().model.get("init_args", {})
+        found = (given.get(name) for name in ("autoencoder", "teacher", "initialise_from", "language_model"))
+        return [path for path in found if isinstance(path, str)]
 
     def _goes_on(self) -> bool:
         """Whether the checkpoint is the run folder's own, so that what lies there is this run's."""
@@ -190,10 +198,12 @@ def ordered_callbacks(given: list[Callback], run_dir: Path, diagnostics: dict[st
         watching.append(StepProgress())
     for callback in (AutoencoderDiagnostics, FlowDiagnostics, CommitmentDiagnostics):
         watching.append(callback(str(run_dir), **diagnostics))
-    watching.append(SampleTable(str(run_dir)))
+    watching += [callback for callback in given if isinstance(callback, SampleTable)]
     averaging = [callback for callback in given if isinstance(callback, EMAWeightAveraging)]
     saving = [callback for callback in given if isinstance(callback, Checkpoint)]
-    others = [item for item in given if not isinstance(item, EMAWeightAveraging | Checkpoint | ProgressBar)]
+    others = [
+        item for item in given if not isinstance(item, SampleTable | EMAWeightAveraging | Checkpoint | ProgressBar)
+    ]
     return [*watching, *others, *averaging, ExportModel(str(run_dir / MODEL)), *saving]
 
 

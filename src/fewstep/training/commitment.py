@@ -12,7 +12,7 @@ from fewstep.errors import UserError
 from fewstep.objectives import CommitmentTraining
 from fewstep.pipeline import TextGenerator, check_sampler
 from fewstep.readouts import CausalTransformer, CommitmentHead
-from fewstep.samplers import EulerSolver, FlowSampler
+from fewstep.samplers import EulerSolver, FlowSampler, own_steps
 from fewstep.shapes import rand, randn
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
@@ -80,7 +80,8 @@ class CommitmentModule(Stage):
         """What the frozen flow makes of data latents, (B, K, D).
 
         The latents are noised to a time t of the sampler's own grid, 0 < t < 1, one for the batch and each equally
-        likely, and sampled deterministically from there to t = 1. At small t little is left of the text that the
+        likely, and sampled from there to t = 1, deterministically where the model allows it
+        (:func:`fewstep.samplers.own_steps`). At small t little is left of the text that the
         latents came from, though the head is still asked for it (this project's definition).
         """
         flow, z, mask = self.base.flow(), latents.z.float(), latents.mask
@@ -88,7 +89,8 @@ class CommitmentModule(Stage):
         step = 1 + int((self.generated_steps - 1) * rand((1,), torch.zeros(()), generator))
         t = z.new_full((len(z),), float(grid.times(self.generated_steps)[step]))
         x_t = flow.path.sample(z, randn(tuple(z.shape), z, generator), t)
-        states = FlowSampler(flow.path, grid=grid).iterate(
+        strength = own_steps(self.base.identity, self.generated_steps).reinjection
+        states = FlowSampler(flow.path, grid=grid, reinjection=strength).iterate(
             flow, x_t, num_steps=self.generated_steps, start_step=step, mask=mask, generator=generator
         )
         for state in states:
@@ -100,4 +102,4 @@ def check_generation(identity: Identity, num_steps: int) -> None:
     """Raise ``UserError`` unless a flow of this ``identity`` can go on from within a trajectory of ``num_steps``."""
     if num_steps < 2:
         raise UserError(f"model.generated_steps is {num_steps}: expected at least 2, the first of which is left out")
-    check_sampler(identity, num_steps, EulerSolver())
+    check_sampler(identity, num_steps, EulerSolver(), own_steps(identity, num_steps).reinjection)

@@ -6,25 +6,30 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fewstep.bundle import PATHS, Identity
+from fewstep.bundle import PATHS, Identity, ModelBundle
 from fewstep.denoisers import CategoricalDenoiser, FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.objectives import FlowMatching
+from fewstep.objectives import FlowObjective
 from fewstep.paths import Path
 from fewstep.schedules import LogitNormalTime
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.latent_cache import LatentCache
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
+from fewstep.training.shared import Shared
 from fewstep.training.stage import Stage, load_base
+from fewstep.training.teacher import check_objective, check_start, check_teacher, load_flow, start_from
 from fewstep.training.token_counts import log_frequencies, token_counts
 from fewstep.types import Latents, LossOutput, TokenBatch
 
 
 class FlowModule(Stage):
-    """Trains a denoiser on the frozen autoencoder's latents.
+    """Trains a denoiser on the frozen autoencoder's latents, by flow matching or by an objective for few steps.
 
     ``autoencoder`` is a model folder or a checkpoint of stage one. ``denoiser`` is made from (D, K), or
     ``categorical_denoiser`` from (D, K, V, path), for latents that are a code of single tokens; give one of them.
+    ``teacher`` is a model folder or checkpoint with the trained flow that some objectives learn from, which is never
+    changed. ``initialise_from`` is one with a flow of the same architecture, path and prediction to start from; where
+    the network here has a second time, its tensors are new and start without effect (:func:`start_from`).
     ``latent_cache_dir`` keeps the train split's latents on disk, so that they are computed once. Raises ``UserError``
     where parts and data do not fit.
     """
@@ -36,11 +41,13 @@ class FlowModule(Stage):
         self,
         data: TextDataModule,
         autoencoder: str,
-        objective: FlowMatching,
+        objective: FlowObjective,
         denoiser: Callable[[int, int], RegressionDenoiser] | None = None,
         categorical_denoiser: Callable[[int, int, int, Path], CategoricalDenoiser] | None = None,
         path: Literal["linear", "variance_preserving"] = "linear",
         prediction: PredictionType = "x1",
+        teacher: str | None = None,
+        initialise_from: str | None = None,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         latent_cache_dir: str | None = None,
         seed: int = 0,
@@ -65,15 +72,37 @@ class FlowModule(Stage):
             codebook = self.base.autoencoder.codebook()
             self.denoiser = categorical_denoiser(latent_dim, positions, len(codebook), PATHS[path]())
             self.denoiser.set_codebook(codebook, log_frequencies(token_counts(data, len(codebook))))
+        check_objective(objective, self.denoiser, teacher)
+        self._teacher: Shared[ModelBundle | None] = Shared(None)
+        if teacher is not None:
+            bundle = load_flow(teacher, data, self.base, autoencoder)
+            check_teacher(bundle.identity, self.identity(), objective, teacher)
+            self._teacher = Shared(bundle)
+        self._started = "" if initialise_from is None else self._start_from(initialise_from, autoencoder)
+
+    def _start_from(self, source: str, base_source: str) -> str:
+        """Take over a trained flow's weights; returns what there is to say of it."""
+        bundle = load_flow(source, self.data, self.base, base_source)
+        check_start(bundle.identity, self.identity(), source)
+        assert bundle.denoiser is not None
+        new = start_from(self.denoiser, bundle.denoiser, source)
+        told = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"
+        return f"starts from {source}; {told}"
+
+    def report(self) -> str:
+        """What the network starts from, where it does not start anew."""
+        return self._started
 
     def identity(self) -> Identity:
-        """The identity with path, prediction, objective and the grid that follows the time sampler."""
+        """The identity with path, prediction, objective, what it trains for, and the grid that follows its times."""
         sampler = self.objective.time_sampler
         return replace(
             super().identity(),
             path=self.path_name,
             prediction=self.prediction,
             objective=type(self.objective).__name__,
+            trained_nfe=self.objective.trained_nfe,
+            estimate=self.objective.estimate,
             grid_mean=sampler.mean if isinstance(sampler, LogitNormalTime) else None,
             grid_std=sampler.std if isinstance(sampler, LogitNormalTime) else None,
         )
@@ -82,11 +111,32 @@ class FlowModule(Stage):
         """The denoiser on its path."""
         return FlowModel(self.denoiser, PATHS[self.path_name](), self.prediction)
 
+    def teacher(self) -> FlowModel | None:
+        """The trained flow that the objective learns from."""
+        return None if self._teacher.value is None else self._teacher.value.flow()
+
+    def progress(self) -> float:
+        """The share of the training that is done, in [0, 1]. A pure function of the step, so that a resumed run goes
+        on where it was. Held-out loss is always that of the end, so that its values can be compared."""
+        return min(self.global_step / self.trainer.max_steps, 1.0) if self.training else 1.0
+
     def on_fit_start(self) -> None:
-        """Move the frozen parts, and compute or open the latents' cache."""
+        """Move the frozen parts and the teacher, and compute or open the latents' cache."""
         super().on_fit_start()
+        self._place_teacher()
         if self.latent_cache_dir is not None:
             self._cache = LatentCache.open(self.latent_cache_dir, self.base, self.data)
+
+    def on_validation_start(self) -> None:
+        """Move the frozen parts and the teacher, as at the start of a fit."""
+        super().on_validation_start()
+        self._place_teacher()
+
+    on_test_start = on_validation_start
+
+    def _place_teacher(self) -> None:
+        if self._teacher.value is not None:
+            self._teacher.value.to(self.device)
 
     def latents(self, tokens: TokenBatch, index: torch.Tensor) -> Latents:
         """Latents of a batch: from the cache where it holds the rows, else encoded."""
@@ -99,10 +149,15 @@ class FlowModule(Stage):
     def compute_loss(self, tokens: TokenBatch, index: torch.Tensor, generator: torch.Generator) -> LossOutput:
         """The objective's loss on the batch's latents."""
         assert self.base.readout is not None
-        return self.objective.forward(
-            self.model(),
-            self.latents(tokens, index),
-            tokens=tokens,
-            readout=self.base.readout,
-            generator=generator,
-        )
+        # Validation runs in inference mode, whose tensors no derivative takes; some objectives are made of one.
+        recording = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(recording):
+            return self.objective.forward(
+                self.model(),
+                self.latents(tokens, index),
+                tokens=tokens,
+                readout=self.base.readout,
+                generator=generator,
+                teacher=self.teacher(),
+                progress=self.progress(),
+            )

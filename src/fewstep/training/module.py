@@ -67,6 +67,10 @@ class TrainingModule(LightningModule):
         """How many of ``unit`` a batch holds."""
         return len(batch["index"])
 
+    def report(self) -> str:
+        """What there is to say before the first step, in lines; nothing by default."""
+        return ""
+
     def saved_model(self) -> SavedModel:
         """The model as it is now."""
         raise self._undefined("saved_model")

@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, and what may be replaced."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.data import tokenizer_fingerprint
@@ -43,13 +44,13 @@ def resolve_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> str:
     return str(file)
 
 
-def prepare_run_folder(run_dir: Path, *, overwrite: bool, base: str | None = None) -> None:
+def prepare_run_folder(run_dir: Path, *, overwrite: bool, built_on: Sequence[str] = ()) -> None:
     """Make the folder of a new run, and with ``overwrite`` remove what an earlier one left.
 
-    ``base`` is the model that the run builds on, which is never removed. Raises ``UserError`` where the folder holds a
-    run and ``overwrite`` is off, where it holds ``base``, or where it cannot be written.
+    ``built_on`` are the models that the run builds on, which are never removed. Raises ``UserError`` where the folder
+    holds a run and ``overwrite`` is off, where it holds one of them, or where it cannot be written.
     """
-    check_run_folder(run_dir, overwrite=overwrite, base=base)
+    check_run_folder(run_dir, overwrite=overwrite, built_on=built_on)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         for name in REPLACED:
@@ -63,7 +64,7 @@ def prepare_run_folder(run_dir: Path, *, overwrite: bool, base: str | None = Non
         raise UserError(f"--run_dir {run_dir} cannot be written ({error.strerror}): choose another folder") from None
 
 
-def check_run_folder(run_dir: Path, *, overwrite: bool, base: str | None = None) -> None:
+def check_run_folder(run_dir: Path, *, overwrite: bool, built_on: Sequence[str] = ()) -> None:
     """Raise as :func:`prepare_run_folder` does, without touching anything."""
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"--run_dir {run_dir} is a file: choose another place for the run's folder")
@@ -74,8 +75,11 @@ def check_run_folder(run_dir: Path, *, overwrite: bool, base: str | None = None)
             f"--run_dir {run_dir} holds an earlier run: go on with it by --ckpt_path last, choose another folder, "
             "or replace it by --overwrite"
         )
-    if base is not None and run_dir.resolve() in Path(base).expanduser().resolve().parents:
-        raise UserError(f"--run_dir {run_dir} holds the model {base} that this run builds on: choose another folder")
+    for base in built_on:
+        if run_dir.resolve() in Path(base).expanduser().resolve().parents:
+            raise UserError(
+                f"--run_dir {run_dir} holds the model {base} that this run builds on: choose another folder"
+            )
 
 
 def tokenizer_of(base: str, cache_dir: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
 
-from fewstep.evaluation.sweep_row import COLUMNS, SweepRow
+from fewstep.evaluation.sweep_row import SweepRow, table_lines
 from fewstep.training.loggers import default_loggers, finish_wandb
 
 TABLE, PICTURES = "sweep", "sweep_pictures"
@@ -18,8 +18,8 @@ def log_sweep(rows: Sequence[SweepRow], pictures: Mapping[str, Path], folder: Pa
     """
     for logger in default_loggers(folder):
         if isinstance(logger, WandbLogger):
-            data = [list(row.cells()) for row in rows]
-            logger.log_table(TABLE, columns=list(COLUMNS), data=data)
+            heading, *lines = table_lines(rows)
+            logger.log_table(TABLE, columns=list(heading), data=[list(line) for line in lines])
             for name, file in pictures.items():
                 logger.log_image(f"{PICTURES}/{name}", [str(file)])
             finish_wandb()

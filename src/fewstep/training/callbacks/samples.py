@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from fewstep.pipeline import TextGenerator
+from fewstep.samplers import Reinjection, own_steps
 from fewstep.training.flow import FlowModule
 
 Row = tuple[int, int, str]
@@ -16,18 +17,27 @@ class SampleTable(Callback):
     """After every validation of a flow, samples texts from fixed noise with the averaged weights.
 
     They go to wandb as the table ``samples`` and to ``folder/samples.jsonl``: one row a step, number of sampling steps
-    and text. ``num_steps`` lists the numbers of sampling steps; ``seed`` fixes the noise. It acts when the validation
-    epoch ends, so it is listed before weight averaging, which takes the averaged weights back then. A resumed run
-    keeps the rows up to the step that it goes on from.
+    and text. ``num_steps`` lists the numbers of sampling steps; a model trained for one number takes that in their
+    place. ``seed`` fixes the noise. ``reinjection`` is a strength or a rule (:class:`fewstep.samplers.Reinjection`);
+    None makes deterministic steps where the model allows it (:func:`fewstep.samplers.own_steps`).
+
+    It acts when the validation epoch ends, so it is listed before weight averaging, which takes the averaged weights
+    back then. A resumed run keeps the rows up to the step that it goes on from.
     """
 
     def __init__(
-        self, folder: str, num_samples: int = 4, num_steps: tuple[int, ...] = (1, 4, 32), seed: int = 0
+        self,
+        folder: str,
+        num_samples: int = 4,
+        num_steps: tuple[int, ...] = (1, 4, 32),
+        seed: int = 0,
+        reinjection: float | Reinjection | None = None,
     ) -> None:
         self.file = Path(folder) / "samples.jsonl"
         self.num_samples = num_samples
         self.num_steps = tuple(num_steps)
         self.seed = seed
+        self.reinjection = reinjection
         self._rows: list[Row] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,9 +56,11 @@ class SampleTable(Callback):
         assert isinstance(pl_module, FlowModule)
         generator = TextGenerator(pl_module.bundle())
         new: list[Row] = []
-        for steps in self.num_steps:
-            texts = generator.generate(self.num_samples, steps, self.seed).texts
-            new += [(trainer.global_step, steps, text) for text in texts]
+        identity = generator.bundle.identity
+        for own in dict.fromkeys(own_steps(identity, steps) for steps in self.num_steps):
+            rule = own.reinjection if self.reinjection is None else self.reinjection
+            texts = generator.generate(self.num_samples, own.num_steps, self.seed, reinjection=rule).texts
+            new += [(trainer.global_step, own.num_steps, text) for text in texts]
         self._rows += new
         self._write(new, "a")
         for logger in trainer.loggers:

@@ -25,5 +25,7 @@ class StageSummary(Callback):
         trainer.print(f"==> {pl_module.stage_name}: {count:,} parameters, {steps} of {examples}{going_on}")
         for line in pl_module.data.report().splitlines():
             trainer.print(f"    {line}")
+        for line in pl_module.report().splitlines() if start == 0 else ():
+            trainer.print(f"    {line}")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.print(f"    writes {self.run_dir}")

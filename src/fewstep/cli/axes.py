@@ -1,0 +1,161 @@
+"""What a sweep goes through: the lists of ``fewstep evaluate``, read and checked before a model is."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, TypeVar
+
+from fewstep.errors import UserError
+
+if TYPE_CHECKING:
+    from fewstep.evaluation.sweep_row import Setting
+
+Number = TypeVar("Number", int, float)
+
+NO_COMMIT = "none"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The values of each axis, in their order. Rules of ``reinjections`` and ``commits`` are as a row names them."""
+
+    steps: tuple[int, ...]
+    reinjections: tuple[str, ...]
+    readouts: tuple[str, ...]
+    noise_temperatures: tuple[float, ...]
+    initial_temperatures: tuple[float, ...]
+    noises: tuple[str, ...]
+    commits: tuple[str, ...]
+
+    def samplers(self) -> "Iterator[Setting]":
+        """Every way from noise to latents, the number of steps changing fastest."""
+        from fewstep.evaluation.sweep_texts import flow_setting
+
+        for rule, cold, start, noise, commit, num_steps in product(
+            self.reinjections,
+            self.noise_temperatures,
+            self.initial_temperatures,
+            self.noises,
+            self.commits,
+            self.steps,
+        ):
+            yield flow_setting(num_steps, rule, cold, initial_temperature=start, noise=noise, commit=commit)
+
+
+def add_axes(parser: argparse.ArgumentParser) -> None:
+    """The options whose values are lists."""
+    parser.add_argument("--steps", default="1,2,4,8,16,32", help="numbers with commas between (default: %(default)s)")
+    parser.add_argument(
+        "--reinjection",
+        nargs="+",
+        default=["0,0.5,1"],
+        metavar="RULE",
+        help="strengths with commas between, and rules as in fewstep sample, such as linear:1,0.2, with blanks between "
+        "(default: 0,0.5,1)",
+    )
+    parser.add_argument(
+        "--readout",
+        default="parallel,commit",
+        help="some of parallel, commit, commit_off (the head cut off from its tokens) (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--noise_temperature", default="1", help="factors on a step's old noise; below 1 is colder (default: 1)"
+    )
+    parser.add_argument(
+        "--initial_temperature", default="1", help="factors on the noise that sampling starts from (default: 1)"
+    )
+    parser.add_argument(
+        "--noise",
+        default="fresh",
+        help="some of fresh, reused: re-injected noise drawn in every step, or once (default: fresh)",
+    )
+    parser.add_argument(
+        "--commit",
+        nargs="+",
+        default=[NO_COMMIT],
+        metavar="RULE",
+        help="some of none, snap, snap:RULE,NUMBER as in fewstep sample, with commas or blanks between (default: none)",
+    )
+
+
+def axes_of(args: argparse.Namespace) -> Axes:
+    """What the options say. Raises ``UserError`` for a value that is none, before a model is read."""
+    from fewstep.cli.commit import parse_commit
+    from fewstep.cli.reinjection import NOISES, parse_reinjection
+
+    axes = Axes(
+        steps=tuple(_number(part, int, "steps") for part in _parts(args.steps, "steps")),
+        reinjections=tuple(written_rules(args.reinjection)),
+        readouts=tuple(_parts(args.readout, "readout")),
+        noise_temperatures=_numbers(args.noise_temperature, "noise_temperature"),
+        initial_temperatures=_numbers(args.initial_temperature, "initial_temperature"),
+        noises=tuple(_parts(args.noise, "noise")),
+        commits=tuple(written_commits(args.commit)),
+    )
+    if min(axes.steps) < 1:
+        raise UserError(f"--steps {args.steps!r}: expected whole numbers of at least 1")
+    for rule in axes.reinjections:
+        parse_reinjection(rule, lambda z: z)
+    for noise in axes.noises:
+        if noise not in NOISES:
+            raise UserError(f"noise is {noise!r}: expected some of {', '.join(NOISES)}")
+    for commit in axes.commits:
+        if commit != NO_COMMIT:
+            parse_commit(commit)
+    return axes
+
+
+def written_rules(given: Sequence[str]) -> list[str]:
+    """The rules of re-injection as a row names them: numbers in their shortest form, the others as written.
+
+    An argument without a colon is a list with commas; one with a colon is one rule, whose numbers have commas.
+    """
+    rules = []
+    for argument in given:
+        for text in [argument.strip()] if ":" in argument else _parts(argument, "reinjection"):
+            rules.append(_shortest(text) or text)
+    return rules
+
+
+def written_commits(given: Sequence[str]) -> list[str]:
+    """The rules of commitment inside the loop as a row names them, their numbers in their shortest form.
+
+    All have commas or blanks between. A number belongs to the rule before it, since no rule is a number alone.
+    """
+    rules: list[str] = []
+    for argument in given:
+        for part in _parts(argument, "commit"):
+            number = _shortest(part)
+            if number and rules and rules[-1].count(",") < rules[-1].count(":"):
+                rules[-1] += f",{number}"
+            else:
+                rules.append(part)
+    return rules
+
+
+def _shortest(text: str) -> str:
+    """A number in its shortest form, "" where ``text`` is none."""
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return ""
+
+
+def _parts(text: str, option: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError(f"--{option} {text!r} names nothing: give one or more with commas between")
+    return parts
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    return tuple(_number(part, float, option) for part in _parts(text, option))
+
+
+def _number(text: str, kind: type[Number], option: str) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        expected = "a whole number" if kind is int else "a number"
+        raise UserError(f"--{option} holds {text!r}: expected {expected}") from None

@@ -1,0 +1,190 @@
+"""A flow on image latents: every objective that text has, on the control whose decoder is continuous."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from fewstep.denoisers import FlowModel, PredictionType, RegressionDenoiser
+from fewstep.errors import UserError
+from fewstep.image_bundle import PATHS, ImageFlowIdentity, ImageIdentity, ImageModel
+from fewstep.merging import check_same_autoencoder
+from fewstep.objectives import FlowObjective
+from fewstep.schedules import LogitNormalTime
+from fewstep.storage import checkpoint_entry, versions
+from fewstep.training.image_data import ImageDataModule
+from fewstep.training.module import Batch, SavedModel, TrainingModule
+from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
+from fewstep.training.shared import Shared
+from fewstep.training.step_data import StepDataModule
+from fewstep.training.teacher import check_objective, check_start, check_teacher, start_from
+from fewstep.types import Latents, LossOutput
+
+
+class ImageFlowModule(TrainingModule):
+    """Trains a denoiser on the latents of a frozen image autoencoder: the counterpart of :class:`.FlowModule`.
+
+    ``autoencoder`` is a model folder or a checkpoint of images. ``denoiser`` is made from (c, K): the channels of a
+    latent and its s * s positions, read row by row. ``teacher`` and ``initialise_from`` are those of
+    :class:`.FlowModule`. There are no tokens: an objective's terms through a readout are refused. Logs ``val/loss``.
+    Raises ``UserError`` where parts and data do not fit.
+    """
+
+    stage_name: ClassVar[str] = "image_flow"
+    data_class: ClassVar[type[StepDataModule]] = ImageDataModule
+    saved_class: ClassVar[type[SavedModel]] = ImageModel
+    unit: ClassVar[str] = "images"
+
+    def __init__(
+        self,
+        data: ImageDataModule,
+        autoencoder: str,
+        objective: FlowObjective,
+        denoiser: Callable[[int, int], RegressionDenoiser],
+        path: Literal["linear", "variance_preserving"] = "linear",
+        prediction: PredictionType = "x1",
+        teacher: str | None = None,
+        initialise_from: str | None = None,
+        optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer, seed)
+        self._data = Shared(data)
+        self._base = Shared(load_image_base(autoencoder, data))
+        self.objective = objective
+        self.path_name = path
+        self.prediction: PredictionType = prediction
+        channels, height, width = self.base.latent_shape
+        self.denoiser = denoiser(channels, height * width)
+        check_objective(objective, self.denoiser, teacher)
+        check_without_tokens(objective)
+        self._teacher: Shared[ImageModel | None] = Shared(None)
+        if teacher is not None:
+            taught_by = load_image_flow(teacher, data, self.base, autoencoder)
+            check_teacher(taught_by.require_flow(), self.flow_identity(), objective, teacher)
+            self._teacher = Shared(taught_by)
+        self._started = "" if initialise_from is None else self._start_from(initialise_from, autoencoder)
+
+    def _start_from(self, source: str, base_source: str) -> str:
+        """Take over a trained flow's weights; returns what there is to say of it."""
+        model = load_image_flow(source, self.data, self.base, base_source)
+        check_start(model.require_flow(), self.flow_identity(), source)
+        assert model.denoiser is not None
+        new = start_from(self.denoiser, model.denoiser, source)
+        told = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"
+        return f"starts from {source}; {told}"
+
+    @property
+    def data(self) -> ImageDataModule:
+        """The data module that the module was built for."""
+        return self._data.value
+
+    @property
+    def base(self) -> ImageModel:
+        """The frozen autoencoder."""
+        return self._base.value
+
+    def report(self) -> str:
+        """What the network starts from, where it does not start anew."""
+        return self._started
+
+    def flow_identity(self) -> ImageFlowIdentity:
+        """Path, prediction, objective, what it trains for, and the grid that follows its times."""
+        sampler = self.objective.time_sampler
+        return ImageFlowIdentity(
+            path=self.path_name,
+            prediction=self.prediction,
+            objective=type(self.objective).__name__,
+            trained_nfe=self.objective.trained_nfe,
+            estimate=self.objective.estimate,
+            grid_mean=sampler.mean if isinstance(sampler, LogitNormalTime) else None,
+            grid_std=sampler.std if isinstance(sampler, LogitNormalTime) else None,
+        )
+
+    def identity(self) -> ImageIdentity:
+        """What the model is: that of the autoencoder, with the flow."""
+        return replace(self.base.identity, flow=self.flow_identity(), versions=versions("scikit-learn"))
+
+    def saved_model(self) -> ImageModel:
+        """The frozen autoencoder and the denoiser as it is now."""
+        return ImageModel(self.identity(), self.base.autoencoder, self.denoiser)
+
+    def checkpoint_entry(self) -> dict[str, Any]:
+        """Manifest and the frozen autoencoder: a checkpoint needs no other file."""
+        frozen = {"autoencoder": self.base.autoencoder.state_dict()}
+        return checkpoint_entry(self.saved_model().manifest(), frozen, None)
+
+    def model(self) -> FlowModel:
+        """The denoiser on its path."""
+        return FlowModel(self.denoiser, PATHS[self.path_name](), self.prediction)
+
+    def teacher(self) -> FlowModel | None:
+        """The trained flow that the objective learns from."""
+        return None if self._teacher.value is None else self._teacher.value.flow()
+
+    def progress(self) -> float:
+        """The share of the training that is done, in [0, 1]; held-out loss is always that of the end."""
+        return min(self.global_step / self.trainer.max_steps, 1.0) if self.training else 1.0
+
+    def on_fit_start(self) -> None:
+        """Move the frozen parts to where the trained one is."""
+        self.base.to(self.device)
+        if self._teacher.value is not None:
+            self._teacher.value.to(self.device)
+
+    on_validation_start = on_test_start = on_fit_start
+
+    @torch.no_grad()
+    def latents(self, images: torch.Tensor) -> Latents:
+        """Latents (B, K, c) of ``images`` (B, C, H, W); every position is real."""
+        z = self.base.to_positions(self.base.encode(images))
+        return Latents(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device))
+
+    def batch_loss(self, batch: Batch, generator: torch.Generator, *, held_out: bool) -> LossOutput:
+        """The objective's loss on the latents of the batch's images."""
+        # Validation runs in inference mode, whose tensors no derivative takes; some objectives are made of one.
+        recording = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(recording):
+            return self.objective.forward(
+                self.model(),
+                self.latents(batch["images"]),
+                tokens=None,
+                readout=None,
+                generator=generator,
+                teacher=self.teacher(),
+                progress=self.progress(),
+            )
+
+
+def check_without_tokens(objective: FlowObjective) -> None:
+    """Raise ``UserError`` for an objective with a term through a readout, which images do not have."""
+    for name in ("cross_entropy_weight", "fisher_weight"):
+        if (weight := getattr(objective, name, 0.0)) > 0:
+            raise UserError(f"model.objective.{name} is {weight}, but images have no tokens and no readout: give 0")
+
+
+def load_image_base(path: str, data: ImageDataModule) -> ImageModel:
+    """The image model that a flow builds on, without gradients. Raises ``UserError`` unless it has the data's images.
+
+    The same settings are asked for, so that what the autoencoder did not see stays held out.
+    """
+    model = ImageModel.from_pretrained(path)
+    theirs, ours = (model.identity.data, model.identity.data_config), (data.images.name, data.images.config)
+    if theirs != ours:
+        flags = " ".join(f"--data.images.{name}={value}" for name, value in theirs[1].items())
+        raise UserError(f"{path} was trained on other images: give --data.images={theirs[0]} {flags}")
+    for part in model.parts().values():
+        part.requires_grad_(False)
+    return model
+
+
+def load_image_flow(path: str, data: ImageDataModule, base: ImageModel, base_source: str) -> ImageModel:
+    """A model with a flow on the autoencoder of ``base``, without gradients.
+
+    Raises ``UserError`` where there is none, or where its images or latents are not those of the run.
+    """
+    model = load_image_base(path, data)
+    model.require_flow(path)
+    check_same_autoencoder(base.autoencoder, model.autoencoder, base_source, path)
+    return model

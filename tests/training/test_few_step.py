@@ -1,0 +1,223 @@
+"""Every few-step objective trains by the same module, from the flow that it is given, and says what it trained."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fewstep.bundle import ModelBundle
+from fewstep.cli.main import main as command
+from fewstep.cli.train import main
+from fewstep.denoisers import RegressionDenoiser
+from fewstep.errors import UserError
+from fewstep.objectives import ConsistencyDistillation
+from fewstep.shapes import randn
+from fewstep.storage import load_checkpoint
+from fewstep.training.teacher import start_from
+from tests.bundles import randomise
+from tests.runs import Workshop, logged, start
+from tests.training.flows import OBJECTIVES, flow_arguments, trained_flow, upon_a_flow
+from tests.training.test_processes import SCRIPT, read_steps
+from tests.training.test_resume import assert_equal, stop_after_a_few_steps
+
+ESTIMATES = {
+    "consistency_distillation": "endpoint",
+    "consistency_training": "endpoint",
+    "easy_consistency": "endpoint",
+    "progressive": "posterior_mean",
+    "reflow": "posterior_mean",
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_objective_trains_and_its_model_says_what_it_is(workshop: Workshop, tmp_path: Path, objective: str) -> None:
+    run_dir = tmp_path / "run"
+    arguments = upon_a_flow(workshop, objective, run_dir, "--diagnostics.every_n_validations=2")
+    assert main([*arguments, "--diagnostics.num_examples=2", "--trainer.precision=bf16-mixed"]) == 0
+    identity = ModelBundle.from_pretrained(run_dir / "model").identity
+    assert identity.estimate == ESTIMATES.get(objective, "flow_map")
+    assert identity.trained_nfe == (4 if objective == "progressive" else None)
+    found = logged(run_dir)
+    assert len(found["train/loss"]) == 4 and len(found["val/loss"]) == 2
+    rows = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
+    assert {row["num_steps"] for row in rows} == ({4} if objective == "progressive" else {1, 4, 32})
+    assert "Unable to serialize" not in (run_dir / "config.yaml").read_text()
+    trained = load_file(run_dir / "model" / "denoiser.safetensors")
+    start = load_file(trained_flow(workshop) / "denoiser.safetensors")
+    new = {name for name in trained if name.startswith("body.distance.")}
+    assert set(trained) - set(start) == new and bool(new) == (identity.estimate == "flow_map")
+    assert any(not torch.equal(trained[name], start[name]) for name in start)
+
+
+def test_the_teacher_never_moves_and_schedules_follow_the_steps(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = load_file(trained_flow(workshop) / "denoiser.safetensors")
+    seen: list[tuple[bool, float]] = []
+    forward = ConsistencyDistillation.forward
+
+    def watched(self, model, latents, *, teacher, progress, **others):  # type: ignore[no-untyped-def]
+        assert not any(parameter.requires_grad for parameter in teacher.parameters()) and not teacher.network.training
+        assert all(torch.equal(weights[name], value) for name, value in teacher.network.state_dict().items())
+        seen.append((model.training and model.network.training, progress))
+        return forward(self, model, latents, teacher=teacher, progress=progress, **others)
+
+    monkeypatch.setattr(ConsistencyDistillation, "forward", watched)
+    flags = ["--model.optimizer.learning_rate=0.1", "--trainer.num_sanity_val_steps=0", "--trainer.limit_val_batches=1"]
+    assert main(upon_a_flow(workshop, "consistency_distillation", tmp_path, *flags)) == 0
+    assert [progress for training, progress in seen if training] == [0.0, 0.25, 0.5, 0.75]
+    assert [progress for training, progress in seen if not training] == [1.0, 1.0]
+    assert not torch.equal(
+        load_file(tmp_path / "model" / "denoiser.safetensors")["inputs.weight"], weights["inputs.weight"]
+    )
+
+
+def network(*, randomly: int, **changes: object) -> RegressionDenoiser:
+    """A tiny denoiser of two times with random weights; ``changes`` of its arguments."""
+    made = RegressionDenoiser(6, 4, **{"width": 16, "depth": 1, "num_heads": 2, "two_times": True, **changes})
+    randomise(made, torch.Generator().manual_seed(randomly))
+    return made
+
+
+def test_a_second_time_starts_without_effect_and_is_told(generator: torch.Generator) -> None:
+    flow, grown = network(randomly=0, two_times=False), network(randomly=1)
+    x_t, t, s = (
+        randn((3, 4, 6), torch.zeros(()), generator),
+        torch.tensor([0.1, 0.4, 0.7]),
+        torch.tensor([1.0, 0.4, 0.8]),
+    )
+    assert not torch.allclose(flow(x_t, t).value, grown(x_t, t, s).value)
+    new = start_from(grown, flow, "the flow")
+    assert new and set(new) == {name for name in grown.state_dict() if name not in flow.state_dict()}
+    assert torch.equal(flow(x_t, t).value, grown(x_t, t, s).value)
+    loss = grown(x_t, t, s).value.square().mean()
+    (gradient,) = torch.autograd.grad(loss, grown.body.distance.mlp[-1].weight)
+    assert bool((gradient != 0).any()), "training can make it look at the second time"
+    assert start_from(network(randomly=2), grown, "the map") == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"width": 32}, "width 16 against 32"),
+        ({"num_heads": 4}, "num_heads 2 against 4"),
+        ({"max_frequency": 30.0}, "max_frequency 1000.0 against 30.0"),
+        ({"two_times": False}, "two_times True against False"),
+    ],
+)
+def test_another_architecture_is_refused_by_name(changes: dict, told: str) -> None:
+    with pytest.raises(UserError, match=rf"^the map: [^\n]*{told}"):
+        start_from(network(randomly=0, **changes), network(randomly=1), "the map")
+
+
+def test_a_run_says_what_it_starts_from(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = upon_a_flow(workshop, "mean_flow", tmp_path)
+    capsys.readouterr()
+    assert main(arguments) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "starts from" in line)
+    assert "body.distance.mlp.0.weight" in line and "body.time" not in line
+
+
+def test_an_objective_that_changes_on_the_way_goes_on_where_it_was(workshop: Workshop, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = ["--ema.decay=0.9", "--trainer.val_check_interval=25"]
+    runs = [upon_a_flow(workshop, "easy_consistency", run, *flags, steps=100) for run in (whole, broken)]
+    assert main(runs[0]) == 0
+    code, errors = stop_after_a_few_steps(runs[1], broken, signal.SIGINT)
+    assert code == 128 + signal.SIGINT, errors
+    assert main([*runs[1], "--ckpt_path=last"]) == 0
+    expected, found = logged(whole), logged(broken)
+    assert len(expected["train/loss"]) == 100
+    for name in ("train/loss", "val/loss"):
+        assert found[name] == expected[name]
+    one, other = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, broken))
+    for key in ("state_dict", "current_model_state", "optimizer_states"):
+        assert_equal(one[key], other[key], key)
+
+
+def test_two_processes_train_a_derivative_and_end_with_one_model(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECORD", str(tmp_path))
+    flags = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    process = start(upon_a_flow(workshop, "mean_flow", tmp_path / "run", *flags), SCRIPT)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    losses = [[row["loss"] for row in read_steps(tmp_path / f"rank{rank}.jsonl")] for rank in (0, 1)]
+    assert len(losses[0]) == len(losses[1]) == 4 and losses[0] != losses[1]
+    assert bool(torch.isfinite(torch.tensor(losses)).all())
+    one, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    start_weights = load_file(trained_flow(workshop) / "denoiser.safetensors")
+    assert not torch.equal(one["denoiser.outputs.weight"], start_weights["outputs.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_loss_stays_finite_for_500_steps_of_bf16(workshop: Workshop, tmp_path: Path, objective: str) -> None:
+    flags = ["--trainer.precision=bf16-mixed", "--trainer.val_check_interval=500"]
+    assert main(upon_a_flow(workshop, objective, tmp_path, *flags, steps=500)) == 0
+    losses = logged(tmp_path)["train/loss"]
+    assert len(losses) == 500 and bool(torch.isfinite(torch.tensor(list(losses.values()))).all())
+
+
+def test_every_objective_is_refused_what_does_not_fit_it(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flow, autoencoder = trained_flow(workshop), workshop.autoencoder
+    one_time, two_times = "--model.denoiser.two_times=false", "--model.denoiser.two_times=true"
+    cases = {
+        ("consistency_distillation",): "model.teacher is missing: ConsistencyDistillation learns from a trained flow",
+        ("progressive", f"--model.teacher={tmp_path / 'none'}"): "none does not exist",
+        ("reflow", f"--model.teacher={autoencoder}"): "has no denoiser",
+        ("reflow", f"--model.teacher={flow}", "--model.path=variance_preserving"): "the teacher's path is linear",
+        ("mean_flow", f"--model.teacher={flow}"): "MeanFlow learns from data alone: leave it out",
+        ("mean_flow", f"--model.initialise_from={tmp_path / 'none'}"): "none does not exist",
+        ("mean_flow", f"--model.initialise_from={autoencoder}"): "has no denoiser",
+        ("mean_flow", f"--model.initialise_from={flow}", "--model.denoiser.max_frequency=20"): "max_frequency 30.0",
+        ("mean_flow", f"--model.initialise_from={flow}", "--model.prediction=velocity"): "its prediction is x1",
+        ("mean_flow", one_time): "two_times is false, but MeanFlow trains a network of two times",
+        ("easy_consistency", two_times): "two_times is true, but EasyConsistency trains a network of one time",
+        ("flow_matching", two_times): "two_times is true, but FlowMatching trains a network of one time",
+        ("mean_flow", "--model.denoiser.self_conditioning=true"): "MeanFlow never feeds an estimate back",
+        ("mean_flow", "--model.denoiser.max_frequency=0"): "max_frequency is 0",
+        ("mean_flow", "--model.objective.weight.power=-1"): "power -1",
+    }
+    for (objective, *flags), told in cases.items():
+        capsys.readouterr()
+        assert command(["train", *flow_arguments(workshop, objective, tmp_path / "run", *flags)]) == 2, flags
+        out, errors = capsys.readouterr()
+        assert not out and errors.count("\n") == 1 and told in errors, (told, errors)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_for_a_number_of_steps_teaches_that_number_alone(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(upon_a_flow(workshop, "progressive", tmp_path / "four")) == 0
+    four = tmp_path / "four" / "model"
+    given = [f"--model.teacher={four}", f"--model.initialise_from={four}"]
+    round_two = [*given, "--model.objective.num_steps=2"]
+    assert main(flow_arguments(workshop, "progressive", tmp_path / "two", *round_two)) == 0
+    assert ModelBundle.from_pretrained(tmp_path / "two" / "model").identity.trained_nfe == 2
+    cases = {
+        ("progressive", *given): "trained for 4 steps, but ProgressiveDistillation asks it for others",
+        ("reflow", *given): "trained for 4 steps, but Reflow asks it for others: give a flow for any number",
+        ("progressive", *round_two, "--model.objective.time_sampler.mean=0.5"): "lie at other times",
+    }
+    for (objective, *flags), told in cases.items():
+        capsys.readouterr()
+        assert command(["train", *flow_arguments(workshop, objective, tmp_path / "run", *flags)]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_a_run_deletes_neither_its_teacher_nor_what_it_starts_from(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flow = trained_flow(workshop)
+    arguments = flow_arguments(workshop, "reflow", flow.parent, f"--model.teacher={flow}", "--overwrite")
+    assert command(["train", *arguments]) == 2
+    assert "builds on" in capsys.readouterr().err and flow.is_dir()
