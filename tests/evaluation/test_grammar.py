@@ -13,7 +13,8 @@ from fewstep.data.grammar_source import GrammarSentences
 from fewstep.errors import UserError
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.grammar_scorer import GrammarScorer
-from fewstep.evaluation.grammar_scores import COLUMNS, GrammarMeasures, GrammarScores, share_of, total_variation
+from fewstep.evaluation.grammar_scores import COLUMNS, GrammarMeasures, GrammarScores, total_variation
+from fewstep.metrics import share_of
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_wilsons_interval_has_its_known_values():
     assert share.interval.high == pytest.approx(0.9433, abs=1e-4)
     none = share_of(torch.zeros(10, dtype=torch.bool))
     assert none.interval.low == 0 and none.interval.high == pytest.approx(0.2775, abs=1e-4)
-    with pytest.raises(ValueError, match="no texts"):
+    with pytest.raises(ValueError, match="nothing to count"):
         share_of(torch.zeros(0, dtype=torch.bool))
 
 

@@ -178,7 +178,7 @@ def test_every_objective_is_refused_what_does_not_fit_it(
         ("mean_flow", f"--model.initialise_from={tmp_path / 'none'}"): "none does not exist",
         ("mean_flow", f"--model.initialise_from={autoencoder}"): "has no denoiser",
         ("mean_flow", f"--model.initialise_from={flow}", "--model.denoiser.max_frequency=20"): "max_frequency 30.0",
-        ("mean_flow", f"--model.initialise_from={flow}", "--model.prediction=velocity"): "its prediction is x1",
+        ("mean_flow", f"--model.initialise_from={flow}", "--model.prediction=x1"): "its prediction is velocity",
         ("mean_flow", one_time): "two_times is false, but MeanFlow trains a network of two times",
         ("easy_consistency", two_times): "two_times is true, but EasyConsistency trains a network of one time",
         ("flow_matching", two_times): "two_times is true, but FlowMatching trains a network of one time",

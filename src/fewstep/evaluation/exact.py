@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.bundle import PATHS, ModelBundle
 from fewstep.errors import UserError
-from fewstep.evaluation.sweep_texts import FlowTexts
+from fewstep.evaluation.sweep_texts import FlowTexts, flow_setting
 from fewstep.pipeline import TextGenerator
 from fewstep.theory.latents import CapRule, LatentPosterior
 
@@ -62,6 +62,6 @@ class ExactTexts(FlowTexts):
     def __init__(
         self, bundle: ModelBundle, flow: LatentPosterior, num_steps: int, reinjection: float, readouts: Sequence[str]
     ) -> None:
-        super().__init__(TextGenerator(bundle), num_steps, f"{reinjection:g}", reinjection, 1.0, readouts)
+        super().__init__(TextGenerator(bundle), flow_setting(num_steps, f"{reinjection:g}"), readouts, reinjection)
         self.flow = flow  # type: ignore[assignment]
         self.settings = tuple(replace(one, name=exact_name(flow)) for one in self.settings)

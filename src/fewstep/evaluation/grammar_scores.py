@@ -1,6 +1,5 @@
 """Columns of a table of sentences that a grammar judged, each with its interval. N texts, R branches."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,38 +10,11 @@ from torch import Tensor
 from fewstep.data.grammar import GrammarLaw
 from fewstep.data.grammar_rules import AGREEMENTS
 from fewstep.evaluation.grammar import Judged
-from fewstep.metrics import Interval, bootstrap_interval
+from fewstep.metrics import Interval, Share, bootstrap_interval, share_of
 
 COLUMNS = ("valid", "95 % interval", "malformed", "broken", *AGREEMENTS, "nats / word", "branches", "by chance", "N")
-NORMAL_QUANTILE = 1.959963984540054
-"""97.5 % of the standard normal law lies below."""
 FLOOR_DRAWS = 200
 POOL = 2000
-
-
-@dataclass(frozen=True)
-class Share:
-    """``value`` of ``total`` texts, in [0, 1], with its 95 % interval."""
-
-    value: float
-    interval: Interval
-    total: int
-
-
-def share_of(found: Tensor) -> Share:
-    """Share of true entries of ``found`` (N,) bool, with Wilson's score interval (Wilson 1927) for independent ones.
-
-    Raises ``ValueError`` for no entries.
-    """
-    total = found.numel()
-    if not total:
-        raise ValueError("no texts to count: expected at least one")
-    value, z_squared = float(found.double().mean()), NORMAL_QUANTILE**2
-    middle = (value + z_squared / (2 * total)) / (1 + z_squared / total)
-    spread = value * (1 - value) / total + z_squared / (4 * total**2)
-    reach = NORMAL_QUANTILE * math.sqrt(spread) / (1 + z_squared / total)
-    low, high = max(0.0, min(value, middle - reach)), min(1.0, max(value, middle + reach))  # rounding at 0 and 1
-    return Share(value, Interval(low, high), total)
 
 
 @dataclass(frozen=True)

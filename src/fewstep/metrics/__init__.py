@@ -8,11 +8,13 @@ from fewstep.metrics.frechet import Moments, frechet_distance, moments
 from fewstep.metrics.likelihood import bits_per_byte, perplexity_from_nats
 from fewstep.metrics.mauve import mauve_package_version, mauve_score
 from fewstep.metrics.repetition import repeated_ngrams, repetition_shares
+from fewstep.metrics.shares import Share, share_of
 
 __all__ = [
     "CopyIndex",
     "Interval",
     "Moments",
+    "Share",
     "bits_per_byte",
     "bootstrap_interval",
     "distinct_n",
@@ -27,5 +29,6 @@ __all__ = [
     "repeated_ngrams",
     "repetition_shares",
     "sample_entropies_nats",
+    "share_of",
     "unigram_entropy_nats",
 ]
