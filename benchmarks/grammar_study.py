@@ -29,7 +29,7 @@ from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.grammar_scores import GrammarMeasures
 from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.sweep_row import Setting
-from fewstep.evaluation.sweep_texts import SWEEP_READOUTS, Batch, FlowTexts, Made, TextGroup, yardsticks
+from fewstep.evaluation.sweep_texts import SWEEP_READOUTS, Batch, FlowTexts, Made, TextGroup, flow_setting, yardsticks
 from fewstep.merging import merge_bundles
 from fewstep.pipeline import TextGenerator
 from fewstep.shapes import example_generators
@@ -165,9 +165,8 @@ class Study:
             for reinjection, temperature, readouts in WAYS:
                 if num_steps == 1 and (reinjection, temperature) != (0.0, 1.0):
                     continue  # nothing is made of the old noise in the only step
-                texts = FlowTexts(
-                    TextGenerator(self.bundle), num_steps, f"{reinjection:g}", reinjection, temperature, readouts
-                )
+                setting = flow_setting(num_steps, f"{reinjection:g}", temperature)
+                texts = FlowTexts(TextGenerator(self.bundle), setting, readouts, reinjection)
                 yield from self._group(texts, reinjection, temperature, done)
         if self.args.exact:
             yield from self._exact(done)
