@@ -12,10 +12,17 @@ continuous-time consistency models (arXiv:2410.11081). In this form it holds on 
 is divided by sigma_s. B batch, K positions, D latent dimension.
 """
 
+from abc import abstractmethod
+from typing import ClassVar
+
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel
-from fewstep.objectives.derivative import Derivative, total_derivative
+from fewstep.objectives.derivative import Derivative, ForwardMode, total_derivative
+from fewstep.objectives.few_step import PLAIN, Regression, prediction_from_x1
+from fewstep.objectives.flow_map import FlowMapObjective, Jumps
+from fewstep.objectives.weights import AdaptiveWeight
+from fewstep.schedules import TimeSampler
 
 
 def eulerian_terms(
@@ -38,3 +45,51 @@ def estimate_and_change(
 
     value, change = total_derivative(derivative, estimate, x_t, velocity, t, s)
     return value, change.detach()
+
+
+class EulerianObjective(FlowMapObjective):
+    """Base of the flow maps whose target is where the equation would hold,
+
+        F_target = F + (sigma_s / sigma_t) (F_v - F) + ((alpha_s sigma_t - alpha_t sigma_s) / Delta_t) dF/dt,
+
+    without gradient; a subclass says by its ``direction`` along which velocity. ``derivative`` is forward mode by
+    default. ``from_data`` tells whether the readout's terms aim at the data's own tokens.
+    """
+
+    from_data: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        time_sampler: TimeSampler,
+        *,
+        instant_share: float = 0.5,
+        end_share: float = 0.1,
+        derivative: Derivative | None = None,
+        weight: AdaptiveWeight = PLAIN,
+        cross_entropy_weight: float = 0.0,
+        fisher_weight: float = 0.0,
+    ) -> None:
+        super().__init__(
+            time_sampler,
+            instant_share=instant_share,
+            end_share=end_share,
+            weight=weight,
+            cross_entropy_weight=cross_entropy_weight,
+            fisher_weight=fisher_weight,
+        )
+        self.derivative = ForwardMode() if derivative is None else derivative
+
+    @abstractmethod
+    def direction(self, model: FlowModel, jumps: Jumps) -> tuple[Tensor, Tensor]:
+        """The velocity v that x_t moves with, and its clean estimate F_v, (B', K, D) each, without gradient."""
+        ...
+
+    def jump_regression(self, model: FlowModel, jumps: Jumps) -> Regression:
+        """The estimate on its target."""
+        x_t, t, s = jumps.x_t, jumps.t, jumps.s
+        velocity, now = self.direction(model, jumps)
+        estimate, change = estimate_and_change(model, self.derivative, x_t, velocity, t, s, jumps.draw.mask)
+        pull, drift = eulerian_terms(model, x_t, t, s, now - estimate.detach(), change)
+        target = estimate.detach() + pull + drift
+        prediction, aim = (prediction_from_x1(model, value, x_t, t) for value in (estimate, target))
+        return Regression(jumps.rows, x_t, t, prediction, aim.detach(), from_data=self.from_data)

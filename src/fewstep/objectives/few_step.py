@@ -163,15 +163,3 @@ def x1_from_jump(model: FlowModel, x_s: Tensor, x_t: Tensor, t: Tensor, s: Tenso
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (model.path.alpha_sigma(time, x_t) for time in (t, s))
     return (sigma_t * x_s - sigma_s * x_t) / (alpha_s * sigma_t - alpha_t * sigma_s)
-
-
-def prediction_per_velocity(model: FlowModel, x_t: Tensor, t: Tensor) -> Tensor:
-    """How much the network's prediction changes where the velocity of its jump changes by one, (B, 1, 1).
-
-    1 for a network that predicts velocity; sigma / (alpha' sigma - alpha sigma') for one that predicts x_1, which is
-    1 - t on the linear path.
-    """
-    if model.prediction == "velocity":
-        return torch.ones_like(model.path.alpha_sigma(t, x_t)[0])
-    (alpha, sigma), (d_alpha, d_sigma) = model.path.alpha_sigma(t, x_t), model.path.d_alpha_sigma(t, x_t)
-    return sigma / (d_alpha * sigma - alpha * d_sigma)

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fewstep.denoisers import EstimateKind, FlowModel
-from fewstep.objectives.few_step import Draw, FewStepObjective, Regression
+from fewstep.objectives.few_step import PLAIN, Draw, FewStepObjective, Regression
 from fewstep.objectives.flow_objective import require_two_times
 from fewstep.objectives.time_pairs import TimePairs
 from fewstep.objectives.weights import AdaptiveWeight
@@ -46,7 +46,7 @@ class FlowMapObjective(FewStepObjective):
         *,
         instant_share: float = 0.5,
         end_share: float = 0.1,
-        weight: AdaptiveWeight,
+        weight: AdaptiveWeight = PLAIN,
         cross_entropy_weight: float = 0.0,
         fisher_weight: float = 0.0,
     ) -> None:

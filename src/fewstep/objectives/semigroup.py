@@ -4,11 +4,9 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel
-from fewstep.objectives.few_step import PLAIN, Regression, prediction_from_x1
+from fewstep.objectives.few_step import Regression, prediction_from_x1
 from fewstep.objectives.flow_map import FlowMapObjective, Jumps
-from fewstep.objectives.weights import AdaptiveWeight
 from fewstep.paths import Path
-from fewstep.schedules import TimeSampler
 from fewstep.shapes import rand
 
 
@@ -19,25 +17,6 @@ class SemigroupSelfDistillation(FlowMapObjective):
     :func:`composed_estimate` for the target. Short jumps learn from those with s = t, long ones from shorter ones.
     Other settings as :class:`MeanFlow`; ``ValueError`` for a network of one time.
     """
-
-    def __init__(
-        self,
-        time_sampler: TimeSampler,
-        *,
-        instant_share: float = 0.5,
-        end_share: float = 0.1,
-        weight: AdaptiveWeight = PLAIN,
-        cross_entropy_weight: float = 0.0,
-        fisher_weight: float = 0.0,
-    ) -> None:
-        super().__init__(
-            time_sampler,
-            instant_share=instant_share,
-            end_share=end_share,
-            weight=weight,
-            cross_entropy_weight=cross_entropy_weight,
-            fisher_weight=fisher_weight,
-        )
 
     @property
     def jump_passes(self) -> float:
