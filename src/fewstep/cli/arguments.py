@@ -26,3 +26,11 @@ def at_least_one(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
     return value
+
+
+def comma_parts(text: str, option: str) -> list[str]:
+    """What stands between the commas of ``text``. Raises ``UserError``, naming ``option``, where that is nothing."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError(f"--{option} {text!r} names nothing: give one or more with commas between")
+    return parts

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, TypeVar
 
+from fewstep.cli.arguments import comma_parts
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,12 +86,12 @@ def axes_of(args: argparse.Namespace) -> Axes:
     from fewstep.cli.reinjection import NOISES, parse_reinjection
 
     axes = Axes(
-        steps=tuple(_number(part, int, "steps") for part in _parts(args.steps, "steps")),
+        steps=tuple(_number(part, int, "steps") for part in comma_parts(args.steps, "steps")),
         reinjections=tuple(written_rules(args.reinjection)),
-        readouts=tuple(_parts(args.readout, "readout")),
+        readouts=tuple(comma_parts(args.readout, "readout")),
         noise_temperatures=_numbers(args.noise_temperature, "noise_temperature"),
         initial_temperatures=_numbers(args.initial_temperature, "initial_temperature"),
-        noises=tuple(_parts(args.noise, "noise")),
+        noises=tuple(comma_parts(args.noise, "noise")),
         commits=tuple(written_commits(args.commit)),
     )
     if min(axes.steps) < 1:
@@ -113,7 +114,7 @@ def written_rules(given: Sequence[str]) -> list[str]:
     """
     rules = []
     for argument in given:
-        for text in [argument.strip()] if ":" in argument else _parts(argument, "reinjection"):
+        for text in [argument.strip()] if ":" in argument else comma_parts(argument, "reinjection"):
             rules.append(_shortest(text) or text)
     return rules
 
@@ -125,7 +126,7 @@ def written_commits(given: Sequence[str]) -> list[str]:
     """
     rules: list[str] = []
     for argument in given:
-        for part in _parts(argument, "commit"):
+        for part in comma_parts(argument, "commit"):
             number = _shortest(part)
             if number and rules and rules[-1].count(",") < rules[-1].count(":"):
                 rules[-1] += f",{number}"
@@ -142,15 +143,8 @@ def _shortest(text: str) -> str:
         return ""
 
 
-def _parts(text: str, option: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UserError(f"--{option} {text!r} names nothing: give one or more with commas between")
-    return parts
-
-
 def _numbers(text: str, option: str) -> tuple[float, ...]:
-    return tuple(_number(part, float, option) for part in _parts(text, option))
+    return tuple(_number(part, float, option) for part in comma_parts(text, option))
 
 
 def _number(text: str, kind: type[Number], option: str) -> Number:

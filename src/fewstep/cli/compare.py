@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fewstep.cli.arguments import OneLineParser, at_least_one
+from fewstep.cli.arguments import OneLineParser, at_least_one, comma_parts
 from fewstep.cli.device import pick_device
 from fewstep.cli.edge import configs_folder
 from fewstep.cli.evaluate import make_folder
@@ -109,7 +109,7 @@ def planned_runs(args: argparse.Namespace, kind: str, out: Path, steps: Sequence
     """The teacher and what starts from it. Raises ``UserError``."""
     from fewstep.evaluation.comparison import planned
 
-    names, base = _parts(args.objectives, "objectives"), configs_folder() / f"{STAGES[kind]}.yaml"
+    names, base = comma_parts(args.objectives, "objectives"), configs_folder() / f"{STAGES[kind]}.yaml"
     return planned(names, settings_of, base, out, budget=args.budget, teacher_steps=args.teacher_steps, steps=steps)
 
 
@@ -211,7 +211,9 @@ def text_bench(args: argparse.Namespace) -> "TextBench":
     bundle = ModelBundle.from_pretrained(args.path).to(device)
     scorer, corpus = make_scorer(args, bundle, device), prepared_text(args, bundle, Processes())
     held_out, parts = held_out_text(args, corpus), {"parallel": "readout", "commit": "commitment"}
-    readouts = _parts(args.readout, "readout") if args.readout else [n for n, p in parts.items() if p in bundle.parts()]
+    readouts = (
+        comma_parts(args.readout, "readout") if args.readout else [n for n, p in parts.items() if p in bundle.parts()]
+    )
     for name in readouts:
         if name not in SWEEP_READOUTS:
             raise UserError(f"readout is {name!r}: expected some of {', '.join(SWEEP_READOUTS)}")
@@ -276,16 +278,9 @@ def contrast(args: argparse.Namespace) -> int:
     return 0
 
 
-def _parts(text: str, option: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UserError(f"--{option} {text!r} names nothing: give one or more with commas between")
-    return parts
-
-
 def _numbers(text: str, option: str, kind: type[Number]) -> list[Number]:
     try:
-        return list(dict.fromkeys(kind(part) for part in _parts(text, option)))
+        return list(dict.fromkeys(kind(part) for part in comma_parts(text, option)))
     except ValueError:
         raise UserError(f"--{option} {text!r}: expected numbers with commas between") from None
 

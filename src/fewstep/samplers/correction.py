@@ -1,6 +1,6 @@
 """A correction of the model's clean estimate inside the loop. B examples, K latent positions, D dimensions."""
 
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from torch import Tensor
 
@@ -24,6 +24,20 @@ class Correction(Protocol):
         ...
 
 
+def is_flow_map(model: FlowLike) -> TypeGuard[FlowMapLike]:
+    """Whether the estimate of ``model`` depends on where a jump ends."""
+    return isinstance(model, FlowMapLike) and model.two_times
+
+
+def estimate(
+    model: FlowLike, x_t: Tensor, t: Tensor, s: Tensor | None, mask: Tensor | None, self_cond: Tensor | None
+) -> Tensor:
+    """x1_hat (B, K, D) at (x_t, t), of a flow map for the jump to ``s`` (B,)."""
+    if is_flow_map(model):
+        return model.denoise(x_t, t, s=s, mask=mask, self_cond=self_cond)
+    return model.denoise(x_t, t, mask=mask, self_cond=self_cond)
+
+
 class CorrectedModel:
     """A model whose clean estimates at one step of N are corrected, also where the solver asks for them itself."""
 
@@ -36,7 +50,7 @@ class CorrectedModel:
     @property
     def two_times(self) -> bool:
         """Whether the model is a flow map."""
-        return isinstance(self.model, FlowMapLike) and self.model.two_times
+        return is_flow_map(self.model)
 
     def denoise(
         self,
@@ -48,11 +62,7 @@ class CorrectedModel:
         self_cond: Tensor | None = None,
     ) -> Tensor:
         """The corrected clean estimate (B, K, D), at least float32; ``s`` (B,) where a flow map's jump ends."""
-        if isinstance(self.model, FlowMapLike) and self.model.two_times:
-            x1_hat = upcast(self.model.denoise(x_t, t, s=s, mask=mask, self_cond=self_cond))
-        else:
-            x1_hat = upcast(self.model.denoise(x_t, t, mask=mask, self_cond=self_cond))
-        return self.correct(x1_hat, self.step, self.num_steps, mask)
+        return self.correct(upcast(estimate(self.model, x_t, t, s, mask, self_cond)), self.step, self.num_steps, mask)
 
     def velocity_of(self, x_t: Tensor, x1_hat: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, K, D) that belongs to ``x1_hat``, corrected or not, at (x_t, t)."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.paths import Path
-from fewstep.samplers.correction import CorrectedModel, Correction
+from fewstep.samplers.correction import CorrectedModel, Correction, estimate
 from fewstep.samplers.euler import EulerSolver
 from fewstep.samplers.noise import FreshNoise, NoiseSource
 from fewstep.samplers.reinjection import (
@@ -24,7 +24,7 @@ from fewstep.samplers.reinjection import (
 from fewstep.samplers.solvers import Solver, SolverStep
 from fewstep.schedules import TimeGrid, UniformGrid, upcast
 from fewstep.shapes import expand_like
-from fewstep.types import FlowLike, FlowMapLike, SamplerState, Trajectory
+from fewstep.types import FlowLike, SamplerState, Trajectory
 
 
 class FlowSampler:
@@ -202,15 +202,6 @@ class FlowSampler:
         if t_jump is not s or xi is not None:
             x_s = reinject(self.path, x_s, jump.x1_hat, t_jump, s, fresh, xi)
         return SolverStep(x_s, jump.x1_hat, jump.evaluations)
-
-
-def estimate(
-    model: FlowLike, x_t: Tensor, t: Tensor, s: Tensor, mask: Tensor | None, self_cond: Tensor | None
-) -> Tensor:
-    """x1_hat (B, K, D) at (x_t, t), of a flow map for the jump to ``s`` (B,)."""
-    if isinstance(model, FlowMapLike) and model.two_times:
-        return model.denoise(x_t, t, s=s, mask=mask, self_cond=self_cond)
-    return model.denoise(x_t, t, mask=mask, self_cond=self_cond)
 
 
 def _checked_temperature(name: str, value: float) -> float:
