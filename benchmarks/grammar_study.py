@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from grammar_table import Row, append_row, read_rows, write_table
+from grammar_table import Row, write_table
 
 from fewstep.bundle import ModelBundle
 from fewstep.cli.edge import configs_folder
@@ -27,6 +27,7 @@ from fewstep.evaluation import held_out_blocks, token_counts
 from fewstep.evaluation.exact import ExactTexts, exact_flow, train_latents
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.grammar_scores import GrammarMeasures
+from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.sweep_row import Setting
 from fewstep.evaluation.sweep_texts import SWEEP_READOUTS, Batch, FlowTexts, Made, TextGroup, flow_setting, yardsticks
@@ -113,11 +114,11 @@ def train(args: argparse.Namespace) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     """The settings that have no row yet, one line of ``rows.jsonl`` each."""
-    file = args.out / "rows.jsonl"
+    file = RowFile(args.out / "rows.jsonl", Row)
     study = Study(args)
-    done = {row.key for row in read_rows(file)}
+    done = {row.key for row in file.read()}
     for new, row in enumerate(study.rows(done), 1):
-        append_row(file, row)
+        file.append(row)
         print(f"{row.name} {row.readout or ''} K={row.num_steps} gamma={row.reinjection} T={row.noise_temperature}: ")
         print(f"  valid {row.scores.valid.value:.3f}, {row.seconds:.0f} s; {row.examples[0]}", flush=True)
         if args.max_rows is not None and new >= args.max_rows:

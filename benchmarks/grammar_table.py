@@ -1,13 +1,14 @@
 """Rows of the grammar study: the file they stand in, and the table made of them."""
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.grammar_scores import COLUMNS, GrammarScores
+from fewstep.evaluation.row_file import RowFile
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,16 @@ class Row:
     seeds: int
     examples: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Row":
+        """The inverse of :meth:`to_dict`, also after a way through JSON."""
+        scores, examples = GrammarScores.from_dict(values["scores"]), tuple(values["examples"])
+        return cls(**{**values, "scores": scores, "examples": examples})
+
     @property
     def key(self) -> tuple[object, ...]:
         """What tells settings apart."""
@@ -37,31 +48,9 @@ class Row:
         return *setting, self.model, self.samples, self.seeds
 
 
-def read_rows(file: Path) -> list[Row]:
-    """The rows; a last line that was cut off is left out of the file, so that the next stands on a line of its own."""
-    if not file.exists():
-        return []
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole, encoding="utf-8")
-    rows = []
-    for line in whole.splitlines():
-        values = json.loads(line)
-        scores, examples = GrammarScores.from_dict(values["scores"]), tuple(values["examples"])
-        rows.append(Row(**{**values, "scores": scores, "examples": examples}))
-    return rows
-
-
-def append_row(file: Path, row: Row) -> None:
-    """Add one line."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-
-
 def write_table(folder: Path) -> None:
     """``table.md`` of all rows of the newest model and numbers of samples, and the matched controls."""
-    rows = read_rows(folder / "rows.jsonl")
+    rows = RowFile(folder / "rows.jsonl", Row).read()
     if not rows:
         raise SystemExit(f"{folder / 'rows.jsonl'} holds no rows: sample first")
     rows = [row for row in rows if row.key[-3:] == rows[-1].key[-3:]]

@@ -17,7 +17,8 @@ from fewstep.cli.axes import written_commits, written_rules
 from fewstep.cli.main import main
 from fewstep.errors import UserError
 from fewstep.evaluation.protocol import TO_FIRST_END
-from fewstep.evaluation.sweep_row import COLUMNS, RowFile, SweepRow
+from fewstep.evaluation.row_file import RowFile
+from fewstep.evaluation.sweep_row import COLUMNS, SweepRow
 from tests.bundles import BLOCK_SIZE, only, tiny_bundle, tokenizer, with_identity
 from tests.runs import ROOT, write_text
 
@@ -49,7 +50,7 @@ def whole(shop: Path) -> Path:
 
 
 def rows_in(folder: Path) -> list[SweepRow]:
-    return RowFile(folder / "rows.jsonl").read()
+    return RowFile(folder / "rows.jsonl", SweepRow).read()
 
 
 def timeless(rows: list[SweepRow]) -> list[dict[str, object]]:

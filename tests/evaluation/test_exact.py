@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.evaluation.exact import ExactTexts, exact_flow, train_blocks, train_latents
-from fewstep.evaluation.exact_rows import ExactRow, ExactSetting, append_row, gains, read_rows, table_of
+from fewstep.evaluation.exact_rows import ExactRow, ExactSetting, gains, table_of
 from fewstep.evaluation.exact_study import ExactStudy, StudySettings, match
+from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.sweep_texts import Batch
 from fewstep.paths import linear_path
 from fewstep.samplers import FlowSampler
@@ -51,16 +52,16 @@ def test_a_width_blurs_draws_by_h_and_no_width_gives_the_data() -> None:
 
 
 def test_rows_go_on_where_they_stopped_and_a_line_cut_off_is_made_again(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
+    file = RowFile(tmp_path / "rows.jsonl", ExactRow)
     whole = list(study().rows([]))
     for row in whole[:5]:
-        append_row(file, row)
-    with file.open("a") as stream:
+        file.append(row)
+    with file.file.open("a") as stream:
         stream.write('{"setting": {"ki')
-    kept = read_rows(file)
+    kept = file.read()
     assert kept == whole[:5]
-    append_row(file, whole[5])
-    assert read_rows(file) == whole[:6]
+    file.append(whole[5])
+    assert file.read() == whole[:6]
     rest = list(study().rows(kept))
     assert [row.key for row in rest] == [row.key for row in whole[5:]]
     assert rest == whole[5:]

@@ -14,13 +14,13 @@ from fewstep.evaluation.image_row import (
     COLUMNS,
     YARDSTICK,
     ImageRow,
-    ImageRowFile,
     ImageSetting,
     contrast,
     image_sweep_markdown,
     image_sweep_text,
 )
 from fewstep.evaluation.image_sweep import BaseFlow, ImageSweep, relative_rms, seed_interval
+from fewstep.evaluation.row_file import RowFile
 from fewstep.image_bundle import GeneratedImages, ImageModel
 from fewstep.metrics import Interval, frechet_distance, moments
 from fewstep.shapes import example_generators
@@ -120,7 +120,7 @@ def test_settings_that_the_model_was_not_trained_for_are_left_out() -> None:
 
 
 def test_a_stopped_sweep_goes_on_behind_its_rows_and_shares_the_yardstick_with_other_models(tmp_path: Path) -> None:
-    file, sweep = ImageRowFile(tmp_path / "rows.jsonl"), small(tiny_image_flow())
+    file, sweep = RowFile(tmp_path / "rows.jsonl", ImageRow, "row of images"), small(tiny_image_flow())
     rows = list(sweep.rows())
     assert len(rows) == 5
     for row in rows[:2]:
@@ -139,7 +139,7 @@ def test_a_stopped_sweep_goes_on_behind_its_rows_and_shares_the_yardstick_with_o
 
 
 def test_rows_of_another_protocol_or_form_are_refused(tmp_path: Path) -> None:
-    file, sweep = ImageRowFile(tmp_path / "rows.jsonl"), small(tiny_image_flow())
+    file, sweep = RowFile(tmp_path / "rows.jsonl", ImageRow, "row of images"), small(tiny_image_flow())
     file.append(next(sweep.rows()))
     with pytest.raises(UserError, match=r"another protocol \(num_samples: 21 against 20\)"):
         small(tiny_image_flow(), num_samples=21).finished(file)

@@ -15,11 +15,12 @@ from fewstep.diagnostics import late_flip_rate
 from fewstep.errors import UserError
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import TO_FIRST_END, WHOLE_BLOCK, ScoringProtocol
+from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.scorers import RunScorer, ScoredText
 from fewstep.evaluation.scoring import corpus_perplexity
 from fewstep.evaluation.sweep import Sweep, model_digest
 from fewstep.evaluation.sweep_measures import TrainText
-from fewstep.evaluation.sweep_row import FLOW, RowFile, SweepRow
+from fewstep.evaluation.sweep_row import FLOW, SweepRow
 from fewstep.evaluation.sweep_texts import Batch, CountedConfidence, FixedTexts, FlowTexts, flow_setting, yardsticks
 from fewstep.metrics import distinct_n
 from fewstep.pipeline import TextGenerator, decode_blocks
@@ -291,7 +292,7 @@ def test_perplexity_of_resamples_is_that_of_each() -> None:
 def test_rows_come_back_from_their_file_and_a_line_cut_off_is_written_again(
     rows: list[SweepRow], tmp_path: Path
 ) -> None:
-    file = RowFile(tmp_path / "rows.jsonl")
+    file = RowFile(tmp_path / "rows.jsonl", SweepRow)
     assert file.read() == []
     for row in rows[:3]:
         file.append(row)
@@ -307,7 +308,7 @@ def test_rows_come_back_from_their_file_and_a_line_cut_off_is_written_again(
 
 
 def test_a_stopped_sweep_makes_only_what_is_missing(rows: list[SweepRow], tmp_path: Path) -> None:
-    file, again = RowFile(tmp_path / "rows.jsonl"), sweep()
+    file, again = RowFile(tmp_path / "rows.jsonl", SweepRow), sweep()
     for row in rows[:-1]:
         file.append(row)
     done = again.finished(file)
@@ -317,7 +318,7 @@ def test_a_stopped_sweep_makes_only_what_is_missing(rows: list[SweepRow], tmp_pa
 
 
 def test_rows_of_another_protocol_or_model_are_refused(rows: list[SweepRow], tmp_path: Path) -> None:
-    file = RowFile(tmp_path / "rows.jsonl")
+    file = RowFile(tmp_path / "rows.jsonl", SweepRow)
     file.append(rows[0])
     scorer = RunScorer(mild_bundle().scorer(), tokenizer())
     other = sweep(protocol=protocol(scorer, num_samples=2))

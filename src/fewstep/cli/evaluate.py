@@ -125,9 +125,10 @@ def make_folder(folder: Path) -> None:
 
 def run(sweep: "Sweep", folder: Path) -> list["SweepRow"]:
     """Measure what is not in the folder's file yet, row by row; all its rows, in the sweep's order first."""
-    from fewstep.evaluation.sweep_row import RowFile
+    from fewstep.evaluation.row_file import RowFile
+    from fewstep.evaluation.sweep_row import SweepRow
 
-    file, settings = RowFile(folder / ROWS), sweep.settings()
+    file, settings = RowFile(folder / ROWS, SweepRow), sweep.settings()
     rows = sweep.finished(file)
     done = {row.setting for row in rows}
     with ProgressBar("evaluating", "row") as progress:

@@ -31,8 +31,9 @@ def run(args: argparse.Namespace, folder: Path) -> int:
     """
     from fewstep.bundle import ModelBundle
     from fewstep.evaluation.exact import train_blocks, train_latents
-    from fewstep.evaluation.exact_rows import append_row, read_rows, table_of
+    from fewstep.evaluation.exact_rows import ExactRow, table_of
     from fewstep.evaluation.exact_study import ExactStudy, StudySettings
+    from fewstep.evaluation.row_file import RowFile
     from fewstep.evaluation.sweep import model_digest
 
     bundle = ModelBundle.from_pretrained(args.latents).to(pick_device(args.device))
@@ -51,13 +52,14 @@ def run(args: argparse.Namespace, folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}; choose another folder by --out") from None
-    rows = read_rows(folder / ROWS_FILE)
+    file = RowFile(folder / ROWS_FILE, ExactRow)
+    rows = file.read()
     for new, row in enumerate(study.rows(rows), 1):
-        append_row(folder / ROWS_FILE, row)
+        file.append(row)
         print(f"{row.label()}: {100 * row.wrong_share:.2f} % wrong, distance {row.distance:.2f}", flush=True)
         if new == args.max_rows:
             break
-    table = table_of([row for row in read_rows(folder / ROWS_FILE) if study.owns(row)])
+    table = table_of([row for row in file.read() if study.owns(row)])
     (folder / TABLE_FILE).write_text(table, encoding="utf-8")
     print(f"{table}\ntable  {folder / TABLE_FILE}")
     return 0

@@ -7,13 +7,14 @@ from fewstep.evaluation.image_diagnosis import ImageSubject, diagnose_images, ma
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import ScoringProtocol, protocol_versions, same_protocol
 from fewstep.evaluation.robustness import reconstruction_bits_per_byte
+from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.scorers import RunScorer, ScoredText, Scorer, TransformersScorer
 from fewstep.evaluation.scoring import BlockScores, score_blocks
 from fewstep.evaluation.subject import Subject, make_subject
 from fewstep.evaluation.sweep import Sweep
 from fewstep.evaluation.sweep_mauve import MauveReference
 from fewstep.evaluation.sweep_measures import TrainText
-from fewstep.evaluation.sweep_row import RowFile, Setting, SweepRow, sweep_markdown, sweep_text
+from fewstep.evaluation.sweep_row import Setting, SweepRow, sweep_markdown, sweep_text
 from fewstep.evaluation.sweep_texts import FlowTexts, flow_setting, yardsticks
 from fewstep.evaluation.table import GenerationRow, GenerationTable
 

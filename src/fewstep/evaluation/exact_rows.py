@@ -1,9 +1,8 @@
 """Rows of the study of the exact denoiser: one a setting, each with its numbers sample by sample, and the table."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +67,17 @@ class ExactRow:
         """What tells rows apart."""
         return self.setting, self.model, self.num_latents, self.num_samples, self.seed
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ExactRow":
+        """The inverse of :meth:`to_dict`, also after a way through JSON. Raises ``TypeError`` for other values."""
+        parts: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
+        parts["setting"] = ExactSetting(**values["setting"])
+        return cls(**parts)
+
     @property
     def distance(self) -> float:
         """Mean of ``distances``."""
@@ -105,28 +115,6 @@ class Gain:
     remaining_interval: Interval
     share: float | None
     share_interval: Interval | None
-
-
-def read_rows(file: Path) -> list[ExactRow]:
-    """The rows of a JSONL file, none where it is not there; a last line that was cut off is taken out of the file."""
-    if not file.exists():
-        return []
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole, encoding="utf-8")
-    return [_row(json.loads(line)) for line in whole.splitlines()]
-
-
-def append_row(file: Path, row: ExactRow) -> None:
-    """Add one line."""
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(row)) + "\n")
-
-
-def _row(values: dict[str, object]) -> ExactRow:
-    parts = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return ExactRow(**{**parts, "setting": ExactSetting(**values["setting"])})  # type: ignore[arg-type]
 
 
 def gains(rows: Sequence[ExactRow]) -> list[Gain]:

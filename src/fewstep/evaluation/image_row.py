@@ -1,14 +1,12 @@
 """One row of the image control's sweep, the file and the table that rows stand in, and their picture as data."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from fewstep.diagnostics import Picture, Series
 from fewstep.errors import UserError
-from fewstep.evaluation.columns import aligned_columns, markdown_table
-from fewstep.evaluation.sweep_row import RowFile
+from fewstep.evaluation.columns import aligned_columns, markdown_table, shown
 from fewstep.metrics import Interval
 
 YARDSTICK = "train images"
@@ -81,14 +79,14 @@ class ImageRow:
 
     def cells(self, real: "ImageRow | None") -> tuple[str, ...]:
         """The row as strings, one for each of ``COLUMNS``; ``real`` is the yardstick."""
-        found = [self.setting.name, _shown(self.setting.reinjection, "g"), _shown(self.setting.num_steps, "d")]
-        found.append(_shown(self.nfe, "d"))
+        found = [self.setting.name, shown(self.setting.reinjection, "g"), shown(self.setting.num_steps, "d")]
+        found.append(shown(self.nfe, "d"))
         for space in ("latents", "pixels"):
             value, interval = self.value(space)
             found += [f"{value:.3g}", "" if interval is None else f"{interval.low:.3g} - {interval.high:.3g}"]
             found.append("" if real is None else f"{value / real.value(space)[0]:.2f}")
         speed = self.num_samples * len(self.seeds) / self.seconds if self.seconds else None
-        found += [_shown(self.off_flow, ".3f"), _shown(self.stiffness_peak, ".1f"), _shown(speed, ",.1f")]
+        found += [shown(self.off_flow, ".3f"), shown(self.stiffness_peak, ".1f"), shown(speed, ",.1f")]
         return (*found, str(self.num_samples))
 
     @classmethod
@@ -104,24 +102,6 @@ class ImageRow:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
         return asdict(self)
-
-
-class ImageRowFile(RowFile):
-    """The same file as :class:`RowFile`, of image rows."""
-
-    def read(self) -> list[ImageRow]:  # type: ignore[override]
-        """The rows but for a last line that was cut off. Raises ``UserError`` as :meth:`RowFile.read` does."""
-        rows = []
-        for number, line in enumerate(self._whole_lines(), 1):
-            try:
-                rows.append(ImageRow.from_dict(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(f"{self.file}, line {number} is no row of images: give another --out") from None
-        return rows
-
-    def append(self, row: ImageRow) -> None:  # type: ignore[override]
-        """Add one line, on the disk when this returns."""
-        super().append(row)  # type: ignore[arg-type]
 
 
 def image_sweep_text(rows: Sequence[ImageRow], caption: str) -> str:
@@ -172,7 +152,3 @@ def _yardstick(rows: Iterable[ImageRow]) -> ImageRow | None:
 def _lines(rows: Sequence[ImageRow]) -> list[tuple[str, ...]]:
     real = _yardstick(rows)
     return [COLUMNS, *(row.cells(real) for row in rows)]
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)

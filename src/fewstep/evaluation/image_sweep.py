@@ -16,8 +16,9 @@ from torch import Tensor
 from fewstep.diagnostics import stiffness
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import velocity_of
-from fewstep.evaluation.image_row import YARDSTICK, ImageRow, ImageRowFile, ImageSetting
+from fewstep.evaluation.image_row import YARDSTICK, ImageRow, ImageSetting
 from fewstep.evaluation.protocol import HASH_DIGITS, canonical_json, differences
+from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.scorers import weights_digest
 from fewstep.evaluation.subject import noise_source
 from fewstep.image_bundle import GeneratedImages, ImageModel
@@ -118,7 +119,7 @@ class ImageSweep:
             "an unrelated one; stiffness: its peak over the sampler's states."
         )
 
-    def finished(self, file: ImageRowFile) -> list[ImageRow]:
+    def finished(self, file: RowFile[ImageRow]) -> list[ImageRow]:
         """The rows that ``file`` holds already, those of other models too.
 
         Raises ``UserError`` where it cannot be read, or a row is of another protocol.

@@ -14,10 +14,11 @@ from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import TO_FIRST_END, ScoringProtocol, canonical_json, differences
+from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.scorers import ScoredText, Scorer, weights_digest
 from fewstep.evaluation.sweep_mauve import MauveReference
 from fewstep.evaluation.sweep_measures import CommitmentProbe, Measures, TrainText, texts_of
-from fewstep.evaluation.sweep_row import RowFile, Setting, SweepRow
+from fewstep.evaluation.sweep_row import Setting, SweepRow
 from fewstep.evaluation.sweep_texts import Batch, Made, TextGroup
 from fewstep.readouts import tokens_to_first_end
 
@@ -95,7 +96,7 @@ class Sweep:
             f"process at batch size {self.batch_size} on {self.device}."
         )
 
-    def finished(self, file: RowFile) -> list[SweepRow]:
+    def finished(self, file: RowFile[SweepRow]) -> list[SweepRow]:
         """The rows that ``file`` holds already, so that a sweep that was stopped goes on behind them.
 
         Raises ``UserError``, in every process, where it cannot be read, or a row is of another protocol or model.
@@ -194,7 +195,7 @@ class Sweep:
             examples=self.measures.examples(self.bundle.tokenizer, ids, mask),
         )
 
-    def _check(self, rows: Sequence[SweepRow], file: RowFile) -> None:
+    def _check(self, rows: Sequence[SweepRow], file: RowFile[SweepRow]) -> None:
         for row in rows:
             if row.protocol_hash != self.protocol.hash:
                 found = "; ".join(differences(row.protocol, self.protocol.to_dict())[:3])

@@ -1,14 +1,10 @@
 """One row of a sweep, and the file and the table that rows stand in."""
 
-import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
-from fewstep.errors import UserError
-from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded
+from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded, shown
 from fewstep.metrics import Interval
 
 FLOW, HELD_OUT = "flow", "held-out text"
@@ -82,7 +78,7 @@ class Axis:
 
 
 AXES = (
-    Axis("initial noise", "T0", "1", lambda setting: _shown(setting.initial_temperature, "g")),
+    Axis("initial noise", "T0", "1", lambda setting: shown(setting.initial_temperature, "g")),
     Axis("drawn", "noise", FRESH, lambda setting: setting.noise or ""),
     Axis("commit", "commit", UNCORRECTED, lambda setting: setting.commit or ""),
 )
@@ -146,19 +142,19 @@ class SweepRow:
             setting.name,
             setting.readout or "",
             setting.reinjection or "",
-            _shown(setting.noise_temperature, "g"),
-            _shown(setting.num_steps, "d"),
-            _shown(self.nfe, "d"),
+            shown(setting.noise_temperature, "g"),
+            shown(setting.num_steps, "d"),
+            shown(self.nfe, "d"),
             rounded(self.perplexity),
             "" if interval is None else f"{rounded(interval.low)} - {rounded(interval.high)}",
             f"{self.entropy_nats:.2f}",
-            "/".join(_shown(value, ".2f") or "-" for value in distinct),
-            _shown(self.repeated_4grams, ".3f"),
+            "/".join(shown(value, ".2f") or "-" for value in distinct),
+            shown(self.repeated_4grams, ".3f"),
             str(self.longest_copy_tokens),
-            _shown(self.memorised_8grams, ".3f"),
-            _shown(self.late_flip_rate, ".3f"),
-            _shown(self.cci, ".3f"),
-            _shown(self.tokens_per_second, ",.0f"),
+            shown(self.memorised_8grams, ".3f"),
+            shown(self.late_flip_rate, ".3f"),
+            shown(self.cci, ".3f"),
+            shown(self.tokens_per_second, ",.0f"),
             str(self.num_samples),
         )
 
@@ -183,49 +179,6 @@ class SweepRow:
         return cls(**{**values, **intervals, **lists, "setting": Setting(**values["setting"])})
 
 
-class RowFile:
-    """A JSONL file of rows that grows by one line a row, so that what a killed sweep had finished is there."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def read(self) -> list[SweepRow]:
-        """The rows; a last line that was cut off in the middle is not among them.
-
-        Raises ``UserError`` where the file cannot be read, or another line of it is no row.
-        """
-        rows = []
-        for number, line in enumerate(self._whole_lines(), 1):
-            try:
-                rows.append(SweepRow.from_dict(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(
-                    f"{self.file}, line {number} is no row of this fewstep version: give another --out"
-                ) from None
-        return rows
-
-    def append(self, row: SweepRow) -> None:
-        """Add one line, on the disk when this returns. Raises ``UserError`` where it cannot be written."""
-        line = json.dumps(row.to_dict(), ensure_ascii=False, allow_nan=False) + "\n"
-        try:
-            whole = sum(len(line) + 1 for line in self._whole_lines())
-            with self.file.open("ab") as stream:
-                stream.truncate(whole)  # what a killed process left of a line
-                stream.write(line.encode())
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise UserError(f"cannot write {self.file}: {error.strerror or error}") from None
-
-    def _whole_lines(self) -> list[bytes]:
-        try:
-            return self.file.read_bytes().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise UserError(f"cannot read {self.file}: {error.strerror or error}") from None
-
-
 def table_lines(rows: Sequence[SweepRow]) -> list[tuple[str, ...]]:
     """Heading and rows of a table as strings: ``COLUMNS``, those of :data:`AXES` that some row needs, and MAUVE where
     it was measured."""
@@ -237,7 +190,7 @@ def table_lines(rows: Sequence[SweepRow]) -> list[tuple[str, ...]]:
         return (*first, *more, *second, *([mauve] if measured else []), *third)
 
     heading = line(COLUMNS, (axis.column for axis in axes), "MAUVE")
-    lines = [line(row.cells(), (axis.of(row.setting) for axis in axes), _shown(row.mauve, ".3f")) for row in rows]
+    lines = [line(row.cells(), (axis.of(row.setting) for axis in axes), shown(row.mauve, ".3f")) for row in rows]
     return [heading, *lines]
 
 
@@ -249,7 +202,3 @@ def sweep_markdown(rows: Sequence[SweepRow], caption: str) -> str:
 def sweep_text(rows: Sequence[SweepRow], caption: str) -> str:
     """Aligned columns for a terminal, with the caption below."""
     return aligned_columns(table_lines(rows), (0, 1, 2)) + "\n" + caption
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)

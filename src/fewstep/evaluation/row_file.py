@@ -1,0 +1,68 @@
+"""A file of rows that a stopped study goes on from."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from fewstep.errors import UserError
+
+
+class Row(Protocol):
+    """What stands on one line."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        ...
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse. Raises ``KeyError``, ``TypeError``, ``ValueError`` or ``AttributeError`` for other values."""
+        ...
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+class RowFile(Generic[AnyRow]):
+    """A JSONL file of rows of one ``kind`` that grows by one line a row, so that what a killed study had finished is
+    there. ``called`` is what an error calls a row."""
+
+    def __init__(self, file: Path, kind: type[AnyRow], called: str = "row of this fewstep version") -> None:
+        self.file = file
+        self.kind = kind
+        self.called = called
+
+    def read(self) -> list[AnyRow]:
+        """The rows; a last line that was cut off in the middle is not among them.
+
+        Raises ``UserError`` where the file cannot be read, or another line of it is no row.
+        """
+        rows = []
+        for number, line in enumerate(self._whole_lines(), 1):
+            try:
+                rows.append(self.kind.from_dict(json.loads(line)))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{self.file}, line {number} is no {self.called}: give another --out") from None
+        return rows
+
+    def append(self, row: AnyRow) -> None:
+        """Add one line, on the disk when this returns. Raises ``UserError`` where it cannot be written."""
+        line = json.dumps(row.to_dict(), ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            whole = sum(len(line) + 1 for line in self._whole_lines())
+            with self.file.open("ab") as stream:
+                stream.truncate(whole)  # what a killed process left of a line
+                stream.write(line.encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise UserError(f"cannot write {self.file}: {error.strerror or error}") from None
+
+    def _whole_lines(self) -> list[bytes]:
+        try:
+            return self.file.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"cannot read {self.file}: {error.strerror or error}") from None
