@@ -23,12 +23,13 @@ from recipe_settings import AUTOENCODER_FIELDS, SETTINGS, Recipe
 from torch import nn
 
 from fewstep.autoencoders import TransformerAutoencoder
-from fewstep.bundle import PATHS, Identity, ModelBundle
+from fewstep.bundle import Identity, ModelBundle
 from fewstep.data import CorpusSettings, StepBatchSampler, prepare_corpus, tokenizer_fingerprint
 from fewstep.denoisers import CategoricalDenoiser, FlowModel, RegressionDenoiser
 from fewstep.diagnostics import noise_robustness
 from fewstep.evaluation import evaluate_generation, held_out_blocks, token_counts
 from fewstep.objectives import FlowMatching, Reconstruction
+from fewstep.paths import PATHS
 from fewstep.pipeline import TextGenerator
 from fewstep.readouts import CausalTransformer, LanguageModel, LinearReadout, TransformerReadout, token_nats
 from fewstep.schedules import LogitNormalTime, UniformTime

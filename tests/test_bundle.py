@@ -76,7 +76,7 @@ def test_a_categorical_denoiser_comes_back_with_its_path_and_codebook(tmp_path: 
 
 
 def storage_path(name: str):
-    from fewstep.bundle import PATHS
+    from fewstep.paths import PATHS
 
     return PATHS[name]()
 

@@ -14,7 +14,8 @@ from fewstep.bundle import ModelBundle
 from fewstep.cli.main import main
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.image_bundle import PATHS, ImageFlowIdentity, ImageModel
+from fewstep.image_bundle import ImageFlowIdentity, ImageModel
+from fewstep.paths import PATHS
 from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver
 from fewstep.schedules import LogitNormalGrid, UniformGrid
 from fewstep.shapes import example_generators

@@ -1,6 +1,5 @@
 """A saved model: one folder, or a training checkpoint, that holds everything which generation needs."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, get_args
@@ -13,14 +12,14 @@ from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.data import tokenizer_fingerprint
 from fewstep.denoisers import CategoricalDenoiser, EstimateKind, FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.paths import Path, linear_path, variance_preserving_path
+from fewstep.paths import PATHS
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, LinearReadout, TransformerReadout
+from fewstep.schedules import TimeGrid, quantile_grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FORMAT = 1
-PATHS: dict[str, Callable[[], Path]] = {"linear": linear_path, "variance_preserving": variance_preserving_path}
 
 PART_CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
     "autoencoder": (TransformerAutoencoder,),
@@ -60,6 +59,10 @@ class Identity:
     trust_level: float = 0.5
     source: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+
+    def default_grid(self) -> TimeGrid:
+        """Where training spent its time: logit-normal quantiles, or equal steps."""
+        return quantile_grid(self.grid_mean, self.grid_std)
 
 
 @dataclass

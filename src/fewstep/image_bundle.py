@@ -4,7 +4,7 @@ Its latents are (B, c, s, s), which a flow sees as K = s * s positions of c numb
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path as FilePath
 from typing import Any, get_args
@@ -18,16 +18,15 @@ from fewstep.autoencoders import ImageAutoencoder
 from fewstep.data import ImageSource, image_source
 from fewstep.denoisers import EstimateKind, FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.paths import Path, linear_path, variance_preserving_path
-from fewstep.samplers import FlowSampler, Reinjection, Solver, check_suits
-from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
+from fewstep.paths import PATHS
+from fewstep.samplers import FlowSampler, Reinjection, Solver, check_numbers, check_suits
+from fewstep.schedules import TimeGrid, quantile_grid
 from fewstep.shapes import example_generators, randn
 
 FORMAT = 1
 PART, FLOW_PART = "autoencoder", "denoiser"
 """The parts of an image model; also the names of their weight files. The second may be missing."""
 PART_CLASSES: dict[str, type[nn.Module]] = {PART: ImageAutoencoder, FLOW_PART: RegressionDenoiser}
-PATHS: dict[str, Callable[[], Path]] = {"linear": linear_path, "variance_preserving": variance_preserving_path}
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,7 @@ class ImageFlowIdentity:
 
     def default_grid(self) -> TimeGrid:
         """Where training spent its time: logit-normal quantiles, or equal steps."""
-        if self.grid_mean is None or self.grid_std is None:
-            return UniformGrid()
-        return LogitNormalGrid(self.grid_mean, self.grid_std)
+        return quantile_grid(self.grid_mean, self.grid_std)
 
 
 @dataclass(frozen=True)
@@ -153,9 +150,7 @@ class ImageModel:
         sums). ``grid`` None is the identity's own, ``reinjection`` as in :class:`fewstep.samplers.FlowSampler`. Raises
         ``UserError`` for numbers out of range, a missing flow, and a sampler that the identity rules out.
         """
-        for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("batch_size", batch_size)):
-            if value < 1:
-                raise UserError(f"{name} is {value}: expected a whole number of at least 1")
+        check_numbers(num_samples, num_steps, batch_size)
         told, flow = self.require_flow(), self.flow()
         like, start = next(flow.parameters()), time.perf_counter()
         images, latents, nfe = [], [], 0

@@ -106,3 +106,7 @@ def linear_path() -> Path:
 def variance_preserving_path() -> Path:
     """The trigonometric path, alpha = sin(pi t / 2) and sigma = cos(pi t / 2)."""
     return Path(VariancePreservingSchedule())
+
+
+PATHS: dict[str, Callable[[], Path]] = {"linear": linear_path, "variance_preserving": variance_preserving_path}
+"""The paths by the names that models and settings have for them."""

@@ -11,11 +11,12 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fewstep.bundle import PATHS, Identity, ModelBundle
+from fewstep.bundle import Identity, ModelBundle
 from fewstep.data.documents import decode_blocks
 from fewstep.data.documents import decode_documents as decode_documents
 from fewstep.denoisers import FlowModel
 from fewstep.errors import UserError
+from fewstep.paths import PATHS
 from fewstep.readouts import Ending, check_draw
 from fewstep.samplers import (
     EulerSolver,
@@ -27,10 +28,11 @@ from fewstep.samplers import (
     SnapRule,
     SnapSteps,
     Solver,
+    check_numbers,
     check_suits,
     every_step,
 )
-from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
+from fewstep.schedules import TimeGrid
 from fewstep.shapes import Generators, example_generators, randn
 from fewstep.types import TokenSample
 
@@ -120,7 +122,7 @@ class TextGenerator:
 
     def default_grid(self) -> TimeGrid:
         """Where the identity says that training spent its time: logit-normal quantiles, or equal steps."""
-        return grid_named_by(self.bundle.identity)
+        return self.bundle.identity.default_grid()
 
     @torch.no_grad()
     def confidence(self, z: Tensor) -> Tensor:
@@ -270,26 +272,12 @@ def _told_in_a_line() -> Iterator[None]:
         raise UserError(str(error)) from None
 
 
-def check_numbers(num_samples: int, num_steps: int, batch_size: int) -> None:
-    """Raise ``UserError`` for a number below 1."""
-    for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: expected a whole number of at least 1")
-
-
-def grid_named_by(identity: Identity) -> TimeGrid:
-    """Logit-normal quantiles where the identity has their mean and spread, else equal steps."""
-    if identity.grid_mean is None or identity.grid_std is None:
-        return UniformGrid()
-    return LogitNormalGrid(identity.grid_mean, identity.grid_std)
-
-
 def check_sampler(
     identity: Identity, num_steps: int, solver: Solver, reinjection: float | Sequence[float] | Reinjection = 0.0
 ) -> None:
     """Raise ``UserError`` where the model was trained for another sampler (:func:`fewstep.samplers.check_suits`)."""
     with _told_in_a_line():
-        sampler = FlowSampler(PATHS[identity.path](), solver, grid_named_by(identity), reinjection)
+        sampler = FlowSampler(PATHS[identity.path](), solver, identity.default_grid(), reinjection)
         check_suits(identity, sampler, num_steps)
 
 

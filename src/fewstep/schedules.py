@@ -174,6 +174,11 @@ class LogitNormalGrid:
         return _as_grid(torch.sigmoid(self.mean + self.std * torch.special.ndtri(_fractions(num_steps))))
 
 
+def quantile_grid(mean: float | None, std: float | None) -> TimeGrid:
+    """:class:`LogitNormalGrid` where both are told, else equal steps: the grid of a model whose identity has them."""
+    return UniformGrid() if mean is None or std is None else LogitNormalGrid(mean, std)
+
+
 class TimeSampler(Protocol):
     """Training times."""
 

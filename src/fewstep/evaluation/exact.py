@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fewstep.bundle import PATHS, ModelBundle
+from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
 from fewstep.evaluation.sweep_texts import FlowTexts, flow_setting
+from fewstep.paths import PATHS
 from fewstep.pipeline import TextGenerator
 from fewstep.theory.latents import CapRule, LatentPosterior
 

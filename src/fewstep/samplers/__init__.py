@@ -71,7 +71,7 @@ from fewstep.samplers.strengths import (
     early_reinjection,
     late_reinjection,
 )
-from fewstep.samplers.suitable import OwnSteps, check_suits, misfit, own_steps
+from fewstep.samplers.suitable import OwnSteps, check_numbers, check_suits, misfit, own_steps
 
 __all__ = [
     "AncestralReinjection",
@@ -105,6 +105,7 @@ __all__ = [
     "TimedPlan",
     "TimedReinjection",
     "WindowReinjection",
+    "check_numbers",
     "check_suits",
     "early_reinjection",
     "every_step",

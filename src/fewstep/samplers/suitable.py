@@ -88,3 +88,10 @@ def _all_noise_is_new(sampler: FlowSampler, num_steps: int) -> bool:
     """Whether nothing of the old noise is kept at the end of any step but the last."""
     plan = sampler.reinjection.plan(sampler.path, sampler.grid.times(num_steps).double())
     return num_steps == 1 or (isinstance(plan, TimedPlan) and all(one.kept == 0 for one in plan.steps[:-1]))
+
+
+def check_numbers(num_samples: int, num_steps: int, batch_size: int) -> None:
+    """Raise ``UserError`` for a number below 1."""
+    for name, value in (("num_samples", num_samples), ("num_steps", num_steps), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: expected a whole number of at least 1")

@@ -6,18 +6,17 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fewstep.bundle import PATHS, Identity, ModelBundle
+from fewstep.bundle import Identity, ModelBundle
 from fewstep.denoisers import CategoricalDenoiser, FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.objectives import FlowObjective
-from fewstep.paths import Path
-from fewstep.schedules import LogitNormalTime
+from fewstep.paths import PATHS, Path
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.latent_cache import LatentCache
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.training.shared import Shared
 from fewstep.training.stage import Stage, load_base
-from fewstep.training.teacher import check_objective, check_start, check_teacher, load_flow, start_from
+from fewstep.training.teacher import check_objective, check_start, check_teacher, flow_fields, load_flow, start_from
 from fewstep.training.token_counts import log_frequencies, token_counts
 from fewstep.types import Latents, LossOutput, TokenBatch
 
@@ -95,17 +94,7 @@ class FlowModule(Stage):
 
     def identity(self) -> Identity:
         """The identity with path, prediction, objective, what it trains for, and the grid that follows its times."""
-        sampler = self.objective.time_sampler
-        return replace(
-            super().identity(),
-            path=self.path_name,
-            prediction=self.prediction,
-            objective=type(self.objective).__name__,
-            trained_nfe=self.objective.trained_nfe,
-            estimate=self.objective.estimate,
-            grid_mean=sampler.mean if isinstance(sampler, LogitNormalTime) else None,
-            grid_std=sampler.std if isinstance(sampler, LogitNormalTime) else None,
-        )
+        return replace(super().identity(), **flow_fields(self.objective, self.path_name, self.prediction))
 
     def model(self) -> FlowModel:
         """The denoiser on its path."""

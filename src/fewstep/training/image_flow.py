@@ -8,17 +8,17 @@ import torch
 
 from fewstep.denoisers import FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.image_bundle import PATHS, ImageFlowIdentity, ImageIdentity, ImageModel
+from fewstep.image_bundle import ImageFlowIdentity, ImageIdentity, ImageModel
 from fewstep.merging import check_same_autoencoder
 from fewstep.objectives import FlowObjective
-from fewstep.schedules import LogitNormalTime
+from fewstep.paths import PATHS
 from fewstep.storage import checkpoint_entry, versions
 from fewstep.training.image_data import ImageDataModule
 from fewstep.training.module import Batch, SavedModel, TrainingModule
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.training.shared import Shared
 from fewstep.training.step_data import StepDataModule
-from fewstep.training.teacher import check_objective, check_start, check_teacher, start_from
+from fewstep.training.teacher import check_objective, check_start, check_teacher, flow_fields, start_from
 from fewstep.types import Latents, LossOutput
 
 
@@ -91,16 +91,7 @@ class ImageFlowModule(TrainingModule):
 
     def flow_identity(self) -> ImageFlowIdentity:
         """Path, prediction, objective, what it trains for, and the grid that follows its times."""
-        sampler = self.objective.time_sampler
-        return ImageFlowIdentity(
-            path=self.path_name,
-            prediction=self.prediction,
-            objective=type(self.objective).__name__,
-            trained_nfe=self.objective.trained_nfe,
-            estimate=self.objective.estimate,
-            grid_mean=sampler.mean if isinstance(sampler, LogitNormalTime) else None,
-            grid_std=sampler.std if isinstance(sampler, LogitNormalTime) else None,
-        )
+        return ImageFlowIdentity(**flow_fields(self.objective, self.path_name, self.prediction))
 
     def identity(self) -> ImageIdentity:
         """What the model is: that of the autoencoder, with the flow."""

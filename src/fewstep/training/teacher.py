@@ -6,10 +6,11 @@ from typing import Any, Protocol
 from torch import nn
 
 from fewstep.bundle import ModelBundle
-from fewstep.denoisers import CategoricalDenoiser, RegressionDenoiser
+from fewstep.denoisers import CategoricalDenoiser, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.merging import check_same_autoencoder
 from fewstep.objectives import FewStepObjective, FlowObjective, ProgressiveDistillation
+from fewstep.schedules import LogitNormalTime
 from fewstep.storage import load_strictly
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.stage import load_base
@@ -49,6 +50,22 @@ class OfAFlow(Protocol):
     def grid_std(self) -> float | None:
         """Of the sampler's grid; None: equal steps."""
         ...
+
+
+def flow_fields(objective: FlowObjective, path: str, prediction: PredictionType) -> dict[str, Any]:
+    """What an identity says of a flow, by field: path, prediction, objective, what it trains for, and the grid that
+    follows its times."""
+    sampler = objective.time_sampler
+    mean, std = (sampler.mean, sampler.std) if isinstance(sampler, LogitNormalTime) else (None, None)
+    return {
+        "path": path,
+        "prediction": prediction,
+        "objective": type(objective).__name__,
+        "trained_nfe": objective.trained_nfe,
+        "estimate": objective.estimate,
+        "grid_mean": mean,
+        "grid_std": std,
+    }
 
 
 def load_flow(path: str, data: TextDataModule, base: ModelBundle, base_source: str) -> ModelBundle:
