@@ -36,7 +36,7 @@ from fewstep.pipeline import TextGenerator
 from fewstep.shapes import example_generators
 from fewstep.training.command import run_training
 
-STEPS = {"autoencoder": 1400, "flow": 2100, "language_model": 1000, "commitment": 700}
+STEPS = {"autoencoder": 1400, "flow": 2100, "language_model": 1000, "commitment": 2100}
 """Training steps; of 32 blocks each."""
 WAYS = (
     (0.0, 1.0, ("parallel", "commit", "commit_off")),
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--stages", default=",".join(STEPS), help="stages to train, by commas")
     result.add_argument("--size", help="debug (with --source grammar:15), or a file of sizes; steps are then its own")
     result.add_argument("--flow_steps", type=int, default=STEPS["flow"], help="training steps of the flow")
+    result.add_argument("--head_steps", type=int, default=STEPS["commitment"], help="training steps of the head")
     result.add_argument("--steps", default="1,2,4,8,16,32", help="numbers of sampling steps, by commas")
     result.add_argument("--samples", type=int, default=256, help="samples a setting and seed")
     result.add_argument("--seeds", type=int, default=3)
@@ -96,7 +97,7 @@ def train(args: argparse.Namespace) -> None:
         if args.size:
             arguments = expand_size([*arguments, "--size", args.size])
         else:
-            steps = {**STEPS, "flow": args.flow_steps}[stage.name]
+            steps = {**STEPS, "flow": args.flow_steps, "commitment": args.head_steps}[stage.name]
             arguments += [f"--trainer.max_steps={steps}", "--trainer.val_check_interval=350"]
         if args.max_documents is not None:
             arguments.append(f"--data.max_documents={args.max_documents}")

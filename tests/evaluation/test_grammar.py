@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from fewstep.data import train_tokenizer
-from fewstep.data.grammar_chart import SentenceLaw
 from fewstep.data.grammar_rules import AGREEMENTS
 from fewstep.data.grammar_source import GrammarSentences
 from fewstep.errors import UserError
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
-from fewstep.evaluation.grammar_scorer import GrammarScorer
 from fewstep.evaluation.grammar_scores import COLUMNS, GrammarMeasures, GrammarScores, total_variation
 from fewstep.metrics import share_of
 
@@ -120,15 +118,3 @@ def test_an_end_of_text_inside_a_block_makes_it_no_sentence():
     ids = tokenizer(texts[0])["input_ids"]
     blocks = torch.tensor([[*ids, eos], [eos, *ids], [*ids[:7], eos, *ids[7:]], [*ids, ids[-1]]])
     assert judge.judge(block_texts(tokenizer, blocks)).valid.tolist() == [True, False, False, False]
-
-
-def test_the_scorers_perplexity_is_the_exact_one_of_the_valid_texts():
-    texts = list(GrammarSentences(15, count=50).texts())
-    tokenizer, judge = train_tokenizer(texts, 600), GrammarJudge("grammar:15")
-    blocks = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts[:4]])
-    blocks[3, 2] = tokenizer.eos_token_id
-    scored = GrammarScorer(judge, tokenizer).score([], blocks, torch.ones_like(blocks))
-    exact = SentenceLaw(judge.law)
-    nats = [-exact.parse(text.split(" ")).log_probability for text in texts[:3]]
-    assert scored.tokens.tolist() == [15, 15, 15, 0]
-    assert scored.perplexity() == pytest.approx(math.exp(sum(nats) / 45))

@@ -29,6 +29,7 @@ def make_sweep(args: argparse.Namespace, axes: Axes, processes: "Processes") -> 
     from fewstep.bundle import ModelBundle
     from fewstep.evaluation import token_counts
     from fewstep.evaluation.sweep import Sweep
+    from fewstep.evaluation.sweep_grammar import grammar_reference
     from fewstep.evaluation.sweep_mauve import MauveReference
     from fewstep.evaluation.sweep_measures import TrainText
     from fewstep.evaluation.sweep_texts import yardsticks
@@ -46,19 +47,27 @@ def make_sweep(args: argparse.Namespace, axes: Axes, processes: "Processes") -> 
     held_out = held_out_text(args, corpus)
     counts = token_counts(corpus.train, len(bundle.tokenizer))
     beside = yardsticks(bundle, held_out, counts, args.samples, seed=0)
+    grammar = grammar_reference(args.source or bundle.identity.source, bundle.tokenizer)
     mauve = None
     if args.mauve:
         mauve = MauveReference(scorer, bundle.tokenizer, held_out, other_held_out(args, corpus))
     return Sweep(
         bundle,
         scorer,
-        make_protocol(args, bundle, scorer, corpus, {} if mauve is None else mauve.protocol()),
+        make_protocol(
+            args,
+            bundle,
+            scorer,
+            corpus,
+            {**(mauve.protocol() if mauve else {}), **(grammar.protocol() if grammar else {})},
+        ),
         [*beside, *groups],
         TrainText(train_stream(corpus.train), bundle.identity.block_size),
         processes=processes,
         batch_size=args.batch_size,
         cci_examples=args.cci_examples,
         mauve=mauve,
+        grammar=grammar,
     )
 
 

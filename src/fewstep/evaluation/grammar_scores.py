@@ -13,6 +13,8 @@ from fewstep.evaluation.grammar import Judged
 from fewstep.metrics import Interval, Share, bootstrap_interval, share_of
 
 COLUMNS = ("valid", "95 % interval", "malformed", "broken", *AGREEMENTS, "nats / word", "branches", "by chance", "N")
+SWEEP_COLUMNS = ("valid", "of texts", "broken", "nats / word", "branches")
+"""The few of them that stand beside a sweep's own columns; "of texts" is the interval of the valid share."""
 FLOOR_DRAWS = 200
 POOL = 2000
 
@@ -59,6 +61,11 @@ class GrammarScores:
             str(self.valid.total),
         )
 
+    def sweep_cells(self) -> tuple[str, ...]:
+        """The scores as strings, one for each of ``SWEEP_COLUMNS``."""
+        cells = dict(zip(COLUMNS, self.cells(), strict=True))
+        return tuple(cells["95 % interval" if name == "of texts" else name] for name in SWEEP_COLUMNS)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
         return asdict(self)
@@ -100,11 +107,16 @@ class GrammarMeasures:
             broken_by={name: share_of(found) for name, found in judged.broken.items()},
             nats_per_word=float(nats.mean()) if some else None,
             nats_interval=self._interval(nats, _mean) if some else None,
-            entropy_per_word=self.law.entropy_nats / self.law.num_words,
+            entropy_per_word=self.entropy_per_word,
             branch_distance=self.distance(uses) if some else None,
             branch_interval=self._interval(uses, self.distance) if some else None,
             branch_distance_by_chance=self.chance(len(uses)) if some else None,
         )
+
+    @property
+    def entropy_per_word(self) -> float:
+        """The law's own mean of nats a word."""
+        return self.law.entropy_nats / self.law.num_words
 
     def distance(self, uses: Tensor) -> float:
         """Total variation between the branch frequencies of sentences, ``uses`` (N, R) of each, and the law's."""

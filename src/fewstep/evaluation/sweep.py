@@ -16,6 +16,7 @@ from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import TO_FIRST_END, ScoringProtocol, canonical_json, differences
 from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.scorers import ScoredText, Scorer, weights_digest
+from fewstep.evaluation.sweep_grammar import GrammarReference
 from fewstep.evaluation.sweep_mauve import MauveReference
 from fewstep.evaluation.sweep_measures import CommitmentProbe, Measures, TrainText, texts_of
 from fewstep.evaluation.sweep_row import Setting, SweepRow
@@ -44,8 +45,8 @@ class Sweep:
     ``protocol`` says how many samples of which seeds; ``train`` is what copies are looked for in. Samples are made
     ``batch_size`` at a time, and whole batches are shared between ``processes``, so that their number changes no
     figure but the seconds. ``cci_examples``: the commitment head's CCI is measured on the first so many samples of the
-    first seed, 0 for not at all. ``mauve``: what MAUVE compares with, None for not at all. Raises ``UserError`` where a
-    setting comes twice.
+    first seed, 0 for not at all. ``mauve``: what MAUVE compares with, None for not at all. ``grammar``: the law of the
+    corpus, where it has one. Raises ``UserError`` where a setting comes twice.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Sweep:
         num_resamples: int = 1000,
         num_examples: int = 3,
         mauve: MauveReference | None = None,
+        grammar: GrammarReference | None = None,
     ) -> None:
         self.bundle = bundle
         self.scorer = scorer
@@ -71,6 +73,7 @@ class Sweep:
         self.batch_size = batch_size
         self.cci_examples = cci_examples
         self.mauve = mauve
+        self.grammar = grammar
         self.model = model_digest(bundle)
         self.device = str(next(next(iter(bundle.parts().values())).parameters()).device)
         self.measures = Measures(train, num_resamples=num_resamples, num_examples=num_examples)
@@ -86,13 +89,19 @@ class Sweep:
     def caption(self) -> str:
         """What the numbers of a table are, in a few sentences."""
         protocol = self.protocol
-        mauve = "" if self.mauve is None else "MAUVE: against as much held-out text, by states of the scorer; "
+        more = "" if self.mauve is None else "MAUVE: against as much held-out text, by states of the scorer; "
+        if self.grammar is not None:
+            more += (
+                "valid: share that the grammar can write, with its Wilson interval; broken: sentences but for an "
+                "agreement; nats / word: exact, of the valid ones (the grammar's own mean is "
+                f"{self.grammar.measures.entropy_per_word:.3f}); branches: total variation from the grammar's; "
+            )
         return (
             f"Perplexity under {self.scorer.name}, protocol {protocol.hash}; {protocol.num_samples} samples of "
             f"{protocol.block_size} tokens for each of {len(protocol.seeds)} seeds; 95 % bootstrap intervals over "
             "samples; entropy in nats a sample, on the scored tokens; noise is the factor on a step's old noise; NFE "
             "counts the passes of all networks; rep-4: 4-grams that a sample repeats; copy: longest piece of train "
-            f"text in any sample, tokens; mem-8: 8-grams that the train text holds; {mauve}tokens per second of one "
+            f"text in any sample, tokens; mem-8: 8-grams that the train text holds; {more}tokens per second of one "
             f"process at batch size {self.batch_size} on {self.device}."
         )
 
@@ -174,6 +183,7 @@ class Sweep:
         mask = torch.cat([part.mask for part in parts])
         features = [part.features for part in parts if part.features is not None]
         cci = None if probe is None else probe.measure(setting.readout)
+        owners = [part.batch.seed for part in parts for _ in range(part.batch.count)]
         return SweepRow(
             setting=setting,
             num_samples=len(ids),
@@ -193,6 +203,7 @@ class Sweep:
             protocol=self.protocol.to_dict(),
             model=self.model,
             examples=self.measures.examples(self.bundle.tokenizer, ids, mask),
+            grammar=None if self.grammar is None else self.grammar.scores(ids, mask, owners),
         )
 
     def _check(self, rows: Sequence[SweepRow], file: RowFile[SweepRow]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded, shown
+from fewstep.evaluation.grammar_scores import SWEEP_COLUMNS, GrammarScores
 from fewstep.metrics import Interval
 
 FLOW, HELD_OUT = "flow", "held-out text"
@@ -96,7 +97,8 @@ class SweepRow:
     ``repeated_4grams``: share of a sample's 4-grams that occurred in it before. ``longest_copy_tokens``: of all
     samples, the longest run that the train text holds; ``mean_copy_tokens`` the mean over samples of their longest;
     ``memorised_8grams``: share of 8-grams that it holds. ``mauve``: of the texts against held-out text, by the scorer's
-    features, None where it was not asked for. ``late_flip_rate``: share of tokens that change between the
+    features, None where it was not asked for. ``grammar``: what the grammar says of the texts where the corpus is drawn
+    from one, else None. ``late_flip_rate``: share of tokens that change between the
     last two predictions (None for one step and for yardsticks), on the parallel readout whatever the row's own.
     ``cci`` of the commitment head, None for other readouts. ``nfe``: forward passes a sample, of all networks: the
     denoiser's, and 1 for the parallel readout or L for the head. ``seconds``: computing time from noise to ids,
@@ -133,6 +135,7 @@ class SweepRow:
     protocol: dict[str, Any]
     model: str
     examples: tuple[str, ...] = ()
+    grammar: GrammarScores | None = None
 
     def cells(self) -> tuple[str, ...]:
         """The row as strings, one for each of ``COLUMNS``."""
@@ -168,6 +171,7 @@ class SweepRow:
 
         Raises ``KeyError`` or ``TypeError`` for values that are none.
         """
+        values = {"grammar": None, **values}  # rows written before there was a grammar have no such key
         for found, kind in ((values, cls), (values["setting"], Setting)):
             if set(found) != {item.name for item in fields(kind)}:
                 raise KeyError("keys of another version")
@@ -176,21 +180,34 @@ class SweepRow:
             for name in ("perplexity_interval", "entropy_interval", "cci_interval")
         }
         lists = {name: tuple(values[name]) for name in ("seeds", "perplexity_by_seed", "examples")}
-        return cls(**{**values, **intervals, **lists, "setting": Setting(**values["setting"])})
+        grammar = None if values["grammar"] is None else GrammarScores.from_dict(values["grammar"])
+        return cls(**{**values, **intervals, **lists, "setting": Setting(**values["setting"]), "grammar": grammar})
 
 
 def table_lines(rows: Sequence[SweepRow]) -> list[tuple[str, ...]]:
-    """Heading and rows of a table as strings: ``COLUMNS``, those of :data:`AXES` that some row needs, and MAUVE where
-    it was measured."""
+    """Heading and rows of a table as strings: ``COLUMNS``, and what its rows need besides.
+
+    That is those of :data:`AXES`, MAUVE where it was measured, and the grammar's columns where the corpus has one.
+    """
     axes = [axis for axis in AXES if any(axis.unusual(row.setting) for row in rows)]
     measured = any(row.mauve is not None for row in rows)
+    judged = any(row.grammar is not None for row in rows)
 
-    def line(cells: Sequence[str], more: Iterable[str], mauve: str) -> tuple[str, ...]:
+    def line(cells: Sequence[str], more: Iterable[str], mauve: str, grammar: Sequence[str]) -> tuple[str, ...]:
         first, second, third = cells[:AXES_BEFORE], cells[AXES_BEFORE:MAUVE_BEFORE], cells[MAUVE_BEFORE:]
-        return (*first, *more, *second, *([mauve] if measured else []), *third)
+        return (*first, *more, *second, *([mauve] if measured else []), *(grammar if judged else ()), *third)
 
-    heading = line(COLUMNS, (axis.column for axis in axes), "MAUVE")
-    lines = [line(row.cells(), (axis.of(row.setting) for axis in axes), shown(row.mauve, ".3f")) for row in rows]
+    heading = line(COLUMNS, (axis.column for axis in axes), "MAUVE", SWEEP_COLUMNS)
+    blank = ("",) * len(SWEEP_COLUMNS)
+    lines = [
+        line(
+            row.cells(),
+            (axis.of(row.setting) for axis in axes),
+            shown(row.mauve, ".3f"),
+            blank if row.grammar is None else row.grammar.sweep_cells(),
+        )
+        for row in rows
+    ]
     return [heading, *lines]
 
 
