@@ -8,7 +8,7 @@ from fewstep.cli.device import pick_device
 from fewstep.cli.model_text import corpus_of
 from fewstep.errors import UserError
 
-ROWS_FILE, TABLE_FILE = "rows.jsonl", "table.md"
+ROWS_FILE, TABLE_FILE, PICTURE_FILE = "rows.jsonl", "table.md", "wrong_tokens.png"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,16 +25,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, folder: Path) -> int:
-    """Make the rows that ``folder`` lacks, then its table; returns the exit code.
+    """Make the rows that ``folder`` lacks, then its table and picture; returns the exit code.
 
     A stopped run goes on where it stopped. Raises ``UserError`` for a model, a text or a folder that will not do.
     """
     from fewstep.bundle import ModelBundle
     from fewstep.evaluation.exact import train_blocks, train_latents
+    from fewstep.evaluation.exact_picture import exact_picture
     from fewstep.evaluation.exact_rows import ExactRow, table_of
     from fewstep.evaluation.exact_study import ExactStudy, StudySettings
     from fewstep.evaluation.row_file import RowFile
     from fewstep.evaluation.sweep import model_digest
+    from fewstep.report import write_picture
 
     bundle = ModelBundle.from_pretrained(args.latents).to(pick_device(args.device))
     bundle.require("autoencoder", "readout", source=str(args.latents))
@@ -59,9 +61,13 @@ def run(args: argparse.Namespace, folder: Path) -> int:
         print(f"{row.label()}: {100 * row.wrong_share:.2f} % wrong, distance {row.distance:.2f}", flush=True)
         if new == args.max_rows:
             break
-    table = table_of([row for row in file.read() if study.owns(row)])
+    owned = [row for row in file.read() if study.owns(row)]
+    table = table_of(owned)
     (folder / TABLE_FILE).write_text(table, encoding="utf-8")
-    print(f"{table}\ntable  {folder / TABLE_FILE}")
+    print(f"{table}\ntable    {folder / TABLE_FILE}")
+    if (picture := exact_picture(owned)) is not None:
+        write_picture(picture, folder / PICTURE_FILE)
+        print(f"picture  {folder / PICTURE_FILE}")
     return 0
 
 
