@@ -1,4 +1,4 @@
-"""Rows of the grammar study: the file they stand in, and the table made of them."""
+"""Rows of the grammar study: the file they stand in, the table and the picture made of them."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -6,9 +6,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fewstep.diagnostics import Picture, Series
 from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.grammar_scores import COLUMNS, GrammarScores
 from fewstep.evaluation.row_file import RowFile
+from fewstep.report import write_picture
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,44 @@ def write_table(folder: Path) -> None:
         "where its latents have this row's rms, between the temperatures that were tried."
     )
     (folder / "table.md").write_text(markdown_table(lines, caption), encoding="utf-8")
+    write_picture(picture(rows), folder / "valid_share.png")
     print(markdown_table(lines, caption))
+
+
+LINES = (
+    ("deterministic, parallel", "flow", "parallel", 0.0, 1.0),
+    ("re-injection 1, parallel", "flow", "parallel", 1.0, 1.0),
+    ("deterministic, noise x 0.6, parallel", "flow", "parallel", 0.0, 0.6),
+    ("deterministic, commitment head", "flow", "commit", 0.0, 1.0),
+    ("re-injection 1, commitment head", "flow", "commit", 1.0, 1.0),
+    ("exact denoiser, h = 0.7, deterministic", "exact, h = 0.7", "parallel", 0.0, 1.0),
+    ("exact denoiser, h = 0.7, re-injection 1", "exact, h = 0.7", "parallel", 1.0, 1.0),
+)
+"""Lines of the picture: label, name, readout, strength, temperature."""
+
+
+def picture(rows: list[Row]) -> Picture:
+    """Share of valid texts over K, with its interval: one line a way of sampling, and the language model's level."""
+    series = []
+    for label, *way in LINES:
+        found = [row for row in rows if [row.name, row.readout, row.reinjection, row.noise_temperature] == way]
+        found.sort(key=lambda row: row.num_steps or 0)
+        shares = [row.scores.valid for row in found]
+        series.append(
+            Series(
+                label,
+                tuple(float(row.num_steps or 0) for row in found),
+                tuple(share.value for share in shares),
+                tuple(share.interval.low for share in shares),
+                tuple(share.interval.high for share in shares),
+            )
+        )
+    ends = sorted({row.num_steps for row in rows if row.num_steps is not None})
+    level = [row.scores.valid.value for row in rows if row.name == "language model"]
+    if ends and level:
+        span = (float(ends[0]), float(ends[-1]))
+        series.append(Series("language model", span, (level[0], level[0])))
+    return Picture("Sentences that the grammar can write", "steps K", "share", tuple(series), log_x=True)
 
 
 def matched(row: Row, rows: list[Row]) -> str:
