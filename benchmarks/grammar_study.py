@@ -231,6 +231,7 @@ class Study:
             samples=self.args.samples,
             seeds=self.args.seeds,
             examples=tuple(texts[:3]),
+            distinct_texts=len(set(texts)),
         )
 
 

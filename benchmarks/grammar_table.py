@@ -16,7 +16,8 @@ from fewstep.report import write_picture
 @dataclass(frozen=True)
 class Row:
     """One setting: the grammar's ``scores``, the share of texts that the train split holds word for word, the rms of
-    the latents that were read (1 for data, None where there are none), and what a sample took."""
+    the latents that were read (1 for data, None where there are none), what a sample took, and the number of distinct
+    texts (a flow that is too cold writes few texts again and again; None in rows of an earlier version)."""
 
     name: str
     readout: str | None
@@ -32,6 +33,7 @@ class Row:
     samples: int
     seeds: int
     examples: tuple[str, ...]
+    distinct_texts: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
@@ -66,6 +68,7 @@ def write_table(folder: Path) -> None:
         *COLUMNS,
         "by seed",
         "latent rms",
+        "distinct texts",
         "copied",
         "same rms, no noise",
     )
@@ -75,7 +78,8 @@ def write_table(folder: Path) -> None:
         shown = ("" if number is None else f"{number:g}" for number in numbers)
         rms = "" if row.latent_rms is None else f"{row.latent_rms:.3f}"
         by_seed = " ".join(f"{share:.3f}" for share in row.scores.valid_by_seed)
-        cells = (row.name, row.readout or "", *shown, *row.scores.cells(), by_seed, rms, f"{row.copied:.3f}")
+        cells = (row.name, row.readout or "", *shown, *row.scores.cells(), by_seed, rms)
+        cells = (*cells, "" if row.distinct_texts is None else str(row.distinct_texts), f"{row.copied:.3f}")
         lines.append((*cells, matched(row, rows)))
     entropy, first = rows[0].scores.entropy_per_word, rows[0]
     caption = (
