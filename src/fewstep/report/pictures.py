@@ -5,11 +5,13 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from fewstep.diagnostics import Picture, Series
 from fewstep.report.canvas import SERIES, write_png
 
 DASHES = ("-", "--", "-.", ":")
+MOST_MARKS = 8
 FEW_POINTS = 30
 """Lines of fewer points show them: a single one would draw no line."""
 
@@ -30,6 +32,7 @@ def write_picture(picture: Picture, file: str | Path) -> None:
     axes.set(xlabel=picture.x_label, ylabel=picture.y_label, title=picture.title)
     if picture.log_x and _has_positive(series.x for series in shown):
         axes.set_xscale("log")
+        _mark(axes, sorted({x for series in shown for x in series.x if x > 0}))
     if picture.log_y and _has_positive(series.y for series in shown):
         axes.set_yscale("log")
     axes.set_axisbelow(True)
@@ -37,6 +40,13 @@ def write_picture(picture: Picture, file: str | Path) -> None:
     if len(shown) > 1:
         axes.legend(frameon=False, fontsize=9)
     write_png(figure, file)
+
+
+def _mark(axes: Axes, places: list[float]) -> None:
+    """Few values on a logarithmic axis, such as numbers of steps, are written as they are; powers of ten say less."""
+    if len(places) <= MOST_MARKS:
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _draw_line(axes: Axes, series: Series, index: int) -> None:
