@@ -30,7 +30,8 @@ from fewstep.evaluation.grammar_scores import GrammarMeasures
 from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.sweep_row import Setting
-from fewstep.evaluation.sweep_texts import SWEEP_READOUTS, Batch, FlowTexts, Made, TextGroup, flow_setting, yardsticks
+from fewstep.evaluation.sweep_texts import SWEEP_READOUTS, Batch, FlowTexts, Made, TextGroup, flow_setting
+from fewstep.evaluation.yardsticks import yardsticks
 from fewstep.merging import merge_bundles
 from fewstep.pipeline import TextGenerator
 from fewstep.shapes import example_generators

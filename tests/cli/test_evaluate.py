@@ -23,7 +23,7 @@ from tests.bundles import BLOCK_SIZE, only, tiny_bundle, tokenizer, with_identit
 from tests.runs import ROOT, write_text
 
 FEW = ["--steps", "1,3", "--reinjection", "0,1", "--readout", "parallel,commit", "--samples", "5", "--seeds", "2"]
-YARDSTICKS = ["held-out text", "words shuffled", "unigram draws", "language model"]
+YARDSTICKS = ["held-out text", "words shuffled", "unigram draws", "pure noise", "language model"]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_setting_more_is_added_and_another_protocol_is_refused(
     assert main(command(shop, *options, "--steps", "3", "--out", tmp_path)) == 0
     more = (tmp_path / "rows.jsonl").read_bytes()
     assert more.startswith(before)
-    added = rows_in(tmp_path)[12:]
+    added = rows_in(tmp_path)[len(YARDSTICKS) + 8 :]
     assert [row.setting.reinjection for row in added] == ["0", "linear:1,0.2"]
     assert [(row.setting.noise_temperature, row.cci, row.nfe) for row in added] == [(0.9, 0.0, 4)] * 2
     capsys.readouterr()
@@ -325,7 +325,7 @@ def test_mauve_is_measured_where_it_is_asked_for_against_text_that_is_not_the_ro
     few = ["--steps", "1", "--reinjection", "0", "--readout", "parallel", "--samples", "4", "--out", tmp_path]
     assert main(command(shop, *few, "--mauve")) == 0
     rows = rows_in(tmp_path)
-    assert [row.mauve for row in rows] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert [row.mauve for row in rows] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     (real, other), *against = mauve
     assert {len(features) for pair in mauve for features in pair} == {8}
     assert not (real[:, None] == other[None]).all(-1).any()  # no block is compared with itself
@@ -336,7 +336,7 @@ def test_mauve_is_measured_where_it_is_asked_for_against_text_that_is_not_the_ro
     assert "yardsticks.mauve_features" in capsys.readouterr().err
     all_of_it = ["--samples", "17", "--out", tmp_path / "much"]
     assert main(command(shop, *few, *all_of_it, "--mauve")) == 0
-    assert [row.mauve is None for row in rows_in(tmp_path / "much")] == [True, False, False, False, False]
+    assert [row.mauve is None for row in rows_in(tmp_path / "much")] == [True, *[False] * 5]
 
 
 def test_without_its_package_or_with_one_text_mauve_is_one_line_before_any_sampling(
@@ -361,7 +361,7 @@ def test_documents_that_are_not_packed_count_to_their_end(shop: Path, tmp_path: 
     assert main(command(shop, *few, "--no_pack")) == 0
     rows = rows_in(tmp_path)
     assert {row.protocol["end_of_text"] for row in rows} == {TO_FIRST_END}
-    assert len(rows) == 5
+    assert len(rows) == len(YARDSTICKS) + 1
 
 
 def test_a_scorer_of_transformers_reads_the_text_itself_and_needs_no_language_model_of_the_run(
@@ -378,7 +378,7 @@ def test_a_scorer_of_transformers_reads_the_text_itself_and_needs_no_language_mo
     options = [*few, "--scorer", tmp_path / "gpt", "--scorer_dtype", "bfloat16"]
     assert main(command(shop, *options, path=tmp_path / "flow")) == 0
     rows = rows_in(tmp_path / "out")
-    assert [row.setting.name for row in rows] == [*YARDSTICKS[:3], "flow"]
+    assert [row.setting.name for row in rows] == [*YARDSTICKS[:4], "flow"]
     assert {(row.protocol["scorer"]["model"], row.protocol["scorer"]["dtype"]) for row in rows} == {
         ("GPT2LMHeadModel", "bfloat16")
     }

@@ -21,7 +21,8 @@ from fewstep.evaluation.scoring import corpus_perplexity
 from fewstep.evaluation.sweep import Sweep, model_digest
 from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import FLOW, SweepRow
-from fewstep.evaluation.sweep_texts import Batch, CountedConfidence, FixedTexts, FlowTexts, flow_setting, yardsticks
+from fewstep.evaluation.sweep_texts import Batch, CountedConfidence, FlowTexts, flow_setting
+from fewstep.evaluation.yardsticks import FixedTexts, NoiseTexts, yardsticks
 from fewstep.metrics import distinct_n
 from fewstep.pipeline import TextGenerator, decode_blocks
 from fewstep.samplers import CommitmentReinjection, ConfidenceRule, FlowSampler, ReusedNoise, last_steps
@@ -356,10 +357,20 @@ def test_yardsticks_are_as_many_as_the_samples_and_without_a_language_model_one_
     counts = torch.ones(len(tokenizer()))
     bundle = only(tiny_bundle(), "autoencoder", "denoiser", "readout")
     names = [group.settings[0].name for group in yardsticks(bundle, held_out(), counts, SAMPLES, 0)]
-    assert names == ["held-out text", "words shuffled", "unigram draws"]
+    assert names == ["held-out text", "words shuffled", "unigram draws", "pure noise"]
     made = list(sweep().rows([replace(flow_setting(3, "0.5", 0.9), readout=name) for name in READOUTS]))
     assert [row.setting.name for row in made] == [*names, "language model"]
     assert {row.num_samples for row in made} == {SAMPLES * len(SEEDS)}
+
+
+def test_the_floor_is_the_likeliest_token_of_the_noise_that_the_flow_starts_from() -> None:
+    bundle = tiny_bundle()
+    texts = NoiseTexts(bundle)
+    (made,) = texts.make(Batch(0, 5, 1, 2), texts.settings)
+    x_0 = randn((2, *bundle.latent_shape()), torch.zeros(()), example_generators(5, 1, 2))
+    mask = torch.ones(x_0.shape[:2], dtype=torch.bool)
+    assert torch.equal(made.ids, bundle.reader()(x_0, mask).argmax(-1))
+    assert made.nfe == 1
 
 
 def test_shares_of_processes_make_up_the_whole() -> None:

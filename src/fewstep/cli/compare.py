@@ -204,8 +204,9 @@ def text_bench(args: argparse.Namespace) -> "TextBench":
     from fewstep.evaluation.compare_bench import TextBench
     from fewstep.evaluation.processes import Processes
     from fewstep.evaluation.sweep_measures import TrainText
-    from fewstep.evaluation.sweep_texts import SWEEP_READOUTS, yardsticks
+    from fewstep.evaluation.sweep_texts import SWEEP_READOUTS
     from fewstep.evaluation.train_text import train_stream
+    from fewstep.evaluation.yardsticks import yardsticks
 
     device = pick_device(args.device)
     bundle = ModelBundle.from_pretrained(args.path).to(device)

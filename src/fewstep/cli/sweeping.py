@@ -32,8 +32,8 @@ def make_sweep(args: argparse.Namespace, axes: Axes, processes: "Processes") -> 
     from fewstep.evaluation.sweep_grammar import grammar_reference
     from fewstep.evaluation.sweep_mauve import MauveReference
     from fewstep.evaluation.sweep_measures import TrainText
-    from fewstep.evaluation.sweep_texts import yardsticks
     from fewstep.evaluation.train_text import train_stream
+    from fewstep.evaluation.yardsticks import yardsticks
     from fewstep.metrics import mauve_package_version
 
     if args.mauve:

@@ -15,8 +15,9 @@ from fewstep.evaluation.sweep import Sweep
 from fewstep.evaluation.sweep_mauve import MauveReference
 from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import Setting, SweepRow, sweep_markdown, sweep_text
-from fewstep.evaluation.sweep_texts import FlowTexts, flow_setting, yardsticks
+from fewstep.evaluation.sweep_texts import FlowTexts, flow_setting
 from fewstep.evaluation.table import GenerationRow, GenerationTable
+from fewstep.evaluation.yardsticks import yardsticks
 
 __all__ = [
     "BlockScores",

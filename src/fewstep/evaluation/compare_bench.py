@@ -119,7 +119,7 @@ class TextBench:
         ]
 
     def yardsticks(self) -> list[Compared]:
-        """Held-out text, its words shuffled, unigram draws, and the language model's own."""
+        """Held-out text, its words shuffled, unigram draws, pure noise as it is read, and the language model's own."""
         names = [group.settings[0].name for group in self.beside]
         rows = [self._measured(self.bundle, group)[0] for group in self.beside]
         return [replace(row, objective=name) for name, row in zip(names, rows, strict=True)]

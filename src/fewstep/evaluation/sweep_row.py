@@ -8,8 +8,8 @@ from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded,
 from fewstep.evaluation.grammar_scores import SWEEP_COLUMNS, GrammarScores
 from fewstep.metrics import Interval
 
-FLOW, HELD_OUT = "flow", "held-out text"
-"""Names of the rows of a model's own samples, and of real text; other yardsticks have names of their own."""
+FLOW, HELD_OUT, NOISE = "flow", "held-out text", "pure noise"
+"""Names of the rows of a model's own samples, of real text, and of noise that was read; others have their own."""
 
 COLUMNS = (
     "text",

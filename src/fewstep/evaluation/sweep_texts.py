@@ -11,13 +11,11 @@ from torch import Tensor
 from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals
-from fewstep.evaluation.baselines import shuffled_blocks, unigram_blocks
-from fewstep.evaluation.sweep_row import FLOW, FRESH, HELD_OUT, UNCORRECTED, Setting
+from fewstep.evaluation.sweep_row import FLOW, FRESH, UNCORRECTED, Setting
 from fewstep.pipeline import READOUTS, Generating, TextGenerator
 from fewstep.readouts import CommitmentHead
 from fewstep.samplers import Correction, FlowSampler, NoiseSource, Reinjection, check_suits
 from fewstep.shapes import example_generators, randn
-from fewstep.types import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -55,42 +53,6 @@ class TextGroup(Protocol):
     def make(self, batch: Batch, settings: Sequence[Setting]) -> list[Made]:
         """The samples of a batch for each of ``settings``, which are some of the group's."""
         ...
-
-
-class FixedTexts:
-    """Texts that are there already: ``ids`` (N, L), ``num_samples`` for the first seed, then those of the next.
-
-    ``mask`` (N, L) is true where they are no padding; None: the blocks are full.
-    """
-
-    def __init__(self, name: str, ids: Tensor, mask: Tensor | None, num_samples: int) -> None:
-        self.settings: tuple[Setting, ...] = (Setting(name),)
-        self.ids = ids
-        self.mask = mask
-        self.num_samples = num_samples
-
-    def make(self, batch: Batch, settings: Sequence[Setting]) -> list[Made]:
-        """The batch's rows."""
-        start = batch.seed_index * self.num_samples + batch.first
-        rows = slice(start, start + batch.count)
-        return [Made(self.ids[rows], None if self.mask is None else self.mask[rows]) for _ in settings]
-
-
-class LanguageModelTexts:
-    """What the run's language model writes at temperature 1, with its cache of keys and values."""
-
-    def __init__(self, bundle: ModelBundle) -> None:
-        self.settings: tuple[Setting, ...] = (Setting("language model"),)
-        self.model = bundle.scorer()
-        self.block_size = bundle.identity.block_size
-
-    def make(self, batch: Batch, settings: Sequence[Setting]) -> list[Made]:
-        """Blocks of which each depends on the seed and its index alone; L forward passes each."""
-        start = time.perf_counter()
-        noise = example_generators(batch.seed, batch.first, batch.count)
-        ids = self.model.generate(batch.count, self.block_size, generator=noise).ids.cpu()
-        made = Made(ids, None, seconds=time.perf_counter() - start, nfe=self.block_size)
-        return [made for _ in settings]
 
 
 @dataclass(frozen=True)
@@ -268,20 +230,3 @@ def head_conditionals(bundle: ModelBundle, readout: str | None) -> HeadCondition
         return None
     head = choice.head(bundle)
     return HeadConditionals(head, head.trust_level)
-
-
-def yardsticks(
-    bundle: ModelBundle, held_out: TokenBatch, train_counts: Tensor, num_samples: int, seed: int
-) -> list[TextGroup]:
-    """Held-out text (N, L), the same with its words shuffled, unigram draws from ``train_counts`` (V,), and, where the
-    model has one, its language model's samples. ``num_samples`` of the N are of one seed.
-    """
-    shuffling, drawing = (example_generators(seed + offset, 0, 1)[0] for offset in (1, 2))
-    shuffled = shuffled_blocks(held_out, bundle.tokenizer, shuffling)
-    unigrams = unigram_blocks(train_counts, len(held_out.ids), held_out.ids.shape[1], drawing)
-    groups: list[TextGroup] = [
-        FixedTexts(HELD_OUT, held_out.ids, held_out.mask, num_samples),
-        FixedTexts("words shuffled", shuffled.ids, shuffled.mask, num_samples),
-        FixedTexts("unigram draws", unigrams.ids, None, num_samples),
-    ]
-    return groups if bundle.language_model is None else [*groups, LanguageModelTexts(bundle)]

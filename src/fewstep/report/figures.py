@@ -17,6 +17,7 @@ YARDSTICKS = {
     "language model": ("#009E73", "--"),
     "words shuffled": ("#777777", "-."),
     "unigram draws": ("#999999", ":"),
+    "pure noise": ("#CC79A7", (0, (1, 3))),
 }
 ENTROPY_BAND_NATS = 0.3
 """Samples whose entropy is farther than this from real text's are not compared by perplexity."""
