@@ -97,7 +97,7 @@ def write_table(folder: Path) -> None:
 LINES = (
     ("deterministic, parallel", "flow", "parallel", 0.0, 1.0),
     ("re-injection 1, parallel", "flow", "parallel", 1.0, 1.0),
-    ("deterministic, noise x 0.6, parallel", "flow", "parallel", 0.0, 0.6),
+    ("deterministic, noise x 0.9, parallel", "flow", "parallel", 0.0, 0.9),
     ("deterministic, commitment head", "flow", "commit", 0.0, 1.0),
     ("re-injection 1, commitment head", "flow", "commit", 1.0, 1.0),
     ("exact denoiser, h = 0.7, deterministic", "exact, h = 0.7", "parallel", 0.0, 1.0),

@@ -11,9 +11,10 @@ from fewstep.diagnostics import Picture, Series
 from fewstep.report.canvas import SERIES, write_png
 
 DASHES = ("-", "--", "-.", ":")
-MOST_MARKS = 8
+MOST_MARKS, MOST_INSIDE = 8, 5
 FEW_POINTS = 30
-"""Lines of fewer points show them: a single one would draw no line."""
+"""Lines of fewer points show them: a single one would draw no line. Legends of more lines than ``MOST_INSIDE`` stand
+beside the picture; logarithmic axes write out up to ``MOST_MARKS`` values."""
 
 
 def write_picture(picture: Picture, file: str | Path) -> None:
@@ -22,11 +23,12 @@ def write_picture(picture: Picture, file: str | Path) -> None:
     Values that a logarithmic axis cannot show are left out by it. Series without points are passed over, so that a
     picture of nothing has bare axes. Raises ``UserError`` where ``file`` cannot be written.
     """
-    figure = Figure(figsize=(6.5, 4))
-    # Fixed margins: a layout that is computed takes half of the time, and training waits for these pictures.
-    axes = figure.add_axes((0.12, 0.14, 0.85, 0.77))
-    draw = _draw_bars if picture.kind == "bars" else _draw_line
     shown = [series for series in picture.series if series.x]
+    beside = len(shown) > MOST_INSIDE
+    figure = Figure(figsize=(9.5, 4) if beside else (6.5, 4))
+    # Fixed margins: a layout that is computed takes half of the time, and training waits for these pictures.
+    axes = figure.add_axes((0.08, 0.14, 0.58, 0.77) if beside else (0.12, 0.14, 0.85, 0.77))
+    draw = _draw_bars if picture.kind == "bars" else _draw_line
     for index, series in enumerate(shown):
         draw(axes, series, index)
     axes.set(xlabel=picture.x_label, ylabel=picture.y_label, title=picture.title)
@@ -37,7 +39,9 @@ def write_picture(picture: Picture, file: str | Path) -> None:
         axes.set_yscale("log")
     axes.set_axisbelow(True)
     axes.grid(alpha=0.25)
-    if len(shown) > 1:
+    if beside:
+        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    elif len(shown) > 1:
         axes.legend(frameon=False, fontsize=9)
     write_png(figure, file)
 
