@@ -21,6 +21,12 @@ def write_picture(picture: Picture, file: str | Path) -> None:
     picture of nothing has bare axes. Raises ``UserError`` where ``file`` cannot be written.
     """
     figure = Figure(figsize=(6.5, 4))
+    draw_picture(picture, figure)
+    write_png(figure, file)
+
+
+def draw_picture(picture: Picture, figure: Figure) -> Axes:
+    """Draw ``picture`` into an empty ``figure`` as :func:`write_picture` does, and give its axes."""
     # Fixed margins: a layout that is computed takes half of the time, and training waits for these pictures.
     axes = figure.add_axes((0.12, 0.14, 0.85, 0.77))
     draw = _draw_bars if picture.kind == "bars" else _draw_line
@@ -36,7 +42,7 @@ def write_picture(picture: Picture, file: str | Path) -> None:
     axes.grid(alpha=0.25)
     if len(shown) > 1:
         axes.legend(frameon=False, fontsize=9)
-    write_png(figure, file)
+    return axes
 
 
 def _draw_line(axes: Axes, series: Series, index: int) -> None:
