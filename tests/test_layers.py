@@ -22,6 +22,7 @@ LAYERS = [
     {"objectives", "samplers", "data"},
     {"storage"},
     {"bundle", "image_bundle"},
+    {"adapters"},
     {"pipeline", "merging"},
     {"evaluation"},
     {"report"},
@@ -39,6 +40,7 @@ HOME_OF = {
     "wandb": {"training"},
     "matplotlib": {"report"},
     "sklearn": {"data"},
+    "diffusers": {"adapters"},
     **{name: set(LAYER_OF) - PURE_ROOMS for name in ("os", "pathlib", "io", "transformers", "tokenizers", "datasets")},
 }
 
@@ -109,6 +111,8 @@ def test_imports_go_strictly_downward_and_libraries_stay_in_their_rooms() -> Non
         ("fewstep.metrics.text", "from pathlib import Path"),
         ("fewstep.evaluation.score", "from sklearn.datasets import load_digits"),
         ("fewstep.image_bundle", "from fewstep.bundle import ModelBundle"),
+        ("fewstep.adapters.text", "from fewstep.evaluation import held_out_blocks"),
+        ("fewstep.evaluation.score", "import diffusers"),
         ("fewstep.attic", "import torch"),
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.cli.adapter_options import adapter_name, add_adapter_options, check_adapter_options, diagnose_adapter
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.device import pick_device
 from fewstep.cli.model_text import corpus_of, packed_blocks
@@ -15,6 +16,7 @@ from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     from fewstep.bundle import ModelBundle
+    from fewstep.data import PreparedCorpus
     from fewstep.evaluation import Diagnosis
     from fewstep.types import TokenBatch
 
@@ -25,7 +27,9 @@ FOLDER, PICTURES = "diagnosis", "pictures"
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     result = OneLineParser("fewstep diagnose", "Measure readout sharpness, commitment, tube and stiffness of a model.")
-    result.add_argument("path", help="a model folder or a .ckpt file, of text or of images")
+    result.add_argument(
+        "path", help="a model folder or a .ckpt file, of text or of images; with --adapter, what that says"
+    )
     result.add_argument(
         "--examples", type=at_least_one, default=64, help="held-out blocks or images (default: %(default)s)"
     )
@@ -37,7 +41,10 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--only", help="names of measurements with commas between, such as dabi,cci; left out: all")
     result.add_argument(
-        "--out", type=Path, help="folder for the table and the pictures; left out: diagnosis/ beside the model"
+        "--out",
+        type=Path,
+        help="folder for the table and the pictures; left out: diagnosis/ beside the model, with --adapter "
+        "./diagnosis-NAME",
     )
     result.add_argument("--overwrite", action="store_true", help="replace an earlier diagnosis in that folder")
     result.add_argument(
@@ -51,14 +58,16 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (default: %(default)s)"
     )
+    add_adapter_options(result)
     return result
 
 
 def main(argv: list[str]) -> int:
     """Measure as ``argv`` says and return the exit code. Raises ``UserError`` for whatever a user can mend."""
     args = parser().parse_args(argv)
+    check_adapter_options(args)
     only = None if args.only is None else names(args.only)
-    folder = default_folder(Path(args.path)) if args.out is None else args.out.expanduser()
+    folder = default_folder(args) if args.out is None else args.out.expanduser()
     check_free(folder / JSON_FILE, overwrite=args.overwrite)
     check_writable(folder)
     with ProgressBar("diagnosing", "measurement") as progress:
@@ -86,16 +95,21 @@ def check_writable(folder: Path) -> None:
             raise UserError(f"cannot write into {folder}: {nearest} {why}; choose another folder by --out")
 
 
-def default_folder(path: Path) -> Path:
-    """Beside the model: a model folder holds nothing but the model."""
-    return path.expanduser().resolve().parent / FOLDER
+def default_folder(args: argparse.Namespace) -> Path:
+    """Beside the model: a model folder holds nothing but the model. In the current folder for what is not ours."""
+    if args.adapter is not None:
+        return Path(f"{FOLDER}-{adapter_name(args.path)}")
+    return Path(args.path).expanduser().resolve().parent / FOLDER
 
 
 def diagnose(
     args: argparse.Namespace, only: list[str] | None, progress: Callable[[int, int, str], None]
 ) -> "Diagnosis":
-    """Load the model and measure it, text or images."""
+    """Load the model and measure it, text or images, ours or another's."""
     from fewstep.storage import kind_of
+
+    if args.adapter is not None:
+        return diagnose_adapter(args, only, progress)
 
     return KINDS[kind_of(args.path)](args, only, progress)
 
@@ -109,23 +123,29 @@ def diagnose_text_model(
     from fewstep.pipeline import TextGenerator
 
     bundle = ModelBundle.from_pretrained(args.path).to(pick_device(args.device))
-    tokens = held_out_text(bundle, args)
+    corpus = own_corpus(bundle, args)
+    tokens = packed_blocks(corpus, args.examples)
     subject = make_subject(
         TextGenerator(bundle), tokens, num_examples=args.examples, num_positions=args.positions, seed=args.seed
     )
-    return diagnose_text(subject, args.path, only=only, progress=progress)
+    data = {"source": args.source or bundle.identity.source, "fingerprint": corpus.fingerprint}
+    return diagnose_text(subject, args.path, only=only, progress=progress, data=data)
 
 
 def held_out_text(bundle: "ModelBundle", args: argparse.Namespace) -> "TokenBatch":
     """Held-out blocks, spread evenly: as many as asked for, or all there are."""
-    corpus = corpus_of(
+    return packed_blocks(own_corpus(bundle, args), args.examples)
+
+
+def own_corpus(bundle: "ModelBundle", args: argparse.Namespace) -> "PreparedCorpus":
+    """The text that the model was trained on, or the one asked for, in its tokens."""
+    return corpus_of(
         bundle,
         source=args.source,
         text_field=args.text_field,
         max_documents=args.max_documents,
         cache_dir=args.cache_dir,
     )
-    return packed_blocks(corpus, args.examples)
 
 
 def diagnose_image_model(
@@ -137,7 +157,8 @@ def diagnose_image_model(
 
     model = ImageModel.from_pretrained(args.path).to(pick_device(args.device))
     subject = make_image_subject(model, num_examples=args.examples, seed=args.seed)
-    return diagnose_images(subject, args.path, only=only, progress=progress)
+    data = {"source": model.identity.data, **model.identity.data_config}
+    return diagnose_images(subject, args.path, only=only, progress=progress, data=data)
 
 
 KINDS: dict[str, Callable[[argparse.Namespace, list[str] | None, Callable[[int, int, str], None]], Any]] = {

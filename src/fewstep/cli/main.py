@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("train objectives on one model's latents and compare their samples", "fewstep.cli.compare"),
     "scorer": ("make a local language model that scores text, from an installed package", "fewstep.cli.scorer"),
     "diagnose": ("measure how sharp a model's readout is and where tokens are decided", "fewstep.cli.diagnose"),
+    "report": ("write one page on runs: verdict, curves, texts and a viewer", "fewstep.cli.report"),
     "theory": ("study where few-step sampling fails in closed form, without training", "fewstep.cli.theory"),
     "convert": ("make a saved model of training checkpoints", "fewstep.cli.convert"),
 }

@@ -88,3 +88,8 @@ class StepBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return self.num_batches
+
+
+def spread_rows(length: int, count: int) -> np.ndarray:
+    """``count`` different rows of 0 .. length - 1, spread evenly (count,) int64."""
+    return (np.arange(count) * length) // count

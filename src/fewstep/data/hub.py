@@ -1,5 +1,7 @@
 """The one door to the hub: failures become one line, and come soon."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError
@@ -16,7 +18,8 @@ def _unreachable(kind: str, name: str, error: BaseException) -> UserError:
 
 
 def check_on_hub(kind: str, name: str) -> str:
-    """The commit that the hub has for a ``"data set"`` or ``"tokenizer"``; ``"offline"`` under HF_HUB_OFFLINE.
+    """The commit that the hub has for a ``"data set"``, ``"tokenizer"`` or ``"model"``; ``"offline"`` under
+    HF_HUB_OFFLINE.
 
     One request, tried once: the libraries' own retries would let a user without a network wait for half a minute.
 
@@ -28,7 +31,7 @@ def check_on_hub(kind: str, name: str) -> str:
     if constants.HF_HUB_OFFLINE:
         return "offline"
     api = HfApi()
-    ask: Any = {"data set": api.dataset_info, "tokenizer": api.model_info}[kind]
+    ask: Any = {"data set": api.dataset_info}.get(kind, api.model_info)
     # Which HTTP library raises depends on the version of huggingface_hub; its own error stands on that one's base.
     http_error: Any = errors.HfHubHTTPError.__bases__[0]
     try:
@@ -61,3 +64,19 @@ def load_train_split(name: str, *, streaming: bool) -> Any:
         return load_dataset(repository, config or None, split="train", streaming=streaming)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise _unreachable("data set", name, error) from None
+
+
+def model_snapshot(name: str, patterns: Sequence[str]) -> Path:
+    """The local folder of the hub's model ``name``, with the files that ``patterns`` name, fetched if need be.
+
+    Raises:
+        UserError: out of reach or misspelt.
+    """
+    from huggingface_hub import constants, errors, snapshot_download
+
+    check_on_hub("model", name)
+    http_error: Any = errors.HfHubHTTPError.__bases__[0]
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns), local_files_only=constants.HF_HUB_OFFLINE))
+    except (http_error, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise _unreachable("model", name, error) from None

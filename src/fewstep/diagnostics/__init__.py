@@ -14,9 +14,11 @@ from fewstep.diagnostics.cci import Cci, CciCurve, ParallelConditionals, TokenCo
 from fewstep.diagnostics.curves import estimate_series
 from fewstep.diagnostics.dabi import Dabi, DabiAtRadius, FisherTrace, dabi, fisher_trace
 from fewstep.diagnostics.derivatives import Decode, directional, pullback, value_and_gradient
+from fewstep.diagnostics.fidelity import Fidelity, reconstruction_error, token_accuracy
 from fewstep.diagnostics.flips import DabiFlip, FlipRatio, dabi_flip
 from fewstep.diagnostics.geometry import rms
 from fewstep.diagnostics.margins import BoundaryScale, Margins, boundary_distance, boundary_width, margins
+from fewstep.diagnostics.parts import DecodeInParts, read_tokens
 from fewstep.diagnostics.response import CategoricalResponse, ContinuousResponse, Response
 from fewstep.diagnostics.results import Diagnostic, DiagnosticRow, Estimate, Picture, Series
 from fewstep.diagnostics.robustness import NoiseRobustness, noise_robustness
@@ -28,6 +30,7 @@ from fewstep.diagnostics.trajectories import (
     commit_step,
     commitment,
     late_flip_rate,
+    settling_steps,
     unigram_collision,
 )
 from fewstep.diagnostics.tube import Tube, tube
@@ -45,9 +48,11 @@ __all__ = [
     "DabiAtRadius",
     "DabiFlip",
     "Decode",
+    "DecodeInParts",
     "Diagnostic",
     "DiagnosticRow",
     "Estimate",
+    "Fidelity",
     "FisherTrace",
     "FlipRatio",
     "LateFlips",
@@ -79,10 +84,14 @@ __all__ = [
     "noise_robustness",
     "normal_boundary",
     "pullback",
+    "read_tokens",
+    "reconstruction_error",
     "rms",
     "segment_boundary",
     "segment_midpoint",
+    "settling_steps",
     "stiffness",
+    "token_accuracy",
     "tube",
     "unigram_collision",
     "value_and_gradient",

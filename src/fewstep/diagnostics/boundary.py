@@ -12,6 +12,7 @@ from torch import Tensor
 from fewstep.diagnostics.derivatives import Decode
 from fewstep.diagnostics.geometry import norms, random_directions, unit_rows
 from fewstep.diagnostics.margins import leader_margin, margins, require_positions
+from fewstep.diagnostics.parts import in_parts
 from fewstep.diagnostics.response import Response
 from fewstep.shapes import expand_like
 
@@ -115,10 +116,11 @@ def segment_boundary(
 
 @torch.no_grad()
 def _bisect(decode: Decode, z_a: Tensor, z_b: Tensor, position: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-    rows = torch.arange(len(z_a), device=z_a.device)
+    def read_rows(part: Decode, z: Tensor, position: Tensor) -> Tensor:
+        return part(z)[torch.arange(len(z), device=z.device), position].argmax(-1)
 
     def read(z: Tensor) -> Tensor:
-        return decode(z)[rows, position].argmax(-1)
+        return in_parts(decode, read_rows, z, position)
 
     token = read(z_a)
     flips = read(z_b) != token

@@ -126,6 +126,7 @@ def cci(
     *,
     num_draws: int = MIN_DRAWS,
     draws_at_once: int = 1,
+    examples_at_once: int | None = None,
     mask: Tensor | None = None,
     generator: torch.Generator,
     name: str = "cci",
@@ -137,7 +138,8 @@ def cci(
     draws depend on it, their distribution does not. Entropies are taken in float64, nats. The sums run over all counted
     tokens of all examples; intervals resample examples. A readout that ignores earlier
     tokens has exactly 0 if it answers equal input with equal output. Costs M draws and M evaluations of the logits,
-    and holds three float64 tensors (B, L, V). Raises ValueError for fewer than 32 draws, fewer than 1 at once, and a
+    and holds three float64 tensors (B, L, V), of ``examples_at_once`` examples where that is given: it takes
+    conditionals that hold nothing an example. Raises ValueError for fewer than 32 draws, fewer than 1 at once, and a
     mask that does not fit.
     """
     if num_draws < MIN_DRAWS:
@@ -146,16 +148,12 @@ def cci(
         )
     if draws_at_once < 1:
         raise ValueError(f"draws_at_once is {draws_at_once}: expected at least 1.")
-    mean, committed = torch.zeros(()), torch.zeros(())
-    for m, ids in enumerate(_draws(conditionals, z, num_draws, draws_at_once, generator), 1):
-        q = conditionals.logits(z, ids).double().softmax(-1)
-        entropy = torch.special.entr(q).sum(-1)
-        if m == 1:
-            mean, committed = q, entropy
-        else:  # steps towards the new value: equal distributions leave the mean as it is, to the last bit
-            mean = mean + (q - mean) / m
-            committed = committed + (entropy - committed) / m
-    marginal = torch.special.entr(mean).sum(-1)
+    if examples_at_once is not None and examples_at_once < 1:
+        raise ValueError(f"examples_at_once is {examples_at_once}: expected at least 1, or None for all of them.")
+    drawn = torch.stack(list(_draws(conditionals, z, num_draws, draws_at_once, generator)))
+    size = examples_at_once or len(z)
+    parts = [_entropies(conditionals, *rows) for rows in zip(z.split(size), drawn.split(size, 1), strict=True)]
+    committed, marginal = (torch.cat(column) for column in zip(*parts, strict=True))
     weights = torch.ones_like(marginal) if mask is None else mask.to(marginal)
     if weights.shape != marginal.shape:
         raise ValueError(f"mask has shape {tuple(weights.shape)}, tokens {tuple(marginal.shape)}: expected equal.")
@@ -174,6 +172,7 @@ def cci_curve(
     *,
     num_draws: int = MIN_DRAWS,
     draws_at_once: int = 1,
+    examples_at_once: int | None = None,
     mask: Tensor | None = None,
     generator: torch.Generator,
     name: str = "cci_noise",
@@ -193,6 +192,7 @@ def cci_curve(
             z + level * noise,
             num_draws=num_draws,
             draws_at_once=draws_at_once,
+            examples_at_once=examples_at_once,
             mask=mask,
             generator=generator,
             name=f"{name}_{level:g}",
@@ -200,6 +200,20 @@ def cci_curve(
         for level in levels
     )
     return CciCurve(name, tuple(float(level) for level in levels), results)
+
+
+def _entropies(conditionals: TokenConditionals, z: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean entropy given the tokens before, and entropy of the mean, (B, L) each, over ``drawn`` ids (M, B, L)."""
+    mean, committed = torch.zeros(()), torch.zeros(())
+    for m, ids in enumerate(drawn, 1):
+        q = conditionals.logits(z, ids).double().softmax(-1)
+        entropy = torch.special.entr(q).sum(-1)
+        if m == 1:
+            mean, committed = q, entropy
+        else:  # steps towards the new value: equal distributions leave the mean as it is, to the last bit
+            mean = mean + (q - mean) / m
+            committed = committed + (entropy - committed) / m
+    return committed, torch.special.entr(mean).sum(-1)
 
 
 def _draws(

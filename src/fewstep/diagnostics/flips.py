@@ -15,6 +15,7 @@ from fewstep.diagnostics.curves import estimate_series
 from fewstep.diagnostics.derivatives import Decode
 from fewstep.diagnostics.geometry import numbers_per_latent, random_directions, rms
 from fewstep.diagnostics.margins import Margins, margins
+from fewstep.diagnostics.parts import read_tokens
 from fewstep.diagnostics.results import NUM_RESAMPLES, DiagnosticRow, Estimate, Picture, mean_estimate
 from fewstep.metrics import Interval, bootstrap_interval
 
@@ -138,22 +139,18 @@ def _flip_shares(
     One isotropic displacement moves the whole latent, so a draw serves all positions of an example too.
     """
     positions = positions.to(z.device)
-
-    def read(latents: Tensor) -> Tensor:
-        return decode(latents).argmax(-1)
-
-    tokens = read(z)
+    tokens = read_tokens(decode, z)
     before = tokens.gather(1, positions)
     normal = torch.zeros(len(lengths), *positions.shape, dtype=torch.float64)
     isotropic = torch.zeros_like(normal)
     for k, radius in enumerate(lengths):
         for p, direction in enumerate(normals.unbind(1)):
-            after = read(z - radius * direction).gather(1, positions[:, p : p + 1])[:, 0]
+            after = read_tokens(decode, z - radius * direction).gather(1, positions[:, p : p + 1])[:, 0]
             normal[k, :, p] = (after != before[:, p]).cpu()
     for _ in range(num_isotropic):
         u = random_directions(z, generator)
         for k, radius in enumerate(lengths):
-            isotropic[k] += (read(z + radius * u).gather(1, positions) != before).cpu()
+            isotropic[k] += (read_tokens(decode, z + radius * u).gather(1, positions) != before).cpu()
     return normal, isotropic / num_isotropic
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fewstep.diagnostics.derivatives import Decode, value_and_gradient
 from fewstep.diagnostics.geometry import norms, rms, unit_rows
+from fewstep.diagnostics.parts import in_parts
 from fewstep.diagnostics.results import (
     DiagnosticRow,
     Estimate,
@@ -67,6 +68,12 @@ def leader_margin(decode: Decode, z: Tensor, position: Tensor, leader: Tensor | 
 
     Without ``leader`` it is the token of the highest logit. One evaluation of ``decode`` and one backward pass.
     """
+    return LeaderMargin(*in_parts(decode, _leader_margin, z, position, leader))
+
+
+def _leader_margin(
+    decode: Decode, z: Tensor, position: Tensor, leader: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     seen: dict[str, Tensor] = {}
 
     def margin(x: Tensor) -> Tensor:
@@ -84,7 +91,7 @@ def leader_margin(decode: Decode, z: Tensor, position: Tensor, leader: Tensor | 
     value, gradient = value_and_gradient(margin, z)
     known = value.isfinite() & gradient.flatten(1).isfinite().all(1)
     gradient = torch.where(known.reshape((-1,) + (1,) * (z.ndim - 1)), gradient, 0.0)
-    return LeaderMargin(value.double(), gradient, seen["leader"], seen["step"])
+    return value.double(), gradient, seen["leader"], seen["step"]
 
 
 def margins(decode: Decode, z: Tensor, positions: Tensor) -> Margins:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diagnostics.derivatives import Decode, directional, pullback
+from fewstep.diagnostics.parts import in_parts
 
 NUMBERS_AT_ONCE = 2**20  # float64 work on logits goes in slices of this size: larger ones take twice the time on a CPU
 
@@ -54,16 +55,27 @@ class CategoricalResponse:
     @torch.no_grad()
     def finite(self, decode: Decode, z: Tensor, u: Tensor, radius: float, position: Tensor | None = None) -> Tensor:
         """The divergence between ``z + radius u`` and ``z - radius u`` (B,) float64, nats."""
-        ahead, behind = (self._counted(decode(z + sign * radius * u), position) for sign in (1, -1))
-        return _in_slices(_jensen_shannon, ahead, behind)
+
+        def found(part: Decode, z: Tensor, u: Tensor, position: Tensor | None) -> Tensor:
+            ahead, behind = (self._counted(part(z + sign * radius * u), position) for sign in (1, -1))
+            return _in_slices(_jensen_shannon, ahead, behind)
+
+        return in_parts(decode, found, z, u, position)
 
     def local(self, decode: Decode, z: Tensor, u: Tensor, position: Tensor | None = None) -> Tensor:
         """The Fisher information along ``u`` (B,) float64, nats per squared unit of the latent."""
-        logits, change = directional(decode, z, u)
-        return _in_slices(_variance, self._counted(logits, position), self._counted(change, position))
+
+        def found(part: Decode, z: Tensor, u: Tensor, position: Tensor | None) -> Tensor:
+            logits, change = directional(part, z, u)
+            return _in_slices(_variance, self._counted(logits, position), self._counted(change, position))
+
+        return in_parts(decode, found, z, u, position)
 
     def product(self, decode: Decode, z: Tensor, u: Tensor, position: Tensor | None = None) -> Tensor:
         """J' (diag p - pp') J u (B, ...)."""
+        return in_parts(decode, self._product, z, u, position)
+
+    def _product(self, decode: Decode, z: Tensor, u: Tensor, position: Tensor | None) -> Tensor:
         logits, change = directional(decode, z, u)
         weights = _in_slices(_centred, logits, change)
         if self.scope == "one":
@@ -98,16 +110,24 @@ class ContinuousResponse:
     @torch.no_grad()
     def finite(self, decode: Decode, z: Tensor, u: Tensor, radius: float, position: Tensor | None = None) -> Tensor:
         """The squared distance of the outputs at ``z + radius u`` and ``z - radius u`` (B,) float64."""
-        return _in_slices(_squared_distance, decode(z + radius * u), decode(z - radius * u))
+
+        def found(part: Decode, z: Tensor, u: Tensor) -> Tensor:
+            return _in_slices(_squared_distance, part(z + radius * u), part(z - radius * u))
+
+        return in_parts(decode, found, z, u)
 
     def local(self, decode: Decode, z: Tensor, u: Tensor, position: Tensor | None = None) -> Tensor:
         """|J u|^2 (B,) float64."""
-        change = directional(decode, z, u)[1]
-        return _in_slices(_squared_distance, change, torch.zeros_like(change))
+
+        def found(part: Decode, z: Tensor, u: Tensor) -> Tensor:
+            change = directional(part, z, u)[1]
+            return _in_slices(_squared_distance, change, torch.zeros_like(change))
+
+        return in_parts(decode, found, z, u)
 
     def product(self, decode: Decode, z: Tensor, u: Tensor, position: Tensor | None = None) -> Tensor:
         """J'J u (B, ...)."""
-        return pullback(decode, z, directional(decode, z, u)[1])
+        return in_parts(decode, lambda part, z, u: pullback(part, z, directional(part, z, u)[1]), z, u)
 
 
 def _in_slices(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from fewstep.diagnostics.curves import estimate_series
 from fewstep.diagnostics.derivatives import Decode
 from fewstep.diagnostics.geometry import numbers_per_latent, rms
 from fewstep.diagnostics.margins import Margins, margins
+from fewstep.diagnostics.parts import read_tokens
 from fewstep.diagnostics.results import DiagnosticRow, Estimate, Picture, mean_estimate
 from fewstep.shapes import randn
 
@@ -114,7 +115,7 @@ def noise_robustness(
         measured = margins(decode, z, positions) if measured is None else measured
     columns: list[list[Estimate]] = [[], [], [], []]
     for level in levels:
-        right = decode(z + level * unit * noise).argmax(-1) == ids
+        right = read_tokens(decode, z + level * unit * noise) == ids
         shares = [(right, mask)]
         if positions is not None and measured is not None:
             shares.append((right.gather(1, positions), real))
@@ -142,6 +143,6 @@ def _right_along_normal(
     """Whether the token at each of ``positions`` is right (B, P) with the latent ``distance`` towards its runner-up."""
     right = []
     for direction, position in zip(measured.direction.unbind(1), positions.unbind(1), strict=True):
-        guess = decode(z - distance * direction).argmax(-1)
+        guess = read_tokens(decode, z - distance * direction)
         right.append((guess == ids).gather(1, position[:, None])[:, 0])
     return torch.stack(right, 1)

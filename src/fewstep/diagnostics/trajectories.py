@@ -190,18 +190,27 @@ def commit_step(
     :func:`late_flip_rate` counts, where N > 1. This project's definition, after arXiv:2606.30705. Raises ValueError
     for no prediction.
     """
-    if not predictions:
-        raise ValueError("no predictions: a trajectory of at least 1 step is needed.")
-    last = read(predictions[-1])
-    step = torch.full(last.shape, len(predictions), dtype=torch.float64, device=last.device)
-    stays = torch.ones_like(last, dtype=torch.bool)
-    for k in range(len(predictions) - 1, 0, -1):  # back from the end, for as long as the token is the last one
-        stays = stays & (read(predictions[k - 1]) == last)
-        step = torch.where(stays, float(k), step)
+    step = settling_steps([read(x1_hat) for x1_hat in predictions]).double()
     weights = _weights(step, mask)
     counts = torch.bincount((step[weights != 0] - 1).long(), minlength=len(predictions)).double()
     shares = (counts / counts.sum().clamp(min=1)).tolist()
     return CommitStep(name, mean_estimate(step, weights, generator), tuple(shares))
+
+
+def settling_steps(ids: Sequence[Tensor]) -> Tensor:
+    """The step k in 1 .. N from which each token stays what it is at the end, int64 like the tokens.
+
+    ``ids`` N tensors (B, L) of tokens, one a step, in order. This project's definition, after arXiv:2606.30705. Raises
+    ValueError for no step.
+    """
+    if not ids:
+        raise ValueError("no predictions: a trajectory of at least 1 step is needed.")
+    step = torch.full_like(ids[-1], len(ids), dtype=torch.long)
+    stays = torch.ones_like(ids[-1], dtype=torch.bool)
+    for k in range(len(ids) - 1, 0, -1):  # back from the end, for as long as the token is the last one
+        stays = stays & (ids[k - 1] == ids[-1])
+        step = torch.where(stays, k, step)
+    return step
 
 
 def _collision(ids: Tensor) -> Tensor:

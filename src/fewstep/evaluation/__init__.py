@@ -1,6 +1,7 @@
 """The scoring protocol: what a model generates beside real text and other yardsticks, and its latents under noise."""
 
 from fewstep.evaluation.baselines import held_out_blocks, token_counts
+from fewstep.evaluation.decoder_diagnosis import diagnose_decoder
 from fewstep.evaluation.diagnosis import Diagnosis, diagnose_text
 from fewstep.evaluation.generation import evaluate_generation
 from fewstep.evaluation.image_diagnosis import ImageSubject, diagnose_images, make_image_subject
@@ -39,6 +40,7 @@ __all__ = [
     "SweepRow",
     "TrainText",
     "TransformersScorer",
+    "diagnose_decoder",
     "diagnose_images",
     "diagnose_text",
     "evaluate_generation",

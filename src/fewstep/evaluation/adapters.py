@@ -9,52 +9,17 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel
-from fewstep.diagnostics import Cci, Decode, cci
+from fewstep.diagnostics import Cci, cci
+from fewstep.evaluation.conditionals import HeadConditionals, all_real, decoder_of
+from fewstep.evaluation.readout_measurements import draws_in_a_batch
 from fewstep.evaluation.subject import Subject
 from fewstep.pipeline import TextGenerator, check_sampler
-from fewstep.readouts import CommitmentHead, ParallelReadout
 from fewstep.samplers import EulerSolver, FlowSampler, own_steps
-from fewstep.shapes import rand, randn
+from fewstep.shapes import randn
 from fewstep.types import Trajectory
 
 NUM_STEPS = 8
 """Steps of the trajectory that is looked at: few enough to fail, enough to see a token change."""
-
-DRAWS_IN_A_BATCH = 128
-"""Token sequences that the commitment head draws side by side."""
-
-
-def decoder_of(readout: ParallelReadout) -> Decode:
-    """Latents (B, K, D) to the parallel readout's logits (B, L, V)."""
-    return lambda z: readout(z, _all_real(z))
-
-
-class HeadConditionals:
-    """A commitment head at latents that hold noise of ``level`` (rms), which it is told.
-
-    Unlike :meth:`~fewstep.readouts.CommitmentHead.generate` it adds no noise: it reads what it is given.
-    """
-
-    def __init__(self, head: CommitmentHead, level: float) -> None:
-        self.head = head
-        self.level = level
-
-    @torch.no_grad()
-    def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """Tokens (B, L) at temperature 1 for latents (B, K, D)."""
-        u = rand((len(z), z.shape[1] * self.head.network.stride), z, generator)
-        return self.head.read(z, _all_real(z), u, self._levels(z), temperature=1.0, top_p=1.0).ids
-
-    def logits(self, z: Tensor, ids: Tensor) -> Tensor:
-        """Logits (B, L, V) of each of ``ids`` (B, L), given the latents and the ids before it."""
-        return self.head.logits(z, _all_real(z), ids, self._levels(z))
-
-    def given(self, ids: Tensor) -> Decode:
-        """The head as a decoder whose earlier tokens are held at ``ids`` (B, L)."""
-        return lambda z: self.logits(z, ids)
-
-    def _levels(self, z: Tensor) -> Tensor:
-        return torch.full((len(z),), self.level, device=z.device)
 
 
 def cci_as_read(
@@ -62,16 +27,11 @@ def cci_as_read(
 ) -> Cci:
     """CCI of a head at latents ``z`` (B, K, D), blurred to its level as the head blurs what it reads.
 
-    ``draws_at_once`` as in :func:`fewstep.diagnostics.cci`; None makes batches of ``DRAWS_IN_A_BATCH``.
+    ``draws_at_once`` as in :func:`fewstep.diagnostics.cci`; None makes batches of 128.
     """
     blurred = z + conditionals.level * randn(tuple(z.shape), z, noise)
     at_once = draws_in_a_batch(len(z)) if draws_at_once is None else draws_at_once
     return cci(conditionals, blurred, draws_at_once=at_once, generator=noise)
-
-
-def draws_in_a_batch(num_examples: int) -> int:
-    """How many sequences of each of ``num_examples`` latents are drawn side by side."""
-    return max(1, DRAWS_IN_A_BATCH // num_examples)
 
 
 @torch.no_grad()
@@ -89,7 +49,7 @@ def sampled(subject: Subject, num_steps: int | None = None, reinjection: float |
     flow, x_0 = subject.generator.bundle.flow(), subject.starts("trajectory")
     sampler = FlowSampler(flow.path, None, subject.generator.default_grid(), reinjection)
     noise = subject.noise("reinjection")
-    return sampler.sample(flow, x_0, num_steps=num_steps, mask=_all_real(x_0), generator=noise)
+    return sampler.sample(flow, x_0, num_steps=num_steps, mask=all_real(x_0), generator=noise)
 
 
 def reading(subject: Subject) -> Callable[[Tensor], Tensor]:
@@ -108,7 +68,7 @@ def continuation(
     @torch.no_grad()
     def continue_from(x_t: Tensor, t: float, noise: torch.Generator) -> Tensor:
         step = int((times.double() - t).abs().argmin())
-        states = sampler.iterate(flow, x_t, num_steps=num_steps, mask=_all_real(x_t), generator=noise, start_step=step)
+        states = sampler.iterate(flow, x_t, num_steps=num_steps, mask=all_real(x_t), generator=noise, start_step=step)
         for state in states:
             last = state
         return last.x_t
@@ -118,13 +78,9 @@ def continuation(
 
 def velocity_of(flow: FlowModel) -> Callable[[Tensor, Tensor], Tensor]:
     """dx/dt (B, K, D) of the deterministic flow at x (B, K, D) and t (B,)."""
-    return lambda x_t, t: flow.velocity(x_t, t, mask=_all_real(x_t))
+    return lambda x_t, t: flow.velocity(x_t, t, mask=all_real(x_t))
 
 
 def estimate_of(flow: FlowModel) -> Callable[[Tensor, Tensor], Tensor]:
     """The clean estimate x1_hat (B, K, D) at x_t (B, K, D) and t (B,)."""
-    return lambda x_t, t: flow.denoise(x_t, t, mask=_all_real(x_t))
-
-
-def _all_real(z: Tensor) -> Tensor:
-    return torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
+    return lambda x_t, t: flow.denoise(x_t, t, mask=all_real(x_t))

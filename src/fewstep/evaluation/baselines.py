@@ -3,11 +3,10 @@
 import re
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.data.batches import collate
+from fewstep.data.batches import collate, spread_rows
 from fewstep.data.tokenizer import DocumentEncoder
 from fewstep.errors import UserError
 from fewstep.evaluation.train_text import real_tokens
@@ -31,11 +30,6 @@ def held_out_blocks(validation: "Dataset", num_blocks: int) -> tuple[TokenBatch,
         )
     batch = collate([validation[int(row)] for row in spread_rows(len(validation), num_blocks)])
     return TokenBatch(batch["ids"], batch["mask"]), int(batch["num_bytes"].sum())
-
-
-def spread_rows(length: int, count: int) -> np.ndarray:
-    """``count`` different rows of 0 .. length - 1, spread evenly (count,) int64."""
-    return (np.arange(count) * length) // count
 
 
 def token_counts(train: "Dataset", vocab_size: int) -> Tensor:

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from fewstep.diagnostics import Diagnostic, DiagnosticRow, Estimate, Picture
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns
+from fewstep.evaluation.diagnosis_protocol import diagnosis_protocol
 from fewstep.evaluation.measurements import MEASUREMENTS
 from fewstep.evaluation.subject import Subject
 
@@ -24,7 +25,8 @@ class Diagnosis:
     """``results`` in the order of the table, and what they share.
 
     ``kind`` "text" or "images"; ``n`` numbers in one latent; ``left_out`` names the measurements that the model lacks
-    the parts for, with those parts.
+    the parts for, with those parts; ``protocol`` is what two diagnoses must share for their rows to compare, and
+    ``notes`` say what a reader should know beside.
     """
 
     kind: str
@@ -35,6 +37,8 @@ class Diagnosis:
     num_positions: int | None
     seed: int
     left_out: Mapping[str, str]
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> tuple[DiagnosticRow, ...]:
         """Every line of the table."""
@@ -59,6 +63,8 @@ class Diagnosis:
             "num_positions": self.num_positions,
             "seed": self.seed,
             "left_out": dict(self.left_out),
+            "protocol": dict(self.protocol),
+            "notes": list(self.notes),
         }
         table = {row.name: asdict(row.estimate) for row in self.rows()}
         return {**shared, "table": table, "results": {result.name: result.to_dict() for result in self.results}}
@@ -76,16 +82,22 @@ class Diagnosis:
         notes = [f"left out: {name}, since the model has no {parts}" for name, parts in self.left_out.items()]
         positions = "" if self.num_positions is None else f", {self.num_positions} positions in each"
         caption = f"{self.num_examples} examples of {self.kind}{positions}; latents of n = {self.n}; seed {self.seed}."
-        return "\n".join([aligned_columns(lines, (0, 3, 5)), caption, *notes])
+        return "\n".join([aligned_columns(lines, (0, 3, 5)), caption, *notes, *self.notes])
 
 
 def diagnose_text(
-    subject: Subject, model: str, *, only: Sequence[str] | None = None, progress: Progress | None = None
+    subject: Subject,
+    model: str,
+    *,
+    only: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Measure a text model. ``only`` names some of :data:`~fewstep.evaluation.measurements.MEASUREMENTS`.
 
     Without it, all are made that the model has the parts for. A measurement's figures depend on the subject alone, not
-    on what else is measured. Raises ``UserError`` for an unknown name, and for one that the model lacks a part for.
+    on what else is measured. ``data`` names the text, for the protocol. Raises ``UserError`` for an unknown name, and
+    for one that the model lacks a part for.
     """
     parts = subject.generator.bundle.parts()
     chosen = choose(MEASUREMENTS, only)
@@ -102,7 +114,15 @@ def diagnose_text(
     results = run_all(runs, progress)
     count, positions = subject.positions.shape
     n = subject.z[0].numel()
-    return Diagnosis("text", model, results, n, count, positions, subject.seed, left_out)
+    protocol = diagnosis_protocol(
+        seed=subject.seed,
+        num_examples=count,
+        num_positions=positions,
+        block_length=subject.ids.shape[1],
+        data=data,
+        packages=("transformers", "tokenizers"),
+    )
+    return Diagnosis("text", model, results, n, count, positions, subject.seed, left_out, protocol)
 
 
 def choose(offered: Mapping[str, Thing], only: Sequence[str] | None) -> dict[str, Thing]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,15 +20,29 @@ from fewstep.diagnostics import (
 )
 from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis, Progress, choose, run_all
+from fewstep.evaluation.diagnosis_protocol import diagnosis_protocol
+from fewstep.evaluation.readout_measurements import DabiEffort
 from fewstep.evaluation.subject import noise_source
 from fewstep.image_bundle import ImageModel
+
+IMAGE_EFFORT = DabiEffort(num_isotropic=12)
+"""One point an example, and so more directions at each than in a text."""
+
+
+class DecodesImages(Protocol):
+    """What is measured of an image model: its decoder."""
+
+    @property
+    def decode(self) -> Callable[[Tensor], Tensor]:
+        """Latents (B, ...) to images (B, C, H, W), differentiable in forward mode also."""
+        ...
 
 
 @dataclass(frozen=True)
 class ImageSubject:
-    """An image model and the latents ``z`` (B, ...) of held-out images; everything random comes from ``seed``."""
+    """An image decoder and the latents ``z`` (B, ...) of held-out images; everything random comes from ``seed``."""
 
-    model: ImageModel
+    model: DecodesImages
     z: Tensor
     seed: int
 
@@ -37,8 +52,17 @@ class ImageSubject:
 
     def dabi(self, points: BoundaryPoints, name: str) -> Dabi:
         """DABI of the decoder at ``points``."""
-        noise = noise_source(self.seed, name)
-        return dabi(self.model.decode, ContinuousResponse(), points, rms=rms(self.z), generator=noise, name=name)
+        return dabi(
+            self.model.decode,
+            ContinuousResponse(),
+            points,
+            rms=rms(self.z),
+            radii=IMAGE_EFFORT.radii,
+            num_isotropic=IMAGE_EFFORT.num_isotropic,
+            num_probes=IMAGE_EFFORT.num_probes,
+            generator=noise_source(self.seed, name),
+            name=name,
+        )
 
 
 def measure_segment(subject: ImageSubject) -> tuple[Diagnostic, ...]:
@@ -78,13 +102,43 @@ def make_image_subject(model: ImageModel, *, num_examples: int, seed: int) -> Im
 
 
 def diagnose_images(
-    subject: ImageSubject, model: str, *, only: Sequence[str] | None = None, progress: Progress | None = None
+    subject: ImageSubject,
+    model: str,
+    *,
+    only: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Measure an image model, called ``model``. ``only`` names some of :data:`IMAGE_MEASUREMENTS`.
+
+    ``data`` names the images, for the protocol.
 
     Raises ``UserError`` for an unknown name.
     """
     chosen = choose(IMAGE_MEASUREMENTS, only)
     runs = {name: (lambda run=run: run(subject)) for name, run in chosen.items()}
     results = run_all(runs, progress)
-    return Diagnosis("images", model, results, subject.z[0].numel(), len(subject.z), None, subject.seed, {})
+    return image_result(subject, model, results, data, packages=())
+
+
+def image_result(
+    subject: ImageSubject,
+    model: str,
+    results: tuple[Diagnostic, ...],
+    data: Mapping[str, Any] | None,
+    *,
+    packages: tuple[str, ...],
+    notes: tuple[str, ...] = (),
+) -> Diagnosis:
+    """``results`` of ``subject`` with what they share; ``packages`` are those beside torch that they depend on."""
+    count = len(subject.z)
+    protocol = diagnosis_protocol(
+        seed=subject.seed,
+        num_examples=count,
+        num_positions=None,
+        block_length=None,
+        data=data,
+        effort=IMAGE_EFFORT,
+        packages=packages,
+    )
+    return Diagnosis("images", model, results, subject.z[0].numel(), count, None, subject.seed, {}, protocol, notes)

@@ -9,52 +9,46 @@ from dataclasses import dataclass
 import torch
 
 from fewstep.diagnostics import (
-    BoundaryPoints,
-    CategoricalResponse,
-    Dabi,
-    Decode,
     Diagnostic,
     boundary_distance,
-    boundary_width,
-    cci_curve,
     commit_step,
     commitment,
-    dabi,
-    dabi_flip,
-    data_points,
     late_flip_rate,
     margins,
-    noise_robustness,
     normal_boundary,
-    rms,
-    segment_boundary,
     stiffness,
     tube,
     unigram_collision,
-    worst_direction,
 )
-from fewstep.diagnostics.dabi import RADII
 from fewstep.evaluation.adapters import (
     HeadConditionals,
     cci_as_read,
     continuation,
     decoder_of,
-    draws_in_a_batch,
     estimate_of,
     reading,
     sampled,
     velocity_of,
 )
 from fewstep.evaluation.listening import listening, listening_curve
+from fewstep.evaluation.readout_measurements import (
+    FEW,
+    FULL,
+    NOISE_LEVELS,
+    DabiEffort,
+    Results,
+    measure_boundary_distance,
+    measure_cci_noise,
+    measure_dabi,
+    measure_dabi_commit,
+    measure_dabi_flip,
+    measure_dabi_worst,
+    measure_noise_robustness,
+)
 from fewstep.evaluation.subject import Subject
 from fewstep.evaluation.trade_off import trade_off
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-NOISE_LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.2, 2.0)
-FEW = 16
-"""Examples that dear measurements look at, at most."""
-
-Results = tuple[Diagnostic, ...]
 
 
 @dataclass(frozen=True)
@@ -63,61 +57,6 @@ class Measurement:
 
     parts: tuple[str, ...]
     run: Callable[[Subject], Results]
-
-
-@dataclass(frozen=True)
-class DabiEffort:
-    """How hard DABI is tried: at which radii beside the limit, with how many random directions and probes a point.
-
-    See :func:`~fewstep.diagnostics.dabi`. Few directions a point will do, since all points share one mean.
-    """
-
-    radii: tuple[float, ...] = RADII
-    num_isotropic: int = 4
-    num_probes: int = 8
-
-    def run(self, subject: Subject, decode: Decode, points: BoundaryPoints, name: str) -> Dabi:
-        """DABI of ``decode`` at ``points``."""
-        return dabi(
-            decode,
-            CategoricalResponse(),
-            points,
-            rms=rms(subject.z),
-            radii=self.radii,
-            num_isotropic=self.num_isotropic,
-            num_probes=self.num_probes,
-            generator=subject.noise(name),
-            name=name,
-        )
-
-
-FULL = DabiEffort()
-
-
-def measure_dabi(subject: Subject, *, effort: DabiEffort = FULL, segments: bool = True) -> Results:
-    """DABI of the parallel readout: at boundaries along the normal and a segment (``segments``), and at data."""
-    decode, z, positions = decoder_of(subject.generator.bundle.reader()), subject.z, subject.positions
-    found = {"dabi": normal_boundary(decode, z, positions)}
-    if segments:
-        found["dabi_segment"] = segment_boundary(decode, z, z.roll(1, 0), positions)
-    found["dabi_data"] = data_points(decode, z, positions)
-    return tuple(effort.run(subject, decode, points, name) for name, points in found.items())
-
-
-def measure_dabi_worst(subject: Subject, *, effort: DabiEffort = FULL, num_iterations: int = 10) -> Results:
-    """DABI where a segment crosses a boundary, in the direction of the largest response: no other exceeds it."""
-    decode, z, noise = decoder_of(subject.generator.bundle.reader()), subject.z, subject.noise("worst_direction")
-    points = segment_boundary(decode, z, z.roll(1, 0), subject.positions)
-    points = worst_direction(decode, CategoricalResponse(), points, num_iterations=num_iterations, generator=noise)
-    return (effort.run(subject, decode, points, "dabi_worst"),)
-
-
-def measure_dabi_commit(subject: Subject, *, effort: DabiEffort = FULL) -> Results:
-    """DABI of the commitment head, the text's own tokens standing before each position."""
-    head = subject.generator.bundle.head()
-    decode = HeadConditionals(head, 0.0).given(subject.ids)
-    points = normal_boundary(decode, subject.z, subject.positions)
-    return (effort.run(subject, decode, points, "dabi_commit"),)
 
 
 def measure_dabi_generated(subject: Subject, *, effort: DabiEffort = FULL) -> Results:
@@ -131,31 +70,6 @@ def measure_dabi_generated(subject: Subject, *, effort: DabiEffort = FULL) -> Re
     )
 
 
-def measure_dabi_flip(subject: Subject, *, num_isotropic: int = 12) -> Results:
-    """How often a token flips along its normal and isotropically, in ``num_isotropic`` draws an example."""
-    decode, noise = decoder_of(subject.generator.bundle.reader()), subject.noise("dabi_flip")
-    return (dabi_flip(decode, subject.z, subject.positions, num_isotropic=num_isotropic, generator=noise),)
-
-
-def measure_boundary_distance(subject: Subject) -> Results:
-    """How far data lies from a flip, and how wide the band of doubt around a boundary is there."""
-    z, positions, noise = subject.z, subject.positions, subject.noise("boundary_distance")
-    decode = decoder_of(subject.generator.bundle.reader())
-    measured = margins(decode, z, positions)
-    return (
-        boundary_distance(decode, z, positions, generator=noise, measured=measured),
-        boundary_width(decode, z, positions, generator=noise, measured=measured),
-    )
-
-
-def measure_noise_robustness(subject: Subject) -> Results:
-    """Token accuracy against displacement, isotropic and towards the runner-up."""
-    decode = decoder_of(subject.generator.bundle.reader())
-    real = torch.ones_like(subject.ids, dtype=torch.bool)
-    noise = subject.noise("noise_robustness")
-    return (noise_robustness(decode, subject.z, subject.ids, real, subject.positions, generator=noise),)
-
-
 def measure_cci(subject: Subject, *, levels: Sequence[float] = NOISE_LEVELS) -> Results:
     """CCI of the commitment head: at generated latents as it reads them, and at data with noise of ``levels``."""
     head, few = subject.generator.bundle.head(), subject.first(FEW)
@@ -163,10 +77,7 @@ def measure_cci(subject: Subject, *, levels: Sequence[float] = NOISE_LEVELS) -> 
     if subject.generator.bundle.denoiser is not None:
         results.append(cci_as_read(HeadConditionals(head, head.trust_level), sampled(few).x_1, few.noise("cci")))
     if levels:
-        noise = few.noise("cci_noise")
-        heads = lambda level: HeadConditionals(head, level)  # noqa: E731
-        at_once = draws_in_a_batch(len(few.z))
-        results.append(cci_curve(heads, few.z, levels, draws_at_once=at_once, generator=noise))
+        results += measure_cci_noise(subject, levels=levels)
     return tuple(results)
 
 

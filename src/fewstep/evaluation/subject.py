@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics import draw_positions
+from fewstep.diagnostics import Decode, draw_positions
 from fewstep.errors import UserError
+from fewstep.evaluation.conditionals import HeadConditionals, decoder_of
 from fewstep.pipeline import TextGenerator
 from fewstep.shapes import example_generators, randn
 from fewstep.types import TokenBatch
@@ -32,6 +33,24 @@ class Subject:
     z: Tensor
     positions: Tensor
     seed: int
+
+    @property
+    def decode(self) -> Decode:
+        """The parallel readout: latents (B, K, D) to logits (B, L, V). Raises ``UserError`` where there is none."""
+        return decoder_of(self.generator.bundle.reader())
+
+    @property
+    def examples_at_once(self) -> int | None:
+        """None: the logits of all examples fit the memory."""
+        return None
+
+    def conditionals(self, level: float) -> HeadConditionals:
+        """The commitment head for latents with noise of ``level``. Raises ``UserError`` where there is none."""
+        return HeadConditionals(self.generator.bundle.head(), level)
+
+    def committed(self) -> Decode:
+        """The commitment head with the text's own tokens before each position, as a decoder."""
+        return self.conditionals(0.0).given(self.ids)
 
     def noise(self, name: str) -> torch.Generator:
         """The source of noise of the measurement ``name``: the same whatever else is measured."""

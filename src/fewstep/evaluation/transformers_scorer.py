@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fewstep.adapters.loading import DTYPES, from_pretrained, missing_weights
 from fewstep.data import load_tokenizer, tokenizer_fingerprint
 from fewstep.errors import UserError
 from fewstep.evaluation.protocol import canonical_json
@@ -17,7 +18,6 @@ from fewstep.metrics import sample_entropies_nats
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 POSITIONS_AT_ONCE = 256
 """Positions whose logits are held in float64 at once: a vocabulary of 50,000 takes 100 MB."""
 PLACES = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
@@ -31,7 +31,7 @@ class TransformersScorer:
     token, where it has one, stands in front, so that the first token is scored; else that token only conditions the
     others. A text counts up to its first end-of-text token, that included. Nothing is cut off: a text longer than the
     model's positions is refused. Padding stands on the right and is not attended to. Logits are taken in ``dtype``
-    ("float32", "bfloat16" or "float16"), probabilities and sums in float64.
+    (one of :data:`~fewstep.adapters.loading.DTYPES`), probabilities and sums in float64.
 
     Raises ``UserError`` for a model that cannot be loaded, one that lacks weights, and a tokenizer that is not its.
     """
@@ -167,23 +167,15 @@ def _summed_nats(logits: Tensor, targets: Tensor) -> float:
 
 
 def _load_model(path_or_name: str, dtype: torch.dtype) -> Any:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
     source = str(Path(path_or_name).expanduser()) if _is_local(path_or_name) else path_or_name
-    try:
-        found: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
-        model, report = found
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"scorer {path_or_name} cannot be loaded as a causal language model ({reason})") from None
-    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if missing:  # transformers would leave them random
+    name, purpose = f"scorer {path_or_name}", "a causal language model"
+    model, report = from_pretrained("AutoModelForCausalLM", source, dtype=dtype, purpose=purpose, name=name)
+    if missing := missing_weights(report):  # transformers would leave them random
         raise UserError(
-            f"scorer {path_or_name} lacks {len(missing)} weights, first {missing[0]}: give a whole model with its "
+            f"{name} lacks {len(missing)} weights, first {missing[0]}: give a whole model with its "
             "language-modelling head"
         )
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def _plain_backend(tokenizer: "PreTrainedTokenizerFast") -> Any:

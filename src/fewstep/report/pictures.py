@@ -23,12 +23,21 @@ def write_picture(picture: Picture, file: str | Path) -> None:
     Values that a logarithmic axis cannot show are left out by it. Series without points are passed over, so that a
     picture of nothing has bare axes. Raises ``UserError`` where ``file`` cannot be written.
     """
-    shown = [series for series in picture.series if series.x]
-    beside = len(shown) > MOST_INSIDE
-    figure = Figure(figsize=(9.5, 4) if beside else (6.5, 4))
+    figure = Figure(figsize=(6.5, 4))
+    axes = draw_picture(picture, figure)
+    if sum(bool(series.x) for series in picture.series) > MOST_INSIDE:
+        figure.set_size_inches(9.5, 4)
+        axes.set_position((0.08, 0.14, 0.58, 0.77))
+        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    write_png(figure, file)
+
+
+def draw_picture(picture: Picture, figure: Figure) -> Axes:
+    """Draw ``picture`` into an empty ``figure`` as :func:`write_picture` does, and give its axes."""
     # Fixed margins: a layout that is computed takes half of the time, and training waits for these pictures.
-    axes = figure.add_axes((0.08, 0.14, 0.58, 0.77) if beside else (0.12, 0.14, 0.85, 0.77))
+    axes = figure.add_axes((0.12, 0.14, 0.85, 0.77))
     draw = _draw_bars if picture.kind == "bars" else _draw_line
+    shown = [series for series in picture.series if series.x]
     for index, series in enumerate(shown):
         draw(axes, series, index)
     axes.set(xlabel=picture.x_label, ylabel=picture.y_label, title=picture.title)
@@ -39,11 +48,9 @@ def write_picture(picture: Picture, file: str | Path) -> None:
         axes.set_yscale("log")
     axes.set_axisbelow(True)
     axes.grid(alpha=0.25)
-    if beside:
-        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    elif len(shown) > 1:
+    if len(shown) > 1:
         axes.legend(frameon=False, fontsize=9)
-    write_png(figure, file)
+    return axes
 
 
 def _mark(axes: Axes, places: list[float]) -> None:

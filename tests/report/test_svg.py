@@ -1,0 +1,65 @@
+"""Pictures inside a page: any label is drawn as it is written, two of the same do not clash, nothing global changes."""
+
+import re
+
+import matplotlib
+import pytest
+
+from fewstep.diagnostics import Picture, Series
+from fewstep.report.alternative_text import alternative_text
+from fewstep.report.svg import picture_svg
+
+
+def picture(*labels: str, kind: str = "lines", log: bool = False) -> Picture:
+    series = tuple(Series(label, (1.0, 10.0, 100.0), (3.0, 5000.0, 4.0)) for label in labels)
+    return Picture("Title", "steps", "share", series, kind, log, log)  # type: ignore[arg-type]
+
+
+def test_a_label_is_text_and_no_formula() -> None:
+    svg = picture_svg(picture("costs $5", "or $\\frac{$ & <b>"), "alt", name="one")
+    assert "costs $5" in svg and "or $\\frac{$ &amp; &lt;b&gt;" in svg
+
+
+def test_the_same_picture_twice_has_identifiers_of_its_own_that_are_all_used() -> None:
+    first, second = (picture_svg(picture("a", "b"), "alt", name=name) for name in ("one", "two"))
+    identifiers = [set(re.findall(r'\sid="([^"]+)"', svg)) for svg in (first, second)]
+    assert identifiers[0] and not identifiers[0] & identifiers[1]
+    for svg, own in zip((first, second), identifiers, strict=True):
+        used = set(re.findall(r'href="#([^"]+)"', svg)) | set(re.findall(r"url\(#([^)]+)\)", svg))
+        assert used == own
+    assert first.replace("one-", "two-") == second
+
+
+def test_the_alternative_text_is_an_attribute_whatever_it_says() -> None:
+    svg = picture_svg(picture("a"), 'says "<this>" & that', name="one")
+    assert svg.startswith('<svg role="img" aria-label="says &quot;&lt;this&gt;&quot; &amp; that" viewBox=')
+    assert svg.endswith("</svg>")
+
+
+def test_logarithmic_axes_are_labelled_by_plain_numbers() -> None:
+    svg = picture_svg(picture("a", log=True), "alt", name="one")
+    told = re.findall(r"<text[^>]*>([^<]+)</text>", svg)
+    assert {"1", "10", "100", "1,000"} <= set(told)
+
+
+def test_drawing_leaves_matplotlib_as_it_was() -> None:
+    before = dict(matplotlib.rcParams)
+    picture_svg(picture("a", kind="bars"), "alt", name="one")
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("shown", "told"),
+    [
+        (picture("a"), "a: from 3 at 1 to 4 at 100, highest 5,000 at 10."),
+        (Picture("T", "x", "y", (Series("b", (1.0,), (0.5,)),), "bars"), "T: bars of y over x. b: 0.5 at 1."),
+        (
+            Picture("T", "x", "y", (Series("c", (2.0, 1.0, 3.0), (-1.0, 2.0, 2.0)),)),
+            "2 at 1 to 2 at 3, lowest -1 at 2.",
+        ),
+        (Picture("T", "x", "y", (Series("none", (), ()),)), "There is nothing to draw."),
+        (picture(*"abcdefghij"), "2 more series."),
+    ],
+)
+def test_the_alternative_text_has_the_ends_and_the_extremes(shown: Picture, told: str) -> None:
+    assert told in alternative_text(shown)
