@@ -167,8 +167,8 @@ def full_blocks(corpus: "PreparedCorpus", wanted: int) -> "TokenBatch":
 
 def other_held_out(args: argparse.Namespace, corpus: "PreparedCorpus") -> "TokenBatch | None":
     """As many held-out blocks as :func:`held_out_text` gives, none of them among those; None where there are fewer."""
-    from fewstep.evaluation import held_out_blocks
     from fewstep.data.batches import spread_rows
+    from fewstep.evaluation import held_out_blocks
 
     wanted, length = args.samples * args.seeds, len(corpus.validation)
     taken = set(spread_rows(length, wanted if args.no_pack else min(wanted + 1, length)).tolist())
