@@ -30,7 +30,8 @@ SMALL: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...]]] = {
     "kl-shapes": ("autoencoder-kl", train_shapes, ("--images", "shapes")),
     "kl-digits": ("autoencoder-kl", train_digits, ("--images", "digits")),
 }
-HEADING = ("decoder", "points, direction", "n", "DABI_0", "DABI_0 / n", "at data / n", "distance p50 (rms)", "accuracy")
+AUTOREGRESSIVE = "autoregressive readout, boundary next to data, normal"
+HEADING = ("decoder", "points, direction", "n", "DABI_0", "DABI_0 / n", "the same at data", "distance p50", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def rows(name: str, diagnosis: dict[str, Any]) -> list[str]:
             continue
         one = results[key]
         commits = key == "dabi_commit"
+        what = AUTOREGRESSIVE if commits else what
         cells = [name, what, str(one["n"]), shown(one["dabi"]), shown(one["dabi_fraction"])]
         cells.append(shown(results[at_data]["dabi_fraction"]) if at_data in results and not commits else "")
         cells.append(value(table, "boundary_distance_p50") if not commits else "")
