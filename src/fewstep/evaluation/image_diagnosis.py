@@ -19,6 +19,7 @@ from fewstep.diagnostics import (
 )
 from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis, Progress, choose, run_all
+from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.subject import noise_source
 from fewstep.image_bundle import ImageModel
 
@@ -78,13 +79,19 @@ def make_image_subject(model: ImageModel, *, num_examples: int, seed: int) -> Im
 
 
 def diagnose_images(
-    subject: ImageSubject, model: str, *, only: Sequence[str] | None = None, progress: Progress | None = None
+    subject: ImageSubject,
+    model: str,
+    *,
+    only: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    processes: Processes | None = None,
 ) -> Diagnosis:
     """Measure an image model, called ``model``. ``only`` names some of :data:`IMAGE_MEASUREMENTS`.
 
+    Several ``processes`` share them, see :func:`~fewstep.evaluation.diagnosis.run_all`.
     Raises ``UserError`` for an unknown name.
     """
     chosen = choose(IMAGE_MEASUREMENTS, only)
     runs = {name: (lambda run=run: run(subject)) for name, run in chosen.items()}
-    results = run_all(runs, progress)
+    results = run_all(runs, progress, processes)
     return Diagnosis("images", model, results, subject.z[0].numel(), len(subject.z), None, subject.seed, {})
