@@ -19,6 +19,7 @@ from fewstep.diagnostics import Estimate, LateFlips
 from fewstep.evaluation import Diagnosis
 from fewstep.evaluation.measurements import MEASUREMENTS, Measurement, measure_stiffness
 from tests.bundles import BLOCK_SIZE, only, tiny_bundle, with_identity, write_checkpoint
+from tests.cli.test_evaluate import start_two
 from tests.images import tiny_image_model
 from tests.runs import write_text
 
@@ -267,3 +268,13 @@ def test_help_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "usage: fewstep diagnose" in done.stdout
+
+
+def test_two_processes_share_the_measurements_and_the_first_writes_what_one_does(shop: Path, tmp_path: Path) -> None:
+    asked = ["--only", "boundary_distance,late_flips"]
+    assert main(command(shop, *asked, "--out", tmp_path / "one")) == 0
+    processes = start_two(command(shop, *asked, "--out", tmp_path / "two"))
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[1][0] == "", "the first process alone speaks"
+    assert files(tmp_path / "two") == files(tmp_path / "one")

@@ -37,6 +37,21 @@ def test_ranks_together_see_what_one_process_with_the_whole_batch_sees(size):
     assert all(len(set(step)) == batch * world for step in one)
 
 
+@given(sizes, st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_processes_share_the_batches_that_one_would_accumulate(size, accumulated):
+    batch, world, spare, seed = size
+    count = batch * world * accumulated + spare
+    parts = [
+        StepBatchSampler(count, batch, 12 * accumulated, seed, rank, world, batches_per_step=accumulated)
+        for rank in range(world)
+    ]
+    alone = StepBatchSampler(count, batch, 12 * accumulated * world, seed, batches_per_step=accumulated * world)
+    assert list(chain(*zip(*parts, strict=True))) == list(alone)
+    whole = StepBatchSampler(count, batch * world * accumulated, 12, seed)
+    assert list(chain(*alone)) == list(chain(*whole)), "a step's examples depend on their number alone"
+
+
 @given(sizes)
 @settings(max_examples=60, deadline=None)
 def test_no_example_comes_twice_in_an_epoch_and_all_come_if_batches_divide_them(size):
@@ -61,6 +76,8 @@ def test_epochs_and_seeds_are_shuffled_differently():
 def test_too_few_examples_are_named():
     with pytest.raises(UserError, match=r"has 7 examples, fewer than one batch of 8 \(4 x 2"):
         StepBatchSampler(7, 4, 10, 0, rank=1, world_size=2)
+    with pytest.raises(UserError, match=r"fewer than one batch of 12 \(4 x 1 processes x 3 accumulated batches\)"):
+        StepBatchSampler(7, 4, 10, 0, batches_per_step=3)
     with pytest.raises(UserError, match="rank 2, world_size 2"):
         StepBatchSampler(70, 4, 10, 0, rank=2, world_size=2)
 

@@ -16,11 +16,14 @@ from fewstep.diagnostics import Estimate, LateFlips
 from fewstep.errors import UserError
 from fewstep.evaluation import Diagnosis, diagnose_text
 from fewstep.evaluation import measurements as room
+from fewstep.evaluation.diagnosis import run_all
 from fewstep.evaluation.measurements import MEASUREMENTS, DabiEffort, Measurement
+from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.trade_off import trade_off
 from fewstep.report import write_picture
 from tests.bundles import only
 from tests.evaluation.subjects import mild_bundle, tiny_subject
+from tests.training.threads import together
 
 LITTLE = {"effort": DabiEffort(radii=(0.1,), num_probes=2)}
 CHEAP: dict[str, dict[str, Any]] = {
@@ -260,3 +263,30 @@ def test_late_flips_are_those_of_the_models_own_trajectory(bundle: ModelBundle, 
     rate = (ids[-1] != ids[-2]).double().mean()
     assert whole.estimate("late_flip_rate").value == pytest.approx(float(rate))
     assert 0 < float(rate) < 1
+
+
+def test_processes_share_the_measurements_and_the_first_has_them_in_order() -> None:
+    made: list[tuple[int, int]] = []
+
+    def work(processes: Processes) -> tuple[Any, ...]:
+        def measure(place: int) -> tuple[Any, ...]:
+            made.append((processes.rank, place))
+            return tuple(f"{place}.{number}" for number in range(place))  # stand-ins: none, one, or several results
+
+        return run_all({f"m{place}": partial(measure, place) for place in range(5)}, None, processes)
+
+    for count in (1, 2, 3):
+        made.clear()
+        results = together(count, work)
+        assert sorted(place for _, place in made) == list(range(5)), "each is made once"
+        assert all(rank == place % count for rank, place in made)
+        assert results[0] == tuple(f"{place}.{number}" for place in range(5) for number in range(place))
+        assert results[1:] == [()] * (count - 1)
+
+
+def test_what_one_process_cannot_measure_is_told_by_the_first() -> None:
+    def refuse() -> tuple[Any, ...]:
+        raise UserError("no scale")
+
+    results = together(2, lambda processes: run_all({"a": tuple, "b": refuse}, None, processes))
+    assert isinstance(results[0], UserError) and str(results[0]) == "no scale"

@@ -37,7 +37,7 @@ def blocks_of(batches: list[dict[str, torch.Tensor]]) -> set[tuple[int, ...]]:
 def test_a_resumed_loader_gives_the_rest_of_the_unbroken_one(workshop: Workshop) -> None:
     whole = data_module(workshop)
     rows = [batch["index"].tolist() for batch in whole.train_dataloader()]
-    assert rows == list(StepBatchSampler(len(whole.corpus.train), BATCH_SIZE, 40, seed=0))
+    assert rows == list(StepBatchSampler(len(whole.corpus.train), BATCH_SIZE, 40, seed=0, batches_per_step=2))
     resumed = data_module(workshop, step=7)
     assert [batch["index"].tolist() for batch in resumed.train_dataloader()] == rows[14:]
 
@@ -60,13 +60,20 @@ def test_a_stream_goes_on_where_its_state_says(workshop: Workshop) -> None:
 
 
 def test_validation_blocks_are_shared_by_the_processes(workshop: Workshop) -> None:
-    alone = data_module(workshop, num_validation_blocks=10)
-    whole = sorted(index for batch in alone.val_dataloader() for index in batch["index"].tolist())
-    shares = [
-        [index for batch in part.val_dataloader() for index in batch["index"].tolist()]
-        for part in (data_module(workshop, rank, 2, num_validation_blocks=10) for rank in (0, 1))
-    ]
-    assert whole == list(range(10)) == sorted(shares[0] + shares[1])
+    alone = [batch["index"].tolist() for batch in data_module(workshop, num_validation_blocks=18).val_dataloader()]
+    assert [row for batch in alone for row in batch] == list(range(18))
+    for world_size in (1, 2, 3, 7):
+        counted: dict[int, list[int]] = {}
+        for rank in range(world_size):
+            part = data_module(workshop, rank, world_size, num_validation_blocks=18)
+            batches = [batch["index"].tolist() for batch in part.val_dataloader()]
+            assert len(batches) == -(-5 // world_size), "all have equally many, or they would wait for each other"
+            for place, batch in enumerate(batches):
+                weight = part.held_out_weight(place, len(batch))
+                assert weight in (0, len(batch) * world_size)
+                if weight:
+                    counted[place * world_size + rank] = batch
+        assert [counted[number] for number in sorted(counted)] == alone
 
 
 @pytest.mark.parametrize("name", ["batch_size", "num_validation_blocks"])

@@ -1,5 +1,9 @@
 """Latents kept on disk are the encoder's, and training cannot tell them from fresh ones."""
 
+import json
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +13,13 @@ import torch
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.bundle import ModelBundle
 from fewstep.cli.train import main
-from fewstep.data import collate
+from fewstep.data import collate, train_tokenizer
 from fewstep.errors import UserError
-from fewstep.training import TextDataModule
-from fewstep.training.latent_cache import LatentCache
+from fewstep.evaluation.processes import Processes
+from fewstep.training import TextDataModule, latent_cache
+from fewstep.training.latent_cache import LatentCache, build_together, cache_key, is_whole
 from tests.runs import BLOCK_SIZE, DOCUMENTS, Workshop, logged
+from tests.training.threads import together
 
 
 def data_of(workshop: Workshop, streaming: bool = False) -> TextDataModule:
@@ -49,6 +55,101 @@ def test_cached_latents_are_the_encoded_ones_and_are_computed_once(
         base.autoencoder.embedding.weight[0] += 1
     LatentCache.open(tmp_path, base, data)
     assert calls, "another autoencoder has other latents"
+
+
+def test_the_name_of_a_cache_follows_text_tokenizer_weights_and_settings(workshop: Workshop) -> None:
+    corpus, base = data_of(workshop).corpus, ModelBundle.from_pretrained(workshop.autoencoder)
+    encoder = base.autoencoder
+    names = [cache_key(encoder, corpus)]
+    assert cache_key(ModelBundle.from_pretrained(workshop.autoencoder).autoencoder, corpus) == names[0]
+    heads = TransformerAutoencoder(**{**encoder.config, "num_heads": encoder.config["num_heads"] * 2})
+    heads.load_state_dict(encoder.state_dict())
+    names.append(cache_key(heads, corpus))
+    names.append(cache_key(encoder, replace(corpus, folder=Path("another"))))
+    names.append(cache_key(encoder, replace(corpus, tokenizer=train_tokenizer(["other words than those"], 280))))
+    with torch.no_grad():
+        encoder.whitening.mean[0] += 1e-3
+    names.append(cache_key(encoder, corpus))
+    assert len(set(names)) == 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_several_processes_write_the_bytes_of_one(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(latent_cache, "BATCH_SIZE", 100)
+    corpus, encoder = data_of(workshop).corpus, ModelBundle.from_pretrained(workshop.autoencoder).autoencoder
+    with torch.no_grad():
+        rows = [
+            collate([corpus.train[row] for row in range(len(corpus.train))[part : part + 100]])
+            for part in range(0, len(corpus.train), 100)
+        ]
+        encoded = [encoder.encode(batch["ids"], batch["mask"]) for batch in rows]
+
+    def build(processes: Processes) -> None:
+        build_together(tmp_path, "key", encoder, corpus, processes)
+
+    assert together(count, build) == [None] * count
+    assert {file.name for file in (tmp_path / "key").iterdir()} == {"z.npy", "mask.npy", "cache.json"}
+    z, mask = (np.load(tmp_path / "key" / f"{name}.npy") for name in ("z", "mask"))
+    assert z.tobytes() == torch.cat([latents.z for latents in encoded]).numpy().tobytes()
+    assert mask.tobytes() == torch.cat([latents.mask for latents in encoded]).numpy().tobytes()
+    calls = []
+    monkeypatch.setattr(TransformerAutoencoder, "encode", lambda *given: calls.append(1))
+    assert together(count, build) == [None] * count
+    assert not calls
+
+
+def test_what_one_process_meets_is_raised_in_all(workshop: Workshop, tmp_path: Path) -> None:
+    corpus, encoder = data_of(workshop).corpus, ModelBundle.from_pretrained(workshop.autoencoder).autoencoder
+
+    def build(processes: Processes) -> None:
+        root = tmp_path / ("elsewhere" if processes.rank == 2 else "here")
+        build_together(root, "key", encoder, corpus, processes)
+
+    errors = together(3, build)
+    assert [type(error) for error in errors] == [UserError] * 3
+    assert {str(error) for error in errors} == {
+        f"{tmp_path}/elsewhere/key is not seen by process 2: give a latent_cache_dir that all processes can read and "
+        "write"
+    }
+    (tmp_path / "file").touch()
+    errors = together(2, lambda processes: build_together(tmp_path / "file", "key", encoder, corpus, processes))
+    assert [type(error) for error in errors] == [UserError] * 2
+    assert "cannot be written" in str(errors[1])
+
+
+def test_a_killed_process_leaves_nothing_that_passes_for_whole(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latent_cache, "BATCH_SIZE", 100)
+    data, base = data_of(workshop), ModelBundle.from_pretrained(workshop.autoencoder)
+    place = tmp_path / cache_key(base.autoencoder, data.corpus)
+    child = os.fork()
+    if child == 0:
+        encode, calls = TransformerAutoencoder.encode, []
+
+        def killed(*given: object) -> object:
+            calls.append(1)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return encode(*given)
+
+        TransformerAutoencoder.encode = killed
+        LatentCache.open(tmp_path, base, data)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert list(tmp_path.glob(".*.partial/z.npy"))
+    assert not place.exists()
+    whole = LatentCache.open(tmp_path, base, data)
+    assert len(whole.z) == len(data.corpus.train)
+    assert not list(tmp_path.glob(".*.partial"))
+    with (place / "z.npy").open("r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) - 4)
+    assert not is_whole(place)
+    again = LatentCache.open(tmp_path, base, data)
+    assert len(again.z) == len(data.corpus.train)
+    assert json.loads((place / "cache.json").read_text())["bytes"]["z.npy"] == (place / "z.npy").stat().st_size
 
 
 def test_losses_with_and_without_the_cache_are_the_same(workshop: Workshop, tmp_path: Path) -> None:

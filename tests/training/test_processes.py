@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fewstep.cli.edge import EXIT_USER_ERROR, run
+from fewstep.cli.train import main as train
 from fewstep.data import StepBatchSampler, prepare_corpus
 from fewstep.storage import load_checkpoint
 from tests.runs import BATCH_SIZE, Workshop, logged, start
@@ -47,6 +49,84 @@ def test_two_processes_share_the_data_and_end_with_one_model(
     assert load_checkpoint(run_dir / "checkpoints" / "last.ckpt")["global_step"] == STEPS
     assert len(logged(run_dir)["train/loss"]) == STEPS
     assert len(list((run_dir / "csv").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags"),
+    [
+        ("flow", ["--trainer.accumulate_grad_batches=2"]),
+        pytest.param("language_model", [], marks=pytest.mark.slow),
+        pytest.param("commitment", [], marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_train_what_one_does_that_accumulates_their_batches(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, flags: list[str]
+) -> None:
+    """Same rows, same noise, same mean of the gradients: losses, weights and averages agree but for rounding."""
+    accumulated = 2 if flags else 1
+    common = ["--trainer.accelerator=cpu", "--data.num_validation_blocks=19", "--ema.decay=0.9"]
+    # The reference first: five batches are validated on, which two processes cannot share evenly.
+    records = []
+    for world_size in (1, 2):
+        record = tmp_path / f"processes{world_size}"
+        record.mkdir()
+        monkeypatch.setenv("RECORD", str(record))
+        batches = accumulated * (2 if world_size == 1 else 1)
+        own = [f"--trainer.accumulate_grad_batches={batches}", f"--trainer.val_check_interval={2 * batches}"]
+        own += [f"--run_dir={record / 'run'}", f"--trainer.devices={world_size}"]
+        own += ["--trainer.strategy=ddp"] if world_size == 2 else []
+        own += [f"--model.latent_cache_dir={record / 'latents'}"] if stage == "flow" else []
+        process = start(workshop.arguments(stage, *common, *own, steps=STEPS), SCRIPT)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        records.append(record)
+    one, two = records
+    alone = read_steps(one / "rank0.jsonl")
+    shared = [read_steps(two / f"rank{rank}.jsonl") for rank in (0, 1)]
+    shared = [row for rows in zip(*shared, strict=True) for row in rows]
+    assert len(alone) == len(shared) == 2 * accumulated * STEPS
+    assert [row["index"] for row in shared] == [row["index"] for row in alone]
+    assert [row["loss"] for row in shared] == pytest.approx([row["loss"] for row in alone], rel=1e-5)
+    for name in ("val/loss", "train/grad_norm"):
+        expected, found = (logged(record / "run")[name] for record in records)
+        assert len(expected) == (2 if name == "val/loss" else STEPS)
+        assert found == pytest.approx(expected, rel=1e-5), name
+    expected, found = (load_checkpoint(record / "run" / "checkpoints" / "last.ckpt") for record in records)
+    for key in ("current_model_state", "state_dict"):
+        assert expected[key].keys() == found[key].keys()
+        for name, weight in expected[key].items():
+            torch.testing.assert_close(found[key][name], weight, rtol=1e-4, atol=1e-6, msg=f"{key} {name}")
+    for file in one.glob("latents/latents-*/*"):
+        (other,) = two.glob(f"latents/{file.parent.name}/{file.name}")
+        assert file.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_diagnostics_and_samples_of_the_first_process_keep_none_waiting(workshop: Workshop, tmp_path: Path) -> None:
+    flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    flags += ["--diagnostics.every_n_validations=1", "--diagnostics.num_examples=2", "--diagnostics.num_positions=1"]
+    process = start(workshop.arguments("flow", *flags, steps=STEPS))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    lines = [json.loads(line) for line in (tmp_path / "diagnostics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert lines[0]["table"]
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 2 * 3 * 4
+
+
+@pytest.mark.parametrize(
+    "strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", "lightning.pytorch.strategies.ModelParallelStrategy"]
+)
+def test_a_strategy_that_shards_the_weights_is_refused_in_a_line(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str
+) -> None:
+    """Torch can shard on a CPU, but what reads whole weights here cannot follow: so this is a refusal, not a run."""
+    flags = [f"--run_dir={tmp_path / 'run'}", "--trainer.accelerator=cpu", f"--trainer.strategy={strategy}"]
+    assert run(train, workshop.arguments("language_model", *flags)) == EXIT_USER_ERROR
+    errors = capsys.readouterr().err.strip()
+    assert errors.count("\n") == 0
+    assert f"trainer.strategy is {strategy}" in errors and "give ddp" in errors
+    assert not (tmp_path / "run").exists()
 
 
 def read_steps(file: Path) -> list[dict]:

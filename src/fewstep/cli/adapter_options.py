@@ -12,6 +12,7 @@ from fewstep.errors import UserError
 if TYPE_CHECKING:
     from fewstep.adapters import ImageDecoder, Loading, TextDecoder
     from fewstep.evaluation import Diagnosis
+    from fewstep.evaluation.processes import Processes
 
 TEXT, IMAGES = ("text", "tokens"), ("images", "image_size")
 LOADED = ("dtype", "trust_remote_code", "allow_pickle")
@@ -78,9 +79,12 @@ def adapter_name(path: str) -> str:
 
 
 def diagnose_adapter(
-    args: argparse.Namespace, only: list[str] | None, progress: Callable[[int, int, str], None]
+    args: argparse.Namespace,
+    only: list[str] | None,
+    progress: Callable[[int, int, str], None] | None,
+    processes: "Processes",
 ) -> "Diagnosis":
-    """Load the decoder that ``args`` name and measure it."""
+    """Load the decoder that ``args`` name and measure it; ``processes`` share the measurements."""
     from fewstep.evaluation import diagnose_decoder
 
     decoder, data, packages = LOADERS[args.adapter](args)
@@ -91,6 +95,7 @@ def diagnose_adapter(
         seed=args.seed,
         only=only,
         progress=progress,
+        processes=processes,
         data=data,
         packages=packages,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fewstep.cli.adapter_options import adapter_name, add_adapter_options, check_adapter_options, diagnose_adapter
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.device import pick_device
+from fewstep.cli.edge import EXIT_USER_ERROR
 from fewstep.cli.model_text import corpus_of, packed_blocks
 from fewstep.cli.output import check_free, new_text_file
 from fewstep.cli.progress import ProgressBar
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from fewstep.bundle import ModelBundle
     from fewstep.data import PreparedCorpus
     from fewstep.evaluation import Diagnosis
+    from fewstep.evaluation.processes import Processes
     from fewstep.types import TokenBatch
 
 JSON_FILE = "diagnostics.json"
+Tell = Callable[[int, int, str], None]
 FOLDER, PICTURES = "diagnosis", "pictures"
 
 
@@ -63,15 +66,34 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Measure as ``argv`` says and return the exit code. Raises ``UserError`` for whatever a user can mend."""
-    args = parser().parse_args(argv)
+    """Measure as ``argv`` says and return the exit code. Raises ``UserError`` for whatever a user can mend.
+
+    Several processes (``torchrun`` or any other start of them) share the measurements; the first alone speaks.
+    """
+    speaks = os.environ.get("RANK", "0") == "0"
+    try:
+        return run(parser().parse_args(argv))
+    except UserError:
+        if speaks:
+            raise
+        return EXIT_USER_ERROR
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command itself."""
+    from fewstep.evaluation.processes import Processes
+
     check_adapter_options(args)
     only = None if args.only is None else names(args.only)
     folder = default_folder(args) if args.out is None else args.out.expanduser()
     check_free(folder / JSON_FILE, overwrite=args.overwrite)
     check_writable(folder)
-    with ProgressBar("diagnosing", "measurement") as progress:
-        diagnosis = diagnose(args, only, progress)
+    with Processes.join() as processes:
+        if not processes.is_first:
+            diagnose(args, only, None, processes)
+            return 0
+        with ProgressBar("diagnosing", "measurement") as progress:
+            diagnosis = diagnose(args, only, progress, processes)
     print(diagnosis.to_text())
     write(diagnosis, folder, overwrite=args.overwrite)
     print(f"\ntable     {folder / JSON_FILE}\npictures  {folder / PICTURES}/*.png")
@@ -103,19 +125,18 @@ def default_folder(args: argparse.Namespace) -> Path:
 
 
 def diagnose(
-    args: argparse.Namespace, only: list[str] | None, progress: Callable[[int, int, str], None]
+    args: argparse.Namespace, only: list[str] | None, progress: Tell | None, processes: "Processes"
 ) -> "Diagnosis":
     """Load the model and measure it, text or images, ours or another's."""
     from fewstep.storage import kind_of
 
     if args.adapter is not None:
-        return diagnose_adapter(args, only, progress)
-
-    return KINDS[kind_of(args.path)](args, only, progress)
+        return diagnose_adapter(args, only, progress, processes)
+    return KINDS[kind_of(args.path)](args, only, progress, processes)
 
 
 def diagnose_text_model(
-    args: argparse.Namespace, only: list[str] | None, progress: Callable[[int, int, str], None]
+    args: argparse.Namespace, only: list[str] | None, progress: Tell | None, processes: "Processes"
 ) -> "Diagnosis":
     """A text model on the held-out part of its text."""
     from fewstep.bundle import ModelBundle
@@ -129,7 +150,7 @@ def diagnose_text_model(
         TextGenerator(bundle), tokens, num_examples=args.examples, num_positions=args.positions, seed=args.seed
     )
     data = {"source": args.source or bundle.identity.source, "fingerprint": corpus.fingerprint}
-    return diagnose_text(subject, args.path, only=only, progress=progress, data=data)
+    return diagnose_text(subject, args.path, only=only, progress=progress, processes=processes, data=data)
 
 
 def held_out_text(bundle: "ModelBundle", args: argparse.Namespace) -> "TokenBatch":
@@ -149,7 +170,7 @@ def own_corpus(bundle: "ModelBundle", args: argparse.Namespace) -> "PreparedCorp
 
 
 def diagnose_image_model(
-    args: argparse.Namespace, only: list[str] | None, progress: Callable[[int, int, str], None]
+    args: argparse.Namespace, only: list[str] | None, progress: Tell | None, processes: "Processes"
 ) -> "Diagnosis":
     """The image control on held-out images."""
     from fewstep.evaluation import diagnose_images, make_image_subject
@@ -158,10 +179,10 @@ def diagnose_image_model(
     model = ImageModel.from_pretrained(args.path).to(pick_device(args.device))
     subject = make_image_subject(model, num_examples=args.examples, seed=args.seed)
     data = {"source": model.identity.data, **model.identity.data_config}
-    return diagnose_images(subject, args.path, only=only, progress=progress, data=data)
+    return diagnose_images(subject, args.path, only=only, progress=progress, processes=processes, data=data)
 
 
-KINDS: dict[str, Callable[[argparse.Namespace, list[str] | None, Callable[[int, int, str], None]], Any]] = {
+KINDS: dict[str, Callable[[argparse.Namespace, list[str] | None, Tell | None, "Processes"], Any]] = {
     "text": diagnose_text_model,
     "images": diagnose_image_model,
 }

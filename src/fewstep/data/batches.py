@@ -31,9 +31,10 @@ class StepBatchSampler(Sampler[list[int]]):
     """Batches whose k-th one depends on (seed, k, rank, world_size) only, so that a resumed run sees the very rest.
 
     Epochs follow each other without end: epoch e is a permutation of all examples drawn from (seed, e), cut into
-    global batches of ``world_size * batch_size``; the rest that fills none is left out of that epoch, so no example
-    comes twice within an epoch. Of each global batch a rank takes its own ``batch_size`` rows.
-    This project's definition.
+    optimizer steps of G = ``batches_per_step * world_size * batch_size`` examples; the rest that fills none is left out
+    of that epoch, so no example comes twice within an epoch. Batch i of a step in rank r holds the examples from
+    ``(i * world_size + r) * batch_size`` on: the examples of a step depend on G alone, however many processes and
+    accumulated batches share them, and with the same ``batch_size`` its batches do too. This project's definition.
 
     Args:
         num_examples: rows of the data set.
@@ -43,9 +44,10 @@ class StepBatchSampler(Sampler[list[int]]):
         rank: this process, 0 <= rank < world_size.
         world_size: number of processes.
         start_batch: the first batch to yield.
+        batches_per_step: batches of one rank whose gradients are accumulated to one optimizer step.
 
     Raises:
-        UserError: fewer examples than one global batch, or a number out of range.
+        UserError: fewer examples than one optimizer step takes, or a number out of range.
     """
 
     def __init__(
@@ -57,21 +59,25 @@ class StepBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         start_batch: int = 0,
+        batches_per_step: int = 1,
     ) -> None:
-        if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size or num_batches < 0 or start_batch < 0:
+        if min(batch_size, world_size, batches_per_step) < 1 or not 0 <= rank < world_size:
             raise UserError(
-                f"batch_size {batch_size}, num_batches {num_batches}, rank {rank}, world_size {world_size}, "
-                f"start_batch {start_batch}: expected batch_size and world_size >= 1, 0 <= rank < world_size, "
-                "and the others >= 0"
+                f"batch_size {batch_size}, batches_per_step {batches_per_step}, rank {rank}, world_size {world_size}: "
+                "expected all but rank >= 1, and 0 <= rank < world_size"
             )
-        if num_examples < batch_size * world_size:
+        if num_batches < 0 or start_batch < 0:
+            raise UserError(f"num_batches {num_batches}, start_batch {start_batch}: expected both >= 0")
+        step_size = batch_size * world_size * batches_per_step
+        if num_examples < step_size:
+            accumulated = f" x {batches_per_step} accumulated batches" if batches_per_step > 1 else ""
             raise UserError(
-                f"the data set has {num_examples} examples, fewer than one batch of {batch_size * world_size} "
-                f"({batch_size} x {world_size} processes): lower the batch size or give more text"
+                f"the data set has {num_examples} examples, fewer than one batch of {step_size} "
+                f"({batch_size} x {world_size} processes{accumulated}): lower the batch size or give more text"
             )
         self.num_examples, self.batch_size, self.num_batches, self.seed = num_examples, batch_size, num_batches, seed
         self.rank, self.world_size, self.start_batch = rank, world_size, start_batch
-        self.batches_per_epoch = num_examples // (batch_size * world_size)
+        self.batches_per_epoch = num_examples // step_size * batches_per_step
 
     def permutation(self, epoch: int) -> np.ndarray:
         """The order of all rows in an epoch, (num_examples,) int64."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerFast
 
+_BATCH_BYTES = 8 << 20
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -111,6 +113,12 @@ def make_packer(tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: boo
     return BlockPacker(block_size, int(tokenizer.eos_token_id), int(tokenizer.pad_token_id), pack)
 
 
+def _batch_size(documents: "Dataset") -> int:
+    """Documents at a time: about ``_BATCH_BYTES`` of text, for memory, and so few that the progress bar moves."""
+    mean = documents.data.nbytes / max(len(documents.data), 1)
+    return max(1, min(1000, len(documents) // 20, int(_BATCH_BYTES / max(mean, 1))))
+
+
 def pack_split(
     documents: "Dataset", tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: bool, path: Path, name: str
 ) -> SplitReport:
@@ -129,7 +137,7 @@ def pack_split(
         pack_batch,
         input_columns="text",
         batched=True,
-        batch_size=max(1, min(1000, len(documents) // 20)),
+        batch_size=_batch_size(documents),
         remove_columns=documents.column_names,
         features=block_features(block_size),
         cache_file_name=str(path),

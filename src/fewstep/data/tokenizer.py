@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_CHARACTERS_AT_ONCE = 1 << 20
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
@@ -128,7 +130,13 @@ class DocumentEncoder:
         return table
 
     def encode(self, texts: list[str]) -> list[EncodedDocument]:
-        """Each text's tokens, without any special tokens around them."""
+        """Each text's tokens, without any special tokens around them.
+
+        The tokenizer gets about 2**20 characters at a time: what it makes of them is a hundred times the size of ids.
+        """
+        return [document for part in _parts(texts) for document in self._encode(part)]
+
+    def _encode(self, texts: list[str]) -> list[EncodedDocument]:
         if self._token_bytes is not None:
             encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
             ids = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
@@ -138,6 +146,20 @@ class DocumentEncoder:
             EncodedDocument(np.asarray(encoding.ids, dtype=np.int32), _bytes_by_offsets(text, encoding.offsets))
             for text, encoding in zip(texts, encodings, strict=True)
         ]
+
+
+def _parts(texts: list[str]) -> Iterator[list[str]]:
+    """``texts`` in order, in lists that end where they reach the size; a longer text stands whole."""
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        part.append(text)
+        size += len(text)
+        if size >= _CHARACTERS_AT_ONCE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _is_byte_level(state: dict) -> bool:

@@ -22,6 +22,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis, Progress, choose, run_all
 from fewstep.evaluation.diagnosis_protocol import diagnosis_protocol
 from fewstep.evaluation.image_diagnosis import IMAGE_MEASUREMENTS, ImageSubject, image_result
+from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.readout_measurements import (
     ReadoutSubject,
     Results,
@@ -150,18 +151,19 @@ def diagnose_decoder(
     seed: int,
     only: Sequence[str] | None = None,
     progress: Progress | None = None,
+    processes: Processes | None = None,
     data: Mapping[str, Any] | None = None,
     packages: tuple[str, ...] = ("transformers",),
 ) -> Diagnosis:
     """Measure a decoder of text or images on its first ``num_examples`` examples.
 
     ``only`` names some of :data:`DECODER_MEASUREMENTS`, for images of :data:`~fewstep.evaluation.image_diagnosis.\
-IMAGE_MEASUREMENTS` or "reconstruction"; a figure does not depend on what else is measured. ``data`` names what was
+IMAGE_MEASUREMENTS` or "reconstruction"; a figure does not depend on what else is measured, so ``processes`` share them. ``data`` names what was
     measured on and ``packages`` what the decoder is made of, for the protocol. Raises ``UserError`` for an unknown
     name, one that asks for conditionals that are not there, and for what :func:`make_decoder_subject` does.
     """
     if isinstance(decoder, ImageDecoder):
-        return _diagnose_images(decoder, num_examples, seed, only, progress, data, packages)
+        return _diagnose_images(decoder, num_examples, seed, only, progress, processes, data, packages)
     chosen = choose(DECODER_MEASUREMENTS, only)
     lacking = [name for name, (needs, _) in chosen.items() if needs and decoder.conditionals is None]
     if only is not None and lacking:
@@ -170,7 +172,7 @@ IMAGE_MEASUREMENTS` or "reconstruction"; a figure does not depend on what else i
         )
     subject = make_decoder_subject(decoder, num_examples=num_examples, num_positions=num_positions, seed=seed)
     runs = {name: (lambda run=run: run(subject)) for name, (_, run) in chosen.items() if name not in lacking}
-    results = run_all(runs, progress)
+    results = run_all(runs, progress, processes)
     protocol = diagnosis_protocol(
         seed=seed,
         num_examples=num_examples,
@@ -199,6 +201,7 @@ def _diagnose_images(
     seed: int,
     only: Sequence[str] | None,
     progress: Progress | None,
+    processes: Processes | None,
     data: Mapping[str, Any] | None,
     packages: tuple[str, ...],
 ) -> Diagnosis:
@@ -217,7 +220,7 @@ def _diagnose_images(
         return (reconstruction_error(in_units, subject.z, decoder.images[:num_examples], generator=noise),)
 
     asked = {name: (lambda run=run: run(subject)) for name, run in IMAGE_MEASUREMENTS.items()}
-    results = run_all(choose({"reconstruction": reconstruction, **asked}, only), progress)
+    results = run_all(choose({"reconstruction": reconstruction, **asked}, only), progress, processes)
     return image_result(subject, decoder.name, results, data, packages=packages, notes=decoder.notes)
 
 

@@ -10,6 +10,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns
 from fewstep.evaluation.diagnosis_protocol import diagnosis_protocol
 from fewstep.evaluation.measurements import MEASUREMENTS
+from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.subject import Subject
 
 Progress = Callable[[int, int, str], object]
@@ -91,13 +92,14 @@ def diagnose_text(
     *,
     only: Sequence[str] | None = None,
     progress: Progress | None = None,
+    processes: Processes | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Measure a text model. ``only`` names some of :data:`~fewstep.evaluation.measurements.MEASUREMENTS`.
 
     Without it, all are made that the model has the parts for. A measurement's figures depend on the subject alone, not
-    on what else is measured. ``data`` names the text, for the protocol. Raises ``UserError`` for an unknown name, and
-    for one that the model lacks a part for.
+    on what else is measured, so several ``processes`` share them (:func:`run_all`). ``data`` names the text, for the
+    protocol. Raises ``UserError`` for an unknown name, and for one that the model lacks a part for.
     """
     parts = subject.generator.bundle.parts()
     chosen = choose(MEASUREMENTS, only)
@@ -111,7 +113,7 @@ def diagnose_text(
     runs = {
         name: (lambda run=measurement.run: run(subject)) for name, measurement in chosen.items() if name not in left_out
     }
-    results = run_all(runs, progress)
+    results = run_all(runs, progress, processes)
     count, positions = subject.positions.shape
     n = subject.z[0].numel()
     protocol = diagnosis_protocol(
@@ -138,17 +140,33 @@ def choose(offered: Mapping[str, Thing], only: Sequence[str] | None) -> dict[str
 
 
 def run_all(
-    runs: Mapping[str, Callable[[], tuple[Diagnostic, ...]]], progress: Progress | None
+    runs: Mapping[str, Callable[[], tuple[Diagnostic, ...]]],
+    progress: Progress | None,
+    processes: Processes | None = None,
 ) -> tuple[Diagnostic, ...]:
-    """The results of all ``runs``, telling ``progress`` before each and at the end."""
-    results: list[Diagnostic] = []
-    for done, (name, run) in enumerate(runs.items()):
+    """The results of all ``runs``, telling ``progress`` before each and at the end.
+
+    Of several ``processes`` each makes a share, and the first has all results, in order; the others have none. Raises
+    ``UserError`` in the first for what any of them meets.
+    """
+    processes = Processes() if processes is None else processes
+    share = processes.share(list(enumerate(runs.items())))
+    found: list[tuple[int, tuple[Diagnostic, ...], str]] = []
+    for done, (place, (name, run)) in enumerate(share):
         if progress is not None:
-            progress(done, len(runs), name)
-        results += run()
+            progress(done, len(share), name)
+        try:
+            found.append((place, run(), ""))
+        except UserError as error:  # told to all, or the others would wait
+            found.append((place, (), str(error)))
+            break
+    gathered = sorted(processes.gather(found), key=lambda one: one[0])
+    for _, _, problem in gathered:
+        if problem:
+            raise UserError(problem)
     if progress is not None:
-        progress(len(runs), len(runs), "")
-    return tuple(results)
+        progress(len(share), len(share), "")
+    return tuple(result for _, results, _ in gathered for result in results)
 
 
 def _cells(row: DiagnosticRow) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from fewstep.diagnostics import (
 from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis, Progress, choose, run_all
 from fewstep.evaluation.diagnosis_protocol import diagnosis_protocol
+from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.readout_measurements import DabiEffort
 from fewstep.evaluation.subject import noise_source
 from fewstep.image_bundle import ImageModel
@@ -107,17 +108,19 @@ def diagnose_images(
     *,
     only: Sequence[str] | None = None,
     progress: Progress | None = None,
+    processes: Processes | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Measure an image model, called ``model``. ``only`` names some of :data:`IMAGE_MEASUREMENTS`.
 
-    ``data`` names the images, for the protocol.
+    Several ``processes`` share them, see :func:`~fewstep.evaluation.diagnosis.run_all`. ``data`` names the images, for
+    the protocol.
 
     Raises ``UserError`` for an unknown name.
     """
     chosen = choose(IMAGE_MEASUREMENTS, only)
     runs = {name: (lambda run=run: run(subject)) for name, run in chosen.items()}
-    results = run_all(runs, progress)
+    results = run_all(runs, progress, processes)
     return image_result(subject, model, results, data, packages=())
 
 

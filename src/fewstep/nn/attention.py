@@ -55,24 +55,43 @@ class Rotation:
         return Rotation(self.cos[start:stop], self.sin[start:stop])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *, causal: bool = False) -> Tensor:
     """Softmax attention of queries (B, H, Q, d) to keys and values (B, H, N, d), (B, H, Q, d).
 
-    ``seen`` (broadcastable to (B, H, Q, N), bool) marks what may be seen. Torch's fused kernels do it, except for
-    short sequences on a CPU, where their backward pass in bf16 takes six times as long as two plain products.
+    ``seen`` (broadcastable to (B, H, Q, N), bool) marks what may be seen. ``causal`` in place of it, with Q = N, lets
+    every query see the keys up to its own: kernels that know this hold no mask. Torch's fused kernels do it, except for
+    short sequences on a CPU, where their backward pass in bf16 takes several times as long as two plain products.
     """
     if q.device.type != "cpu" or k.shape[-2] > SHORT_SEQUENCE:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+    if causal:
+        seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
     return attend_unfused(q, k, v, seen)
 
 
 def attend_unfused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
     """:func:`attend` written out, for short sequences and where forward-mode derivatives are taken."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if seen is not None:
-        # A finite floor: a row that sees nothing becomes an average, not NaN; its owner masks it.
-        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1) @ v
+    scaled = q * q.shape[-1] ** -0.5
+    if seen is None:
+        return (scaled @ k.transpose(-1, -2)).softmax(-1) @ v
+    batch, heads, keys = q.shape[0], q.shape[1], k.shape[-2]
+    # Added by the product itself, the mask costs no pass of its own over the scores, neither forward nor backward.
+    hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, _floor(q))
+    if hidden.shape[:-2].numel() == 1:  # one for all examples and heads: a view of it will do
+        hidden = hidden.reshape(-1, hidden.shape[-1]).expand(batch * heads, -1, keys)
+    else:
+        hidden = hidden.expand(batch, heads, -1, keys).reshape(batch * heads, -1, keys)
+    scores = torch.baddbmm(hidden, scaled.flatten(0, 1), k.flatten(0, 1).transpose(-1, -2))
+    return (scores.softmax(-1) @ v.flatten(0, 1)).unflatten(0, (batch, heads))
+
+
+def _floor(q: Tensor) -> float:
+    """The score of what must not be seen: finite, also after autocast, so that a row that sees nothing becomes an
+    average and not NaN; its owner masks it."""
+    floor = torch.finfo(q.dtype).min
+    if torch.is_autocast_enabled(q.device.type):
+        floor = max(floor, torch.finfo(torch.get_autocast_dtype(q.device.type)).min)
+    return floor
 
 
 class KeyValueCache:
@@ -147,10 +166,11 @@ class SelfAttention(nn.Module):
             k, v = cache.append(k, v)
         seen = None if mask is None else mask[:, None, None, :]
         # One new query against the cache sees every key, which is what causality allows it.
-        if self.causal and q.shape[-2] > 1:
+        causal = self.causal and q.shape[-2] > 1
+        if causal and (seen is not None or start):
             earlier = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=x.device).tril(start)
-            seen = earlier if seen is None else earlier & seen
-        y = attend(q, k, v, seen)
+            seen, causal = earlier if seen is None else earlier & seen, False
+        y = attend(q, k, v, seen, causal=causal)
         return self.out(rearrange(y, "b h n d -> b n (h d)"))
 
     def new_cache(self, room: int, context: "ProjectedContext | None" = None) -> KeyValueCache:

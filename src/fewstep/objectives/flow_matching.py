@@ -97,7 +97,8 @@ class FlowMatching(FlowObjective):
     ) -> Tensor | None:
         if self.self_conditioning_probability <= 0:
             return None
-        # One draw for the batch, so that steps without feedback cost one network evaluation only.
-        if rand((1,), x_t, generator).item() >= self.self_conditioning_probability:
+        # One draw for the batch, so that steps without feedback cost one network evaluation only. It stays where it is
+        # drawn: to read it from an accelerator would make the processor wait at every step.
+        if rand((1,), torch.empty(0), generator).item() >= self.self_conditioning_probability:
             return None
         return model.denoise(x_t, t, mask=mask)

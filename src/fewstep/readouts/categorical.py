@@ -1,10 +1,11 @@
-"""Drawing tokens from logits. B batch, V vocabulary."""
+"""Likelihood of tokens, and drawing them from logits. B batch, L tokens, K positions, W width, V vocabulary."""
 
 import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fewstep.schedules import upcast
 
@@ -14,6 +15,38 @@ def token_nats(logits: Tensor, ids: Tensor) -> Tensor:
     # Classes stay the last axis: cross-entropy over a strided one is several times slower.
     flat = F.cross_entropy(upcast(logits).flatten(0, 1), ids.flatten(), reduction="none")
     return flat.view(ids.shape)
+
+
+MAX_LOGITS = 2**25
+"""Logits that are held at once where a loss can do with fewer: 128 MiB in float32."""
+
+
+def hidden_nats(hidden: Tensor, outputs: nn.Linear, ids: Tensor, *, max_logits: int | None = None) -> Tensor:
+    """:func:`token_nats` of ``outputs(hidden)``, (B, L), that never holds more than about ``max_logits`` logits.
+
+    ``outputs`` maps each row of ``hidden`` (B, K, W) to the logits of the L / K tokens that it stands for, one after
+    the other. Where all logits together are more than ``max_logits`` (``MAX_LOGITS`` where None), rows are taken in
+    parts, and the backward pass computes the logits of a part again: one product more, in place of B L V numbers that
+    wait for it (this project's definition). Raises ``ValueError`` where L is no multiple of K.
+    """
+    rows, positions = hidden.flatten(0, 1), hidden.shape[1]
+    if ids.shape[1] % positions:
+        raise ValueError(f"{ids.shape[1]} tokens for {positions} positions: expected a whole number of tokens each")
+    targets = ids.reshape(len(rows), -1)
+
+    def part_nats(part: Tensor, part_targets: Tensor) -> Tensor:
+        return token_nats(outputs(part).unflatten(-1, (part_targets.shape[1], -1)), part_targets)
+
+    size = max(1, (MAX_LOGITS if max_logits is None else max_logits) // outputs.out_features)
+    if size >= len(rows):
+        return part_nats(rows, targets).view(ids.shape)
+    parts = [
+        checkpoint(part_nats, *part, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled()
+        else part_nats(*part)
+        for part in zip(rows.split(size), targets.split(size), strict=True)
+    ]
+    return torch.cat(parts).view(ids.shape)
 
 
 def check_draw(temperature: float, top_p: float, top_k: int | None) -> None:

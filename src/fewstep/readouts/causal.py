@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.nn import Block, Context, KeyValueCache, TimeEmbedding, initialise
+from fewstep.readouts.categorical import hidden_nats
 
 
 class CausalTransformer(nn.Module):
@@ -75,7 +76,23 @@ class CausalTransformer(nn.Module):
         context: Context | None = None,
         caches: list[KeyValueCache] | None = None,
     ) -> Tensor:
-        """Logits (B, N, V) of the token after each of ``inputs`` (B, N).
+        """Logits (B, N, V) of the token after each of ``inputs`` (B, N); see :meth:`hidden`."""
+        return self.outputs(self.hidden(inputs, context, caches))
+
+    def token_nats(self, inputs: Tensor, ids: Tensor, context: Context | None = None) -> Tensor:
+        """Negative log-likelihood (B, N) in nats of ``ids`` (B, N), each after its one of ``inputs`` (B, N).
+
+        A large vocabulary's logits are not held all at once (:func:`~fewstep.readouts.hidden_nats`).
+        """
+        return hidden_nats(self.hidden(inputs, context), self.outputs, ids)
+
+    def hidden(
+        self,
+        inputs: Tensor,
+        context: Context | None = None,
+        caches: list[KeyValueCache] | None = None,
+    ) -> Tensor:
+        """States (B, N, W), normed, from which the logits after each of ``inputs`` (B, N) are read.
 
         ``caches``, of :meth:`empty_caches`, hold the earlier inputs and the context. Raises ``ValueError`` if they
         come with a ``context``, or have no room left.
@@ -85,7 +102,7 @@ class CausalTransformer(nn.Module):
         h = self.embedding(inputs)
         for index, block in enumerate(self.blocks):
             h = block(h, context=context, cache=None if caches is None else caches[index])
-        return self.outputs(self.norm(h))
+        return self.norm(h)
 
     @torch.no_grad()
     def start_from(self, language_model: "CausalTransformer") -> list[str]:

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from fewstep.readouts.categorical import draw_tokens, token_nats
+from fewstep.readouts.categorical import draw_tokens
 from fewstep.readouts.causal import CausalTransformer
 from fewstep.readouts.decoding import decode_cached
 from fewstep.readouts.ending import Ending, ended
@@ -47,17 +47,21 @@ class CommitmentHead(nn.Module):
         ``sees_tokens`` (B,) bool is false at rows without a view of earlier tokens; None means all see them. With
         commitment off no row does.
         """
+        return self.network(self._inputs(ids, sees_tokens), self.network.context(z, mask, noise_level))
+
+    def _inputs(self, ids: Tensor, sees_tokens: Tensor | None) -> Tensor:
         inputs = self.network.shifted(ids) if self.commitment else self.network.unseen(ids)
         if sees_tokens is not None:
             inputs = torch.where(sees_tokens[:, None], inputs, self.network.unseen(ids))
-        return self.network(inputs, self.network.context(z, mask, noise_level))
+        return inputs
 
     def token_nats(
         self, z: Tensor, ids: Tensor, mask: Tensor, noise_level: Tensor, sees_tokens: Tensor | None = None
     ) -> Tensor:
         """Negative log-likelihood of every token (B, L) in nats; ``mask`` (B, L), the rest as in :meth:`logits`."""
         latent_mask = rearrange(mask, "b (k s) -> b k s", s=self.network.stride).any(-1)
-        return token_nats(self.logits(z, latent_mask, ids, noise_level, sees_tokens), ids)
+        context = self.network.context(z, latent_mask, noise_level)
+        return self.network.token_nats(self._inputs(ids, sees_tokens), ids, context)
 
     def loss(
         self,

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from fewstep.readouts.categorical import token_nats
 from fewstep.readouts.causal import CausalTransformer
 from fewstep.readouts.decoding import decode_cached
 from fewstep.readouts.ending import Ending
@@ -22,7 +21,7 @@ class LanguageModel(nn.Module):
 
     def token_nats(self, ids: Tensor) -> Tensor:
         """Negative log-likelihood of every token (B, L) given the ones before it, in nats, float32."""
-        return token_nats(self.network(self.network.shifted(ids)), ids)
+        return self.network.token_nats(self.network.shifted(ids), ids)
 
     def loss(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Mean nats per real token (B,); ``mask`` (B, L)."""

@@ -5,16 +5,21 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from fewstep.nn import Block, initialise
-from fewstep.readouts.categorical import draw_tokens, token_nats
+from fewstep.readouts.categorical import MAX_LOGITS, draw_tokens, hidden_nats, token_nats
 from fewstep.readouts.ending import Ending, ended
 from fewstep.shapes import Generators, masked_mean, rand
 from fewstep.types import TokenSample
 
 
 class ParallelReadout(nn.Module):
-    """Latents to token logits without any order: subclasses give ``forward(z, mask) -> logits`` (B, L, V)."""
+    """Latents to token logits without any order: subclasses give ``forward(z, mask) -> logits`` (B, L, V).
+
+    One that tells its ``vocab_size`` writes large batches part by part, so that their logits are not held all at once;
+    for the loss it gives ``token_nats`` to this end.
+    """
 
     stride: int
+    vocab_size: int | None = None
 
     def token_mask(self, mask: Tensor) -> Tensor:
         """The mask (B, L) of the tokens that latents with ``mask`` (B, K) stand for."""
@@ -23,9 +28,25 @@ class ParallelReadout(nn.Module):
     def loss(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Mean nats per real token (B,) for ``ids`` (B, L) under latents ``z`` (B, K, D); ``mask`` (B, L) bool."""
         latent_mask = rearrange(mask, "b (k s) -> b k s", s=self.stride).any(-1)
-        logits = self(z, latent_mask)
-        nats = token_nats(logits, ids)
-        return masked_mean(nats, mask)
+        return masked_mean(self.token_nats(z, ids, latent_mask), mask)
+
+    def token_nats(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Negative log-likelihood (B, L) in nats of ``ids`` (B, L) under ``z`` (B, K, D) with their ``mask`` (B, K)."""
+        return token_nats(self(z, mask), ids)
+
+    @torch.no_grad()
+    def token_accuracy(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Share of real tokens (scalar) that are the likeliest at their place; arguments as in :meth:`loss`."""
+        latent_mask = rearrange(mask, "b (k s) -> b k s", s=self.stride).any(-1)
+        parts = [self(z[rows], latent_mask[rows]).argmax(-1) for rows in self._parts(z)]
+        return ((torch.cat(parts) == ids) & mask).sum() / mask.sum().clamp(min=1)
+
+    def _parts(self, z: Tensor) -> list[slice]:
+        """Examples of ``z`` (B, K, D) in parts whose logits may be held at once."""
+        size = max(1, len(z))
+        if self.vocab_size is not None:
+            size = max(1, MAX_LOGITS // (z.shape[1] * self.stride * self.vocab_size))
+        return [slice(start, start + size) for start in range(0, max(1, len(z)), size)]
 
     def generate(
         self,
@@ -43,9 +64,13 @@ class ParallelReadout(nn.Module):
         With ``ending`` what follows a row's first end-of-text is padding. Raises ``ValueError`` where
         :func:`~fewstep.readouts.draw_tokens` does.
         """
-        logits = self(z, mask)
-        u = rand(tuple(logits.shape[:2]), z, generator)
-        return ended(*draw_tokens(logits, u, temperature=temperature, top_p=top_p, top_k=top_k), ending)
+        u = rand((len(z), z.shape[1] * self.stride), z, generator)
+        parts = [
+            draw_tokens(self(z[rows], mask[rows]), u[rows], temperature=temperature, top_p=top_p, top_k=top_k)
+            for rows in self._parts(z)
+        ]
+        ids, log_probs = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        return ended(ids, log_probs, ending)
 
 
 class LinearReadout(ParallelReadout):
@@ -55,7 +80,12 @@ class LinearReadout(ParallelReadout):
         super().__init__()
         self.config = {"vocab_size": vocab_size, "latent_dim": latent_dim, "stride": stride}
         self.stride = stride
+        self.vocab_size = vocab_size
         self.outputs = nn.Linear(latent_dim, stride * vocab_size)
+
+    def token_nats(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """As of :class:`ParallelReadout`, part by part (:func:`~fewstep.readouts.hidden_nats`)."""
+        return hidden_nats(z, self.outputs, ids)
 
     def forward(self, z: Tensor, mask: Tensor) -> Tensor:
         """Logits (B, L, V) of ``z`` (B, K, D)."""
@@ -85,6 +115,7 @@ class TransformerReadout(ParallelReadout):
             "num_heads": num_heads,
         }
         self.stride = stride
+        self.vocab_size = vocab_size
         self.inputs = nn.Linear(latent_dim, stride * width)
         self.blocks = nn.ModuleList(Block(width, num_heads, local_reach=2) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -94,11 +125,19 @@ class TransformerReadout(ParallelReadout):
 
     def forward(self, z: Tensor, mask: Tensor) -> Tensor:
         """Logits (B, L, V) of ``z`` (B, K, D); ``mask`` (B, K) bool."""
+        return self.outputs(self.hidden(z, mask))
+
+    def token_nats(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """As of :class:`ParallelReadout`, part by part (:func:`~fewstep.readouts.hidden_nats`)."""
+        return hidden_nats(self.hidden(z, mask), self.outputs, ids)
+
+    def hidden(self, z: Tensor, mask: Tensor) -> Tensor:
+        """States (B, L, W), normed, of ``z`` (B, K, D); ``mask`` (B, K) bool."""
         seen = self.token_mask(mask)
         h = rearrange(self.inputs(z), "b k (s w) -> b (k s) w", s=self.stride)
         for block in self.blocks:
             h = block(h, seen)
-        return self.outputs(self.norm(h))
+        return self.norm(h)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from fewstep.errors import UserError
 from fewstep.training.callbacks import (
     AutoencoderDiagnostics,
     CommitmentDiagnostics,
+    CompiledBlocks,
     DiagnosticsCallback,
     ExportModel,
     FlowDiagnostics,
@@ -25,6 +26,7 @@ from fewstep.training.callbacks import (
     StageSummary,
     StepProgress,
     Throughput,
+    WeightAverage,
 )
 from fewstep.training.loggers import default_loggers, finish_wandb
 from fewstep.training.messages import one_line
@@ -39,6 +41,7 @@ from fewstep.training.run_folder import (
     tokenizer_of,
 )
 from fewstep.training.step_data import StepDataModule
+from fewstep.training.strategies import check_strategy
 
 TEXT = "fewstep.training.TextDataModule"
 """The class of ``data`` where none is named."""
@@ -71,8 +74,9 @@ class FewstepCLI(LightningCLI):
             "--overwrite", action=ActionYesNo, nargs="?", default=False, help="replace an earlier run in run_dir"
         )
         parser.link_arguments("data", "model.init_args.data", apply_on="instantiate")
-        parser.add_lightning_class_args(EMAWeightAveraging, "ema")
+        parser.add_lightning_class_args(WeightAverage, "ema")
         parser.add_lightning_class_args(ResumePoint, "checkpoint")
+        parser.add_lightning_class_args(CompiledBlocks, "compile")
         parser.add_lightning_class_args(SampleTable, "samples")
         parser.add_class_arguments(DiagnosticsCallback, "diagnostics", skip={"folder"}, instantiate=False)
         parser.set_defaults({"ema.decay": 0.995, "data": {"class_path": TEXT, "init_args": {}}})
@@ -90,10 +94,11 @@ class FewstepCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check the run folder before anything costs time, and take the base model's tokenizer.
 
-        Raises ``UserError`` for a run folder that is in use, for a base model that is none, and for data that are not
-        the model's.
+        Raises ``UserError`` for a run folder that is in use, for a base model that is none, for data that are not the
+        model's, and for a strategy that does not fit.
         """
         config = self._settings()
+        check_strategy(config.trainer.strategy)
         check_data(config.model.class_path, config.data.class_path)
         base, data = self._base(), config.data.init_args
         if base is not None and "tokenizer" in data and data.tokenizer is None:

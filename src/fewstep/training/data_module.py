@@ -118,8 +118,9 @@ class TextDataModule(StepDataModule):
         return DataLoader(corpus.train, batch_sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        """The first ``num_validation_blocks`` held-out blocks, in order; each process sees its share."""
-        return DataLoader(self.held_out_share(self.corpus.validation), self.batch_size, collate_fn=collate)
+        """The first ``num_validation_blocks`` held-out blocks, in order; each process sees its share of batches."""
+        rows = self.corpus.validation
+        return DataLoader(rows, batch_sampler=self.held_out_batches(len(rows)), collate_fn=collate)
 
     def state_dict(self) -> dict[str, Any]:
         """Where a stream stands; blocks on disk need only the trainer's step."""

@@ -88,4 +88,5 @@ class ImageAutoencoderModule(TrainingModule):
         decoded = self.autoencoder.decode(self.autoencoder.encode(images))
         error = (decoded - images).square().flatten(1).mean(1)
         scores = {"val/psnr_db": -10 * error.log10().mean(), "val/r_squared": 1 - error.mean() / self._constant_error}
-        self.log_dict(scores, prog_bar=True, batch_size=len(images), sync_dist=True)
+        size = self.data.held_out_weight(batch_idx, len(images))
+        self.log_dict(scores, prog_bar=True, batch_size=size, sync_dist=True)

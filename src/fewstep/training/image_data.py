@@ -65,9 +65,10 @@ class ImageDataModule(StepDataModule):
         return DataLoader(Rows(train), batch_sampler=batches, collate_fn=collate_images, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        """The first held-out images, in order; each process sees its share."""
+        """The first held-out images, in order; each process sees its share of batches."""
         _, held_out = self.parts
-        return DataLoader(self.held_out_share(Rows(held_out)), self.batch_size, collate_fn=collate_images)
+        batches = self.held_out_batches(len(held_out))
+        return DataLoader(Rows(held_out), batch_sampler=batches, collate_fn=collate_images)
 
 
 class Rows(Dataset[tuple[int, Tensor]]):

@@ -40,8 +40,9 @@ class TrainingModule(LightningModule):
     (``saved_class``) and what it counts (``unit``), and gives ``data``, ``batch_loss``, ``units_in``, ``saved_model``
     and ``checkpoint_entry``. A batch holds ``index`` (B,), the rows of the train split, beside its content.
 
-    All randomness of a step comes from a generator that is a pure function of (seed, rank, step), so a resumed run
-    repeats an uninterrupted one.
+    All randomness of a batch comes from a generator that is a pure function of the seed and of the batch's number in
+    the whole run, so a resumed run repeats an uninterrupted one, and several processes draw what one would that
+    accumulates as many batches.
     """
 
     stage_name: ClassVar[str] = ""
@@ -83,9 +84,11 @@ class TrainingModule(LightningModule):
         return UserError(f"{type(self).__name__} defines no {name}: derive it from a class that does")
 
     def step_generator(self, step: int) -> torch.Generator:
-        """CPU generator of (seed, rank, step): no two steps of a run share one. Validation uses negative steps."""
-        stream = 2 * (self.seed * MAX_PROCESSES + self.global_rank) + (step < 0)
-        (generator,) = example_generators(stream, step if step >= 0 else -1 - step, 1)
+        """CPU generator of this process's batch ``step``: no two batches of a run share one. Validation uses negative
+        numbers. Batch i in rank r of W processes has that of batch i W + r in a process alone."""
+        stream = 2 * self.seed * MAX_PROCESSES + (step < 0)
+        rank, world_size = self.data.ranks()
+        (generator,) = example_generators(stream, (step if step >= 0 else -1 - step) * world_size + rank, 1)
         return generator
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
@@ -113,7 +116,7 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss on held-out data with the same noise at every validation; logs ``val/loss``."""
         output = self.batch_loss(batch, self.step_generator(-1 - batch_idx), held_out=True)
-        size = len(batch["index"])
+        size = self.data.held_out_weight(batch_idx, len(batch["index"]))
         self.log("val/loss", output.loss, prog_bar=True, batch_size=size, sync_dist=True)
         terms = {f"val/{name}": value for name, value in output.terms.items()}
         self.log_dict(terms, batch_size=size, sync_dist=True)

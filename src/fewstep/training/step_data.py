@@ -1,16 +1,11 @@
 """Batches counted in optimizer steps, whatever they hold."""
 
-from collections.abc import Sized
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from lightning import LightningDataModule
-from torch import Tensor
-from torch.utils.data import Subset
 
 from fewstep.data import StepBatchSampler
 from fewstep.errors import UserError
-
-Rows = TypeVar("Rows", bound=Sized)
 
 
 class StepDataModule(LightningDataModule):
@@ -36,6 +31,7 @@ class StepDataModule(LightningDataModule):
         self.num_validation = num_validation
         self.num_workers = num_workers
         self.seed = seed
+        self._num_held_out_batches = 0
 
     def report(self) -> str:
         """What the data are, in a line or two."""
@@ -56,13 +52,31 @@ class StepDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
             start_batch=self.batches_done(),
+            batches_per_step=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
         )
 
-    def held_out_share(self, rows: Rows) -> "Subset[dict[str, Tensor]]":
-        """The first ``num_validation`` of held-out ``rows``, in order; each process gets its share."""
+    def held_out_batches(self, num_rows: int) -> list[list[int]]:
+        """Row numbers of the batches that this process validates on, of the first ``num_validation`` of ``num_rows``.
+
+        The rows are cut into batches in order, and rank r takes the numbers r, r + W, ... of W processes, so that a
+        batch holds the same rows whatever their number. All processes get equally many, for sharded ones would wait for
+        each other for ever: where there are too few, the last batch comes again, and :meth:`held_out_weight` is 0.
+        """
         rank, world_size = self.ranks()
-        count = min(len(rows), self.num_validation)
-        return Subset(rows, range(rank, count, world_size) if count >= world_size else range(count))  # type: ignore[arg-type]
+        rows = range(min(num_rows, self.num_validation))
+        batches = [list(rows[start : start + self.batch_size]) for start in range(0, len(rows), self.batch_size)]
+        self._num_held_out_batches = len(batches)
+        numbers = range(rank, -(-len(batches) // world_size) * world_size, world_size)
+        return [batches[min(number, len(batches) - 1)] for number in numbers]
+
+    def held_out_weight(self, batch_idx: int, size: int) -> int:
+        """Weight of this process's ``batch_idx``-th validation batch of ``size`` rows in a mean over all: size W, or 0.
+
+        The factor, the same for all, is there because Lightning averages the weights of the processes as whole numbers,
+        rounded down, before it divides by them.
+        """
+        rank, world_size = self.ranks()
+        return size * world_size if batch_idx * world_size + rank < self._num_held_out_batches else 0
 
     def ranks(self) -> tuple[int, int]:
         """This process and the number of them; (0, 1) before a trainer is there."""

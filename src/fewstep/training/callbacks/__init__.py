@@ -1,6 +1,7 @@
-"""What happens around training: resume point, progress, throughput, samples, diagnostics, export."""
+"""What happens around training: resume point, progress, throughput, samples, diagnostics, export, compilation."""
 
 from fewstep.training.callbacks.autoencoder_diagnostics import AutoencoderDiagnostics
+from fewstep.training.callbacks.compiled_blocks import CompiledBlocks
 from fewstep.training.callbacks.diagnostics import DiagnosticsCallback
 from fewstep.training.callbacks.export import ExportModel
 from fewstep.training.callbacks.flow_diagnostics import CommitmentDiagnostics, FlowDiagnostics
@@ -9,10 +10,12 @@ from fewstep.training.callbacks.resume_point import ResumePoint
 from fewstep.training.callbacks.samples import SampleTable
 from fewstep.training.callbacks.summary import StageSummary
 from fewstep.training.callbacks.throughput import Throughput
+from fewstep.training.callbacks.weight_average import WeightAverage
 
 __all__ = [
     "AutoencoderDiagnostics",
     "CommitmentDiagnostics",
+    "CompiledBlocks",
     "DiagnosticsCallback",
     "ExportModel",
     "FlowDiagnostics",
@@ -21,4 +24,5 @@ __all__ = [
     "StageSummary",
     "StepProgress",
     "Throughput",
+    "WeightAverage",
 ]
