@@ -49,5 +49,18 @@ def test_two_processes_share_the_data_and_end_with_one_model(
     assert len(list((run_dir / "csv").iterdir())) == 1
 
 
+def test_a_loss_that_is_bad_in_one_process_is_skipped_by_both(workshop: Workshop, tmp_path: Path) -> None:
+    flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    process = start(workshop.arguments("language_model", *flags, steps=STEPS), SCRIPT.with_name("poisoned_train.py"))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    counts = logged(tmp_path)["train/skipped_steps"]
+    assert [counts[step] for step in range(STEPS)] == [0, 0, 1, 1]
+    checkpoint = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert all(torch.isfinite(weight).all() for weight in checkpoint["state_dict"].values())
+    (state,) = checkpoint["optimizer_states"]
+    assert {float(moments["step"]) for moments in state["state"].values()} == {STEPS - 1}
+
+
 def read_steps(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]

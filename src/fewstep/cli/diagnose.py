@@ -3,15 +3,17 @@
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.arguments import OneLineParser, at_least_one
+from fewstep.cli.arguments import OneLineParser, at_least_one, comma_parts
 from fewstep.cli.device import pick_device
 from fewstep.cli.model_text import corpus_of, packed_blocks
 from fewstep.cli.output import check_free, new_text_file
 from fewstep.cli.progress import ProgressBar
 from fewstep.errors import UserError
+from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
     from fewstep.bundle import ModelBundle
@@ -57,24 +59,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Measure as ``argv`` says and return the exit code. Raises ``UserError`` for whatever a user can mend."""
     args = parser().parse_args(argv)
-    only = None if args.only is None else names(args.only)
+    only = None if args.only is None else comma_parts(args.only, "only")
     folder = default_folder(Path(args.path)) if args.out is None else args.out.expanduser()
     check_free(folder / JSON_FILE, overwrite=args.overwrite)
     check_writable(folder)
     with ProgressBar("diagnosing", "measurement") as progress:
-        diagnosis = diagnose(args, only, progress)
+        diagnosis = replace(diagnose(args, only, progress), provenance=provenance("diagnose", argv))
     print(diagnosis.to_text())
     write(diagnosis, folder, overwrite=args.overwrite)
     print(f"\ntable     {folder / JSON_FILE}\npictures  {folder / PICTURES}/*.png")
     return 0
-
-
-def names(text: str) -> list[str]:
-    """The names in ``text`` with commas between. Raises ``UserError`` where there is none."""
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found:
-        raise UserError(f"--only {text!r} names no measurement: give one or more, or leave it out to make all")
-    return found
 
 
 def check_writable(folder: Path) -> None:

@@ -24,7 +24,7 @@ class Diagnosis:
     """``results`` in the order of the table, and what they share.
 
     ``kind`` "text" or "images"; ``n`` numbers in one latent; ``left_out`` names the measurements that the model lacks
-    the parts for, with those parts.
+    the parts for, with those parts. ``provenance``: code, versions, command and machine, None where nobody told.
     """
 
     kind: str
@@ -35,6 +35,7 @@ class Diagnosis:
     num_positions: int | None
     seed: int
     left_out: Mapping[str, str]
+    provenance: Mapping[str, Any] | None = None
 
     def rows(self) -> tuple[DiagnosticRow, ...]:
         """Every line of the table."""
@@ -59,6 +60,7 @@ class Diagnosis:
             "num_positions": self.num_positions,
             "seed": self.seed,
             "left_out": dict(self.left_out),
+            "provenance": None if self.provenance is None else dict(self.provenance),
         }
         table = {row.name: asdict(row.estimate) for row in self.rows()}
         return {**shared, "table": table, "results": {result.name: result.to_dict() for result in self.results}}

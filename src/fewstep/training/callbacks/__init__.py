@@ -1,4 +1,4 @@
-"""What happens around training: resume point, progress, throughput, samples, diagnostics, export."""
+"""What happens around training: resume point, steps left out, progress, throughput, samples, diagnostics, export."""
 
 from fewstep.training.callbacks.autoencoder_diagnostics import AutoencoderDiagnostics
 from fewstep.training.callbacks.diagnostics import DiagnosticsCallback
@@ -7,6 +7,7 @@ from fewstep.training.callbacks.flow_diagnostics import CommitmentDiagnostics, F
 from fewstep.training.callbacks.progress import StepProgress
 from fewstep.training.callbacks.resume_point import ResumePoint
 from fewstep.training.callbacks.samples import SampleTable
+from fewstep.training.callbacks.skip_nonfinite import SkipNonFinite
 from fewstep.training.callbacks.summary import StageSummary
 from fewstep.training.callbacks.throughput import Throughput
 
@@ -18,6 +19,7 @@ __all__ = [
     "FlowDiagnostics",
     "ResumePoint",
     "SampleTable",
+    "SkipNonFinite",
     "StageSummary",
     "StepProgress",
     "Throughput",
