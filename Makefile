@@ -10,12 +10,20 @@ RUN_STAMP := $(VENV)/.fewstep-run
 DEV_STAMP := $(VENV)/.fewstep-dev
 CUT_OFF := $(VENV)/.fewstep-installing
 
-.PHONY: help quickstart study test lint clean
+# What the oldest versions are tried on: everything that meets another package at its edge.
+OLDEST := .venv-oldest
+OLDEST_TESTS := tests/test_dependencies.py tests/test_bundle.py tests/test_pipeline.py tests/test_configs.py tests/data \
+	tests/training/test_resume.py tests/training/test_tracking.py tests/cli/test_train.py tests/cli/test_sample.py \
+	tests/cli/test_evaluate.py tests/cli/test_diagnose.py tests/report
+
+.PHONY: help quickstart study test test-oldest audit lint clean
 .NOTPARALLEL:
 
 help:
 	@echo "make quickstart   set up, train on the built-in text, sample, show the results (ARGS='...' is passed on)"
 	@echo "make test         set up, then lint, types and the fast tests"
+	@echo "make test-oldest  the oldest versions of all packages in .venv-oldest (6 GB on Linux: CUDA builds), and their tests"
+	@echo "make audit        set up, then look for known holes in the installed packages (asks pypi.org)"
 	@echo "make study        set up, then the settings of the recipe study that have no row yet (hours; can be stopped)"
 	@echo "make lint         set up, then lint and types only"
 	@echo "make clean        remove caches and built packages; .venv and runs/ stay"
@@ -31,6 +39,17 @@ study: $(RUN_STAMP)
 test: lint
 	@echo "==> tests (without those marked slow)"
 	@$(VENV)/bin/python -m pytest -q
+
+test-oldest:
+	@echo "==> the oldest allowed versions, in $(OLDEST)"
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
+	@$(OLDEST)/bin/python -m pytest -q $(OLDEST_TESTS)
+
+audit: $(RUN_STAMP)
+	@echo "==> pip-audit: known holes in what .venv holds"
+	@$(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install -qq pip-audit
+	@.venv-audit/bin/pip-audit --path "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 lint: $(DEV_STAMP)
 	@echo "==> ruff: lint and format"

@@ -25,20 +25,20 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(LINES * 5, 290)
 
 
-def tiny_bundle(seed: int = 0, *, self_conditioning: bool = False) -> ModelBundle:
+def tiny_bundle(seed: int = 0, *, self_conditioning: bool = False, width: int = 16) -> ModelBundle:
     """All five parts, in evaluation mode. Weights are random but not those of initialisation, which zero outputs."""
     with torch.random.fork_rng():  # constructors draw from the global generator
         torch.manual_seed(seed)
-        bundle = _fresh_bundle(self_conditioning)
+        bundle = _fresh_bundle(self_conditioning, width)
     generator = torch.Generator().manual_seed(seed)
     for part in bundle.parts().values():
         randomise(part, generator)
     return bundle.to("cpu")
 
 
-def _fresh_bundle(self_conditioning: bool) -> ModelBundle:
+def _fresh_bundle(self_conditioning: bool, width: int) -> ModelBundle:
     vocab_size = len(tokenizer())
-    sizes = {"width": 16, "depth": 1, "num_heads": 2}
+    sizes = {"width": width, "depth": 1, "num_heads": 2}
     return ModelBundle(
         tokenizer(),
         Identity(BLOCK_SIZE, tokenizer_fingerprint(tokenizer()), grid_mean=-0.2, grid_std=1.1, source="tests"),

@@ -173,6 +173,7 @@ class ModelBundle:
         if manifest.get("format") != FORMAT:
             raise UserError(f"{source}: model format {manifest.get('format')}, this fewstep reads {FORMAT}")
         identity = _identity(manifest["identity"], source)
+        storage.warn_of_newer(identity.versions, source)
         parts: dict[str, Any] = {}
         for name, description in manifest["parts"].items():
             _check_part(name, description["class"], source)
@@ -219,7 +220,7 @@ def build_part(class_name: str, config: dict[str, Any], identity: Identity, sour
         arguments["path"] = PATHS[identity.path]()
     try:
         return CLASSES[class_name](**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         raise UserError(f"{source}: {class_name} cannot be built from its config ({error})") from None
 
 
@@ -241,6 +242,6 @@ def _identity(values: dict[str, Any], source: str) -> Identity:
     if identity.estimate not in get_args(EstimateKind):
         expected = " or ".join(get_args(EstimateKind))
         raise UserError(f"{source}: unknown estimate {identity.estimate!r}, expected {expected}")
-    if identity.path not in PATHS:
+    if not isinstance(identity.path, str) or identity.path not in PATHS:
         raise UserError(f"{source}: unknown path {identity.path!r}, expected one of {', '.join(PATHS)}")
     return identity

@@ -214,6 +214,7 @@ class ImageModel:
         if manifest.get("format") != FORMAT:
             raise UserError(f"{path}: image model format {manifest.get('format')}, this fewstep reads {FORMAT}")
         identity = _identity(manifest["identity"], str(path))
+        storage.warn_of_newer(identity.versions, str(path))
         parts = _build(manifest["parts"], str(path))
         for name, part in parts.items():
             storage.load_strictly(part, stored.weights[name], f"{path} ({name})")

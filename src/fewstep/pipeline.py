@@ -167,18 +167,19 @@ class TextGenerator:
         top_k: int | None = None,
         stop: bool = False,
         batch_size: int = 64,
+        first_sample: int = 0,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedText:
         """``num_samples`` texts in ``num_steps`` steps of ``solver`` ("euler", "heun" or an instance).
 
         Sample i depends on ``seed`` and i alone, not on ``num_samples`` or ``batch_size`` (but for the last bits of
-        matrix products, which may tip a token over at a tie). ``readout`` is "parallel" or "commit"; ``temperature``,
-        ``top_p`` and ``top_k`` are for its draw: by default the parallel readout takes the likeliest token (0) and the
-        commitment head draws (1). ``stop``: a text ends at its first end-of-text. ``commitment`` False cuts the head
-        off from its earlier tokens, for the ablation. ``commit`` "snap", or what :meth:`snap` makes, replaces estimates
-        by those of their tokens on the way. ``reinjection``: a strength, one a step, or a rule; for its controls,
-        ``noise`` and two temperatures, see :class:`fewstep.samplers.FlowSampler`. ``grid``: where the steps end, see
-        :meth:`default_grid`. ``progress`` is called with the number of samples just finished.
+        matrix products, which may tip a token over at a tie); they begin at ``first_sample``. ``readout`` is "parallel"
+        or "commit"; ``temperature``, ``top_p`` and ``top_k`` are for its draw: by default the parallel readout takes
+        the likeliest token (0) and the commitment head draws (1). ``stop``: a text ends at its first end-of-text.
+        ``commitment`` False cuts the head off from its earlier tokens, for the ablation. ``commit`` "snap", or what
+        :meth:`snap` makes, replaces estimates by those of their tokens on the way. ``reinjection``: a strength, one a
+        step, or a rule; for its controls, ``noise`` and two temperatures, see :class:`fewstep.samplers.FlowSampler`.
+        ``grid``: where the steps end, see :meth:`default_grid`. ``progress`` is called with the number just finished.
 
         Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
         rules out.
@@ -204,7 +205,8 @@ class TextGenerator:
             )
             check_suits(self.bundle.identity, sampler, num_steps)
             draw = partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
-        return self._written(flow, sampler, draw, num_samples, num_steps, seed, readout, batch_size, progress)
+        indices = range(first_sample, first_sample + num_samples)
+        return self._written(flow, sampler, draw, indices, num_steps, seed, readout, batch_size, progress)
 
     def _reader(self, chosen: ReadoutChoice, commitment: bool) -> Generating:
         if commitment:
@@ -225,7 +227,7 @@ class TextGenerator:
         flow: FlowModel,
         sampler: FlowSampler,
         draw: Callable[..., TokenSample],
-        num_samples: int,
+        indices: range,
         num_steps: int,
         seed: int,
         readout: str,
@@ -234,8 +236,8 @@ class TextGenerator:
     ) -> GeneratedText:
         """The batches one after the other, and as one with their texts."""
         samples, latents, nfe, start = [], [], 0, time.perf_counter()
-        for first in range(0, num_samples, batch_size):
-            generators = example_generators(seed, first, min(batch_size, num_samples - first))
+        for first in indices[::batch_size]:
+            generators = example_generators(seed, first, min(batch_size, indices.stop - first))
             x_1, mask, nfe = self._latents(flow, sampler, num_steps, generators)
             samples.append(draw(x_1, mask, generator=generators).cpu())
             latents.append(x_1.cpu())

@@ -1,24 +1,30 @@
 """Model folders and training checkpoints on disk: written whole or not at all, read strictly."""
 
 import json
+import logging
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
+from packaging.version import InvalidVersion, Version
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.data import load_tokenizer
 from fewstep.errors import UserError
+from fewstep.weights import first_line, flush, load_checkpoint
+from fewstep.weights import load_strictly as load_strictly  # what is built of a stored model is filled by it
+from fewstep.weights import misfit as misfit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_log = logging.getLogger(__name__)
 
 CHECKPOINT_KEY = "fewstep"
 """Key under which a training checkpoint carries what the weights alone do not say."""
@@ -86,6 +92,8 @@ def write_folder(
         if tokenizer is not None:
             tokenizer.save_pretrained(new / "tokenizer")
         (new / "config.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for file in filter(Path.is_file, new.rglob("*")):
+            flush(file)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -94,6 +102,17 @@ def write_folder(
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Put back the model that a killed :func:`write_folder` had moved aside, and remove what else it left.
+
+    For a caller who knows that nobody writes ``folder`` at the moment.
+    """
+    for scratch in folder.parent.glob(f".{folder.name}-*"):
+        if (scratch / "old").is_dir() and not folder.exists():
+            (scratch / "old").rename(folder)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -144,7 +163,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{folder} is not a model folder: it has no config.json") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{config} cannot be read: {_first_line(error)}") from None
+        raise UserError(f"{config} cannot be read: {first_line(error)}") from None
     check_manifest(manifest, str(config))
     return manifest
 
@@ -166,13 +185,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{file} is missing: the model folder is incomplete") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file} is damaged or cut short ({_first_line(error)}): copy or save the model again"
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{file} is damaged or cut short ({first_line(error)}): copy or save the model again") from None
 
 
 def checkpoint_entry(
@@ -226,28 +239,25 @@ def _tokenizer_of(entry: dict[str, Any], file: Path) -> "PreTrainedTokenizerFast
 
 
 def _another_version(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file} is a checkpoint of another fewstep version ({_first_line(error)})")
-
-
-def load_checkpoint(file: Path) -> dict[str, Any]:
-    """The raw dictionary of a ``.ckpt`` file, tensors only (no code is run). Raises ``UserError`` if it is damaged."""
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file} cannot be read as a checkpoint: {_first_line(error)}") from None
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{file} is not a training checkpoint: it holds a {type(checkpoint).__name__}")
-    return checkpoint
-
-
-def load_strictly(part: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Put ``weights`` into ``part``. Raises ``UserError`` where one is missing, too many or of another shape."""
-    try:
-        part.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise UserError(f"{source}: weights do not fit: {' '.join(str(error).split())[:300]}") from None
+    return UserError(f"{file} is a checkpoint of another fewstep version ({first_line(error)})")
 
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of fewstep, torch and further ``packages`` that a saved model depends on."""
     return {name: version(name) for name in ("fewstep", "torch", *packages)}
+
+
+def warn_of_newer(saved: Mapping[str, str], source: str) -> None:
+    """Log one line where a model was saved by a newer fewstep than this one: what that added is unknown here.
+
+    Raises ``UserError`` where ``saved`` is no table of versions by package.
+    """
+    if not isinstance(saved, Mapping):
+        raise UserError(f"{source}: versions is {saved!r:.50}, expected versions by package")
+    ours, theirs = version("fewstep"), str(saved.get("fewstep", ""))
+    try:
+        newer = Version(theirs) > Version(ours)
+    except InvalidVersion:
+        return
+    if newer:
+        _log.warning("%s was saved by fewstep %s, this is %s: update where it behaves oddly", source, theirs, ours)

@@ -59,3 +59,14 @@ def test_the_batch_statistics_carry_gradient_so_scale_cannot_be_inflated(generat
     weights = normal((3, 9, 2), generator)
     (slope,) = torch.autograd.grad((whitening(scale * z, MASK) * weights).sum(), scale)
     assert slope.abs() < 1e-3
+
+
+def test_a_batch_that_is_not_finite_leaves_the_stored_statistics_as_they_are(generator: torch.Generator) -> None:
+    whitening, z = Whitening(2), raw(generator).float()
+    z[0, 0, 0] = torch.nan
+    whitening(z, MASK)
+    assert whitening.mean[0] == 0
+    assert whitening.variance[0] == 1
+    other = Whitening(2)
+    other(torch.nan_to_num(z), MASK)
+    assert torch.equal(whitening.mean[1], other.mean[1])

@@ -108,7 +108,7 @@ def test_finished_comparisons_are_drawn_beside_each_other(
         ("--objectives flow,magic", "--objectives holds 'magic': expected some of consistency_distillation"),
         ("--objectives ,", "--objectives ',' names nothing"),
         ("--steps 0,1", "expected K >= 1 and strengths in [0, 1]"),
-        ("--steps one", "--steps 'one': expected numbers with commas between"),
+        ("--steps one", "--steps holds 'one': expected a whole number"),
         ("--reinjection 2", "expected K >= 1 and strengths in [0, 1]"),
         ("--budget 0", "argument --budget: '0'"),
         ("--objectives progressive_distillation --steps 2,3", "goes from 3 to 2, which does not divide it"),

@@ -76,7 +76,11 @@ def test_the_table_is_printed_and_stored_with_its_pictures_and_a_second_run_prin
     pictures = {f"pictures/{name}.png" for name in ("dabi", "dabi_segment", "dabi_data", "cci_noise")}
     assert set(written) == {"diagnostics.json", *pictures}
     assert all(written[name].startswith(b"\x89PNG") for name in pictures)
-    assert written == files(tmp_path / "two" / "inner")
+    again = files(tmp_path / "two" / "inner")
+    assert {name: written[name] for name in pictures} == {name: again[name] for name in pictures}
+    one, other = (json.loads(found["diagnostics.json"]) for found in (written, again))
+    assert one.pop("provenance") != other.pop("provenance"), "their commands differ in --out"
+    assert one == other
 
 
 def test_a_checkpoint_of_the_flow_stage_is_measured_whole_and_what_it_lacks_is_said(
@@ -144,7 +148,7 @@ def test_an_earlier_diagnosis_is_replaced_only_when_asked_and_by_a_good_one(
     ("options", "message"),
     [
         ("--only dabi,sharpness", f"unknown measurement sharpness: expected some of {', '.join(MEASUREMENTS)}"),
-        ("--only ,", "--only ',' names no measurement"),
+        ("--only ,", "--only ',' names nothing"),
         ("--examples 0", "argument --examples: '0': expected a whole number of at least 1"),
         ("--examples 10000", "examples is 10000: expected a number from 1 to"),
         ("--positions 0", "argument --positions: '0'"),

@@ -60,6 +60,7 @@ def test_a_wrong_key_or_type_in_a_file_is_named(
         (["--model.objective.noise_level_max=-1"], "noise_level_max -1.0"),
         (["--model.optimizer.learning_rate=-1"], "learning_rate -1.0"),
         (["--checkpoint.every_n_steps=0"], "checkpoint.every_n_steps is 0"),
+        (["--nonfinite.max_in_a_row=0"], "nonfinite.max_in_a_row is 0"),
         (["--model.readout.stride=2"], "model.readout.stride is 2, model.autoencoder.stride 1"),
         (["--model.readout.stride=3", "--model.autoencoder.stride=3"], "not divisible by stride 3"),
         (["--trainer.max_steps=-1", "--trainer.max_epochs=2"], "trainer.max_steps is -1"),
@@ -150,9 +151,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [f"--run_dir={tmp_path}", "--model.optimizer.learning_rate=1e30", "--model.optimizer.warmup_steps=0"]
+    flags.append("--nonfinite.max_in_a_row=2")
     assert main(["train", *workshop.arguments("language_model", *flags)]) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep: error"))
-    assert "nan at step" in line
+    assert "not finite at step 2, the last of 2 such steps" in line
     assert not (tmp_path / "model").exists()
 
 

@@ -129,5 +129,18 @@ def test_a_strategy_that_shards_the_weights_is_refused_in_a_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_loss_that_is_bad_in_one_process_is_skipped_by_both(workshop: Workshop, tmp_path: Path) -> None:
+    flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    process = start(workshop.arguments("language_model", *flags, steps=STEPS), SCRIPT.with_name("poisoned_train.py"))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    counts = logged(tmp_path)["train/skipped_steps"]
+    assert [counts[step] for step in range(STEPS)] == [0, 0, 1, 1]
+    checkpoint = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert all(torch.isfinite(weight).all() for weight in checkpoint["state_dict"].values())
+    (state,) = checkpoint["optimizer_states"]
+    assert {float(moments["step"]) for moments in state["state"].values()} == {STEPS - 1}
+
+
 def read_steps(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]

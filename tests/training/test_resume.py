@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fewstep.bundle import ModelBundle
 from fewstep.cli.train import main
 from fewstep.storage import load_checkpoint
+from fewstep.training.callbacks import ExportModel
+from fewstep.training.command import FewstepCLI
 from tests.runs import Workshop, logged, start
 
 STEPS = 100
@@ -96,6 +99,25 @@ def test_a_run_killed_before_its_export_is_exported_by_going_on(workshop: Worksh
     assert main([*arguments, "--ckpt_path=last"]) == 0
     assert (model / "language_model.safetensors").read_bytes() == weights
     assert main([*arguments, "--ckpt_path=last"]) == 0, "a finished run may be finished again"
+
+
+def test_a_longer_run_killed_before_its_export_does_not_leave_the_shorter_ones_model(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [f"--run_dir={tmp_path}", "--model.optimizer.learning_rate=0.01"]
+    assert main(workshop.arguments("language_model", *flags, steps=4)) == 0
+    short = (tmp_path / "model" / "language_model.safetensors").read_bytes()
+    longer = workshop.arguments("language_model", *flags, "--ckpt_path=last", steps=8)
+    with monkeypatch.context() as killed:
+        killed.setattr(ExportModel, "on_train_end", lambda *_: None)
+        killed.setattr(FewstepCLI, "_export_finished", lambda *_: None)
+        assert main(longer) == 0
+    assert (tmp_path / "model" / "language_model.safetensors").read_bytes() == short
+    assert main(longer) == 0
+    model = ModelBundle.from_pretrained(tmp_path / "model")
+    trained = ModelBundle.from_pretrained(tmp_path / "checkpoints" / "last.ckpt")
+    assert_equal(dict(model.language_model.state_dict()), dict(trained.language_model.state_dict()))
+    assert (tmp_path / "model" / "language_model.safetensors").read_bytes() != short
 
 
 def test_a_finished_run_goes_on_as_if_it_had_been_longer(workshop: Workshop, tmp_path: Path) -> None:

@@ -41,8 +41,9 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        self.mean.lerp_(mean, self.momentum)
-        self.variance.lerp_(variance, self.momentum)
+        # Statistics that are not finite would stay in the stored ones for good, where the step itself can be skipped.
+        for stored, new in ((self.mean, mean), (self.variance, variance)):
+            stored.lerp_(torch.where(torch.isfinite(new), new, stored), self.momentum)
 
     @torch.no_grad()
     def fit(self, z: Tensor, mask: Tensor) -> None:

@@ -4,15 +4,13 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from fewstep.cli.arguments import comma_parts
+from fewstep.cli.arguments import comma_numbers, comma_parts
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     from fewstep.evaluation.sweep_row import Setting
-
-Number = TypeVar("Number", int, float)
 
 NO_COMMIT = "none"
 
@@ -86,11 +84,11 @@ def axes_of(args: argparse.Namespace) -> Axes:
     from fewstep.cli.reinjection import NOISES, parse_reinjection
 
     axes = Axes(
-        steps=tuple(_number(part, int, "steps") for part in comma_parts(args.steps, "steps")),
+        steps=tuple(comma_numbers(args.steps, "steps", int)),
         reinjections=tuple(written_rules(args.reinjection)),
         readouts=tuple(comma_parts(args.readout, "readout")),
-        noise_temperatures=_numbers(args.noise_temperature, "noise_temperature"),
-        initial_temperatures=_numbers(args.initial_temperature, "initial_temperature"),
+        noise_temperatures=tuple(comma_numbers(args.noise_temperature, "noise_temperature", float)),
+        initial_temperatures=tuple(comma_numbers(args.initial_temperature, "initial_temperature", float)),
         noises=tuple(comma_parts(args.noise, "noise")),
         commits=tuple(written_commits(args.commit)),
     )
@@ -141,15 +139,3 @@ def _shortest(text: str) -> str:
         return f"{float(text):g}"
     except ValueError:
         return ""
-
-
-def _numbers(text: str, option: str) -> tuple[float, ...]:
-    return tuple(_number(part, float, option) for part in comma_parts(text, option))
-
-
-def _number(text: str, kind: type[Number], option: str) -> Number:
-    try:
-        return kind(text)
-    except ValueError:
-        expected = "a whole number" if kind is int else "a number"
-        raise UserError(f"--{option} holds {text!r}: expected {expected}") from None

@@ -6,9 +6,9 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.arguments import OneLineParser, at_least_one, comma_parts
+from fewstep.cli.arguments import OneLineParser, at_least_one, comma_numbers, comma_parts
 from fewstep.cli.device import pick_device
 from fewstep.cli.edge import configs_folder
 from fewstep.cli.evaluate import make_folder
@@ -16,13 +16,12 @@ from fewstep.cli.output import new_text_file
 from fewstep.cli.progress import ProgressBar
 from fewstep.cli.sizes import size_settings
 from fewstep.errors import UserError
+from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
     from fewstep.evaluation.compare_bench import ImageBench, TextBench
     from fewstep.evaluation.comparison import Bench, Run
     from fewstep.report.contrast import Comparison
-
-Number = TypeVar("Number", int, float)
 
 OBJECTIVES = (
     "flow,consistency_distillation,easy_consistency,mean_flow,shortcut,semigroup,lagrangian,"
@@ -85,7 +84,8 @@ def main(argv: list[str]) -> int:
         return contrast(args)
     if args.path is None:
         raise UserError("no model given: give the folder of a text model or an image model")
-    steps, strengths = _numbers(args.steps, "steps", int), _numbers(args.reinjection, "reinjection", float)
+    steps = list(dict.fromkeys(comma_numbers(args.steps, "steps", int)))
+    strengths = list(dict.fromkeys(comma_numbers(args.reinjection, "reinjection", float)))
     if args.cci_examples < 0:
         raise UserError(f"--cci_examples {args.cci_examples}: expected a whole number of at least 0")
     if min(steps) < 1 or not 0 <= min(strengths) <= max(strengths) <= 1:
@@ -101,7 +101,11 @@ def main(argv: list[str]) -> int:
     for number, run in enumerate(plan, 1):
         say(f"training {number} of {len(plan)}, {run.name}: {run.steps:,} steps, {run.passes:,.0f} passes an example")
         train(run, args, kind)
-    tell(compared(bench or image_bench(args, plan[0].folder / "model"), plan[1:], steps, strengths, out), out)
+    tell(
+        compared(bench or image_bench(args, plan[0].folder / "model"), plan[1:], steps, strengths, out),
+        out,
+        provenance("compare", argv),
+    )
     return 0
 
 
@@ -257,12 +261,13 @@ def compared(
     return Comparison(bench.kind, bench.quality.name, rows[0].quality, caption, with_gains(rows, bench.quality))
 
 
-def tell(comparison: "Comparison", out: Path) -> None:
-    """Print the table, and write it, its data and its picture."""
+def tell(comparison: "Comparison", out: Path, made_with: dict[str, Any]) -> None:
+    """Print the table, and write it, its data with what it was ``made_with``, and its picture."""
     from fewstep.report.contrast import comparison_markdown, comparison_text, write_comparison_figure
 
     print(comparison_text(comparison))
-    for name, text in ((TABLE, comparison_markdown(comparison)), (RESULT, json.dumps(comparison.to_dict(), indent=1))):
+    result = json.dumps({**comparison.to_dict(), "provenance": made_with}, indent=1)
+    for name, text in ((TABLE, comparison_markdown(comparison)), (RESULT, result)):
         with new_text_file(out / name, overwrite=True) as write:
             write([text + "\n"])
     write_comparison_figure(comparison, out / PICTURE)
@@ -277,13 +282,6 @@ def contrast(args: argparse.Namespace) -> int:
     write_contrast_figure([read_comparison(folder / RESULT) for folder in args.contrast], file)
     print(f"picture   {file}")
     return 0
-
-
-def _numbers(text: str, option: str, kind: type[Number]) -> list[Number]:
-    try:
-        return list(dict.fromkeys(kind(part) for part in comma_parts(text, option)))
-    except ValueError:
-        raise UserError(f"--{option} {text!r}: expected numbers with commas between") from None
 
 
 def say(text: str) -> None:

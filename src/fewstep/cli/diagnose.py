@@ -3,17 +3,19 @@
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.adapter_options import adapter_name, add_adapter_options, check_adapter_options, diagnose_adapter
-from fewstep.cli.arguments import OneLineParser, at_least_one
+from fewstep.cli.arguments import OneLineParser, at_least_one, comma_parts
 from fewstep.cli.device import pick_device
 from fewstep.cli.edge import EXIT_USER_ERROR
 from fewstep.cli.model_text import corpus_of, packed_blocks
 from fewstep.cli.output import check_free, new_text_file
 from fewstep.cli.progress import ProgressBar
 from fewstep.errors import UserError
+from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
     from fewstep.bundle import ModelBundle
@@ -72,19 +74,19 @@ def main(argv: list[str]) -> int:
     """
     speaks = os.environ.get("RANK", "0") == "0"
     try:
-        return run(parser().parse_args(argv))
+        return run(parser().parse_args(argv), argv)
     except UserError:
         if speaks:
             raise
         return EXIT_USER_ERROR
 
 
-def run(args: argparse.Namespace) -> int:
-    """The command itself."""
+def run(args: argparse.Namespace, argv: list[str]) -> int:
+    """The command itself; ``argv`` is what its provenance names."""
     from fewstep.evaluation.processes import Processes
 
     check_adapter_options(args)
-    only = None if args.only is None else names(args.only)
+    only = None if args.only is None else comma_parts(args.only, "only")
     folder = default_folder(args) if args.out is None else args.out.expanduser()
     check_free(folder / JSON_FILE, overwrite=args.overwrite)
     check_writable(folder)
@@ -94,18 +96,11 @@ def run(args: argparse.Namespace) -> int:
             return 0
         with ProgressBar("diagnosing", "measurement") as progress:
             diagnosis = diagnose(args, only, progress, processes)
+    diagnosis = replace(diagnosis, provenance=provenance("diagnose", argv))
     print(diagnosis.to_text())
     write(diagnosis, folder, overwrite=args.overwrite)
     print(f"\ntable     {folder / JSON_FILE}\npictures  {folder / PICTURES}/*.png")
     return 0
-
-
-def names(text: str) -> list[str]:
-    """The names in ``text`` with commas between. Raises ``UserError`` where there is none."""
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found:
-        raise UserError(f"--only {text!r} names no measurement: give one or more, or leave it out to make all")
-    return found
 
 
 def check_writable(folder: Path) -> None:

@@ -2,19 +2,25 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.axes import add_axes, axes_of
+from fewstep.cli.diagnose import check_writable
 from fewstep.cli.edge import EXIT_USER_ERROR
 from fewstep.cli.output import new_text_file
 from fewstep.cli.progress import ProgressBar
 from fewstep.cli.sweeping import RUN, make_sweep
 from fewstep.errors import UserError
+from fewstep.locking import folder_lock
+from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
+    from fewstep.evaluation.row_file import RowFile
     from fewstep.evaluation.sweep import Sweep
     from fewstep.evaluation.sweep_row import SweepRow
 
@@ -83,25 +89,31 @@ def main(argv: list[str]) -> int:
     """
     speaks = os.environ.get("RANK", "0") == "0"
     try:
-        return evaluate(parser().parse_args(argv))
+        return evaluate(parser().parse_args(argv), provenance("evaluate", argv))
     except UserError:
         if speaks:
             raise
         return EXIT_USER_ERROR
 
 
-def evaluate(args: argparse.Namespace) -> int:
-    """The command itself."""
+def evaluate(args: argparse.Namespace, made_with: dict[str, Any] | None = None) -> int:
+    """The command itself; its rows carry ``made_with``."""
     from fewstep.evaluation.processes import Processes
 
     folder = default_folder(Path(args.path)) if args.out is None else args.out.expanduser()
     axes = axes_of(args)
     if args.cci_examples < 0:
         raise UserError(f"--cci_examples {args.cci_examples}: expected a whole number of at least 0")
-    with Processes.join() as processes:
+    check_writable(folder)
+    if args.wandb:
+        from fewstep.training.loggers import check_wandb
+
+        check_wandb()
+    with Processes.join() as processes, ExitStack() as locked:
+        sweep = make_sweep(args, axes, processes, made_with)
         if processes.is_first:
             make_folder(folder)
-        sweep = make_sweep(args, axes, processes)
+            locked.enter_context(folder_lock(folder, "--out"))
         rows = run(sweep, folder)
         if processes.is_first:
             tell(rows, sweep, folder, wandb=args.wandb)
@@ -114,7 +126,7 @@ def default_folder(path: Path) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make ``folder``, before the work. Raises ``UserError`` where that cannot be, or it is closed to writing."""
+    """Make ``folder``, as the work begins. Raises ``UserError`` where that cannot be, or it is closed to writing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -130,6 +142,8 @@ def run(sweep: "Sweep", folder: Path) -> list["SweepRow"]:
 
     file, settings = RowFile(folder / ROWS, SweepRow), sweep.settings()
     rows = sweep.finished(file)
+    if sweep.processes.is_first:
+        tell_torn(file)
     done = {row.setting for row in rows}
     with ProgressBar("evaluating", "row") as progress:
         count = len(done & set(settings))
@@ -142,6 +156,15 @@ def run(sweep: "Sweep", folder: Path) -> list["SweepRow"]:
             progress(count, len(settings), row.setting.label())
     place = {setting: index for index, setting in enumerate(settings)}
     return sorted(rows, key=lambda row: place.get(row.setting, len(place)))
+
+
+def tell_torn(file: "RowFile[Any]") -> None:
+    """Say on stderr where ``file`` ends in half a line: what it was the start of is made again."""
+    if torn := file.torn_bytes():
+        print(
+            f"fewstep: {file.file}: the last line was cut off after {torn} bytes; that row is made again",
+            file=sys.stderr,
+        )
 
 
 def tell(rows: Sequence["SweepRow"], sweep: "Sweep", folder: Path, *, wandb: bool) -> None:

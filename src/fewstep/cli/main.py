@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diagnose": ("measure how sharp a model's readout is and where tokens are decided", "fewstep.cli.diagnose"),
     "report": ("write one page on runs: verdict, curves, texts and a viewer", "fewstep.cli.report"),
     "theory": ("study where few-step sampling fails in closed form, without training", "fewstep.cli.theory"),
+    "replay": ("repeat a training step that was not finite and say what in it is not", "fewstep.cli.replay"),
     "convert": ("make a saved model of training checkpoints", "fewstep.cli.convert"),
 }
 
@@ -34,7 +35,8 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "fewstep COMMAND --help shows the options of a command; fewstep --version shows the version.",
+            "fewstep COMMAND --help shows the options of a command; fewstep --version shows the version;",
+            "--debug with any command shows where in the code an error came from.",
         ]
     )
 

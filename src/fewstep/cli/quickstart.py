@@ -5,15 +5,16 @@ import os
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.edge import configs_folder
 from fewstep.cli.output import new_text_file
 from fewstep.cli.progress import ProgressBar
 from fewstep.cli.sizes import expand_size, size_settings
+from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
     from fewstep.evaluation import GenerationTable
@@ -62,6 +63,8 @@ def main(argv: list[str]) -> int:
     input.
     """
     options = parser().parse_args(argv)
+    if options.size:
+        size_settings(options.size)  # what is mistyped shows before anything is made
     start = time.perf_counter()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     say(f"writing to {options.out}; the same command goes on where a stopped one left off")
@@ -74,7 +77,7 @@ def main(argv: list[str]) -> int:
         train_stage(stage, options)
         say(f"{stage.name} took {time.perf_counter() - began:.0f} s")
     say(f"stage {len(STAGES) + 1} of {len(STAGES) + 1}: sample at K = {', '.join(map(str, STEPS))} and score")
-    table = sample_and_score(options)
+    table = sample_and_score(options, provenance("quickstart", argv))
     print(sentences(table))
     print(table.to_text())
     where_files_lie(options.out)
@@ -102,8 +105,8 @@ def train_stage(stage: StageRun, options: argparse.Namespace) -> None:
     run_training(arguments)
 
 
-def sample_and_score(options: argparse.Namespace) -> "GenerationTable":
-    """Merge the stages into one model folder, evaluate it, and write table and picture."""
+def sample_and_score(options: argparse.Namespace, made_with: dict[str, Any] | None = None) -> "GenerationTable":
+    """Merge the stages into one model folder, evaluate it, and write table and picture. ``made_with``: provenance."""
     from fewstep.bundle import ModelBundle
     from fewstep.data import CorpusSettings, prepare_corpus
     from fewstep.evaluation import evaluate_generation, held_out_blocks, token_counts
@@ -133,6 +136,7 @@ def sample_and_score(options: argparse.Namespace) -> "GenerationTable":
             reinjections=REINJECTIONS,
             progress=progress,
         )
+    table = replace(table, provenance=made_with)
     for name, text in (("table.json", table.to_json()), ("table.md", table.to_markdown())):
         with new_text_file(options.out / name, overwrite=True) as write:
             write([text])

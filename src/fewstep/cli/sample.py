@@ -3,12 +3,15 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.device import pick_device
 from fewstep.cli.output import new_text_file
+from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
     from fewstep.pipeline import GeneratedText
@@ -110,25 +113,42 @@ def _add_sampler_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Sample as ``argv`` says and return the exit code. Raises ``UserError`` for whatever a user can mend."""
+    """Sample as ``argv`` says and return the exit code. Raises ``UserError`` for whatever a user can mend.
+
+    Texts are written as they come, batch by batch, so that memory does not grow with their number.
+    """
     args = parser().parse_args(argv)
+    spent = Spent()
     with new_text_file(args.output, overwrite=args.overwrite) if args.output else nullcontext() as write:
-        generated = generate(args)
         if write is None:
-            for index, text in enumerate(generated.texts):
-                print(f"[{index + 1}] {text}\n")
+            for first, generated in batches(args, spent):
+                for index, text in enumerate(generated.texts, first + 1):
+                    print(f"[{index}] {text}\n", flush=index == first + len(generated))
         else:
-            write(json_lines(generated, args))
+            made_with = provenance("sample", argv)
+            made = batches(args, spent)
+            write(line for first, generated in made for line in json_lines(generated, args, first, made_with))
     print(
-        f"{len(generated)} texts, {args.steps} steps ({generated.nfe} network evaluations each), "
-        f"{generated.seconds:.2f} s" + (f", written to {args.output}" if args.output else ""),
+        f"{args.num_samples} texts, {args.steps} steps ({spent.nfe} network evaluations each), "
+        f"{spent.seconds:.2f} s" + (f", written to {args.output}" if args.output else ""),
         file=sys.stderr,
     )
     return 0
 
 
-def generate(args: argparse.Namespace) -> "GeneratedText":
-    """Load the model and sample, with a progress bar on stderr."""
+@dataclass
+class Spent:
+    """What the texts so far took: network evaluations of each, and seconds for all."""
+
+    nfe: int = 0
+    seconds: float = 0.0
+
+
+def batches(args: argparse.Namespace, spent: Spent) -> "Iterator[tuple[int, GeneratedText]]":
+    """Load the model and sample; gives the index of a batch's first text and the batch, and counts into ``spent``.
+
+    A progress bar goes to stderr.
+    """
     from tqdm import tqdm  # these take seconds to import, which --help and a mistyped option should not
 
     from fewstep.cli.commit import parse_commit
@@ -140,29 +160,35 @@ def generate(args: argparse.Namespace) -> "GeneratedText":
     commit = None if args.commit is None else parse_commit(args.commit)
     generator = TextGenerator.from_pretrained(args.path, device=pick_device(args.device))
     with tqdm(total=args.num_samples, desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
-        return generator.generate(
-            args.num_samples,
-            args.steps,
-            args.seed,
-            readout=args.readout,
-            reinjection=reinjection,
-            solver=args.solver,
-            noise=NOISES[args.noise](),
-            noise_temperature=args.noise_temperature,
-            initial_temperature=args.initial_temperature,
-            commit=None if commit is None else generator.snap(steps=commit.steps, rule=commit.rule),
-            commitment=args.commitment == "on",
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            stop=args.stop,
-            batch_size=args.batch_size,
-            progress=bar.update,
-        )
+        for first in range(0, args.num_samples, args.batch_size):
+            generated = generator.generate(
+                min(args.batch_size, args.num_samples - first),
+                args.steps,
+                args.seed,
+                readout=args.readout,
+                reinjection=reinjection,
+                solver=args.solver,
+                noise=NOISES[args.noise](),
+                noise_temperature=args.noise_temperature,
+                initial_temperature=args.initial_temperature,
+                commit=None if commit is None else generator.snap(steps=commit.steps, rule=commit.rule),
+                commitment=args.commitment == "on",
+                temperature=args.temperature,
+                top_p=args.top_p,
+                top_k=args.top_k,
+                stop=args.stop,
+                batch_size=args.batch_size,
+                first_sample=first,
+                progress=bar.update,
+            )
+            spent.nfe, spent.seconds = generated.nfe, spent.seconds + generated.seconds
+            yield first, generated
 
 
-def json_lines(generated: "GeneratedText", args: argparse.Namespace) -> list[str]:
-    """One JSON object a text, each with all that is needed to make it again."""
+def json_lines(
+    generated: "GeneratedText", args: argparse.Namespace, first: int, made_with: Mapping[str, Any]
+) -> Iterator[str]:
+    """One JSON object a text, from index ``first`` on, each with all that is needed to make it again."""
     shared = {
         "steps": generated.num_steps,
         "seed": generated.seed,
@@ -178,12 +204,10 @@ def json_lines(generated: "GeneratedText", args: argparse.Namespace) -> list[str
         "top_p": args.top_p,
         "top_k": args.top_k,
         "stop": args.stop,
+        "provenance": made_with,
     }
-    rows = enumerate(zip(generated.texts, generated.ids.tolist(), strict=True))
-    return [
-        json.dumps({"index": index, "text": text, "ids": ids, **shared}, ensure_ascii=False) + "\n"
-        for index, (text, ids) in rows
-    ]
+    for index, (text, ids) in enumerate(zip(generated.texts, generated.ids.tolist(), strict=True), first):
+        yield json.dumps({"index": index, "text": text, "ids": ids, **shared}, ensure_ascii=False) + "\n"
 
 
 def number_or_name(reinjection: str) -> float | str:

@@ -18,6 +18,8 @@ STAGES = {
     "ImageFlowModule": "image_flow",
 }
 """Training module to its section in a size file."""
+LARGEST_FILE_BYTES = 1_000_000
+"""Of a file of settings: YAML is read at about a megabyte in ten seconds, and nobody writes so many settings."""
 
 
 def expand_size(argv: list[str]) -> list[str]:
@@ -45,7 +47,7 @@ def size_settings(name: str) -> dict[str, Any]:
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
         raise UserError(f"--size {name}: no such size; expected one of {known}, or a YAML file")
-    sections = _read_yaml(file)
+    sections = read_yaml(file)
     if strangers := [name for name in sections if name not in STAGES.values()]:
         raise UserError(f"{file}: unknown key {', '.join(map(str, strangers))}; expected {', '.join(STAGES.values())}")
     return sections
@@ -56,7 +58,7 @@ def stage_of(argv: list[str]) -> str:
     found = _find_option(argv, "--config", "-c")
     if found is None:
         raise UserError("--size needs a --config before it, such as --config configs/flow.yaml")
-    model = _read_yaml(Path(found[2])).get("model")
+    model = read_yaml(Path(found[2])).get("model")
     class_path = str(model.get("class_path", "")) if isinstance(model, dict) else ""
     stage = STAGES.get(class_path.rpartition(".")[2])
     if stage is None:
@@ -77,13 +79,31 @@ def _find_option(argv: list[str], *names: str) -> tuple[int, int, str] | None:
     return None
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def check_settings_files(argv: list[str]) -> None:
+    """Raise ``UserError`` where a file that a ``--config`` names is there but holds no settings: the parser of the
+    command line would not name the file."""
+    while (found := _find_option(argv, "--config", "-c")) is not None:
+        _, stop, name = found
+        if not name.lstrip().startswith("{") and Path(name).is_file():
+            read_yaml(Path(name))
+        argv = argv[stop:]
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The settings in a file. Raises ``UserError`` where it cannot be read, is larger than :data:`LARGEST_FILE_BYTES`,
+    is not YAML, or holds no mapping."""
     try:
+        if (size := file.stat().st_size) > LARGEST_FILE_BYTES:
+            raise UserError(
+                f"{file} has {size:,} bytes: expected a file of settings, of at most {LARGEST_FILE_BYTES:,}"
+            )
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}") from None
+        raise UserError(f"cannot read {file}: {error}: give a text file in UTF-8") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{file} is not YAML: {error}") from None
+        raise UserError(f"{file} is not YAML ({error}): mend it there") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no settings: expected a YAML mapping")
+    if "\\u0000" in json.dumps(content, default=str):
+        raise UserError(f"{file} holds a NUL character in a key or a value: take it out, no name can have one")
     return content

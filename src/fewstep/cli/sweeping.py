@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 RUN = "run"
 
 
-def make_sweep(args: argparse.Namespace, axes: Axes, processes: "Processes") -> "Sweep":
-    """Model, scorer, real text and all that is to be made, checked before the first sample."""
+def make_sweep(
+    args: argparse.Namespace, axes: Axes, processes: "Processes", made_with: dict[str, Any] | None = None
+) -> "Sweep":
+    """Model, scorer, real text and all that is to be made, checked before the first sample.
+
+    ``made_with``: provenance of the rows.
+    """
     from fewstep.bundle import ModelBundle
     from fewstep.evaluation import token_counts
     from fewstep.evaluation.sweep import Sweep
@@ -68,6 +73,7 @@ def make_sweep(args: argparse.Namespace, axes: Axes, processes: "Processes") -> 
         cci_examples=args.cci_examples,
         mauve=mauve,
         grammar=grammar,
+        provenance=made_with,
     )
 
 

@@ -11,6 +11,7 @@ from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.diagnose import check_writable
 from fewstep.cli.output import new_text_file
 from fewstep.errors import UserError
+from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
     from fewstep.theory import Curve, Surface
@@ -79,7 +80,8 @@ def main(argv: list[str]) -> int:
 
             write_theory_picture(study, file.with_suffix(".png"))
             # Last: the JSON file says that the study is whole.
-            write_lines([json.dumps({"settings": settings, **study.to_dict()}, allow_nan=False), "\n"])
+            result = {"settings": settings, **study.to_dict(), "provenance": provenance("theory", argv)}
+            write_lines([json.dumps(result, allow_nan=False), "\n"])
     if names:
         print(f"\npictures and figures  {folder}/*.png, *.json")
     return 0 if args.latents is None else theory_latents.run(args, folder / "latents")

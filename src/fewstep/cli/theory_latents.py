@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.device import pick_device
+from fewstep.cli.evaluate import tell_torn
 from fewstep.cli.model_text import corpus_of
 from fewstep.errors import UserError
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace, folder: Path) -> int:
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}; choose another folder by --out") from None
     file = RowFile(folder / ROWS_FILE, ExactRow)
+    tell_torn(file)
     rows = file.read()
     for new, row in enumerate(study.rows(rows), 1):
         file.append(row)

@@ -2,7 +2,7 @@
 
 import sys
 
-from fewstep.cli.sizes import expand_size
+from fewstep.cli.sizes import check_settings_files, expand_size
 
 SIGNAL_EXIT = 128
 """A shell reports a process that a signal ended as 128 plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
@@ -14,6 +14,7 @@ def main(argv: list[str]) -> int:
     Raises ``UserError`` for a wrong key or value, naming it. A run that a signal stopped has written a checkpoint,
     and one line says how to go on.
     """
+    check_settings_files(argv)
     arguments = expand_size(argv)
     from fewstep.training.command import run_training
     from fewstep.training.stopping import TrainingStopped

@@ -70,13 +70,15 @@ def read_jsonl(path: Path, text_field: str) -> Iterator[str]:
     Raises:
         UserError: a line is no JSON object, or lacks the field, or the field is no text; names the line.
     """
-    number, pending = 0, ""
+    number, pending = 0, [""]  # pieces of a line, put together once: its length may be that of the file
     for text in _decoded_chunks(path):
-        *lines, pending = (pending + text).split("\n")
-        for line in lines:
+        first, *others = text.split("\n")
+        pending.append(first)
+        for after in others:
             number += 1
-            yield from _jsonl_line(path, number, line, text_field)
-    yield from _jsonl_line(path, number + 1, pending, text_field)
+            yield from _jsonl_line(path, number, "".join(pending), text_field)
+            pending = [after]
+    yield from _jsonl_line(path, number + 1, "".join(pending), text_field)
 
 
 def _jsonl_line(path: Path, number: int, line: str, text_field: str) -> Iterator[str]:
@@ -84,8 +86,9 @@ def _jsonl_line(path: Path, number: int, line: str, text_field: str) -> Iterator
         return
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {number} is not JSON ({error.msg}): expected one object a line") from None
+    except (ValueError, RecursionError) as error:  # besides bad JSON: a number of thousands of digits, deep nesting
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
+        raise UserError(f"{path} line {number} is not JSON ({reason}): expected one object a line") from None
     if not isinstance(record, dict):
         raise UserError(
             f"{path} line {number} is a JSON {type(record).__name__}: expected an object with '{text_field}'"
@@ -108,24 +111,36 @@ def read_parquet(path: Path, text_field: str) -> Iterator[str]:
     """The column ``text_field``, row by row.
 
     Raises:
-        UserError: no parquet file, no such column, or a column that is not text.
+        UserError: no parquet file, a damaged one, no such column, or a column that is not text.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    damage = (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        OverflowError,
+    )  # OSError, too, stands for bytes that make no sense
     try:
         table = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a parquet file ({str(error).splitlines()[0]})") from None
-    schema = table.schema_arrow
+        schema = table.schema_arrow
+    except damage as error:
+        raise UserError(f"{path} is not a parquet file ({_first_line(error)}): give a whole one") from None
     if text_field not in schema.names:
         raise UserError(missing_field(str(path), text_field, schema.names))
     kind = schema.field(text_field).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise UserError(f"{path}: column '{text_field}' is {kind}, expected text")
-    for batch in table.iter_batches(batch_size=1000, columns=[text_field]):
-        for value in batch.column(0).to_pylist():
-            yield value or ""
+    try:
+        for batch in table.iter_batches(batch_size=1000, columns=[text_field]):
+            yield from (value or "" for value in batch.column(0).to_pylist())
+    except damage as error:
+        raise UserError(f"{path} is damaged or cut short ({_first_line(error)}): copy it again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {

@@ -82,7 +82,11 @@ def _from_pretrained(loader: type, name: str) -> "PreTrainedTokenizerFast":
     try:
         return loader.from_pretrained(name)  # type: ignore[attr-defined]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"tokenizer {name} cannot be loaded ({str(error).strip().splitlines()[0][:160]})") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"tokenizer {name} cannot be loaded ({reason}): give a folder written by save_pretrained, or a hub name "
+            "that is in reach (with HF_HUB_OFFLINE=1, one downloaded before)"
+        ) from None
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:

@@ -158,9 +158,10 @@ def diagnose_decoder(
     """Measure a decoder of text or images on its first ``num_examples`` examples.
 
     ``only`` names some of :data:`DECODER_MEASUREMENTS`, for images of :data:`~fewstep.evaluation.image_diagnosis.\
-IMAGE_MEASUREMENTS` or "reconstruction"; a figure does not depend on what else is measured, so ``processes`` share them. ``data`` names what was
-    measured on and ``packages`` what the decoder is made of, for the protocol. Raises ``UserError`` for an unknown
-    name, one that asks for conditionals that are not there, and for what :func:`make_decoder_subject` does.
+IMAGE_MEASUREMENTS` or "reconstruction"; a figure does not depend on what else is measured, so ``processes`` share
+    them. ``data`` names what was measured on and ``packages`` what the decoder is made of, for the protocol. Raises
+    ``UserError`` for an unknown name, one that asks for conditionals that are not there, and for what
+    :func:`make_decoder_subject` does.
     """
     if isinstance(decoder, ImageDecoder):
         return _diagnose_images(decoder, num_examples, seed, only, progress, processes, data, packages)

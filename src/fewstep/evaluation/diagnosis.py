@@ -27,7 +27,8 @@ class Diagnosis:
 
     ``kind`` "text" or "images"; ``n`` numbers in one latent; ``left_out`` names the measurements that the model lacks
     the parts for, with those parts; ``protocol`` is what two diagnoses must share for their rows to compare, and
-    ``notes`` say what a reader should know beside.
+    ``notes`` say what a reader should know beside. ``provenance``: code, versions, command and machine, None where
+    nobody told.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Diagnosis:
     left_out: Mapping[str, str]
     protocol: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] | None = None
 
     def rows(self) -> tuple[DiagnosticRow, ...]:
         """Every line of the table."""
@@ -66,6 +68,7 @@ class Diagnosis:
             "left_out": dict(self.left_out),
             "protocol": dict(self.protocol),
             "notes": list(self.notes),
+            "provenance": None if self.provenance is None else dict(self.provenance),
         }
         table = {row.name: asdict(row.estimate) for row in self.rows()}
         return {**shared, "table": table, "results": {result.name: result.to_dict() for result in self.results}}

@@ -6,6 +6,12 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from fewstep.errors import UserError
+from fewstep.evaluation.typed import check_types
+
+
+def _refused(name: str) -> float:
+    """NaN and infinities are no JSON, though Python's reader takes them; none was ever written."""
+    raise ValueError(f"{name} in a row")
 
 
 class Row(Protocol):
@@ -41,10 +47,18 @@ class RowFile(Generic[AnyRow]):
         rows = []
         for number, line in enumerate(self._whole_lines(), 1):
             try:
-                rows.append(self.kind.from_dict(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError):
+                rows.append(self.kind.from_dict(json.loads(line, parse_constant=_refused)))
+                check_types(rows[-1])
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 raise UserError(f"{self.file}, line {number} is no {self.called}: give another --out") from None
         return rows
+
+    def torn_bytes(self) -> int:
+        """Length of what a killed process left of a last line, 0 where the file ends with a whole one.
+
+        :meth:`read` passes over it and :meth:`append` writes over it. Raises ``UserError`` as :meth:`read` does.
+        """
+        return len(self._lines()[-1])
 
     def append(self, row: AnyRow) -> None:
         """Add one line, on the disk when this returns. Raises ``UserError`` where it cannot be written."""
@@ -60,9 +74,13 @@ class RowFile(Generic[AnyRow]):
             raise UserError(f"cannot write {self.file}: {error.strerror or error}") from None
 
     def _whole_lines(self) -> list[bytes]:
+        return self._lines()[:-1]
+
+    def _lines(self) -> list[bytes]:
+        """What stands between line ends; the last one is empty where the file ends with a whole line."""
         try:
-            return self.file.read_bytes().split(b"\n")[:-1]
+            return self.file.read_bytes().split(b"\n")
         except FileNotFoundError:
-            return []
+            return [b""]
         except OSError as error:
             raise UserError(f"cannot read {self.file}: {error.strerror or error}") from None

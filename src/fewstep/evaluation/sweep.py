@@ -6,6 +6,7 @@ N samples a seed, L tokens.
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Sweep:
     ``batch_size`` at a time, and whole batches are shared between ``processes``, so that their number changes no
     figure but the seconds. ``cci_examples``: the commitment head's CCI is measured on the first so many samples of the
     first seed, 0 for not at all. ``mauve``: what MAUVE compares with, None for not at all. ``grammar``: the law of the
-    corpus, where it has one. Raises ``UserError`` where a setting comes twice.
+    corpus, where it has one. ``provenance`` goes into every row. Raises ``UserError`` where a setting comes twice.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Sweep:
         num_examples: int = 3,
         mauve: MauveReference | None = None,
         grammar: GrammarReference | None = None,
+        provenance: dict[str, Any] | None = None,
     ) -> None:
         self.bundle = bundle
         self.scorer = scorer
@@ -74,6 +76,7 @@ class Sweep:
         self.cci_examples = cci_examples
         self.mauve = mauve
         self.grammar = grammar
+        self.provenance = provenance
         self.model = model_digest(bundle)
         self.device = str(next(next(iter(bundle.parts().values())).parameters()).device)
         self.measures = Measures(train, num_resamples=num_resamples, num_examples=num_examples)
@@ -204,10 +207,13 @@ class Sweep:
             model=self.model,
             examples=self.measures.examples(self.bundle.tokenizer, ids, mask),
             grammar=None if self.grammar is None else self.grammar.scores(ids, mask, owners),
+            provenance=self.provenance,
         )
 
     def _check(self, rows: Sequence[SweepRow], file: RowFile[SweepRow]) -> None:
-        for row in rows:
+        for number, row in enumerate(rows):
+            if any(row.setting == other.setting for other in rows[:number]):
+                raise UserError(f"{file.file} holds the row {row.setting.label()} twice: take one out by hand")
             if row.protocol_hash != self.protocol.hash:
                 found = "; ".join(differences(row.protocol, self.protocol.to_dict())[:3])
                 raise UserError(

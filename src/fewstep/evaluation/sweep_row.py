@@ -104,6 +104,7 @@ class SweepRow:
     denoiser's, and 1 for the parallel readout or L for the head. ``seconds``: computing time from noise to ids,
     summed over batches (and so over processes). ``protocol`` is the scoring protocol as plain values and
     ``protocol_hash`` its hash: rows compare where it is equal. ``model`` is the hash of the model's parts.
+    ``provenance``: code, versions, command and machine, None where nobody told; rows compare whatever it is.
     """
 
     setting: Setting
@@ -136,6 +137,7 @@ class SweepRow:
     model: str
     examples: tuple[str, ...] = ()
     grammar: GrammarScores | None = None
+    provenance: dict[str, Any] | None = None
 
     def cells(self) -> tuple[str, ...]:
         """The row as strings, one for each of ``COLUMNS``."""
@@ -171,7 +173,7 @@ class SweepRow:
 
         Raises ``KeyError`` or ``TypeError`` for values that are none.
         """
-        values = {"grammar": None, **values}  # rows written before there was a grammar have no such key
+        values = {"grammar": None, "provenance": None, **values}  # rows of before these were kept lack them
         for found, kind in ((values, cls), (values["setting"], Setting)):
             if set(found) != {item.name for item in fields(kind)}:
                 raise KeyError("keys of another version")

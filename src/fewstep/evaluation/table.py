@@ -70,7 +70,8 @@ class GenerationRow:
 @dataclass(frozen=True)
 class GenerationTable:
     """All rows, and what they share: ``block_size`` tokens a sample, the ``scorer``'s name, the ``seed``, and
-    ``batch_size`` and ``device``, on which the seconds depend."""
+    ``batch_size`` and ``device``, on which the seconds depend. ``provenance``: code, versions, command and machine,
+    None where nobody told."""
 
     rows: tuple[GenerationRow, ...]
     block_size: int
@@ -78,6 +79,7 @@ class GenerationTable:
     seed: int
     batch_size: int
     device: str
+    provenance: dict[str, Any] | None = None
 
     def row(
         self,

@@ -97,7 +97,8 @@ class Comparison:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Comparison":
         """The inverse of :meth:`to_dict`, also after a way through JSON. Raises ``KeyError`` or ``TypeError``."""
-        return cls(**{**values, "rows": tuple(map(Compared.from_dict, values["rows"]))})
+        known = {name: value for name, value in values.items() if name != "provenance"}  # of the file, not the figures
+        return cls(**{**known, "rows": tuple(map(Compared.from_dict, values["rows"]))})
 
 
 def read_comparison(file: Path) -> Comparison:

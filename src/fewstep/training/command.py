@@ -1,5 +1,6 @@
 """Training from YAML files and flags, by LightningCLI."""
 
+import errno
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fewstep.errors import UserError
+from fewstep.locking import LOCK_FILE, FolderLock
 from fewstep.training.callbacks import (
     AutoencoderDiagnostics,
     CommitmentDiagnostics,
@@ -23,26 +25,34 @@ from fewstep.training.callbacks import (
     FlowDiagnostics,
     ResumePoint,
     SampleTable,
+    SkipNonFinite,
     StageSummary,
     StepProgress,
     Throughput,
     WeightAverage,
 )
-from fewstep.training.loggers import default_loggers, finish_wandb
+from fewstep.training.checkpoint_files import WholeCheckpointIO, cannot_write
+from fewstep.training.loggers import check_wandb, default_loggers, finish_wandb
 from fewstep.training.messages import one_line
 from fewstep.training.module import TrainingModule
 from fewstep.training.noise import silence
+from fewstep.training.replay_file import SETTINGS_FILE
 from fewstep.training.run_folder import (
     MODEL,
     check_run_folder,
     checkpoint_folder,
+    nonfinite_folder,
     prepare_run_folder,
     resolve_checkpoint,
+    tidy_run_folder,
     tokenizer_of,
 )
+from fewstep.training.setting_checks import check_settings
 from fewstep.training.step_data import StepDataModule
 from fewstep.training.strategies import check_strategy
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the disk answers where it takes no more."""
 TEXT = "fewstep.training.TextDataModule"
 """The class of ``data`` where none is named."""
 
@@ -77,19 +87,24 @@ class FewstepCLI(LightningCLI):
         parser.add_lightning_class_args(WeightAverage, "ema")
         parser.add_lightning_class_args(ResumePoint, "checkpoint")
         parser.add_lightning_class_args(CompiledBlocks, "compile")
+        parser.add_lightning_class_args(SkipNonFinite, "nonfinite")
         parser.add_lightning_class_args(SampleTable, "samples")
         parser.add_class_arguments(DiagnosticsCallback, "diagnostics", skip={"folder"}, instantiate=False)
         parser.set_defaults({"ema.decay": 0.995, "data": {"class_path": TEXT, "init_args": {}}})
         parser.link_arguments("run_dir", "samples.folder")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
+        parser.link_arguments("run_dir", "nonfinite.folder", compute_fn=nonfinite_folder)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and find the checkpoint to go on from. Raises ``UserError`` where it does not fit."""
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
+        check_settings(config)
+        self._lock, self._note = FolderLock(Path(config.run_dir), "--run_dir"), ""
         if config.ckpt_path is not None:  # before Lightning reads it, which fails without a word on what to do
             stage = named(config.model.class_path).stage_name
-            config.ckpt_path = resolve_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
+            found = resolve_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
+            config.ckpt_path, self._note = str(found.file), found.note
 
     def before_instantiate_classes(self) -> None:
         """Check the run folder before anything costs time, and take the base model's tokenizer.
@@ -103,28 +118,52 @@ class FewstepCLI(LightningCLI):
         base, data = self._base(), config.data.init_args
         if base is not None and "tokenizer" in data and data.tokenizer is None:
             data.tokenizer = tokenizer_of(base, data.cache_dir)
-        if self._writes() and not self._goes_on():
-            check_run_folder(Path(config.run_dir), overwrite=config.overwrite, built_on=self._built_on())
+        if self._writes():
+            if config.trainer.logger is None:
+                check_wandb()
+            self._check_run_folder()
+
+    def _check_run_folder(self) -> None:
+        """Refuse a folder in which another process trains, before it is judged by what that has written so far."""
+        config, run_dir = self._settings(), self._lock.folder
+        if (run_dir / LOCK_FILE).exists():  # else a refusal would leave one
+            self._lock.acquire()
+        try:
+            if not self._goes_on():
+                check_run_folder(run_dir, overwrite=config.overwrite, built_on=self._built_on())
+        except UserError:
+            self._lock.release()
+            raise
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; a value that a constructor refuses is the user's to mend."""
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
-            raise UserError(one_line(str(error))) from error
+        except BaseException as error:
+            self._lock.release()
+            if isinstance(error, ValueError | MisconfigurationException):
+                raise UserError(one_line(str(error))) from error
+            raise
 
     # LightningCLI calls it without arguments and offers **kwargs to subclasses only, so none are taken here.
     def instantiate_trainer(self) -> Trainer:  # type: ignore[override]
         """The trainer with this run's folder, loggers and callbacks."""
         config = self._settings()
         run_dir = Path(config.run_dir)
-        if self._writes() and not self._goes_on():
-            prepare_run_folder(run_dir, overwrite=config.overwrite, built_on=self._built_on())
+        if self._writes():
+            self._lock.acquire()
+            if self._goes_on():
+                tidy_run_folder(run_dir, Path(config.ckpt_path))
+            else:
+                prepare_run_folder(run_dir, overwrite=config.overwrite, built_on=self._built_on())
         logger = config.trainer.logger
         if logger is None:
             logger = default_loggers(run_dir) if self.subcommand == "fit" and not config.trainer.fast_dev_run else False
         trainer = super().instantiate_trainer(default_root_dir=str(run_dir), logger=logger)
         trainer.callbacks = ordered_callbacks(trainer.callbacks, run_dir, dict(config.diagnostics))  # type: ignore[attr-defined]
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        if self._note:
+            trainer.print(f"==> {self._note}")
         return trainer
 
     def fit(
@@ -132,23 +171,30 @@ class FewstepCLI(LightningCLI):
     ) -> None:
         """Train. Raises ``TrainingStopped`` where a signal ended it: Lightning leaves by ``SystemExit`` then."""
         try:
-            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=weights_only)
+            # What is loaded holds tensors and plain values only: no code of the file is run.
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            if ckpt_path is not None and self._writes():
+                self._export_finished(ckpt_path)
         except MisconfigurationException as error:
             raise UserError(one_line(str(error))) from error
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise UserError(cannot_write(Path(error.filename or self._lock.folder), error)) from error
         except (KeyboardInterrupt, SystemExit) as error:
             if not self.trainer.interrupted:
                 raise
             (resume_point,) = (item for item in self.trainer.callbacks if isinstance(item, ResumePoint))  # type: ignore[attr-defined]
             raise resume_point.stopped_by(error, self.trainer) from None
-        if ckpt_path is not None and self._writes():
-            self._export_finished(ckpt_path)
+        finally:
+            self._lock.release()
 
     def _export_finished(self, ckpt_path: str) -> None:
         """Write the model of a run that ended between its last step and the export: nothing was left to train."""
-        folder = Path(self._settings().run_dir) / MODEL
-        if not folder.exists():
-            self.model.saved_class.from_pretrained(ckpt_path).save_pretrained(folder)
-            self.trainer.print(f"==> nothing was left to train; model in {folder}")
+        (export,) = (item for item in self.trainer.callbacks if isinstance(item, ExportModel))  # type: ignore[attr-defined]
+        if not export.wrote:  # a model that is there may be of fewer steps
+            self.model.saved_class.from_pretrained(ckpt_path).save_pretrained(export.folder, overwrite=True)
+            self.trainer.print(f"==> nothing was left to train; model in {export.folder}")
 
     def _settings(self) -> Namespace:
         return self.config[self.subcommand] if self.subcommand else self.config
@@ -212,8 +258,8 @@ def ordered_callbacks(given: list[Callback], run_dir: Path, diagnostics: dict[st
     return [*watching, *others, *averaging, ExportModel(str(run_dir / MODEL)), *saving]
 
 
-def run_training(arguments: list[str]) -> None:
-    """Run LightningCLI on ``arguments`` (``fit --config FILE ...``).
+def run_training(arguments: list[str], command: type[FewstepCLI] = FewstepCLI) -> None:
+    """Run ``command`` on ``arguments`` (``fit --config FILE ...``).
 
     Raises ``UserError`` for a wrong key or value, naming it, and ``TrainingStopped`` for a run that a signal ended,
     with the checkpoint to go on from.
@@ -221,7 +267,7 @@ def run_training(arguments: list[str]) -> None:
     silence()
     options = {"exit_on_error": False, "allow_abbrev": False}
     try:
-        FewstepCLI(
+        command(
             model_class=TrainingModule,
             datamodule_class=StepDataModule,
             subclass_mode_model=True,
@@ -230,7 +276,7 @@ def run_training(arguments: list[str]) -> None:
             # Steps only: with a number of epochs Lightning makes the data before it restores where the run stood.
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1, "enable_model_summary": False},
             save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
+            save_config_kwargs={"save_to_log_dir": False, "config_filename": SETTINGS_FILE},
             parser_kwargs={"fit": options, "validate": options, "test": options, "predict": options, **options},
             auto_configure_optimizers=False,
             args=arguments,

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 from fewstep.errors import UserError
 from fewstep.shapes import example_generators
-from fewstep.storage import CHECKPOINT_KEY
+from fewstep.storage import CHECKPOINT_KEY, misfit
 from fewstep.training.optimizer import OptimizerSettings
 from fewstep.training.step_data import StepDataModule
 from fewstep.types import LossOutput
@@ -54,6 +54,8 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.optimizer_settings = optimizer
         self.seed = seed
+        self.step_was_skipped = False
+        """Whether the last optimizer step changed nothing, see :class:`fewstep.training.callbacks.SkipNonFinite`."""
 
     @property
     def data(self) -> StepDataModule:
@@ -83,11 +85,12 @@ class TrainingModule(LightningModule):
     def _undefined(self, name: str) -> UserError:
         return UserError(f"{type(self).__name__} defines no {name}: derive it from a class that does")
 
-    def step_generator(self, step: int) -> torch.Generator:
+    def step_generator(self, step: int, ranks: tuple[int, int] | None = None) -> torch.Generator:
         """CPU generator of this process's batch ``step``: no two batches of a run share one. Validation uses negative
-        numbers. Batch i in rank r of W processes has that of batch i W + r in a process alone."""
+        numbers. Batch i in rank r of W processes has that of batch i W + r in a process alone; ``ranks`` (r, W) are
+        this run's where they are not given."""
         stream = 2 * self.seed * MAX_PROCESSES + (step < 0)
-        rank, world_size = self.data.ranks()
+        rank, world_size = self.data.ranks() if ranks is None else ranks
         (generator,) = example_generators(stream, (step if step >= 0 else -1 - step) * world_size + rank, 1)
         return generator
 
@@ -96,17 +99,10 @@ class TrainingModule(LightningModule):
         step = self.global_step * self.trainer.accumulate_grad_batches
         step += batch_idx % self.trainer.accumulate_grad_batches
         output = self.batch_loss(batch, self.step_generator(step), held_out=False)
-        # Looking at the loss makes the processor wait for an accelerator: there it is done at logged steps only. A loss
-        # that is not finite stays so, and is found then.
-        if (self.device.type == "cpu" or self._is_logged()) and not torch.isfinite(output.loss):
-            raise UserError(
-                f"the loss is {output.loss.item()} at step {self.global_step}: lower the learning rate, "
-                "or use bf16 or float32 in place of fp16"
-            )
         if self._is_logged():
             self.log("train/loss", output.loss, prog_bar=True)
             self.log_dict({f"train/{name}": value for name, value in output.terms.items()})
-        return output.loss
+        return spread_nonfinite(output.loss)
 
     def _is_logged(self) -> bool:
         """Whether the optimizer step that is under way is one that the trainer writes to its loggers."""
@@ -142,7 +138,8 @@ class TrainingModule(LightningModule):
         """Log the gradient norm before clipping, and the learning rate of this step."""
         if self._is_logged():
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+            if gradients:  # a skipped step has none
+                self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
             self.log("train/learning_rate", float(optimizer.param_groups[0]["lr"]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -150,7 +147,21 @@ class TrainingModule(LightningModule):
         checkpoint[CHECKPOINT_KEY] = {**self.checkpoint_entry(), "stage": self.stage_name}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another stage before its tensors are compared."""
+        """Refuse a checkpoint of another stage, or of another network, before its tensors are copied."""
         stage = checkpoint.get(CHECKPOINT_KEY, {}).get("stage")
         if stage != self.stage_name:
             raise UserError(f"the checkpoint is of stage {stage!r}, but this run trains {self.stage_name!r}")
+        problems = misfit(self.state_dict(), checkpoint["state_dict"])
+        if problems:
+            raise UserError(
+                f"the checkpoint does not fit the model of this run: {problems}; give the settings it was trained with"
+            )
+
+
+def spread_nonfinite(loss: torch.Tensor) -> torch.Tensor:
+    """``loss`` as it is where it is finite; else NaN whose gradient is NaN as well.
+
+    A loss that is not finite can have a finite gradient. With this its gradients tell, and after they are summed over
+    processes they tell every process, without a message or a look at the loss (this project's definition).
+    """
+    return loss * torch.where(torch.isfinite(loss), torch.ones_like(loss), torch.full_like(loss, torch.nan))

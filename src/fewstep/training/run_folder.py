@@ -7,12 +7,14 @@ from pathlib import Path
 from fewstep.data import tokenizer_fingerprint
 from fewstep.data.cache import cached_folder
 from fewstep.errors import UserError
-from fewstep.storage import CHECKPOINT_KEY, load_checkpoint, read_checkpoint, require_kind
+from fewstep.storage import CHECKPOINT_KEY, load_checkpoint, read_checkpoint, recover_folder, require_kind
+from fewstep.training.checkpoint_files import LAST, FoundCheckpoint, clear_leftovers, newest_whole
 
-CHECKPOINTS, MODEL, LAST = "checkpoints", "model", "last.ckpt"
+CHECKPOINTS, MODEL, NONFINITE = "checkpoints", "model", "nonfinite"
 REPLACED = (
     CHECKPOINTS,
     MODEL,
+    NONFINITE,
     "csv",
     "samples.jsonl",
     "noise_robustness.json",
@@ -28,20 +30,43 @@ def checkpoint_folder(run_dir: str) -> str:
     return str(Path(run_dir) / CHECKPOINTS)
 
 
-def resolve_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> str:
-    """The file that ``ckpt_path`` ("last" or a file) means.
+def nonfinite_folder(run_dir: str) -> str:
+    """Where a run leaves steps whose loss or gradient was not finite."""
+    return str(Path(run_dir) / NONFINITE)
+
+
+def resolve_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> FoundCheckpoint:
+    """The checkpoint that ``ckpt_path`` ("last" or a file) means; "last" is the newest of the run that is whole.
 
     Raises ``UserError`` where there is none, where it cannot be read, or where it is of another stage than ``stage``.
     """
-    file = run_dir / CHECKPOINTS / LAST if ckpt_path == "last" else Path(ckpt_path).expanduser()
-    if not file.is_file():
-        if ckpt_path == "last":
-            raise UserError(f"--ckpt_path last: there is no {file} to go on from; leave --ckpt_path out to start anew")
-        raise UserError(f"--ckpt_path {ckpt_path}: no such file; give a .ckpt file, or last for the run's own")
-    found = load_checkpoint(file).get(CHECKPOINT_KEY, {}).get("stage")
-    if found != stage:
-        raise UserError(f"--ckpt_path {file} is a checkpoint of the stage {found!r}, but this run trains {stage!r}")
-    return str(file)
+    folder = run_dir / CHECKPOINTS
+    if ckpt_path == "last":
+        found = newest_whole(folder)
+        if found is None:
+            raise UserError(
+                f"--ckpt_path last: there is no {folder / LAST} to go on from; leave --ckpt_path out to start anew"
+            )
+    else:
+        file = Path(ckpt_path).expanduser()
+        if not file.is_file():
+            raise UserError(f"--ckpt_path {ckpt_path}: no such file; give a .ckpt file, or last for the run's own")
+        found = FoundCheckpoint(file, load_checkpoint(file))
+    trained = found.content.get(CHECKPOINT_KEY, {}).get("stage")
+    if trained != stage:
+        raise UserError(
+            f"--ckpt_path {found.file} is a checkpoint of the stage {trained!r}, but this run trains {stage!r}"
+        )
+    return found
+
+
+def tidy_run_folder(run_dir: Path, used: Path) -> None:
+    """Put right what a killed process left in the folder of a run that goes on from the checkpoint ``used``.
+
+    For the one process that holds the folder's lock.
+    """
+    clear_leftovers(run_dir / CHECKPOINTS, used)
+    recover_folder(run_dir / MODEL)
 
 
 def prepare_run_folder(run_dir: Path, *, overwrite: bool, built_on: Sequence[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""What happens around training: resume point, progress, throughput, samples, diagnostics, export, compilation."""
+"""What happens around training: resume point, steps left out, progress, samples, diagnostics, export, compilation."""
 
 from fewstep.training.callbacks.autoencoder_diagnostics import AutoencoderDiagnostics
 from fewstep.training.callbacks.compiled_blocks import CompiledBlocks
@@ -8,6 +8,7 @@ from fewstep.training.callbacks.flow_diagnostics import CommitmentDiagnostics, F
 from fewstep.training.callbacks.progress import StepProgress
 from fewstep.training.callbacks.resume_point import ResumePoint
 from fewstep.training.callbacks.samples import SampleTable
+from fewstep.training.callbacks.skip_nonfinite import SkipNonFinite
 from fewstep.training.callbacks.summary import StageSummary
 from fewstep.training.callbacks.throughput import Throughput
 from fewstep.training.callbacks.weight_average import WeightAverage
@@ -21,6 +22,7 @@ __all__ = [
     "FlowDiagnostics",
     "ResumePoint",
     "SampleTable",
+    "SkipNonFinite",
     "StageSummary",
     "StepProgress",
     "Throughput",

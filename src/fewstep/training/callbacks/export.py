@@ -16,11 +16,14 @@ class ExportModel(Callback):
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+        self.wrote = False
+        """Whether training ended here: it does not where nothing was left to train."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save from the first process, and say where."""
         if trainer.is_global_zero and isinstance(pl_module, TrainingModule) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             pl_module.saved_model().save_pretrained(self.folder, overwrite=True)
+            self.wrote = True
             trainer.print(
                 f"==> {pl_module.stage_name}: done after {trainer.global_step:,} steps; model in {self.folder}"
             )

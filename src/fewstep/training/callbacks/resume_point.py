@@ -9,27 +9,32 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from fewstep.training.checkpoint_files import LAST
 from fewstep.training.stopping import TrainingStopped
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C, the end of a job, and what SLURM's ``--signal=USR1@120`` and similar schedulers announce that end with."""
 
 
 class ResumePoint(Checkpoint):
     """Writes ``dirpath/last.ckpt`` every ``every_n_steps`` optimizer steps, after the last step, and when stopped.
 
-    SIGINT (Ctrl-C) and SIGTERM take effect between two steps: in the middle of one, weights, averages and counters
-    disagree, and a run resumed from there would not repeat an unbroken one. A second signal ends the run at once.
-    For the same reason a failure writes no checkpoint. The callback stands after weight averaging, whose update
+    SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2 take effect between two steps: in the middle of one, weights,
+    averages and counters disagree, and a run resumed from there would not repeat an unbroken one. A Ctrl-C after
+    another signal ends the run at once; the others, which a scheduler sends one after another, do not.
+    For the same reason a failure writes no checkpoint. While steps are skipped (:class:`SkipNonFinite`) none is
+    written that is only due: the last good one stays. The callback stands after weight averaging, whose update
     belongs to the step. With several processes all of them must agree to stop, which they do after every step.
     """
 
     def __init__(self, dirpath: str = "checkpoints", every_n_steps: int = 500) -> None:
         if every_n_steps < 1:
             raise ValueError(f"checkpoint.every_n_steps is {every_n_steps}: expected a whole number of at least 1")
-        self.file = Path(dirpath) / "last.ckpt"
+        self.file = Path(dirpath) / LAST
         self.every_n_steps = every_n_steps
         self._received: int | None = None
         self._saved_step: int | None = None
+        self._overdue = False
         self._previous: dict[int, Any] = {}
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,10 +61,13 @@ class ResumePoint(Checkpoint):
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         step = trainer.global_step
-        due = step % self.every_n_steps == 0 or step == trainer.max_steps
-        if self._agree_to_stop(trainer) or due:
+        is_last = step == trainer.max_steps
+        self._overdue |= step % self.every_n_steps == 0
+        due = self._overdue and not getattr(pl_module, "step_was_skipped", False)
+        if self._agree_to_stop(trainer) or due or is_last:
             trainer.save_checkpoint(self.file)
             self._saved_step = step
+            self._overdue = False
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -96,6 +104,6 @@ class ResumePoint(Checkpoint):
             self._previous = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None:
+        if self._received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._received = number
+        self._received = self._received or number

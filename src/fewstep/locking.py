@@ -1,0 +1,96 @@
+"""One writer a folder: a lock that a process holds as long as it lives."""
+
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fewstep.errors import UserError
+
+LOCK_FILE = ".lock"
+"""Is there while the lock is held, and after a process that was killed with it, where it means nothing."""
+
+_log = logging.getLogger(__name__)
+
+
+class FolderLock:
+    """An exclusive ``flock`` on ``folder/.lock`` (this project's definition).
+
+    The kernel gives it back when the process ends, however it ends, so a killed run leaves no stale lock. On network
+    file systems it holds between machines only where the server keeps locks; where it keeps none, that is logged and
+    nothing is locked. ``option`` is the flag that names the folder, for messages.
+    """
+
+    def __init__(self, folder: Path, option: str) -> None:
+        self.folder = folder
+        self.option = option
+        self._descriptor: int | None = None
+
+    def acquire(self) -> "FolderLock":
+        """Take the lock, unless this object has it, and make the folder where there is none; returns itself.
+
+        Raises ``UserError`` where another process has it, or where the folder cannot be written.
+        """
+        if self._descriptor is not None:
+            return self
+        file = self.folder / LOCK_FILE
+        descriptor = self._open(file)
+        while not _is_named(descriptor, file):  # its holder removed it between our opening and our locking
+            os.close(descriptor)
+            descriptor = self._open(file)
+        with suppress(OSError):  # who holds the lock is for messages only: a full disk does not matter
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        self._descriptor = descriptor
+        return self
+
+    def release(self) -> None:
+        """Remove the file and give the lock back; nothing happens where it is not held."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                (self.folder / LOCK_FILE).unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open(self, file: Path) -> int:
+        """Descriptor of the locked file."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(f"{self._named()} cannot be written ({error.strerror}): choose another folder") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise UserError(
+                f"{self._named()} is in use by {holder}: wait until that has ended, or choose another folder"
+            ) from None
+        except OSError as error:
+            _log.warning("%s cannot be locked (%s): start one command at a time in it", self._named(), error.strerror)
+        return descriptor
+
+    def _named(self) -> str:
+        return f"{self.option} {self.folder}"
+
+
+def _is_named(descriptor: int, file: Path) -> bool:
+    """Whether ``file`` is still the name of the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def folder_lock(folder: Path, option: str) -> Iterator[None]:
+    """Hold the :class:`FolderLock` of ``folder`` in a block. Raises ``UserError`` as its ``acquire`` does."""
+    lock = FolderLock(folder, option).acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,41 @@
+"""A tiny text with a model on it, and what commands write of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.bundles import tiny_bundle, with_identity
+from tests.runs import write_text
+
+FEW = ["--steps", "1,3", "--reinjection", "0,1", "--readout", "parallel,commit", "--samples", "4", "--seeds", "2"]
+
+
+def make_shop(folder: Path) -> Path:
+    """Write the text and the model; returns the folder."""
+    source = write_text(folder / "text.jsonl")
+    with_identity(tiny_bundle(), source=str(source)).save_pretrained(folder / "model")
+    return folder
+
+
+def evaluation(shop: Path, out: Path, *options: str) -> list[str]:
+    """``evaluate`` of the model in few settings; ``options`` come last."""
+    machine = ["--cache_dir", str(shop / "cache"), "--device", "cpu", "--batch_size", "3", "--cci_examples", "2"]
+    return ["evaluate", str(shop / "model"), *FEW, *machine, "--out", str(out), *options]
+
+
+def diagnosis(shop: Path, out: Path, *options: str) -> list[str]:
+    """The quick measurements of ``diagnose``."""
+    few = ["--examples", "4", "--positions", "1", "--only", "dabi", "--device", "cpu"]
+    return ["diagnose", str(shop / "model"), *few, "--cache_dir", str(shop / "cache"), "--out", str(out), *options]
+
+
+def rows_in(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, which must all be whole."""
+    text = file.read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def timeless(row: dict[str, Any]) -> dict[str, Any]:
+    """What another run must find too."""
+    return {name: value for name, value in row.items() if "second" not in name and name != "provenance"}

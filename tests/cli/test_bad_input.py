@@ -1,0 +1,69 @@
+"""Whatever is wrong with what a user gives, the answer is exit 2 and one line; nothing is written, nothing lost."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fewstep.cli.main import main
+from fewstep.data import CorpusSettings, prepare_corpus
+from tests.bundles import tiny_bundle, with_identity
+from tests.cli.bad_inputs import CASES, Case, write_files
+from tests.runs import BLOCK_SIZE, CONFIGS, write_text
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text with its cache, and a model on it."""
+    folder = tmp_path_factory.mktemp("shop")
+    source = write_text(folder / "text.jsonl")
+    with_identity(tiny_bundle(), source=str(source)).save_pretrained(folder / "model")
+    text = CorpusSettings(source=str(source), block_size=BLOCK_SIZE, cache_dir=str(folder / "cache"))
+    own = replace(text, tokenizer=str(folder / "model" / "tokenizer"))
+    for settings in (own, replace(text, vocab_size=300, max_documents=40)):  # packed before: nothing is shown of it
+        prepare_corpus(settings)
+    return folder
+
+
+def words(command: str, shop: Path) -> list[str]:
+    """The command line, its placeholders filled in and its escapes read."""
+    data = f"--data.source={shop / 'text.jsonl'} --data.cache_dir={shop / 'cache'} --data.block_size={BLOCK_SIZE} "
+    data += "--data.vocab_size=300 --data.batch_size=4 --data.max_documents=40"
+    places = {
+        "model": shop / "model",
+        "text": shop / "text.jsonl",
+        "configs": CONFIGS,
+        "cache": shop / "cache",
+        "data": data,
+    }
+    return [word.encode().decode("unicode_escape") for word in shlex.split(command.format(**places))]
+
+
+def listing(folder: Path) -> dict[str, int]:
+    """Everything below a folder, with sizes."""
+    files = (path for path in folder.rglob("*") if not path.name.endswith(".lock"))  # those stay, and are empty
+    return {str(path.relative_to(folder)): path.lstat().st_size for path in files}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.command[-60:])
+def test_it_is_one_line_that_names_the_value_and_the_way_out(
+    case: Case, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path.parent / "matplotlib"))
+    write_files(tmp_path, shop / "model")
+    before, whole = listing(tmp_path), listing(shop)
+    code = main(words(case.command, shop))
+    out, err = capfd.readouterr()
+    assert code == 2, err
+    # What was found in a text while it was packed stands below the bar of that.
+    (line,) = (line for line in err.replace("\r", "\n").splitlines() if line and not line.startswith("packing "))
+    assert line.startswith("fewstep: error: ")
+    assert line.isprintable()
+    assert case.value in line
+    assert case.advice in line
+    assert not out
+    assert listing(tmp_path) == before
+    assert listing(shop) == whole

@@ -1,0 +1,80 @@
+"""The edge of every command: one line whatever went wrong, its traceback when asked for, no secret in either."""
+
+import errno
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fewstep.cli.edge import LONGEST_LINE, one_line, run
+from fewstep.errors import UserError
+
+
+def failing(error: BaseException) -> Callable[[list[str]], int]:
+    def command(argv: list[str]) -> int:
+        assert argv == ["--steps", "0"], "what is for the edge does not reach the command"
+        raise error
+
+    return command
+
+
+def test_debug_shows_the_traceback_before_the_line_and_only_then(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(failing(UserError("steps is 0")), ["--steps", "0"]) == 2
+    assert capsys.readouterr().err == "fewstep: error: steps is 0\n"
+    for place in range(3):
+        argv = ["--steps", "0"]
+        argv.insert(place, "--debug")
+        assert run(failing(UserError("steps is 0")), argv) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("Traceback")
+        assert err.endswith("fewstep: error: steps is 0\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "value", "advice"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/a"), "/runs/a: No space left", "free some space"),
+        (OSError(errno.EROFS, "Read-only file system", "/runs/a"), "/runs/a", "choose a folder that is open to you"),
+        (PermissionError(errno.EACCES, "Permission denied", "/runs/a"), "/runs/a", "choose a folder"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files", "less at a time"),
+        (MemoryError(), "out of memory", "--batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "CUDA out of memory", "--batch_size"),
+    ],
+)
+def test_what_the_machine_refuses_is_a_line(
+    error: Exception, value: str, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(failing(error), ["--steps", "0"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert value in err
+    assert advice in err
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "ours"), RuntimeError("ours"), ValueError("ours")])
+def test_a_defect_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error), match="ours"):
+        run(failing(error), ["--steps", "0"])
+
+
+def test_a_line_shows_what_does_not_print_and_keeps_both_ends_of_a_long_one() -> None:
+    assert one_line("a\n  b\x1b[31m\x07 \udcff é") == "a b\\x1b[31m\\x07 \\udcff é"
+    long = one_line(f"value {'x' * 10_000}; expected less")
+    assert len(long) <= LONGEST_LINE
+    assert long.startswith("value x")
+    assert long.endswith("x; expected less")
+
+
+def test_secrets_of_the_environment_are_blanked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "planted0123456789")
+    monkeypatch.setenv("SHORT_KEY", "abc")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "notasecret")
+    error = UserError("key is planted0123456789, abc, notasecret")
+    assert run(failing(error), ["--debug", "--steps", "0"]) == 2
+    err = capsys.readouterr().err
+    assert "planted0123456789" not in err
+    assert err.endswith("fewstep: error: key is [WANDB_API_KEY], abc, notasecret\n")
+    assert os.environ["WANDB_API_KEY"] == "planted0123456789"

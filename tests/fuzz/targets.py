@@ -1,0 +1,114 @@
+"""What readers of files promise, as functions of a file's bytes: a result that can be used, or a ``UserError``.
+
+Any other exception is a finding. ``{name: target}`` is :data:`TARGETS`; seeds to start from are :func:`seeds`.
+"""
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fewstep.bundle import ModelBundle
+from fewstep.data.reading import READERS
+from fewstep.errors import UserError
+from fewstep.evaluation.row_file import RowFile
+from fewstep.evaluation.sweep_row import SweepRow, sweep_text
+from fewstep.pipeline import TextGenerator
+from tests.bundles import tiny_bundle
+
+Target = Callable[[bytes], object]
+
+
+@cache
+def scratch() -> Path:
+    """A folder of this process with a whole model in it."""
+    folder = Path(tempfile.mkdtemp(prefix="fewstep-fuzz-"))
+    tiny_bundle().save_pretrained(folder / "model")
+    shutil.copytree(folder / "model", folder / "spoilt")
+    return folder
+
+
+def corpus(suffix: str) -> Target:
+    """Documents of a file with this extension: strings that can be written again."""
+
+    def read(content: bytes) -> object:
+        file = scratch() / f"text{suffix}"
+        file.write_bytes(content)
+        texts = list(READERS[suffix](file, "text"))
+        return [text.encode() for text in texts]
+
+    return read
+
+
+def rows(content: bytes) -> object:
+    """Rows of a sweep: they can stand in a table, and a file of them is read as the same again."""
+    file = scratch() / "rows.jsonl"
+    file.write_bytes(content)
+    found = RowFile(file, SweepRow).read()
+    sweep_text(found, "")
+    return [json.dumps(row.to_dict(), allow_nan=False).encode() for row in found]
+
+
+def manifest(content: bytes) -> object:
+    """``config.json`` of a model folder whose other files are whole: a model that samples."""
+    folder = scratch() / "spoilt"
+    (folder / "config.json").write_bytes(content)
+    bundle = ModelBundle.from_pretrained(folder)
+    if {"autoencoder", "readout", "denoiser"} <= set(bundle.parts()) and bundle.identity.block_size <= 64:
+        return TextGenerator(bundle).generate(1, 1).texts
+    return bundle
+
+
+TARGETS: dict[str, Target] = {
+    "txt": corpus(".txt"),
+    "jsonl": corpus(".jsonl"),
+    "parquet": corpus(".parquet"),
+    "rows": rows,
+    "manifest": manifest,
+}
+
+
+def kept(target: Target, content: bytes) -> str | None:
+    """The line of a refusal, None where there was a result. Any other exception goes on."""
+    try:
+        target(content)
+    except UserError as error:
+        assert str(error).strip(), "a refusal without a word"
+        return str(error)
+    return None
+
+
+def seeds(name: str) -> list[bytes]:
+    """Whole files to begin with."""
+    if name == "txt":
+        return ["one<|endoftext|>two\fthree é漢".encode(), b"\xef\xbb\xbfwith a mark"]
+    if name == "jsonl":
+        return [b'{"text": "one"}\n\n{"text": null, "more": [1]}\n{"text": "two"}']
+    if name == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = io.BytesIO()
+        pq.write_table(pa.table({"text": ["one", None, "two"], "year": [1, 2, 3]}), sink)
+        return [sink.getvalue()]
+    if name == "rows":
+        return [json.dumps(whole_row()).encode() + b"\n"]
+    return [(scratch() / "model" / "config.json").read_bytes()]
+
+
+def whole_row() -> dict[str, Any]:
+    """One row of a sweep as it stands in a file."""
+    interval = {"low": 1.0, "high": 3.0}
+    setting = {"name": "flow", "readout": "parallel", "num_steps": 4, "reinjection": "0", "noise_temperature": 1.0}
+    setting |= {"initial_temperature": 1.0, "noise": "fresh", "commit": "none"}
+    row = {"setting": setting, "num_samples": 2, "seeds": [0, 1], "perplexity": 2.0, "perplexity_interval": interval}
+    row |= {"perplexity_by_seed": [2.0, None], "entropy_nats": 1.5, "entropy_interval": interval, "scored_tokens": 16}
+    row |= {"distinct_1": 0.5, "distinct_2": 0.5, "distinct_4": None, "repeated_4grams": 0.0, "longest_copy_tokens": 3}
+    row |= {"mean_copy_tokens": 1.0, "memorised_8grams": None, "mauve": None, "late_flip_rate": 0.1, "cci": 0.2}
+    row |= {"cci_interval": None, "nfe": 5, "seconds": 0.1, "tokens_per_second": 160.0, "batch_size": 2}
+    row |= {"device": "cpu", "protocol_hash": "0" * 12, "protocol": {}, "model": "1" * 12, "examples": ["text"]}
+    return {**row, "grammar": None, "provenance": {"commit": None}}

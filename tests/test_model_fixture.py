@@ -1,0 +1,40 @@
+"""Models saved by earlier versions load, and generate what they generated. The files are never made again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fewstep.bundle import ModelBundle
+from fewstep.cli.main import main
+from fewstep.pipeline import TextGenerator
+
+FIXTURES = Path(__file__).parent / "fixtures"
+STEPS, SEED, COUNT = 4, 0, 3
+SAVED = ["model_v1", "flow_v1.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "readout"), [("model_v1", "parallel"), ("model_v1", "commit"), ("flow_v1.ckpt", "parallel")]
+)
+def test_a_model_of_version_0_1_generates_the_same_ids(name: str, readout: str) -> None:
+    generator = TextGenerator.from_pretrained(FIXTURES / name)
+    expected = json.loads((FIXTURES / "ids_v1.json").read_text())[readout]
+    assert generator.generate(COUNT, STEPS, SEED, readout=readout).ids.tolist() == expected
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_model_of_version_0_1_is_sampled_and_saved_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["sample", str(FIXTURES / name), "--num_samples=2"]) == 0
+    assert capsys.readouterr().out.strip()
+    assert main(["convert", str(FIXTURES / name), str(tmp_path / "again")]) == 0
+    expected = json.loads((FIXTURES / "ids_v1.json").read_text())["parallel"]
+    again = TextGenerator.from_pretrained(tmp_path / "again")
+    assert again.generate(COUNT, STEPS, SEED).ids.tolist() == expected
+
+
+def test_the_fixture_holds_every_part() -> None:
+    parts = ModelBundle.from_pretrained(FIXTURES / "model_v1").parts()
+    assert list(parts) == ["autoencoder", "readout", "denoiser", "commitment", "language_model"]

@@ -1,0 +1,186 @@
+"""A run that is killed at any moment, and again, ends as the run that was not: to the last bit, on one thread."""
+
+import csv
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fewstep.cli.edge import run
+from fewstep.cli.train import main
+from fewstep.storage import load_checkpoint
+from tests.runs import Workshop
+from tests.training.forked import kill_when, start_training
+from tests.training.test_resume import assert_equal
+
+STEPS = 40
+FLAGS = ["--ema.decay=0.9", "--checkpoint.every_n_steps=2", "--trainer.val_check_interval=10"]
+STAGES = {
+    "autoencoder": ["--model.objective.latent_dropout=0.2", "--model.objective.token_masking=0.1"],
+    "flow": ["--trainer.accumulate_grad_batches=2"],
+}
+LARGE = ["--model.readout.width=256", "--model.readout.depth=3", "--model.readout.num_heads=4"]
+"""A network whose checkpoint takes a while to write."""
+
+
+def arguments_of(workshop: Workshop, stage: str, run_dir: Path, *flags: str, steps: int = STEPS) -> list[str]:
+    """A run whose steps go over the text more than once, so that most kills are in the middle of a pass."""
+    return workshop.arguments(stage, *FLAGS, *STAGES[stage], *flags, f"--run_dir={run_dir}", steps=steps)
+
+
+def losses(run_dir: Path) -> dict[int, str]:
+    """Training loss by step, as written; what was done again after a kill must be what was done before it."""
+    found: dict[int, str] = {}
+    for file in sorted(run_dir.glob("csv/version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:])):
+        with file.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                if row.get("train/loss"):
+                    assert found.setdefault(int(row["step"]), row["train/loss"]) == row["train/loss"], row["step"]
+    return found
+
+
+def assert_same_run(whole: Path, broken: Path) -> None:
+    """The same losses, averages, optimizer, schedule, exported model and samples; nothing torn is left."""
+    assert losses(whole) == losses(broken)
+    assert len(losses(whole)) > 0
+    one, other = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, broken))
+    for key in ("global_step", "state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
+        assert_equal(one[key], other[key], key)
+    for file in (whole / "model").glob("*.safetensors"):
+        assert file.read_bytes() == (broken / "model" / file.name).read_bytes()
+    if (whole / "samples.jsonl").exists():
+        assert (whole / "samples.jsonl").read_text() == (broken / "samples.jsonl").read_text()
+    left = {file.name for file in (broken / "checkpoints").iterdir()}
+    assert left <= {"last.ckpt", "previous.ckpt", "set_aside.ckpt"}
+    assert not list(broken.glob(".model-*"))
+
+
+def go_on(broken: Path, arguments: list[str]) -> list[str]:
+    """The arguments of the next start: the last checkpoint where there is one, else the beginning."""
+    saved = any((broken / "checkpoints" / name).exists() for name in ("last.ckpt", "previous.ckpt"))
+    return [*arguments, "--ckpt_path=last" if saved else "--overwrite"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_nothing(workshop: Workshop, tmp_path: Path, stage: str, kills: int) -> None:
+    whole, broken, output = tmp_path / "whole", tmp_path / "broken", tmp_path / "output"
+    assert main(arguments_of(workshop, stage, whole)) == 0
+    arguments = arguments_of(workshop, stage, broken)
+    draw = random.Random(f"{stage}{kills}")
+    for number in range(kills):
+        process = start_training(go_on(broken, arguments), output)
+        # Somewhere in its next few steps, the first of which includes the start: that is everywhere in the end.
+        wanted = lines_logged(broken) + draw.randint(0, STEPS // (kills + 1))
+        delay = draw.uniform(0, 1.0 if wanted == lines_logged(broken) else 0.05)
+        assert kill_when(process, lambda: has_lines(broken, wanted, delay)), f"kill {number}"  # noqa: B023
+    process = start_training(go_on(broken, arguments), output)
+    process.join(300)
+    assert process.exitcode == 0, output.read_text()[-2000:]
+    assert "Traceback" not in output.read_text()
+    assert_same_run(whole, broken)
+
+
+def lines_logged(run_dir: Path) -> int:
+    """Lines of all CSV files of a run."""
+    return sum(file.read_bytes().count(b"\n") for file in run_dir.glob("csv/version_*/metrics.csv"))
+
+
+def has_lines(run_dir: Path, count: int, delay: float) -> bool:
+    """Whether so many lines are there; when they are, only after ``delay`` seconds."""
+    if lines_logged(run_dir) < count:
+        time.sleep(0.002)
+        return False
+    time.sleep(delay)
+    return True
+
+
+def partial_files(run_dir: Path) -> list[Path]:
+    """Checkpoints that are being written, or whose write was killed."""
+    return list((run_dir / "checkpoints").glob(".*.partial"))
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_kill_while_a_checkpoint_is_written_changes_nothing(workshop: Workshop, tmp_path: Path, kills: int) -> None:
+    whole, broken, output = tmp_path / "whole", tmp_path / "broken", tmp_path / "output"
+    steps = 3 * kills + 4
+    assert main(arguments_of(workshop, "autoencoder", whole, *LARGE, steps=steps)) == 0
+    size = (whole / "checkpoints" / "last.ckpt").stat().st_size
+    arguments = arguments_of(workshop, "autoencoder", broken, *LARGE, steps=steps)
+    draw, caught, cut_short = random.Random(kills), 0, 0
+    for number in range(kills):
+        start, left = newest_step(broken), {file.name for file in partial_files(broken)}
+        process = start_training(go_on(broken, arguments), output)
+        # The second write of a run, so that it gets on; at a random size of the file.
+        wanted = draw.randint(1, size // 2)
+        grown = lambda: newest_step(broken) != start and is_growing(broken, left, wanted)  # noqa: B023, E731
+        assert kill_when(process, grown), f"kill {number}: {output.read_text()[-2000:]}"
+        caught += bool(partial_files(broken))
+        cut_short += any(file.stat().st_size < size for file in partial_files(broken))
+        load_checkpoint(broken / "checkpoints" / "last.ckpt")
+    assert caught >= kills // 2, "the writes were not caught in the middle"
+    assert cut_short or kills < 20
+    process = start_training(go_on(broken, arguments), output)
+    process.join(300)
+    assert process.exitcode == 0, output.read_text()[-2000:]
+    assert_same_run(whole, broken)
+
+
+def newest_step(run_dir: Path) -> int:
+    """A number that changes with every finished checkpoint, 0 before the first."""
+    file = run_dir / "checkpoints" / "last.ckpt"
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def is_growing(run_dir: Path, left: set[str], size: int) -> bool:
+    """Whether a new checkpoint has so many bytes by now."""
+    new = [file for file in partial_files(run_dir) if file.name not in left]
+    if not new:
+        time.sleep(0.001)
+    try:
+        return any(file.stat().st_size >= size for file in new)
+    except FileNotFoundError:  # it was finished in between
+        return False
+
+
+def torn(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flipped(file: Path) -> None:
+    """One bit of a weight, which neither torch nor the file's outline would notice."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [torn, flipped, Path.unlink])
+def test_last_falls_back_to_the_newest_whole_checkpoint_and_says_so(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    arguments = workshop.arguments("language_model", "--checkpoint.every_n_steps=2", steps=6)
+    assert main([*arguments, f"--run_dir={whole}"]) == 0
+    assert main([*arguments, f"--run_dir={broken}"]) == 0
+    checkpoints = broken / "checkpoints"
+    damage(checkpoints / "last.ckpt")
+    capsys.readouterr()
+    assert main([*arguments, f"--run_dir={broken}", "--ckpt_path=last"]) == 0
+    out = capsys.readouterr().out
+    (line,) = (line for line in out.splitlines() if "previous.ckpt" in line)
+    assert "last.ckpt" in line
+    assert "of step 4" in line
+    assert "going on from step 4" in out
+    assert (checkpoints / "set_aside.ckpt").exists() == (damage is not Path.unlink)
+    assert_same_run(whole, broken)
+    for name in ("last.ckpt", "previous.ckpt"):
+        torn(checkpoints / name)
+    assert run(main, [*arguments, f"--run_dir={broken}", "--ckpt_path=last"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert "last.ckpt cannot be read" in errors

@@ -1,0 +1,108 @@
+"""One command at a time writes a folder; a process that was killed holds nothing."""
+
+import fcntl
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fewstep.cli import evaluate
+from fewstep.cli.main import main
+from fewstep.errors import UserError
+from fewstep.locking import FolderLock, folder_lock
+from tests.runs import Workshop
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from fewstep.locking import FolderLock
+lock = FolderLock(Path(sys.argv[1]), "--run_dir").acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def held_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The folder's lock in another process, which is killed in the end."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--ckpt_path=last"]])
+def test_a_second_run_in_one_folder_is_refused_and_the_first_is_not_touched(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    arguments = workshop.arguments("language_model", f"--run_dir={tmp_path}", steps=2)
+    if flags:
+        assert main(["train", *arguments]) == 0
+    capsys.readouterr()
+    with held_elsewhere(tmp_path) as process:
+        before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+        assert main(["train", *arguments, *flags]) == 2
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == 1
+        assert f"--run_dir {tmp_path} is in use by process {process.pid} on" in errors
+        assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+    assert main(["train", *arguments, *flags]) == 0, "the killed process's lock is gone"
+    assert main(["train", *arguments, "--overwrite"]) == 0, "a run gives its lock back"
+
+
+def test_two_evaluations_of_one_folder_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "make_sweep", lambda *_: None)  # what to measure is not reached
+    with held_elsewhere(tmp_path) as process:
+        assert main(["evaluate", "model", "--out", str(tmp_path)]) == 2
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == 1
+        assert f"--out {tmp_path} is in use by process {process.pid} on" in errors
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_lock_is_given_back_and_taken_once(tmp_path: Path) -> None:
+    with folder_lock(tmp_path / "new", "--out"), pytest.raises(UserError, match="is in use by process"):
+        FolderLock(tmp_path / "new", "--out").acquire()
+    lock = FolderLock(tmp_path / "new", "--out").acquire()
+    assert lock.acquire() is lock
+    lock.release()
+    lock.release()
+    with folder_lock(tmp_path / "new", "--out"):
+        pass
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_file_that_its_holder_removes_is_not_taken_for_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (FolderLock(tmp_path, "--out") for _ in range(2))
+    flock = fcntl.flock
+    first.acquire()
+
+    def late(descriptor: int, how: int) -> None:
+        """The holder ends, and another process comes, between the second's opening and its locking."""
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.release()
+        first.acquire()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(UserError, match="is in use by process"):
+        second.acquire()
+
+
+def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out .*file/folder cannot be written"):
+        FolderLock(tmp_path / "file" / "folder", "--out").acquire()
