@@ -6,8 +6,8 @@
 An axis is measured at sizes a factor of two apart, which take turns. Its exponent is the slope of log seconds over log
 size, fitted in every turn: median, lowest and highest. Theory is the slope of the floating-point operations that torch
 counts at the same sizes; for the number of steps and of latents it is 1. "Last doubling" is the exponent between the
-two largest sizes, where fixed costs weigh least, and "live memory" that of the peak of live tensors. A time above theory
-by more than its spread is a defect. Seconds are the processor's, one thread.
+two largest sizes, where fixed costs weigh least, and "live memory" that of the peak of live tensors. A time above
+theory by more than its spread is a defect. Seconds are the processor's, one thread.
 """
 
 import argparse
