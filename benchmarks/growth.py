@@ -25,8 +25,11 @@ from training_steps import Size, TrainingStep, seeded_start
 from fewstep.cli.arguments import OneLineParser, at_least_one, comma_parts
 from fewstep.cli.edge import run
 from fewstep.denoisers import FlowModel, RegressionDenoiser
+from fewstep.diagnostics import CategoricalResponse, dabi, draw_positions, normal_boundary
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import markdown_table
+from fewstep.evaluation.scored_text import ScoredText
+from fewstep.evaluation.sweep_measures import Measures, TrainText
 from fewstep.paths import linear_path
 from fewstep.readouts import TransformerReadout
 from fewstep.samplers import FlowSampler
@@ -80,12 +83,45 @@ def reading(vocab_size: int) -> Work:
     return lambda: readout.loss(z, ids, mask).mean().backward()
 
 
+def diagnosing(num_examples: int) -> Work:
+    """DABI of the parallel readout at one boundary an example."""
+    with seeded_start(0):
+        readout = TransformerReadout(256, 8, width=32, depth=1, num_heads=2)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(num_examples, 32, 8, generator=generator)
+    positions = draw_positions(num_examples, 32, 1, generator)
+
+    def decode(x: torch.Tensor) -> torch.Tensor:
+        return readout(x, torch.ones(x.shape[:2], dtype=torch.bool))
+
+    def diagnose() -> object:
+        points = normal_boundary(decode, z, positions)
+        settings = {"radii": (0.01,), "num_isotropic": 2, "num_probes": 2}
+        return dabi(decode, CategoricalResponse(), points, rms=1.0, generator=generator, **settings)
+
+    return diagnose
+
+
+def evaluating(num_texts: int) -> Work:
+    """Everything in a row of the evaluation but sampling and the scorer: copies, repetition, intervals."""
+    generator = torch.Generator().manual_seed(0)
+    stream = torch.randint(1000, (200_000,), generator=generator)
+    ids = torch.randint(1000, (num_texts, 32), generator=generator)
+    mask, nats = torch.ones_like(ids, dtype=torch.bool), torch.rand(num_texts, generator=generator).double()
+    scores = ScoredText(nats * 32, torch.full_like(nats, 32), nats)
+    measures = Measures(TrainText(stream, 32))
+    measures.of_tokens(ids[:2], mask[:2])  # the train text is indexed once
+    return lambda: (measures.of_tokens(ids, mask), measures.of_scores([scores], [0]))
+
+
 AXES = {
     "length": Axis((64, 128, 256, 512, 1024), lambda length: training(length, 4)),
     "batch": Axis((4, 8, 16, 32, 64), lambda batch: training(64, batch)),
     "steps K": Axis((2, 4, 8, 16, 32), sampling, theory=1.0),
     "latents": Axis((4096, 8192, 16384, 32768), exact, theory=1.0),
     "vocabulary": Axis((4096, 8192, 16384, 32768, 65536), reading),
+    "examples of a diagnosis": Axis((16, 32, 64, 128), diagnosing, theory=1.0),
+    "texts of an evaluation": Axis((256, 512, 1024, 2048, 4096), evaluating, theory=1.0),
 }
 
 
