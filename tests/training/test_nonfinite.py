@@ -62,7 +62,7 @@ def test_a_bad_step_changes_no_weight_and_no_moment_and_is_counted(
     metrics = logged(tmp_path)
     counts = metrics["train/skipped_steps"]
     assert [counts[step] for step in sorted(counts)] == [0, 0, 0, 1, 1, 2, 2, 2]
-    assert {3, 5} == set(metrics["train/learning_rate"]) - set(metrics["train/grad_norm"])
+    assert {3, 5} == {step for step, norm in metrics["train/grad_norm"].items() if not math.isfinite(norm)}
     (state,) = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["optimizer_states"]
     assert {float(moments["step"]) for moments in state["state"].values()} == {STEPS - 2}
     assert all(torch.isfinite(moments["exp_avg_sq"]).all() for moments in state["state"].values())

@@ -138,8 +138,8 @@ class TrainingModule(LightningModule):
         """Log the gradient norm before clipping, and the learning rate of this step."""
         if self._is_logged():
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            if gradients:  # a skipped step has none
-                self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+            # A skipped step has none any more; left out, the last one's norm would be written again.
+            self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients) if gradients else torch.nan)
             self.log("train/learning_rate", float(optimizer.param_groups[0]["lr"]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
