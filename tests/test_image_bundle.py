@@ -212,7 +212,8 @@ def test_an_image_depends_on_seed_and_number_alone() -> None:
     model = tiny_image_flow()
     whole = model.generate(5, 3, seed=1, reinjection=0.5)
     parts = model.generate(4, 3, seed=1, reinjection=0.5, batch_size=3)
-    assert torch.allclose(parts.x_1, whole.x_1[:4], atol=1e-6)
+    # Products of other batch sizes round otherwise, by 1e-5 after three steps of this net; another noise is off by 1.
+    assert torch.allclose(parts.x_1, whole.x_1[:4], atol=1e-4)
     assert not torch.allclose(model.generate(5, 3, seed=2, reinjection=0.5).x_1, whole.x_1)
 
 

@@ -86,7 +86,7 @@ def test_the_base_flow_is_nothing_off_itself_and_unrelated_images_are_the_root_o
     model = tiny_image_flow()
     base = BaseFlow(model, num_steps=6, num_samples=10)
     _, same, fewer = small(model, steps=(6, 1), reinjections=(0.0,), base=base).rows()
-    assert same.off_flow == pytest.approx(0, abs=1e-6)
+    assert same.off_flow == pytest.approx(0, abs=1e-4)  # batches of other sizes round otherwise, by about 1e-6
     assert fewer.off_flow > 0.01
     noise = torch.Generator().manual_seed(0)
     first, second = torch.rand(2, 400, 1, 8, 8, generator=noise)
