@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "fewstep"
 
 # From the ground up. A room may import rooms of lower lines only; rooms of one line do not know each other.
 LAYERS = [
-    {"errors", "shapes"},
+    {"errors", "shapes", "typed"},
     {"types"},
     {"schedules", "metrics"},
     {"paths"},

@@ -244,4 +244,5 @@ def _identity(values: dict[str, Any], source: str) -> Identity:
         raise UserError(f"{source}: unknown estimate {identity.estimate!r}, expected {expected}")
     if not isinstance(identity.path, str) or identity.path not in PATHS:
         raise UserError(f"{source}: unknown path {identity.path!r}, expected one of {', '.join(PATHS)}")
+    storage.check_identity(identity, source)
     return identity

@@ -253,7 +253,9 @@ def _identity(values: dict[str, Any], source: str) -> ImageIdentity:
     if not isinstance(values["data_config"], dict):
         raise UserError(f"{source}: data_config is {values['data_config']!r}, expected the settings of the images")
     plain = {name: tuple(shape) for name, shape in shapes.items()}
-    return ImageIdentity(**{**values, **plain, "flow": _flow_identity(values["flow"], source)})
+    identity = ImageIdentity(**{**values, **plain, "flow": _flow_identity(values["flow"], source)})
+    storage.check_identity(identity, source)
+    return identity
 
 
 def _flow_identity(values: Any, source: str) -> ImageFlowIdentity | None:
@@ -271,7 +273,9 @@ def _flow_identity(values: Any, source: str) -> ImageFlowIdentity | None:
     for name, known in expected.items():
         if values[name] not in known:
             raise UserError(f"{source}: unknown {name} {values[name]!r}, expected {' or '.join(known)}")
-    return ImageFlowIdentity(**values)
+    flow = ImageFlowIdentity(**values)
+    storage.check_identity(flow, source)
+    return flow
 
 
 def _check_keys(values: dict[str, Any], cls: type, what: str, source: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fewstep.data import load_tokenizer
 from fewstep.errors import UserError
+from fewstep.typed import check_types
 from fewstep.weights import first_line, flush, load_checkpoint
 from fewstep.weights import load_strictly as load_strictly  # what is built of a stored model is filled by it
 from fewstep.weights import misfit as misfit
@@ -166,6 +167,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{config} cannot be read: {first_line(error)}") from None
     check_manifest(manifest, str(config))
     return manifest
+
+
+def check_identity(identity: Any, source: str) -> None:
+    """Raise ``UserError`` where a field of an identity is of another type than annotated, or its time grid is none."""
+    try:
+        check_types(identity)
+        if hasattr(identity, "default_grid"):
+            identity.default_grid()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{source}: {error}: save the model again") from None
 
 
 def check_manifest(manifest: Any, source: str) -> None:
