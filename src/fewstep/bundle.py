@@ -190,7 +190,7 @@ def check_agreement(bundle: ModelBundle, source: str) -> None:
     for key in ("vocab_size", "latent_dim", "stride"):
         on_latents = {name: config for name, config in configs.items() if key != "stride" or name != "language_model"}
         values = {name: config[key] for name, config in on_latents.items() if config.get(key) is not None}
-        if len(set(values.values())) > 1:
+        if len(set(map(repr, values.values()))) > 1:
             listed = ", ".join(f"{name} {value}" for name, value in values.items())
             raise UserError(f"{source}: parts that do not fit together, {key} is {listed}")
     if bundle.denoiser is not None and bundle.identity.estimate == "flow_map" and not bundle.flow().two_times:
