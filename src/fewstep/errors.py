@@ -1,4 +1,4 @@
-"""The one exception that users see as a single line."""
+"""The one exception that users see as a single line, and other errors cut to one."""
 
 
 class UserError(Exception):
@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+def first_line(error: BaseException, longest: int = 200) -> str:
+    """The first line of an error's message, cut to ``longest`` characters, or the name of its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:longest]

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.data import load_tokenizer
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 from fewstep.typed import check_types
-from fewstep.weights import first_line, flush, load_checkpoint
+from fewstep.weights import flush, load_checkpoint
 from fewstep.weights import load_strictly as load_strictly  # what is built of a stored model is filled by it
 from fewstep.weights import misfit as misfit
 

@@ -11,7 +11,7 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 import torch
 from torch import Tensor, nn
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
@@ -77,8 +77,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, cut to 200 characters, or the name of its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -11,8 +11,9 @@ import pytest
 from datasets import Dataset
 
 from fewstep.bundle import ModelBundle
-from fewstep.cli.diagnose import held_out_text, parser
+from fewstep.cli.diagnose import own_corpus, parser
 from fewstep.cli.main import main
+from fewstep.cli.model_text import packed_blocks
 from fewstep.cli.progress import ProgressBar
 from fewstep.data import CorpusSettings, prepare_corpus
 from fewstep.diagnostics import Estimate, LateFlips
@@ -247,7 +248,8 @@ def test_the_text_is_the_held_out_part_of_what_the_model_was_trained_on_spread_e
     bundle, validation = ModelBundle.from_pretrained(shop / "text" / "model"), validation_of(shop)
     # One more than asked for: the last one of a split may hold padding.
     for asked, given in ((3, 4), (10_000, len(validation))):
-        tokens = held_out_text(bundle, parser().parse_args(command(shop, examples=str(asked))[1:]))
+        args = parser().parse_args(command(shop, examples=str(asked))[1:])
+        tokens = packed_blocks(own_corpus(bundle, args), args.examples)
         places = [len(validation) * place // given for place in range(given)]
         assert tokens.ids.tolist() == [list(validation[place]["input_ids"]) for place in places]
         assert bool(tokens.mask[:-1].all())

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fewstep.adapters.decoders import ImageDecoder
 from fewstep.adapters.image_files import read_images
-from fewstep.adapters.loading import Loading, check_report, check_weights, first_line, model_folder, read_config
-from fewstep.errors import UserError
+from fewstep.adapters.loading import Loading, check_report, check_weights, model_folder, read_config
+from fewstep.errors import UserError, first_line
 
 PREFIX = "Autoencoder"
 DEFAULT_SIZE = 32
@@ -38,7 +38,7 @@ def load_autoencoder_kl(
             shape = model.decode(z[:1]).sample.shape
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
-            f"{path} does not encode images of {channels} x {size} x {size} ({first_line(error)}): try another "
+            f"{path} does not encode images of {channels} x {size} x {size} ({first_line(error, 160)}): try another "
             "--image_size"
         ) from None
     if shape[1:] != given.shape[1:]:
@@ -71,7 +71,7 @@ def _load(folder: Path, loading: Loading) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded as {name} ({first_line(error)})") from None
+        raise UserError(f"{folder} cannot be loaded as {name} ({first_line(error, 160)})") from None
     check_report(report, str(folder), str(name))
     _straighten(model)
     return model.to(loading.device).eval().requires_grad_(False)

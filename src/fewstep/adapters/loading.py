@@ -11,7 +11,7 @@ import torch
 
 from fewstep.adapters.memory import check_fits
 from fewstep.data import hub
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 
 DTYPES = {
     "float32": torch.float32,
@@ -160,7 +160,7 @@ def from_pretrained(
         with quiet():
             model, report = loader.from_pretrained(str(source), **options)
     except failures as error:
-        raise UserError(f"{name} cannot be loaded as {purpose} ({first_line(error)})") from None
+        raise UserError(f"{name} cannot be loaded as {purpose} ({first_line(error, 160)})") from None
     return model.eval().requires_grad_(False), report
 
 
@@ -223,8 +223,3 @@ def _is_known(kind: Any) -> bool:
     from transformers import CONFIG_MAPPING
 
     return kind in CONFIG_MAPPING
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, at most 160 letters; its class where there is none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

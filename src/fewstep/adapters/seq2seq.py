@@ -13,6 +13,7 @@ from fewstep.adapters.loading import Loading, load_transformers, model_folder
 from fewstep.adapters.text import ModelText, TextSource, read_text
 from fewstep.adapters.trunk import embedding_rows, last_states, max_positions
 from fewstep.errors import UserError
+from fewstep.readouts import draw_tokens
 from fewstep.shapes import rand
 
 NOTE = (
@@ -52,7 +53,7 @@ class Seq2SeqReadout:
     @torch.no_grad()
     def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Tokens (B, L) at temperature 1, for latents ``z`` (B, K, D)."""
-        u = rand((len(z), self.length), z, generator).double()
+        u = rand((len(z), self.length), z, generator)
         inputs = torch.tensor([self.start, *self.before], device=z.device).expand(len(z), -1)
         cache, drawn = None, []
         for place in range(self.length):
@@ -60,9 +61,8 @@ class Seq2SeqReadout:
                 encoder_outputs=_encoded(z), decoder_input_ids=inputs, past_key_values=cache, use_cache=True
             )
             cache = output.past_key_values
-            cumulative = output.logits[:, -1].double().softmax(-1).cumsum(-1)
-            picked = torch.searchsorted(cumulative, u[:, place, None] * cumulative[:, -1:], right=True)
-            inputs = picked.clamp(max=cumulative.shape[-1] - 1)
+            ids, _ = draw_tokens(output.logits[:, -1], u[:, place])
+            inputs = ids[:, None]
             drawn.append(inputs)
         return torch.cat(drawn, 1)
 

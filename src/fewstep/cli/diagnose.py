@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fewstep.cli.adapter_options import adapter_name, add_adapter_options, check_adapter_options, diagnose_adapter
 from fewstep.cli.arguments import OneLineParser, at_least_one, comma_parts
 from fewstep.cli.device import pick_device
-from fewstep.cli.edge import EXIT_USER_ERROR
+from fewstep.cli.edge import first_speaks
 from fewstep.cli.model_text import corpus_of, packed_blocks
 from fewstep.cli.output import check_free, new_text_file
 from fewstep.cli.progress import ProgressBar
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from fewstep.data import PreparedCorpus
     from fewstep.evaluation import Diagnosis
     from fewstep.evaluation.processes import Processes
-    from fewstep.types import TokenBatch
 
 JSON_FILE = "diagnostics.json"
 Tell = Callable[[int, int, str], None]
@@ -72,13 +71,7 @@ def main(argv: list[str]) -> int:
 
     Several processes (``torchrun`` or any other start of them) share the measurements; the first alone speaks.
     """
-    speaks = os.environ.get("RANK", "0") == "0"
-    try:
-        return run(parser().parse_args(argv), argv)
-    except UserError:
-        if speaks:
-            raise
-        return EXIT_USER_ERROR
+    return first_speaks(lambda: run(parser().parse_args(argv), argv))
 
 
 def run(args: argparse.Namespace, argv: list[str]) -> int:
@@ -146,11 +139,6 @@ def diagnose_text_model(
     )
     data = {"source": args.source or bundle.identity.source, "fingerprint": corpus.fingerprint}
     return diagnose_text(subject, args.path, only=only, progress=progress, processes=processes, data=data)
-
-
-def held_out_text(bundle: "ModelBundle", args: argparse.Namespace) -> "TokenBatch":
-    """Held-out blocks, spread evenly: as many as asked for, or all there are."""
-    return packed_blocks(own_corpus(bundle, args), args.examples)
 
 
 def own_corpus(bundle: "ModelBundle", args: argparse.Namespace) -> "PreparedCorpus":

@@ -61,6 +61,18 @@ def run(command: Callable[[list[str]], int], argv: list[str]) -> int:
         return _refused(told, debug)
 
 
+def first_speaks(command: Callable[[], int]) -> int:
+    """Call ``command``; of several processes (the environment's ``RANK``) the first alone raises its ``UserError``, the
+    others return its exit code in silence."""
+    speaks = os.environ.get("RANK", "0") == "0"
+    try:
+        return command()
+    except UserError:
+        if speaks:
+            raise
+        return EXIT_USER_ERROR
+
+
 def one_line(text: str) -> str:
     """``text`` as a terminal can show it in one line: white space as single blanks, other characters that do not print
     escaped, secrets of the environment blanked, and the middle of a very long one left out."""

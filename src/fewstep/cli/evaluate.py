@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.axes import add_axes, axes_of
 from fewstep.cli.diagnose import check_writable
-from fewstep.cli.edge import EXIT_USER_ERROR
+from fewstep.cli.edge import first_speaks
 from fewstep.cli.output import new_text_file
 from fewstep.cli.progress import ProgressBar
 from fewstep.cli.sweeping import RUN, make_sweep
@@ -87,13 +87,7 @@ def main(argv: list[str]) -> int:
 
     Of several processes (``torchrun`` or any other start of them) the first alone speaks.
     """
-    speaks = os.environ.get("RANK", "0") == "0"
-    try:
-        return evaluate(parser().parse_args(argv), provenance("evaluate", argv))
-    except UserError:
-        if speaks:
-            raise
-        return EXIT_USER_ERROR
+    return first_speaks(lambda: evaluate(parser().parse_args(argv), provenance("evaluate", argv)))
 
 
 def evaluate(args: argparse.Namespace, made_with: dict[str, Any] | None = None) -> int:

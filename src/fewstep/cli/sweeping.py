@@ -56,16 +56,11 @@ def make_sweep(
     mauve = None
     if args.mauve:
         mauve = MauveReference(scorer, bundle.tokenizer, held_out, other_held_out(args, corpus))
+    more = {name: value for one in (mauve, grammar) if one for name, value in one.protocol().items()}
     return Sweep(
         bundle,
         scorer,
-        make_protocol(
-            args,
-            bundle,
-            scorer,
-            corpus,
-            {**(mauve.protocol() if mauve else {}), **(grammar.protocol() if grammar else {})},
-        ),
+        make_protocol(args, bundle, scorer, corpus, more),
         [*beside, *groups],
         TrainText(train_stream(corpus.train), bundle.identity.block_size),
         processes=processes,

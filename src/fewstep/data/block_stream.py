@@ -14,7 +14,7 @@ from fewstep.data.packing import BlockPacker, make_packer
 from fewstep.data.reading import clean_document, missing_field
 from fewstep.data.settings import CorpusSettings
 from fewstep.data.tokenizer import DocumentEncoder, tokenizer_fingerprint
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,8 +45,7 @@ def stream_texts(documents: Any, settings: CorpusSettings) -> Iterator[str]:
                 raise UserError(f"{settings.source}: field '{settings.text_field}' is {kind}, expected text")
             yield clean_document(text)
     except (DatasetsError, OSError, ValueError) as error:
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"source {settings.source} cannot be read on ({detail})") from error
+        raise UserError(f"source {settings.source} cannot be read on ({first_line(error, 160)})") from error
 
 
 class BlockStream(IterableDataset):

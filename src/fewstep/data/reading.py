@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 
 END_OF_TEXT = "<|endoftext|>"
 _SEPARATOR = re.compile(r"\f|" + re.escape(END_OF_TEXT))
@@ -126,7 +126,7 @@ def read_parquet(path: Path, text_field: str) -> Iterator[str]:
         table = pq.ParquetFile(path)
         schema = table.schema_arrow
     except damage as error:
-        raise UserError(f"{path} is not a parquet file ({_first_line(error)}): give a whole one") from None
+        raise UserError(f"{path} is not a parquet file ({first_line(error)}): give a whole one") from None
     if text_field not in schema.names:
         raise UserError(missing_field(str(path), text_field, schema.names))
     kind = schema.field(text_field).type
@@ -136,11 +136,7 @@ def read_parquet(path: Path, text_field: str) -> Iterator[str]:
         for batch in table.iter_batches(batch_size=1000, columns=[text_field]):
             yield from (value or "" for value in batch.column(0).to_pylist())
     except damage as error:
-        raise UserError(f"{path} is damaged or cut short ({_first_line(error)}): copy it again") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path} is damaged or cut short ({first_line(error)}): copy it again") from None
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {

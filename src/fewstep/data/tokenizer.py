@@ -11,7 +11,7 @@ import numpy as np
 
 from fewstep.data import hub
 from fewstep.data.reading import END_OF_TEXT
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -82,10 +82,9 @@ def _from_pretrained(loader: type, name: str) -> "PreTrainedTokenizerFast":
     try:
         return loader.from_pretrained(name)  # type: ignore[attr-defined]
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
-            f"tokenizer {name} cannot be loaded ({reason}): give a folder written by save_pretrained, or a hub name "
-            "that is in reach (with HF_HUB_OFFLINE=1, one downloaded before)"
+            f"tokenizer {name} cannot be loaded ({first_line(error, 160)}): give a folder written by save_pretrained, "
+            "or a hub name that is in reach (with HF_HUB_OFFLINE=1, one downloaded before)"
         ) from None
 
 

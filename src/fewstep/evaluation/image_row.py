@@ -1,4 +1,4 @@
-"""One row of the image control's sweep, the file and the table that rows stand in, and their picture as data."""
+"""One row of the image control's sweep, the table that rows stand in, and their picture as data."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields

@@ -211,8 +211,9 @@ class Sweep:
         )
 
     def _check(self, rows: Sequence[SweepRow], file: RowFile[SweepRow]) -> None:
-        for number, row in enumerate(rows):
-            if any(row.setting == other.setting for other in rows[:number]):
+        seen: set[Setting] = set()
+        for row in rows:
+            if row.setting in seen:
                 raise UserError(f"{file.file} holds the row {row.setting.label()} twice: take one out by hand")
             if row.protocol_hash != self.protocol.hash:
                 found = "; ".join(differences(row.protocol, self.protocol.to_dict())[:3])
@@ -224,6 +225,7 @@ class Sweep:
                 raise UserError(
                     f"{file.file} holds rows of another model ({row.model}, this is {self.model}): give another --out"
                 )
+            seen.add(row.setting)
 
 
 def model_digest(bundle: ModelBundle) -> str:

@@ -1,4 +1,4 @@
-"""One row of a sweep, and the file and the table that rows stand in."""
+"""One row of a sweep, and the table that rows stand in."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields

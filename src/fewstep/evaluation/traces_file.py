@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.trace_plan import PlannedPath, planned_paths
 from fewstep.evaluation.traces import MAX_TOKENS, NUM_SAMPLES, STEPS, Progress, Traces, collect_traces
@@ -80,8 +80,7 @@ def read_traces(file: Path) -> Traces:
     except KeyError as error:
         raise UserError(f"{file} has no {error}: delete it, and it is made anew") from None
     except (ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{file} holds no traces ({reason}): delete it, and it is made anew") from None
+        raise UserError(f"{file} holds no traces ({first_line(error)}): delete it, and it is made anew") from None
 
 
 def write_traces(traces: Traces, file: Path) -> None:

@@ -3,16 +3,12 @@
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from fewstep import __version__
 from fewstep.evaluation.traces import Traces
 from fewstep.report.blocks import Section
 from fewstep.report.evidence import Evidence
+from fewstep.report.page_files import code_sign, inlined, template
 from fewstep.report.rules import Rule
 from fewstep.report.run_folder import RunReport
 from fewstep.report.sections import sections
@@ -66,23 +62,18 @@ def page_html(report: Report) -> str:
     evidences = [Evidence(run) for run in report.runs]
     names = [name for name, _ in report.traces]
     viewer = trace_fragment([traces for _, traces in report.traces], names) if report.traces else None
-    page = files("fewstep.report") / "page"
-    css, js = (Markup((page / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
-    text = (
-        _templates()
-        .get_template("page.html.j2")
-        .render(
-            report=report,
-            questions=questions(report.verdicts),
-            stations=stations(evidences),
-            provenance=provenance(evidences),
-            states=STATES,
-            signs=SIGNS,
-            viewer=viewer,
-            css=css,
-            js=js,
-            version=__version__,
-        )
+    css, js = (inlined(f"page.{kind}") for kind in ("css", "js"))
+    text = template("page.html.j2").render(
+        report=report,
+        questions=questions(report.verdicts),
+        stations=stations(evidences),
+        provenance=provenance(evidences),
+        states=STATES,
+        signs=SIGNS,
+        viewer=viewer,
+        css=css,
+        js=js,
+        version=__version__,
     )
     return harmless(text)
 
@@ -95,25 +86,10 @@ def questions(verdicts: Sequence[Verdict]) -> list[Question]:
 
 def harmless(text: str) -> str:
     """``text`` with codes in place of characters that would vanish, break the file, or turn other text around."""
-    return "".join(_code(letter) if _is_harmful(letter) else letter for letter in text)
+    return "".join(code_sign(letter) if _is_harmful(letter) else letter for letter in text)
 
 
 def _is_harmful(letter: str) -> bool:
     if letter in "\n\t":
         return False
     return unicodedata.category(letter) in ("Cc", "Cs") or letter in TURNS_TEXT_AROUND
-
-
-def _code(letter: str) -> str:
-    return f"⟨{ord(letter):02X}⟩"
-
-
-@cache
-def _templates() -> Environment:
-    return Environment(
-        loader=PackageLoader("fewstep.report", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -4,15 +4,13 @@ import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 from itertools import pairwise
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fewstep.evaluation.trace_plan import Way
 from fewstep.evaluation.traces import Traces
+from fewstep.report.page_files import code_sign, inlined, template
 
 BOUNDS = (0.1, 0.25, 0.5, 1.0)
 """Where one colour ends and the next begins, rms (this project's choice). Generated tokens lie at some tenths, data at
@@ -75,10 +73,9 @@ def trace_fragment(traces: Sequence[Traces], names: Sequence[str] | None = None)
         "ways": [[way, words.label, words.note] for way, words in WAYS.items()],
     }
     runs = [_Run(name, tuple(final_texts(one))) for name, one in zip(names, shown, strict=True)]
-    page = files("fewstep.report") / "page"
-    css, js = (Markup((page / name).read_text(encoding="utf-8")) for name in ("trace.css", "trace.js"))
-    template = _templates().get_template("trace.html.j2")
-    return Markup(template.render(css=css, js=js, runs=runs, labels=labels(), traces_json=script_json(data)))
+    css, js = (inlined(f"trace.{kind}") for kind in ("css", "js"))
+    text = template("trace.html.j2").render(css=css, js=js, runs=runs, labels=labels(), traces_json=script_json(data))
+    return Markup(text)
 
 
 def final_texts(traces: Traces) -> Iterator[FinalText]:
@@ -105,7 +102,7 @@ def visible(text: str) -> str:
 def _sign(character: str) -> str:
     if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return character
-    return "↵" if character == "\n" else f"⟨{ord(character):02X}⟩"
+    return "↵" if character == "\n" else code_sign(character)
 
 
 def script_json(value: object) -> Markup:
@@ -114,14 +111,3 @@ def script_json(value: object) -> Markup:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
-
-
-@cache
-def _templates() -> Environment:
-    return Environment(
-        loader=PackageLoader("fewstep.report", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -19,8 +19,7 @@ class SkipNonFinite(Callback):
     A skipped step changes no weight and no state of the optimizer; its data count as seen, and the schedule and the
     weight average go on. ``train/skipped_steps`` is their number. After ``max_in_a_row`` of them the batch of the last
     one is written to ``folder`` for ``fewstep replay`` (by the first process, and by those whose own loss is not
-    finite), and the run ends with ``UserError``; a checkpoint from before
-    the first of them stays.
+    finite), and the run ends with ``UserError``; a checkpoint from before the first of them stays.
 
     Every process looks at its own copy of the summed gradients, so all skip together (:func:`spread_nonfinite`). That
     costs a norm of the gradients a step, and on an accelerator one number read back a step, as a gradient scaler does.
