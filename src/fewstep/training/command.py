@@ -49,7 +49,7 @@ from fewstep.training.run_folder import (
 )
 from fewstep.training.setting_checks import check_settings
 from fewstep.training.step_data import StepDataModule
-from fewstep.training.strategies import check_strategy
+from fewstep.training.strategies import FSDP, ShardedStrategy, check_strategy
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What the disk answers where it takes no more."""
@@ -159,7 +159,10 @@ class FewstepCLI(LightningCLI):
         logger = config.trainer.logger
         if logger is None:
             logger = default_loggers(run_dir) if self.subcommand == "fit" and not config.trainer.fast_dev_run else False
-        trainer = super().instantiate_trainer(default_root_dir=str(run_dir), logger=logger)
+        changed: dict[str, Any] = {"default_root_dir": str(run_dir), "logger": logger}
+        if config.trainer.strategy == FSDP:  # what it gathers in validation it would train with: no inference tensors
+            changed |= {"strategy": ShardedStrategy(), "inference_mode": False}
+        trainer = super().instantiate_trainer(**changed)
         trainer.callbacks = ordered_callbacks(trainer.callbacks, run_dir, dict(config.diagnostics))  # type: ignore[attr-defined]
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
         if self._note:

@@ -9,8 +9,9 @@ import torch
 from lightning import Trainer
 
 from fewstep.errors import UserError
+from fewstep.evaluation.processes import Processes
 from fewstep.training.checkpoint_files import save_whole
-from fewstep.training.module import Batch, TrainingModule
+from fewstep.training.module import Batch
 from fewstep.weights import load_checkpoint
 
 REPLAY_KEY = "fewstep_replay"
@@ -43,22 +44,31 @@ def replay_file(folder: Path, number: int, rank: int) -> Path:
     return folder / f"step-{number}-rank-{rank}.ckpt"
 
 
-def save_replay(file: Path, trainer: Trainer, module: TrainingModule, batches: Sequence[Batch]) -> Path:
-    """Write the step that is under way to ``file``, from the process that is called; returns the file.
+def save_replay(folder: Path, trainer: Trainer, batches: Sequence[Batch], is_bad: bool) -> Path:
+    """Write the step that is under way to ``folder``, with the ``batches`` of the first process in one file, and with
+    those of every other process that says its own ones are bad (``is_bad``) in further ones.
 
-    Raises ``UserError`` where it cannot be written.
+    Every process calls it, for weights may lie in parts; the first one writes. Returns the file with the process's own
+    batches, the first one's where there is none. Raises ``UserError`` where they cannot be written.
     """
+    own = [{name: value.detach().cpu() for name, value in batch.items()} for batch in batches]
+    processes = Processes(trainer.global_rank, trainer.world_size)
+    steps = processes.gather([(trainer.global_rank, own)] if is_bad or trainer.global_rank == 0 else [])
     checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     settings = Path(trainer.default_root_dir) / SETTINGS_FILE
-    checkpoint[REPLAY_KEY] = {
-        "number": trainer.global_step,
-        "rank": module.global_rank,
-        "world_size": trainer.world_size,
-        "batches": [{name: value.detach().cpu() for name, value in batch.items()} for batch in batches],
-        "settings": settings.read_text(encoding="utf-8") if settings.is_file() else "",
-    }
-    save_whole(checkpoint, file)
-    return file
+    try:
+        for rank, of_rank in steps:
+            checkpoint[REPLAY_KEY] = {
+                "number": trainer.global_step,
+                "rank": rank,
+                "world_size": trainer.world_size,
+                "batches": of_rank,
+                "settings": settings.read_text(encoding="utf-8") if settings.is_file() else "",
+            }
+            save_whole(checkpoint, replay_file(folder, trainer.global_step, rank))
+    finally:
+        processes.from_first(None)  # the others end the run only when the files are there
+    return replay_file(folder, trainer.global_step, trainer.global_rank if is_bad else 0)
 
 
 def read_replay(file: Path) -> ReplayedStep:

@@ -54,10 +54,13 @@ def copied(bundle: ModelBundle) -> ModelBundle:
 
 
 def material(
-    stage: Stage, needed: tuple[str, ...], num_examples: int, num_positions: int, seed: int, tell: Tell
+    stage: Stage, bundle: ModelBundle, needed: tuple[str, ...], num_examples: int, num_positions: int, seed: int, tell: Tell
 ) -> Material | None:
-    """The model of ``stage`` and its text; None where a part or held-out blocks are missing, which ``tell`` is told."""
-    bundle = copied(stage.bundle())
+    """A copy of ``bundle``, the model of ``stage``, on its device, and its text.
+
+    None where a part or held-out blocks are missing, which ``tell`` is told.
+    """
+    bundle = copied(bundle).to(stage.device)
     if missing := [name for name in needed if name not in bundle.parts()]:
         tell(f"no diagnostics: the model has no {' and no '.join(missing)}")
         return None

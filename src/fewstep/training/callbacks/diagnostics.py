@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
+from fewstep.bundle import ModelBundle
 from fewstep.diagnostics import Diagnostic, DiagnosticRow
 from fewstep.errors import UserError
 from fewstep.report import write_picture
@@ -78,9 +79,10 @@ class DiagnosticsCallback(Callback):
         if not isinstance(pl_module, self.stage_class) or not self._is_due(trainer):
             return
         values: dict[str, float] = {}
+        bundle = pl_module.bundle()  # every process: where weights lie in parts, all give theirs
         if trainer.is_global_zero:
             with outside_of_training(pl_module.device):
-                results = self._results(trainer, pl_module)
+                results = self._results(trainer, pl_module, bundle)
             values = self.values(results)
             if self._writes(trainer, pl_module):
                 self._write(trainer, results, values)
@@ -109,13 +111,13 @@ class DiagnosticsCallback(Callback):
         fitting = trainer.state.fn == TrainerFn.FITTING and not trial
         return fitting and trainer.is_global_zero and isinstance(pl_module, self.stage_class)
 
-    def _results(self, trainer: Trainer, pl_module: Stage) -> Results:
+    def _results(self, trainer: Trainer, pl_module: Stage, bundle: ModelBundle) -> Results:
         def tell(line: str) -> None:
             if line not in self._told:
                 self._told.add(line)
                 trainer.print(f"    {line}")
 
-        found = material(pl_module, self.parts, self.num_examples, self.num_positions, self.seed, tell)
+        found = material(pl_module, bundle, self.parts, self.num_examples, self.num_positions, self.seed, tell)
         return () if found is None else self.measure(found)
 
     def _write(self, trainer: Trainer, results: Results, values: dict[str, float]) -> None:

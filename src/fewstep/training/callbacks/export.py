@@ -21,8 +21,11 @@ class ExportModel(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save from the first process, and say where."""
-        if trainer.is_global_zero and isinstance(pl_module, TrainingModule) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            pl_module.saved_model().save_pretrained(self.folder, overwrite=True)
+        if not isinstance(pl_module, TrainingModule) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        model = pl_module.saved_model()  # every process: where weights lie in parts, all give theirs
+        if trainer.is_global_zero:
+            model.save_pretrained(self.folder, overwrite=True)
             self.wrote = True
             trainer.print(
                 f"==> {pl_module.stage_name}: done after {trainer.global_step:,} steps; model in {self.folder}"

@@ -51,10 +51,12 @@ class SampleTable(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample, write, log; not in the sanity check before training."""
-        if trainer.sanity_checking or not self._applies(trainer, pl_module):
+        if trainer.sanity_checking or not isinstance(pl_module, FlowModule) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        assert isinstance(pl_module, FlowModule)
-        generator = TextGenerator(pl_module.bundle())
+        bundle = pl_module.bundle()  # every process: where weights lie in parts, all give theirs
+        if not trainer.is_global_zero:
+            return
+        generator = TextGenerator(bundle.to(pl_module.device))
         new: list[Row] = []
         identity = generator.bundle.identity
         for own in dict.fromkeys(own_steps(identity, steps) for steps in self.num_steps):

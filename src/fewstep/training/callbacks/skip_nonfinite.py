@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from fewstep.errors import UserError
 from fewstep.training.module import Batch, TrainingModule
-from fewstep.training.replay_file import replay_file, save_replay
+from fewstep.training.replay_file import save_replay
+from fewstep.training.sharding import total_norm
 
 
 class SkipNonFinite(Callback):
@@ -18,7 +19,7 @@ class SkipNonFinite(Callback):
 
     A skipped step changes no weight and no state of the optimizer; its data count as seen, and the schedule and the
     weight average go on. ``train/skipped_steps`` is their number. After ``max_in_a_row`` of them the batch of the last
-    one is written to ``folder`` for ``fewstep replay`` (by the first process, and by those whose own loss is not
+    one is written to ``folder`` for ``fewstep replay`` (that of the first process, and of those whose own loss is not
     finite), and the run ends with ``UserError``; a checkpoint from before the first of them stays.
 
     Every process looks at its own copy of the summed gradients, so all skip together (:func:`spread_nonfinite`). That
@@ -66,11 +67,8 @@ class SkipNonFinite(Callback):
         self.skipped += 1
         self.in_a_row += 1
         if self.in_a_row >= self.max_in_a_row:
-            file = replay_file(self.folder, trainer.global_step, 0)
-            own = replay_file(self.folder, trainer.global_step, pl_module.global_rank)
-            if own == file or not all(bool(torch.isfinite(loss)) for loss in self._losses):
-                file = save_replay(own, trainer, pl_module, self._batches)
-            raise UserError(self._given_up(trainer.global_step, file))
+            is_bad = not all(bool(torch.isfinite(loss)) for loss in self._losses)
+            raise UserError(self._given_up(trainer.global_step, save_replay(self.folder, trainer, self._batches, is_bad)))
         optimizer.zero_grad(set_to_none=True)
 
     def on_train_batch_end(
@@ -97,4 +95,4 @@ class SkipNonFinite(Callback):
 def gradients_are_finite(parameters: Iterable[torch.nn.Parameter]) -> bool:
     """Whether the norm of all gradients is finite; reads one number back from where they lie."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+    return not gradients or bool(torch.isfinite(total_norm(gradients)))
