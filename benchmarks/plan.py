@@ -10,14 +10,15 @@ W width, N layers, K positions, D latent dimension, B examples on a GPU, P param
   gathered.
 - Activations: what the backward pass keeps, in units of one number a position and channel (K W) a layer. The constant
   is measured here, on a small network in bf16 autocast on the CPU, by counting what autograd saves (--activations gives
-  it instead). With recompute a layer keeps its input alone, and one layer at a time the rest. Attention keeps no K x K.
+  it instead). With recompute a layer keeps its input alone, in float32, and one layer at a time the rest. Attention
+  keeps no K x K.
 - Operations of a step: six for each weight that multiplies a position (2 forward, 4 backward), 12 K W N a position for
   attention, six for each weight of the modulation an example; with recompute 4/3 of that. (6 N D, arXiv:2001.08361,
   section 2.1, with the modulation counted where it acts.)
 - Time: operations over --peak_tflops times --mfu, or that of the gradients on their way where it is longer: these
   overlap at best. A parameter sends, with `ddp`, 2 (G - 1) / G times 4 bytes for every optimizer step; with `fsdp`
-  (G - 1) / G times (4 + 2 x 2) for every batch: its gradient in float32, and itself twice in bf16. --bandwidth_gbytes
-  is that of one GPU.
+  (G - 1) / G times 3 x 4 for every batch: its gradient once and itself twice, in float32. --bandwidth_gbytes is that of
+  one GPU.
 - Length of a training: --positions_per_parameter latent positions a parameter (20 is what arXiv:2203.15556 found for
   language models; nobody has found it for these).
 
@@ -194,15 +195,15 @@ def measured_activations(width: int = 64, positions: int = 256, batch: int = 2) 
 def activation_bytes(size: Size, positions: int, batch: int, machine: Machine, recompute: bool) -> float:
     """What the backward pass keeps, in bf16 numbers."""
     one = 2 * positions * size.width * batch
-    layers = size.depth + machine.activations if recompute else size.depth * machine.activations
+    layers = 2 * size.depth + machine.activations if recompute else size.depth * machine.activations
     return one * layers
 
 
 def state_bytes(size: Size, parameters: int, gpus: int, strategy: str) -> float:
-    """Parameters, gradients, moments and average on one GPU; under ``fsdp`` two layers are whole, in bf16."""
+    """Parameters, gradients, moments and average on one GPU; under ``fsdp`` two layers are whole."""
     if strategy == "ddp":
         return float(STATE_BYTES * parameters)
-    return STATE_BYTES * parameters / gpus + 2 * 2 * parameters / size.depth
+    return STATE_BYTES * parameters / gpus + 2 * 4 * parameters / size.depth
 
 
 def plan(size: Size, length: int, gpus: int, machine: Machine, step_positions: int, lifetime: float) -> Plan:
@@ -234,7 +235,7 @@ def _timed(
     accumulate = -(-largest // batch)
     flops = accumulate * step_flops(size.width, size.depth, length, batch) * (4 / 3 if recompute else 1)
     computing = flops / (machine.peak_tflops * 1e12 * machine.mfu)
-    volume = 2 * 4 if strategy == "ddp" else (4 + 2 * 2) * accumulate
+    volume = 2 * 4 if strategy == "ddp" else 3 * 4 * accumulate
     sending = volume * parameters * (gpus - 1) / gpus / (machine.bandwidth_gbytes * 1e9)
     rate = gpus * batch * accumulate * length / max(computing, sending)
     return Plan(

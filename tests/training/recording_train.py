@@ -10,6 +10,7 @@ import torch
 
 from fewstep.cli.main import main
 from fewstep.training.callbacks import ExportModel
+from fewstep.training.sharding import parts_here, whole_state
 from fewstep.training.stage import Stage
 
 folder = Path(os.environ["RECORD"])
@@ -23,6 +24,7 @@ def recorded_step(self: Stage, batch: dict[str, torch.Tensor], batch_idx: int) -
         "index": batch["index"].tolist(),
         "ids": batch["ids"].tolist(),
         "loss": loss.item(),
+        "numbers_held": sum(part.numel() for part in parts_here(self.parameters())),
     }
     with (folder / f"rank{self.global_rank}.jsonl").open("a") as stream:
         stream.write(json.dumps(row) + "\n")
@@ -30,7 +32,7 @@ def recorded_step(self: Stage, batch: dict[str, torch.Tensor], batch_idx: int) -
 
 
 def recorded_end(self: ExportModel, trainer: Any, pl_module: Stage) -> None:
-    torch.save(pl_module.state_dict(), folder / f"rank{pl_module.global_rank}.pt")
+    torch.save(whole_state(pl_module), folder / f"rank{pl_module.global_rank}.pt")
     on_train_end(self, trainer, pl_module)
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.cli.edge import EXIT_USER_ERROR, run
-from fewstep.cli.train import main as train
+from fewstep.cli.edge import EXIT_USER_ERROR
+from fewstep.cli.main import main
 from fewstep.data import StepBatchSampler, prepare_corpus
 from fewstep.storage import load_checkpoint
+from fewstep.training.replay_file import REPLAY_KEY
 from tests.runs import BATCH_SIZE, Workshop, logged, start
 
 SCRIPT = Path(__file__).with_name("recording_train.py")
@@ -52,15 +53,19 @@ def test_two_processes_share_the_data_and_end_with_one_model(
 
 
 @pytest.mark.parametrize(
-    ("stage", "flags"),
+    ("stage", "strategy", "flags"),
     [
-        ("flow", ["--trainer.accumulate_grad_batches=2"]),
-        pytest.param("language_model", [], marks=pytest.mark.slow),
-        pytest.param("commitment", [], marks=pytest.mark.slow),
+        ("flow", "ddp", ["--trainer.accumulate_grad_batches=2"]),
+        ("flow", "fsdp", ["--trainer.accumulate_grad_batches=2"]),
+        *(
+            pytest.param(stage, strategy, [], marks=pytest.mark.slow)
+            for stage in ("language_model", "commitment")
+            for strategy in ("ddp", "fsdp")
+        ),
     ],
 )
 def test_two_processes_train_what_one_does_that_accumulates_their_batches(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, flags: list[str]
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, strategy: str, flags: list[str]
 ) -> None:
     """Same rows, same noise, same mean of the gradients: losses, weights and averages agree but for rounding."""
     accumulated = 2 if flags else 1
@@ -74,7 +79,7 @@ def test_two_processes_train_what_one_does_that_accumulates_their_batches(
         batches = accumulated * (2 if world_size == 1 else 1)
         own = [f"--trainer.accumulate_grad_batches={batches}", f"--trainer.val_check_interval={2 * batches}"]
         own += [f"--run_dir={record / 'run'}", f"--trainer.devices={world_size}"]
-        own += ["--trainer.strategy=ddp"] if world_size == 2 else []
+        own += [f"--trainer.strategy={strategy}"] if world_size == 2 else []
         own += [f"--model.latent_cache_dir={record / 'latents'}"] if stage == "flow" else []
         process = start(workshop.arguments(stage, *common, *own, steps=STEPS), SCRIPT)
         _, errors = process.communicate(timeout=120)
@@ -87,6 +92,8 @@ def test_two_processes_train_what_one_does_that_accumulates_their_batches(
     assert len(alone) == len(shared) == 2 * accumulated * STEPS
     assert [row["index"] for row in shared] == [row["index"] for row in alone]
     assert [row["loss"] for row in shared] == pytest.approx([row["loss"] for row in alone], rel=1e-5)
+    held = sum(row["numbers_held"] for row in shared[:2])
+    assert held == alone[0]["numbers_held"] * (1 if strategy == "fsdp" else 2), "who holds the weights"
     for name in ("val/loss", "train/grad_norm"):
         expected, found = (logged(record / "run")[name] for record in records)
         assert len(expected) == (2 if name == "val/loss" else STEPS)
@@ -101,9 +108,12 @@ def test_two_processes_train_what_one_does_that_accumulates_their_batches(
         assert file.read_bytes() == other.read_bytes()
 
 
-@pytest.mark.slow
-def test_diagnostics_and_samples_of_the_first_process_keep_none_waiting(workshop: Workshop, tmp_path: Path) -> None:
-    flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+def test_diagnostics_and_samples_of_the_first_process_keep_none_waiting(
+    workshop: Workshop, tmp_path: Path, strategy: str
+) -> None:
+    flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    flags += [f"--trainer.strategy={strategy}"]
     flags += ["--diagnostics.every_n_validations=1", "--diagnostics.num_examples=2", "--diagnostics.num_positions=1"]
     process = start(workshop.arguments("flow", *flags, steps=STEPS))
     _, errors = process.communicate(timeout=300)
@@ -114,23 +124,12 @@ def test_diagnostics_and_samples_of_the_first_process_keep_none_waiting(workshop
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 2 * 3 * 4
 
 
-@pytest.mark.parametrize(
-    "strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", "lightning.pytorch.strategies.ModelParallelStrategy"]
-)
-def test_a_strategy_that_shards_the_weights_is_refused_in_a_line(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_loss_that_is_bad_in_one_process_is_skipped_by_both(
+    workshop: Workshop, tmp_path: Path, strategy: str
 ) -> None:
-    """Torch can shard on a CPU, but what reads whole weights here cannot follow: so this is a refusal, not a run."""
-    flags = [f"--run_dir={tmp_path / 'run'}", "--trainer.accelerator=cpu", f"--trainer.strategy={strategy}"]
-    assert run(train, workshop.arguments("language_model", *flags)) == EXIT_USER_ERROR
-    errors = capsys.readouterr().err.strip()
-    assert errors.count("\n") == 0
-    assert f"trainer.strategy is {strategy}" in errors and "give ddp" in errors
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_loss_that_is_bad_in_one_process_is_skipped_by_both(workshop: Workshop, tmp_path: Path) -> None:
-    flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    flags += [f"--trainer.strategy={strategy}"]
     process = start(workshop.arguments("language_model", *flags, steps=STEPS), SCRIPT.with_name("poisoned_train.py"))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -140,6 +139,25 @@ def test_a_loss_that_is_bad_in_one_process_is_skipped_by_both(workshop: Workshop
     assert all(torch.isfinite(weight).all() for weight in checkpoint["state_dict"].values())
     (state,) = checkpoint["optimizer_states"]
     assert {float(moments["step"]) for moments in state["state"].values()} == {STEPS - 1}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_a_loss_that_stays_bad_in_one_process_is_kept_with_its_batch(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str
+) -> None:
+    flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2", "--nonfinite.max_in_a_row=1"]
+    flags += [f"--trainer.strategy={strategy}"]
+    process = start(workshop.arguments("language_model", *flags, steps=STEPS), SCRIPT.with_name("poisoned_train.py"))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == EXIT_USER_ERROR and "Traceback" not in errors, errors
+    first, bad = (tmp_path / "nonfinite" / f"step-2-rank-{rank}.ckpt" for rank in (0, 1))
+    assert f"fewstep replay {first}" in errors
+    # The poison is not in the numbers, so both are finite when they are done again; their batches are their own.
+    for file, rank in ((first, 0), (bad, 1)):
+        assert main(["replay", str(file)]) == 0
+        assert f"step 2 of process {rank}" in capsys.readouterr().out
+    rows = [load_checkpoint(file)[REPLAY_KEY]["batches"][0]["index"].tolist() for file in (first, bad)]
+    assert not set(rows[0]) & set(rows[1])
 
 
 def read_steps(file: Path) -> list[dict]:

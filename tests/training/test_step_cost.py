@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -60,13 +60,15 @@ class ReadsOfASecondStep(Callback):
             ReadsOfASecondStep.found, self.mode = self.mode.operations, None
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "flow", "commitment", "language_model"])
+@pytest.mark.parametrize("stage", ["autoencoder", "flow", "flow from a cache", "commitment", "language_model"])
 def test_an_unlogged_step_reads_no_number_but_the_loss_that_a_processor_checks(
     stage: str, workshop: Workshop, tmp_path: Path
 ) -> None:
+    stage, _, cached = stage.partition(" from a ")
     watch = f"--trainer.callbacks+={__name__}.ReadsOfASecondStep"
     ReadsOfASecondStep.found = Counter()
-    flags = (f"--run_dir={tmp_path}", "--trainer.log_every_n_steps=100", watch)
+    flags = [f"--run_dir={tmp_path / 'run'}", "--trainer.log_every_n_steps=100", watch]
+    flags += [f"--model.latent_cache_dir={tmp_path / cached}"] if cached else []
     assert main(workshop.arguments(stage, *flags)) == 0
     found = ReadsOfASecondStep.found
     assert found["_fused_adamw_"] == 2, "the step was watched: one fused call for each group of weights"
@@ -155,6 +157,19 @@ def test_the_average_is_the_one_of_lightning(generator: torch.Generator) -> None
         theirs.update_parameters(network)
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_the_average_lies_where_the_weights_do() -> None:
+    """Lightning makes it before it moves the module to its device; each update would cross over otherwise."""
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    for device, expected in ((None, "meta"), ("cpu", "cpu")):
+        module, average = LightningModule(), WeightAverage(device)
+        module.layer = small_network()
+        average.setup(trainer, module, "fit")
+        module.to("meta")
+        average.on_fit_start(trainer, module)
+        assert {weight.device.type for weight in average._average_model.module.parameters()} == {expected}
+        assert average._average_model.n_averaged.device.type == "cpu"
 
 
 def losses(run_dir: Path) -> list[float]:

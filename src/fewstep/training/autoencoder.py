@@ -55,7 +55,7 @@ class AutoencoderModule(Stage):
         """The identity with this stage's objective."""
         return replace(super().identity(), objective=type(self.objective).__name__)
 
-    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor, generator: torch.Generator) -> LossOutput:
+    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor | None, generator: torch.Generator) -> LossOutput:
         """Nats per token of the readout on corrupted latents."""
         return self.objective.forward(self.autoencoder, self.readout, tokens, generator=generator)
 

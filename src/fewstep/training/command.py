@@ -23,6 +23,7 @@ from fewstep.training.callbacks import (
     DiagnosticsCallback,
     ExportModel,
     FlowDiagnostics,
+    RecomputedBlocks,
     ResumePoint,
     SampleTable,
     SkipNonFinite,
@@ -87,6 +88,7 @@ class FewstepCLI(LightningCLI):
         parser.add_lightning_class_args(WeightAverage, "ema")
         parser.add_lightning_class_args(ResumePoint, "checkpoint")
         parser.add_lightning_class_args(CompiledBlocks, "compile")
+        parser.add_lightning_class_args(RecomputedBlocks, "recompute")
         parser.add_lightning_class_args(SkipNonFinite, "nonfinite")
         parser.add_lightning_class_args(SampleTable, "samples")
         parser.add_class_arguments(DiagnosticsCallback, "diagnostics", skip={"folder"}, instantiate=False)
@@ -113,7 +115,7 @@ class FewstepCLI(LightningCLI):
         model's, and for a strategy that does not fit.
         """
         config = self._settings()
-        check_strategy(config.trainer.strategy)
+        check_strategy(config.trainer.strategy, named(config.model.class_path), config.ema.device)
         check_data(config.model.class_path, config.data.class_path)
         base, data = self._base(), config.data.init_args
         if base is not None and "tokenizer" in data and data.tokenizer is None:

@@ -67,7 +67,7 @@ class CommitmentModule(Stage):
         """The identity with the head's trust level."""
         return replace(super().identity(), trust_level=self.trust_level)
 
-    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor, generator: torch.Generator) -> LossOutput:
+    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor | None, generator: torch.Generator) -> LossOutput:
         """Nats per token of the head on noised latents."""
         assert self.base.autoencoder is not None
         with torch.no_grad():

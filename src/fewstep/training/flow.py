@@ -127,15 +127,15 @@ class FlowModule(Stage):
         if self._teacher.value is not None:
             self._teacher.value.to(self.device)
 
-    def latents(self, tokens: TokenBatch, index: torch.Tensor) -> Latents:
-        """Latents of a batch: from the cache where it holds the rows, else encoded."""
+    def latents(self, tokens: TokenBatch, index: torch.Tensor | None) -> Latents:
+        """Latents of a batch: from the cache where there is one and the rows have a number in it, else encoded."""
         assert self.base.autoencoder is not None
-        if self._cache is not None and bool((index >= 0).all()):
+        if self._cache is not None and index is not None:
             return self._cache.rows(index)
         with torch.no_grad():
             return self.base.autoencoder.encode(tokens.ids, tokens.mask)
 
-    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor, generator: torch.Generator) -> LossOutput:
+    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor | None, generator: torch.Generator) -> LossOutput:
         """The objective's loss on the batch's latents."""
         assert self.base.readout is not None
         # Validation runs in inference mode, whose tensors no derivative takes; some objectives are made of one.

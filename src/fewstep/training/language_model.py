@@ -28,7 +28,7 @@ class LanguageModelModule(Stage):
         super().__init__(data, optimizer, seed)
         self.language_model = network(len(data.tokenizer))
 
-    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor, generator: torch.Generator) -> LossOutput:
+    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor | None, generator: torch.Generator) -> LossOutput:
         """Nats per token."""
         per_example = LanguageModel(self.language_model).loss(tokens.ids, tokens.mask)
         return LossOutput(per_example.mean(), per_example.detach())

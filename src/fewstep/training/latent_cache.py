@@ -64,10 +64,17 @@ class LatentCache:
         return cls(z, mask, next(autoencoder.parameters()).device)
 
     def rows(self, index: torch.Tensor) -> Latents:
-        """Latents of the rows ``index`` (B,), on the autoencoder's device."""
+        """Latents of the rows ``index`` (B,), on the autoencoder's device.
+
+        An accelerator is not waited for where ``index`` lies in the processor's memory.
+        """
         rows = index.cpu().numpy()
-        z, mask = torch.from_numpy(self.z[rows]), torch.from_numpy(self.mask[rows])
-        return Latents(z.to(self.device), mask.to(self.device))
+        z, mask = (self._moved(torch.from_numpy(kept[rows])) for kept in (self.z, self.mask))
+        return Latents(z, mask)
+
+    def _moved(self, rows: torch.Tensor) -> torch.Tensor:
+        rows = rows.pin_memory() if self.device.type == "cuda" else rows
+        return rows.to(self.device, non_blocking=True)
 
 
 def group() -> Processes:

@@ -1,6 +1,7 @@
 """Weights that are spread over the processes of a run: how they are cut, and how they are read whole."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,7 +42,7 @@ def parts_here(tensors: Iterable[Tensor]) -> list[Tensor]:
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """The state of ``module`` with whole tensors, in the memory of the processor where they lay in parts.
 
-    Tensor by tensor, so that an accelerator holds one of them at a time. All processes call it, and wait for each other.
+    Tensor by tensor, so that an accelerator holds one of them at a time. All processes call it together.
     """
     return {
         name: value.full_tensor().cpu() if isinstance(value, DTensor) else value
@@ -49,7 +50,7 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def load_whole_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+def load_whole_state(module: nn.Module, state: dict[str, Any]) -> None:
     """Put whole tensors into ``module``, whose weights lie in parts; every tensor must be there.
 
     A process takes its part of what it was given itself: nothing is sent.

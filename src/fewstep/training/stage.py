@@ -13,8 +13,8 @@ from fewstep.storage import checkpoint_entry, versions
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.module import Batch, SavedModel, TrainingModule
 from fewstep.training.optimizer import OptimizerSettings
-from fewstep.training.shared import Shared
 from fewstep.training.sharding import is_sharded, whole_state
+from fewstep.training.shared import Shared
 from fewstep.training.step_data import StepDataModule
 from fewstep.types import LossOutput, TokenBatch
 from fewstep.weights import load_strictly
@@ -86,14 +86,13 @@ class Stage(TrainingModule):
         """The same as :meth:`bundle`."""
         return self.bundle()
 
-    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor, generator: torch.Generator) -> LossOutput:
-        """Loss of one batch; ``index`` (B,) are the rows of the train split, -1 outside it."""
+    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor | None, generator: torch.Generator) -> LossOutput:
+        """Loss of one batch; ``index`` (B,) are its rows of the train split, None outside of it."""
         raise self._undefined("compute_loss")
 
     def batch_loss(self, batch: Batch, generator: torch.Generator, *, held_out: bool) -> LossOutput:
         """``compute_loss`` of a collated batch."""
-        index = torch.full_like(batch["index"], -1) if held_out else batch["index"]
-        return self.compute_loss(tokens_of(batch), index, generator)
+        return self.compute_loss(tokens_of(batch), None if held_out else batch["index"], generator)
 
     def units_in(self, batch: Batch) -> torch.Tensor | int:
         """Real tokens of a batch."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
@@ -24,11 +24,22 @@ ENTRIES = ("training_step", "validation_step", "test_step")
 """Methods of a stage that ask for its weights."""
 
 
-def check_strategy(strategy: Any) -> None:
-    """Raise ``UserError`` for a ``trainer.strategy`` (name, or settings with a ``class_path``) that shards the weights
-    in another way than :class:`ShardedStrategy`: their average, checkpoints and samples would not be whole."""
+def check_strategy(strategy: Any, module: type[LightningModule], average_device: Any) -> None:
+    """Raise ``UserError`` for a ``trainer.strategy`` (name, or settings with a ``class_path``) that does not fit.
+
+    One that shards the weights in another way than :class:`ShardedStrategy` would leave averages, checkpoints and
+    samples in parts; that one takes stages of text models, and keeps the average (``ema.device``) beside the weights.
+    """
     name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", ""))
-    if name != FSDP and name.rpartition(".")[2].lower().startswith(SHARDING):
+    if name == FSDP:
+        if not issubclass(module, Stage):
+            raise UserError(f"trainer.strategy is {name}, but {module.__name__} trains no text model: give ddp")
+        if average_device is not None:
+            raise UserError(
+                f"ema.device is {average_device}, but fsdp keeps the average where the weights are: leave it out, or "
+                "give ddp"
+            )
+    elif name.rpartition(".")[2].lower().startswith(SHARDING):
         raise UserError(
             f"trainer.strategy is {name}: averages, checkpoints and samples would lose weights with it; give {FSDP}, "
             "which spreads the weights over the processes, or ddp (docs/scale.md)"
@@ -41,7 +52,7 @@ class ShardedStrategy(ModelParallelStrategy):
     By torch's ``fully_shard`` (:func:`fewstep.training.sharding.shard`) over all processes, on accelerators and on
     processors; Lightning's own ``fsdp`` is the older one, for GPUs only. Checkpoints are whole files, the same as those
     of one process, and a run goes on from them under any strategy and number of processes of the same global batch.
-    Raises ``UserError`` for a module that is no stage of a text model.
+    For the stages of a text model (:func:`check_strategy`).
     """
 
     def __init__(self) -> None:
@@ -59,10 +70,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         """Spread the weights, then make the optimizer over the parts."""
-        module = self.lightning_module
-        if not isinstance(module, Stage):
-            raise UserError(f"trainer.strategy is {FSDP}, but {type(module).__name__} trains no text: give ddp")
-        self.shard(module)
+        assert isinstance(self.lightning_module, Stage)
+        self.shard(self.lightning_module)
         # Past ModelParallelStrategy's own, which wants the module itself to have done that.
         super(ModelParallelStrategy, self).setup(trainer)
 
@@ -99,9 +108,7 @@ def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
     return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
 
-def _named_state(
-    state: dict[str, Any], optimizer: Optimizer, names: dict[nn.Parameter, str]
-) -> dict[str, Any]:
+def _named_state(state: dict[str, Any], optimizer: Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Any]:
     """An optimizer's saved ``state`` with the names of its tensors in place of their numbers."""
     name_of: dict[int, str] = {}
     groups = []

@@ -6,6 +6,7 @@ from fewstep.training.callbacks.diagnostics import DiagnosticsCallback
 from fewstep.training.callbacks.export import ExportModel
 from fewstep.training.callbacks.flow_diagnostics import CommitmentDiagnostics, FlowDiagnostics
 from fewstep.training.callbacks.progress import StepProgress
+from fewstep.training.callbacks.recomputed_blocks import RecomputedBlocks
 from fewstep.training.callbacks.resume_point import ResumePoint
 from fewstep.training.callbacks.samples import SampleTable
 from fewstep.training.callbacks.skip_nonfinite import SkipNonFinite
@@ -20,6 +21,7 @@ __all__ = [
     "DiagnosticsCallback",
     "ExportModel",
     "FlowDiagnostics",
+    "RecomputedBlocks",
     "ResumePoint",
     "SampleTable",
     "SkipNonFinite",

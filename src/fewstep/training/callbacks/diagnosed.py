@@ -54,7 +54,13 @@ def copied(bundle: ModelBundle) -> ModelBundle:
 
 
 def material(
-    stage: Stage, bundle: ModelBundle, needed: tuple[str, ...], num_examples: int, num_positions: int, seed: int, tell: Tell
+    stage: Stage,
+    bundle: ModelBundle,
+    needed: tuple[str, ...],
+    num_examples: int,
+    num_positions: int,
+    seed: int,
+    tell: Tell,
 ) -> Material | None:
     """A copy of ``bundle``, the model of ``stage``, on its device, and its text.
 

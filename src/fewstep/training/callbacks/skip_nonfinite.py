@@ -68,7 +68,9 @@ class SkipNonFinite(Callback):
         self.in_a_row += 1
         if self.in_a_row >= self.max_in_a_row:
             is_bad = not all(bool(torch.isfinite(loss)) for loss in self._losses)
-            raise UserError(self._given_up(trainer.global_step, save_replay(self.folder, trainer, self._batches, is_bad)))
+            raise UserError(
+                self._given_up(trainer.global_step, save_replay(self.folder, trainer, self._batches, is_bad))
+            )
         optimizer.zero_grad(set_to_none=True)
 
     def on_train_batch_end(

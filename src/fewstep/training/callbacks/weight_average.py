@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fewstep.errors import UserError
 from fewstep.training.sharding import is_sharded, load_whole_state, parts_here, whole_state
 from fewstep.training.strategies import ShardedStrategy
 
@@ -45,14 +44,9 @@ class WeightAverage(EMAWeightAveraging):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the average to where the weights are by now, in parts where they are. Lightning made it earlier, where
-        they were then, so that every update would have gone through the processor's memory.
-
-        Raises ``UserError`` for an average in parts on another device.
-        """
+        they were then, so that every update would have gone through the processor's memory."""
         assert self._average_model is not None
         if isinstance(trainer.strategy, ShardedStrategy):
-            if self._device is not None:
-                raise UserError(f"ema.device is {self._device}, but fsdp keeps the average beside the weights: leave it out")
             trainer.strategy.shard(self._average_model.module)
         elif self._device is None:
             self._average_model.module.to(pl_module.device)
