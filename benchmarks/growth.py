@@ -5,9 +5,10 @@
 
 An axis is measured at sizes a factor of two apart, which take turns. Its exponent is the slope of log seconds over log
 size, fitted in every turn: median, lowest and highest. Theory is the slope of the floating-point operations that torch
-counts at the same sizes; for the number of steps and of latents it is 1. "Last doubling" is the exponent between the
-two largest sizes, where fixed costs weigh least, and "live memory" that of the peak of live tensors. A time above
-theory by more than its spread is a defect. Seconds are the processor's, one thread.
+counts at the same sizes; for the number of steps and of latents it is 1. "Written" is the slope of the numbers that all
+operations write: where little is multiplied, time follows that. "Last doubling" is the exponent between the two largest
+sizes, where fixed costs weigh least, and "live memory" that of the peak of live tensors. A time above both by more than
+its spread is a defect. Seconds are the processor's, one thread.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from matmuls import Recorder, flops_of, seconds_of
@@ -31,7 +33,7 @@ from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.scored_text import ScoredText
 from fewstep.evaluation.sweep_measures import Measures, TrainText
 from fewstep.paths import linear_path
-from fewstep.readouts import TransformerReadout
+from fewstep.readouts import TransformerReadout, categorical
 from fewstep.samplers import FlowSampler
 from fewstep.theory.latents import LatentPosterior
 
@@ -83,6 +85,17 @@ def reading(vocab_size: int) -> Work:
     return lambda: readout.loss(z, ids, mask).mean().backward()
 
 
+def reading_at_once(vocab_size: int) -> Work:
+    """The same with all logits at once, whatever their number."""
+    work = reading(vocab_size)
+
+    def read() -> None:
+        with mock.patch.object(categorical, "MAX_LOGITS", 2**40):
+            work()
+
+    return read
+
+
 def diagnosing(num_examples: int) -> Work:
     """DABI of the parallel readout at one boundary an example."""
     with seeded_start(0):
@@ -120,6 +133,7 @@ AXES = {
     "steps K": Axis((2, 4, 8, 16, 32), sampling, theory=1.0),
     "latents": Axis((4096, 8192, 16384, 32768), exact, theory=1.0),
     "vocabulary": Axis((4096, 8192, 16384, 32768, 65536), reading),
+    "vocabulary at once": Axis((4096, 8192, 16384, 32768, 65536), reading_at_once),
     "examples of a diagnosis": Axis((16, 32, 64, 128), diagnosing, theory=1.0),
     "texts of an evaluation": Axis((256, 512, 1024, 2048, 4096), evaluating, theory=1.0),
 }
@@ -131,11 +145,11 @@ def slope(sizes: Sequence[int], values: Sequence[float]) -> float:
     return statistics.linear_regression(x, y).slope
 
 
-def live_bytes(work: Work) -> int:
-    """Peak of what operations hold at once."""
+def recorded(work: Work) -> Recorder:
+    """What operations write, and hold at once."""
     with Recorder() as recorder:
         work()
-    return recorder.peak_bytes
+    return recorder
 
 
 def measured(name: str, axis: Axis, repeats: int) -> tuple[str, ...]:
@@ -144,7 +158,9 @@ def measured(name: str, axis: Axis, repeats: int) -> tuple[str, ...]:
     for work in works:
         work()
     theory = axis.theory if axis.theory is not None else slope(axis.sizes, [flops_of(work) for work in works])
-    memory = slope(axis.sizes, [live_bytes(work) for work in works])
+    records = [recorded(work) for work in works]
+    memory = slope(axis.sizes, [record.peak_bytes for record in records])
+    written = slope(axis.sizes, [record.written for record in records])
     turns = []
     for repeat in range(repeats):
         order = works if repeat % 2 == 0 else works[::-1]
@@ -153,8 +169,13 @@ def measured(name: str, axis: Axis, repeats: int) -> tuple[str, ...]:
     found = sorted(slope(axis.sizes, turn) for turn in turns)
     steepest = sorted(math.log2(turn[-1] / turn[-2]) for turn in turns)
     return (
-        *(name, f"{axis.sizes[0]:,} - {axis.sizes[-1]:,}", f"{theory:.2f}", f"{statistics.median(found):.2f}"),
-        *(f"{found[0]:.2f} - {found[-1]:.2f}", f"{statistics.median(steepest):.2f}", f"{memory:.2f}"),
+        *(name, f"{axis.sizes[0]:,} - {axis.sizes[-1]:,}", f"{theory:.2f}", f"{written:.2f}"),
+        *(
+            f"{statistics.median(found):.2f}",
+            f"{found[0]:.2f} - {found[-1]:.2f}",
+            f"{statistics.median(steepest):.2f}",
+            f"{memory:.2f}",
+        ),
     )
 
 
@@ -170,7 +191,7 @@ def command(argv: list[str]) -> int:
         raise UserError(f"--only {unknown[0]!r}: expected of {', '.join(AXES)}")
     torch.set_num_threads(1)
     load = os.getloadavg()
-    heading = ("axis", "sizes", "theory", "time", "lowest - highest", "last doubling", "live memory")
+    heading = ("axis", "sizes", "theory", "written", "time", "lowest - highest", "last doubling", "live memory")
     lines = [heading, *(measured(name, AXES[name], args.repeats) for name in names)]
     caption = (
         f"Exponents; {args.repeats} turns, one thread, torch {torch.__version__}, load average {load[0]:.1f} before "

@@ -47,9 +47,10 @@ class Product:
 
 
 class Recorder(TorchDispatchMode):
-    """While it is on: counts matrix products by kind, the largest tensor (numbers) and the peak of live bytes.
+    """While it is on: counts matrix products by kind, numbers written, the largest tensor and the peak of live bytes.
 
     Live are the results of operations that something still holds; what an operation takes for itself is not seen.
+    Written are all results but views.
     """
 
     def __init__(self) -> None:
@@ -58,6 +59,7 @@ class Recorder(TorchDispatchMode):
         self.operations: Counter[str] = Counter()
         self.peak_bytes = 0
         self.largest = 0
+        self.written = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(
@@ -74,6 +76,7 @@ class Recorder(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
                 self.largest = max(self.largest, storage.nbytes() // max(1, tensor.element_size()))
+                self.written += 0 if func.is_view else tensor.numel()
         self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
         self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._live.values()))
         return made

@@ -207,17 +207,21 @@ def state_bytes(size: Size, parameters: int, gpus: int, strategy: str) -> float:
 
 
 def plan(size: Size, length: int, gpus: int, machine: Machine, step_positions: int, lifetime: float) -> Plan:
-    """The fastest of the ways that fit: ``ddp`` before ``fsdp``, and no recompute before recompute."""
+    """The fastest of the ways that fit; of equal ones ``ddp`` before ``fsdp``, and no recompute before recompute."""
     parameters = num_parameters(size.width, size.depth, length)
     largest = max(1, step_positions // (length * gpus))
+    found = []
     for strategy in ("ddp", "fsdp") if gpus > 1 else ("ddp",):
         state = state_bytes(size, parameters, gpus, strategy)
         for recompute in (False, True):
             room = machine.room - state
             batch = min(largest, int(room // activation_bytes(size, length, 1, machine, recompute)))
             if batch >= 1:
-                return _timed(size, parameters, length, gpus, strategy, recompute, batch, machine, largest, lifetime)
-    return Plan(size.name, parameters, length, gpus, strategy, True, 0, 0, state / GIB, 0, 0, 0, 0)
+                found.append(
+                    _timed(size, parameters, length, gpus, strategy, recompute, batch, machine, largest, lifetime)
+                )
+    nothing = Plan(size.name, parameters, length, gpus, strategy, True, 0, 0, state / GIB, 0, 0, 0, 0)
+    return max(found, key=lambda row: row.positions_per_second, default=nothing)
 
 
 def _timed(

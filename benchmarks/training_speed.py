@@ -11,7 +11,8 @@ with the shapes, strides and dtype that the step uses, alone and as often as the
 
 Seconds are those that the processor spends on the process, one thread: on a machine that others use too they are not
 stolen, though a busy neighbour on the same core still slows both sides of a ratio. Tokens a second are by that clock;
-JSON has the wall clock's as well. Memory: the peak of live tensors in a step, weights and optimizer state on top.
+JSON has the wall clock's as well. Memory: "live" is the peak of what a step makes and holds, "state" what stays from
+step to step: trained weights, gradients, the optimizer's moments and the average.
 
 With --before a second process imports fewstep from another tree; the two take turns, and their losses are compared.
 Where a process finds its memory moves its speed by some per cent for as long as it lives: hence several a case.
@@ -45,7 +46,7 @@ from fewstep.evaluation.columns import markdown_table
 
 COVERED = 0.97
 COLUMNS = ("stage", "size", "precision", "tree", "tokens/s", "ms a step", "GFLOP/s", "matmul GFLOP/s", "utilisation")
-COLUMNS += ("lowest - highest", "live MiB", "time / before", "same loss")
+COLUMNS += ("lowest - highest", "live MiB", "state MiB", "time / before", "same loss")
 GROUPS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
     "GELU": ("gelu", "gelu_backward"),
@@ -81,6 +82,7 @@ class Case:
     flops: int
     product_flops: int
     live_bytes: int
+    state_bytes: int
     turns: tuple[Turn, ...]
 
     def utilisation(self) -> list[float]:
@@ -103,7 +105,7 @@ class Case:
             *(self.stage, self.size, self.precision, self.tree, f"{self.tokens / seconds:,.0f}"),
             *(f"{1e3 * seconds:,.0f}", f"{self.flops / seconds / 1e9:.1f}", f"{rate / 1e9:.1f}"),
             *(f"{statistics.median(used):.0%}", f"{min(used):.0%} - {max(used):.0%}"),
-            *(f"{self.live_bytes / 2**20:.0f}", ratio, same),
+            *(f"{self.live_bytes / 2**20:.0f}", f"{self.state_bytes / 2**20:.0f}", ratio, same),
         )
 
 
@@ -123,6 +125,7 @@ def serve(stage: str, size: str, precision: str) -> None:
         "flops": flops_of(step),
         "product_flops": sum(kind.flops * count for kind, count in kinds.items()),
         "live_bytes": recorder.peak_bytes,
+        "state_bytes": step.state_bytes(),
     }
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:

@@ -128,3 +128,11 @@ class TrainingStep:
         self.schedule.step()
         self.average.update_parameters(self.module)
         return loss.detach()
+
+    def state_bytes(self) -> int:
+        """Bytes of the trained weights, their gradients, the optimizer's moments and the average; after a step."""
+        weights = list(self.module.parameters())
+        held = [*weights, *(weight.grad for weight in weights if weight.grad is not None)]
+        held += [value for state in self.optimizer.state.values() for value in state.values()]
+        held += [*self.average.module.parameters()]
+        return sum(tensor.nbytes for tensor in held)

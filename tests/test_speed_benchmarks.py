@@ -55,8 +55,19 @@ def test_live_memory_counts_what_is_held_and_forgets_what_is_let_go() -> None:
         for _ in range(5):
             dropped = torch.zeros(3000)
             del dropped
+        kept.view(10, 100).transpose(0, 1).add_(1)
     assert recorder.peak_bytes == 4 * 4000 and recorder.largest == 3000
-    assert len(kept) == 1000
+    assert recorder.written == 1000 + 5 * 3000 + 1000, "a view writes nothing, a change in place does"
+
+
+def test_a_parameter_stays_in_memory_five_times() -> None:
+    """Itself, its gradient, two moments and the average; the optimizer's count of steps is a number a tensor."""
+    from training_steps import Size, TrainingStep
+
+    step = TrainingStep("flow", Size(16, 1, 2, length=8, batch=2, vocab_size=32), "fp32")
+    step()
+    weights = list(step.module.parameters())
+    assert step.state_bytes() == 4 * (5 * sum(weight.numel() for weight in weights) + len(weights))
 
 
 def test_a_step_of_the_benchmark_trains() -> None:

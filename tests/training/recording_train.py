@@ -24,7 +24,6 @@ def recorded_step(self: Stage, batch: dict[str, torch.Tensor], batch_idx: int) -
         "index": batch["index"].tolist(),
         "ids": batch["ids"].tolist(),
         "loss": loss.item(),
-        "numbers_held": sum(part.numel() for part in parts_here(self.parameters())),
     }
     with (folder / f"rank{self.global_rank}.jsonl").open("a") as stream:
         stream.write(json.dumps(row) + "\n")
@@ -32,6 +31,8 @@ def recorded_step(self: Stage, batch: dict[str, torch.Tensor], batch_idx: int) -
 
 
 def recorded_end(self: ExportModel, trainer: Any, pl_module: Stage) -> None:
+    held = sum(part.numel() for part in parts_here(pl_module.parameters()))
+    (folder / f"held{pl_module.global_rank}").write_text(str(held))
     torch.save(whole_state(pl_module), folder / f"rank{pl_module.global_rank}.pt")
     on_train_end(self, trainer, pl_module)
 

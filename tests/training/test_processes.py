@@ -92,8 +92,8 @@ def test_two_processes_train_what_one_does_that_accumulates_their_batches(
     assert len(alone) == len(shared) == 2 * accumulated * STEPS
     assert [row["index"] for row in shared] == [row["index"] for row in alone]
     assert [row["loss"] for row in shared] == pytest.approx([row["loss"] for row in alone], rel=1e-5)
-    held = sum(row["numbers_held"] for row in shared[:2])
-    assert held == alone[0]["numbers_held"] * (1 if strategy == "fsdp" else 2), "who holds the weights"
+    whole, *held = (int(file.read_text()) for file in (one / "held0", two / "held0", two / "held1"))
+    assert sum(held) == whole * (1 if strategy == "fsdp" else 2) and max(held) < 0.6 * sum(held)
     for name in ("val/loss", "train/grad_norm"):
         expected, found = (logged(record / "run")[name] for record in records)
         assert len(expected) == (2 if name == "val/loss" else STEPS)
@@ -124,7 +124,7 @@ def test_diagnostics_and_samples_of_the_first_process_keep_none_waiting(
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 2 * 3 * 4
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_loss_that_is_bad_in_one_process_is_skipped_by_both(
     workshop: Workshop, tmp_path: Path, strategy: str
 ) -> None:

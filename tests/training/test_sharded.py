@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 
 from fewstep.bundle import ModelBundle
 from fewstep.cli.edge import EXIT_USER_ERROR, run
@@ -11,11 +12,12 @@ from fewstep.cli.train import main as train
 from fewstep.errors import UserError
 from fewstep.storage import load_checkpoint
 from fewstep.training import ImageAutoencoderModule
-from fewstep.training.strategies import check_strategy
+from fewstep.training.strategies import FIRST_ON_CPU, check_strategy
 from tests.runs import Workshop, start
 from tests.training.test_resume import assert_equal
 
 STEPS = 4
+on_processors = pytest.mark.skipif(Version(torch.__version__) < FIRST_ON_CPU, reason="on GPUs only with this torch")
 FLAGS = ["--trainer.accelerator=cpu", "--ema.decay=0.9", "--checkpoint.every_n_steps=2"]
 SHARDED = ["--trainer.devices=2", "--trainer.strategy=fsdp"]
 ALONE = ["--trainer.devices=1", "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=4"]
@@ -47,6 +49,7 @@ def assert_close(one: dict, other: dict) -> None:
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
 
 
+@on_processors
 def test_a_sharded_run_goes_on_from_its_checkpoint_here_and_in_one_process(workshop: Workshop, tmp_path: Path) -> None:
     unbroken = trained(workshop, tmp_path / "unbroken", *SHARDED)
     assert {type(weight) for weight in unbroken["state_dict"].values()} == {torch.Tensor}
@@ -60,6 +63,7 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_here_and_in_one_process(works
     assert_close(unbroken, trained(workshop, tmp_path / "alone", *ALONE, f"--ckpt_path={half}"))
 
 
+@on_processors
 @pytest.mark.slow
 def test_a_run_of_one_process_goes_on_sharded(workshop: Workshop, tmp_path: Path) -> None:
     alone = trained(workshop, tmp_path / "alone", *ALONE)
@@ -67,6 +71,8 @@ def test_a_run_of_one_process_goes_on_sharded(workshop: Workshop, tmp_path: Path
     assert_close(alone, trained(workshop, tmp_path / "sharded", *SHARDED, f"--ckpt_path={half}"))
 
 
+@on_processors
+@pytest.mark.slow
 def test_statistics_follow_the_first_process_as_under_ddp(workshop: Workshop, tmp_path: Path) -> None:
     """Stage one normalises by running statistics: buffers, of which each process would else have its own."""
     found = []

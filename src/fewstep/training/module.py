@@ -95,11 +95,6 @@ class TrainingModule(LightningModule):
         (generator,) = example_generators(stream, (step if step >= 0 else -1 - step) * world_size + rank, 1)
         return generator
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch but its row numbers, which are looked up where the processor is."""
-        content = {name: value for name, value in batch.items() if name != "index"}
-        return {**super().transfer_batch_to_device(content, device, dataloader_idx), "index": batch["index"]}
-
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """One optimisation step; logs ``train/loss`` and the objective's terms."""
         step = self.global_step * self.trainer.accumulate_grad_batches

@@ -2,7 +2,9 @@
 
 from typing import ClassVar
 
+import torch
 from lightning import LightningDataModule
+from torch import Tensor
 
 from fewstep.data import StepBatchSampler
 from fewstep.errors import UserError
@@ -36,6 +38,13 @@ class StepDataModule(LightningDataModule):
     def report(self) -> str:
         """What the data are, in a line or two."""
         raise UserError(f"{type(self).__name__} is no data set: choose a class that is derived from it")
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Tensor]:
+        """Move a batch but its row numbers, which are looked up where the processor is."""
+        content = {name: value for name, value in batch.items() if name != "index"}
+        return {**super().transfer_batch_to_device(content, device, dataloader_idx), "index": batch["index"]}
 
     def step_batches(self, num_examples: int) -> StepBatchSampler:
         """Row numbers of the train batches from where the run stands to its end.

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from packaging.version import Version
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 from torch.optim import Optimizer
@@ -18,9 +20,11 @@ from fewstep.weights import load_checkpoint
 
 FSDP = "fsdp"
 """The name of :class:`ShardedStrategy` as a ``trainer.strategy``."""
+FIRST_ON_CPU = Version("2.7")
+"""The torch that shards on a processor."""
 SHARDING = ("fsdp", "deepspeed", "modelparallel", "xla_fsdp")
 """Beginnings of the names of Lightning's own that keep only a part of the weights in a process."""
-ENTRIES = ("training_step", "validation_step", "test_step")
+ENTRIES = ("training_step", "validation_step")
 """Methods of a stage that ask for its weights."""
 
 
@@ -52,7 +56,7 @@ class ShardedStrategy(ModelParallelStrategy):
     By torch's ``fully_shard`` (:func:`fewstep.training.sharding.shard`) over all processes, on accelerators and on
     processors; Lightning's own ``fsdp`` is the older one, for GPUs only. Checkpoints are whole files, the same as those
     of one process, and a run goes on from them under any strategy and number of processes of the same global batch.
-    For the stages of a text model (:func:`check_strategy`).
+    For the stages of a text model (:func:`check_strategy`). Raises ``UserError`` on a processor before torch 2.7.
     """
 
     def __init__(self) -> None:
@@ -71,6 +75,8 @@ class ShardedStrategy(ModelParallelStrategy):
     def setup(self, trainer: Trainer) -> None:
         """Spread the weights, then make the optimizer over the parts."""
         assert isinstance(self.lightning_module, Stage)
+        if self.root_device.type == "cpu" and Version(torch.__version__) < FIRST_ON_CPU:
+            raise UserError(f"trainer.strategy is {FSDP}: torch {torch.__version__} can do that on GPUs only; give ddp")
         self.shard(self.lightning_module)
         # Past ModelParallelStrategy's own, which wants the module itself to have done that.
         super(ModelParallelStrategy, self).setup(trainer)

@@ -35,7 +35,9 @@ class RecomputedBlocks(Callback):
 
 def recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """``forward`` of these arguments, its inner tensors forgotten and made again in the backward pass."""
-    if torch.is_grad_enabled() and torch._C._are_functorch_transforms_active():
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    if torch._C._are_functorch_transforms_active():
         raise UserError(
             "recompute.blocks is true, but the objective needs gradients of a forward derivative, which torch cannot "
             "compute again: leave it out, or give the objective the derivative fewstep.objectives.FiniteDifference"
