@@ -5,8 +5,9 @@
 
 A language model of --width and --depth trains on the built-in speeches by ``python train.py``, one thread a process
 over gloo. Memory is the process's own (``RssAnon``, looked at every 20 ms) over what it had without the model: its peak
-from the second step on, and its peak from the start, where every process has the whole model and a copy for the
-average; the larger of the two processes counts. Ratios of times are within a repeat: two processes on one machine.
+while it trains, from the third step on, and its peak in all, which is that of the checkpoint: the first process gathers
+weights, average and moments for it. The larger of the two processes counts. Large blocks are given back to the system
+at once (MALLOC_MMAP_THRESHOLD_), else glibc keeps what was gathered. Ratios of times are within a repeat.
 """
 
 import json
@@ -51,13 +52,14 @@ class Watch(Callback):
     def __init__(self) -> None:
         self.start, self.peak, self.training = 0.0, 0.0, 0.0
         self.ends: list[float] = []
+        self.is_training = False
         self.done = threading.Event()
 
     def _look(self) -> None:
         while not self.done.wait(0.02):
             now = own_memory()
             self.peak = max(self.peak, now)
-            if len(self.ends) > 1:
+            if self.is_training:
                 self.training = max(self.training, now)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -66,8 +68,9 @@ class Watch(Callback):
         threading.Thread(target=self._look, daemon=True).start()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Note the time."""
+        """Note the time. What comes after the last step, validation and checkpoint, is no training any more."""
         self.ends.append(time.perf_counter())
+        self.is_training = 1 < len(self.ends) < trainer.max_steps
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Write; what is saved at the end is not looked at any more."""
@@ -87,6 +90,7 @@ def measured(flags: list[str], folder: Path) -> dict[str, float]:
     """One run; the larger value of its two processes. Raises ``RuntimeError`` where it fails."""
     folder.mkdir()
     environment = {**os.environ, FOLDER: str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"
     command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(ROOT / "configs" / "language_model.yaml")]
     done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
