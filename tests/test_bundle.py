@@ -1,5 +1,6 @@
 """Model folders and checkpoints: the same model comes back, damage is one line, nothing on disk is lost."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from fewstep.denoisers import CategoricalDenoiser
 from fewstep.errors import UserError
 from fewstep.merging import merge_bundles
 from fewstep.pipeline import TextGenerator
-from tests.bundles import LINES, only, tiny_bundle, tokenizer, with_identity, write_checkpoint
+from tests.bundles import LINES, flip_a_bit, only, tiny_bundle, tokenizer, with_identity, write_checkpoint
 
 
 @pytest.fixture
@@ -52,6 +53,25 @@ def test_a_model_saved_before_there_were_other_estimates_and_frequencies_is_a_fl
     del config["identity"]["estimate"], config["parts"]["denoiser"]["config"]["max_frequency"]
     (folder / "config.json").write_text(json.dumps(config))
     assert_same(tiny_bundle(), ModelBundle.from_pretrained(folder))
+
+
+def test_a_folder_tells_the_digest_of_each_weight_file_and_an_older_one_that_does_not_loads(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    files = folder.glob("*.safetensors")
+    assert config["sha256"] == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    del config["sha256"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_same(tiny_bundle(), ModelBundle.from_pretrained(folder))
+
+
+def test_a_model_that_is_loaded_and_saved_again_has_the_same_bytes_but_for_the_tokenizers_settings(
+    folder: Path, tmp_path: Path
+) -> None:
+    ModelBundle.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    kept = ["config.json", "tokenizer/tokenizer.json", *sorted(file.name for file in folder.glob("*.safetensors"))]
+    assert len(kept) == 7
+    for name in kept:
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
 
 
 def test_a_checkpoint_gives_the_model_back_and_the_same_text(tmp_path: Path) -> None:
@@ -103,6 +123,7 @@ def _edit_weights(change: Callable[[dict], object]) -> Callable[[Path], None]:
         weights = load_file(folder / "readout.safetensors")
         change(weights)
         save_file(weights, folder / "readout.safetensors")
+        _edit_config(lambda c: c.pop("sha256"))(folder)  # else the bytes themselves would be refused
 
     return edit
 
@@ -110,6 +131,24 @@ def _edit_weights(change: Callable[[dict], object]) -> Callable[[Path], None]:
 DAMAGE = {
     "truncated weights": (_truncate("denoiser.safetensors"), "denoiser.safetensors is damaged or cut short"),
     "missing weights": (lambda f: (f / "denoiser.safetensors").unlink(), "denoiser.safetensors is missing"),
+    "a flipped bit": (
+        lambda f: flip_a_bit(f / "denoiser.safetensors"),
+        "denoiser.safetensors is damaged on the disk: its bytes are not those that were written",
+    ),
+    "digests of others": (
+        _edit_config(lambda c: c["sha256"].update({"denoiser.safetensors": c["sha256"]["readout.safetensors"]})),
+        "denoiser.safetensors is damaged on the disk",
+    ),
+    "digests no object": (_edit_config(lambda c: c.update(sha256=[1])), "sha256 is [1], expected 64 hexadecimal"),
+    "digests null": (_edit_config(lambda c: c.update(sha256=None)), "sha256 is None, expected 64 hexadecimal"),
+    "digest no text": (
+        _edit_config(lambda c: c["sha256"].update({"readout.safetensors": 7})),
+        "config.json: sha256 is {'autoencoder.safetensors': ",
+    ),
+    "digest cut short": (
+        _edit_config(lambda c: c["sha256"].update({"readout.safetensors": "0" * 63})),
+        "expected 64 hexadecimal digits for each weight file",
+    ),
     "missing tensor": (_edit_weights(lambda w: w.pop("outputs.bias")), "(readout): weights do not fit"),
     "extra tensor": (_edit_weights(lambda w: w.update(more=torch.zeros(1))), "(readout): weights do not fit"),
     "other shape": (_edit_weights(lambda w: w.update({"norm.bias": torch.zeros(3)})), "(readout): weights do not fit"),

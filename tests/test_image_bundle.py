@@ -20,7 +20,7 @@ from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver
 from fewstep.schedules import LogitNormalGrid, UniformGrid
 from fewstep.shapes import example_generators
 from fewstep.storage import CHECKPOINT_KEY, check_target, checkpoint_entry, kind_of
-from tests.bundles import randomise, tiny_bundle, write_checkpoint
+from tests.bundles import flip_a_bit, randomise, tiny_bundle, write_checkpoint
 from tests.images import tiny_image_model
 
 
@@ -114,10 +114,12 @@ def _drop_a_tensor(folder: Path) -> None:
     weights = load_file(folder / "autoencoder.safetensors")
     del weights["place"]
     save_file(weights, folder / "autoencoder.safetensors")
+    _edit(lambda c: c.pop("sha256"))(folder)
 
 
 DAMAGE = {
     "missing weights": (lambda f: (f / "autoencoder.safetensors").unlink(), "autoencoder.safetensors is missing"),
+    "a flipped bit": (lambda f: flip_a_bit(f / "autoencoder.safetensors"), "its bytes are not those that were written"),
     "missing tensor": (_drop_a_tensor, "(autoencoder): weights do not fit"),
     "other format": (_edit(lambda c: c.update(format=99)), "image model format 99"),
     "other class": (_edit(lambda c: c["parts"]["autoencoder"].update({"class": "X"})), "its parts are"),

@@ -1,12 +1,22 @@
 """Tensor helpers that know shapes only. Legend: B batch, L tokens, K latent positions, D latent dimension."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 Generators = torch.Generator | Sequence[torch.Generator]
 """One source of noise for a whole batch, or one for each example."""
+
+
+def check_sizes(owner: str, sizes: Mapping[str, int | None], *, least: int = 1) -> None:
+    """Raise ValueError for the first of ``sizes``, arguments of the network ``owner`` by name, that is under ``least``.
+
+    So is one that is no whole number. None stands for a part that is left out, and passes.
+    """
+    for name, size in sizes.items():
+        if size is not None and (type(size) is not int or size < least):
+            raise ValueError(f"{owner}: {name} is {size!r}, expected a whole number of at least {least}.")
 
 
 def expand_like(t: Tensor, x: Tensor) -> Tensor:

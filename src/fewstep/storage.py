@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from packaging.version import InvalidVersion, Version
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.data import load_tokenizer
 from fewstep.errors import UserError, first_line
 from fewstep.typed import check_types
-from fewstep.weights import flush, load_checkpoint
+from fewstep.weights import file_digest, flush, load_checkpoint, read_safetensors
 from fewstep.weights import load_strictly as load_strictly  # what is built of a stored model is filled by it
 from fewstep.weights import misfit as misfit
 
@@ -29,6 +30,10 @@ _log = logging.getLogger(__name__)
 
 CHECKPOINT_KEY = "fewstep"
 """Key under which a training checkpoint carries what the weights alone do not say."""
+
+DIGESTS = "sha256"
+"""Key of ``config.json`` for the digest of each weight file, by its name; models saved before it was kept have none."""
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 Kind = Literal["text", "images"]
 """What a model is a model of; manifests without the entry ``kind`` are of text."""
@@ -74,8 +79,9 @@ def write_folder(
 ) -> None:
     """Write a model folder beside its place and move it in when it is complete.
 
-    What stood there before is moved aside and deleted only when the new one is in place: a write that fails, or is
-    interrupted, loses nothing. Raises ``UserError`` as :func:`check_target` does, and where the disk refuses.
+    ``config.json`` holds the ``manifest`` and the digests of the weight files (:data:`DIGESTS`). What stood there
+    before is moved aside and deleted only when the new one is in place: a write that fails, or is interrupted, loses
+    nothing. Raises ``UserError`` as :func:`check_target` does, and where the disk refuses.
     """
     check_target(folder, overwrite=overwrite)
     folder = folder.resolve()  # a link to a folder stays a link, its target is what is replaced
@@ -87,12 +93,16 @@ def write_folder(
     old, new = scratch / "old", scratch / "new"
     try:
         new.mkdir()  # not mkdtemp's own folder, which only its owner may read
+        digests = {}
         for name, tensors in weights.items():
             plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            save_file(plain, new / f"{name}.safetensors")
+            file = new / f"{name}.safetensors"
+            save_file(plain, file)
+            digests[file.name] = file_digest(file)
         if tokenizer is not None:
             tokenizer.save_pretrained(new / "tokenizer")
-        (new / "config.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        config = json.dumps({**manifest, DIGESTS: digests}, indent=2)
+        (new / "config.json").write_text(config + "\n", encoding="utf-8")
         for file in filter(Path.is_file, new.rglob("*")):
             flush(file)
         if folder.exists():
@@ -149,7 +159,9 @@ def read_folder(folder: Path) -> Stored:
     if not folder.exists():
         raise UserError(f"{folder} does not exist: give a model folder or a .ckpt file")
     manifest = _read_manifest(folder)
-    weights = {name: _read_safetensors(folder / f"{name}.safetensors") for name in manifest["parts"]}
+    digests = _digests(manifest.pop(DIGESTS, {}), folder)  # of these files: a manifest that goes on has no use for them
+    files = {name: folder / f"{name}.safetensors" for name in manifest["parts"]}
+    weights = {name: read_safetensors(file, digests.get(file.name)) for name, file in files.items()}
     if manifest.get("kind") == "images":
         return Stored(manifest, weights, None)
     if not (folder / "tokenizer").is_dir():  # else its name would be looked up on the hub
@@ -190,13 +202,14 @@ def check_manifest(manifest: Any, source: str) -> None:
         raise UserError(f"{source} does not describe a fewstep model: give a folder written by save_pretrained")
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: the model folder is incomplete") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged or cut short ({first_line(error)}): copy or save the model again") from None
+def _digests(found: Any, folder: Path) -> dict[str, str]:
+    """The digests of a folder's files by their names. Raises ``UserError`` where ``found`` is something else."""
+    if isinstance(found, dict) and all(isinstance(one, str) and _DIGEST.fullmatch(one) for one in found.values()):
+        return found
+    raise UserError(
+        f"{folder / 'config.json'}: {DIGESTS} is {str(found)[:80]}, expected 64 hexadecimal digits for each weight "
+        "file: copy or save the model again"
+    )
 
 
 def checkpoint_entry(

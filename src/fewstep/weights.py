@@ -1,5 +1,6 @@
 """Tensors from disk into networks: read whole, without running code, and put in place strictly."""
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep.errors import UserError, first_line
@@ -42,6 +45,31 @@ def _damaged_record(file: Path) -> str | None:
         return None
     with ZipFile(file) as archive:
         return archive.testzip()
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file, read block by block, as hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_safetensors(file: Path, digest: str | None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of a model folder, whose bytes must have ``digest`` where one is known.
+
+    Raises ``UserError`` where the file is missing or damaged.
+    """
+    try:
+        tensors = load_file(file)
+        whole = digest is None or digest == file_digest(file)
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: the model folder is incomplete") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged or cut short ({first_line(error)}): copy or save the model again") from None
+    if not whole:
+        raise UserError(
+            f"{file} is damaged on the disk: its bytes are not those that were written; copy or save the model again"
+        )
+    return tensors
 
 
 def load_strictly(part: nn.Module, weights: dict[str, Tensor], source: str) -> None:

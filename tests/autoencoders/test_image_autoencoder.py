@@ -78,7 +78,7 @@ def test_the_loss_is_the_squared_error_and_noise_comes_from_the_generator() -> N
 def test_sizes_that_do_not_fit_are_told() -> None:
     with pytest.raises(UserError, match="images of 10 pixels a side cannot be halved 2 times"):
         ImageAutoencoder(1, 10)
-    with pytest.raises(UserError, match="width 0"):
+    with pytest.raises(ValueError, match="width is 0"):
         ImageAutoencoder(1, 8, width=0)
     with pytest.raises(ValueError, match=r"\(1, 3, 8, 8\): expected \(B, \*\(1, 8, 8\)\)"):
         tiny_image_model().encode(torch.rand(1, 3, 8, 8))

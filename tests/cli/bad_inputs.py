@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.bundles import flip_a_bit
+
 TRAIN = "train fit --config {configs}/autoencoder.yaml --size debug {data} --run_dir run"
 BASE = "train fit --config {configs}/flow.yaml --size debug {data} --run_dir run --model.autoencoder={model}"
 EVALUATE = "evaluate {model} --samples 2 --seeds 1 --device cpu --out out --cache_dir {cache}"
@@ -80,6 +82,7 @@ def _write_models(folder: Path, model: Path) -> None:
         "odd_path": {**manifest, "identity": {**manifest["identity"], "path": ["linear"]}},
         "odd_identity": {**manifest, "identity": {"block_size": 8}},
         "of_sound": {**manifest, "kind": "sound"},
+        "odd_digests": {**manifest, "sha256": {"readout.safetensors": 7}},
     }
     for name, content in changed.items():
         (copy := folder / name).mkdir()
@@ -93,6 +96,8 @@ def _write_models(folder: Path, model: Path) -> None:
     shutil.copytree(model, folder / "cut_weights")
     weights = folder / "cut_weights" / "readout.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
+    shutil.copytree(model, folder / "flipped_weights")
+    flip_a_bit(folder / "flipped_weights" / "readout.safetensors")
     shutil.copytree(model, folder / "odd_tokenizer")
     (folder / "odd_tokenizer" / "tokenizer" / "tokenizer.json").write_text('{"version": 7}')
 
@@ -209,6 +214,8 @@ MODELS = [
     Case("sample without_weights", "readout.safetensors", "incomplete"),
     Case("sample without_tokenizer", "tokenizer", "incomplete"),
     Case("sample cut_weights", "readout.safetensors", "save the model again"),
+    Case("sample flipped_weights", "readout.safetensors is damaged on the disk", "save the model again"),
+    Case("sample odd_digests", "{'readout.safetensors': 7}", "expected 64 hexadecimal digits"),
     Case("sample odd_tokenizer", "odd_tokenizer/tokenizer", "cannot be loaded"),
 ]
 TEXTS = [
@@ -257,7 +264,9 @@ SETTINGS = [
     Case(f"{TRAIN} --data.tokenizer=nobody/nothing", "nobody/nothing", "cannot be loaded"),
     Case(f"{TRAIN} --data.cache_dir=there.jsonl", "there.jsonl", "another cache_dir"),
     Case(f"{TRAIN} --data.streaming=true --data.source=sotu", "sotu", "cannot be streamed"),
-    Case(f"{TRAIN} --model.autoencoder.width=-8", "-8", "dimension"),
+    Case(f"{TRAIN} --model.autoencoder.width=-8", "width is -8", "at least 1"),
+    Case(f"{TRAIN} --model.readout.depth=-1", "TransformerReadout: depth is -1", "at least 0"),
+    Case(f"{TRAIN} --model.autoencoder.num_heads=0", "num_heads is 0", "at least 1"),
     Case(f"{TRAIN} --model.autoencoder.num_heads=3", "3", "heads"),
     Case(f"{TRAIN} --model.readout.stride=2", "stride is 2", "stride 1"),
     Case(f"{TRAIN} --model.optimizer.learning_rate=nan", "nan", "learning_rate"),

@@ -8,14 +8,20 @@ import pytest
 
 from fewstep.cli.main import main
 from fewstep.data import CorpusSettings, prepare_corpus
+from tests.adapters.folders import write
 from tests.bundles import tiny_bundle, with_identity
-from tests.cli.bad_inputs import CASES, Case, write_files
+from tests.cli import bad_adapters, bad_inputs, bad_reports
+from tests.cli.bad_adapters import write_others
+from tests.cli.bad_inputs import Case, write_files
+from tests.cli.bad_reports import write_runs
 from tests.runs import BLOCK_SIZE, CONFIGS, write_text
+
+CASES = [*bad_inputs.CASES, *bad_reports.CASES, *bad_adapters.CASES]
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text with its cache, and a model on it."""
+    """A text with its cache, a model on it, and one of transformers."""
     folder = tmp_path_factory.mktemp("shop")
     source = write_text(folder / "text.jsonl")
     with_identity(tiny_bundle(), source=str(source)).save_pretrained(folder / "model")
@@ -23,6 +29,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = replace(text, tokenizer=str(folder / "model" / "tokenizer"))
     for settings in (own, replace(text, vocab_size=300, max_documents=40)):  # packed before: nothing is shown of it
         prepare_corpus(settings)
+    write(folder / "gpt2", "gpt2")
     return folder
 
 
@@ -32,6 +39,7 @@ def words(command: str, shop: Path) -> list[str]:
     data += "--data.vocab_size=300 --data.batch_size=4 --data.max_documents=40"
     places = {
         "model": shop / "model",
+        "gpt2": shop / "gpt2",
         "text": shop / "text.jsonl",
         "configs": CONFIGS,
         "cache": shop / "cache",
@@ -54,6 +62,8 @@ def test_it_is_one_line_that_names_the_value_and_the_way_out(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path.parent / "matplotlib"))
     write_files(tmp_path, shop / "model")
+    write_runs(tmp_path)
+    write_others(tmp_path, shop / "gpt2")
     before, whole = listing(tmp_path), listing(shop)
     code = main(words(case.command, shop))
     out, err = capfd.readouterr()

@@ -9,7 +9,9 @@ import yaml
 from fewstep.cli import compare
 from fewstep.cli.main import main
 from fewstep.errors import UserError
+from fewstep.provenance import provenance
 from tests.bundles import tiny_bundle, with_identity
+from tests.cli.shops import rows_in
 from tests.runs import write_text
 
 OBJECTIVES = "flow,consistency_distillation,mean_flow,progressive_distillation"
@@ -60,6 +62,13 @@ def test_every_objective_has_its_rows_and_table_picture_and_data_are_written(who
     markdown = (whole / "compare.md").read_text()
     assert all(text in markdown for text in (*names, "ruled out", "beats the flow by", "stiffness peak"))
     assert (whole / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_carry_their_provenance_also_in_the_data_of_the_table(shop: Path, whole: Path) -> None:
+    made_with = provenance("compare", command(shop, "--objectives", OBJECTIVES, "--out", whole)[1:])
+    files = [whole / "yardsticks.jsonl", *(whole / name / "rows.jsonl" for name in OBJECTIVES.split(","))]
+    rows = [row for file in files for row in rows_in(file)] + json.loads((whole / "compare.json").read_text())["rows"]
+    assert all(row["provenance"] == made_with for row in rows)
 
 
 def test_the_same_command_trains_and_measures_nothing_again(

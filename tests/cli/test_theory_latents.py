@@ -1,5 +1,6 @@
 """The study of the exact denoiser as a command: it goes on where it stopped, and refuses in one line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from fewstep.cli.edge import run
 from fewstep.cli.theory_latents import PICTURE_FILE, ROWS_FILE, TABLE_FILE, main
 from fewstep.evaluation.exact_picture import exact_picture
 from fewstep.evaluation.exact_rows import ExactRow, ExactSetting
+from fewstep.provenance import provenance
 from tests.bundles import only, tiny_bundle, with_identity
+from tests.cli.shops import rows_in
 from tests.runs import write_text
 
 
@@ -32,11 +35,18 @@ def test_a_stopped_study_goes_on_and_a_whole_one_adds_nothing(
 ) -> None:
     folder = tmp_path / "latents"
     assert run(main, command(shop, tmp_path, "--max_rows", "2")) == 0
-    first = (folder / ROWS_FILE).read_text()
-    assert first.count("\n") == 2
+    rows = rows_in(folder / ROWS_FILE)
+    assert len(rows) == 2
+    assert all(
+        row.pop("provenance") == provenance("theory", command(shop, tmp_path, "--max_rows", "2")) for row in rows
+    )
+    first = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / ROWS_FILE).write_text(first)  # as it was before rows carried their provenance
     assert run(main, command(shop, tmp_path)) == 0
     whole = (folder / ROWS_FILE).read_text()
     assert whole.startswith(first)
+    later = rows_in(folder / ROWS_FILE)[2:]
+    assert later and all(row["provenance"] == provenance("theory", command(shop, tmp_path)) for row in later)
     capsys.readouterr()
     assert run(main, command(shop, tmp_path)) == 0
     assert (folder / ROWS_FILE).read_text() == whole

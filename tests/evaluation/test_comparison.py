@@ -1,8 +1,10 @@
 """Equal training compute, rows that are measured once, and settings that a model rules out."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,8 +100,14 @@ def run_of(name: str, folder: Path, answers: tuple[int, ...] | None = None, pass
     return Run(name, folder, Path("unused.yaml"), (), 5, passes, answers=answers)
 
 
-def table(bench: FakeBench, runs: list[Run], out: Path, steps: Sequence[int] = (1, 2)) -> list[Compared]:
-    return measured(bench, runs, {run.folder: 3.0 for run in runs}, steps, STRENGTHS, out, lambda *_: None)
+def table(
+    bench: FakeBench,
+    runs: list[Run],
+    out: Path,
+    steps: Sequence[int] = (1, 2),
+    provenance: dict[str, Any] | None = None,
+) -> list[Compared]:
+    return measured(bench, runs, {run.folder: 3.0 for run in runs}, steps, STRENGTHS, out, lambda *_: None, provenance)
 
 
 def test_every_setting_has_a_row_a_readout_and_what_is_ruled_out_says_so(tmp_path: Path) -> None:
@@ -136,6 +144,24 @@ def test_what_is_measured_is_not_measured_again_and_rows_of_another_protocol_are
     assert only == [row for row in whole if row.readout in (None, "parallel")]
     with pytest.raises(UserError, match="rows of another scoring protocol or model"):
         table(FakeBench("b"), runs, tmp_path)
+
+
+def test_a_row_keeps_the_provenance_it_was_measured_with_and_one_from_before_there_was_any_counts(
+    tmp_path: Path,
+) -> None:
+    runs = [run_of("end", tmp_path / "end")]
+    ours, theirs = {"commit": "a"}, {"commit": "b"}
+    assert all(row.provenance == ours for row in table(FakeBench(), runs, tmp_path, provenance=ours))
+    more = table(FakeBench(), runs, tmp_path, steps=(1, 4), provenance=theirs)
+    assert [row.provenance for row in more if row.num_steps != 4] == [ours] * 5  # a yardstick, and two readouts twice
+    assert [row.provenance for row in more if row.num_steps == 4] == [theirs] * 4
+    for file in (tmp_path / "yardsticks.jsonl", tmp_path / "end" / "rows.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        older = ({name: value for name, value in row.items() if name != "provenance"} for row in rows)
+        file.write_text("".join(json.dumps(row) + "\n" for row in older))
+    again = FakeBench()
+    assert all(row.provenance is None for row in table(again, runs, tmp_path, provenance=theirs))
+    assert not again.asked
 
 
 def test_a_file_that_holds_no_rows_is_one_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.adapters.decoders import ImageDecoder
-from fewstep.adapters.image_files import read_images
+from fewstep.adapters.image_files import check_images, read_images
 from fewstep.adapters.loading import Loading, check_report, check_weights, model_folder, read_config
 from fewstep.errors import UserError, first_line
 
@@ -26,6 +26,7 @@ def load_autoencoder_kl(
     :func:`~fewstep.adapters.image_files.read_images`; ``image_size`` in pixels, None takes the config's sample_size, or
     32. Raises ``UserError`` where diffusers is not installed, and for whatever is wrong with the model or the images.
     """
+    check_images(images, num_examples)
     folder = model_folder(path, loading)
     model = _load(folder, loading)
     size = _size(model, image_size)
@@ -49,18 +50,19 @@ def load_autoencoder_kl(
 
 
 def _load(folder: Path, loading: Loading) -> Any:
+    if (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is a whole pipeline: give the folder of its autoencoder, {folder / 'vae'}")
+    name = read_config(folder).get("_class_name")
+    stranger = UserError(f"{folder} is a {name!r}: expected an autoencoder of diffusers as _class_name in config.json")
+    if not isinstance(name, str) or not name.startswith(PREFIX):
+        raise stranger
     try:
         import diffusers
     except ImportError:
         raise UserError("autoencoder-kl needs diffusers: pip install 'fewstep[diffusers]'") from None
-    from safetensors import SafetensorError
-
-    if (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is a whole pipeline: give the folder of its autoencoder, {folder / 'vae'}")
-    name = read_config(folder).get("_class_name")
-    cls: Any = getattr(diffusers, name, None) if isinstance(name, str) and name.startswith(PREFIX) else None
+    cls: Any = getattr(diffusers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
-        raise UserError(f"{folder} is a {name!r}: expected an autoencoder of diffusers as _class_name in config.json")
+        raise stranger
     check_weights(folder, loading)
     try:
         model, report = cls.from_pretrained(
@@ -70,7 +72,7 @@ def _load(folder: Path, loading: Loading) -> Any:
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+    except Exception as error:  # another's files in another library: whatever it raises is told
         raise UserError(f"{folder} cannot be loaded as {name} ({first_line(error, 160)})") from None
     check_report(report, str(folder), str(name))
     _straighten(model)

@@ -8,6 +8,7 @@ from torch import Tensor
 from fewstep.adapters.decoders import TextDecoder
 from fewstep.adapters.linear import LinearReadout, ReadoutChoice, fit_linear, read_linear
 from fewstep.adapters.loading import Loading, load_transformers, model_folder
+from fewstep.adapters.memory import read_header
 from fewstep.adapters.text import ModelText, TextSource, read_text
 from fewstep.adapters.trunk import embedding_rows, last_states, max_positions
 from fewstep.errors import UserError
@@ -30,6 +31,8 @@ def load_encoder_linear(
     Of an encoder-decoder model the encoder is taken. Raises ``UserError`` for whatever is wrong with model, tokenizer,
     text or readout.
     """
+    if choice.file is not None:
+        read_header(choice.file)  # what is no readout is told before the model is read
     folder = model_folder(path, loading)
     model, notes = load_transformers("AutoModel", folder, loading, purpose="an encoder", ignored=UNUSED)
     encoder = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model

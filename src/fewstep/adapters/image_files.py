@@ -24,17 +24,27 @@ def read_images(source: str, count: int, *, channels: int, size: int) -> Tensor:
     elif source == "shapes":
         images = DrawnShapes(num_held_out=max(count, 1), size=size).held_out(count)
     else:
-        files = _files(Path(source).expanduser(), source)
-        if len(files) < count:
-            raise UserError(f"examples is {count}: expected a number from 2 to {len(files)}, the images in {source}")
-        return torch.cat([_fitted(_read(file), channels, size) for file in files[:count]]) * 2 - 1
+        return torch.cat([_fitted(_read(file), channels, size) for file in _files(source, count)]) * 2 - 1
     return _fitted(images, channels, size) * 2 - 1
 
 
-def _files(folder: Path, source: str) -> list[Path]:
+def check_images(source: str, count: int) -> None:
+    """Raise ``UserError`` where ``source`` is none of :func:`read_images`, or a folder with under ``count`` images."""
+    if source not in BUILT_IN:
+        _files(source, count)
+
+
+def _files(source: str, count: int) -> list[Path]:
+    """The first ``count`` image files of a folder."""
+    folder = Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(f"images {source}: expected {' or '.join(BUILT_IN)}, or a folder of .png or .jpg files")
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    if len(files) < min(count, 2):
+        raise UserError(f"images {source}: the folder holds {len(files)} .png or .jpg files, expected at least 2")
+    if len(files) < count:
+        raise UserError(f"examples is {count}: expected a number from 2 to {len(files)}, the images in {source}")
+    return files[:count]
 
 
 def _read(file: Path) -> Tensor:

@@ -27,6 +27,8 @@ MAPPINGS = {
 }
 """Which models each automatic class of transformers knows."""
 CONFIG = "config.json"
+OWN = {"format", "identity", "parts"}
+"""Keys of the config of a model that fewstep itself saved."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 
 
@@ -70,15 +72,19 @@ def model_folder(path_or_name: str, loading: Loading) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a folder. Raises ``UserError`` where it is missing or no JSON object."""
+    """``config.json`` of a folder. Raises ``UserError`` where it is missing, no JSON object, or a model of ours."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} holds no {CONFIG}: give a folder written by save_pretrained") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} cannot be read as JSON ({error}): fetch or write it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{folder / CONFIG} cannot be read as JSON ({first_line(error)}): fetch or write it again"
+        ) from None
     if not isinstance(config, dict):
         raise UserError(f"{folder / CONFIG} holds no settings of a model: expected a JSON object")
+    if config.keys() >= OWN:
+        raise UserError(f"{folder} is a model of fewstep's own: leave --adapter out")
     return config
 
 
@@ -142,7 +148,6 @@ def from_pretrained(
     that can. Raises ``UserError`` where transformers cannot load it.
     """
     import transformers
-    from safetensors import SafetensorError
 
     loader: Any = getattr(transformers, auto)
     options: dict[str, Any] = {
@@ -155,11 +160,10 @@ def from_pretrained(
         options["use_safetensors"] = use_safetensors
     if plain_attention:
         options["attn_implementation"] = "eager"
-    failures = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, SafetensorError)
     try:
         with quiet():
             model, report = loader.from_pretrained(str(source), **options)
-    except failures as error:
+    except Exception as error:  # another's files in another library: whatever it raises is told
         raise UserError(f"{name} cannot be loaded as {purpose} ({first_line(error, 160)})") from None
     return model.eval().requires_grad_(False), report
 
@@ -213,7 +217,8 @@ def check_kind(auto: str, config: dict[str, Any], folder: Path, loading: Loading
         )
     mapping: Any = getattr(modeling_auto, MAPPINGS[auto])  # model type to names of classes
     names = {name for value in mapping.values() for name in ([value] if isinstance(value, str) else value)}
-    saved = [name for name in config.get("architectures") or [] if hasattr(transformers, str(name))]
+    named = config.get("architectures")
+    saved = [name for name in named if hasattr(transformers, str(name))] if isinstance(named, list) else []
     if kind not in mapping or (saved and auto != "AutoModel" and not names.intersection(saved)):
         what = saved[0] if saved else f"a model of the type {kind}"
         raise UserError(f"{folder} is {what} and not {purpose}: take the --adapter that fits it, see docs/adapters.md")
@@ -222,4 +227,4 @@ def check_kind(auto: str, config: dict[str, Any], folder: Path, loading: Loading
 def _is_known(kind: Any) -> bool:
     from transformers import CONFIG_MAPPING
 
-    return kind in CONFIG_MAPPING
+    return isinstance(kind, str) and kind in CONFIG_MAPPING

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 
 GIB = 2**30
 _LENGTH = struct.Struct("<Q")
@@ -30,8 +30,10 @@ def read_header(file: Path) -> dict[str, Any]:
                 raise ValueError(f"a header of {length} bytes")
             header = json.loads(stream.read(length))
         return {name: entry for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, struct.error, ValueError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read as safetensors ({error}): fetch or write it again") from None
+    except (OSError, struct.error, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{file} cannot be read as safetensors ({first_line(error)}): fetch or write it again"
+        ) from None
 
 
 def bytes_needed(folder: Path, dtype: torch.dtype) -> int:
@@ -43,7 +45,7 @@ def bytes_needed(folder: Path, dtype: torch.dtype) -> int:
     for file in weight_files(folder):
         for name, entry in read_header(file).items():
             shape = entry.get("shape") if isinstance(entry, Mapping) else None
-            if not isinstance(shape, list):
+            if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
                 raise UserError(f"{file} cannot be read as safetensors (no shape of {name}): fetch or write it again")
             numbers += math.prod(shape)
     return numbers * dtype.itemsize

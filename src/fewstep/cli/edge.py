@@ -32,6 +32,10 @@ MACHINE_ERRORS = (
 """What a machine refuses, whoever asks, and what to do about it: three numbers of ``errno`` and the advice."""
 
 
+NO_HOME = "Could not determine home directory."
+"""What ``Path.expanduser`` says of "~name" for a user who does not exist."""
+
+
 def run(command: Callable[[list[str]], int], argv: list[str]) -> int:
     """Call ``command(argv)`` and return its exit code.
 
@@ -56,7 +60,7 @@ def run(command: Callable[[list[str]], int], argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except (OSError, MemoryError, RuntimeError, ValueError) as error:
-        if (told := _machine_says(error)) is None:
+        if (told := _machine_says(error, argv)) is None:
             raise
         return _refused(told, debug)
 
@@ -91,12 +95,15 @@ def _refused(message: str, debug: bool) -> int:
     return EXIT_USER_ERROR
 
 
-def _machine_says(error: Exception) -> str | None:
-    """What to tell of an error that the machine is the reason of; None for any other."""
+def _machine_says(error: Exception, argv: list[str]) -> str | None:
+    """What to tell of an error that the machine is the reason of, while it ran ``argv``; None for any other."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({str(error).partition('. ')[0] or 'no more to be had'}): give a smaller --batch_size"
     if isinstance(error, ValueError) and "embedded null byte" in str(error):
         return "the name of a file holds a NUL character (got '\\0'): give it without"
+    if isinstance(error, RuntimeError) and str(error) == NO_HOME:
+        given = next((one for one in argv if one.startswith("~") or "=~" in one), "~")
+        return f"{given}: this machine knows no home folder for what follows the ~: write the whole path"
     for *numbers, advice in MACHINE_ERRORS:
         if isinstance(error, OSError) and error.errno in numbers:
             return f"{error.filename or 'a file'}: {error.strerror}: {advice}"

@@ -84,7 +84,9 @@ def main(argv: list[str]) -> int:
             write_lines([json.dumps(result, allow_nan=False), "\n"])
     if names:
         print(f"\npictures and figures  {folder}/*.png, *.json")
-    return 0 if args.latents is None else theory_latents.run(args, folder / "latents")
+    if args.latents is None:
+        return 0
+    return theory_latents.run(args, folder / "latents", provenance("theory", argv))
 
 
 def make(name: str, args: argparse.Namespace) -> "Curve | Surface":

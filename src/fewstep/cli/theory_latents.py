@@ -2,12 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.device import pick_device
 from fewstep.cli.evaluate import tell_torn
 from fewstep.cli.model_text import corpus_of
 from fewstep.errors import UserError
+from fewstep.provenance import provenance
 
 ROWS_FILE, TABLE_FILE, PICTURE_FILE = "rows.jsonl", "table.md", "wrong_tokens.png"
 
@@ -25,10 +27,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
 
 
-def run(args: argparse.Namespace, folder: Path) -> int:
+def run(args: argparse.Namespace, folder: Path, made_with: dict[str, Any]) -> int:
     """Make the rows that ``folder`` lacks, then its table and picture; returns the exit code.
 
-    A stopped run goes on where it stopped. Raises ``UserError`` for a model, a text or a folder that will not do.
+    ``made_with``: provenance of the rows. A stopped run goes on where it stopped. Raises ``UserError`` for a model, a
+    text or a folder that will not do.
     """
     from fewstep.bundle import ModelBundle
     from fewstep.evaluation.exact import train_blocks, train_latents
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace, folder: Path) -> int:
     )
     latents = train_latents(bundle, train_blocks(corpus.train, args.num_latents))
     settings = StudySettings(num_samples=args.samples, cap_samples=min(64, args.samples), seed=args.seed)
-    study = ExactStudy(bundle, latents, settings, model_digest(bundle))
+    study = ExactStudy(bundle, latents, settings, model_digest(bundle), made_with)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,4 +90,4 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if args.latents is None:
         raise UserError("no model given: name one by --latents MODEL")
-    return run(args, args.out.expanduser() / "latents")
+    return run(args, args.out.expanduser() / "latents", provenance("theory", argv))

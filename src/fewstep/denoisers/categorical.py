@@ -7,6 +7,7 @@ from fewstep.denoisers.output import DenoiserOutput
 from fewstep.nn import AdaptiveTransformer
 from fewstep.paths import Path
 from fewstep.schedules import upcast
+from fewstep.shapes import check_sizes
 
 
 class CategoricalDenoiser(nn.Module):
@@ -17,7 +18,7 @@ class CategoricalDenoiser(nn.Module):
     therefore only learns what the neighbours say, log p(v | the other positions), which is added to it (Bayes' rule).
     The estimate is a posterior mean, always inside the codebook's hull; trained by cross-entropy as in CDCD
     (arXiv:2211.15089) and one-hot language flows. Predicts x_1 only. ``max_frequency`` is that of
-    :class:`RegressionDenoiser`.
+    :class:`RegressionDenoiser`. Raises ``ValueError`` for sizes that are none.
     """
 
     codebook: Tensor
@@ -39,10 +40,11 @@ class CategoricalDenoiser(nn.Module):
         max_frequency: float = 1_000.0,
     ) -> None:
         super().__init__()
+        sizes = {"latent_dim": latent_dim, "num_positions": num_positions, "vocab_size": vocab_size}
+        check_sizes("CategoricalDenoiser", {**sizes, "width": width, "num_heads": num_heads})
+        check_sizes("CategoricalDenoiser", {"depth": depth, "local_reach": local_reach}, least=0)
         self.config = {
-            "latent_dim": latent_dim,
-            "num_positions": num_positions,
-            "vocab_size": vocab_size,
+            **sizes,
             "width": width,
             "depth": depth,
             "num_heads": num_heads,

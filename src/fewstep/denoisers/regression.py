@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from fewstep.denoisers.output import DenoiserOutput
 from fewstep.nn import AdaptiveTransformer
 from fewstep.schedules import upcast
+from fewstep.shapes import check_sizes
 
 
 class RegressionDenoiser(nn.Module):
@@ -14,7 +15,7 @@ class RegressionDenoiser(nn.Module):
     ``num_positions`` fixes the longest K, ``latent_dim`` is D. With ``self_conditioning`` it also reads its
     previous estimate of x_1 (arXiv:2208.04202). ``max_frequency``, in radians per unit of time, bounds how fast the
     output may change with time: low for objectives that take the derivative (:class:`~fewstep.nn.AdaptiveTransformer`).
-    Raises ``ValueError`` for more positions than it was built for.
+    Raises ``ValueError`` for sizes that are none, and for more positions than it was built for.
     """
 
     def __init__(
@@ -31,9 +32,11 @@ class RegressionDenoiser(nn.Module):
         max_frequency: float = 1_000.0,
     ) -> None:
         super().__init__()
+        sizes = {"latent_dim": latent_dim, "num_positions": num_positions}
+        check_sizes("RegressionDenoiser", {**sizes, "width": width, "num_heads": num_heads})
+        check_sizes("RegressionDenoiser", {"depth": depth, "local_reach": local_reach}, least=0)
         self.config = {
-            "latent_dim": latent_dim,
-            "num_positions": num_positions,
+            **sizes,
             "width": width,
             "depth": depth,
             "num_heads": num_heads,

@@ -34,7 +34,8 @@ class Compared:
     rounds together, the teacher's own training left out; ``seconds``: wall time of that training. ``gain`` is the plain
     flow's quality at the same setting over this one, above 1 where this is better, with the 95 % interval of a paired
     bootstrap. ``samples`` (N, c): the numbers of each sample that the quality is a statistic of. ``stamp``:
-    protocol and model.
+    protocol and model. ``provenance``: code, versions, command and machine of the measurement, None where nobody told;
+    rows compare whatever it is.
     """
 
     objective: str
@@ -53,6 +54,7 @@ class Compared:
     gain_interval: Interval | None = None
     samples: tuple[tuple[float, ...], ...] = ()
     stamp: str = ""
+    provenance: dict[str, Any] | None = None
 
     @property
     def setting(self) -> tuple[str | None, int | None, float | None]:
@@ -66,6 +68,7 @@ class Compared:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Compared":
         """The inverse of :meth:`to_dict`, also after a way through JSON. Raises ``KeyError`` or ``TypeError``."""
+        values = {"provenance": None, **values}  # rows of before it was kept lack it
         if set(values) != {item.name for item in fields(cls)}:
             raise KeyError("keys of another version")
         intervals = {
@@ -214,18 +217,22 @@ def measured(
     strengths: Sequence[float],
     folder: Path,
     progress: Callable[[int, int, str], object],
+    provenance: dict[str, Any] | None = None,
 ) -> list[Compared]:
     """The yardsticks, and every objective at every number of steps and strength, a row a readout.
 
     ``seconds`` tells how long the run of each folder took. Each objective has a file ``rows.jsonl`` in its own folder
-    below ``folder``; what stands there is not measured again. Raises ``UserError`` where a file cannot be read, or its
-    rows are of another protocol or model.
+    below ``folder``; what stands there is not measured again. ``provenance`` goes into every row that is. Raises
+    ``UserError`` where a file cannot be read, or its rows are of another protocol or model.
     """
     names = list(dict.fromkeys(run.name for run in runs))
     stamps = {run.folder: bench.stamp(run.model) for run in runs}
     settings = [(name, gamma, count) for name in names for gamma in strengths for count in steps]
     beside = RowsFile(folder / YARDSTICKS)
-    rows = beside.at((None, None), bench.stamp(None)) or beside.add(bench.yardsticks(), bench.stamp(None))
+    rows = beside.at((None, None), bench.stamp(None))
+    if not rows:
+        real = [replace(row, provenance=provenance) for row in bench.yardsticks()]
+        rows = beside.add(real, bench.stamp(None))
     for done, (name, gamma, count) in enumerate(settings, 1):
         mine = [run for run in runs if run.name == name]
         run = next(run for run in mine if run.answers is None or count in run.answers)
@@ -237,8 +244,8 @@ def measured(
             else:
                 found = bench.rows(run.model, count, gamma)
             took = sum(seconds[one.folder] for one in mine[: mine.index(run) + 1])
-            told = [replace(row, objective=name, passes=run.passes, seconds=took) for row in found]
-            found = file.add(told, stamp)
+            told: dict[str, Any] = {"objective": name, "passes": run.passes, "seconds": took, "provenance": provenance}
+            found = file.add([replace(row, **told) for row in found], stamp)
         rows += [row for row in found if row.readout in bench.readouts]
         progress(done, len(settings), f"{name} K={count} gamma={gamma:g}")
     return rows

@@ -119,6 +119,12 @@ DECODER_MEASUREMENTS: Mapping[str, tuple[bool, Measure]] = {
 """Every question to a text decoder by its name, and whether it is one to its conditionals."""
 
 
+def check_chosen(only: Sequence[str] | None, *, images: bool) -> None:
+    """Raise ``UserError`` for a name in ``only`` that is no question to a decoder of text, or of ``images``."""
+    offered: Mapping[str, object] = {"reconstruction": None, **IMAGE_MEASUREMENTS} if images else DECODER_MEASUREMENTS
+    choose(offered, only)
+
+
 def make_decoder_subject(decoder: TextDecoder, *, num_examples: int, num_positions: int, seed: int) -> DecoderSubject:
     """The first ``num_examples`` of a decoder's examples, with positions drawn as for our own models.
 

@@ -47,6 +47,7 @@ class ExactRow:
     Sample by sample: ``wrong_shares``, the share of tokens that differ from those of the nearest latent, and
     ``distances`` to it. ``rms`` of all numbers of the samples; ``num_texts`` distinct token sequences among them;
     ``num_latents_reached`` distinct nearest latents. ``temperature`` of a control, and whether it was ``matched``.
+    ``provenance``: code, versions, command and machine, None where nobody told; it does not tell rows apart.
     """
 
     setting: ExactSetting
@@ -61,6 +62,7 @@ class ExactRow:
     num_latents_reached: int = 0
     temperature: float | None = None
     matched: bool | None = None
+    provenance: dict[str, Any] | None = None
 
     @property
     def key(self) -> tuple[object, ...]:

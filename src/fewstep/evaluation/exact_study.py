@@ -7,6 +7,7 @@ This project's definition. B samples, N latents, K positions of D dimensions, L 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,16 +50,24 @@ class StudySettings:
 class ExactStudy:
     """The samples of the exact denoiser of ``latents`` (N, K, D), read by the model's parallel readout.
 
-    ``seed`` names the noise: sample i starts from the same x_0 in every row. Raises ``UserError`` for a model without
-    a readout.
+    ``seed`` names the noise: sample i starts from the same x_0 in every row. ``provenance`` goes into every row. Raises
+    ``UserError`` for a model without a readout.
     """
 
-    def __init__(self, bundle: ModelBundle, latents: Tensor, settings: StudySettings, model: str) -> None:
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        latents: Tensor,
+        settings: StudySettings,
+        model: str,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
         bundle.require("autoencoder", "readout")
         self.bundle = bundle
         self.latents = latents
         self.settings = settings
         self.model = model
+        self.provenance = provenance
         self.nearest = exact_flow(bundle, latents, 0.0).nearest
 
     def rows(self, done: Sequence[ExactRow]) -> Iterator[ExactRow]:
@@ -147,7 +156,7 @@ class ExactStudy:
 
     def _empty(self, setting: ExactSetting) -> ExactRow:
         count = self.settings.cap_samples if setting.cap is not None else self.settings.num_samples
-        return ExactRow(setting, self.model, len(self.latents), count, self.settings.seed)
+        return ExactRow(setting, self.model, len(self.latents), count, self.settings.seed, provenance=self.provenance)
 
     def _measured(self, row: ExactRow, x_1: Tensor) -> ExactRow:
         distance, index = self.nearest(x_1)

@@ -79,7 +79,7 @@ def read_traces(file: Path) -> Traces:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from None
     except KeyError as error:
         raise UserError(f"{file} has no {error}: delete it, and it is made anew") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file} holds no traces ({first_line(error)}): delete it, and it is made anew") from None
 
 

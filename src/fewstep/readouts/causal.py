@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fewstep.nn import Block, Context, KeyValueCache, TimeEmbedding, initialise
 from fewstep.readouts.categorical import hidden_nats
+from fewstep.shapes import check_sizes
 
 
 class CausalTransformer(nn.Module):
@@ -15,7 +16,7 @@ class CausalTransformer(nn.Module):
 
     The first token is predicted from a begin-of-block embedding, number V of the table. ``stride`` places latent k
     at the middle of the tokens it stands for. The latents' noise level (rms) is part of the input, so the network can
-    tell how far to trust them.
+    tell how far to trust them. Raises ``ValueError`` for sizes that are none.
     """
 
     def __init__(
@@ -29,14 +30,10 @@ class CausalTransformer(nn.Module):
         num_heads: int = 6,
     ) -> None:
         super().__init__()
-        self.config = {
-            "vocab_size": vocab_size,
-            "latent_dim": latent_dim,
-            "stride": stride,
-            "width": width,
-            "depth": depth,
-            "num_heads": num_heads,
-        }
+        sizes = {"vocab_size": vocab_size, "latent_dim": latent_dim, "stride": stride}
+        check_sizes("CausalTransformer", {**sizes, "width": width, "num_heads": num_heads})
+        check_sizes("CausalTransformer", {"depth": depth}, least=0)
+        self.config = {**sizes, "width": width, "depth": depth, "num_heads": num_heads}
         self.vocab_size = vocab_size
         self.stride = stride
         self.embedding = nn.Embedding(vocab_size + 1, width)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fewstep.nn import Block, initialise
 from fewstep.readouts.categorical import MAX_LOGITS, draw_tokens, hidden_nats, token_nats
 from fewstep.readouts.ending import Ending, ended
-from fewstep.shapes import Generators, masked_mean, rand
+from fewstep.shapes import Generators, check_sizes, masked_mean, rand
 from fewstep.types import TokenSample
 
 
@@ -74,11 +74,12 @@ class ParallelReadout(nn.Module):
 
 
 class LinearReadout(ParallelReadout):
-    """One linear map from each latent to its tokens' logits."""
+    """One linear map from each latent to its tokens' logits. Raises ``ValueError`` for sizes that are none."""
 
     def __init__(self, vocab_size: int, latent_dim: int, *, stride: int = 1) -> None:
         super().__init__()
         self.config = {"vocab_size": vocab_size, "latent_dim": latent_dim, "stride": stride}
+        check_sizes("LinearReadout", self.config)
         self.stride = stride
         self.vocab_size = vocab_size
         self.outputs = nn.Linear(latent_dim, stride * vocab_size)
@@ -93,7 +94,10 @@ class LinearReadout(ParallelReadout):
 
 
 class TransformerReadout(ParallelReadout):
-    """Transformer over token positions, so that a position in doubt can lean on its neighbours' latents."""
+    """Transformer over token positions, so that a position in doubt can lean on its neighbours' latents.
+
+    Raises ``ValueError`` for sizes that are none.
+    """
 
     def __init__(
         self,
@@ -106,14 +110,10 @@ class TransformerReadout(ParallelReadout):
         num_heads: int = 4,
     ) -> None:
         super().__init__()
-        self.config = {
-            "vocab_size": vocab_size,
-            "latent_dim": latent_dim,
-            "stride": stride,
-            "width": width,
-            "depth": depth,
-            "num_heads": num_heads,
-        }
+        sizes = {"vocab_size": vocab_size, "latent_dim": latent_dim, "stride": stride}
+        check_sizes("TransformerReadout", {**sizes, "width": width, "num_heads": num_heads})
+        check_sizes("TransformerReadout", {"depth": depth}, least=0)
+        self.config = {**sizes, "width": width, "depth": depth, "num_heads": num_heads}
         self.stride = stride
         self.vocab_size = vocab_size
         self.inputs = nn.Linear(latent_dim, stride * width)

@@ -14,6 +14,7 @@ from fewstep.evaluation.table import GenerationTable
 from fewstep.report.diagnosed import Diagnosed, read_diagnosis, read_robustness, read_training_line
 from fewstep.report.strict_json import Node, read_json, read_json_lines, read_text
 from fewstep.report.training_curves import STAGES, StageLog, read_stage_logs
+from fewstep.typed import check_types
 
 DIAGNOSIS, ROWS = "diagnostics.json", "rows.jsonl"
 NOTHING = (
@@ -140,7 +141,7 @@ def _stored_numbers(file: Path) -> int:
             header = json.loads(stream.read(length)) if length <= LONGEST_HEADER_BYTES else None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from None
-    except (struct.error, ValueError):
+    except (struct.error, ValueError, RecursionError):
         raise broken from None
     if not isinstance(header, dict):
         raise broken
@@ -198,6 +199,8 @@ def _rows(folder: Path) -> tuple[SweepRow, ...]:
                     same_protocol(node.value for node in lines)
                 except UserError as error:
                     raise UserError(f"{file}: {error}") from None
+                except ValueError:  # NaN, which Python's reader takes, and no protocol was ever hashed with
+                    raise UserError(f"{file}: a protocol with a number that is not finite: evaluate anew") from None
             return rows
     return ()
 
@@ -208,7 +211,9 @@ def _row(node: Node) -> SweepRow:
     if node.has("perplexity"):
         node.child("perplexity").number()
     try:
-        return SweepRow.from_dict(node.value)
+        row = SweepRow.from_dict(node.value)
+        check_types(row)
+        return row
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         why = f"({error})" if isinstance(error, KeyError) else "(values of another kind)"
         raise UserError(

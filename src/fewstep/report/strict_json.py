@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fewstep.diagnostics import Estimate
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 from fewstep.metrics import Interval
 
 
@@ -53,9 +53,15 @@ class Node:
 
     def number(self) -> float:
         """A finite number."""
-        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             self.refuse("a finite number")
-        return float(self.value)
+        try:
+            value = float(self.value)
+        except OverflowError:  # a whole number past what a float holds
+            value = math.inf
+        if not math.isfinite(value):
+            self.refuse("a finite number")
+        return value
 
     def count(self) -> int:
         """A whole number from 0 on."""
@@ -124,6 +130,8 @@ def _object(file: Path, text: str, place: str) -> Node:
         ) from None
     except RecursionError:
         raise UserError(f"{file} nests too deeply for a file of fewstep's: take it away") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{file} is no JSON that can be read ({first_line(error)}): take it away") from None
     node = Node(file, value, place.rstrip(", "))
     if not isinstance(value, dict):
         node.refuse("an object")
