@@ -13,8 +13,8 @@ CUT_OFF := $(VENV)/.fewstep-installing
 # What the oldest versions are tried on: everything that meets another package at its edge.
 OLDEST := .venv-oldest
 OLDEST_TESTS := tests/test_dependencies.py tests/test_bundle.py tests/test_pipeline.py tests/test_configs.py tests/data \
-	tests/training/test_resume.py tests/training/test_tracking.py tests/cli/test_train.py tests/cli/test_sample.py \
-	tests/cli/test_evaluate.py tests/cli/test_diagnose.py tests/report
+	tests/training/test_resume.py tests/training/test_tracking.py tests/training/test_sharded.py \
+	tests/training/test_recompute.py tests/cli/test_train.py tests/cli/test_sample.py tests/cli/test_evaluate.py tests/cli/test_diagnose.py tests/report
 
 .PHONY: help quickstart study test test-oldest audit lint clean
 .NOTPARALLEL:
