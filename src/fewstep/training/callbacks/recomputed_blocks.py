@@ -30,10 +30,10 @@ class RecomputedBlocks(Callback):
             return
         for block in pl_module.modules():
             if isinstance(block, Block | AdaptiveBlock):
-                block.forward = partial(recomputed, block.forward)  # type: ignore[method-assign]
+                block.forward = partial(_recomputed, block.forward)  # type: ignore[method-assign]
 
 
-def recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+def _recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """``forward`` of these arguments, its inner tensors forgotten and made again in the backward pass."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
