@@ -191,6 +191,19 @@ def test_a_gain_that_is_colder_or_within_the_intervals_is_no_clean_gain(tmp_path
     assert "within the intervals" in outcome.finding
 
 
+@pytest.mark.parametrize(
+    ("repeated", "reason"), [(0.3, "because they repeat themselves"), (0.0, "because they use fewer different tokens")]
+)
+def test_low_entropy_is_put_down_to_repetition_only_where_something_repeats(
+    repeated: float, reason: str, tmp_path: Path
+) -> None:
+    poor = replace(sweep_row("commit", 16, "0", 70.0, entropy=2.0), repeated_4grams=repeated)
+    real = replace(sweep_row(None, None, None, 50.0, name="held-out text", memorised=0.06), repeated_4grams=0.01)
+    outcome = judge(read_run(write_run(tmp_path, rows=sweep_rows(many_head=poor, real=real)))).of("entropy").outcome
+    assert outcome is not None and outcome.state == "bad"
+    assert reason in outcome.advice
+
+
 def test_advice_has_the_measured_gain_of_this_run(tmp_path: Path) -> None:
     diagnosis = MadeDiagnosis(masses=[1.0, 1.0, 0.28])
     diagnosis.table |= {"late_flip_rate": 0.31, "boundary_distance_p01": 0.9}

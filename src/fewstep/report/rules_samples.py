@@ -172,7 +172,9 @@ def entropy_collapses(evidence: Evidence) -> Outcome | None:
     if worst.repeated_4grams is not None:
         found += f" {percent(worst.repeated_4grams)} of their 4-grams repeat one before"
         found += "." if real.repeated_4grams is None else f", {percent(real.repeated_4grams)} of real text's."
-    advice = "They are likely because they repeat themselves: lower the strength, or compare at equal entropy."
+    repeats = worst.repeated_4grams is None or worst.repeated_4grams > (real.repeated_4grams or 0.0)
+    reason = "repeat themselves" if repeats else "use fewer different tokens (4-grams repeat no more than in real text)"
+    advice = f"They are likely because they {reason}: lower the strength, or compare at equal entropy."
     return Outcome(state, figure(gap), found, "" if state == "good" else advice)
 
 
