@@ -1,5 +1,6 @@
 """Weights that are spread over two processes: what is written is whole, and goes on anywhere."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,13 @@ def assert_close(one: dict, other: dict) -> None:
 
 
 @on_processors
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_from_its_checkpoint_here_and_in_one_process(workshop: Workshop, tmp_path: Path) -> None:
-    unbroken = trained(workshop, tmp_path / "unbroken", *SHARDED)
+    looked_at = ["--diagnostics.every_n_validations=1", "--diagnostics.num_examples=2", "--diagnostics.num_positions=1"]
+    unbroken = trained(workshop, tmp_path / "unbroken", *SHARDED, *looked_at)
+    lines = [json.loads(line) for line in (tmp_path / "unbroken" / "diagnostics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4] and lines[0]["table"]
+    assert len((tmp_path / "unbroken" / "samples.jsonl").read_text().splitlines()) == 2 * 3 * 4
     assert {type(weight) for weight in unbroken["state_dict"].values()} == {torch.Tensor}
     exported = ModelBundle.from_pretrained(tmp_path / "unbroken" / "model")
     average = ModelBundle.from_pretrained(tmp_path / "unbroken" / "checkpoints" / "last.ckpt")
