@@ -152,6 +152,7 @@ def test_the_last_values_are_printed_with_their_intervals(
     assert " ".join(line.split()) == f"commit_step {value:.4g} {low:.4g} - {high:.4g} step"
 
 
+@pytest.mark.slow
 def test_two_processes_log_what_one_does(workshop: Workshop, tmp_path: Path) -> None:
     flags = [ON, *SMALL, f"--run_dir={tmp_path}", "--trainer.accelerator=cpu"]
     flags += ["--trainer.devices=2", "--trainer.strategy=ddp"]

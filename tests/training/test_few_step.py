@@ -138,6 +138,7 @@ def test_an_objective_that_changes_on_the_way_goes_on_where_it_was(workshop: Wor
         assert_equal(one[key], other[key], key)
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_derivative_and_end_with_one_model(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

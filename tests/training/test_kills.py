@@ -63,8 +63,10 @@ def go_on(broken: Path, arguments: list[str]) -> list[str]:
     return [*arguments, "--ckpt_path=last" if saved else "--overwrite"]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("stage", "kills"),
+    [("autoencoder", 2), *(pytest.param(stage, 20, marks=pytest.mark.slow) for stage in STAGES)],
+)
 def test_kills_at_random_moments_change_nothing(workshop: Workshop, tmp_path: Path, stage: str, kills: int) -> None:
     whole, broken, output = tmp_path / "whole", tmp_path / "broken", tmp_path / "output"
     assert main(arguments_of(workshop, stage, whole)) == 0

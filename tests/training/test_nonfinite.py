@@ -165,6 +165,7 @@ def listing(folder: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_whose_rate_blows_it_up_is_replayed_by_the_real_commands(workshop: Workshop, tmp_path: Path) -> None:
     flags = ["--model.optimizer.learning_rate=1e30", "--model.optimizer.warmup_steps=0", "--nonfinite.max_in_a_row=2"]
     process = start(workshop.arguments("language_model", *flags, f"--run_dir={tmp_path}"))

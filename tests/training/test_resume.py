@@ -54,7 +54,7 @@ def assert_equal(one: object, other: object, place: str = "checkpoint") -> None:
     [
         ("autoencoder", signal.SIGINT, []),
         ("flow", signal.SIGTERM, ["--trainer.accumulate_grad_batches=2"]),
-        ("language_model", signal.SIGINT, ["--data.streaming=true"]),
+        pytest.param("language_model", signal.SIGINT, ["--data.streaming=true"], marks=pytest.mark.slow),
     ],
 )
 def test_stopping_and_resuming_changes_nothing(
