@@ -30,6 +30,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # figures are those of one core
 
 import torch
+from matmuls import own_memory
 from torch.utils.data import DataLoader
 
 from fewstep.cli.arguments import OneLineParser, at_least_one
@@ -88,12 +89,6 @@ def tokenising(tokenizer: Any, length: int, megabytes: int, repeats: int) -> dic
             packer.add(encoder.encode([text]))
         found["tokenise and pack"].append(size / (time.process_time() - start))
     return found
-
-
-def own_memory() -> float:
-    """MiB of this process that no file stands behind."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
 
 def child(way: str, settings: CorpusSettings, batch_size: int, num_batches: int) -> dict[str, float]:

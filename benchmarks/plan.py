@@ -6,8 +6,7 @@
 W width, N layers, K positions, D latent dimension, B examples on a GPU, P parameters, G GPUs; this project's model:
 
 - Parameters: counted exactly, :func:`num_parameters`. Each costs 20 bytes in float32: itself, its gradient, the two
-  moments of Adam, and its average (EMA). Under `ddp` every GPU holds all of it, under `fsdp` one G-th, and two layers
-  gathered.
+  moments of Adam, its average (EMA). Under `ddp` every GPU holds it all, under `fsdp` one G-th, and two whole layers.
 - Activations: what the backward pass keeps, in units of one number a position and channel (K W) a layer. The constant
   is measured here, on a small network in bf16 autocast on the CPU, by counting what autograd saves (--activations gives
   it instead). With recompute a layer keeps its input alone, in float32, and one layer at a time the rest. Attention

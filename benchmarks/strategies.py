@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback
+from matmuls import own_memory
 
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.edge import run
@@ -39,11 +40,6 @@ WAYS = {
     "fsdp, recompute": ["--trainer.strategy=fsdp", "--recompute.blocks=true"],
 }
 HEAD = ("strategy", "weights held", "MiB training", "MiB peak", "step, s", "step / ddp", "min", "max")
-
-
-def own_memory() -> float:
-    """MiB of this process that no file stands behind."""
-    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1024
 
 
 class Watch(Callback):
@@ -89,7 +85,7 @@ class Watch(Callback):
 def measured(flags: list[str], folder: Path) -> dict[str, float]:
     """One run; the larger value of its two processes. Raises ``RuntimeError`` where it fails."""
     folder.mkdir()
-    environment = {**os.environ, FOLDER: str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, FOLDER: str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"
     command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(ROOT / "configs" / "language_model.yaml")]
     done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, check=False)
@@ -126,7 +122,7 @@ def command(argv: list[str]) -> int:
     common += [f"--data.block_size={args.length}", f"--data.batch_size={args.batch}", "--data.num_validation_blocks=1"]
     common += [f"--trainer.max_steps={args.steps}", f"--trainer.val_check_interval={args.steps}"]
     common += ["--model.network.init_args.num_heads=8", "--trainer.num_sanity_val_steps=0", "--trainer.devices=2"]
-    common += ["--trainer.accelerator=cpu", "--trainer.callbacks+=benchmarks.strategies.Watch"]
+    common += ["--trainer.accelerator=cpu", "--trainer.callbacks+=strategies.Watch"]
     common += ["--trainer.precision=32", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
     file = nullcontext(None) if args.out is None else new_text_file(args.out, overwrite=args.overwrite)
     with file as write, tempfile.TemporaryDirectory() as scratch:

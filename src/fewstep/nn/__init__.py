@@ -2,7 +2,7 @@
 
 from fewstep.nn.attention import Context, CrossAttention, KeyValueCache, ProjectedContext, Rotary, SelfAttention
 from fewstep.nn.backbone import AdaptiveTransformer
-from fewstep.nn.blocks import AdaptiveBlock, Block, FeedForward, TimeEmbedding, initialise
+from fewstep.nn.blocks import AdaptiveBlock, Block, FeedForward, TimeEmbedding, initialise, transformer_blocks
 from fewstep.nn.local import LocalMixing
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "SelfAttention",
     "TimeEmbedding",
     "initialise",
+    "transformer_blocks",
 ]

@@ -98,6 +98,11 @@ class AdaptiveBlock(nn.Module):
         return x + (1 + gate_m) * self.mlp(self.mlp_norm(x) * (1 + scale_m) + shift_m)
 
 
+def transformer_blocks(module: nn.Module) -> list[Block | AdaptiveBlock]:
+    """All blocks in ``module``: they are alike, and nearly all of a network."""
+    return [part for part in module.modules() if isinstance(part, Block | AdaptiveBlock)]
+
+
 class TimeEmbedding(nn.Module):
     """Time (B,) in [0, 1] to (B, W): Fourier features, geometric in frequency, through a small network."""
 

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from fewstep.nn import AdaptiveBlock, Block
+from fewstep.nn import transformer_blocks
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, *, entries: Iterable[str] = ()) -> None:
@@ -21,9 +21,8 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, entries: Iterable[str] = ()) -
     A transformer block is gathered when it is called, forward and backward, and let go afterwards. All other weights
     are gathered while one of the methods ``entries`` runs, and in its backward pass. Buffers stay whole.
     """
-    for block in module.modules():
-        if isinstance(block, Block | AdaptiveBlock):
-            fully_shard(block, mesh=mesh)
+    for block in transformer_blocks(module):
+        fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for name in entries:
         register_fsdp_forward_method(module, name)

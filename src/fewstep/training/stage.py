@@ -68,10 +68,13 @@ class Stage(TrainingModule):
         Where these lie in parts, it holds whole copies in the processor's memory; all processes call it then, and wait
         for each other.
         """
-        trained = {name: getattr(self, name) for name in self.trained}
+        trained = self._trained_parts()
         if is_sharded(self):
             trained = {name: self._whole(name, part) for name, part in trained.items()}
         return self._bundle_with(trained)
+
+    def _trained_parts(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.trained}
 
     def _bundle_with(self, trained: dict[str, Any]) -> ModelBundle:
         parts = {name: getattr(self.base, name) for name in COMPONENTS} | trained
@@ -107,7 +110,7 @@ class Stage(TrainingModule):
     def checkpoint_entry(self) -> dict[str, Any]:
         """Manifest, frozen parts and tokenizer."""
         frozen = {name: part.state_dict() for name, part in self.base.parts().items() if name not in self.trained}
-        manifest = self._bundle_with({name: getattr(self, name) for name in self.trained}).manifest()
+        manifest = self._bundle_with(self._trained_parts()).manifest()
         return checkpoint_entry(manifest, frozen, self.base.tokenizer)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from packaging.version import Version
 from torch import nn
@@ -107,11 +106,7 @@ class ShardedStrategy(ModelParallelStrategy):
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             named = _named_state(state, optimizer, names)
             options = StateDictOptions(full_state_dict=True)
-            set_optimizer_state_dict(self.lightning_module, _plain(optimizer), named, options=options)
-
-
-def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
-    return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+            set_optimizer_state_dict(self.lightning_module, optimizer, named, options=options)
 
 
 def _named_state(state: dict[str, Any], optimizer: Optimizer, names: dict[nn.Parameter, str]) -> dict[str, Any]:

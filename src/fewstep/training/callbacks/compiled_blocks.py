@@ -4,7 +4,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from fewstep.errors import UserError
-from fewstep.nn import AdaptiveBlock, Block
+from fewstep.nn import transformer_blocks
 from fewstep.training.module import TrainingModule
 
 
@@ -27,6 +27,5 @@ class CompiledBlocks(Callback):
         assert isinstance(pl_module, TrainingModule)
         if self.backend is None:
             return
-        for block in pl_module.modules():
-            if isinstance(block, Block | AdaptiveBlock):
-                block.compile(backend=self.backend)
+        for block in transformer_blocks(pl_module):
+            block.compile(backend=self.backend)

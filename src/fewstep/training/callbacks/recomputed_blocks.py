@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fewstep.errors import UserError
-from fewstep.nn import AdaptiveBlock, Block
+from fewstep.nn import transformer_blocks
 
 
 class RecomputedBlocks(Callback):
@@ -28,9 +28,8 @@ class RecomputedBlocks(Callback):
         """Change how the blocks are called; their weights keep their names."""
         if not self.blocks:
             return
-        for block in pl_module.modules():
-            if isinstance(block, Block | AdaptiveBlock):
-                block.forward = partial(_recomputed, block.forward)  # type: ignore[method-assign]
+        for block in transformer_blocks(pl_module):
+            block.forward = partial(_recomputed, block.forward)  # type: ignore[method-assign]
 
 
 def _recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

@@ -42,7 +42,7 @@ class SampleTable(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over what was sampled before the step that a resumed run goes on from."""
-        if self._applies(trainer, pl_module) and self.file.is_file():
+        if self._applies(trainer, pl_module) and trainer.is_global_zero and self.file.is_file():
             with self.file.open(encoding="utf-8") as stream:
                 rows = [json.loads(line) for line in stream if line.endswith("\n")]
             self._rows = [(row["step"], row["num_steps"], row["text"]) for row in rows]
@@ -51,8 +51,9 @@ class SampleTable(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample, write, log; not in the sanity check before training."""
-        if trainer.sanity_checking or not isinstance(pl_module, FlowModule) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.sanity_checking or not self._applies(trainer, pl_module):
             return
+        assert isinstance(pl_module, FlowModule)
         bundle = pl_module.bundle()  # every process: where weights lie in parts, all give theirs
         if not trainer.is_global_zero:
             return
@@ -73,7 +74,7 @@ class SampleTable(Callback):
 
     def _applies(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         fast = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        return isinstance(pl_module, FlowModule) and trainer.is_global_zero and not fast
+        return isinstance(pl_module, FlowModule) and not fast
 
     def _write(self, rows: list[Row], mode: str) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
