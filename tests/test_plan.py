@@ -28,8 +28,7 @@ def test_parameters_and_the_bytes_of_their_state_are_exact(width: int, depth: in
     parameters = list(network.parameters())
     held = [*parameters, *averaged.module.parameters(), *(p.grad for p in parameters if p.grad is not None)]
     held += [moment for state in optimizer.state.values() for moment in state.values() if moment.ndim]
-    size = planning.Size("tiny", width, depth)
-    assert planning.state_bytes(size, count, 1, "ddp") == sum(tensor.nbytes for tensor in held)
+    assert planning.STATE_BYTES * count == sum(tensor.nbytes for tensor in held)
 
 
 @pytest.mark.parametrize(("width", "depth", "positions", "batch"), SHAPES)
@@ -68,8 +67,7 @@ def test_what_is_planned_fits_and_more_machines_are_slower_by_what_they_send_at_
         for more in (other for other in planning.GPUS if other > gpus):
             growth = 1 if gpus == 1 else (1 - 1 / more) / (1 - 1 / gpus)
             assert days[size, length, more] <= value * growth * 1.001
-    assert {row.strategy for row in rows if row.size == "7B" and row.batch} == {"fsdp"}
-    assert not next(row for row in rows if row.size == "7B" and row.gpus == 1).batch
+    assert not any(row.batch for row in rows if row.size == "7B"), "20 bytes a parameter are more than a GPU has"
 
 
 def test_time_is_that_of_the_longer_of_computing_and_sending() -> None:

@@ -47,18 +47,6 @@ def test_gradients_of_a_forward_derivative_are_refused_in_a_line(
     assert len(errors) == 1 and "recompute.blocks is true, but" in errors[0] and "FiniteDifference" in errors[0]
 
 
-@slow
-def test_recomputed_blocks_in_parts_over_two_processes_train_to_the_same_bits(
-    workshop: Workshop, tmp_path: Path
-) -> None:
-    for name, flags in (("plain", []), ("recomputed", [RECOMPUTE])):
-        flags += [f"--run_dir={tmp_path / name}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
-        process = start(workshop.arguments("flow", *flags, "--trainer.strategy=fsdp"))
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    assert_same_runs(tmp_path / "plain", tmp_path / "recomputed")
-
-
 def test_a_layer_more_costs_its_input_alone() -> None:
     """In numbers of two bytes a position and channel, of the peak of a pass back and forth; as the plan counts it."""
     width, positions, batch = 32, 256, 8
