@@ -12,17 +12,14 @@ class TrainedFlow(Protocol):
     @property
     def objective(self) -> str:
         """The objective's name, or ""."""
-        ...
 
     @property
     def estimate(self) -> str:
         """What the clean estimate is: "posterior_mean", "endpoint" or "flow_map"."""
-        ...
 
     @property
     def trained_nfe(self) -> int | None:
         """The number of steps the model was trained for; None: any."""
-        ...
 
 
 class DefaultSampling(NamedTuple):
@@ -72,7 +69,7 @@ def incompatibility(trained: TrainedFlow, sampler: FlowSampler, num_steps: int) 
     if trained.estimate == "endpoint" and not (is_euler and renews_all):
         return (
             f"solver {solver} with {num_steps} steps and this re-injection does not fit this model: its objective "
-            f"({name}) trained it to predict the end of a trajectory, not the states on it; use euler with re-injection "
+            f"({name}) trained it to predict the end of a trajectory, not its states; use euler with re-injection "
             "strength 1, or with 1 step"
         )
     return None

@@ -4,21 +4,19 @@ A rule is a function of the path and the times (N+1,) that returns a :class:`Noi
 
     x_s = alpha_s x1_hat + sigma_s (sqrt(1 - gamma^2) eps_hat + gamma xi),   eps_hat = (x_t - alpha_t x1_hat) / sigma_t,
 
-so old and new noise have variances that add up to sigma_s^2: with the true (x_1, eps) in place of the predictions, x_s
-has exactly the path's law. All rules do this except ``elf``, which is here for comparison, and its control.
+so the variances of old and new noise add up to sigma_s^2: with the true (x_1, eps) in place of the predictions, x_s has
+exactly the path's law. All rules do this except ``elf``, which is here for comparison, and its control. A strength
+belongs to s, the end of a step; the last step ends at s = 1, where no noise is left.
 
-``RULES`` maps names to functions that take numbers and return a rule; :func:`parse_rule` reads the one spelling that
-Python, YAML and the command line share. A rule of your own, as ``my_package.my_rule:0.5``:
+A rule of your own, ``my_package.my_rule:0.5`` on the command line and in YAML:
 
     def my_rule(strength: float) -> Rule:
         return lambda path, times: Noise.preserving(strength * times[1:])
-
-Strengths are functions of s, the end of a step. The last step ends at s = 1, where no noise is left, and adds none.
 """
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +31,8 @@ from fewstep.registry import resolve
 class Noise:
     """The noise of the state after step k is sigma_s (``kept[k]`` eps_hat + ``fresh[k]`` xi); both (N,) float64.
 
-    ``initial`` are the two weights at t = 0, where eps_hat is the given x_0. With ``by_position``, ``fresh[k]`` is the
-    strength at an undecided latent position: a position of decidedness d in [0, 1] gets (1 - d) of it, and keeps the
-    path's variance (``kept`` is then not used).
+    ``initial`` are the weights at t = 0, where eps_hat is x_0. With ``by_position``, a latent position of decidedness d
+    in [0, 1] gets (1 - d) ``fresh[k]`` and keeps the path's variance; ``kept`` is not used.
     """
 
     kept: Tensor
@@ -45,7 +42,7 @@ class Noise:
 
     @classmethod
     def preserving(cls, strengths: Tensor, *, by_position: bool = False) -> "Noise":
-        """Keep the path's variance at ``strengths`` gamma (N,) in [0, 1]: kept sqrt(1 - gamma^2), fresh gamma."""
+        """Strengths gamma (N,) in [0, 1] that keep the path's variance: kept sqrt(1 - gamma^2), fresh gamma."""
         if not bool(((strengths >= 0) & (strengths <= 1)).all()):
             raise ValueError(f"re-injection strengths are {strengths.tolist()}: expected numbers between 0 and 1.")
         return cls((1 - strengths**2).sqrt(), strengths, by_position=by_position)
@@ -70,9 +67,7 @@ def listed(*strengths: float) -> Rule:
 
     def rule(path: Path, times: Tensor) -> Noise:
         if len(gammas) != len(times) - 1:
-            raise ValueError(
-                f"{len(gammas)} re-injection strengths for {len(times) - 1} steps: pass one per step, or a single number."
-            )
+            raise ValueError(f"{len(gammas)} re-injection strengths for {len(times) - 1} steps: pass one per step.")
         return Noise.preserving(torch.tensor(gammas, dtype=torch.float64))
 
     return rule
@@ -103,16 +98,6 @@ def window(strength: RuleLike, begin: float, end: float) -> Rule:
     return rule
 
 
-def early(strength: float = 1.0, end: float = 0.5) -> Rule:
-    """``strength`` while s < ``end``."""
-    return window(strength, 0.0, end)
-
-
-def late(strength: float = 1.0, begin: float = 0.5) -> Rule:
-    """``strength`` from s = ``begin`` on."""
-    return window(strength, begin, 1.0)
-
-
 def ancestral(eta: float = 1.0) -> Rule:
     """DDIM with its ``eta`` (arXiv:2010.02502 eq. 16): gamma = eta sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2).
 
@@ -130,15 +115,16 @@ def ancestral(eta: float = 1.0) -> Rule:
 def churn(churn: float = 1.0, noise_min: float = 0.0, noise_max: float = math.inf) -> Rule:
     """The churn of EDM (arXiv:2206.00364 algorithm 2) between two of its noise levels sigma / alpha.
 
-    EDM raises the noise level S of a state to (1 + c) S, c = min(``churn`` / N, sqrt(2) - 1), where S lies between
-    ``noise_min`` and ``noise_max``, and evaluates there. The times of our grid are those of the evaluations, so a step
-    arrives at the level over 1 + c: gamma = sqrt(1 - (1 + c)^-2), at most sqrt(1/2), reached with churn >= 0.415 N. EDM
-    sets 30 to 80 for 256 steps on images. Its S_noise is 1 here, since more does not keep the variance.
+    EDM raises a state's level S to (1 + c) S, c = min(``churn`` / N, sqrt(2) - 1), and evaluates there; our times are
+    those of the evaluations. Hence gamma = sqrt(1 - (1 + c)^-2), at most sqrt(1/2), reached with
+    churn >= 0.415 N. EDM sets 30 to 80 for 256 steps on images. Its S_noise is 1: more does not keep the variance.
     """
     if not 0 <= churn < math.inf:
         raise ValueError(f"churn is {churn}: expected a finite number of at least 0.")
     if not 0 <= noise_min <= noise_max:
-        raise ValueError(f"churn between noise levels {noise_min} and {noise_max}: expected 0 <= noise_min <= noise_max.")
+        raise ValueError(
+            f"churn between noise levels {noise_min} and {noise_max}: expected 0 <= noise_min <= noise_max."
+        )
 
     def rule(path: Path, times: Tensor) -> Noise:
         s = times[1:]
@@ -163,14 +149,14 @@ def by_position(strength: RuleLike = 1.0) -> Rule:
 def elf(gamma: float = 1.5) -> Rule:
     """The SDE of ELF (arXiv:2605.10938; ``_sde_step`` of github.com/lillian039/ELF), which loses noise variance.
 
-    From x at t on the linear path and ELF's grid t_k, with a = 1 - gamma (t_{k+1} - t_k) held in [0, 1], ELF evaluates
-    at x' = a x + (1 - a) xi and t' = a t, then makes an Euler step to t_{k+1}. The *standard deviations* of old and new
-    noise add up to sigma_t', where *variances* should: with w = (1 - a) / (1 - a t) the noise has variance
-    (1 - w)^2 + w^2, as low as 1/2. At gamma = 1.5 and 4 equal steps the noise has 0.72, 0.60, 0.54 and 0.54 of its
-    standard deviation; in 32 steps it falls from 0.95 to 0.29. So the state is colder than its time says.
+    From x at t on the linear path, with a = 1 - gamma (t_{k+1} - t_k) held in [0, 1], ELF evaluates at a x + (1 - a) xi
+    and a t, then makes an Euler step. The *standard deviations* of old and new noise add up to sigma_at, where
+    *variances* should: with w = (1 - a) / (1 - a t) the variance is (1 - w)^2 + w^2 of what it should be. At
+    gamma = 1.5 and 4 equal steps the noise has 0.72, 0.60, 0.54 and 0.54 of its standard deviation, in 32 steps down to
+    0.29: the state is colder than its time says.
 
-    The sampler's times are those of the evaluations, t' (pass a grid of a_k t_k for ELF's own t_k). The initial noise is
-    mixed too. On other paths the rule acts on x_t / (alpha_t + sigma_t), which lies on the linear path.
+    The sampler's times are those of the evaluations, a t (pass a grid of a_k t_k for ELF's own t_k). On other paths the
+    rule acts on x_t / (alpha_t + sigma_t), which lies on the linear path. The initial noise is mixed too.
     """
     if not 0 <= gamma < math.inf:
         raise ValueError(f"ELF's gamma is {gamma}: expected a finite number of at least 0.")
@@ -206,8 +192,7 @@ def _elf_shares(gamma: float, evaluated: list[float]) -> list[float]:
 def cooled(noisy: RuleLike) -> Rule:
     """The deterministic control of a rule: with the true pair every state is exactly as cold as under ``noisy``.
 
-    Nothing is drawn; eps_hat is scaled. A gain of ``noisy`` over this control is due to its noise, not to its being
-    colder. A trajectory must start at step 0.
+    eps_hat is scaled and nothing is drawn: a gain of ``noisy`` over this is due to its noise, not its being colder.
     """
     inner = parse_rule(noisy)
 
@@ -236,8 +221,6 @@ RULES: dict[str, Callable[..., Rule]] = {
     "listed": listed,
     "linear": linear,
     "cosine": cosine,
-    "early": early,
-    "late": late,
     "window": window,
     "ancestral": ancestral,
     "churn": churn,
@@ -249,41 +232,36 @@ RULES: dict[str, Callable[..., Rule]] = {
 
 
 def parse_rule(value: RuleLike) -> Rule:
-    """The rule that ``value`` names.
+    """The rule that ``value`` names, in the one spelling of Python, YAML and the command line.
 
-    A number is a constant strength and a sequence, or text with commas as "0,0.3,1", one strength per step. "NAME" or
-    "NAME:NUMBER,..." is a rule of ``RULES``, as in "cosine:1,0", or a function of another package by its dotted path, as
-    in "my_package.my_rule:0.5". A rule stays itself. Raises ValueError, in one line, for anything else.
+    A number is a constant strength; a sequence, or text as "0,0.3,1", has one strength per step. "NAME" or
+    "NAME:NUMBER,..." is a rule of ``RULES``, as "cosine:1,0", or a function of another package by its dotted path, as
+    "my_package.my_rule:0.5". A rule stays itself. Raises ValueError, in one line, for anything else.
     """
-    if isinstance(value, str):
-        return _parse_text(value)
-    if isinstance(value, int | float):
-        return constant(value)
-    if isinstance(value, Sequence):
-        return listed(*value)
     if callable(value):
         return value
-    raise ValueError(f"reinjection is {value!r}: expected a number, a list of numbers, text or a rule.")
-
-
-def _parse_text(text: str) -> Rule:
-    numbers = _numbers(text)
-    if numbers is not None:
-        name, numbers = ("constant" if len(numbers) == 1 else "listed"), numbers
-    else:
-        name, colon, rest = text.strip().partition(":")
-        numbers = _numbers(rest) if colon else []
+    if isinstance(value, int | float):
+        return constant(value)
+    if not isinstance(value, str):
+        return listed(*value)
+    name, _, rest = value.strip().partition(":")
+    if _numbers(value) is not None:
+        name, rest = "listed" if "," in value else "constant", value
+    numbers = _numbers(rest) if rest or ":" in value else []
     if numbers is None or not (name in RULES or "." in name):
         raise ValueError(
-            f"reinjection is {text!r}: expected a strength from 0 to 1, or NAME or NAME:NUMBER,... with one of "
+            f"reinjection is {value!r}: expected a strength from 0 to 1, NAME or NAME:NUMBER,... with one of "
             f"{', '.join(RULES)}, or the dotted path of a rule of your own"
         )
     try:
         factory = resolve(RULES, name, "reinjection")
-        _check_count(name, factory, numbers)
+        signature = inspect.signature(factory)
+        signature.bind(*numbers)
         return factory(*numbers)
+    except TypeError:
+        raise ValueError(f"reinjection is {value!r}: got {len(numbers)} numbers for {name}{signature}") from None
     except (ValueError, UserError) as error:
-        raise ValueError(f"reinjection is {text!r}: {error}") from None
+        raise ValueError(f"reinjection is {value!r}: {error}") from None
 
 
 def _numbers(text: str) -> list[float] | None:
@@ -292,20 +270,6 @@ def _numbers(text: str) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError:
         return None
-
-
-def _check_count(name: str, factory: Callable[..., Rule], numbers: Sequence[float]) -> None:
-    signature = inspect.signature(factory)
-    try:
-        signature.bind(*numbers)
-    except TypeError:
-        usage = ", ".join(_usage(parameter) for parameter in signature.parameters.values())
-        raise ValueError(f"{name} got {len(numbers)} numbers, expected {usage}") from None
-
-
-def _usage(parameter: inspect.Parameter) -> str:
-    optional = parameter.default is not inspect.Parameter.empty
-    return f"{parameter.name} (default {parameter.default:g})" if optional else parameter.name
 
 
 def _checked(strength: float) -> float:

@@ -7,25 +7,23 @@ moves back to s along the prediction and adds fresh noise xi:
 
 With Euler this is the formula of :mod:`fewstep.samplers.rules`. Known algorithms are choices of solver, path and rule:
 
-=======  =======  ==================  ====================================================================
-solver   path     rule                algorithm
-=======  =======  ==================  ====================================================================
-euler    linear   0                   Euler on the flow's ODE (arXiv:2209.03003)
-euler    VP       0                   DDIM, eta = 0 (arXiv:2010.02502 eq. 12)
-euler    any      ancestral:1         ancestral sampling (DDPM, arXiv:2006.11239), DDIM with eta = 1
-euler    any      1                   multistep consistency sampling (arXiv:2303.01469 algorithm 1),
-                                      diffusers' FlowMatchEuler with stochastic_sampling
-euler    any      in (0, 1)           between the two: DDIM with sigma_s^DDIM = gamma sigma_s
-euler    any      churn:CHURN         EDM's stochastic sampler without its correction (arXiv:2206.00364)
-heun     linear   0                   Heun's trapezoidal rule on the ODE, order 2
-heun     VP       0                   the same in (alpha, sigma) in place of t, order 2
-heun     any      1                   as Euler: every jump ends at t~ = 1
-any      any      any, N = 1          one-step generation: x_1 = x1_hat(x_0, 0)
-=======  =======  ==================  ====================================================================
+=======  =======  =============  ====================================================================
+solver   path     rule           algorithm
+=======  =======  =============  ====================================================================
+euler    linear   0              Euler on the flow's ODE (arXiv:2209.03003)
+euler    VP       0              DDIM, eta = 0 (arXiv:2010.02502 eq. 12)
+euler    any      ancestral:1    ancestral sampling (DDPM, arXiv:2006.11239): DDIM with eta = 1
+euler    any      1              multistep consistency sampling (arXiv:2303.01469 algorithm 1),
+                                 diffusers' FlowMatchEuler with stochastic_sampling
+euler    any      in (0, 1)      between the two: DDIM with sigma_s^DDIM = gamma sigma_s
+heun     linear   0              Heun's trapezoidal rule on the ODE, order 2
+heun     VP       0              the same in (alpha, sigma) in place of t, order 2
+heun     any      1              as Euler: every jump ends at t~ = 1
+any      any      any, N = 1     one-step generation: x_1 = x1_hat(x_0, 0)
+=======  =======  =============  ====================================================================
 
-With strengths by latent position there is no common t~. Then the solver goes to s itself, and what its state holds
-beyond alpha_s x1_hat is scaled there, x1_hat being the latest prediction: the same formula for Euler, and for Heun the
-choice that keeps its error small, as a test measures.
+With strengths by latent position there is no common t~: the solver goes to s itself, and what its state holds beyond
+alpha_s x1_hat (x1_hat the latest prediction) is scaled there. For Euler this is the same formula.
 """
 
 import math
@@ -62,9 +60,7 @@ d(alpha), d(sigma) as they are, so a constant pair is followed without error on 
 """
 
 
-def euler(
-    estimate: Estimate, path: Path, x_t: Tensor, x1_hat: Tensor, t: Tensor, s: Tensor
-) -> tuple[Tensor, Tensor]:
+def euler(estimate: Estimate, path: Path, x_t: Tensor, x1_hat: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """x_s = alpha_s x1_hat + sigma_s eps_hat: order 1, no evaluation of its own; DDIM on the VP path."""
     return path.sample(x1_hat, path.eps_from_x1(x_t, x1_hat, t), s), x1_hat
 
@@ -122,7 +118,7 @@ class FlowSampler:
         self.decidedness = decidedness
 
     def plan(self, num_steps: int) -> tuple[Tensor, Noise]:
-        """Times (N+1,) float64 and the noise of N steps. Raises ValueError where grid or rule do not fit ``num_steps``."""
+        """Times (N+1,) float64 and the noise of N steps. Raises ValueError where grid or rule do not fit N."""
         times = self.grid.times(num_steps).double()
         if times.shape != (num_steps + 1,) or times[0] != 0 or times[-1] != 1 or not bool((times.diff() > 0).all()):
             raise ValueError(f"time grid is {times.tolist()}: expected {num_steps + 1} rising times from 0 to 1.")
@@ -195,7 +191,7 @@ class FlowSampler:
         mask: Tensor | None = None,
         generator: Generators,
     ) -> Trajectory:
-        """All of :meth:`iterate` at once: times (N+1,), N+1 states and N predictions (B, K, D), fewer by ``start_step``."""
+        """All of :meth:`iterate` at once: times (N+1,), N+1 states and N predictions (B, K, D)."""
         states = list(
             self.iterate(model, x_0, num_steps=num_steps, start_step=start_step, mask=mask, generator=generator)
         )
@@ -216,26 +212,18 @@ class FlowSampler:
         """t~ (B,) >= s with sigma_t~ = ``kept`` sigma_s; exactly 1 at 0."""
         return self.path.schedule.t_of_sigma(self.path.schedule.sigma(s) * kept).clamp(min=s)
 
-    def _position_weights(
-        self, estimate: "_CountedEstimate", x1_hat: Tensor, strength: float
-    ) -> tuple[Tensor, Tensor]:
+    def _position_weights(self, estimate: "_CountedEstimate", x1_hat: Tensor, strength: float) -> tuple[Tensor, Tensor]:
         """Weights (B, K, 1) of old and fresh noise. Raises ValueError for decidedness outside [0, 1]."""
         assert self.decidedness is not None  # see plan
         real = estimate.real(x1_hat)
         decided = self.decidedness(x1_hat, real)
         estimate.passes += 1
-        if decided.shape != real.shape:
+        if decided.shape != real.shape or not bool(((decided >= 0) & (decided <= 1) | ~real).all()):
             raise ValueError(
-                f"decidedness has shape {tuple(decided.shape)} for estimates {tuple(x1_hat.shape)}: expected one number "
-                "per position."
+                f"decidedness has shape {tuple(decided.shape)} and values from {decided.min():g} to "
+                f"{decided.max():g}: expected {tuple(real.shape)}, from 0 (undecided) to 1 (decided)."
             )
-        decided = decided.to(x1_hat.dtype).masked_fill(~real, 1.0)
-        if not bool(((decided >= 0) & (decided <= 1)).all()):
-            raise ValueError(
-                f"decidedness lies between {decided.min():g} and {decided.max():g}: expected numbers between 0 "
-                "(undecided) and 1 (decided)."
-            )
-        fresh = expand_like(strength * (1 - decided), x1_hat)
+        fresh = expand_like(strength * (1 - decided.to(x1_hat.dtype).masked_fill(~real, 1.0)), x1_hat)
         return (1 - fresh**2).sqrt(), fresh
 
     def _reinject(

@@ -77,7 +77,9 @@ def parse_snap(text: str) -> SnapRule:
         return SnapRule(measure=SNAP_MEASURES[name], threshold=float(number))
     except (KeyError, ValueError):
         names = ", ".join(f"{measure}:NUMBER" for measure in SNAP_MEASURES)
-        raise ValueError(f"snap is {text!r}: expected every, last:N with N >= 1, {names}, as in confidence:0.9") from None
+        raise ValueError(
+            f"snap is {text!r}: expected every, last:N with N >= 1, {names}, as in confidence:0.9"
+        ) from None
 
 
 class Snap:
