@@ -10,7 +10,7 @@ from fewstep.cli.train import main
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.storage import load_checkpoint
 from fewstep.training.callbacks import RecomputedBlocks
-from tests.runs import Workshop, logged, start
+from tests.runs import Workshop, logged
 from tests.training.flows import flow_arguments
 from tests.training.test_resume import assert_equal
 
@@ -43,18 +43,6 @@ def test_gradients_of_a_forward_derivative_are_refused_in_a_line(
     assert run(main, flow_arguments(workshop, "lagrangian", tmp_path, RECOMPUTE)) == EXIT_USER_ERROR
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep")]
     assert len(errors) == 1 and "recompute.blocks is true, but" in errors[0] and "FiniteDifference" in errors[0]
-
-
-@slow
-def test_recomputed_blocks_in_parts_over_two_processes_train_to_the_same_bits(
-    workshop: Workshop, tmp_path: Path
-) -> None:
-    for name, flags in (("plain", []), ("recomputed", [RECOMPUTE])):
-        flags += [f"--run_dir={tmp_path / name}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
-        process = start(workshop.arguments("flow", *flags, "--trainer.strategy=fsdp"))
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    assert_same_runs(tmp_path / "plain", tmp_path / "recomputed")
 
 
 def test_a_layer_more_keeps_its_input_alone_for_the_backward_pass() -> None:

@@ -7,7 +7,6 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from fewstep.cli.train import main
 from fewstep.denoisers import FlowModel, RegressionDenoiser
@@ -93,16 +92,19 @@ def test_weights_where_torch_has_no_fused_step_get_the_plain_one() -> None:
 
 def test_the_average_is_the_one_of_lightning(generator: torch.Generator) -> None:
     network = small_network()
-    ours, theirs = (
-        AveragedModel(network, use_buffers=True, **average(decay=0.7)._kwargs)
-        for average in (WeightAverage, EMAWeightAveraging)
-    )
+    modules = LightningModule(), LightningModule()
+    for module in modules:
+        module.network = network
+    averages = WeightAverage(decay=0.7), EMAWeightAveraging(decay=0.7)
+    for average, module in zip(averages, modules, strict=True):
+        average.setup(None, module, "fit")
+    ours, theirs = (average._average_model for average in averages)
     for _ in range(6):
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator))
-        ours.update_parameters(network)
-        theirs.update_parameters(network)
+        ours.update_parameters(modules[0])
+        theirs.update_parameters(modules[1])
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
@@ -111,7 +113,7 @@ def test_the_average_lies_where_the_weights_do() -> None:
     """Lightning makes it before it moves the module to its device; each update would cross over otherwise."""
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     for device, expected in ((None, "meta"), ("cpu", "cpu")):
-        module, average = LightningModule(), WeightAverage(device)
+        module, average = LightningModule(), WeightAverage(device=device)
         module.layer = small_network()
         average.setup(trainer, module, "fit")
         module.to("meta")
