@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "fewstep"
 # From the ground up. A room may import rooms of lower lines only; rooms of one line do not know each other.
 LAYERS = [
     {"errors", "shapes", "typed"},
-    {"types"},
+    {"types", "registry"},
     {"schedules", "metrics"},
     {"paths"},
     {"diagnostics", "theory"},

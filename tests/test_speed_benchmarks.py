@@ -19,7 +19,7 @@ def beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "flow", "commitment"])
+@pytest.mark.parametrize("stage", ["autoencoder", "flow", "head"])
 def test_the_recorded_products_make_up_the_operations_that_torch_counts(stage: str) -> None:
     from matmuls import Recorder, dominating
     from training_steps import Size, TrainingStep
@@ -107,5 +107,5 @@ def test_an_unknown_stage_is_one_line_and_exit_code_2() -> None:
     assert (
         ended.stderr.strip()
         .splitlines()[-1]
-        .endswith("--stages 'flows': expected of autoencoder, flow, commitment; give one or more of these")
+        .endswith("--stages 'flows': expected of autoencoder, flow, head; give one or more of these")
     )

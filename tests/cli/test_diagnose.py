@@ -95,9 +95,9 @@ def test_a_checkpoint_of_the_flow_stage_is_measured_whole_and_what_it_lacks_is_s
     out, err = capsys.readouterr()
     stored = json.loads((tmp_path / "diagnosis" / "diagnostics.json").read_text())
     lacking = {
-        "dabi_commit": "commitment",
-        "cci": "commitment",
-        "listening": "commitment",
+        "dabi_commit": "head",
+        "cci": "head",
+        "listening": "head",
         "trade_off": "language_model",
     }
     assert stored["left_out"] == lacking

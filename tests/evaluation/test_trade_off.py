@@ -82,7 +82,11 @@ def test_peak_stiffness_is_the_largest_mean_singular_value_over_the_states_that_
 def test_cci_is_the_heads_at_the_end_of_the_trajectory_blurred_to_its_trust_level(
     subject: Subject, table: TradeOff
 ) -> None:
-    head, noise, z = subject.generator.bundle.head(), subject.noise("trade_off_3_0.5"), sampled(subject, 3, 0.5).x_1
+    head, noise, z = (
+        subject.generator.bundle.commitment_head(),
+        subject.noise("trade_off_3_0.5"),
+        sampled(subject, 3, 0.5).x_1,
+    )
     blurred = z + head.trust_level * randn(tuple(z.shape), z, noise)
     expected = cci(HeadConditionals(head, head.trust_level), blurred, draws_at_once=8, generator=noise)
     assert row(table, 3, 0.5).cci == expected.cci

@@ -60,7 +60,7 @@ class ReadsOfASecondStep(Callback):
             ReadsOfASecondStep.found, self.mode = self.mode.operations, None
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "flow", "flow from a cache", "commitment", "language_model"])
+@pytest.mark.parametrize("stage", ["autoencoder", "flow", "flow from a cache", "head", "language_model"])
 def test_an_unlogged_step_reads_no_number_but_the_loss_that_a_processor_checks(
     stage: str, workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -179,9 +179,7 @@ def losses(run_dir: Path) -> list[float]:
 slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "stage", ["flow", pytest.param("autoencoder", marks=slow), pytest.param("commitment", marks=slow)]
-)
+@pytest.mark.parametrize("stage", ["flow", pytest.param("autoencoder", marks=slow), pytest.param("head", marks=slow)])
 def test_compiled_blocks_train_to_the_same_losses(stage: str, workshop: Workshop, tmp_path: Path) -> None:
     found, compiled = [], []
     for name, flags in (("plain", []), ("compiled", ["--compile.backend=aot_eager"])):

@@ -121,7 +121,7 @@ def _measure(subject: Subject, num_steps: int, gamma: float) -> TradeOffRow:
         unigram_entropy_nats(ids),
         _peak_stiffness(subject, path, name),
         late_flip_rate(path.predictions, reading(subject), generator=subject.noise(name)).rate,
-        None if subject.generator.bundle.commitment is None else _cci(subject, path, name).cci,
+        None if subject.generator.bundle.head is None else _cci(subject, path, name).cci,
     )
 
 
@@ -139,6 +139,6 @@ def _peak_stiffness(subject: Subject, path: Trajectory, name: str) -> Estimate:
 
 
 def _cci(subject: Subject, path: Trajectory, name: str) -> Cci:
-    head = subject.generator.bundle.head()
+    head = subject.generator.bundle.commitment_head()
     conditionals = HeadConditionals(head, head.trust_level)
     return cci_as_read(conditionals, path.x_1[:FEW], subject.noise(name), draws_at_once=FEW)
