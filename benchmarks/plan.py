@@ -6,7 +6,7 @@
 W width, N layers, K positions, D latent dimension, B examples on a GPU, P parameters, G GPUs; this project's model:
 
 - Parameters: counted exactly, :func:`num_parameters`. Each costs 20 bytes in float32: itself, its gradient, the two
-  moments of Adam, its average (EMA). Under `ddp` every GPU holds it all, under `fsdp` one G-th, and two whole layers.
+  moments of Adam, its average (EMA). Every GPU holds it all (`ddp`).
 - Activations: what the backward pass keeps, in units of one number a position and channel (K W) a layer. The constant
   is measured here, on a small network in bf16 autocast on the CPU, by counting what autograd saves (--activations gives
   it instead). With recompute a layer keeps its input alone, in float32, and one layer at a time the rest. Attention
@@ -15,8 +15,7 @@ W width, N layers, K positions, D latent dimension, B examples on a GPU, P param
   attention, six for each weight of the modulation an example; with recompute 4/3 of that. (6 N D, arXiv:2001.08361,
   section 2.1, with the modulation counted where it acts.)
 - Time: operations over --peak_tflops times --mfu, or that of the gradients on their way where it is longer: these
-  overlap at best. A parameter sends, with `ddp`, 2 (G - 1) / G times 4 bytes for every optimizer step; with `fsdp`
-  (G - 1) / G times 3 x 4 for every batch: its gradient once and itself twice, in float32. --bandwidth_gbytes is that of
+  overlap at best. A parameter sends 2 (G - 1) / G times 4 bytes for every optimizer step. --bandwidth_gbytes is that of
   one GPU.
 - Length of a training: --positions_per_parameter latent positions a parameter (20 is what arXiv:2203.15556 found for
   language models; nobody has found it for these).
@@ -87,7 +86,6 @@ class Plan:
     parameters: int
     length: int
     gpus: int
-    strategy: str
     recompute: bool
     batch: int
     accumulate: int
@@ -101,10 +99,9 @@ class Plan:
         """The row as text."""
         head = (self.size, f"{self.length}", f"{self.gpus}")
         if not self.batch:
-            return (*head, "does not fit", "", "", "", f"{self.state_gib:.0f}", "", "", "", "")
+            return (*head, "does not fit", "", "", f"{self.state_gib:.0f}", "", "", "", "")
         return (
             *head,
-            self.strategy,
             "yes" if self.recompute else "no",
             f"{self.batch}",
             f"{self.accumulate}",
@@ -120,7 +117,6 @@ COLUMNS = (
     "size",
     "length",
     "GPUs",
-    "strategy",
     "recompute",
     "batch",
     "accumulate",
@@ -198,28 +194,18 @@ def activation_bytes(size: Size, positions: int, batch: int, machine: Machine, r
     return one * layers
 
 
-def state_bytes(size: Size, parameters: int, gpus: int, strategy: str) -> float:
-    """Parameters, gradients, moments and average on one GPU; under ``fsdp`` two layers are whole."""
-    if strategy == "ddp":
-        return float(STATE_BYTES * parameters)
-    return STATE_BYTES * parameters / gpus + 2 * 4 * parameters / size.depth
-
-
 def plan(size: Size, length: int, gpus: int, machine: Machine, step_positions: int, lifetime: float) -> Plan:
-    """The fastest of the ways that fit; of equal ones ``ddp`` before ``fsdp``, and no recompute before recompute."""
+    """The faster of the two that fit, with recompute or without; of equal ones without."""
     parameters = num_parameters(size.width, size.depth, length)
     largest = max(1, step_positions // (length * gpus))
     found = []
-    for strategy in ("ddp", "fsdp") if gpus > 1 else ("ddp",):
-        state = state_bytes(size, parameters, gpus, strategy)
-        for recompute in (False, True):
-            room = machine.room - state
-            batch = min(largest, int(room // activation_bytes(size, length, 1, machine, recompute)))
-            if batch >= 1:
-                found.append(
-                    _timed(size, parameters, length, gpus, strategy, recompute, batch, machine, largest, lifetime)
-                )
-    nothing = Plan(size.name, parameters, length, gpus, strategy, True, 0, 0, state / GIB, 0, 0, 0, 0)
+    state = STATE_BYTES * parameters
+    for recompute in (False, True):
+        room = machine.room - state
+        batch = min(largest, int(room // activation_bytes(size, length, 1, machine, recompute)))
+        if batch >= 1:
+            found.append(_timed(size, parameters, length, gpus, recompute, batch, machine, largest, lifetime))
+    nothing = Plan(size.name, parameters, length, gpus, True, 0, 0, state / GIB, 0, 0, 0, 0)
     return max(found, key=lambda row: row.positions_per_second, default=nothing)
 
 
@@ -228,7 +214,6 @@ def _timed(
     parameters: int,
     length: int,
     gpus: int,
-    strategy: str,
     recompute: bool,
     batch: int,
     machine: Machine,
@@ -238,19 +223,17 @@ def _timed(
     accumulate = -(-largest // batch)
     flops = accumulate * step_flops(size.width, size.depth, length, batch) * (4 / 3 if recompute else 1)
     computing = flops / (machine.peak_tflops * 1e12 * machine.mfu)
-    volume = 2 * 4 if strategy == "ddp" else 3 * 4 * accumulate
-    sending = volume * parameters * (gpus - 1) / gpus / (machine.bandwidth_gbytes * 1e9)
+    sending = 2 * 4 * parameters * (gpus - 1) / gpus / (machine.bandwidth_gbytes * 1e9)
     rate = gpus * batch * accumulate * length / max(computing, sending)
     return Plan(
         size=size.name,
         parameters=parameters,
         length=length,
         gpus=gpus,
-        strategy="one GPU" if gpus == 1 else strategy,
         recompute=recompute,
         batch=batch,
         accumulate=accumulate,
-        state_gib=state_bytes(size, parameters, gpus, strategy) / GIB,
+        state_gib=STATE_BYTES * parameters / GIB,
         activations_gib=activation_bytes(size, length, batch, machine, recompute) / GIB,
         positions_per_second=rate,
         sending_share=sending / computing,

@@ -50,7 +50,6 @@ def test_a_file_that_asks_to_run_code_is_refused_by_every_command(
     commands = [
         ["sample", str(file)],
         ["convert", str(file), str(tmp_path / "out")],
-        ["replay", str(file)],
         [*train, f"--ckpt_path={file}"],
         [*train, f"--model.initialise_from={file}"],
     ]

@@ -26,8 +26,9 @@ from fewstep.adapters import (
 )
 from fewstep.adapters.text import special_tokens
 from fewstep.data import load_tokenizer
-from fewstep.diagnostics import CategoricalResponse, ParallelConditionals, cci
+from fewstep.diagnostics import CategoricalResponse, cci
 from tests.adapters.folders import TOKENS
+from tests.diagnostics.decoders import ParallelConditionals
 
 LOADING = Loading()
 

@@ -1,5 +1,7 @@
 """Decoders whose sharpness is known in closed form. B examples, L tokens, V vocabulary, n numbers in one latent."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -94,4 +96,20 @@ class Counted:
             self.cost += FORWARD_MODE_COST
         else:
             self.cost += 1 + BACKWARD_COST * z.requires_grad
+        return self.decode(z)
+
+
+class ParallelConditionals:
+    """A readout without memory, ``decode`` from latents (B, ...) to logits (B, L, V), as conditionals."""
+
+    def __init__(self, decode: Callable[[Tensor], Tensor]) -> None:
+        self.decode = decode
+
+    def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Token ids (B, L), every position drawn by itself."""
+        probabilities = self.decode(z).double().softmax(-1)
+        return torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator).view(probabilities.shape[:2])
+
+    def logits(self, z: Tensor, ids: Tensor) -> Tensor:
+        """Logits (B, L, V), the same whatever ``ids`` are."""
         return self.decode(z)

@@ -1,14 +1,13 @@
 """CCI: exact heads, its bounds, and what is said where there is nothing to commit to."""
 
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewstep.diagnostics.cci import ParallelConditionals, TokenConditionals, cci, cci_curve
+from fewstep.diagnostics.cci import TokenConditionals, cci, cci_curve
+from tests.diagnostics.decoders import ParallelConditionals
 from tests.diagnostics.processes import LOG_2, BalancedCopies, MarkovReadout, TableReadout, normal, plain, seeded
 
 UNIFORM_3 = torch.full((3,), 1 / 3, dtype=torch.float64)
@@ -82,23 +81,6 @@ def test_only_masked_in_tokens_count_and_examples_weigh_by_their_tokens() -> Non
     assert result.committed_nats.value == pytest.approx(2 * LOG_2 / 4)
     assert result.cci.value == pytest.approx(1 - 2 / 4)
     assert 0 <= result.cci.interval.low <= result.cci.value <= result.cci.interval.high <= 1
-
-
-def test_draws_of_a_parallel_readout_follow_its_probabilities_and_never_impossible_ones() -> None:
-    p = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
-    ids = ParallelConditionals(lambda z: p.log().expand(len(z), 3, 6)).draw(normal(4000, 2), seeded())
-    shares = torch.bincount(ids.flatten(), minlength=6) / ids.numel()
-    assert not shares[p == 0].any()
-    torch.testing.assert_close(shares, p, atol=0.02, rtol=0)
-    assert bool((ids[:, 0] != ids[:, 1]).any())
-
-
-def test_the_lowest_uniform_number_does_not_draw_an_impossible_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules[ParallelConditionals.__module__]
-    monkeypatch.setattr(module, "rand", lambda shape, like, generator: torch.zeros(shape))
-    p = torch.tensor([0.0, 0.0, 1.0])
-    ids = ParallelConditionals(lambda z: p.log().expand(len(z), 1, 3)).draw(normal(1, 2), seeded())
-    assert ids.tolist() == [[2]]
 
 
 def _certain(z: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from fewstep.diagnostics import (
     CategoricalResponse,
     ContinuousResponse,
     DecodeInParts,
-    ParallelConditionals,
     boundary_distance,
     cci,
     dabi,
@@ -25,7 +24,7 @@ from fewstep.diagnostics import (
     token_accuracy,
     worst_direction,
 )
-from tests.diagnostics.decoders import SmoothReadout, normal
+from tests.diagnostics.decoders import ParallelConditionals, SmoothReadout, normal
 
 EXAMPLES, TOKENS, VOCABULARY, N = 5, 4, 32, 6
 """An example's logits fill whole vectors of the processor: what is left over would be computed in another way."""

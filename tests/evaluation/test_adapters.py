@@ -20,7 +20,6 @@ from fewstep.evaluation.adapters import (
     velocity_of,
 )
 from fewstep.evaluation.measurements import measure_commitment, measure_late_flips
-from fewstep.evaluation.trade_off import trade_off
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import randn
 from tests.bundles import BLOCK_SIZE, tiny_bundle, with_identity
@@ -153,9 +152,6 @@ def test_a_model_trained_for_a_number_of_steps_is_looked_at_in_these_and_in_no_o
     hook.remove()
     assert len(evaluations) == trained + 2 * sum(range(1, trained + 1))
     assert len(found.times) == trained
-    assert [row.num_steps for row in trade_off(subject).settings] == [trained] * 2
-    with pytest.raises(UserError, match="does not fit this model"):
-        trade_off(subject, steps=(8,))
     assert measure_late_flips(subject)
 
 

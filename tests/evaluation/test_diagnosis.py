@@ -19,7 +19,6 @@ from fewstep.evaluation import measurements as room
 from fewstep.evaluation.diagnosis import run_all
 from fewstep.evaluation.measurements import MEASUREMENTS, DabiEffort, Measurement
 from fewstep.evaluation.processes import Processes
-from fewstep.evaluation.trade_off import trade_off
 from fewstep.report import write_picture
 from tests.bundles import only
 from tests.evaluation.subjects import mild_bundle, tiny_subject
@@ -47,9 +46,6 @@ def measurements() -> Iterator[None]:
     cheap = {
         name: Measurement(one.parts, partial(one.run, **CHEAP.get(name, {}))) for name, one in MEASUREMENTS.items()
     }
-    cheap["trade_off"] = Measurement(
-        MEASUREMENTS["trade_off"].parts, lambda subject: (trade_off(subject, steps=(1, 2), reinjections=(0.5,)),)
-    )
     with pytest.MonkeyPatch.context() as patch:
         for name, one in cheap.items():
             patch.setitem(MEASUREMENTS, name, one)
@@ -102,8 +98,8 @@ def test_measuring_leaves_weights_flags_gradients_modes_and_random_numbers_as_th
 def test_alone_with_just_its_parts_and_under_inference_mode_a_measurement_gives_the_figures_of_the_whole(
     bundle: ModelBundle, whole: Diagnosis, name: str
 ) -> None:
-    # These two say more where there is a part that they do not need.
-    parts = TEXT_PARTS if name in ("cci", "trade_off") else ("autoencoder", "readout", *MEASUREMENTS[name].parts)
+    # CCI says more with a denoiser, which it does not need.
+    parts = TEXT_PARTS if name == "cci" else ("autoencoder", "readout", *MEASUREMENTS[name].parts)
     with torch.inference_mode():
         alone = figures(diagnose_text(tiny_subject(only(bundle, *parts)), "a model", only=[name]))
     assert all(key.startswith(RESULTS.get(name, name)) for key in alone)
@@ -122,8 +118,7 @@ RESULTS = {
 def test_other_noise_in_the_same_places_gives_other_figures_in_every_measurement(
     bundle: ModelBundle, whole: Diagnosis
 ) -> None:
-    names = [name for name in MEASUREMENTS if name != "trade_off"]
-    other = diagnose_text(replace(tiny_subject(bundle), seed=1), "a model", only=names)
+    other = diagnose_text(replace(tiny_subject(bundle), seed=1), "a model")
     ours, theirs = figures(whole), figures(other)
     assert other.seed == 1
     assert [name for name, value in theirs.items() if value == ours[name]] == []
@@ -137,7 +132,6 @@ def test_every_measurement_is_there_once_in_the_order_of_the_table(whole: Diagno
     assert len(set(results)) == len(results) == len(whole.to_dict()["results"])
     assert len(set(rows)) == len(rows) == len(whole.to_dict()["table"])
     assert results[:3] == ["dabi", "dabi_segment", "dabi_data"]
-    assert results[-1] == "trade_off"
     assert whole.left_out == {}
     with pytest.raises(KeyError):
         whole.estimate("nothing")
@@ -187,8 +181,7 @@ def test_a_model_that_answers_the_same_to_everything_has_a_table_without_nan() -
         for name in ("readout", "denoiser", "head"):
             for parameter in bundle.parts()[name].parameters():
                 parameter.zero_()
-    names = [name for name in MEASUREMENTS if name != "trade_off"]
-    found = diagnose_text(tiny_subject(bundle), "constant", only=names)
+    found = diagnose_text(tiny_subject(bundle), "constant")
     check_table(found)
     assert "undetermined" in found.to_text()
     assert found.estimate("dabi").value is None
@@ -205,7 +198,7 @@ def test_a_number_that_json_does_not_have_is_refused(value: float) -> None:
 def test_every_picture_is_drawn(whole: Diagnosis, tmp_path: Path) -> None:
     pictures = whole.pictures()
     drawn = {"dabi", "boundary_distance", "noise_robustness", "cci_noise", "listening_noise", "tube", "stiffness"}
-    assert drawn | {"commit_step", "commitment", "trade_off"} <= set(pictures)
+    assert drawn | {"commit_step", "commitment"} <= set(pictures)
     for name, picture in pictures.items():
         assert any(series.x for series in picture.series), name
         write_picture(picture, tmp_path / f"{name}.png")
@@ -215,13 +208,10 @@ def test_every_picture_is_drawn(whole: Diagnosis, tmp_path: Path) -> None:
 def test_what_the_model_lacks_the_parts_for_is_left_out_and_said(whole: Diagnosis) -> None:
     bundle = only(mild_bundle(), "autoencoder", "readout")
     found = diagnose_text(tiny_subject(bundle), "a model")
-    assert set(found.left_out) == {
-        "dabi_commit", "dabi_generated", "cci", "listening", "tube", "stiffness", "late_flips", "commitment",
-        "trade_off",
-    }  # fmt: skip
+    left_out = {"dabi_commit", "dabi_generated", "cci", "listening", "tube", "stiffness", "late_flips", "commitment"}
+    assert set(found.left_out) == left_out
     assert figures(found) == {key: value for key, value in figures(whole).items() if key in figures(found)}
     assert "left out: cci, since the model has no head" in found.to_text().splitlines()
-    assert "left out: trade_off, since the model has no denoiser, language_model" in found.to_text().splitlines()
     assert json.loads(found.to_json())["left_out"]["tube"] == "denoiser"
     assert whole.left_out == {}
 

@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from fewstep.metrics import (
-    bits_per_byte,
     bootstrap_interval,
     distinct_n,
-    perplexity_from_nats,
     pooled_entropy_nats,
     sample_entropies_nats,
     unigram_entropy_nats,
@@ -65,21 +63,6 @@ def test_distinct_n_equals_a_plain_count_that_does_not_cross_samples(
     assert distinct_n(ids, n, mask) == pytest.approx(len(set(grams)) / len(grams))
 
 
-def test_perplexity_of_a_uniform_guess_is_the_vocabulary_and_tokens_weigh_alike() -> None:
-    assert perplexity_from_nats(torch.full((3, 5), math.log(50.0))) == pytest.approx(50.0)
-    nats, mask = torch.tensor([[1.0, 3.0], [8.0, 99.0]]), torch.tensor([[True, True], [True, False]])
-    assert perplexity_from_nats(nats, mask) == pytest.approx(math.exp(4.0))
-
-
-def test_perplexity_sums_in_float64() -> None:
-    nats = torch.full((1000, 1000), 0.1)
-    assert perplexity_from_nats(nats) == pytest.approx(math.exp(float(np.float32(0.1))), rel=1e-12)
-
-
-def test_bits_per_byte_of_uniform_bytes_are_eight() -> None:
-    assert bits_per_byte(100 * math.log(256), 100) == pytest.approx(8.0)
-
-
 def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
     generator = torch.Generator().manual_seed(1)
     trials, covered, widths = 200, 0, []
@@ -109,8 +92,6 @@ def test_the_bootstrap_draws_whole_rows() -> None:
         lambda: pooled_entropy_nats(torch.zeros(0, 4, dtype=torch.long)),
         lambda: distinct_n(torch.zeros(2, 1, dtype=torch.long), 2),
         lambda: distinct_n(torch.zeros(2, 3, dtype=torch.long), 0),
-        lambda: perplexity_from_nats(torch.zeros(2), torch.zeros(2, dtype=torch.bool)),
-        lambda: bits_per_byte(1.0, 0),
         lambda: bootstrap_interval(torch.zeros(0), torch.mean, 10, torch.Generator()),
     ],
 )

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from fewstep.errors import UserError
 from fewstep.evaluation import GenerationRow, GenerationTable
 from fewstep.metrics import Interval
-from fewstep.report import write_generation_figure, write_loss_figure
+from fewstep.report import write_generation_figure
 
 
 def fake_row(name: str, perplexity: float, entropy: float, readout: str | None = None, k: int | None = None):
@@ -58,17 +58,6 @@ def test_figures_are_pictures_that_change_with_their_numbers(tmp_path: Path) -> 
     assert min(ours.shape[:2]) > 300
     assert ours.std() > 0.05
     assert ours.shape != theirs.shape or (ours != theirs).any()
-
-
-def test_loss_curves_pass_over_empty_cells_and_name_a_missing_column(tmp_path: Path) -> None:
-    log = tmp_path / "metrics.csv"
-    log.write_text("step,train/loss,val/loss\n1,3.5,\n1,,3.6\n2,3.0,\n3,2.5,\n3,,2.9\n")
-    write_loss_figure(log, ["train/loss", "val/loss"], tmp_path / "loss.png")
-    assert imread(tmp_path / "loss.png").std() > 0.05
-    with pytest.raises(UserError, match=r"has no column loss; it has step, train/loss"):
-        write_loss_figure(log, ["loss"], tmp_path / "loss.png")
-    with pytest.raises(UserError, match=r"cannot read the log .*No such file"):
-        write_loss_figure(tmp_path / "none.csv", ["loss"], tmp_path / "loss.png")
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from fewstep.theory import (
     Mixture,
     boundary_distances,
     boundary_integral,
-    cell_shares,
     coarea_curve,
     dimension_curve,
     flips_and_tube,
@@ -68,16 +67,6 @@ def test_boundary_integral_of_noise_is_the_closed_form_of_a_simplex_and_never_un
     assert simplex_boundary(2) == pytest.approx(1 / math.sqrt(2 * math.pi), rel=1e-9)
     for count in (2, 3, 10, 1000, 100_000):
         assert simplex_boundary(count) >= least_boundary(count) * (1 - 1e-9)
-
-
-@each_path
-def test_equal_modes_get_equal_shares_of_the_samples(path: Path) -> None:
-    means = simplex(4)
-    shares = cell_shares(
-        FlowSampler(path), Mixture(path, means), means, num_steps=8, num_samples=2000, generator=seeded()
-    )
-    assert sum(share.value for share in shares) == pytest.approx(1)
-    assert all(share.interval.low <= 0.25 <= share.interval.high for share in shares)
 
 
 @each_path

@@ -10,7 +10,6 @@ import torch
 
 from fewstep.cli.main import main
 from fewstep.training.callbacks import ExportModel
-from fewstep.training.sharding import parts_here, whole_state
 from fewstep.training.stage import Stage
 
 folder = Path(os.environ["RECORD"])
@@ -31,9 +30,7 @@ def recorded_step(self: Stage, batch: dict[str, torch.Tensor], batch_idx: int) -
 
 
 def recorded_end(self: ExportModel, trainer: Any, pl_module: Stage) -> None:
-    held = sum(part.numel() for part in parts_here(pl_module.parameters()))
-    (folder / f"held{pl_module.global_rank}").write_text(str(held))
-    torch.save(whole_state(pl_module), folder / f"rank{pl_module.global_rank}.pt")
+    torch.save(pl_module.state_dict(), folder / f"rank{pl_module.global_rank}.pt")
     on_train_end(self, trainer, pl_module)
 
 

@@ -20,7 +20,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diagnose": ("measure how sharp a model's readout is and where tokens are decided", "fewstep.cli.diagnose"),
     "report": ("write one page on runs: verdict, curves, texts and a viewer", "fewstep.cli.report"),
     "theory": ("study where few-step sampling fails in closed form, without training", "fewstep.cli.theory"),
-    "replay": ("repeat a training step that was not finite and say what in it is not", "fewstep.cli.replay"),
     "convert": ("make a saved model of training checkpoints", "fewstep.cli.convert"),
 }
 

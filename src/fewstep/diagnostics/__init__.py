@@ -10,7 +10,7 @@ from fewstep.diagnostics.boundary import (
     segment_midpoint,
     worst_direction,
 )
-from fewstep.diagnostics.cci import Cci, CciCurve, ParallelConditionals, TokenConditionals, cci, cci_curve
+from fewstep.diagnostics.cci import Cci, CciCurve, TokenConditionals, cci, cci_curve
 from fewstep.diagnostics.curves import estimate_series
 from fewstep.diagnostics.dabi import Dabi, DabiAtRadius, FisherTrace, dabi, fisher_trace
 from fewstep.diagnostics.derivatives import Decode, directional, pullback, value_and_gradient
@@ -58,7 +58,6 @@ __all__ = [
     "LateFlips",
     "Margins",
     "NoiseRobustness",
-    "ParallelConditionals",
     "Picture",
     "Response",
     "Series",

@@ -20,7 +20,7 @@ from torch import Tensor
 from fewstep.diagnostics.curves import estimate_series
 from fewstep.diagnostics.results import DiagnosticRow, Estimate, Picture, mean_estimate, ratio_estimate
 from fewstep.metrics import Interval
-from fewstep.shapes import rand, randn
+from fewstep.shapes import randn
 
 MIN_DRAWS = 32
 """Fewer draws see too little of the marginal: its entropy, and with it CCI, comes out too low."""
@@ -39,23 +39,6 @@ class TokenConditionals(Protocol):
     def logits(self, z: Tensor, ids: Tensor) -> Tensor:
         """Logits (B, L, V) of each token given the latents and the tokens of ``ids`` before it."""
         ...
-
-
-class ParallelConditionals:
-    """A readout without memory, ``decode`` from latents (B, ...) to logits (B, L, V), as conditionals."""
-
-    def __init__(self, decode: Callable[[Tensor], Tensor]) -> None:
-        self.decode = decode
-
-    def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """Token ids (B, L), every position drawn by itself."""
-        cumulative = self.decode(z).double().softmax(-1).cumsum(-1)
-        u = rand(tuple(cumulative.shape[:-1]), cumulative, generator).double()[..., None] * cumulative[..., -1:]
-        return torch.searchsorted(cumulative, u, right=True)[..., 0].clamp(max=cumulative.shape[-1] - 1)
-
-    def logits(self, z: Tensor, ids: Tensor) -> Tensor:
-        """Logits (B, L, V), the same whatever ``ids`` are."""
-        return self.decode(z)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from fewstep.evaluation.generation import evaluate_generation
 from fewstep.evaluation.image_diagnosis import ImageSubject, diagnose_images, make_image_subject
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import ScoringProtocol, protocol_versions, same_protocol
-from fewstep.evaluation.robustness import reconstruction_bits_per_byte
 from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.scorers import RunScorer, ScoredText, Scorer, TransformersScorer
 from fewstep.evaluation.scoring import BlockScores, score_blocks
@@ -49,7 +48,6 @@ __all__ = [
     "make_image_subject",
     "make_subject",
     "protocol_versions",
-    "reconstruction_bits_per_byte",
     "same_protocol",
     "score_blocks",
     "sweep_markdown",

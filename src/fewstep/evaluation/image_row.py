@@ -1,12 +1,9 @@
-"""One row of the image control's sweep, the table that rows stand in, and their picture as data."""
+"""One row of the image control's sweep and its columns in a table."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from fewstep.diagnostics import Picture, Series
-from fewstep.errors import UserError
-from fewstep.evaluation.columns import aligned_columns, markdown_table, shown
+from fewstep.evaluation.columns import shown
 from fewstep.metrics import Interval
 
 YARDSTICK = "train images"
@@ -88,67 +85,3 @@ class ImageRow:
         speed = self.num_samples * len(self.seeds) / self.seconds if self.seconds else None
         found += [shown(self.off_flow, ".3f"), shown(self.stiffness_peak, ".1f"), shown(speed, ",.1f")]
         return (*found, str(self.num_samples))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ImageRow":
-        """The inverse of ``to_dict``, also after a way through JSON. Raises ``KeyError`` for values that are none."""
-        if set(values) != {item.name for item in fields(cls)}:
-            raise KeyError("keys of another version")
-        names = ("latents_interval", "pixels_interval")
-        intervals = {name: None if values[name] is None else Interval(**values[name]) for name in names}
-        lists = {name: tuple(values[name]) for name in ("seeds", "latents_by_seed", "pixels_by_seed")}
-        return cls(**{**values, **intervals, **lists, "setting": ImageSetting(**values["setting"])})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
-        return asdict(self)
-
-
-def image_sweep_text(rows: Sequence[ImageRow], caption: str) -> str:
-    """Aligned columns for a terminal, with the caption below."""
-    return aligned_columns(_lines(rows), (0,)) + "\n" + caption
-
-
-def image_sweep_markdown(rows: Sequence[ImageRow], caption: str) -> str:
-    """A Markdown table with its caption below."""
-    return markdown_table(_lines(rows), caption)
-
-
-def contrast(rows: Sequence[ImageRow], space: Space = "latents") -> Picture:
-    """Frechet distance over that of as many train images, by steps: one line for each model and strength, 1 is real.
-
-    Intervals are those over seeds, without the yardstick's own uncertainty. Raises ``UserError`` without a yardstick.
-    """
-    real = _yardstick(rows)
-    if real is None:
-        raise UserError(f"no row of {YARDSTICK}: the distances have nothing to be compared with")
-    unit, lines = real.value(space)[0], []
-    for name, strength in dict.fromkeys((row.setting.name, row.setting.reinjection) for row in _made(rows)):
-        mine = [row for row in _made(rows) if (row.setting.name, row.setting.reinjection) == (name, strength)]
-        mine.sort(key=lambda row: row.setting.num_steps or 0)
-        y = [row.value(space)[0] / unit for row in mine]
-        bounds = [row.value(space)[1] or Interval(row.value(space)[0], row.value(space)[0]) for row in mine]
-        lines.append(
-            Series(
-                f"{name}, gamma = {strength:g}",
-                tuple(float(row.setting.num_steps or 0) for row in mine),
-                tuple(y),
-                tuple(max(bound.low, 0.0) / unit for bound in bounds),
-                tuple(bound.high / unit for bound in bounds),
-            )
-        )
-    title = f"Images in few steps ({space})"
-    return Picture(title, "steps K", "Frechet distance / that of real images", tuple(lines), log_x=True, log_y=True)
-
-
-def _made(rows: Iterable[ImageRow]) -> list[ImageRow]:
-    return [row for row in rows if row.setting.num_steps is not None]
-
-
-def _yardstick(rows: Iterable[ImageRow]) -> ImageRow | None:
-    return next((row for row in rows if row.setting == ImageSetting(YARDSTICK)), None)
-
-
-def _lines(rows: Sequence[ImageRow]) -> list[tuple[str, ...]]:
-    real = _yardstick(rows)
-    return [COLUMNS, *(row.cells(real) for row in rows)]

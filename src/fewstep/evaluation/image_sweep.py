@@ -17,8 +17,7 @@ from fewstep.diagnostics import stiffness
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import velocity_of
 from fewstep.evaluation.image_row import YARDSTICK, ImageRow, ImageSetting
-from fewstep.evaluation.protocol import HASH_DIGITS, canonical_json, differences
-from fewstep.evaluation.row_file import RowFile
+from fewstep.evaluation.protocol import HASH_DIGITS, canonical_json
 from fewstep.evaluation.scorers import weights_digest
 from fewstep.evaluation.subject import noise_source
 from fewstep.image_bundle import GeneratedImages, ImageModel
@@ -118,18 +117,6 @@ class ImageSweep:
             "of as many train images; off the flow: rms distance from the base flow's image of the same noise, 1.4 for "
             "an unrelated one; stiffness: its peak over the sampler's states."
         )
-
-    def finished(self, file: RowFile[ImageRow]) -> list[ImageRow]:
-        """The rows that ``file`` holds already, those of other models too.
-
-        Raises ``UserError`` where it cannot be read, or a row is of another protocol.
-        """
-        rows = file.read()
-        for row in rows:
-            if row.protocol_hash != self.protocol_hash:
-                telling = "; ".join(differences(self.protocol, row.protocol)[:3])
-                raise UserError(f"{file.file} holds rows of another protocol ({telling}): give another --out")
-        return rows
 
     def rows(self, done: Collection[ImageRow] = ()) -> Iterator[ImageRow]:
         """The yardstick, then one row a setting, but for what is ``done``."""

@@ -46,7 +46,6 @@ from fewstep.evaluation.readout_measurements import (
     measure_noise_robustness,
 )
 from fewstep.evaluation.subject import Subject
-from fewstep.evaluation.trade_off import trade_off
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
@@ -162,6 +161,5 @@ MEASUREMENTS: dict[str, Measurement] = {
     "stiffness": Measurement(("denoiser",), measure_stiffness),
     "late_flips": Measurement(("readout", "denoiser"), measure_late_flips),
     "commitment": Measurement(("readout", "denoiser"), measure_commitment),
-    "trade_off": Measurement(("readout", "denoiser", "language_model"), lambda subject: (trade_off(subject),)),
 }
 """Every question by its name, in the order of the table."""

@@ -5,7 +5,6 @@ from fewstep.metrics.copies import CopyIndex, longest_copies, memorised_share
 from fewstep.metrics.diversity import distinct_n
 from fewstep.metrics.entropy import pooled_entropy_nats, sample_entropies_nats, unigram_entropy_nats
 from fewstep.metrics.frechet import Moments, frechet_distance, moments
-from fewstep.metrics.likelihood import bits_per_byte, perplexity_from_nats
 from fewstep.metrics.mauve import mauve_package_version, mauve_score
 from fewstep.metrics.repetition import repeated_ngrams, repetition_shares
 from fewstep.metrics.shares import Share, share_of
@@ -15,7 +14,6 @@ __all__ = [
     "Interval",
     "Moments",
     "Share",
-    "bits_per_byte",
     "bootstrap_interval",
     "distinct_n",
     "frechet_distance",
@@ -24,7 +22,6 @@ __all__ = [
     "mauve_score",
     "memorised_share",
     "moments",
-    "perplexity_from_nats",
     "pooled_entropy_nats",
     "repeated_ngrams",
     "repetition_shares",

@@ -11,7 +11,7 @@ from fewstep.report.diagnosed import Diagnosed
 from fewstep.report.figures import ENTROPY_BAND_NATS
 from fewstep.report.run_folder import RunReport
 from fewstep.report.thresholds import FEW_STEPS
-from fewstep.report.wording import change, figure
+from fewstep.report.wording import change
 
 PARALLEL, HEAD = "parallel", "head"
 OWN_SCORER = "RunScorer"
@@ -216,11 +216,6 @@ def _tried(gains: Sequence[Gain]) -> str:
     if len(names) == 1:
         return f"{names[0]} (here {'; '.join(gain.words() for gain in gains)})"
     return "re-injection (here " + "; ".join(f"{gain.way}: {gain.words()}" for gain in gains) + ")"
-
-
-def perplexity_text(one: Sampled) -> str:
-    """Perplexity and entropy."""
-    return f"perplexity {figure(one.perplexity)} at entropy {one.entropy_nats:.2f}"
 
 
 def _of_sweep(row: SweepRow) -> Sampled | None:

@@ -1,6 +1,5 @@
 """Figures of training and generation as PNG files."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from fewstep.errors import UserError
 from fewstep.evaluation import GenerationTable
 from fewstep.report.canvas import SERIES, write_png
 
@@ -61,40 +59,6 @@ def write_generation_figure(table: GenerationTable, file: str | Path) -> None:
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     count = max((row.num_samples for row in table.rows), default=0)
     figure.suptitle(f"{count} samples of {table.block_size} tokens a point", fontsize=11)
-    write_png(figure, file)
-
-
-def write_loss_figure(metrics_csv: str | Path, columns: Sequence[str], file: str | Path) -> None:
-    """Curves of ``columns`` over the column ``step`` of a CSV log; cells that are empty are passed over.
-
-    Raises ``UserError`` where the log cannot be read or lacks a column, or ``file`` cannot be written.
-    """
-    try:
-        with Path(metrics_csv).open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    except OSError as error:
-        raise UserError(f"cannot read the log {metrics_csv}: {error.strerror or error}") from None
-    missing = [name for name in ("step", *columns) if not rows or name not in rows[0]]
-    if missing:
-        have = ", ".join(rows[0]) if rows else "no rows"
-        raise UserError(f"the log {metrics_csv} has no column {', '.join(missing)}; it has {have}")
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axes = figure.subplots()
-    for index, name in enumerate(columns):
-        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
-        # Few points are dots as well, for one alone would draw no line.
-        marker = SERIES[index % len(SERIES)][1] if len(points) < 30 else None
-        axes.plot(
-            *zip(*points, strict=True) if points else ([], []),
-            label=name,
-            linewidth=1.6,
-            marker=marker,
-            color=SERIES[index % len(SERIES)][0],
-            linestyle="-" if index < len(SERIES) else "--",
-        )
-    axes.set(xlabel="training step", ylabel="loss")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
     write_png(figure, file)
 
 

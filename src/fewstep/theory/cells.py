@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.metrics import Interval
-from fewstep.metrics.shares import NORMAL_QUANTILE, Share, share_of
+from fewstep.metrics.shares import NORMAL_QUANTILE
 from fewstep.shapes import Generators
 from fewstep.theory.mixtures import Mixture
 from fewstep.types import FlowLike, SamplerState
@@ -111,23 +111,6 @@ def least_boundary(num_modes: int) -> float:
     """
     edge = torch.special.ndtri(torch.tensor(1 / num_modes, dtype=torch.float64))
     return num_modes / 2 * float((-edge.square() / 2).exp()) / math.sqrt(2 * math.pi)
-
-
-def cell_shares(
-    sampler: Sampler,
-    model: FlowLike,
-    means: Tensor,
-    *,
-    num_steps: int,
-    num_samples: int,
-    generator: torch.Generator,
-) -> tuple[Share, ...]:
-    """Share of samples that end in each mode's cell, M of them, each with Wilson's 95 % interval.
-
-    ``sampler`` takes ``num_steps`` steps of ``model`` from standard normal noise (N, 1, n) in the dtype of ``means``.
-    """
-    ends = nearest_modes(final_states(sampler, model, means, num_steps, num_samples, generator), means)
-    return tuple(share_of(ends == mode) for mode in range(len(means)))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, Namespace
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, EMAWeightAveraging, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -37,7 +37,6 @@ from fewstep.training.loggers import check_wandb, default_loggers, finish_wandb
 from fewstep.training.messages import one_line
 from fewstep.training.module import TrainingModule
 from fewstep.training.noise import silence
-from fewstep.training.replay_file import SETTINGS_FILE
 from fewstep.training.run_folder import (
     MODEL,
     check_run_folder,
@@ -50,10 +49,11 @@ from fewstep.training.run_folder import (
 )
 from fewstep.training.setting_checks import check_settings
 from fewstep.training.step_data import StepDataModule
-from fewstep.training.strategies import FSDP, ShardedStrategy, check_strategy
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What the disk answers where it takes no more."""
+SHARDING = ("fsdp", "deepspeed", "modelparallel", "xla_fsdp")
+"""How the names of Lightning's strategies begin that keep a part of the weights in each process."""
 TEXT = "fewstep.training.TextDataModule"
 """The class of ``data`` where none is named."""
 
@@ -92,7 +92,7 @@ class FewstepCLI(LightningCLI):
         parser.add_lightning_class_args(SkipNonFinite, "nonfinite")
         parser.add_lightning_class_args(SampleTable, "samples")
         parser.add_class_arguments(DiagnosticsCallback, "diagnostics", skip={"folder"}, instantiate=False)
-        parser.set_defaults({"ema.decay": 0.995, "data": {"class_path": TEXT, "init_args": {}}})
+        parser.set_defaults({"data": {"class_path": TEXT, "init_args": {}}})
         parser.link_arguments("run_dir", "samples.folder")
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
         parser.link_arguments("run_dir", "nonfinite.folder", compute_fn=nonfinite_folder)
@@ -115,7 +115,7 @@ class FewstepCLI(LightningCLI):
         model's, and for a strategy that does not fit.
         """
         config = self._settings()
-        check_strategy(config.trainer.strategy, named(config.model.class_path), config.ema.device)
+        check_strategy(config.trainer.strategy)
         check_data(config.model.class_path, config.data.class_path)
         base, data = self._base(), config.data.init_args
         if base is not None and "tokenizer" in data and data.tokenizer is None:
@@ -161,10 +161,7 @@ class FewstepCLI(LightningCLI):
         logger = config.trainer.logger
         if logger is None:
             logger = default_loggers(run_dir) if self.subcommand == "fit" and not config.trainer.fast_dev_run else False
-        changed: dict[str, Any] = {"default_root_dir": str(run_dir), "logger": logger}
-        if config.trainer.strategy == FSDP:  # what it gathers in validation it would train with: no inference tensors
-            changed |= {"strategy": ShardedStrategy(), "inference_mode": False}
-        trainer = super().instantiate_trainer(**changed)
+        trainer = super().instantiate_trainer(default_root_dir=str(run_dir), logger=logger)
         trainer.callbacks = ordered_callbacks(trainer.callbacks, run_dir, dict(config.diagnostics))  # type: ignore[attr-defined]
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
         if self._note:
@@ -234,6 +231,16 @@ def named(class_path: str) -> Any:
     return getattr(import_module(module), name)
 
 
+def check_strategy(strategy: Any) -> None:
+    """Raise ``UserError`` for a ``trainer.strategy`` that shards the weights: checkpoints and averages would be parts.
+
+    ``strategy`` is a name, or settings with a ``class_path``.
+    """
+    name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", ""))
+    if name.rpartition(".")[2].lower().startswith(SHARDING):
+        raise UserError(f"trainer.strategy is {name}: every process keeps whole weights here; give ddp (docs/scale.md)")
+
+
 def check_data(model: str, data: str) -> None:
     """Raise ``UserError`` unless the class ``model`` trains on data of the class ``data``, both by dotted name."""
     expected = named(model).data_class
@@ -255,11 +262,9 @@ def ordered_callbacks(given: list[Callback], run_dir: Path, diagnostics: dict[st
     for callback in (AutoencoderDiagnostics, FlowDiagnostics, HeadDiagnostics):
         watching.append(callback(str(run_dir), **diagnostics))
     watching += [callback for callback in given if isinstance(callback, SampleTable)]
-    averaging = [callback for callback in given if isinstance(callback, EMAWeightAveraging)]
+    averaging = [callback for callback in given if isinstance(callback, WeightAveraging)]
     saving = [callback for callback in given if isinstance(callback, Checkpoint)]
-    others = [
-        item for item in given if not isinstance(item, SampleTable | EMAWeightAveraging | Checkpoint | ProgressBar)
-    ]
+    others = [item for item in given if not isinstance(item, SampleTable | WeightAveraging | Checkpoint | ProgressBar)]
     return [*watching, *others, *averaging, ExportModel(str(run_dir / MODEL)), *saving]
 
 
@@ -281,7 +286,7 @@ def run_training(arguments: list[str], command: type[FewstepCLI] = FewstepCLI) -
             # Steps only: with a number of epochs Lightning makes the data before it restores where the run stood.
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1, "enable_model_summary": False},
             save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False, "config_filename": SETTINGS_FILE},
+            save_config_kwargs={"save_to_log_dir": False, "config_filename": "config.yaml"},
             parser_kwargs={"fit": options, "validate": options, "test": options, "predict": options, **options},
             auto_configure_optimizers=False,
             args=arguments,

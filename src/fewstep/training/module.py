@@ -11,7 +11,6 @@ from fewstep.errors import UserError
 from fewstep.shapes import example_generators
 from fewstep.storage import CHECKPOINT_KEY, misfit
 from fewstep.training.optimizer import OptimizerSettings
-from fewstep.training.sharding import total_norm
 from fewstep.training.step_data import StepDataModule
 from fewstep.types import LossOutput
 
@@ -140,7 +139,7 @@ class TrainingModule(LightningModule):
         if self._is_logged():
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             # A skipped step has none any more; left out, the last one's norm would be written again.
-            self.log("train/grad_norm", total_norm(gradients) if gradients else torch.nan)
+            self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients) if gradients else torch.nan)
             self.log("train/learning_rate", float(optimizer.param_groups[0]["lr"]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -6,18 +6,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from fewstep.bundle import COMPONENTS, Identity, ModelBundle, build_part
+from fewstep.bundle import COMPONENTS, Identity, ModelBundle
 from fewstep.data import tokenizer_fingerprint
 from fewstep.errors import UserError
 from fewstep.storage import checkpoint_entry, versions
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.module import Batch, SavedModel, TrainingModule
 from fewstep.training.optimizer import OptimizerSettings
-from fewstep.training.sharding import is_sharded, whole_state
 from fewstep.training.shared import Shared
 from fewstep.training.step_data import StepDataModule
 from fewstep.types import LossOutput, TokenBatch
-from fewstep.weights import load_strictly
 
 
 class Stage(TrainingModule):
@@ -63,27 +61,10 @@ class Stage(TrainingModule):
         return replace(self.base.identity, versions=versions("transformers"))
 
     def bundle(self) -> ModelBundle:
-        """The frozen parts and the trained ones, as they are now.
-
-        Where these lie in parts, it holds whole copies in the processor's memory; all processes call it then, and wait
-        for each other.
-        """
-        trained = self._trained_parts()
-        if is_sharded(self):
-            trained = {name: self._whole(name, part) for name, part in trained.items()}
-        return self._bundle_with(trained)
-
-    def _trained_parts(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.trained}
-
-    def _bundle_with(self, trained: dict[str, Any]) -> ModelBundle:
-        parts = {name: getattr(self.base, name) for name in COMPONENTS} | trained
+        """The frozen parts and the trained ones, as they are now."""
+        trained = {name: getattr(self, name) for name in self.trained}
+        parts: dict[str, Any] = {name: getattr(self.base, name) for name in COMPONENTS} | trained
         return ModelBundle(self.base.tokenizer, self.identity(), **parts)
-
-    def _whole(self, name: str, part: Any) -> torch.nn.Module:
-        copy = build_part(type(part).__name__, part.config, self.identity(), name)
-        load_strictly(copy, whole_state(part), name)
-        return copy.train(part.training)
 
     def saved_model(self) -> ModelBundle:
         """The same as :meth:`bundle`."""
@@ -110,8 +91,7 @@ class Stage(TrainingModule):
     def checkpoint_entry(self) -> dict[str, Any]:
         """Manifest, frozen parts and tokenizer."""
         frozen = {name: part.state_dict() for name, part in self.base.parts().items() if name not in self.trained}
-        manifest = self._bundle_with(self._trained_parts()).manifest()
-        return checkpoint_entry(manifest, frozen, self.base.tokenizer)
+        return checkpoint_entry(self.bundle().manifest(), frozen, self.base.tokenizer)
 
 
 def tokens_of(batch: dict[str, torch.Tensor]) -> TokenBatch:

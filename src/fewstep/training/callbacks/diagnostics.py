@@ -79,7 +79,7 @@ class DiagnosticsCallback(Callback):
         if not isinstance(pl_module, self.stage_class) or not self._is_due(trainer):
             return
         values: dict[str, float] = {}
-        bundle = pl_module.bundle()  # every process: where weights lie in parts, all give theirs
+        bundle = pl_module.bundle()
         if trainer.is_global_zero:
             with outside_of_training(pl_module.device):
                 results = self._results(trainer, pl_module, bundle)

@@ -54,7 +54,7 @@ class SampleTable(Callback):
         if trainer.sanity_checking or not self._applies(trainer, pl_module):
             return
         assert isinstance(pl_module, FlowModule)
-        bundle = pl_module.bundle()  # every process: where weights lie in parts, all give theirs
+        bundle = pl_module.bundle()
         if not trainer.is_global_zero:
             return
         generator = TextGenerator(bundle.to(pl_module.device))
