@@ -18,7 +18,7 @@ def generator() -> TextGenerator:
     return TextGenerator(tiny_bundle(self_conditioning=True))
 
 
-@pytest.mark.parametrize("readout", ["parallel", "commit"])
+@pytest.mark.parametrize("readout", ["parallel", "head"])
 @pytest.mark.parametrize("reinjection", [0.0, 0.6])
 def test_a_sample_depends_on_seed_and_place_not_on_the_batches(
     generator: TextGenerator, readout: str, reinjection: float
@@ -69,9 +69,9 @@ def test_solver_grid_reinjection_and_temperature_reach_their_place(generator: Te
     ):
         assert not torch.allclose(plain.x_1, other.x_1)
     assert not torch.equal(plain.ids, generator.generate(3, 4, temperature=5.0).ids)
-    commit = generator.generate(3, 4, readout="commit")
-    assert not torch.equal(commit.ids, generator.generate(3, 4, readout="commit", temperature=0.0).ids)
-    nucleus = generator.generate(3, 4, readout="commit", top_p=1e-6)
+    commit = generator.generate(3, 4, readout="head")
+    assert not torch.equal(commit.ids, generator.generate(3, 4, readout="head", temperature=0.0).ids)
+    nucleus = generator.generate(3, 4, readout="head", top_p=1e-6)
     assert bool((nucleus.log_probs == 0).all())  # one token holds all the mass
 
 
@@ -127,14 +127,14 @@ def test_a_snapped_sample_is_its_own_whatever_the_batches(generator: TextGenerat
 
 
 def test_switched_off_the_head_draws_from_latents_alone(generator: TextGenerator) -> None:
-    on, off = (generator.generate(3, 2, readout="commit", commitment=one) for one in (True, False))
+    on, off = (generator.generate(3, 2, readout="head", head_context=one) for one in (True, False))
     assert torch.equal(on.x_1, off.x_1)
     assert torch.equal(on.ids[:, 0], off.ids[:, 0]) and not torch.equal(on.ids, off.ids)
-    with pytest.raises(UserError, match=r"commitment=False is for readout 'commit'"):
-        generator.generate(1, commitment=False)
+    with pytest.raises(UserError, match=r"head_context=False is for readout 'head'"):
+        generator.generate(1, head_context=False)
 
 
-@pytest.mark.parametrize("readout", ["parallel", "commit"])
+@pytest.mark.parametrize("readout", ["parallel", "head"])
 def test_stopped_texts_end_at_their_end_of_text(generator: TextGenerator, readout: str) -> None:
     draw = {"readout": readout, "temperature": 50.0, "top_k": 200}
     free = generator.generate(400, 1, **draw)
@@ -151,7 +151,7 @@ def test_stopped_texts_end_at_their_end_of_text(generator: TextGenerator, readou
 
 
 def test_top_k_reaches_the_draw(generator: TextGenerator) -> None:
-    for readout in ("parallel", "commit"):
+    for readout in ("parallel", "head"):
         greedy, one = (
             generator.generate(3, 2, readout=readout, **draw) for draw in ({"temperature": 0.0}, {"top_k": 1})
         )
@@ -162,7 +162,7 @@ def test_top_k_reaches_the_draw(generator: TextGenerator) -> None:
 def test_saved_and_loaded_it_writes_the_same_text(generator: TextGenerator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path / "model")
     loaded = TextGenerator.from_pretrained(tmp_path / "model")
-    for readout in ("parallel", "commit"):
+    for readout in ("parallel", "head"):
         ours, theirs = (g.generate(4, 3, 1, readout=readout, reinjection=0.3) for g in (generator, loaded))
         assert ours.texts == theirs.texts
         assert torch.equal(ours.ids, theirs.ids)
@@ -180,7 +180,7 @@ def test_progress_counts_the_samples(generator: TextGenerator) -> None:
         ({"num_samples": 0}, "num_samples is 0"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"readout": "serial"}, "readout is 'serial': expected one of parallel, commit"),
+        ({"readout": "serial"}, "readout is 'serial': expected one of parallel, head"),
         ({"solver": "rk4"}, "solver is 'rk4': expected one of euler, heun"),
         ({"reinjection": 1.5}, "re-injection strength is 1.5"),
         ({"reinjection": [0.5]}, "1 re-injection strengths for 4 steps"),
@@ -201,8 +201,8 @@ def test_a_number_out_of_range_is_one_line(generator: TextGenerator, arguments: 
 
 def test_a_missing_part_names_the_stage_to_train() -> None:
     parts = only(tiny_bundle(), "autoencoder", "readout", "denoiser")
-    with pytest.raises(UserError, match=r"no commitment .*train the stage commitment first"):
-        TextGenerator(parts).generate(1, readout="commit")
+    with pytest.raises(UserError, match=r"no head .*train the stage head first"):
+        TextGenerator(parts).generate(1, readout="head")
     with pytest.raises(UserError, match=r"no denoiser .*train the stage flow first"):
         TextGenerator(only(parts, "autoencoder", "readout")).generate(1)
 

@@ -56,7 +56,7 @@ class ReadoutChoice:
 READOUTS: dict[str, ReadoutChoice] = {
     # Each position on its own: drawing them independently would only add noise, so the likeliest token is taken.
     "parallel": ReadoutChoice("readout", lambda bundle: bundle.reader(), temperature=0.0),
-    "commit": ReadoutChoice("commitment", lambda bundle: bundle.head(), temperature=1.0),
+    "head": ReadoutChoice("head", lambda bundle: bundle.commitment_head(), temperature=1.0),
 }
 
 
@@ -120,7 +120,7 @@ class TextGenerator:
         """
         reader = self.bundle.reader()
         likeliest = reader(z, mask).float().softmax(-1).amax(-1)
-        return likeliest.unflatten(1, (z.shape[1], reader.stride)).amin(-1)
+        return likeliest.unflatten(1, (z.shape[1], -1)).amin(-1)
 
     def snap(self, rule: str | SnapRule = "every") -> Snap:
         """Snaps estimates to the parallel readout's likeliest tokens, as ``rule`` says: see
@@ -129,7 +129,7 @@ class TextGenerator:
         encoder, reader = self.bundle.autoencoder, self.bundle.reader()
         assert encoder is not None
         encode = encoder.encode
-        return Snap(reader, lambda ids, mask: encode(ids, mask).z, rule, stride=reader.stride)
+        return Snap(reader, lambda ids, mask: encode(ids, mask).z, rule)
 
     @torch.no_grad()
     def generate(
@@ -146,7 +146,7 @@ class TextGenerator:
         noise_temperature: float = 1.0,
         initial_temperature: float = 1.0,
         snap: str | SnapRule | None = None,
-        commitment: bool = True,
+        head_context: bool = True,
         temperature: float | None = None,
         top_p: float = 1.0,
         top_k: int | None = None,
@@ -159,9 +159,9 @@ class TextGenerator:
 
         Sample i depends on ``seed`` and i alone, not on ``num_samples`` or ``batch_size`` (but for the last bits of
         matrix products, which may tip a token over at a tie); they begin at ``first_sample``. ``readout`` is "parallel"
-        or "commit"; ``temperature``, ``top_p`` and ``top_k`` are for its draw: by default the parallel readout takes
+        or "head"; ``temperature``, ``top_p`` and ``top_k`` are for its draw: by default the parallel readout takes
         the likeliest token (0) and the commitment head draws (1). ``stop``: a text ends at its first end-of-text.
-        ``commitment`` False cuts the head off from its earlier tokens, for the ablation. ``snap`` "every",
+        ``head_context`` False cuts the head off from its earlier tokens, for the ablation. ``snap`` "every",
         "confidence:0.9" or another rule of :func:`fewstep.samplers.parse_snap` replaces estimates on the way by
         those of their likeliest tokens. ``reinjection``: whatever :func:`fewstep.samplers.parse_rule` reads; for its
         controls, ``reuse_noise`` and two temperatures, see :class:`fewstep.samplers.FlowSampler`. ``grid``: where
@@ -174,7 +174,7 @@ class TextGenerator:
         check_numbers(num_samples, num_steps, batch_size)
         temperature = chosen.temperature if temperature is None else temperature
         self.bundle.require("denoiser", chosen.part)
-        flow, reader = self.bundle.flow(), self._reader(chosen, commitment)
+        flow, reader = self.bundle.flow(), self._reader(chosen, head_context)
         ending = self._ending() if stop else None
         with _told_in_a_line():
             check_draw(temperature, top_p, top_k)
@@ -194,12 +194,12 @@ class TextGenerator:
         indices = range(first_sample, first_sample + num_samples)
         return self._written(flow, sampler, draw, indices, num_steps, seed, readout, batch_size, progress)
 
-    def _reader(self, chosen: ReadoutChoice, commitment: bool) -> Generating:
-        if commitment:
+    def _reader(self, chosen: ReadoutChoice, head_context: bool) -> Generating:
+        if head_context:
             return chosen.get(self.bundle)
-        if chosen.part != "commitment":
-            raise UserError("commitment=False is for readout 'commit': the parallel readout never sees earlier tokens")
-        return self.bundle.head().with_commitment(False)
+        if chosen.part != "head":
+            raise UserError("head_context=False is for readout 'head': the parallel readout never sees earlier tokens")
+        return self.bundle.commitment_head().with_commitment(False)
 
     def _ending(self) -> Ending:
         tokenizer = self.bundle.tokenizer

@@ -95,10 +95,10 @@ def test_estimates_and_the_end_are_encodings_where_all_snaps() -> None:
 def test_with_a_stride_a_position_snaps_only_when_all_its_tokens_are_decided() -> None:
     probabilities = torch.tensor([[0.9, 0.8, 0.9, 0.6, 0.5, 0.5]], dtype=torch.float64)  # two tokens a position
     logits = torch.stack([probabilities, 1 - probabilities], -1).log()
-    snap = Snap(lambda z, mask: logits, lambda ids, mask: torch.ones(1, 3, 2).double(), stride=2, rule="confidence:0.7")
+    snap = Snap(lambda z, mask: logits, lambda ids, mask: torch.ones(1, 3, 2).double(), rule="confidence:0.7")
     assert snapped_at(snap, torch.zeros(1, 3, 2).double())[0, :, 0].tolist() == [1, 0, 0]
-    with pytest.raises(ValueError, match="decode gives 6 tokens: expected 3, 1 per position"):
-        snapped_at(Snap(snap.decode, snap.encode), torch.zeros(1, 3, 2))
+    with pytest.raises(ValueError, match="decode gives 6 tokens: expected a multiple of 4"):
+        snapped_at(snap, torch.zeros(1, 4, 2))
 
 
 def test_the_distance_rule_is_the_exact_distance_of_a_linear_readout() -> None:
@@ -194,8 +194,3 @@ def test_padding_stays_zero_and_has_no_say() -> None:
 def test_a_wrong_rule_is_named_in_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"^snap is .*: expected every, last:N with N >= 1, confidence:NUMBER[^\n]*$"):
         parse_snap(text)
-
-
-def test_a_stride_out_of_range_is_named() -> None:
-    with pytest.raises(ValueError, match="stride is 0"):
-        Snap(decode, encode, stride=0)

@@ -85,21 +85,15 @@ def parse_snap(text: str) -> SnapRule:
 class Snap:
     """The correction x1_hat -> likeliest tokens -> encode -> x1_hat, for :class:`fewstep.samplers.FlowSampler`.
 
-    ``decode`` and ``encode`` are a parallel readout and the autoencoder it reads, ``stride`` the tokens per position,
-    ``rule`` a :class:`SnapRule` or its text. A position snaps when all its tokens exceed the threshold; all tokens are
+    ``decode`` and ``encode`` are a parallel readout and the autoencoder it reads, ``rule`` a :class:`SnapRule` or its text. A position snaps when all its tokens exceed the threshold; all tokens are
     encoded together, so the encoder sees the likeliest text as a whole. Costs two forward passes and those of the
     measure at each step that snaps. After the commitment of arXiv:2606.30705.
     """
 
-    def __init__(
-        self, decode: MaskedDecode, encode: Encode, rule: str | SnapRule = "every", *, stride: int = 1
-    ) -> None:
-        if stride < 1:
-            raise ValueError(f"stride is {stride}: expected a whole number of at least 1, the tokens per position.")
+    def __init__(self, decode: MaskedDecode, encode: Encode, rule: str | SnapRule = "every") -> None:
         self.decode = decode
         self.encode = encode
         self.rule = parse_snap(rule) if isinstance(rule, str) else rule
-        self.stride = stride
 
     @torch.no_grad()
     def __call__(self, x1_hat: Tensor, step: int, num_steps: int, mask: Tensor) -> tuple[Tensor, int]:
@@ -107,14 +101,12 @@ class Snap:
         if not self.rule.acts(step, num_steps):
             return x1_hat, 0
         logits = self.decode(x1_hat, mask)
-        num_tokens = x1_hat.shape[1] * self.stride
-        if logits.shape[1] != num_tokens:
-            raise ValueError(
-                f"decode gives {logits.shape[1]} tokens: expected {num_tokens}, {self.stride} per position."
-            )
-        snapped = self.encode(logits.argmax(-1), mask.repeat_interleave(self.stride, dim=1)).to(x1_hat.dtype)
+        stride, rest = divmod(logits.shape[1], x1_hat.shape[1])
+        if rest:
+            raise ValueError(f"decode gives {logits.shape[1]} tokens: expected a multiple of {x1_hat.shape[1]}.")
+        snapped = self.encode(logits.argmax(-1), mask.repeat_interleave(stride, dim=1)).to(x1_hat.dtype)
         if self.rule.measure is None:
             return snapped, 2
         decided, passes = self.rule.measure(self.decode, x1_hat, mask, logits)
-        snaps = (decided > self.rule.threshold).unflatten(1, (x1_hat.shape[1], self.stride)).all(-1)
+        snaps = (decided > self.rule.threshold).unflatten(1, (-1, stride)).all(-1)
         return torch.where(snaps[..., None], snapped, x1_hat), 2 + passes

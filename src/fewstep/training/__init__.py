@@ -1,9 +1,9 @@
 """Lightning modules, data modules and callbacks: the only room that knows Lightning and wandb."""
 
 from fewstep.training.autoencoder import AutoencoderModule
-from fewstep.training.commitment import CommitmentModule
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.flow import FlowModule
+from fewstep.training.head import HeadModule
 from fewstep.training.image_autoencoder import ImageAutoencoderModule
 from fewstep.training.image_data import ImageDataModule
 from fewstep.training.image_flow import ImageFlowModule
@@ -12,8 +12,8 @@ from fewstep.training.optimizer import OptimizerSettings
 
 __all__ = [
     "AutoencoderModule",
-    "CommitmentModule",
     "FlowModule",
+    "HeadModule",
     "ImageAutoencoderModule",
     "ImageDataModule",
     "ImageFlowModule",

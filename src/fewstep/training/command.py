@@ -18,11 +18,11 @@ from fewstep.errors import UserError
 from fewstep.locking import LOCK_FILE, FolderLock
 from fewstep.training.callbacks import (
     AutoencoderDiagnostics,
-    CommitmentDiagnostics,
     CompiledBlocks,
     DiagnosticsCallback,
     ExportModel,
     FlowDiagnostics,
+    HeadDiagnostics,
     RecomputedBlocks,
     ResumePoint,
     SampleTable,
@@ -259,7 +259,7 @@ def ordered_callbacks(given: list[Callback], run_dir: Path, diagnostics: dict[st
     watching: list[Callback] = [StageSummary(str(run_dir)), Throughput()]
     if any(isinstance(callback, ProgressBar) for callback in given):
         watching.append(StepProgress())
-    for callback in (AutoencoderDiagnostics, FlowDiagnostics, CommitmentDiagnostics):
+    for callback in (AutoencoderDiagnostics, FlowDiagnostics, HeadDiagnostics):
         watching.append(callback(str(run_dir), **diagnostics))
     watching += [callback for callback in given if isinstance(callback, SampleTable)]
     averaging = [callback for callback in given if isinstance(callback, WeightAveraging)]

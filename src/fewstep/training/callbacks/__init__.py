@@ -4,7 +4,7 @@ from fewstep.training.callbacks.autoencoder_diagnostics import AutoencoderDiagno
 from fewstep.training.callbacks.averaging import ExportModel, WeightAverage
 from fewstep.training.callbacks.compiled_blocks import CompiledBlocks
 from fewstep.training.callbacks.diagnostics import DiagnosticsCallback
-from fewstep.training.callbacks.flow_diagnostics import CommitmentDiagnostics, FlowDiagnostics
+from fewstep.training.callbacks.flow_diagnostics import FlowDiagnostics, HeadDiagnostics
 from fewstep.training.callbacks.nonfinite import SkipNonFinite
 from fewstep.training.callbacks.progress import StepProgress
 from fewstep.training.callbacks.recomputed_blocks import RecomputedBlocks
@@ -15,11 +15,11 @@ from fewstep.training.callbacks.throughput import Throughput
 
 __all__ = [
     "AutoencoderDiagnostics",
-    "CommitmentDiagnostics",
     "CompiledBlocks",
     "DiagnosticsCallback",
     "ExportModel",
     "FlowDiagnostics",
+    "HeadDiagnostics",
     "RecomputedBlocks",
     "ResumePoint",
     "SampleTable",

@@ -14,8 +14,8 @@ from fewstep.evaluation.measurements import (
 from fewstep.training.callbacks.diagnosed import Material, share
 from fewstep.training.callbacks.diagnostics import DiagnosticsCallback, Results
 from fewstep.training.callbacks.efforts import BRIEF, NUM_CONTINUATIONS, NUM_ITERATIONS, STIFFNESS_TIMES, TUBE_TIMES
-from fewstep.training.commitment import CommitmentModule
 from fewstep.training.flow import FlowModule
+from fewstep.training.head import HeadModule
 from fewstep.training.stage import Stage
 
 
@@ -43,14 +43,14 @@ class FlowDiagnostics(DiagnosticsCallback):
         )
 
 
-class CommitmentDiagnostics(DiagnosticsCallback):
+class HeadDiagnostics(DiagnosticsCallback):
     """CCI and DABI of a commitment head; see the base.
 
     CCI is that at generated latents, and where the model has no denoiser at data with noise of the head's trust level;
     drawing token after token is dear, so it looks at an eighth of the examples, and DABI at a quarter of them.
     """
 
-    stage_class: ClassVar[type[Stage]] = CommitmentModule
+    stage_class: ClassVar[type[Stage]] = HeadModule
 
     def measure(self, found: Material) -> Results:
         """All of it."""

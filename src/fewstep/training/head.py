@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.bundle import Identity
 from fewstep.errors import UserError
-from fewstep.objectives import CommitmentTraining
+from fewstep.objectives import HeadTraining
 from fewstep.pipeline import TextGenerator, check_sampler
 from fewstep.readouts import CausalTransformer, CommitmentHead
 from fewstep.samplers import FlowSampler, default_sampling
@@ -20,7 +20,7 @@ from fewstep.training.stage import Stage, load_base
 from fewstep.types import Latents, LossOutput, TokenBatch
 
 
-class CommitmentModule(Stage):
+class HeadModule(Stage):
     """Trains a causal transformer to read latents out token by token.
 
     ``autoencoder`` is a folder or checkpoint with one (and usually a denoiser, which is carried along).
@@ -31,15 +31,15 @@ class CommitmentModule(Stage):
     ``UserError`` where parts and data do not fit.
     """
 
-    trained: ClassVar[tuple[str, ...]] = ("commitment",)
-    stage_name: ClassVar[str] = "commitment"
+    trained: ClassVar[tuple[str, ...]] = ("head",)
+    stage_name: ClassVar[str] = "head"
 
     def __init__(
         self,
         data: TextDataModule,
         autoencoder: str,
         network: Callable[[int], CausalTransformer],
-        objective: CommitmentTraining,
+        objective: HeadTraining,
         language_model: str | None = None,
         trust_level: float = 0.5,
         generated_steps: int = 4,
@@ -55,11 +55,11 @@ class CommitmentModule(Stage):
         encoder = self.base.autoencoder
         assert encoder is not None
         make: Callable[..., CausalTransformer] = network  # the parser wants to know how many values it will be given
-        self.commitment = make(len(data.tokenizer), latent_dim=encoder.latent_dim, stride=encoder.stride)
+        self.head = make(len(data.tokenizer), latent_dim=encoder.latent_dim, stride=encoder.stride)
         if language_model is not None:
             scorer = load_base(language_model, data, "language_model").language_model
             assert scorer is not None
-            self.commitment.start_from(scorer)
+            self.head.start_from(scorer)
         self.trust_level = trust_level
         self.objective = objective
 
@@ -72,7 +72,7 @@ class CommitmentModule(Stage):
         assert self.base.autoencoder is not None
         with torch.no_grad():
             latents = self.base.autoencoder.encode(tokens.ids, tokens.mask)
-        head = CommitmentHead(self.commitment, trust_level=self.trust_level)
+        head = CommitmentHead(self.head, trust_level=self.trust_level)
         return self.objective.forward(head, latents, tokens=tokens, generator=generator, regenerate=self.regenerate)
 
     @torch.no_grad()
