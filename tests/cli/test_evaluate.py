@@ -10,8 +10,8 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-import wandb
 import torch
+import wandb
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fewstep.cli.axes import written_commits, written_rules
