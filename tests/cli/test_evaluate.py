@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import wandb
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fewstep.cli.axes import written_rules
@@ -172,6 +173,7 @@ def test_rows_go_to_wandb_when_asked(
     assert main(command(shop, *few)) == 0
     assert not (tmp_path / "wandb").exists()
     assert main(command(shop, *few, "--wandb")) == 0
+    wandb.teardown()  # ends wandb's own process, which writes its files
     kinds = {file.suffix for file in (tmp_path / "wandb").rglob("media/**/*") if file.is_file()}
     assert kinds == {".json", ".png"}
 
