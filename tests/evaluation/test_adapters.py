@@ -35,7 +35,7 @@ def subject() -> Subject:
 
 
 def conditionals(level: float = LEVEL) -> HeadConditionals:
-    return HeadConditionals(tiny_bundle().head(), level)
+    return HeadConditionals(tiny_bundle().commitment_head(), level)
 
 
 def excess(ids: Tensor, probabilities: Tensor) -> Tensor:

@@ -86,8 +86,9 @@ class Snap:
     """The correction x1_hat -> likeliest tokens -> encode -> x1_hat, for :class:`fewstep.samplers.FlowSampler`.
 
     ``decode`` and ``encode`` are a parallel readout and the autoencoder it reads, ``rule`` a :class:`SnapRule` or its
-    text. A position snaps when all its tokens exceed the threshold; all tokens are encoded together, so the encoder sees
-    the likeliest text as a whole. Costs two forward passes, and those of the measure, at each step that snaps. After the commitment of arXiv:2606.30705.
+    text. A position snaps when all its tokens exceed the threshold; all tokens are encoded together, so the encoder
+    sees the likeliest text as a whole. Costs two forward passes, and those of the measure, at each step that snaps.
+    After the commitment of arXiv:2606.30705.
     """
 
     def __init__(self, decode: MaskedDecode, encode: Encode, rule: str | SnapRule = "every") -> None:
