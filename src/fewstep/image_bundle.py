@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewstep import storage
 from fewstep.autoencoders import ImageAutoencoder
 from fewstep.data import ImageSource, image_source
-from fewstep.denoisers import EstimateKind, FlowModel, PredictionType, RegressionDenoiser
+from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.paths import PATHS
 from fewstep.samplers import FlowSampler, RuleLike, Solver, check_compatible, check_numbers
@@ -37,7 +37,7 @@ class ImageFlowIdentity:
     prediction: PredictionType = "x1"
     objective: str = ""
     trained_nfe: int | None = None
-    estimate: EstimateKind = "posterior_mean"
+    estimate: str = POSTERIOR_MEAN.name
     grid_mean: float | None = None
     grid_std: float | None = None
 
@@ -238,7 +238,7 @@ def _check_agreement(model: ImageModel, source: str) -> None:
     wanted, found = (channels, height * width), (denoiser.config["latent_dim"], denoiser.config["num_positions"])
     if wanted != found:
         raise UserError(f"{source}: latents have (dimension, positions) {wanted}, the denoiser is made for {found}")
-    if identity.flow.estimate == "flow_map" and not model.flow().two_times:
+    if ESTIMATES[identity.flow.estimate].two_times and not model.flow().two_times:
         raise UserError(f"{source}: a flow map, but its denoiser has one time only")
 
 
@@ -267,7 +267,7 @@ def _flow_identity(values: Any, source: str) -> ImageFlowIdentity | None:
         "time_convention": (ImageFlowIdentity.time_convention,),
         "path": tuple(PATHS),
         "prediction": get_args(PredictionType),
-        "estimate": get_args(EstimateKind),
+        "estimate": tuple(ESTIMATES),
     }
     for name, known in expected.items():
         if values[name] not in known:

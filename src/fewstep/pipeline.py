@@ -199,7 +199,7 @@ class TextGenerator:
             return chosen.get(self.bundle)
         if chosen.part != "head":
             raise UserError("head_context=False is for readout 'head': the parallel readout never sees earlier tokens")
-        return self.bundle.commitment_head().with_commitment(False)
+        return self.bundle.commitment_head().without_tokens()
 
     def _ending(self) -> Ending:
         tokenizer = self.bundle.tokenizer
