@@ -26,7 +26,7 @@ from fewstep.pipeline import TextGenerator
 from fewstep.training import callbacks
 from fewstep.training.command import run_training
 
-WATCHED = ("AutoencoderDiagnostics", "FlowDiagnostics", "CommitmentDiagnostics")
+WATCHED = ("AutoencoderDiagnostics", "FlowDiagnostics", "HeadDiagnostics")
 
 
 def seconds(function: Callable[[], object], repeats: int) -> list[float]:
@@ -83,9 +83,9 @@ def callback_share(stages: list[str], model: Path, out: Path) -> None:
         spent[0] = 0.0
         arguments = ["fit", "--config", str(configs_folder() / f"{stage}.yaml"), f"--run_dir={out / stage}"]
         arguments += ["--overwrite"]
-        if stage in ("flow", "commitment"):
+        if stage in ("flow", "head"):
             arguments.append(f"--model.autoencoder={model}")
-        if stage == "commitment":
+        if stage == "head":
             arguments.append(f"--model.language_model={model}")
         start = time.perf_counter()
         run_training(arguments)

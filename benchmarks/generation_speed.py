@@ -155,9 +155,11 @@ def matched_baseline(target: int, vocab_size: int, depth: int) -> CausalTransfor
 
 
 def flow_way(generator: TextGenerator, readout: str, num_steps: int) -> Way:
-    """Flow of ``num_steps`` and a readout, "parallel" or "commit"."""
+    """Flow of ``num_steps`` and a readout, "parallel" or "head"."""
     bundle = generator.bundle
-    reader, passes = (bundle.reader(), 1) if readout == "parallel" else (bundle.head(), bundle.identity.block_size)
+    reader, passes = (
+        (bundle.reader(), 1) if readout == "parallel" else (bundle.commitment_head(), bundle.identity.block_size)
+    )
     assert bundle.denoiser is not None
 
     def make(batch_size: int, seed: int) -> tuple[int, float]:
@@ -182,7 +184,7 @@ def language_way(name: str, model: LanguageModel, block_size: int) -> Way:
 
 def all_ways(bundle: ModelBundle, steps: Sequence[int]) -> tuple[list[Way], CausalTransformer]:
     """Every way of the table, and the baseline's network. Raises ``UserError`` where the model lacks a part."""
-    bundle.require("autoencoder", "denoiser", "readout", "commitment", "language_model")
+    bundle.require("autoencoder", "denoiser", "readout", "head", "language_model")
     denoiser, generator = bundle.denoiser, TextGenerator(bundle)
     assert denoiser is not None
     config: dict[str, Any] = denoiser.config  # type: ignore[assignment]
@@ -190,7 +192,7 @@ def all_ways(bundle: ModelBundle, steps: Sequence[int]) -> tuple[list[Way], Caus
     baseline = matched_baseline(target, len(bundle.tokenizer), config["depth"])
     length = bundle.identity.block_size
     ways = [flow_way(generator, "parallel", num_steps) for num_steps in steps]
-    ways += [flow_way(generator, "commit", COMMIT_STEPS)]
+    ways += [flow_way(generator, "head", COMMIT_STEPS)]
     ways += [language_way("the run's language model", bundle.scorer(), length)]
     ways += [language_way(BASELINE, LanguageModel(baseline), length)]
     return ways, baseline

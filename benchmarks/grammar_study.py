@@ -37,11 +37,11 @@ from fewstep.pipeline import TextGenerator
 from fewstep.shapes import example_generators
 from fewstep.training.command import run_training
 
-STEPS = {"autoencoder": 1400, "flow": 2100, "language_model": 1000, "commitment": 2100}
+STEPS = {"autoencoder": 1400, "flow": 2100, "language_model": 1000, "head": 2100}
 """Training steps; of 32 blocks each."""
 WAYS = (
-    (0.0, 1.0, ("parallel", "commit", "commit_off")),
-    (1.0, 1.0, ("parallel", "commit")),
+    (0.0, 1.0, ("parallel", "head", "head_off")),
+    (1.0, 1.0, ("parallel", "head")),
     (0.5, 1.0, ("parallel",)),
     *((0.0, temperature, ("parallel",)) for temperature in (0.9, 0.8, 0.7, 0.6)),
 )
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--stages", default=",".join(STEPS), help="stages to train, by commas")
     result.add_argument("--size", help="debug (with --source grammar:15), or a file of sizes; steps are then its own")
     result.add_argument("--flow_steps", type=int, default=STEPS["flow"], help="training steps of the flow")
-    result.add_argument("--head_steps", type=int, default=STEPS["commitment"], help="training steps of the head")
+    result.add_argument("--head_steps", type=int, default=STEPS["head"], help="training steps of the head")
     result.add_argument("--steps", default="1,2,4,8,16,32", help="numbers of sampling steps, by commas")
     result.add_argument("--samples", type=int, default=256, help="samples a setting and seed")
     result.add_argument("--seeds", type=int, default=3)
@@ -98,7 +98,7 @@ def train(args: argparse.Namespace) -> None:
         if args.size:
             arguments = expand_size([*arguments, "--size", args.size])
         else:
-            steps = {**STEPS, "flow": args.flow_steps, "commitment": args.head_steps}[stage.name]
+            steps = {**STEPS, "flow": args.flow_steps, "head": args.head_steps}[stage.name]
             arguments += [f"--trainer.max_steps={steps}", "--trainer.val_check_interval=350"]
         if args.max_documents is not None:
             arguments.append(f"--data.max_documents={args.max_documents}")
@@ -107,7 +107,7 @@ def train(args: argparse.Namespace) -> None:
             arguments.append(f"--data.tokenizer={args.out / 'autoencoder' / 'model' / 'tokenizer'}")
         elif stage.needs:
             arguments.append(f"--model.autoencoder={args.out / stage.needs / 'model'}")
-        if stage.name == "commitment":
+        if stage.name == "head":
             arguments.append(f"--model.language_model={args.out / 'language_model' / 'model'}")
         if (folder / "checkpoints" / "last.ckpt").is_file():
             arguments += ["--ckpt_path", "last"]
@@ -132,7 +132,7 @@ class Study:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        folders = [str(args.out / name / "model") for name in ("commitment", "language_model")]
+        folders = [str(args.out / name / "model") for name in ("head", "language_model")]
         self.bundle = merge_bundles([ModelBundle.from_pretrained(folder) for folder in folders], folders).to("cpu")
         self.bundle.save_pretrained(args.out / "model", overwrite=True)
         self.corpus: PreparedCorpus = prepare_corpus(
@@ -236,7 +236,7 @@ class Study:
         )
 
 
-READ = ("parallel", "commit")
+READ = ("parallel", "head")
 
 
 class ReadBack:

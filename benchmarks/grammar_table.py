@@ -98,8 +98,8 @@ LINES = (
     ("deterministic, parallel", "flow", "parallel", 0.0, 1.0),
     ("re-injection 1, parallel", "flow", "parallel", 1.0, 1.0),
     ("deterministic, noise x 0.9, parallel", "flow", "parallel", 0.0, 0.9),
-    ("deterministic, commitment head", "flow", "commit", 0.0, 1.0),
-    ("re-injection 1, commitment head", "flow", "commit", 1.0, 1.0),
+    ("deterministic, commitment head", "flow", "head", 0.0, 1.0),
+    ("re-injection 1, commitment head", "flow", "head", 1.0, 1.0),
     ("exact denoiser, h = 0.7, deterministic", "exact, h = 0.7", "parallel", 0.0, 1.0),
     ("exact denoiser, h = 0.7, re-injection 1", "exact, h = 0.7", "parallel", 1.0, 1.0),
 )

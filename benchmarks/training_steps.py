@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.denoisers import FlowModel, RegressionDenoiser
-from fewstep.objectives import CommitmentTraining, FlowMatching, Reconstruction
+from fewstep.objectives import FlowMatching, HeadTraining, Reconstruction
 from fewstep.paths import linear_path
 from fewstep.readouts import CausalTransformer, CommitmentHead, TransformerReadout
 from fewstep.schedules import LogitNormalTime
@@ -23,7 +23,7 @@ from fewstep.training import callbacks
 from fewstep.training.optimizer import OptimizerSettings
 from fewstep.types import TokenBatch
 
-STAGES = ("autoencoder", "flow", "commitment")
+STAGES = ("autoencoder", "flow", "head")
 PRECISIONS = ("fp32", "bf16")
 Loss = Callable[[TokenBatch, torch.Generator], Tensor]
 
@@ -91,7 +91,7 @@ def stage_loss(stage: str, size: Size) -> tuple[nn.Module, Loss]:
     causal = CausalTransformer(
         size.vocab_size, latent_dim=size.latent_dim, width=size.width, depth=size.depth, num_heads=size.num_heads
     )
-    head, training = CommitmentHead(causal), CommitmentTraining(prefix_dropout=0.1)
+    head, training = CommitmentHead(causal), HeadTraining(prefix_dropout=0.1)
 
     def commitment_loss(tokens: TokenBatch, generator: torch.Generator) -> Tensor:
         with torch.no_grad():

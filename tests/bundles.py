@@ -45,7 +45,7 @@ def _fresh_bundle(self_conditioning: bool, width: int) -> ModelBundle:
         autoencoder=TransformerAutoencoder(vocab_size, LATENT_DIM, stride=STRIDE, **sizes),
         readout=TransformerReadout(vocab_size, LATENT_DIM, stride=STRIDE, **sizes),
         denoiser=RegressionDenoiser(LATENT_DIM, BLOCK_SIZE // STRIDE, self_conditioning=self_conditioning, **sizes),
-        commitment=CausalTransformer(vocab_size, latent_dim=LATENT_DIM, stride=STRIDE, **sizes),
+        head=CausalTransformer(vocab_size, latent_dim=LATENT_DIM, stride=STRIDE, **sizes),
         language_model=CausalTransformer(vocab_size, **sizes),
     )
 

@@ -60,7 +60,7 @@ class Workshop:
     def arguments(self, stage: str, *flags: str, size: str = "debug", steps: int = 4) -> list[str]:
         """``fit`` of a stage, tiny, in float32, with every step logged, without diagnostics; ``flags`` come last."""
         base = [] if stage in ("autoencoder", "language_model") else [f"--model.autoencoder={self.autoencoder}"]
-        base += ["--model.language_model=null"] if stage == "commitment" else []
+        base += ["--model.language_model=null"] if stage == "head" else []
         steps_flags = [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={max(steps // 2, 1)}"]
         common = ["--trainer.precision=32", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
         config = ["--config", str(CONFIGS / f"{stage}.yaml"), "--size", size]

@@ -286,10 +286,10 @@ def test_stages_merge_and_what_belongs_to_a_part_goes_with_it() -> None:
     whole = tiny_bundle()
     flow = with_identity(only(whole, "autoencoder", "readout", "denoiser"), path="variance_preserving", grid_mean=0.7)
     flow = with_identity(flow, estimate="endpoint", trained_nfe=3)
-    head = with_identity(only(whole, "autoencoder", "commitment"), path="linear", grid_mean=None, trust_level=0.9)
+    head = with_identity(only(whole, "autoencoder", "head"), path="linear", grid_mean=None, trust_level=0.9)
     later = only(tiny_bundle(seed=1), "language_model")
     merged = merge_bundles([flow, head, only(whole, "language_model"), later], ["flow", "head", "lm", "later"])
-    assert list(merged.parts()) == ["autoencoder", "readout", "denoiser", "commitment", "language_model"]
+    assert list(merged.parts()) == ["autoencoder", "readout", "denoiser", "head", "language_model"]
     assert (merged.identity.estimate, merged.identity.trained_nfe) == ("endpoint", 3)
     assert (merged.identity.path, merged.identity.grid_mean, merged.identity.trust_level) == (
         "variance_preserving",

@@ -24,8 +24,8 @@ SIZES = sorted(file.stem for file in (CONFIGS / "sizes").glob("*.yaml"))
 def one_step(workshop: Workshop, config: Path, *flags: str) -> int:
     """A fast step on the tiny text, or on images, with all else as in the file."""
     stage = stage_trained_by(config)
-    base = [f"--model.autoencoder={workshop.autoencoder}"] if stage in ("flow", "commitment") else []
-    base += ["--model.language_model=null"] if stage == "commitment" else []
+    base = [f"--model.autoencoder={workshop.autoencoder}"] if stage in ("flow", "head") else []
+    base += ["--model.language_model=null"] if stage == "head" else []
     base += [f"--model.autoencoder={image_autoencoder(workshop)}"] if stage == "image_flow" else []
     images = ["--data.images=Digits", "--data.images.num_held_out=97", "--data.images.seed=3"]
     text = [*workshop.data(), "--data.tokenizer=null"]
@@ -104,7 +104,7 @@ def test_the_four_stages_of_the_debug_size_run_in_a_chain(tmp_path: Path) -> Non
         "autoencoder": [],
         "flow": [f"--model.autoencoder={tmp_path / 'autoencoder' / 'model'}"],
         "language_model": [f"--data.tokenizer={tmp_path / 'autoencoder' / 'model' / 'tokenizer'}"],
-        "commitment": [
+        "head": [
             f"--model.autoencoder={tmp_path / 'flow' / 'model'}",
             f"--model.language_model={tmp_path / 'language_model' / 'model'}",
         ],
@@ -114,4 +114,4 @@ def test_the_four_stages_of_the_debug_size_run_in_a_chain(tmp_path: Path) -> Non
         command = [sys.executable, "train.py", "fit", *config, f"--run_dir={tmp_path / stage}", *flags]
         command.append(f"--data.cache_dir={tmp_path / 'cache'}")
         subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=120)
-    assert (tmp_path / "commitment" / "model" / "denoiser.safetensors").is_file(), "earlier parts are carried along"
+    assert (tmp_path / "head" / "model" / "denoiser.safetensors").is_file(), "earlier parts are carried along"

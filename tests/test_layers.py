@@ -1,6 +1,8 @@
-"""Imports go strictly downward, and heavy libraries stay in their rooms (the plan is in CONTRIBUTING.md)."""
+"""Imports go strictly downward, heavy libraries stay in their rooms, and a command loads only what it needs."""
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "fewstep"
+from tests.bundles import tiny_bundle
+from tests.runs import ROOT, Workshop
+
+PACKAGE = ROOT / "src" / "fewstep"
 
 # From the ground up. A room may import rooms of lower lines only; rooms of one line do not know each other.
 LAYERS = [
-    {"errors", "shapes", "typed"},
+    {"errors"},
+    {"shapes", "tensors", "typed", "registry"},
     {"types"},
     {"schedules", "metrics"},
     {"paths"},
@@ -21,7 +27,7 @@ LAYERS = [
     {"autoencoders", "denoisers", "readouts"},
     {"objectives", "samplers", "data", "weights", "locking"},
     {"storage", "provenance"},
-    {"bundle", "image_bundle"},
+    {"bundle", "image_bundle", "model"},
     {"adapters"},
     {"pipeline", "merging"},
     {"evaluation"},
@@ -33,6 +39,10 @@ LAYER_OF = {room: height for height, rooms in enumerate(LAYERS) for room in room
 PURE_ROOMS = set().union(*LAYERS[: LAYERS.index({"diagnostics", "theory"}) + 1])
 FACADE = {"TextGenerator": "pipeline"}  # names that `fewstep` itself lends from a room
 
+# Studies on top of the core. What is not named here must not import them; the three beside them are on their way out.
+LAB = {"theory", "adapters", "report", "lab"}
+MAY_IMPORT_LAB = LAB | {"evaluation", "training", "cli"}
+
 # library -> the rooms that may import it
 HOME_OF = {
     "lightning": {"training"},
@@ -43,6 +53,7 @@ HOME_OF = {
     "diffusers": {"adapters"},
     **{name: set(LAYER_OF) - PURE_ROOMS for name in ("os", "pathlib", "io", "transformers", "tokenizers", "datasets")},
 }
+HEAVY = ["torch", "lightning", "transformers", "datasets", "wandb", "matplotlib", "sklearn", "scipy", "jsonargparse"]
 
 
 def imported_names(tree: ast.AST, module: list[str], is_package: bool) -> Iterator[tuple[int, str]]:
@@ -58,21 +69,23 @@ def imported_names(tree: ast.AST, module: list[str], is_package: bool) -> Iterat
 
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
-    """What the imports of ``source``, taken as the module of that dotted name, break; empty when all is well."""
+    """What the imports of ``source``, taken as the module of that dotted name, break."""
     parts = module.split(".")
-    room, found = parts[1], []
+    room = parts[1]
     if room not in LAYER_OF:
         return [f"{module}: {room} is in no layer; add it to LAYERS and to CONTRIBUTING.md"]
+    problems = []
     for line, name in imported_names(ast.parse(source), parts, is_package):
         top, *rest = name.split(".")
-        if top != "fewstep":
-            if room not in HOME_OF.get(top, LAYER_OF):
-                found.append(f"{module}:{line}: {room} must not import {top}")
-            continue
         target = FACADE.get(rest[0], rest[0]) if rest else None
-        if target in LAYER_OF and target != room and LAYER_OF[target] >= LAYER_OF[room]:
-            found.append(f"{module}:{line}: {room} must not import {target}, which is not below it")
-    return list(dict.fromkeys(found))  # one line for `from a import b, c`
+        if top != "fewstep" and room not in HOME_OF.get(top, LAYER_OF):
+            problems.append(f"{module}:{line}: {room} must not import {top}")
+        elif top == "fewstep" and target in LAYER_OF and target != room:
+            if LAYER_OF[target] >= LAYER_OF[room]:
+                problems.append(f"{module}:{line}: {room} must not import {target}, which is not below it")
+            elif target in LAB and room not in MAY_IMPORT_LAB:
+                problems.append(f"{module}:{line}: {room} must not import {target}, a study on top of the core")
+    return list(dict.fromkeys(problems))  # one line for `from a import b, c`
 
 
 def modules() -> Iterator[tuple[str, bool, Path]]:
@@ -86,61 +99,84 @@ def modules() -> Iterator[tuple[str, bool, Path]]:
 
 
 def test_imports_go_strictly_downward_and_libraries_stay_in_their_rooms() -> None:
-    found = [line for name, is_package, file in modules() for line in violations(file.read_text(), name, is_package)]
-    assert not found, "\n".join(found)
+    problems = [line for name, is_package, file in modules() for line in violations(file.read_text(), name, is_package)]
+    assert not problems, "\n".join(problems)
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
         ("fewstep.nn.blocks", "from fewstep.denoisers import transformer"),
-        ("fewstep.nn.blocks", "import fewstep.training.flow"),
-        ("fewstep.schedules", "from fewstep import paths"),
         ("fewstep.schedules", "from .paths import linear_path"),
-        ("fewstep.shapes", "from fewstep.types import Latents"),
-        ("fewstep.data.corpus", "from fewstep import storage"),
-        ("fewstep.bundle", "from fewstep import pipeline"),
-        ("fewstep.samplers.ode", "from ..pipeline import TextGenerator"),
         ("fewstep.samplers.ode", "from fewstep import TextGenerator"),
-        ("fewstep.samplers.ode", "from .. import objectives"),
         ("fewstep.objectives.flow", "def later():\n    from fewstep.data import corpus"),
-        ("fewstep.evaluation.score", "import lightning.pytorch as pl"),
         ("fewstep.cli.train", "from lightning.pytorch.cli import LightningCLI"),
-        ("fewstep.pipeline", "def later():\n    import wandb"),
-        ("fewstep.training.callbacks", "from matplotlib import pyplot"),
         ("fewstep.metrics.text", "from pathlib import Path"),
-        ("fewstep.evaluation.score", "from sklearn.datasets import load_digits"),
-        ("fewstep.image_bundle", "from fewstep.bundle import ModelBundle"),
-        ("fewstep.adapters.text", "from fewstep.evaluation import held_out_blocks"),
-        ("fewstep.evaluation.score", "import diffusers"),
+        ("fewstep.pipeline", "from fewstep.adapters import text"),
         ("fewstep.attic", "import torch"),
     ],
 )
-def test_a_planted_violation_is_found(module: str, source: str) -> None:
+def test_a_planted_violation_fails(module: str, source: str) -> None:
     assert len(violations(source, module)) == 1
-
-
-def test_relative_imports_in_a_package_file_start_at_the_package_itself() -> None:
-    assert violations("from .blocks import Block", "fewstep.nn", is_package=True) == []
-    assert len(violations("from ..cli import main", "fewstep.nn", is_package=True)) == 1
-
-
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("fewstep.denoisers.transformer", "import torch\nfrom fewstep.nn import blocks\nfrom ..types import Latents"),
-        ("fewstep.training.flow", "import lightning, wandb\nfrom fewstep import TextGenerator"),
-        ("fewstep.cli.train", "from fewstep import __version__\nfrom fewstep.training import stages"),
-        ("fewstep.report.figures", "import matplotlib.pyplot as plt\nfrom .tables import table"),
-    ],
-)
-def test_the_ways_that_the_plan_allows_pass(module: str, source: str) -> None:
-    assert violations(source, module) == []
 
 
 @pytest.mark.parametrize("statement", ["import fewstep", "from fewstep.cli.main import main; main(['--help'])"])
 def test_importing_fewstep_and_asking_for_help_load_no_heavy_library(statement: str) -> None:
-    heavy = ["torch", "lightning", "transformers", "datasets", "wandb", "matplotlib", "sklearn"]
-    script = f"import sys\n{statement}\nprint('loaded:', *(name for name in {heavy} if name in sys.modules))"
+    script = f"import sys\n{statement}\nprint('loaded:', *(name for name in {HEAVY} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].strip() == "loaded:"
+
+
+# Runs a command and writes the modules of ours that it loaded, and the files of which it executed a function.
+TRACED = """
+import json, sys, threading
+root, report, *argv = sys.argv[1:]
+executed = set()
+def profile(frame, event, argument):
+    code = frame.f_code
+    if event == "call" and code.co_flags & 1 and code.co_filename.startswith(root):  # 1: the body of a function
+        while (frame := frame.f_back) is not None:
+            if frame.f_code.co_name == "<module>" and frame.f_code.co_filename.startswith(root):
+                return  # while a module is imported
+        executed.add(code.co_filename.removeprefix(root))
+threading.setprofile(profile)
+sys.setprofile(profile)
+from fewstep.cli.main import main
+code = main(argv)
+sys.setprofile(None)
+loaded = sorted(name for name in sys.modules if name.partition(".")[0] == "fewstep")
+json.dump({"executed": sorted(executed), "loaded": loaded}, open(report, "w"))
+sys.exit(code)
+"""
+
+
+def traced(report: Path, *argv: str) -> dict[str, list[str]]:
+    """The modules that a command loads and the files that it executes."""
+    command = [sys.executable, "-c", TRACED, f"{PACKAGE}/", str(report), *argv]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, cwd=ROOT)
+    return json.loads(report.read_text())
+
+
+@pytest.fixture(scope="module")
+def fit(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """A fit of two steps of the flow."""
+    folder = tmp_path_factory.mktemp("fit")
+    return traced(folder / "trace.json", "train", *workshop.arguments("flow", f"--run_dir={folder / 'run'}", steps=2))
+
+
+@pytest.mark.xfail(strict=True, reason="215 of them while the callbacks import report and adapters")
+def test_a_fit_of_text_loads_at_most_90_modules(fit: dict[str, list[str]]) -> None:
+    assert len(fit["loaded"]) <= 90, "\n".join(fit["loaded"])
+
+
+@pytest.mark.xfail(strict=True, reason="69 of them before stages and commands are merged")
+def test_a_fit_of_text_executes_at_most_40_files(fit: dict[str, list[str]]) -> None:
+    assert len(fit["executed"]) <= 40, "\n".join(fit["executed"])
+
+
+@pytest.mark.xfail(strict=True, reason="101 of them before the rooms are merged")
+def test_sampling_loads_at_most_45_modules(tmp_path: Path) -> None:
+    tiny_bundle().save_pretrained(tmp_path / "model")
+    options = ["--num_samples", "1", "--steps", "2", "--device", "cpu", "--readout", "parallel"]
+    loaded = traced(tmp_path / "trace.json", "sample", str(tmp_path / "model"), *options)["loaded"]
+    assert len(loaded) <= 45, "\n".join(loaded)

@@ -15,7 +15,7 @@ SAVED = ["model_v1", "flow_v1.ckpt"]
 
 
 @pytest.mark.parametrize(
-    ("name", "readout"), [("model_v1", "parallel"), ("model_v1", "commit"), ("flow_v1.ckpt", "parallel")]
+    ("name", "readout"), [("model_v1", "parallel"), ("model_v1", "head"), ("flow_v1.ckpt", "parallel")]
 )
 def test_a_model_of_version_0_1_generates_the_same_ids(name: str, readout: str) -> None:
     generator = TextGenerator.from_pretrained(FIXTURES / name)
@@ -37,4 +37,4 @@ def test_a_model_of_version_0_1_is_sampled_and_saved_again(
 
 def test_the_fixture_holds_every_part() -> None:
     parts = ModelBundle.from_pretrained(FIXTURES / "model_v1").parts()
-    assert list(parts) == ["autoencoder", "readout", "denoiser", "commitment", "language_model"]
+    assert list(parts) == ["autoencoder", "readout", "denoiser", "head", "language_model"]

@@ -35,7 +35,7 @@ def generator() -> TextGenerator:
     return TextGenerator(tiny_bundle(self_conditioning=True))
 
 
-@pytest.mark.parametrize("readout", ["parallel", "commit"])
+@pytest.mark.parametrize("readout", ["parallel", "head"])
 @pytest.mark.parametrize("reinjection", [0.0, 0.6])
 def test_a_sample_depends_on_seed_and_place_not_on_the_batches(
     generator: TextGenerator, readout: str, reinjection: float
@@ -86,9 +86,9 @@ def test_solver_grid_reinjection_and_temperature_reach_their_place(generator: Te
     ):
         assert not torch.allclose(plain.x_1, other.x_1)
     assert not torch.equal(plain.ids, generator.generate(3, 4, temperature=5.0).ids)
-    commit = generator.generate(3, 4, readout="commit")
-    assert not torch.equal(commit.ids, generator.generate(3, 4, readout="commit", temperature=0.0).ids)
-    nucleus = generator.generate(3, 4, readout="commit", top_p=1e-6)
+    commit = generator.generate(3, 4, readout="head")
+    assert not torch.equal(commit.ids, generator.generate(3, 4, readout="head", temperature=0.0).ids)
+    nucleus = generator.generate(3, 4, readout="head", top_p=1e-6)
     assert bool((nucleus.log_probs == 0).all())  # one token holds all the mass
 
 
@@ -128,35 +128,35 @@ def test_without_a_grid_in_the_identity_steps_are_equal() -> None:
 
 
 def test_snapped_estimates_are_those_of_the_readout_and_the_encoder(generator: TextGenerator) -> None:
-    plain, snapped, spelled = (generator.generate(3, 4, commit=one) for one in (None, "snap", generator.snap()))
+    plain, snapped, spelled = (generator.generate(3, 4, snap=one) for one in (None, "snap", generator.snap()))
     assert torch.equal(snapped.x_1, spelled.x_1) and not torch.allclose(snapped.x_1, plain.x_1)
     assert (plain.nfe, snapped.nfe) == (4, 12)
-    late = generator.generate(3, 4, commit=generator.snap(steps=last_steps(1)))
+    late = generator.generate(3, 4, snap=generator.snap(steps=last_steps(1)))
     assert late.nfe == 6
     mask = torch.ones(3, BLOCK_SIZE // STRIDE, dtype=torch.bool)
     read = generator.bundle.readout(plain.x_1, mask).argmax(-1)
     torch.testing.assert_close(late.x_1, generator.bundle.autoencoder.encode(read, torch.ones_like(read)).z)
     for rule in (ConfidenceRule(1.0), DistanceRule(float("inf"))):
-        assert torch.equal(generator.generate(3, 4, commit=generator.snap(rule=rule)).x_1, plain.x_1)
+        assert torch.equal(generator.generate(3, 4, snap=generator.snap(rule=rule)).x_1, plain.x_1)
 
 
 @pytest.mark.parametrize("rule", [None, ConfidenceRule(0.5), DistanceRule(0.2)])
 def test_a_snapped_sample_is_its_own_whatever_the_batches(generator: TextGenerator, rule: SnapRule | None) -> None:
     snap = generator.snap(rule=rule)
-    whole, cut = (generator.generate(5, 3, 5, commit=snap, reinjection=0.5, batch_size=size) for size in (5, 2))
+    whole, cut = (generator.generate(5, 3, 5, snap=snap, reinjection=0.5, batch_size=size) for size in (5, 2))
     torch.testing.assert_close(whole.x_1, cut.x_1, rtol=1e-3, atol=1e-3)
     assert torch.equal(whole.ids, cut.ids)
 
 
 def test_switched_off_the_head_draws_from_latents_alone(generator: TextGenerator) -> None:
-    on, off = (generator.generate(3, 2, readout="commit", commitment=one) for one in (True, False))
+    on, off = (generator.generate(3, 2, readout="head", head_context=one) for one in (True, False))
     assert torch.equal(on.x_1, off.x_1)
     assert torch.equal(on.ids[:, 0], off.ids[:, 0]) and not torch.equal(on.ids, off.ids)
-    with pytest.raises(UserError, match=r"commitment=False is for readout 'commit'"):
-        generator.generate(1, commitment=False)
+    with pytest.raises(UserError, match=r"head_context=False is for readout 'head'"):
+        generator.generate(1, head_context=False)
 
 
-@pytest.mark.parametrize("readout", ["parallel", "commit"])
+@pytest.mark.parametrize("readout", ["parallel", "head"])
 def test_stopped_texts_end_at_their_end_of_text(generator: TextGenerator, readout: str) -> None:
     draw = {"readout": readout, "temperature": 50.0, "top_k": 200}
     free = generator.generate(400, 1, **draw)
@@ -173,7 +173,7 @@ def test_stopped_texts_end_at_their_end_of_text(generator: TextGenerator, readou
 
 
 def test_top_k_reaches_the_draw(generator: TextGenerator) -> None:
-    for readout in ("parallel", "commit"):
+    for readout in ("parallel", "head"):
         greedy, one = (
             generator.generate(3, 2, readout=readout, **draw) for draw in ({"temperature": 0.0}, {"top_k": 1})
         )
@@ -184,7 +184,7 @@ def test_top_k_reaches_the_draw(generator: TextGenerator) -> None:
 def test_saved_and_loaded_it_writes_the_same_text(generator: TextGenerator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path / "model")
     loaded = TextGenerator.from_pretrained(tmp_path / "model")
-    for readout in ("parallel", "commit"):
+    for readout in ("parallel", "head"):
         ours, theirs = (g.generate(4, 3, 1, readout=readout, reinjection=0.3) for g in (generator, loaded))
         assert ours.texts == theirs.texts
         assert torch.equal(ours.ids, theirs.ids)
@@ -202,7 +202,7 @@ def test_progress_counts_the_samples(generator: TextGenerator) -> None:
         ({"num_samples": 0}, "num_samples is 0"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"readout": "serial"}, "readout is 'serial': expected one of parallel, commit"),
+        ({"readout": "serial"}, "readout is 'serial': expected one of parallel, head"),
         ({"solver": "rk4"}, "solver is 'rk4': expected one of euler, heun"),
         ({"reinjection": 1.5}, "re-injection strength is 1.5"),
         ({"reinjection": [0.5]}, "1 re-injection strengths for 4 steps"),
@@ -212,7 +212,7 @@ def test_progress_counts_the_samples(generator: TextGenerator) -> None:
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_k": 0}, "top_k is 0"),
-        ({"commit": "snip"}, "commit is 'snip': expected one of snap"),
+        ({"snap": "snip"}, "snap is 'snip': expected one of snap"),
     ],
 )
 def test_a_number_out_of_range_is_one_line(generator: TextGenerator, arguments: dict, message: str) -> None:
@@ -223,8 +223,8 @@ def test_a_number_out_of_range_is_one_line(generator: TextGenerator, arguments: 
 
 def test_a_missing_part_names_the_stage_to_train() -> None:
     parts = only(tiny_bundle(), "autoencoder", "readout", "denoiser")
-    with pytest.raises(UserError, match=r"no commitment .*train the stage commitment first"):
-        TextGenerator(parts).generate(1, readout="commit")
+    with pytest.raises(UserError, match=r"no head .*train the stage head first"):
+        TextGenerator(parts).generate(1, readout="head")
     with pytest.raises(UserError, match=r"no denoiser .*train the stage flow first"):
         TextGenerator(only(parts, "autoencoder", "readout")).generate(1)
 

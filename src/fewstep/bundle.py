@@ -25,7 +25,7 @@ PART_CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
     "autoencoder": (TransformerAutoencoder,),
     "readout": (LinearReadout, TransformerReadout),
     "denoiser": (RegressionDenoiser, CategoricalDenoiser),
-    "commitment": (CausalTransformer,),
+    "head": (CausalTransformer,),
     "language_model": (CausalTransformer,),
 }
 """What each part may be, in the order in which the stages make them; the names are also those of the weight files."""
@@ -69,8 +69,8 @@ class Identity:
 class ModelBundle:
     """The parts of a model. A part that was not trained yet is None.
 
-    ``denoiser`` is the network alone, ``commitment`` and ``language_model`` the causal transformers; :meth:`flow`,
-    :meth:`head` and :meth:`scorer` give them their meaning, and raise ``UserError`` where the part is missing.
+    ``denoiser`` is the network alone, ``head`` and ``language_model`` the causal transformers; :meth:`flow`,
+    :meth:`commitment_head` and :meth:`scorer` give them their meaning, or raise ``UserError`` for a missing part.
     """
 
     tokenizer: "PreTrainedTokenizerFast"
@@ -78,7 +78,7 @@ class ModelBundle:
     autoencoder: TransformerAutoencoder | None = None
     readout: LinearReadout | TransformerReadout | None = None
     denoiser: RegressionDenoiser | CategoricalDenoiser | None = None
-    commitment: CausalTransformer | None = None
+    head: CausalTransformer | None = None
     language_model: CausalTransformer | None = None
 
     def parts(self) -> dict[str, nn.Module]:
@@ -115,11 +115,11 @@ class ModelBundle:
         assert self.autoencoder is not None
         return self.autoencoder.num_latents(self.identity.block_size), self.autoencoder.latent_dim
 
-    def head(self) -> CommitmentHead:
+    def commitment_head(self) -> CommitmentHead:
         """The commitment head."""
-        self.require("commitment")
-        assert self.commitment is not None
-        return CommitmentHead(self.commitment, trust_level=self.identity.trust_level)
+        self.require("head")
+        assert self.head is not None
+        return CommitmentHead(self.head, trust_level=self.identity.trust_level)
 
     def scorer(self) -> LanguageModel:
         """The language model."""

@@ -12,7 +12,7 @@ from fewstep.errors import UserError
 
 _IDENTITY_OF_PART = {
     "denoiser": ("path", "prediction", "objective", "trained_nfe", "estimate", "grid_mean", "grid_std"),
-    "commitment": ("trust_level",),
+    "head": ("trust_level",),
 }
 """What an identity says of one part, and which therefore goes where that part goes."""
 

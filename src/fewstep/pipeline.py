@@ -71,7 +71,7 @@ class ReadoutChoice:
 READOUTS: dict[str, ReadoutChoice] = {
     # Each position on its own: drawing them independently would only add noise, so the likeliest token is taken.
     "parallel": ReadoutChoice("readout", lambda bundle: bundle.reader(), temperature=0.0),
-    "commit": ReadoutChoice("commitment", lambda bundle: bundle.head(), temperature=1.0),
+    "head": ReadoutChoice("head", lambda bundle: bundle.commitment_head(), temperature=1.0),
 }
 
 
@@ -160,8 +160,8 @@ class TextGenerator:
         noise: NoiseSource | None = None,
         noise_temperature: float = 1.0,
         initial_temperature: float = 1.0,
-        commit: str | Snap | None = None,
-        commitment: bool = True,
+        snap: str | Snap | None = None,
+        head_context: bool = True,
         temperature: float | None = None,
         top_p: float = 1.0,
         top_k: int | None = None,
@@ -174,9 +174,9 @@ class TextGenerator:
 
         Sample i depends on ``seed`` and i alone, not on ``num_samples`` or ``batch_size`` (but for the last bits of
         matrix products, which may tip a token over at a tie); they begin at ``first_sample``. ``readout`` is "parallel"
-        or "commit"; ``temperature``, ``top_p`` and ``top_k`` are for its draw: by default the parallel readout takes
+        or "head"; ``temperature``, ``top_p`` and ``top_k`` are for its draw: by default the parallel readout takes
         the likeliest token (0) and the commitment head draws (1). ``stop``: a text ends at its first end-of-text.
-        ``commitment`` False cuts the head off from its earlier tokens, for the ablation. ``commit`` "snap", or what
+        ``head_context`` False cuts the head off from its earlier tokens, for the ablation. ``snap`` "snap", or what
         :meth:`snap` makes, replaces estimates by those of their tokens on the way. ``reinjection``: a strength, one a
         step, or a rule; for its controls, ``noise`` and two temperatures, see :class:`fewstep.samplers.FlowSampler`.
         ``grid``: where the steps end, see :meth:`default_grid`. ``progress`` is called with the number just finished.
@@ -189,7 +189,7 @@ class TextGenerator:
         check_numbers(num_samples, num_steps, batch_size)
         temperature = chosen.temperature if temperature is None else temperature
         self.bundle.require("denoiser", chosen.part)
-        flow, reader = self.bundle.flow(), self._reader(chosen, commitment)
+        flow, reader = self.bundle.flow(), self._reader(chosen, head_context)
         ending = self._ending() if stop else None
         with _told_in_a_line():
             check_draw(temperature, top_p, top_k)
@@ -201,22 +201,22 @@ class TextGenerator:
                 noise=noise,
                 noise_temperature=noise_temperature,
                 initial_temperature=initial_temperature,
-                correct=self._correction(commit),
+                correct=self._correction(snap),
             )
             check_suits(self.bundle.identity, sampler, num_steps)
             draw = partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
         indices = range(first_sample, first_sample + num_samples)
         return self._written(flow, sampler, draw, indices, num_steps, seed, readout, batch_size, progress)
 
-    def _reader(self, chosen: ReadoutChoice, commitment: bool) -> Generating:
-        if commitment:
+    def _reader(self, chosen: ReadoutChoice, head_context: bool) -> Generating:
+        if head_context:
             return chosen.get(self.bundle)
-        if chosen.part != "commitment":
-            raise UserError("commitment=False is for readout 'commit': the parallel readout never sees earlier tokens")
-        return self.bundle.head().with_commitment(False)
+        if chosen.part != "head":
+            raise UserError("head_context=False is for readout 'head': the parallel readout never sees earlier tokens")
+        return self.bundle.commitment_head().with_commitment(False)
 
-    def _correction(self, commit: str | Snap | None) -> Snap | None:
-        return _choose({"snap": self.snap}, commit, "commit")() if isinstance(commit, str) else commit
+    def _correction(self, snap: str | Snap | None) -> Snap | None:
+        return _choose({"snap": self.snap}, snap, "snap")() if isinstance(snap, str) else snap
 
     def _ending(self) -> Ending:
         tokenizer = self.bundle.tokenizer

@@ -48,6 +48,17 @@ class Stored:
     tokenizer: "PreTrainedTokenizerFast | None"
 
 
+PART_WAS = {"commitment": "head"}
+"""Parts that models of format 1 name differently."""
+
+
+def _renamed(stored: Stored) -> Stored:
+    """What was stored under old names, under today's."""
+    manifest, weights = dict(stored.manifest), stored.weights
+    manifest["parts"] = {PART_WAS.get(name, name): part for name, part in manifest["parts"].items()}
+    return Stored(manifest, {PART_WAS.get(name, name): part for name, part in weights.items()}, stored.tokenizer)
+
+
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Raise ``UserError`` unless a model folder may be written at ``folder``.
 
@@ -130,7 +141,7 @@ def recover_folder(folder: Path) -> None:
 def read_model(path: Path, kind: Kind) -> Stored:
     """Read a model folder, or a ``.ckpt`` file, that must be of ``kind``. Raises ``UserError`` in one line."""
     require_kind(path, kind)
-    return read_checkpoint(path) if path.is_file() else read_folder(path)
+    return _renamed(read_checkpoint(path) if path.is_file() else read_folder(path))
 
 
 def kind_of(path: str | Path) -> Kind:

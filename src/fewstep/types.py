@@ -3,9 +3,8 @@
 Legend: B batch, L tokens, K latent positions, D latent dimension, V vocabulary, N steps.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -60,6 +59,14 @@ class TokenSample:
     def cpu(self) -> "TokenSample":
         """The same on the CPU."""
         return TokenSample(self.ids.cpu(), self.log_probs.cpu(), None if self.mask is None else self.mask.cpu())
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Stop at the first ``end_id``; what follows it is ``pad_id``. Both are token ids, and may be equal."""
+
+    end_id: int
+    pad_id: int
 
 
 @dataclass(frozen=True)
@@ -126,31 +133,55 @@ class FlowMapLike(FlowLike, Protocol):
         ...
 
 
-class Readout(Protocol):
-    """Latents to tokens."""
+@runtime_checkable
+class LatentEncoder(Protocol):
+    """Text to latents: the part ``autoencoder`` of a saved model. Implement it as an ``nn.Module``.
 
-    def loss(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Nats per token (B,)."""
+    ``config`` holds the constructor's arguments, from which a saved model builds the encoder again; ``latent_dim`` is
+    D. A subclass of nothing of ours will do: what counts are these four members.
+    """
+
+    config: dict[str, Any]
+    latent_dim: int
+
+    def num_latents(self, num_tokens: int, /) -> int:
+        """K for blocks of L tokens. Raises ``UserError`` for an L that the encoder cannot take."""
+        ...
+
+    def encode(self, ids: Tensor, mask: Tensor, /) -> Latents:
+        """Latents ``z`` (B, K, D) and their mask (B, K), for token ids (B, L) and their mask (B, L)."""
+        ...
+
+
+@runtime_checkable
+class Readout(Protocol):
+    """Latents to tokens: the part ``readout`` of a saved model. Implement it as an ``nn.Module``.
+
+    ``config`` holds the constructor's arguments, from which a saved model builds the readout again. A subclass of
+    :class:`fewstep.readouts.ParallelReadout` only has to define ``forward(z, mask) -> logits``.
+    """
+
+    config: dict[str, Any]
+
+    def logits(self, z: Tensor, mask: Tensor, /) -> Tensor:
+        """Logits (B, L, V) of ``z`` (B, K, D) with ``mask`` (B, K)."""
+        ...
+
+    def loss(self, z: Tensor, ids: Tensor, mask: Tensor, /) -> Tensor:
+        """Mean nats per real token (B,) of ``ids`` (B, L) with ``mask`` (B, L), given ``z`` (B, K, D)."""
         ...
 
     def generate(
-        self, z: Tensor, mask: Tensor, *, temperature: float, top_p: float, generator: Generators
-    ) -> TokenSample:
-        """Draw tokens (B, L) for latents (B, K, D)."""
-        ...
-
-
-class Sampler(Protocol):
-    """Noise to latents."""
-
-    def iterate(
         self,
-        model: FlowLike,
-        x_0: Tensor,
+        z: Tensor,
+        mask: Tensor,
+        /,
         *,
-        num_steps: int,
-        mask: Tensor | None = None,
+        temperature: float,
+        top_p: float,
+        top_k: int | None,
+        ending: Ending | None,
         generator: Generators,
-    ) -> Iterator[SamplerState]:
-        """Yield the N+1 states from x_0 (B, K, D) on."""
+    ) -> TokenSample:
+        """Draw tokens (B, L) for ``z`` (B, K, D) with ``mask`` (B, K); temperature 0 takes the likeliest."""
         ...

@@ -7,7 +7,7 @@ from typing import Any
 from tests.bundles import tiny_bundle, with_identity
 from tests.runs import write_text
 
-FEW = ["--steps", "1,3", "--reinjection", "0,1", "--readout", "parallel,commit", "--samples", "4", "--seeds", "2"]
+FEW = ["--steps", "1,3", "--reinjection", "0,1", "--readout", "parallel,head", "--samples", "4", "--seeds", "2"]
 
 
 def make_shop(folder: Path) -> Path:

@@ -49,7 +49,7 @@ def test_every_objective_has_its_rows_and_table_picture_and_data_are_written(who
     found = json.loads((whole / "compare.json").read_text())
     rows = [row for row in found["rows"] if row["num_steps"] is not None]
     settings = {(row["objective"], row["readout"], row["num_steps"], row["reinjection"]) for row in rows}
-    names, readouts = OBJECTIVES.split(","), ("parallel", "commit")
+    names, readouts = OBJECTIVES.split(","), ("parallel", "head")
     assert settings == {(name, readout, k, g) for name in names for readout in readouts for k in (1, 2) for g in (0, 1)}
     assert found["rows"][0]["objective"] == "held-out text"
     assert found["real"] == found["rows"][0]["quality"]
@@ -122,7 +122,7 @@ def test_finished_comparisons_are_drawn_beside_each_other(
         ("--budget 0", "argument --budget: '0'"),
         ("--objectives progressive_distillation --steps 2,3", "goes from 3 to 2, which does not divide it"),
         ("--samples 100000", "the held-out text has"),
-        ("--readout aloud", "readout is 'aloud': expected some of parallel, commit, commit_off"),
+        ("--readout aloud", "readout is 'aloud': expected some of parallel, head, head_off"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_trained(

@@ -94,7 +94,7 @@ def test_a_checkpoint_of_the_flow_stage_is_measured_whole_and_what_it_lacks_is_s
     assert main(command(shop, "--source", shop / "text.jsonl", path=file, examples="2")) == 0
     out, err = capsys.readouterr()
     stored = json.loads((tmp_path / "diagnosis" / "diagnostics.json").read_text())
-    lacking = dict.fromkeys(("dabi_commit", "cci", "listening"), "commitment")
+    lacking = dict.fromkeys(("dabi_commit", "cci", "listening"), "head")
     assert stored["left_out"] == lacking
     for name, part in lacking.items():
         assert f"left out: {name}, since the model has no {part}\n" in out

@@ -2,12 +2,18 @@
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+import fewstep
+from fewstep.cli import edge
 from fewstep.cli.edge import LONGEST_LINE, one_line, run
+from fewstep.cli.main import COMMANDS, main
 from fewstep.errors import UserError
 
 
@@ -78,3 +84,83 @@ def test_secrets_of_the_environment_are_blanked(
     assert "planted0123456789" not in err
     assert err.endswith("fewstep: error: key is [WANDB_API_KEY], abc, notasecret\n")
     assert os.environ["WANDB_API_KEY"] == "planted0123456789"
+
+
+def test_an_unknown_command_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert "'trian'" in err
+    assert all(name in err for name in COMMANDS)
+
+
+def test_a_user_error_is_one_line_whatever_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(argv: list[str]) -> int:
+        raise UserError(f"steps is {argv[0]};\n  expected at least 1")
+
+    assert edge.run(command, ["0"]) == 2
+    assert capsys.readouterr().err == "fewstep: error: steps is 0; expected at least 1\n"
+
+
+def test_an_interrupt_exits_130_and_a_defect_keeps_its_traceback() -> None:
+    def interrupted(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    def defect(argv: list[str]) -> int:
+        raise ValueError("ours")
+
+    assert edge.run(interrupted, []) == 130
+    with pytest.raises(ValueError, match="ours"):
+        edge.run(defect, [])
+
+
+BROKEN_PIPE = """
+import sys
+from fewstep.cli.edge import run
+def command(argv):
+    sys.stdin.readline()
+    {body}
+    return 0
+sys.exit(run(command, []))
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_ends_the_command_quietly_but_another_broken_pipe_does_not(unbuffered: str) -> None:
+    def exit_and_stderr(body: str, reader_leaves: bool) -> tuple[int, str]:
+        child = subprocess.Popen(
+            [sys.executable, "-c", BROKEN_PIPE.format(body=body)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+        if reader_leaves:
+            child.stdout.close()
+        child.stdin.write("go\n")
+        child.stdin.close()
+        err = child.stderr.read()
+        child.stderr.close()
+        code = child.wait(timeout=30)
+        child.stdout.close()
+        return code, err
+
+    assert exit_and_stderr("print('one line')", reader_leaves=True) == (141, "")
+    code, err = exit_and_stderr("raise BrokenPipeError('of a worker')", reader_leaves=False)
+    assert code == 1
+    assert "of a worker" in err
+
+
+def test_configs_are_found_in_a_checkout_and_in_an_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "src" / "fewstep"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(fewstep, "__file__", str(package / "__init__.py"))
+    with pytest.raises(UserError, match="no configs folder"):
+        edge.configs_folder()
+    for folder in (tmp_path / "configs", package / "configs"):  # the package's own comes first where both are
+        folder.mkdir()
+        assert edge.configs_folder() == folder

@@ -22,7 +22,7 @@ from fewstep.evaluation.sweep_row import COLUMNS, SweepRow
 from tests.bundles import BLOCK_SIZE, only, tiny_bundle, tokenizer, with_identity
 from tests.runs import ROOT, write_text
 
-FEW = ["--steps", "1,3", "--reinjection", "0,1", "--readout", "parallel,commit", "--samples", "5", "--seeds", "2"]
+FEW = ["--steps", "1,3", "--reinjection", "0,1", "--readout", "parallel,head", "--samples", "5", "--seeds", "2"]
 YARDSTICKS = ["held-out text", "words shuffled", "unigram draws", "pure noise", "language model"]
 
 
@@ -62,10 +62,7 @@ def timeless(rows: list[SweepRow]) -> list[dict[str, object]]:
 def test_there_is_a_row_for_each_setting_beside_the_yardsticks_all_of_one_protocol(whole: Path) -> None:
     rows = rows_in(whole)
     flow = [
-        ("flow", readout, steps, gamma)
-        for gamma in ("0", "1")
-        for steps in (1, 3)
-        for readout in ("parallel", "commit")
+        ("flow", readout, steps, gamma) for gamma in ("0", "1") for steps in (1, 3) for readout in ("parallel", "head")
     ]
     found = [(row.setting.name, row.setting.readout, row.setting.num_steps, row.setting.reinjection) for row in rows]
     assert found == [*((name, None, None, None) for name in YARDSTICKS), *flow]
@@ -108,7 +105,7 @@ def test_a_setting_more_is_added_and_another_protocol_is_refused(
 ) -> None:
     before = (whole / "rows.jsonl").read_bytes()
     (tmp_path / "rows.jsonl").write_bytes(before)
-    options = ["--readout", "commit_off", "--reinjection", "0", "linear:1,0.2", "--noise_temperature", "0.9"]
+    options = ["--readout", "head_off", "--reinjection", "0", "linear:1,0.2", "--noise_temperature", "0.9"]
     assert main(command(shop, *options, "--steps", "3", "--out", tmp_path)) == 0
     more = (tmp_path / "rows.jsonl").read_bytes()
     assert more.startswith(before)
@@ -228,7 +225,7 @@ def test_controls_and_commitment_in_the_loop_are_axes_whose_columns_show_where_t
         ("--reinjection 2", "reinjection is '2'"),
         ("--reinjection spiral:1", "reinjection is 'spiral:1': expected a strength from 0 to 1, or NAME"),
         ("--reinjection listed:0.5,0.5,0.5,0.5", "with reinjection listed:0.5,0.5,0.5,0.5"),
-        ("--readout paralel", "readout is 'paralel': expected some of parallel, commit, commit_off"),
+        ("--readout paralel", "readout is 'paralel': expected some of parallel, head, head_off"),
         ("--noise_temperature -1", "noise_temperature is -1"),
         ("--noise_temperature cold", "--noise_temperature holds 'cold': expected a number"),
         ("--initial_temperature -1", "initial_temperature is -1"),
@@ -275,7 +272,7 @@ def test_places_that_cannot_be_written_and_models_that_lack_a_part_are_one_line(
         (None, ["--out", tmp_path / "odd"], "cannot read"),
         (None, ["--out", tmp_path / "edited"], "line 1 is no row of this fewstep version"),
         (tmp_path / "none", ["--out", tmp_path / "out"], "none does not exist"),
-        (tmp_path / "flow", ["--out", tmp_path / "out"], "has no commitment"),
+        (tmp_path / "flow", ["--out", tmp_path / "out"], "has no head"),
         (tmp_path / "flow", ["--out", tmp_path / "out", "--readout", "parallel"], "has no language_model"),
     ):
         assert main(command(shop, *options, path=path)) == 2

@@ -34,11 +34,11 @@ def test_it_trains_samples_and_scores_and_a_second_call_only_scores(
     first = capsys.readouterr().out
     table = json.loads((out / "table.json").read_text())
     settings = {(row["readout"], row["reinjection"], row["num_steps"]) for row in table["rows"] if row["readout"]}
-    assert settings == {(r, g, k) for r in ("parallel", "commit") for g in (0.0, 1.0) for k in (1, 2, 4, 8, 32)}
+    assert settings == {(r, g, k) for r in ("parallel", "head") for g in (0.0, 1.0) for k in (1, 2, 4, 8, 32)}
     for name in ("held-out text", "words shuffled", "unigram draws", "language model", "gamma = 1"):
         assert name in first
     weights = {file: file.read_bytes() for file in (out / "model").glob("*.safetensors")}
-    assert {file.stem for file in weights} == {"autoencoder", "readout", "denoiser", "commitment", "language_model"}
+    assert {file.stem for file in weights} == {"autoencoder", "readout", "denoiser", "head", "language_model"}
     assert quickstart.main(command) == 0
     again = capsys.readouterr().out
     assert again.count("is done already") == 4

@@ -20,7 +20,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sampling(shop: Path, output: Path, *options: str) -> list[str]:
-    few = ["--num_samples", "7", "--steps", "3", "--readout", "commit", "--reinjection", "0.5", "--device", "cpu"]
+    few = ["--num_samples", "7", "--steps", "3", "--readout", "head", "--reinjection", "0.5", "--device", "cpu"]
     return ["sample", str(shop / "model"), *few, "--output", str(output), *options]
 
 
@@ -66,7 +66,7 @@ def without_provenance(file: Path) -> Any:
 
 
 def test_a_seed_gives_the_same_texts_and_figures_in_a_fresh_process(shop: Path, tmp_path: Path) -> None:
-    few = ["--steps", "2", "--reinjection", "1", "--readout", "commit"]
+    few = ["--steps", "2", "--reinjection", "1", "--readout", "head"]
     for name, command, file in (
         ("samples", sampling, "samples.jsonl"),
         ("diagnosis", diagnosis, "diagnostics.json"),

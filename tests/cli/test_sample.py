@@ -30,15 +30,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_rows_carry_the_texts_of_the_generator_and_how_to_make_them_again(model: str, tmp_path: Path) -> None:
     output = tmp_path / "samples.jsonl"
-    options = "--num_samples 3 --steps 2 --seed 7 --readout commit --reinjection 0.5 --batch_size 2 --device cpu"
+    options = "--num_samples 3 --steps 2 --seed 7 --readout head --reinjection 0.5 --batch_size 2 --device cpu"
     assert main(["sample", model, *options.split(), "--output", str(output)]) == 0
-    expected = TextGenerator(tiny_bundle()).generate(3, 2, 7, readout="commit", reinjection=0.5)
+    expected = TextGenerator(tiny_bundle()).generate(3, 2, 7, readout="head", reinjection=0.5)
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [row["text"] for row in rows] == list(expected.texts)
     assert [row["ids"] for row in rows] == expected.ids.tolist()
     assert [row["index"] for row in rows] == [0, 1, 2]
     for row in rows:
-        assert (row["steps"], row["seed"], row["readout"], row["reinjection"]) == (2, 7, "commit", 0.5)
+        assert (row["steps"], row["seed"], row["readout"], row["reinjection"]) == (2, 7, "head", 0.5)
         assert (row["noise"], row["noise_temperature"], row["initial_temperature"]) == ("fresh", 1.0, 1.0)
     assert [item.name for item in tmp_path.iterdir()] == ["samples.jsonl"]
 
@@ -67,13 +67,13 @@ def test_rules_and_controls_of_re_injection_reach_the_sampler(model: str, tmp_pa
 def test_commitment_in_the_loop_and_in_the_head_and_the_draw_reach_their_place(model: str, tmp_path: Path) -> None:
     output, generator = tmp_path / "samples.jsonl", TextGenerator(tiny_bundle())
     cases = {
-        "--commit snap": {"commit": generator.snap()},
-        "--commit snap:confidence,0.3": {"commit": generator.snap(rule=ConfidenceRule(0.3))},
-        "--commit snap:distance,0.3": {"commit": generator.snap(rule=DistanceRule(0.3))},
-        "--commit snap:last,1": {"commit": generator.snap(steps=last_steps(1))},
-        "--readout commit --commitment off": {"readout": "commit", "commitment": False},
-        "--readout commit --temperature 30 --top_k 40 --stop": {
-            "readout": "commit",
+        "--commit snap": {"snap": generator.snap()},
+        "--commit snap:confidence,0.3": {"snap": generator.snap(rule=ConfidenceRule(0.3))},
+        "--commit snap:distance,0.3": {"snap": generator.snap(rule=DistanceRule(0.3))},
+        "--commit snap:last,1": {"snap": generator.snap(steps=last_steps(1))},
+        "--readout head --head_context off": {"readout": "head", "head_context": False},
+        "--readout head --temperature 30 --top_k 40 --stop": {
+            "readout": "head",
             "temperature": 30.0,
             "top_k": 40,
             "stop": True,
@@ -85,7 +85,7 @@ def test_commitment_in_the_loop_and_in_the_head_and_the_draw_reach_their_place(m
         rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
         expected = generator.generate(20, 3, **settings)
         assert [row["ids"] for row in rows] == expected.ids.tolist(), options
-        assert rows[0]["commitment"] == ("off" if "off" in options else "on")
+        assert rows[0]["head_context"] == ("off" if "off" in options else "on")
         assert rows[0]["commit"] == (options.split()[1] if "--commit " in options else None)
         assert (rows[0]["top_k"], rows[0]["stop"]) == (settings.get("top_k"), settings.get("stop", False))
 
@@ -137,7 +137,7 @@ def test_without_output_the_texts_are_printed_numbered(model: str, capsys: pytes
         ("--initial_temperature nan", "initial_temperature is nan"),
         ("--temperature -1", "temperature is -1.0"),
         ("--top_k 0", "argument --top_k: '0'"),
-        ("--commitment off", "commitment=False is for readout 'commit'"),
+        ("--head_context off", "head_context=False is for readout 'head'"),
         ("--output {tmp}/none/samples.jsonl", "none does not exist"),
         ("--output {tmp}", "no regular file"),
         ("--output {tmp}/there.jsonl", "exists already"),

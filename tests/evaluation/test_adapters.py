@@ -68,7 +68,7 @@ def test_draws_follow_the_conditionals_token_by_token(subject: Subject, generato
 
 
 def test_the_head_is_told_the_level_and_adds_no_noise(subject: Subject) -> None:
-    network, mask = tiny_bundle().commitment, torch.ones(subject.z.shape[:2], dtype=torch.bool)
+    network, mask = tiny_bundle().head, torch.ones(subject.z.shape[:2], dtype=torch.bool)
     with torch.no_grad():
         for level in (0.0, LEVEL):
             context = network.context(subject.z, mask, torch.full((len(subject.z),), level))

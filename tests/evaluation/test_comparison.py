@@ -73,7 +73,7 @@ class FakeBench:
     quality = Quality("perplexity", lambda samples: samples.mean((-2, -1)))
     caption = "A caption."
 
-    def __init__(self, version: str = "a", readouts: tuple[str, ...] = ("parallel", "commit")) -> None:
+    def __init__(self, version: str = "a", readouts: tuple[str, ...] = ("parallel", "head")) -> None:
         self.version = version
         self.readouts: tuple[str | None, ...] = readouts
         self.asked: list[tuple[str, int, float]] = []
@@ -117,7 +117,7 @@ def test_every_setting_has_a_row_a_readout_and_what_is_ruled_out_says_so(tmp_pat
     assert (real.objective, real.quality) == ("real", 1.0)
     assert len(rows) == 2 * 2 * 2 * 2
     ruled_out = [(row.objective, row.readout, row.num_steps, row.reinjection) for row in rows if row.ruled_out]
-    assert ruled_out == [("end", "parallel", 2, 0.0), ("end", "commit", 2, 0.0)]
+    assert ruled_out == [("end", "parallel", 2, 0.0), ("end", "head", 2, 0.0)]
     assert ("end", 2, 0.0) not in bench.asked
     assert {(row.passes, row.seconds) for row in rows} == {(10.0, 3.0)}
 

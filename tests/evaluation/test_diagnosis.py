@@ -37,7 +37,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "stiffness": {"times": (0.2, 0.8), "num_iterations": 2},
     "commitment": {"num_continuations": 2, "every": 3},
 }
-TEXT_PARTS = ("autoencoder", "readout", "denoiser", "commitment", "language_model")
+TEXT_PARTS = ("autoencoder", "readout", "denoiser", "head", "language_model")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -178,7 +178,7 @@ def test_json_holds_what_the_table_shows_and_what_was_measured_on(whole: Diagnos
 def test_a_model_that_answers_the_same_to_everything_has_a_table_without_nan() -> None:
     bundle = mild_bundle()
     with torch.no_grad():
-        for name in ("readout", "denoiser", "commitment"):
+        for name in ("readout", "denoiser", "head"):
             for parameter in bundle.parts()[name].parameters():
                 parameter.zero_()
     found = diagnose_text(tiny_subject(bundle), "constant")
@@ -211,20 +211,20 @@ def test_what_the_model_lacks_the_parts_for_is_left_out_and_said(whole: Diagnosi
     left_out = {"dabi_commit", "dabi_generated", "cci", "listening", "tube", "stiffness", "late_flips", "commitment"}
     assert set(found.left_out) == left_out
     assert figures(found) == {key: value for key, value in figures(whole).items() if key in figures(found)}
-    assert "left out: cci, since the model has no commitment" in found.to_text().splitlines()
+    assert "left out: cci, since the model has no head" in found.to_text().splitlines()
     assert json.loads(found.to_json())["left_out"]["tube"] == "denoiser"
     assert whole.left_out == {}
 
 
 def test_cci_at_generated_latents_needs_a_flow_and_the_curve_does_not(bundle: ModelBundle, whole: Diagnosis) -> None:
-    found = diagnose_text(tiny_subject(only(bundle, "autoencoder", "readout", "commitment")), "m", only=["cci"])
+    found = diagnose_text(tiny_subject(only(bundle, "autoencoder", "readout", "head")), "m", only=["cci"])
     assert [result.name for result in found.results] == ["cci_noise"]
     assert figures(found)["cci_noise"] == figures(whole)["cci_noise"]
 
 
 def test_asked_for_by_name_a_missing_part_is_one_line_with_its_stage() -> None:
     subject = tiny_subject(only(mild_bundle(), "autoencoder", "readout"))
-    for name, part, stage in (("tube", "denoiser", "flow"), ("cci", "commitment", "commitment")):
+    for name, part, stage in (("tube", "denoiser", "flow"), ("cci", "head", "head")):
         with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
             diagnose_text(subject, "runs/model", only=["dabi", name])
         assert f"runs/model, asked for {name}, has no {part} (it holds: autoencoder, readout)" in str(caught.value)

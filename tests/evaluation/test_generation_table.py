@@ -40,7 +40,7 @@ def table() -> GenerationTable:
         real_blocks(),
         counts,
         steps=(1, 3),
-        readouts=("parallel", "commit"),
+        readouts=("parallel", "head"),
         reinjections=(0.0, 1.0),
         num_resamples=50,
         batch_size=4,
@@ -57,10 +57,10 @@ def test_all_rows_are_there_with_as_many_samples_as_real_text(table: GenerationT
         ("flow", "parallel", 0.0, 3, 3),
         ("flow", "parallel", 1.0, 1, 1),
         ("flow", "parallel", 1.0, 3, 3),
-        ("flow", "commit", 0.0, 1, 1),
-        ("flow", "commit", 0.0, 3, 3),
-        ("flow", "commit", 1.0, 1, 1),
-        ("flow", "commit", 1.0, 3, 3),
+        ("flow", "head", 0.0, 1, 1),
+        ("flow", "head", 0.0, 3, 3),
+        ("flow", "head", 1.0, 1, 1),
+        ("flow", "head", 1.0, 3, 3),
     ]
     assert {row.num_samples for row in table.rows} == {len(real_blocks().ids)}
     timed = [row.name in ("language model", "flow") for row in table.rows]
@@ -78,9 +78,9 @@ def test_perplexity_is_that_of_the_language_model_over_all_tokens(table: Generat
     nats = -log_probs.gather(-1, real.ids[..., None])
     assert table.row("held-out text").perplexity == pytest.approx(math.exp(nats.mean()), rel=1e-5)
     for gamma in (0.0, 1.0):
-        made = TextGenerator(bundle).generate(len(real.ids), 3, readout="commit", reinjection=gamma, batch_size=4)
+        made = TextGenerator(bundle).generate(len(real.ids), 3, readout="head", reinjection=gamma, batch_size=4)
         scores = score_blocks(bundle.scorer(), made.ids, torch.ones_like(made.ids, dtype=torch.bool), batch_size=3)
-        row = table.row("flow", "commit", 3, gamma)
+        row = table.row("flow", "head", 3, gamma)
         assert row.perplexity == pytest.approx(perplexity_of_blocks(scores.stacked()), rel=1e-5)
         assert row.examples == made.texts[:3]
 

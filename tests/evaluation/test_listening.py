@@ -25,7 +25,7 @@ class Copying(CommitmentHead):
     """
 
     def __init__(self, deaf: bool) -> None:
-        super().__init__(tiny_bundle().commitment)
+        super().__init__(tiny_bundle().head)
         self.deaf = deaf
         self.told: list[Tensor] = []
 
@@ -95,7 +95,7 @@ def test_padding_does_not_count(generator: torch.Generator) -> None:
 
 def test_a_real_head_is_measured_by_its_own_loss(generator: torch.Generator) -> None:
     subject = tiny_subject()
-    head, mask = subject.generator.bundle.head(), torch.ones_like(subject.ids).bool()
+    head, mask = subject.generator.bundle.commitment_head(), torch.ones_like(subject.ids).bool()
     found = listening(head, subject.z, subject.ids, mask, 0.0, generator)
     with torch.no_grad():
         log_probs = HeadConditionals(head, 0.0).logits(subject.z, subject.ids).double().log_softmax(-1)

@@ -33,7 +33,7 @@ from tests.evaluation.subjects import mild_bundle
 from tests.evaluation.test_generation_table import real_blocks
 
 SAMPLES, SEEDS = 3, (0, 5)
-READOUTS = ("parallel", "commit", "commit_off")
+READOUTS = ("parallel", "head", "head_off")
 
 
 class LengthScorer:
@@ -112,8 +112,8 @@ def test_samples_are_those_that_the_generator_makes_of_the_same_seed(readout: st
             SAMPLES,
             3,
             seed,
-            readout="parallel" if readout == "parallel" else "commit",
-            commitment=readout != "commit_off",
+            readout="parallel" if readout == "parallel" else "head",
+            head_context=readout != "head_off",
             reinjection=gamma,
             noise_temperature=heat,
             batch_size=2,
@@ -122,7 +122,7 @@ def test_samples_are_those_that_the_generator_makes_of_the_same_seed(readout: st
         assert torch.equal(torch.cat([one.x_1 for one in made]), theirs.x_1)
 
 
-@pytest.mark.parametrize("readout", ["parallel", "commit"])
+@pytest.mark.parametrize("readout", ["parallel", "head"])
 def test_controls_and_commitment_in_the_loop_are_those_of_the_generator(readout: str) -> None:
     generator = TextGenerator(mild_bundle())
     some = {"steps": last_steps(2), "rule": ConfidenceRule(0.3)}
@@ -133,7 +133,7 @@ def test_controls_and_commitment_in_the_loop_are_those_of_the_generator(readout:
         sampler = flow_setting(4, "0.7", initial_temperature=start, noise="reused" if reused else "fresh")
         group = FlowTexts(generator, sampler, (readout,), 0.7, noise=noise, correct=correct)
         (made,) = group.make(Batch(0, 5, 0, SAMPLES), group.settings)
-        options = {"readout": readout, "reinjection": 0.7, "initial_temperature": start, "commit": correct}
+        options = {"readout": readout, "reinjection": 0.7, "initial_temperature": start, "snap": correct}
         theirs = generator.generate(SAMPLES, 4, 5, noise=noise, **options)
         assert torch.equal(made.ids, theirs.ids)
         assert torch.equal(made.x_1, theirs.x_1)
@@ -144,8 +144,8 @@ def test_controls_and_commitment_in_the_loop_are_those_of_the_generator(readout:
 
 def test_every_network_pass_is_counted(rows: list[SweepRow]) -> None:
     assert by(rows, FLOW, "parallel").nfe == 3 + 1
-    assert by(rows, FLOW, "commit").nfe == 3 + BLOCK_SIZE
-    assert by(rows, FLOW, "commit_off").nfe == 3 + 1  # nothing to wait for: one pass draws all
+    assert by(rows, FLOW, "head").nfe == 3 + BLOCK_SIZE
+    assert by(rows, FLOW, "head_off").nfe == 3 + 1  # nothing to wait for: one pass draws all
     assert by(rows, "language model").nfe == BLOCK_SIZE
     assert by(rows, "held-out text").nfe is None
     generator = TextGenerator(tiny_bundle())
@@ -160,11 +160,11 @@ def test_every_network_pass_is_counted(rows: list[SweepRow]) -> None:
 
 def test_numbers_of_a_row_are_those_of_a_plain_calculation(rows: list[SweepRow]) -> None:
     generator = TextGenerator(mild_bundle())
-    row = by(rows, FLOW, "commit")
+    row = by(rows, FLOW, "head")
     ids = torch.cat(
         [
             generator.generate(
-                SAMPLES, 3, seed, readout="commit", reinjection=0.5, noise_temperature=0.9, batch_size=2
+                SAMPLES, 3, seed, readout="head", reinjection=0.5, noise_temperature=0.9, batch_size=2
             ).ids
             for seed in SEEDS
         ]
@@ -217,18 +217,18 @@ def test_the_late_flip_rate_is_that_of_the_diagnostics(rows: list[SweepRow]) -> 
 def test_commitment_is_zero_exactly_where_it_is_switched_off_and_positive_where_it_is_on(
     rows: list[SweepRow],
 ) -> None:
-    assert by(rows, FLOW, "commit_off").cci == 0.0
-    assert by(rows, FLOW, "commit").cci > 0.01
+    assert by(rows, FLOW, "head_off").cci == 0.0
+    assert by(rows, FLOW, "head").cci > 0.01
     assert by(rows, FLOW, "parallel").cci is None
     assert all(row.cci is None for row in sweep(cci_examples=0).rows())
 
 
 def test_batches_and_what_else_is_measured_change_no_figure(rows: list[SweepRow]) -> None:
     whole = list(sweep(batch_size=3).rows())
-    ours, theirs = by(rows, FLOW, "commit"), by(whole, FLOW, "commit")
+    ours, theirs = by(rows, FLOW, "head"), by(whole, FLOW, "head")
     assert theirs.perplexity == pytest.approx(ours.perplexity, rel=1e-5)
     assert (theirs.distinct_2, theirs.examples, theirs.cci) == (ours.distinct_2, ours.examples, pytest.approx(ours.cci))
-    alone = list(sweep().rows([row.setting for row in rows if row.setting.readout != "commit"]))
+    alone = list(sweep().rows([row.setting for row in rows if row.setting.readout != "head"]))
     assert [timeless(row) for row in alone] == [timeless(ours)]
 
 
@@ -338,11 +338,11 @@ def test_a_setting_that_comes_twice_and_what_does_not_fit_are_refused() -> None:
     generator = TextGenerator(tiny_bundle())
     with pytest.raises(UserError, match=r"parallel K=3 gamma=0.5 T=0.9 comes twice"):
         sweep([flow_texts(generator), flow_texts(generator)])
-    with pytest.raises(UserError, match="readout is 'paralel': expected some of parallel, commit, commit_off"):
+    with pytest.raises(UserError, match="readout is 'paralel': expected some of parallel, head, head_off"):
         FlowTexts(generator, flow_setting(3, "0"), ("paralel",), 0.0)
     without = TextGenerator(only(tiny_bundle(), "autoencoder", "denoiser"))
-    with pytest.raises(UserError, match="has no commitment"):
-        FlowTexts(without, flow_setting(3, "0"), ("commit_off",), 0.0)
+    with pytest.raises(UserError, match="has no head"):
+        FlowTexts(without, flow_setting(3, "0"), ("head_off",), 0.0)
     jumps = TextGenerator(with_identity(tiny_bundle(), trained_nfe=2))
     with pytest.raises(UserError, match="trained it for EulerSolver with 2 steps"):
         FlowTexts(jumps, flow_setting(3, "0"), ("parallel",), 0.0)

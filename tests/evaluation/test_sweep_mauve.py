@@ -50,7 +50,7 @@ def test_a_rows_value_is_that_of_its_texts_against_the_held_out_ones() -> None:
     rows = measured()
     scorer, generator = run_scorer(), TextGenerator(mild_bundle())
     real = scorer.features([], held_out().ids, held_out().mask)
-    for readout in ("parallel", "commit"):
+    for readout in ("parallel", "head"):
         options = {"readout": readout, "reinjection": 0.5, "noise_temperature": 0.9, "batch_size": 2}
         ids = torch.cat([generator.generate(SAMPLES, 3, seed, **options).ids for seed in SEEDS])
         expected = mauve_score(real, scorer.features([], ids, torch.ones_like(ids, dtype=torch.bool)))

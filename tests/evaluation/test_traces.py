@@ -23,7 +23,7 @@ STEPS = (1, 2, 4)
 SETTINGS = {
     "deterministic": ("parallel", 0.0),
     "reinjection": ("parallel", 0.7),
-    "commitment": ("commit", 0.0),
+    "commitment": ("head", 0.0),
 }
 
 
@@ -106,7 +106,7 @@ def test_distances_are_those_of_the_diagnostics(generator_and_traces: tuple[Text
     (path,) = (one for one in traces.paths if one.way == way and one.num_steps == 4)
     decode = decoder_of(bundle.reader())
     if way == "commitment":
-        head = bundle.head()
+        head = bundle.commitment_head()
         z = z + head.trust_level * randn(tuple(z.shape), z, sources)
         decode = HeadConditionals(head, head.trust_level).given(ids_of(traces, path)[1])
     everywhere = torch.arange(BLOCK_SIZE).expand(3, -1)

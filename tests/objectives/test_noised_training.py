@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fewstep.autoencoders import TransformerAutoencoder
-from fewstep.objectives import CommitmentTraining, Reconstruction
+from fewstep.objectives import HeadTraining, Reconstruction
 from fewstep.readouts import CausalTransformer, CommitmentHead, TransformerReadout
 from fewstep.types import Latents, TokenBatch
 from tests.nn.builders import first, normal, randomised
@@ -113,12 +113,12 @@ def test_commitment_training_without_noise_is_the_plain_loss_of_the_head(generat
     model, (tokens, other) = head(), tokens_of(generator)
     mask = first([4, 3, 1], 4)
     latents = Latents(normal((3, 4, D), generator) * mask[..., None], mask)
-    plain = CommitmentTraining(noise_level_max=0.0).forward(model, latents, tokens=tokens, generator=generator)
+    plain = HeadTraining(noise_level_max=0.0).forward(model, latents, tokens=tokens, generator=generator)
     expected = model.loss(latents.z, tokens.ids, tokens.mask).detach()
     torch.testing.assert_close(plain.per_example, expected, rtol=0, atol=1e-9)
     junk = Latents(torch.where(mask[..., None], latents.z, 50.0), mask)
     one, two, three = (
-        CommitmentTraining().forward(model, z, tokens=batch, generator=seed(number))
+        HeadTraining().forward(model, z, tokens=batch, generator=seed(number))
         for z, batch, number in ((latents, tokens, 1), (junk, other, 1), (latents, tokens, 2))
     )
     torch.testing.assert_close(two.per_example, one.per_example, rtol=0, atol=1e-9)
@@ -142,7 +142,7 @@ def test_the_head_is_told_the_level_that_its_latents_hold(
         return noise_level
 
     monkeypatch.setattr(model, "loss", spy)
-    CommitmentTraining(noise_level_max=2.0).forward(model, Latents(z, mask), tokens=tokens, generator=generator)
+    HeadTraining(noise_level_max=2.0).forward(model, Latents(z, mask), tokens=tokens, generator=generator)
     noised, level = told[0]
     rms = (noised - z)[:, :90].square().mean((1, 2)).sqrt()
     # 270 normal numbers an example: the rms is known to 1 / sqrt(540), 4.3 %.
@@ -173,12 +173,12 @@ def test_prefix_dropout_hides_the_earlier_tokens_of_its_share_of_examples_and_ch
     model, (latents, tokens) = head(), batch_of(2000, generator)
     model.network.double()
     plain, dropped = (
-        CommitmentTraining(prefix_dropout=share).forward(model, latents, tokens=tokens, generator=seed(1)).per_example
+        HeadTraining(prefix_dropout=share).forward(model, latents, tokens=tokens, generator=seed(1)).per_example
         for share in (0.0, 0.25)
     )
     hidden = plain != dropped
     assert abs(hidden.double().mean() - 0.25) < 5 * (0.25 * 0.75 / 2000) ** 0.5
-    cut = CommitmentTraining().forward(model.with_commitment(False), latents, tokens=tokens, generator=seed(1))
+    cut = HeadTraining().forward(model.with_commitment(False), latents, tokens=tokens, generator=seed(1))
     torch.testing.assert_close(dropped[hidden], cut.per_example[hidden], rtol=0, atol=1e-9)
 
 
@@ -190,7 +190,7 @@ def test_the_generated_share_of_examples_reads_what_the_flow_made_of_them(genera
         seen.append(given)
         return given.z + 1
 
-    training = CommitmentTraining(noise_level_max=0.0, generated_share=0.25)
+    training = HeadTraining(noise_level_max=0.0, generated_share=0.25)
     mixed = training.forward(model, latents, tokens=tokens, generator=seed(1), regenerate=regenerate).per_example
     assert seen == [latents]
     own, made = (model.loss(z, tokens.ids, tokens.mask).detach() for z in (latents.z, latents.z + 1))
@@ -211,4 +211,4 @@ def test_the_generated_share_of_examples_reads_what_the_flow_made_of_them(genera
 )
 def test_settings_of_commitment_training_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        CommitmentTraining(**settings)
+        HeadTraining(**settings)

@@ -150,10 +150,10 @@ def sweep_rows(**changed: SweepRow) -> list[SweepRow]:
         "real": sweep_row(None, None, None, 50.0, name="held-out text", memorised=0.06),
         "few": sweep_row("parallel", 4, "0", 200.0),
         "few_noise": sweep_row("parallel", 4, "1", 100.0),
-        "few_head": sweep_row("commit", 4, "0", 80.0),
+        "few_head": sweep_row("head", 4, "0", 80.0),
         "many": sweep_row("parallel", 16, "0", 90.0),
         "many_noise": sweep_row("parallel", 16, "1", 60.0),
-        "many_head": sweep_row("commit", 16, "0", 70.0),
+        "many_head": sweep_row("head", 16, "0", 70.0),
     }
     assert set(changed) <= set(rows)
     return list({**rows, **changed}.values())
@@ -172,7 +172,7 @@ def quickstart_table(examples: Iterable[str] = ("some text",)) -> GenerationTabl
     rows = (
         row("held-out text", None, None, 50.0),
         row("flow", "parallel", 4, 400.0),
-        row("flow", "commit", 4, 90.0),
+        row("flow", "head", 4, 90.0),
     )
     return GenerationTable(rows, 32, "the run's language model", 0, 8, "cpu")
 

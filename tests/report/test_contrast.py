@@ -138,7 +138,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int], list[fl
 def test_an_objective_is_a_line_solid_without_re_injection_and_dashed_with(
     drawn: list[tuple[str, list[int], list[float], str]], tmp_path: Path
 ) -> None:
-    made = comparison(readouts=("parallel", "commit"))
+    made = comparison(readouts=("parallel", "head"))
     write_comparison_figure(made, tmp_path / "new" / "a.png")
     assert min(imread(tmp_path / "new" / "a.png").shape[:2]) > 300
     lines = [line for line in drawn if line[0] != "real"]

@@ -45,8 +45,8 @@ def fake_table() -> GenerationTable:
         (4, 800, 100, 2.8),
         (8, 560, 90, 3.0),
     ):
-        rows += [fake_row("flow", parallel, entropy, "parallel", k), fake_row("flow", commit, 3.1, "commit", k)]
-    rows += [fake_row("flow", 480, 3.02, "parallel", 32), fake_row("flow", 84, 3.06, "commit", 32)]
+        rows += [fake_row("flow", parallel, entropy, "parallel", k), fake_row("flow", commit, 3.1, "head", k)]
+    rows += [fake_row("flow", 480, 3.02, "parallel", 32), fake_row("flow", 84, 3.06, "head", 32)]
     return GenerationTable(tuple(rows), 32, "the run's language model", 0, 64, "cpu")
 
 

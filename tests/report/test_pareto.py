@@ -53,7 +53,7 @@ def fake_rows() -> list[SweepRow]:
         fake_row(Setting("held-out text"), 41.0, 3.2, None, None),
         fake_row(Setting("language model"), 47.0, 3.1, 32, 4000.0),
     ]
-    for readout, level, passes in (("parallel", 3000.0, 1), ("commit", 200.0, 32)):
+    for readout, level, passes in (("parallel", 3000.0, 1), ("head", 200.0, 32)):
         for gamma, gain in (("0", 1.0), ("0.5", 0.8), ("linear:1,0.2", 0.7)):
             for heat in (1.0, 0.9):
                 for k in (1, 4, 16):

@@ -69,7 +69,7 @@ def test_figures_of_training_stand_in_where_a_diagnosis_lacks_them(tmp_path: Pat
     diagnosis = MadeDiagnosis()
     del diagnosis.table["cci"]
     folder = write_run(tmp_path / "run", diagnosis=diagnosis)
-    for stage, value in (("flow", 0.4), ("commitment", 0.2)):
+    for stage, value in (("flow", 0.4), ("head", 0.2)):
         (folder / stage).mkdir()
         line = {"step": 7, "seed": 0, "num_examples": 4, "num_positions": 2, "results": {}}
         first = {**line, "table": {"cci": estimate(0.9)}}

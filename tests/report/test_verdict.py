@@ -79,14 +79,14 @@ CASES: dict[str, tuple[Threshold, Made]] = {
         thresholds.GAIN,
         with_rows(
             lambda value: {
-                "few_head": sweep_row("commit", 4, "0", 200.0 * (1 - value)),
-                "many_head": sweep_row("commit", 16, "0", 900.0),
+                "few_head": sweep_row("head", 4, "0", 200.0 * (1 - value)),
+                "many_head": sweep_row("head", 16, "0", 900.0),
             }
         ),
     ),
     "entropy": (
         thresholds.ENTROPY_GAP,
-        with_rows(lambda value: {"many_head": sweep_row("commit", 16, "0", 70.0, entropy=3.0 - value)}),
+        with_rows(lambda value: {"many_head": sweep_row("head", 16, "0", 70.0, entropy=3.0 - value)}),
     ),
     "copies": (
         thresholds.COPIES,
@@ -148,10 +148,10 @@ def test_what_is_not_measured_says_how_to_measure_it_or_why_it_cannot_be(tmp_pat
     for finding in verdict.findings:
         assert finding.outcome.state == "not measured"
         assert finding.rule.command in finding.outcome.advice
-    diagnosis = MadeDiagnosis(left_out={"cci": "commitment"})
+    diagnosis = MadeDiagnosis(left_out={"cci": "head"})
     del diagnosis.table["cci"]
     outcome = judge(read_run(write_run(tmp_path / "b", diagnosis=diagnosis))).of("cci").outcome  # type: ignore[union-attr]
-    assert outcome.finding == "Cannot be measured: the model has no commitment."
+    assert outcome.finding == "Cannot be measured: the model has no head."
     assert not outcome.advice
 
 
@@ -197,7 +197,7 @@ def test_a_gain_that_is_colder_or_within_the_intervals_is_no_clean_gain(tmp_path
 def test_low_entropy_is_put_down_to_repetition_only_where_something_repeats(
     repeated: float, reason: str, tmp_path: Path
 ) -> None:
-    poor = replace(sweep_row("commit", 16, "0", 70.0, entropy=2.0), repeated_4grams=repeated)
+    poor = replace(sweep_row("head", 16, "0", 70.0, entropy=2.0), repeated_4grams=repeated)
     real = replace(sweep_row(None, None, None, 50.0, name="held-out text", memorised=0.06), repeated_4grams=0.01)
     outcome = judge(read_run(write_run(tmp_path, rows=sweep_rows(many_head=poor, real=real)))).of("entropy").outcome
     assert outcome is not None and outcome.state == "bad"

@@ -69,7 +69,7 @@ def test_samples_are_those_of_the_averaged_weights(workshop: Workshop, tmp_path:
 
 def test_every_trained_parameter_gets_a_gradient(workshop: Workshop, tmp_path: Path) -> None:
     # Several processes wait for every gradient: one that never comes ends their run.
-    for stage in ("autoencoder", "flow", "commitment", "language_model"):
+    for stage in ("autoencoder", "flow", "head", "language_model"):
         run_dir = tmp_path / stage
         assert main(workshop.arguments(stage, f"--run_dir={run_dir}", steps=2)) == 0
         checkpoint = load_checkpoint(run_dir / "checkpoints" / "last.ckpt")

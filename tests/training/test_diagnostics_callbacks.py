@@ -25,7 +25,7 @@ FAST_WEIGHTS = ["--ema.decay=0.9", "--model.optimizer.learning_rate=0.01"]
 EXPECTED = {
     "autoencoder": ("dabi", "dabi_fraction", "dabi_data", "boundary_distance_p01", "noise_accuracy_at_0.4"),
     "flow": ("dabi_generated", "stiffness_peak", "late_flip_rate", "commit_step", "commitment_at_0"),
-    "commitment": ("cci", "dabi_commit_fraction"),
+    "head": ("cci", "dabi_commit_fraction"),
 }
 
 
@@ -67,8 +67,8 @@ def test_every_determined_row_is_logged_at_every_validation_and_stands_in_the_fi
     workshop: Workshop, flow: Path, tmp_path: Path
 ) -> None:
     flags = [ON, *SMALL, f"--model.autoencoder={flow / 'model'}", f"--run_dir={tmp_path}"]
-    assert main(workshop.arguments("commitment", *flags)) == 0
-    for stage, run_dir, steps in (("flow", flow, [10, 20]), ("commitment", tmp_path, [2, 4])):
+    assert main(workshop.arguments("head", *flags)) == 0
+    for stage, run_dir, steps in (("flow", flow, [10, 20]), ("head", tmp_path, [2, 4])):
         lines, metrics = lines_of(run_dir), logged(run_dir)
         assert [line["step"] for line in lines] == steps, "not in the sanity check before training"
         assert all(line["num_examples"] == 8 and line["seed"] == 0 for line in lines)
@@ -86,7 +86,7 @@ def test_every_determined_row_is_logged_at_every_validation_and_stands_in_the_fi
 
 def test_cci_is_that_of_generated_latents(workshop: Workshop, flow: Path, tmp_path: Path) -> None:
     flags = [ON, *SMALL, f"--model.autoencoder={flow / 'model'}", f"--run_dir={tmp_path}"]
-    assert main(workshop.arguments("commitment", *flags, steps=2)) == 0
+    assert main(workshop.arguments("head", *flags, steps=2)) == 0
     subject = subject_of(workshop, ModelBundle.from_pretrained(tmp_path / "model")).first(2)
     (expected,) = measure_cci(subject, levels=())
     assert lines_of(tmp_path)[-1]["table"]["cci"]["value"] == pytest.approx(expected.cci.value, rel=1e-4)

@@ -55,7 +55,7 @@ def test_two_processes_share_the_data_and_end_with_one_model(
     [
         ("flow", ["--trainer.accumulate_grad_batches=2"]),
         pytest.param("language_model", [], marks=pytest.mark.slow),
-        pytest.param("commitment", [], marks=pytest.mark.slow),
+        pytest.param("head", [], marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_what_one_does_that_accumulates_their_batches(

@@ -29,7 +29,7 @@ def assert_same_runs(plain: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     "stage",
-    ["flow", *(pytest.param(stage, marks=slow) for stage in ("autoencoder", "commitment", "language_model"))],
+    ["flow", *(pytest.param(stage, marks=slow) for stage in ("autoencoder", "head", "language_model"))],
 )
 def test_recomputed_blocks_train_to_the_same_bits(stage: str, workshop: Workshop, tmp_path: Path) -> None:
     for name, flags in (("plain", []), ("recomputed", [RECOMPUTE])):

@@ -129,9 +129,7 @@ def losses(run_dir: Path) -> list[float]:
 slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "stage", ["flow", pytest.param("autoencoder", marks=slow), pytest.param("commitment", marks=slow)]
-)
+@pytest.mark.parametrize("stage", ["flow", pytest.param("autoencoder", marks=slow), pytest.param("head", marks=slow)])
 def test_compiled_blocks_train_to_the_same_losses(stage: str, workshop: Workshop, tmp_path: Path) -> None:
     found, compiled = [], []
     for name, flags in (("plain", []), ("compiled", ["--compile.backend=aot_eager"])):

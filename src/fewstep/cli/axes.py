@@ -55,8 +55,8 @@ def add_axes(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--readout",
-        default="parallel,commit",
-        help="some of parallel, commit, commit_off (the head cut off from its tokens) (default: %(default)s)",
+        default="parallel,head",
+        help="some of parallel, head, head_off (the head cut off from its tokens) (default: %(default)s)",
     )
     parser.add_argument(
         "--noise_temperature", default="1", help="factors on a step's old noise; below 1 is colder (default: 1)"

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--steps", default="1,2,4,8", help="numbers of sampling steps K (default: %(default)s)")
     result.add_argument("--reinjection", default="0,1", help="strengths (default: %(default)s)")
-    result.add_argument("--readout", help="some of parallel, commit, commit_off (default: those that the model has)")
+    result.add_argument("--readout", help="some of parallel, head, head_off (default: those that the model has)")
     result.add_argument("--samples", type=at_least_one, default=128, help="samples a seed (default: %(default)s)")
     result.add_argument("--seeds", type=at_least_one, default=3, help="number of seeds, from 0 on (default: 3)")
     result.add_argument("--scorer", default="run", help="run for the model's own language model, or a transformers one")
@@ -213,7 +213,7 @@ def text_bench(args: argparse.Namespace) -> "TextBench":
     device = pick_device(args.device)
     bundle = ModelBundle.from_pretrained(args.path).to(device)
     scorer, corpus = make_scorer(args, bundle, device), prepared_text(args, bundle, Processes())
-    held_out, parts = held_out_text(args, corpus), {"parallel": "readout", "commit": "commitment"}
+    held_out, parts = held_out_text(args, corpus), {"parallel": "readout", "head": "head"}
     readouts = (
         comma_parts(args.readout, "readout") if args.readout else [n for n, p in parts.items() if p in bundle.parts()]
     )

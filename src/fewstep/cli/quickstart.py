@@ -38,7 +38,7 @@ STAGES = (
     StageRun("flow", "autoencoder", "learn to carry noise to latents"),
     StageRun("language_model", "autoencoder", "learn the same text token by token: the baseline, and the scorer"),
     StageRun(
-        "commitment",
+        "head",
         "flow",
         "learn to read latents token by token, starting from the language model: the commitment head",
     ),
@@ -98,7 +98,7 @@ def train_stage(stage: StageRun, options: argparse.Namespace) -> None:
         arguments.append(f"--model.autoencoder={options.out / stage.needs / 'model'}")
     if stage.name == "language_model":
         arguments.append(f"--data.tokenizer={options.out / 'autoencoder' / 'model' / 'tokenizer'}")
-    if stage.name == "commitment":
+    if stage.name == "head":
         arguments.append(f"--model.language_model={options.out / 'language_model' / 'model'}")
     if (run_dir / "checkpoints" / "last.ckpt").is_file():
         arguments += ["--ckpt_path", "last"]
@@ -114,7 +114,7 @@ def sample_and_score(options: argparse.Namespace, made_with: dict[str, Any] | No
     from fewstep.pipeline import TextGenerator
     from fewstep.report import write_generation_figure
 
-    folders = [str(options.out / name / "model") for name in ("commitment", "language_model")]
+    folders = [str(options.out / name / "model") for name in ("head", "language_model")]
     bundle = merge_bundles([ModelBundle.from_pretrained(folder) for folder in folders], folders)
     bundle.save_pretrained(options.out / "model", overwrite=True)
     settings = CorpusSettings(
@@ -164,7 +164,7 @@ def sentences(table: "GenerationTable") -> str:
 
 def where_files_lie(folder: Path) -> None:
     """List what was written, and what to do with it."""
-    print(f"\nmodel     {folder / 'model'}   (fewstep sample {folder / 'model'} --steps 4 --readout commit)")
+    print(f"\nmodel     {folder / 'model'}   (fewstep sample {folder / 'model'} --steps 4 --readout head)")
     print(f"table     {folder / 'table.json'}, {folder / 'table.md'}, picture {folder / 'table.png'}")
     print(f"samples   {folder / 'samples.txt'}")
     print(f"runs      {', '.join(str(folder / stage.name) for stage in STAGES)}")

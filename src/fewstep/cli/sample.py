@@ -28,15 +28,15 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--seed", type=int, default=0, help="the same seed gives the same texts (default: %(default)s)")
     result.add_argument(
         "--readout",
-        choices=("parallel", "commit"),
+        choices=("parallel", "head"),
         default="parallel",
         help="all tokens at once, or one after the other by the commitment head (default: %(default)s)",
     )
     result.add_argument(
-        "--commitment",
+        "--head_context",
         choices=("on", "off"),
         default="on",
-        help="off: --readout commit without its view of earlier tokens, for comparison (default: %(default)s)",
+        help="off: --readout head without its view of earlier tokens, for comparison (default: %(default)s)",
     )
     _add_sampler_options(result)
     _add_draw_options(result)
@@ -59,7 +59,7 @@ def _add_draw_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         type=float,
-        help="of the readout's draw, 0 takes the likeliest token; left out: 0 for parallel, 1 for commit",
+        help="of the readout's draw, 0 takes the likeliest token; left out: 0 for parallel, 1 for head",
     )
     parser.add_argument(
         "--top_p",
@@ -171,8 +171,8 @@ def batches(args: argparse.Namespace, spent: Spent) -> "Iterator[tuple[int, Gene
                 noise=NOISES[args.noise](),
                 noise_temperature=args.noise_temperature,
                 initial_temperature=args.initial_temperature,
-                commit=None if commit is None else generator.snap(steps=commit.steps, rule=commit.rule),
-                commitment=args.commitment == "on",
+                snap=None if commit is None else generator.snap(steps=commit.steps, rule=commit.rule),
+                head_context=args.head_context == "on",
                 temperature=args.temperature,
                 top_p=args.top_p,
                 top_k=args.top_k,
@@ -199,7 +199,7 @@ def json_lines(
         "noise_temperature": args.noise_temperature,
         "initial_temperature": args.initial_temperature,
         "commit": args.commit,
-        "commitment": args.commitment,
+        "head_context": args.head_context,
         "temperature": args.temperature,
         "top_p": args.top_p,
         "top_k": args.top_k,

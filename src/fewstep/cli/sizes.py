@@ -12,7 +12,7 @@ from fewstep.errors import UserError
 STAGES = {
     "AutoencoderModule": "autoencoder",
     "FlowModule": "flow",
-    "CommitmentModule": "commitment",
+    "HeadModule": "head",
     "LanguageModelModule": "language_model",
     "ImageAutoencoderModule": "image_autoencoder",
     "ImageFlowModule": "image_flow",

@@ -40,7 +40,7 @@ def evaluate_generation(
     train_counts: Tensor,
     *,
     steps: Sequence[int] = (1, 2, 4, 8, 32),
-    readouts: Sequence[str] = ("parallel", "commit"),
+    readouts: Sequence[str] = ("parallel", "head"),
     seed: int = 0,
     batch_size: int = 64,
     reinjections: Sequence[float] = (0.0,),

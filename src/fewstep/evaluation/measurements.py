@@ -71,7 +71,7 @@ def measure_dabi_generated(subject: Subject, *, effort: DabiEffort = FULL) -> Re
 
 def measure_cci(subject: Subject, *, levels: Sequence[float] = NOISE_LEVELS) -> Results:
     """CCI of the commitment head: at generated latents as it reads them, and at data with noise of ``levels``."""
-    head, few = subject.generator.bundle.head(), subject.first(FEW)
+    head, few = subject.generator.bundle.commitment_head(), subject.first(FEW)
     results: list[Diagnostic] = []
     if subject.generator.bundle.denoiser is not None:
         results.append(cci_as_read(HeadConditionals(head, head.trust_level), sampled(few).x_1, few.noise("cci")))
@@ -82,7 +82,7 @@ def measure_cci(subject: Subject, *, levels: Sequence[float] = NOISE_LEVELS) -> 
 
 def measure_listening(subject: Subject, *, levels: Sequence[float] = NOISE_LEVELS) -> Results:
     """Whether the head listens to its latents: at the noise that it blurs them by, and at ``levels``."""
-    head, real = subject.generator.bundle.head(), torch.ones_like(subject.ids, dtype=torch.bool)
+    head, real = subject.generator.bundle.commitment_head(), torch.ones_like(subject.ids, dtype=torch.bool)
     z, ids = subject.z, subject.ids
     if len(z) < 2:  # there is no other text
         return ()
@@ -153,10 +153,10 @@ MEASUREMENTS: dict[str, Measurement] = {
     "dabi_flip": Measurement(("readout",), measure_dabi_flip),
     "boundary_distance": Measurement(("readout",), measure_boundary_distance),
     "noise_robustness": Measurement(("readout",), measure_noise_robustness),
-    "dabi_commit": Measurement(("commitment",), measure_dabi_commit),
+    "dabi_commit": Measurement(("head",), measure_dabi_commit),
     "dabi_generated": Measurement(("readout", "denoiser"), measure_dabi_generated),
-    "cci": Measurement(("commitment",), measure_cci),
-    "listening": Measurement(("commitment",), measure_listening),
+    "cci": Measurement(("head",), measure_cci),
+    "listening": Measurement(("head",), measure_listening),
     "tube": Measurement(("readout", "denoiser"), measure_tube),
     "stiffness": Measurement(("denoiser",), measure_stiffness),
     "late_flips": Measurement(("readout", "denoiser"), measure_late_flips),

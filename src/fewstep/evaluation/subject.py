@@ -46,7 +46,7 @@ class Subject:
 
     def conditionals(self, level: float) -> HeadConditionals:
         """The commitment head for latents with noise of ``level``. Raises ``UserError`` where there is none."""
-        return HeadConditionals(self.generator.bundle.head(), level)
+        return HeadConditionals(self.generator.bundle.commitment_head(), level)
 
     def committed(self) -> Decode:
         """The commitment head with the text's own tokens before each position, as a decoder."""

@@ -72,7 +72,7 @@ class SweepReadout:
 
 def cut_off_head(bundle: ModelBundle) -> CommitmentHead:
     """The commitment head with its view of earlier tokens cut off."""
-    return bundle.head().with_commitment(False)
+    return bundle.commitment_head().with_commitment(False)
 
 
 def _one(num_tokens: int) -> int:
@@ -85,12 +85,12 @@ def _each(num_tokens: int) -> int:
 
 SWEEP_READOUTS: dict[str, SweepReadout] = {
     "parallel": SweepReadout("readout", READOUTS["parallel"].get, READOUTS["parallel"].temperature, None, _one),
-    "commit": SweepReadout(
-        "commitment", READOUTS["commit"].get, READOUTS["commit"].temperature, lambda bundle: bundle.head(), _each
+    "head": SweepReadout(
+        "head", READOUTS["head"].get, READOUTS["head"].temperature, lambda bundle: bundle.commitment_head(), _each
     ),
-    "commit_off": SweepReadout("commitment", cut_off_head, READOUTS["commit"].temperature, cut_off_head, _one),
+    "head_off": SweepReadout("head", cut_off_head, READOUTS["head"].temperature, cut_off_head, _one),
 }
-"""``commit_off`` is the ablation: the same head in one pass, without a view of the tokens before a position."""
+"""``head_off`` is the ablation: the same head in one pass, without a view of the tokens before a position."""
 
 
 class CountedConfidence:

@@ -40,7 +40,7 @@ def planned_paths(bundle: ModelBundle, steps: Sequence[int], reinjection: float)
         "deterministic": [0.0] * len(counts),
         "reinjection": [float(reinjection)] * len(counts),
     }
-    if bundle.commitment is not None:
+    if bundle.head is not None:
         strengths["commitment"] = [own_steps(identity, count).reinjection for count in counts]
     plans = [PlannedPath(way, *pair) for way, column in strengths.items() for pair in zip(counts, column, strict=True)]
     return tuple(plan for plan in plans if _fits(bundle, plan))

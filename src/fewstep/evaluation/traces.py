@@ -209,7 +209,7 @@ def _readout_reads(bundle: ModelBundle, clean: Tensor, sources: list[torch.Gener
 
 def _head_reads(bundle: ModelBundle, clean: Tensor, sources: list[torch.Generator], rows_at_once: int) -> Read:
     """As the head's own ``generate`` reads, noise and uniform numbers drawn in its order, for all steps the same."""
-    head, level = bundle.head(), bundle.head().trust_level
+    head, level = bundle.commitment_head(), bundle.commitment_head().trust_level
     blurred = clean + level * randn(tuple(clean.shape[1:]), clean, sources) if level > 0 else clean
     u = rand((clean.shape[1], clean.shape[2] * head.network.stride), clean, sources)
     z, u = blurred.flatten(0, 1), u.repeat(len(clean), 1)

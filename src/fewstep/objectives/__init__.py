@@ -1,6 +1,5 @@
 """What is minimised: reconstruction of text and of images, flow matching, few-step objectives, commitment."""
 
-from fewstep.objectives.commitment import CommitmentTraining
 from fewstep.objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from fewstep.objectives.derivative import Derivative, FiniteDifference, ForwardMode
 from fewstep.objectives.easy_consistency import EasyConsistency
@@ -8,6 +7,7 @@ from fewstep.objectives.eulerian_distillation import EulerianSelfDistillation
 from fewstep.objectives.few_step import FewStepObjective
 from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.flow_objective import FlowObjective
+from fewstep.objectives.head import HeadTraining
 from fewstep.objectives.image_reconstruction import ImageReconstruction
 from fewstep.objectives.lagrangian import LagrangianSelfDistillation
 from fewstep.objectives.mean_flow import MeanFlow
@@ -21,7 +21,6 @@ from fewstep.objectives.weights import AdaptiveWeight
 
 __all__ = [
     "AdaptiveWeight",
-    "CommitmentTraining",
     "ConsistencyDistillation",
     "ConsistencyTraining",
     "Derivative",
@@ -32,6 +31,7 @@ __all__ = [
     "FlowMatching",
     "FlowObjective",
     "ForwardMode",
+    "HeadTraining",
     "ImageReconstruction",
     "LagrangianSelfDistillation",
     "MeanFlow",

@@ -22,7 +22,7 @@ class CommitmentHead(nn.Module):
     With ``commitment`` off the same network is cut off from earlier tokens, for the ablation: begin-of-block stands in
     the place of each, so that logits depend on the latents alone, and all tokens are drawn independently in one pass.
     That is a fair state only of a network that was trained with prefix dropout
-    (:class:`fewstep.objectives.CommitmentTraining`). Raises ``ValueError`` if the network has no latents.
+    (:class:`fewstep.objectives.HeadTraining`). Raises ``ValueError`` if the network has no latents.
     """
 
     def __init__(self, network: CausalTransformer, *, trust_level: float = 0.5, commitment: bool = True) -> None:

@@ -25,6 +25,10 @@ class ParallelReadout(nn.Module):
         """The mask (B, L) of the tokens that latents with ``mask`` (B, K) stand for."""
         return mask.repeat_interleave(self.stride, dim=1)
 
+    def logits(self, z: Tensor, mask: Tensor) -> Tensor:
+        """Logits (B, L, V) of ``z`` (B, K, D) with ``mask`` (B, K)."""
+        return self(z, mask)
+
     def loss(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Mean nats per real token (B,) for ``ids`` (B, L) under latents ``z`` (B, K, D); ``mask`` (B, L) bool."""
         latent_mask = rearrange(mask, "b (k s) -> b k s", s=self.stride).any(-1)

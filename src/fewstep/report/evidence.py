@@ -13,7 +13,7 @@ from fewstep.report.run_folder import RunReport
 from fewstep.report.thresholds import FEW_STEPS
 from fewstep.report.wording import change
 
-PARALLEL, COMMIT = "parallel", "commit"
+PARALLEL, HEAD = "parallel", "head"
 OWN_SCORER = "RunScorer"
 """The class that the protocol names where a run's own language model scored."""
 
@@ -165,7 +165,7 @@ class Evidence:
 
     def commitment_gains(self) -> tuple[Gain, ...]:
         """Of the commitment head on deterministic latents, at few steps and at the most."""
-        return self._gains(self.flows(COMMIT, 0.0), lambda one: "the commitment head", strengths=False)
+        return self._gains(self.flows(HEAD, 0.0), lambda one: "the commitment head", strengths=False)
 
     def _gains(
         self, others: Sequence[Sampled], called: Callable[[Sampled], str], *, strengths: bool

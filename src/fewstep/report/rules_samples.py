@@ -1,6 +1,6 @@
 """Rules about the map, about the ways out, and about what the samples are like."""
 
-from fewstep.report.evidence import COMMIT, PARALLEL, Evidence, Gain, Sampled
+from fewstep.report.evidence import HEAD, PARALLEL, Evidence, Gain, Sampled
 from fewstep.report.rules import DIAGNOSE, EVALUATE, Outcome, Rule
 from fewstep.report.thresholds import (
     COMMITMENT_INDEX,
@@ -159,7 +159,7 @@ def commits(evidence: Evidence) -> Outcome | None:
 def entropy_collapses(evidence: Evidence) -> Outcome | None:
     """Entropy of the likeliest samples of each readout, which repetition would make likely."""
     real = evidence.yardstick()
-    best = [min(flows, key=lambda one: one.perplexity) for flows in map(evidence.flows, (PARALLEL, COMMIT)) if flows]
+    best = [min(flows, key=lambda one: one.perplexity) for flows in map(evidence.flows, (PARALLEL, HEAD)) if flows]
     if real is None or not best:
         return None
     worst = min(best, key=lambda one: one.entropy_nats)
@@ -181,9 +181,7 @@ def entropy_collapses(evidence: Evidence) -> Outcome | None:
 def copies_train_text(evidence: Evidence) -> Outcome | None:
     """Memorised 8-grams of the samples that have the most, against held-out text's."""
     real = evidence.yardstick()
-    flows = [
-        one for readout in (PARALLEL, COMMIT) for one in evidence.flows(readout) if one.memorised_8grams is not None
-    ]
+    flows = [one for readout in (PARALLEL, HEAD) for one in evidence.flows(readout) if one.memorised_8grams is not None]
     if real is None or real.memorised_8grams is None or not flows:
         return None
     worst: Sampled = max(flows, key=lambda one: one.memorised_8grams or 0.0)
@@ -228,7 +226,7 @@ SAMPLE_RULES = (
         "Does the commitment head help?",
         GAIN,
         commitment_helps,
-        f"{EVALUATE} --steps 4,32 --reinjection 0 --readout parallel,commit",
+        f"{EVALUATE} --steps 4,32 --reinjection 0 --readout parallel,head",
     ),
     Rule(
         "listening",

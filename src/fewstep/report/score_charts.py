@@ -10,7 +10,7 @@ from fewstep.evaluation.sweep_row import table_lines
 from fewstep.evaluation.table import COLUMNS
 from fewstep.report.alternative_text import alternative_text
 from fewstep.report.blocks import Chart, Table
-from fewstep.report.evidence import COMMIT, PARALLEL, Evidence, Sampled
+from fewstep.report.evidence import HEAD, PARALLEL, Evidence, Sampled
 from fewstep.report.figures import ENTROPY_BAND_NATS, YARDSTICKS
 from fewstep.report.pictures import draw_picture
 from fewstep.report.svg import INK, figure_svg, legend_below, plain_log_axes
@@ -83,7 +83,7 @@ def _charts(group: Sequence[Evidence], suffix: str) -> list[Chart]:
 
 def _lines(evidence: Evidence, several: bool) -> list[tuple[str, list[Sampled]]]:
     lines = []
-    for readout in (PARALLEL, COMMIT):
+    for readout in (PARALLEL, HEAD):
         strengths = sorted({one.reinjection for one in evidence.flows(readout)})
         for gamma in [strengths[0], strengths[-1]] if several and len(strengths) > 2 else strengths:
             label = f"{readout}, gamma {gamma:g}"

@@ -10,7 +10,7 @@ from fewstep.diagnostics import Series
 from fewstep.errors import UserError
 from fewstep.report.strict_json import read_text
 
-STAGES = ("autoencoder", "flow", "commitment", "language_model")
+STAGES = ("autoencoder", "flow", "head", "language_model")
 """In the order of training; other stages come after them."""
 LOSSES = (("train/loss", "train"), ("val/loss", "held out"))
 

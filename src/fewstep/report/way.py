@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewstep.report.blocks import Table
-from fewstep.report.evidence import COMMIT, PARALLEL, Evidence, judged_steps
+from fewstep.report.evidence import HEAD, PARALLEL, Evidence, judged_steps
 from fewstep.report.thresholds import NOISE_LEVEL_RMS
 from fewstep.report.wording import estimate_text, figure, percent
 
@@ -141,17 +141,17 @@ def _readout(evidence: Evidence) -> dict[str, str | None]:
 
 def _head(evidence: Evidence) -> dict[str, str | None]:
     gain, cci = evidence.estimate("listening_gain_nats"), evidence.estimate("cci")
-    if not (_class(evidence, "commitment") or gain or cci or evidence.flows(COMMIT)):
+    if not (_class(evidence, "head") or gain or cci or evidence.flows(HEAD)):
         return {}
     told = {
-        "network": _class(evidence, "commitment"),
-        "numbers stored": _size(evidence, "commitment"),
+        "network": _class(evidence, "head"),
+        "numbers stored": _size(evidence, "head"),
         "reads latents blurred by (rms)": _shown(_identity(evidence).get("trust_level")),
         "gain from its latent (nats a token)": None if gain is None else estimate_text(gain),
         "CCI": None if cci is None else estimate_text(cci),
-        "held-out loss": _loss(evidence, "commitment"),
+        "held-out loss": _loss(evidence, "head"),
     }
-    return told | _perplexities(evidence, COMMIT)
+    return told | _perplexities(evidence, HEAD)
 
 
 def _perplexities(evidence: Evidence, readout: str) -> dict[str, str | None]:

@@ -6,17 +6,30 @@ a map's mean stiffness cannot fall below (arXiv:2606.30705, Theorem 17 as we rea
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fewstep.metrics import Interval
 from fewstep.metrics.shares import NORMAL_QUANTILE
+from fewstep.shapes import Generators
 from fewstep.theory.mixtures import Mixture
-from fewstep.types import FlowLike, Sampler
+from fewstep.types import FlowLike, SamplerState
 
 QUADRATURE_POINTS = 4001
+
+
+class Sampler(Protocol):
+    """Noise to latents: what this room, below the samplers, needs of :class:`fewstep.samplers.FlowSampler`."""
+
+    def iterate(
+        self, model: FlowLike, x_0: Tensor, *, num_steps: int, mask: Tensor | None = None, generator: Generators
+    ) -> Iterator[SamplerState]:
+        """Yield the N+1 states from x_0 (B, K, D) on."""
+        ...
 
 
 def nearest_modes(x: Tensor, means: Tensor) -> Tensor:

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from fewstep.metrics.shares import Share, share_of
 from fewstep.paths import Path
-from fewstep.theory.cells import final_states
+from fewstep.theory.cells import Sampler, final_states
 from fewstep.theory.curves import Fit
 from fewstep.theory.mixtures import Mixture
 from fewstep.theory.modes import separation, sphere
-from fewstep.types import Sampler
 
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 CAPS = tuple(2.0 ** (k / 2) for k in range(0, 17))

@@ -1,15 +1,15 @@
 """Lightning modules, data modules and callbacks: the only room that knows Lightning and wandb."""
 
 from fewstep.training.autoencoders import AutoencoderModule, ImageAutoencoderModule
-from fewstep.training.commitment import CommitmentModule, LanguageModelModule
 from fewstep.training.data_modules import ImageDataModule, TextDataModule
 from fewstep.training.flow import FlowModule, ImageFlowModule
+from fewstep.training.head import HeadModule, LanguageModelModule
 from fewstep.training.optimizer import OptimizerSettings
 
 __all__ = [
     "AutoencoderModule",
-    "CommitmentModule",
     "FlowModule",
+    "HeadModule",
     "ImageAutoencoderModule",
     "ImageDataModule",
     "ImageFlowModule",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fewstep.diagnostics import Diagnostic, DiagnosticRow
 
 FILE, PICTURES = "diagnostics.jsonl", "diagnostics"
-STAGES = ("autoencoder", "flow", "commitment")
+STAGES = ("autoencoder", "flow", "head")
 """Stages that have measurements of their own."""
 STEP = "trainer/global_step"
 """The axis of WandbLogger's own metrics."""

@@ -57,7 +57,7 @@ BRIEF: dict[str, dict[str, Callable[[Subject], Results]]] = {
         "late_flips": lambda s: measurements.measure_late_flips(share(s, 2)),
         "commitment": lambda s: measurements.measure_commitment(share(s, 4), num_continuations=2, every=3),
     },
-    "commitment": {
+    "head": {
         "cci": cci,
         "dabi_commit": lambda s: measurements.measure_dabi_commit(share(s, 4, 1), effort=LOCAL),
     },

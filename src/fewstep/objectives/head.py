@@ -13,7 +13,7 @@ Regenerate = Callable[[Latents, torch.Generator], Tensor]
 """Latents of data -> what a frozen flow makes of them (B, K, D): noised to some time, and sampled from there."""
 
 
-class CommitmentTraining:
+class HeadTraining:
     """Next-token cross-entropy given latents with isotropic noise (this project's definition).
 
     Each example's level is uniform in [0, ``noise_level_max``] (rms of the unit-variance latent); the default goes

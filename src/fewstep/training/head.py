@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.bundle import Identity
 from fewstep.errors import UserError
-from fewstep.objectives import CommitmentTraining
+from fewstep.objectives import HeadTraining
 from fewstep.pipeline import TextGenerator, check_sampler
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel
 from fewstep.samplers import EulerSolver, FlowSampler, own_steps
@@ -20,7 +20,7 @@ from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.types import Latents, LossOutput
 
 
-class CommitmentModule(TrainingModule):
+class HeadModule(TrainingModule):
     """Trains a causal transformer to read latents out token by token.
 
     ``autoencoder`` is a model folder or checkpoint with one, and usually with a denoiser. ``network`` is made from (V,)
@@ -30,15 +30,15 @@ class CommitmentModule(TrainingModule):
     ``generated_steps`` steps. Raises ``UserError`` if parts and data do not fit.
     """
 
-    trained: ClassVar[tuple[str, ...]] = ("commitment",)
-    stage_name: ClassVar[str] = "commitment"
+    trained: ClassVar[tuple[str, ...]] = ("head",)
+    stage_name: ClassVar[str] = "head"
 
     def __init__(
         self,
         data: TextDataModule,
         autoencoder: str,
         network: Callable[[int], CausalTransformer],
-        objective: CommitmentTraining,
+        objective: HeadTraining,
         language_model: str | None = None,
         trust_level: float = 0.5,
         generated_steps: int = 4,
@@ -53,11 +53,11 @@ class CommitmentModule(TrainingModule):
         self.generated_steps = generated_steps
         encoder = self.base.autoencoder
         make: Callable[..., CausalTransformer] = network  # the parser must know the number of positional arguments
-        self.commitment = make(len(data.tokenizer), latent_dim=encoder.latent_dim, stride=encoder.stride)
+        self.head = make(len(data.tokenizer), latent_dim=encoder.latent_dim, stride=encoder.stride)
         if language_model is not None:
             scorer = load_base(language_model, data, "language_model").language_model
             assert scorer is not None
-            self.commitment.start_from(scorer)
+            self.head.start_from(scorer)
         self.trust_level = trust_level
         self.objective = objective
 
@@ -70,7 +70,7 @@ class CommitmentModule(TrainingModule):
         tokens = tokens_of(batch)
         with torch.no_grad():
             latents = self.base.autoencoder.encode(tokens.ids, tokens.mask)
-        head = CommitmentHead(self.commitment, trust_level=self.trust_level)
+        head = CommitmentHead(self.head, trust_level=self.trust_level)
         return self.objective.forward(head, latents, tokens=tokens, generator=generator, regenerate=self.regenerate)
 
     @torch.no_grad()

@@ -10,14 +10,14 @@ from fewstep.cli.train import main
 from fewstep.errors import UserError
 from fewstep.pipeline import TextGenerator
 from fewstep.shapes import randn
-from fewstep.training import CommitmentModule
-from fewstep.training.commitment import check_generation
+from fewstep.training import HeadModule
+from fewstep.training.head import check_generation
 from fewstep.types import Latents
 from tests.bundles import tiny_bundle
 from tests.runs import Workshop, logged
 
 
-class Regenerating(CommitmentModule):
+class Regenerating(HeadModule):
     """Only the part that makes latents, on the tiny bundle."""
 
     def __init__(self, num_steps: int) -> None:
@@ -65,10 +65,10 @@ def test_with_all_flags_on_the_head_trains_from_yaml_and_says_when_there_is_no_f
     flags = ["--model.objective.prefix_dropout=0.5", "--model.objective.generated_share=0.5"]
     run = f"--run_dir={tmp_path / 'head'}"
     with pytest.raises(UserError, match=r"no denoiser .*train the stage flow first"):
-        main(workshop.arguments("commitment", run, *flags))
+        main(workshop.arguments("head", run, *flags))
     assert main(workshop.arguments("flow", f"--run_dir={tmp_path / 'flow'}", steps=2)) == 0
     base = f"--model.autoencoder={tmp_path / 'flow' / 'model'}"
-    assert main(workshop.arguments("commitment", run, base, *flags, "--model.generated_steps=2", steps=3)) == 0
+    assert main(workshop.arguments("head", run, base, *flags, "--model.generated_steps=2", steps=3)) == 0
     assert len(logged(tmp_path / "head")["train/loss"]) == 3
-    made = TextGenerator.from_pretrained(tmp_path / "head" / "model").generate(2, readout="commit", commitment=False)
+    made = TextGenerator.from_pretrained(tmp_path / "head" / "model").generate(2, readout="head", head_context=False)
     assert len(made) == 2
