@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, Namespace
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -26,6 +25,7 @@ from fewstep.training.callbacks import (
     ResumePoint,
     SampleTable,
     SkipNonFinite,
+    StepBar,
     WeightAverage,
 )
 from fewstep.training.data_modules import StepDataModule
@@ -54,6 +54,11 @@ INTENDED = (
     ".*isinstance.treespec.*",
 )
 """Warnings about what is done on purpose."""
+
+PARSER_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value type", "Expected a <class 'NoneType'>")
+"""How the lines of jsonargparse begin that do not say what is wrong."""
+LONGEST_PART = 400
+"""Longer lines repeat all settings of a class."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -96,21 +101,24 @@ class FewstepCLI(LightningCLI):
         parser.set_defaults({"data": DEFAULT_DATA})
         parser.link_arguments("run_dir", "diagnostics.folder")
         parser.link_arguments("run_dir", "samples.folder")
-        parser.link_arguments("run_dir", "nonfinite.folder", compute_fn=lambda folder: str(Path(folder) / NONFINITE))
-        parser.link_arguments("run_dir", "export.folder", compute_fn=lambda folder: str(Path(folder) / MODEL))
-        parser.link_arguments(
-            "run_dir", "checkpoint.dirpath", compute_fn=lambda folder: str(Path(folder) / CHECKPOINTS)
-        )
+        places = {"nonfinite.folder": NONFINITE, "export.folder": MODEL, "checkpoint.dirpath": CHECKPOINTS}
+        for option, name in places.items():
+            parser.link_arguments("run_dir", option, compute_fn=lambda run_dir, name=name: str(Path(run_dir) / name))
 
-    def before_instantiate_classes(self) -> None:
-        """Check settings and run folder before anything costs time; take the base model's tokenizer."""
-        config = self._settings()
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, check, and find the checkpoint to resume from. Raises ``UserError`` for what does not fit."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
         check_settings(config)
         self._note = ""
         if config.ckpt_path is not None:  # before Lightning reads it, whose errors name no remedy
             stage = named(config.model.class_path).stage_name
             found = find_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
             config.ckpt_path, self._note = str(found.file), found.note
+
+    def before_instantiate_classes(self) -> None:
+        """Check the run folder before anything costs time; take the base model's tokenizer."""
+        config = self._settings()
         given = config.model.get("init_args", {})
         models = [given.get(name) for name in ("autoencoder", "teacher", "initialise_from", "language_model")]
         self._folder = RunFolder(
@@ -145,7 +153,7 @@ class FewstepCLI(LightningCLI):
         callbacks = list(self.config_init[self.subcommand].trainer.callbacks or [])
         if config.trainer.enable_progress_bar is not False:
             # Metrics are read from the device when the bar is drawn: as often as they are logged.
-            callbacks.append(TQDMProgressBar(refresh_rate=config.trainer.log_every_n_steps or 50))
+            callbacks.append(StepBar(refresh_rate=config.trainer.log_every_n_steps or 50))
         trainer = super().instantiate_trainer(
             default_root_dir=config.run_dir, logger=logger, callbacks=[*callbacks, Monitor()]
         )
@@ -217,8 +225,9 @@ def named(class_path: str) -> Any:
 
 
 def one_line(error: Exception) -> str:
-    """A message without line breaks."""
-    return " ".join(str(error).split())
+    """A message in one line, without what the parser says about its own workings."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    return " ".join(line for line in lines if not line.startswith(PARSER_NOISE) and len(line) < LONGEST_PART)
 
 
 def run_training(arguments: list[str]) -> None:

@@ -242,9 +242,12 @@ def tokenizer_of(model: str, cache_dir: str) -> str:
         assert tokenizer is not None
         key = f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
         root = Path(cache_dir).expanduser()
+
+        def write(folder: Path) -> None:
+            tokenizer.save_pretrained(folder)
+
         # Several processes may ask at once: the cache lets one write and the others wait.
-        is_complete = lambda folder: any(folder.glob("*.json"))  # noqa: E731
-        return str(cached_folder(root, key, is_complete, tokenizer.save_pretrained))
+        return str(cached_folder(root, key, lambda folder: any(folder.glob("*.json")), write))
     if not path.exists():
         raise UserError(f"--model.autoencoder {model} does not exist: give a model folder or .ckpt file of stage one")
     if (path / "config.json").is_file():

@@ -3,7 +3,7 @@
 from fewstep.training.callbacks.averaging import ExportModel, WeightAverage
 from fewstep.training.callbacks.blocks import CompiledBlocks, RecomputedBlocks
 from fewstep.training.callbacks.diagnostics import Diagnostics
-from fewstep.training.callbacks.monitor import Monitor
+from fewstep.training.callbacks.monitor import Monitor, StepBar
 from fewstep.training.callbacks.nonfinite import SkipNonFinite
 from fewstep.training.callbacks.resume_point import ResumePoint
 from fewstep.training.callbacks.samples import SampleTable
@@ -17,5 +17,6 @@ __all__ = [
     "ResumePoint",
     "SampleTable",
     "SkipNonFinite",
+    "StepBar",
     "WeightAverage",
 ]

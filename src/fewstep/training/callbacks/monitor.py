@@ -1,13 +1,32 @@
 """What a run prints and how fast it is."""
 
+import sys
 import time
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from fewstep.training.data_modules import Batch
 from fewstep.training.module import TrainingModule, announce
+
+
+class StepBar(TQDMProgressBar):
+    """Lightning's bar, for training steps only, on stderr."""
+
+    def init_train_tqdm(self) -> Tqdm:
+        """The bar."""
+        with redirect_stdout(sys.stderr):
+            return super().init_train_tqdm()
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """No bar."""
+        return Tqdm(disable=True)
+
+    init_sanity_tqdm = init_validation_tqdm
 
 
 class Monitor(Callback):
