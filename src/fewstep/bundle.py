@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from fewstep import storage
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.data import tokenizer_fingerprint
-from fewstep.denoisers import CategoricalDenoiser, EstimateKind, FlowModel, PredictionType, RegressionDenoiser
+from fewstep.denoisers import (
+    ESTIMATES,
+    POSTERIOR_MEAN,
+    CategoricalDenoiser,
+    FlowModel,
+    PredictionType,
+    RegressionDenoiser,
+)
 from fewstep.errors import UserError
 from fewstep.paths import PATHS
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, LinearReadout, TransformerReadout
@@ -53,7 +60,7 @@ class Identity:
     prediction: str = "x1"
     objective: str = ""
     trained_nfe: int | None = None
-    estimate: EstimateKind = "posterior_mean"
+    estimate: str = POSTERIOR_MEAN.name
     grid_mean: float | None = None
     grid_std: float | None = None
     trust_level: float = 0.5
@@ -193,7 +200,8 @@ def check_agreement(bundle: ModelBundle, source: str) -> None:
         if len(set(map(repr, values.values()))) > 1:
             listed = ", ".join(f"{name} {value}" for name, value in values.items())
             raise UserError(f"{source}: parts that do not fit together, {key} is {listed}")
-    if bundle.denoiser is not None and bundle.identity.estimate == "flow_map" and not bundle.flow().two_times:
+    two_times = ESTIMATES[bundle.identity.estimate].two_times
+    if bundle.denoiser is not None and two_times and not bundle.flow().two_times:
         raise UserError(f"{source}: a flow map, but its denoiser has one time only")
     positions = configs.get("denoiser", {}).get("num_positions")
     if positions is not None and bundle.autoencoder is not None and positions < bundle.latent_shape()[0]:
@@ -239,8 +247,8 @@ def _identity(values: dict[str, Any], source: str) -> Identity:
     if identity.prediction not in get_args(PredictionType):
         expected = " or ".join(get_args(PredictionType))
         raise UserError(f"{source}: unknown prediction {identity.prediction!r}, expected {expected}")
-    if identity.estimate not in get_args(EstimateKind):
-        expected = " or ".join(get_args(EstimateKind))
+    if identity.estimate not in list(ESTIMATES):
+        expected = " or ".join(ESTIMATES)
         raise UserError(f"{source}: unknown estimate {identity.estimate!r}, expected {expected}")
     if not isinstance(identity.path, str) or identity.path not in PATHS:
         raise UserError(f"{source}: unknown path {identity.path!r}, expected one of {', '.join(PATHS)}")

@@ -35,7 +35,7 @@ def subject() -> Subject:
 
 
 def conditionals(level: float = LEVEL) -> HeadConditionals:
-    return HeadConditionals(tiny_bundle().head(), level)
+    return HeadConditionals(tiny_bundle().commitment_head(), level)
 
 
 def excess(ids: Tensor, probabilities: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def test_the_head_is_told_the_level_and_adds_no_noise(subject: Subject) -> None:
     with torch.no_grad():
         for level in (0.0, LEVEL):
             context = network.context(subject.z, mask, torch.full((len(subject.z),), level))
-            expected = network(network.shifted(subject.ids), context)
+            expected = network(network.shift_right(subject.ids), context)
             found = conditionals(level).logits(subject.z, subject.ids)
             torch.testing.assert_close(found, expected)
             assert torch.equal(conditionals(level).given(subject.ids)(subject.z), found)
@@ -144,7 +144,7 @@ def test_a_model_trained_for_a_number_of_steps_is_looked_at_in_these_and_in_no_o
     bundle = with_identity(mild_bundle(), trained_nfe=trained)
     subject = tiny_subject(bundle)
     assert len(sampled(subject).predictions) == trained
-    with pytest.raises(UserError, match=f"trained it for EulerSolver with {trained} steps"):
+    with pytest.raises(UserError, match=f"trained it for euler with {trained} steps"):
         sampled(subject, 8)
     flow, evaluations = bundle.denoiser, []
     hook = flow.register_forward_hook(lambda *_: evaluations.append(1))

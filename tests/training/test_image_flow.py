@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from fewstep import objectives
 from fewstep.cli.main import main
 from fewstep.data import Digits
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.image_bundle import ImageModel
 from fewstep.metrics import frechet_distance, moments
-from fewstep.objectives import FlowMatching, FlowObjective, MeanFlow
+from fewstep.objectives import OBJECTIVES, FlowMatching, MeanFlow, Objective
 from fewstep.schedules import LogitNormalTime, UniformTime
 from fewstep.storage import kind_of, load_checkpoint
 from fewstep.training import ImageDataModule, ImageFlowModule
@@ -22,7 +20,7 @@ from fewstep.types import LossOutput
 from tests.images import tiny_image_model
 from tests.runs import CONFIGS, logged
 from tests.test_image_bundle import tiny_image_flow
-from tests.training.flows import OBJECTIVES
+from tests.training.flows import STUDENTS
 from tests.training.test_resume import assert_equal
 
 IMAGES = Digits(num_held_out=97, seed=3)
@@ -76,15 +74,9 @@ def arguments(base: Path, *flags: str, objective: str | None = None, steps: int 
 SIZE = {"width": 32, "depth": 1, "num_heads": 2, "local_reach": 2, "max_frequency": 30.0}
 
 
-def objective_class(objective: str) -> type[FlowObjective]:
-    """The class that a file of ``configs/objectives`` names."""
-    settings = yaml.safe_load((CONFIGS / "objectives" / f"{objective}.yaml").read_text())
-    return getattr(objectives, settings["model"]["init_args"]["objective"]["class_path"].rpartition(".")[2])
-
-
-def module(base: Path, objective: FlowObjective, **options: str) -> ImageFlowModule:
+def module(base: Path, objective: Objective, **options: str) -> ImageFlowModule:
     """The module on digits, without a trainer."""
-    size = {**SIZE, "two_times": objective.estimate == "flow_map"}
+    size = {**SIZE, "two_times": objective.estimate.two_times}
     make = partial(RegressionDenoiser, **size)
     return ImageFlowModule(ImageDataModule(IMAGES), str(base / "model"), objective, make, **options)
 
@@ -128,16 +120,16 @@ def test_a_resumed_run_is_the_unbroken_one(base: Path, tmp_path: Path) -> None:
         assert_equal(one[key], other[key], key)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", STUDENTS)
 def test_every_objective_trains_on_images(base: Path, flow: Path, tmp_path: Path, objective: str) -> None:
     given = [f"--model.initialise_from={flow / 'model'}"]
-    given += [f"--model.teacher={flow / 'model'}"] if objective_class(objective).needs_teacher else []
+    given += [f"--model.teacher={flow / 'model'}"] if OBJECTIVES[objective].needs_teacher else []
     flags = [*given, "--data.batch_size=16", f"--run_dir={tmp_path}"]
     assert main(["train", *arguments(base, *flags, objective=objective, steps=2)]) == 0
     model = ImageModel.from_pretrained(tmp_path / "model")
     told = model.require_flow()
-    expected = objective_class(objective)
-    assert (told.objective, told.estimate) == (expected.__name__, expected.estimate)
+    expected = OBJECTIVES[objective]
+    assert (told.objective, told.estimate) == (expected.__name__, expected.estimate.name)
     made = model.generate(2, told.trained_nfe or 1)
     assert made.images.isfinite().all()
     assert all(
@@ -148,15 +140,13 @@ def test_every_objective_trains_on_images(base: Path, flow: Path, tmp_path: Path
 def test_the_objective_sees_the_latents_of_the_images_and_no_tokens(base: Path) -> None:
     seen: dict[str, object] = {}
 
-    class Recording(FlowObjective):
-        time_sampler = LogitNormalTime(0.2, 0.9)
-
+    class Recording(Objective):
         def forward(self, model: FlowModel, latents: object, **given: object) -> LossOutput:  # type: ignore[override]
             seen.update(given, model=model, latents=latents)
             seen["modes"] = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
             return LossOutput(torch.zeros(()), torch.zeros(3))
 
-    built = module(base, Recording()).eval()
+    built = module(base, Recording(LogitNormalTime(0.2, 0.9))).eval()
     images, noise = IMAGES.held_out(3), torch.Generator()
     batch = {"images": images, "index": torch.arange(3)}
     built.batch_loss(batch, noise)
@@ -214,7 +204,6 @@ def refusal(capsys: pytest.CaptureFixture[str], given: list[str]) -> str:
         (None, ["--model.initialise_from={base}"], "has no flow: train one"),
         (None, ["--model.initialise_from={flow}", "--model.denoiser.width=16"], "width 32 against 16"),
         (None, ["--model.initialise_from={flow}", "--model.path=variance_preserving"], "its path is linear"),
-        ("mean_flow", ["--model.objective.fisher_weight=1"], "fisher_weight is 1.0, but images have no tokens"),
         ("reflow", [], "model.teacher is missing"),
         ("reflow", ["--model.teacher={base}"], "has no flow: train one"),
         ("reflow", ["--model.teacher={other}"], "hold different autoencoders"),

@@ -11,7 +11,7 @@ from fewstep.autoencoders import ImageAutoencoder, TransformerAutoencoder
 from fewstep.errors import UserError
 from fewstep.image_bundle import ImageIdentity, ImageModel
 from fewstep.objectives import ImageReconstruction, Reconstruction
-from fewstep.readouts import LinearReadout, TransformerReadout
+from fewstep.readouts import LinearReadout, TransformerReadout, token_accuracy
 from fewstep.storage import versions
 from fewstep.training.data_modules import Batch, ImageDataModule, StepDataModule, TextDataModule
 from fewstep.training.module import TrainingModule, new_model, tokens_of
@@ -66,7 +66,7 @@ class AutoencoderModule(TrainingModule):
         latents = self.autoencoder.encode(ids, mask)
         nats = self.readout.loss(latents.z, ids, mask) * mask.sum(-1)
         bits_per_byte = nats.sum() / math.log(2) / batch["num_bytes"].sum().clamp(min=1)
-        accuracy = self.readout.token_accuracy(latents.z, ids, mask)
+        accuracy = token_accuracy(self.readout, latents.z, ids, mask)
         return {"token_accuracy": accuracy, "bits_per_byte": bits_per_byte}
 
 

@@ -10,7 +10,7 @@ from fewstep.denoisers import FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.image_bundle import ImageFlowIdentity, ImageModel
 from fewstep.merging import check_same_autoencoder
-from fewstep.objectives import FlowObjective
+from fewstep.objectives import Objective
 from fewstep.paths import PATHS
 from fewstep.storage import versions
 from fewstep.training.data_modules import Batch, ImageDataModule, StepDataModule, TextDataModule
@@ -47,7 +47,7 @@ class FlowModule(TrainingModule):
         self,
         data: TextDataModule,
         autoencoder: str,
-        objective: FlowObjective,
+        objective: Objective,
         denoiser: Callable[[int, int], RegressionDenoiser],
         path: PathName = "linear",
         prediction: PredictionType = "x1",
@@ -155,7 +155,7 @@ class ImageFlowModule(FlowModule):
         self,
         data: ImageDataModule,
         autoencoder: str,
-        objective: FlowObjective,
+        objective: Objective,
         denoiser: Callable[[int, int], RegressionDenoiser],
         path: PathName = "linear",
         prediction: PredictionType = "x1",
@@ -164,9 +164,10 @@ class ImageFlowModule(FlowModule):
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         seed: int = 0,
     ) -> None:
-        for name in ("cross_entropy_weight", "fisher_weight"):
-            if (weight := getattr(objective, name, 0.0)) > 0:
-                raise UserError(f"model.objective.{name} is {weight}, but images have no tokens and no readout: give 0")
+        if (weight := getattr(objective, "cross_entropy_weight", 0.0)) > 0:
+            raise UserError(
+                f"model.objective.cross_entropy_weight is {weight}, but images have no tokens and no readout: give 0"
+            )
         super().__init__(
             data,  # type: ignore[arg-type]
             autoencoder,

@@ -12,7 +12,7 @@ from fewstep.errors import UserError
 from fewstep.objectives import HeadTraining
 from fewstep.pipeline import TextGenerator, check_sampler
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel
-from fewstep.samplers import EulerSolver, FlowSampler, own_steps
+from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import rand, randn
 from fewstep.training.data_modules import Batch, TextDataModule
 from fewstep.training.module import TrainingModule, load_base, new_model, tokens_of
@@ -78,15 +78,15 @@ class HeadModule(TrainingModule):
         """Data latents, noised and denoised by the frozen flow, (B, K, D).
 
         Noised to a time t of the sampler's own grid, 0 < t < 1, one for the batch and each equally likely, and sampled
-        from there to t = 1, deterministically if the model allows it (:func:`fewstep.samplers.own_steps`). At small t
-        little is left of the text that the head is trained to write.
+        from there to t = 1, deterministically if the model allows it (:func:`fewstep.samplers.default_sampling`). At
+        small t little is left of the text that the head is trained to write.
         """
         flow, z, mask = self.base.flow(), latents.z.float(), latents.mask
         grid = TextGenerator(self.base).default_grid()
         step = 1 + int((self.generated_steps - 1) * rand((1,), torch.zeros(()), generator))
         t = z.new_full((len(z),), float(grid.times(self.generated_steps)[step]))
         x_t = flow.path.sample(z, randn(tuple(z.shape), z, generator), t)
-        strength = own_steps(self.base.identity, self.generated_steps).reinjection
+        strength = default_sampling(self.base.identity, self.generated_steps).reinjection
         states = FlowSampler(flow.path, grid=grid, reinjection=strength).iterate(
             flow, x_t, num_steps=self.generated_steps, start_step=step, mask=mask, generator=generator
         )
@@ -99,7 +99,7 @@ def check_generation(identity: Identity, num_steps: int) -> None:
     """Raise ``UserError`` unless a flow of this ``identity`` can start within a trajectory of ``num_steps``."""
     if num_steps < 2:
         raise UserError(f"model.generated_steps is {num_steps}: expected at least 2, the first of which is skipped")
-    check_sampler(identity, num_steps, EulerSolver(), own_steps(identity, num_steps).reinjection)
+    check_sampler(identity, num_steps, default_sampling(identity, num_steps).reinjection)
 
 
 class LanguageModelModule(TrainingModule):

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from fewstep.denoisers import PredictionType, RegressionDenoiser
+from fewstep.denoisers import ESTIMATES, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.objectives import FewStepObjective, FlowObjective, ProgressiveDistillation
+from fewstep.objectives import Objective
 from fewstep.schedules import LogitNormalTime
 from fewstep.storage import load_strictly
 
@@ -29,7 +29,7 @@ class FlowInfo:
     grid_std: float | None
 
 
-def info_of_run(objective: FlowObjective, path: str, prediction: PredictionType) -> FlowInfo:
+def info_of_run(objective: Objective, path: str, prediction: PredictionType) -> FlowInfo:
     """Of the flow that a run trains; the time grid follows the objective's times."""
     sampler = objective.time_sampler
     mean, std = (sampler.mean, sampler.std) if isinstance(sampler, LogitNormalTime) else (None, None)
@@ -38,7 +38,7 @@ def info_of_run(objective: FlowObjective, path: str, prediction: PredictionType)
         prediction=prediction,
         objective=type(objective).__name__,
         trained_nfe=objective.trained_nfe,
-        estimate=objective.estimate,
+        estimate=objective.estimate.name,
         grid_mean=mean,
         grid_std=std,
     )
@@ -50,16 +50,16 @@ def info_of_model(model: Any) -> FlowInfo:
     return FlowInfo(**{name: getattr(identity, name) for name in FlowInfo.__dataclass_fields__})
 
 
-def check_objective(objective: FlowObjective, denoiser: nn.Module, teacher: str | None) -> None:
+def check_objective(objective: Objective, denoiser: nn.Module, teacher: str | None) -> None:
     """Raise ``UserError`` unless the objective can train this network, and gets a teacher exactly if it needs one."""
     name, config = type(objective).__name__, getattr(denoiser, "config", {})
-    expected, given = objective.estimate == "flow_map", bool(config.get("two_times", False))
+    expected, given = objective.estimate.two_times, bool(config.get("two_times", False))
     if expected != given:
         raise UserError(
             f"model.denoiser.two_times is {str(given).lower()}, but {name} trains a network of "
             f"{'two times' if expected else 'one time'}: give {str(expected).lower()}"
         )
-    if isinstance(objective, FewStepObjective) and config.get("self_conditioning", False):
+    if not objective.feeds_back and config.get("self_conditioning", False):
         raise UserError(
             f"model.denoiser.self_conditioning is true, but {name} never feeds an estimate back: give false"
         )
@@ -69,22 +69,22 @@ def check_objective(objective: FlowObjective, denoiser: nn.Module, teacher: str 
         raise UserError(f"model.teacher is {teacher}, but {name} learns from data alone: leave it out")
 
 
-def check_teacher(teacher: FlowInfo, student: FlowInfo, objective: FlowObjective, source: str) -> None:
+def check_teacher(teacher: FlowInfo, student: FlowInfo, objective: Objective, source: str) -> None:
     """Raise ``UserError`` unless the objective can learn from the teacher's estimates on the student's path.
 
-    A teacher estimates the posterior mean. One trained for a number of steps can be asked for those only, on the same
-    grid (:class:`~fewstep.objectives.ProgressiveDistillation`).
+    A teacher has a velocity. One trained for a number of steps can be asked for those only, on the same grid:
+    ``teacher_nfe`` of :class:`~fewstep.objectives.Objective`.
     """
     name = type(objective).__name__
     if teacher.path != student.path:
         raise UserError(f"{source}: the teacher's path is {teacher.path}, this run's {student.path}: give the same")
-    if teacher.estimate != "posterior_mean":
+    if not ESTIMATES[teacher.estimate].has_velocity:
         raise UserError(
             f"{source}: the teacher's estimate is of kind {teacher.estimate}, but {name} learns from a flow"
         )
     if teacher.trained_nfe is None:
         return
-    expected = objective.teacher_nfe if isinstance(objective, ProgressiveDistillation) else None
+    expected = objective.teacher_nfe
     if expected != teacher.trained_nfe:
         asked = "flow for any number of steps" if expected is None else f"flow, or a model trained for {expected} steps"
         raise UserError(

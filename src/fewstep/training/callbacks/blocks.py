@@ -58,7 +58,7 @@ def _recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Te
     if torch._C._are_functorch_transforms_active():  # torch has no public name for it
         raise UserError(
             "recompute.blocks is true, but the objective needs gradients of a forward derivative, which torch cannot "
-            "recompute: leave it out, or give the objective the derivative fewstep.objectives.FiniteDifference"
+            "recompute: leave it out"
         )
     # A block draws no random numbers; saving their state would sync the device.
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

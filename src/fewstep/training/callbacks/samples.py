@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from fewstep.pipeline import TextGenerator
-from fewstep.samplers import Reinjection, own_steps
+from fewstep.samplers import default_sampling, parse_rule
 from fewstep.training.flow import FlowModule
 from fewstep.training.module import TrainingModule
 
@@ -19,7 +19,8 @@ class SampleTable(Callback):
 
     They go to ``folder/samples.jsonl`` and to wandb as the table ``samples``: training step, number of sampling steps,
     text. ``num_steps`` lists the numbers of sampling steps; a model trained for one number is sampled with that.
-    ``reinjection`` is a strength or a rule; None: the model's own (:func:`fewstep.samplers.own_steps`).
+    ``reinjection`` is a rule of re-injection such as 0.5 or "cosine:1,0" (:func:`fewstep.samplers.parse_rule`); None:
+    the model's own (:func:`fewstep.samplers.default_sampling`).
 
     Listed before :class:`.WeightAverage`, which takes the average out of the model when the validation epoch ends. A
     resumed run keeps the rows up to its first step.
@@ -31,13 +32,13 @@ class SampleTable(Callback):
         num_samples: int = 4,
         num_steps: tuple[int, ...] = (1, 4, 32),
         seed: int = 0,
-        reinjection: float | Reinjection | None = None,
+        reinjection: float | str | list[float] | None = None,
     ) -> None:
         self.file = Path(folder) / "samples.jsonl"
         self.num_samples = num_samples
         self.num_steps = tuple(num_steps)
         self.seed = seed
-        self.reinjection = reinjection
+        self.reinjection = None if reinjection is None else parse_rule(reinjection)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the rows of steps that a resumed run repeats."""
@@ -54,7 +55,7 @@ class SampleTable(Callback):
         identity = generator.bundle.identity
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as stream:
-            for own in dict.fromkeys(own_steps(identity, steps) for steps in self.num_steps):
+            for own in dict.fromkeys(default_sampling(identity, steps) for steps in self.num_steps):
                 rule = own.reinjection if self.reinjection is None else self.reinjection
                 texts = generator.generate(self.num_samples, own.num_steps, self.seed, reinjection=rule).texts
                 for text in texts:
