@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fewstep.bundle import Identity, ModelBundle
-from fewstep.data.documents import decode_blocks
-from fewstep.data.documents import decode_documents as decode_documents
+from fewstep.data.tokenizer import decode_blocks
+from fewstep.data.tokenizer import decode_documents as decode_documents
 from fewstep.denoisers import FlowModel
 from fewstep.errors import UserError
 from fewstep.paths import PATHS
