@@ -1,4 +1,4 @@
-"""Images to learn from: scikit-learn's digits, and coloured shapes drawn here. N images, C channels, S pixels a side."""
+"""Images to learn from: scikit-learn's digits, and shapes drawn here. N images, C channels, S pixels a side."""
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
