@@ -117,9 +117,9 @@ RENAMED = {
     **{"snap": "every", "snap:last,1": "last:1"},
 }
 """Old word -> new word, in the names of files and where it is a whole value."""
-GONE = re.compile(r"trade_off|_K\d+_gamma|token_accuracy_noise|protocol_hash|yardsticks\.corpus")
-"""Names of values that changed on purpose: the trade-off table of a diagnosis, accuracies that moved from the validation
-to its diagnostics, and the fingerprint of a corpus, with the hash of the protocols that hold it."""
+GONE = re.compile(r"trade_off|_K\d+_gamma|token_accuracy_noise|protocol_hash|yardsticks\.corpus|data\.fingerprint")
+"""Names of values that changed on purpose: the trade-off table of a diagnosis, accuracies that moved from validation
+to diagnostics, and the fingerprint of a corpus, with the hash of the protocols that hold it."""
 
 
 def write(folder: Path, only: set[str]) -> int:
