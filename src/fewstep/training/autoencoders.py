@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from fewstep.autoencoders import ImageAutoencoder, TransformerAutoencoder
+from fewstep.data import vocabulary_size
 from fewstep.errors import UserError
 from fewstep.image_bundle import ImageIdentity, ImageModel
 from fewstep.objectives import ImageReconstruction, Reconstruction
@@ -39,7 +40,7 @@ class AutoencoderModule(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, new_model(data))
-        vocab_size = len(data.tokenizer)
+        vocab_size = vocabulary_size(data.tokenizer)
         self.autoencoder = autoencoder(vocab_size)
         self.autoencoder.num_latents(data.block_size)
         self.readout = readout(vocab_size, self.autoencoder.latent_dim)
@@ -61,13 +62,14 @@ class AutoencoderModule(TrainingModule):
         return self.objective.forward(self.autoencoder, self.readout, tokens_of(batch), generator=generator)
 
     def scores(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Token accuracy and bits per byte on clean latents."""
+        """Token accuracy on clean latents, and bits per byte if the tokenizer loses no text."""
         ids, mask = batch["ids"], batch["mask"]
         latents = self.autoencoder.encode(ids, mask)
         nats = self.readout.loss(latents.z, ids, mask) * mask.sum(-1)
-        bits_per_byte = nats.sum() / math.log(2) / batch["num_bytes"].sum().clamp(min=1)
-        accuracy = token_accuracy(self.readout, latents.z, ids, mask)
-        return {"token_accuracy": accuracy, "bits_per_byte": bits_per_byte}
+        scores = {"token_accuracy": token_accuracy(self.readout, latents.z, ids, mask)}
+        if self.data.corpus.report.is_lossless:
+            scores["bits_per_byte"] = nats.sum() / math.log(2) / batch["num_bytes"].sum().clamp(min=1)
+        return scores
 
 
 class ImageAutoencoderModule(TrainingModule):
