@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fewstep.bundle import Identity, ModelBundle
-from fewstep.data.documents import decode_blocks
-from fewstep.data.documents import decode_documents as decode_documents
+from fewstep.data.tokenizer import decode_blocks
+from fewstep.data.tokenizer import decode_documents as decode_documents
 from fewstep.denoisers import FlowModel
 from fewstep.errors import UserError
 from fewstep.paths import PATHS
@@ -199,7 +199,7 @@ class TextGenerator:
             return chosen.get(self.bundle)
         if chosen.part != "head":
             raise UserError("head_context=False is for readout 'head': the parallel readout never sees earlier tokens")
-        return self.bundle.commitment_head().with_commitment(False)
+        return self.bundle.commitment_head().without_tokens()
 
     def _ending(self) -> Ending:
         tokenizer = self.bundle.tokenizer

@@ -72,7 +72,7 @@ class SweepReadout:
 
 def cut_off_head(bundle: ModelBundle) -> CommitmentHead:
     """The commitment head with its view of earlier tokens cut off."""
-    return bundle.commitment_head().with_commitment(False)
+    return bundle.commitment_head().without_tokens()
 
 
 def _one(num_tokens: int) -> int:
