@@ -68,5 +68,5 @@ def test_an_encoder_and_a_readout_from_outside_train(workshop: Workshop, tmp_pat
 
 
 def test_a_module_that_is_no_encoder_is_refused(workshop: Workshop) -> None:
-    with pytest.raises(UserError, match="Linear: expected what fewstep.types.LatentEncoder asks for"):
+    with pytest.raises(UserError, match=r"Linear: expected what fewstep\.types\.LatentEncoder asks for"):
         AutoencoderModule(data_module(workshop), lambda size: torch.nn.Linear(size, 4), None, None)  # type: ignore[arg-type]
