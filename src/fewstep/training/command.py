@@ -124,8 +124,8 @@ class FewstepCLI(LightningCLI):
         self._note = ""
         if config.ckpt_path is not None:  # before Lightning reads it, whose errors name no remedy
             stage = named(config.model.class_path).stage_name
-            found = find_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
-            config.ckpt_path, self._note = str(found.file), found.note
+            file, self._note = find_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
+            config.ckpt_path = str(file)
 
     def before_instantiate_classes(self) -> None:
         """Check the run folder before anything costs time; take the base model's tokenizer."""
