@@ -28,6 +28,7 @@ def texts():
 
 def test_the_blocks_read_in_a_row_are_the_documents(texts, tmp_path, make_settings):
     corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), block_size=16))
+    assert corpus.report.is_lossless
     held_out = [text for number, text in enumerate(texts) if number % 20 == 19]
     kept = [text for number, text in enumerate(texts) if number % 20 != 19]
     for split, report, expected in (
@@ -147,6 +148,8 @@ def test_another_tokenizer_is_taken_as_it_is_and_counts_all_bytes(texts, tmp_pat
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(tmp_path / "words")
     path = write_jsonl(tmp_path / "a.jsonl", texts)
     corpus = prepare_corpus(make_settings(path, tokenizer=str(tmp_path / "words"), pack=False))
+    assert not corpus.report.is_lossless, "it loses capital letters"
+    assert corpus.report.train.lost_bytes == 0
     assert corpus.tokenizer.eos_token == corpus.tokenizer.pad_token == "<|endoftext|>"
     assert len(corpus.tokenizer) == len(words) + 2
     assert int(np.sum(corpus.train[:]["num_bytes"])) == sum(
