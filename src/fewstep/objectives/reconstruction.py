@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from fewstep.autoencoders import ImageAutoencoder, TransformerAutoencoder
+from fewstep.errors import UserError
 from fewstep.shapes import expand_like, rand, randn
-from fewstep.types import Latents, LossOutput, Readout, TokenBatch
+from fewstep.types import LatentEncoder, Latents, LossOutput, Readout, TokenBatch
 
 
 class Reconstruction:
@@ -29,13 +30,20 @@ class Reconstruction:
         self.token_masking = token_masking
 
     def forward(
-        self, autoencoder: TransformerAutoencoder, readout: Readout, tokens: TokenBatch, *, generator: torch.Generator
+        self, autoencoder: LatentEncoder, readout: Readout, tokens: TokenBatch, *, generator: torch.Generator
     ) -> LossOutput:
-        """Mean nats per token over the batch; ``per_example`` (B,)."""
-        hidden = None
-        if self.token_masking > 0:
+        """Mean nats per token over the batch; ``per_example`` (B,).
+
+        Raises ``UserError`` for token masking with an encoder other than :class:`TransformerAutoencoder`.
+        """
+        if self.token_masking == 0:
+            latents = autoencoder.encode(tokens.ids, tokens.mask)
+        elif isinstance(autoencoder, TransformerAutoencoder):
             hidden = rand(tuple(tokens.ids.shape), tokens.ids, generator) < self.token_masking
-        latents = autoencoder.encode(tokens.ids, tokens.mask, hidden)
+            latents = autoencoder.encode(tokens.ids, tokens.mask, hidden)
+        else:
+            name = type(autoencoder).__name__
+            raise UserError(f"token_masking is {self.token_masking}, but {name} cannot mask tokens: give 0")
         per_example = readout.loss(self.corrupt(latents, generator), tokens.ids, tokens.mask)
         return LossOutput(per_example.mean(), per_example.detach())
 
