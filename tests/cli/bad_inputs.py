@@ -241,7 +241,7 @@ SETTINGS = [
     Case(f"{TRAIN} --data.source=nobody/nothing", "nobody/nothing", "HF_HUB_OFFLINE"),
     Case(f"{TRAIN} --data.tokenizer=nobody/nothing", "nobody/nothing", "cannot be loaded"),
     Case(f"{TRAIN} --data.cache_dir=there.jsonl", "there.jsonl", "another cache_dir"),
-    Case(f"{TRAIN} --data.streaming=true --data.source=short.txt", "short.txt", "turn streaming off"),
+    Case(f"{TRAIN} --data.streaming=true --data.source=there.jsonl", "there.jsonl", "expected one object a line"),
     Case(f"{TRAIN} --model.autoencoder.width=-8", "width is -8", "at least 1"),
     Case(f"{TRAIN} --model.readout.depth=-1", "TransformerReadout: depth is -1", "at least 0"),
     Case(f"{TRAIN} --model.autoencoder.num_heads=0", "num_heads is 0", "at least 1"),
