@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
-from fewstep.cli.edge import EXIT_USER_ERROR, run
+from fewstep.cli.exit_codes import EXIT_USER_ERROR, errors_to_exit_code
 from fewstep.cli.train import main
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.errors import UserError
@@ -140,7 +140,10 @@ def test_an_unknown_backend_is_named_in_one_line() -> None:
 def test_gradients_of_a_forward_derivative_are_refused_in_a_line(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(main, flow_arguments(workshop, "lagrangian", tmp_path, "--recompute.blocks=true")) == EXIT_USER_ERROR
+    assert (
+        errors_to_exit_code(main, flow_arguments(workshop, "lagrangian", tmp_path, "--recompute.blocks=true"))
+        == EXIT_USER_ERROR
+    )
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep")]
     assert len(errors) == 1 and "recompute.blocks is true, but" in errors[0] and "leave it out" in errors[0]
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fewstep.autoencoders import ImageAutoencoder
+from fewstep.data import vocabulary_size
 from fewstep.errors import UserError
 from fewstep.image_bundle import ImageIdentity, ImageModel
 from fewstep.objectives import ImageReconstruction, Reconstruction
@@ -41,7 +42,7 @@ class AutoencoderModule(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, new_model(data))
-        vocab_size = len(data.tokenizer)
+        vocab_size = vocabulary_size(data.tokenizer)
         # The parser builds subclasses of nn.Module; it cannot check protocols with attributes.
         self.autoencoder: Any = implements(autoencoder(vocab_size), LatentEncoder, "model.autoencoder")
         stride = data.block_size // self.autoencoder.num_latents(data.block_size)
@@ -70,13 +71,14 @@ class AutoencoderModule(TrainingModule):
         return self.objective.forward(self.autoencoder, self.readout, tokens_of(batch), generator=generator)
 
     def scores(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Token accuracy and bits per byte on clean latents."""
+        """Token accuracy on clean latents, and bits per byte if the tokenizer loses no text."""
         ids, mask = batch["ids"], batch["mask"]
         latents = self.autoencoder.encode(ids, mask)
         nats = self.readout.loss(latents.z, ids, mask) * mask.sum(-1)
-        bits_per_byte = nats.sum() / math.log(2) / batch["num_bytes"].sum().clamp(min=1)
-        accuracy = token_accuracy(self.readout, latents.z, ids, mask)
-        return {"token_accuracy": accuracy, "bits_per_byte": bits_per_byte}
+        scores = {"token_accuracy": token_accuracy(self.readout, latents.z, ids, mask)}
+        if self.data.corpus.report.is_lossless:
+            scores["bits_per_byte"] = nats.sum() / math.log(2) / batch["num_bytes"].sum().clamp(min=1)
+        return scores
 
 
 def implements(module: nn.Module, protocol: type, option: str) -> nn.Module:
