@@ -32,10 +32,11 @@ class Reconstruction:
         self, autoencoder: TransformerAutoencoder, readout: Readout, tokens: TokenBatch, *, generator: torch.Generator
     ) -> LossOutput:
         """Mean nats per token over the batch; ``per_example`` (B,)."""
-        hidden = None
         if self.token_masking > 0:
             hidden = rand(tuple(tokens.ids.shape), tokens.ids, generator) < self.token_masking
-        latents = autoencoder.encode(tokens.ids, tokens.mask, hidden)
+            latents = autoencoder.encode(tokens.ids, tokens.mask, hidden)
+        else:
+            latents = autoencoder.encode(tokens.ids, tokens.mask)
         per_example = readout.loss(self.corrupt(latents, generator), tokens.ids, tokens.mask)
         return LossOutput(per_example.mean(), per_example.detach())
 

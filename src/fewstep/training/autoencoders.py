@@ -6,24 +6,27 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
-from fewstep.autoencoders import ImageAutoencoder, TransformerAutoencoder
+from fewstep.autoencoders import ImageAutoencoder
+from fewstep.data import vocabulary_size
 from fewstep.errors import UserError
 from fewstep.image_bundle import ImageIdentity, ImageModel
 from fewstep.objectives import ImageReconstruction, Reconstruction
-from fewstep.readouts import LinearReadout, TransformerReadout, token_accuracy
+from fewstep.readouts import token_accuracy
 from fewstep.storage import versions
 from fewstep.training.data_modules import Batch, ImageDataModule, StepDataModule, TextDataModule
 from fewstep.training.module import TrainingModule, new_model, tokens_of
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
-from fewstep.types import LossOutput
+from fewstep.types import LatentEncoder, LossOutput, Readout
 
 
 class AutoencoderModule(TrainingModule):
     """Trains an autoencoder and its parallel readout by noisy reconstruction.
 
-    ``autoencoder`` is made from the vocabulary size V, ``readout`` from (V, D): sizes belong to the data and to the
-    autoencoder, everything else to the configuration. Logs token accuracy and bits per byte on clean held-out latents.
+    ``autoencoder`` is made from the vocabulary size V, ``readout`` from (V, D). They may be any modules that implement
+    :class:`~fewstep.types.LatentEncoder` and :class:`~fewstep.types.Readout`. Logs token accuracy and bits per byte on
+    clean held-out latents. Raises ``UserError`` if they do not fit each other or the data.
     """
 
     trained: ClassVar[tuple[str, ...]] = ("autoencoder", "readout")
@@ -32,25 +35,32 @@ class AutoencoderModule(TrainingModule):
     def __init__(
         self,
         data: TextDataModule,
-        autoencoder: Callable[[int], TransformerAutoencoder],
-        readout: Callable[[int, int], LinearReadout | TransformerReadout],
+        autoencoder: Callable[[int], nn.Module],
+        readout: Callable[[int, int], nn.Module],
         objective: Reconstruction,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, new_model(data))
-        vocab_size = len(data.tokenizer)
-        self.autoencoder = autoencoder(vocab_size)
-        self.autoencoder.num_latents(data.block_size)
-        self.readout = readout(vocab_size, self.autoencoder.latent_dim)
-        if self.readout.config["stride"] != self.autoencoder.stride:
+        vocab_size = vocabulary_size(data.tokenizer)
+        # The parser builds subclasses of nn.Module; it cannot check protocols with attributes.
+        self.autoencoder: Any = implements(autoencoder(vocab_size), LatentEncoder, "model.autoencoder")
+        stride = data.block_size // self.autoencoder.num_latents(data.block_size)
+        self.readout: Any = implements(readout(vocab_size, self.autoencoder.latent_dim), Readout, "model.readout")
+        if self.readout.config.get("stride", stride) != stride:
             raise UserError(
-                f"model.readout.stride is {self.readout.config['stride']}, model.autoencoder.stride "
-                f"{self.autoencoder.stride}: give both the same"
+                f"model.readout.stride is {self.readout.config['stride']}, model.autoencoder.stride {stride}: "
+                "give both the same"
             )
         self.objective = objective
-        if objective.token_masking == 0:  # DDP waits for the gradient of every parameter
-            self.autoencoder.mask_embedding.requires_grad_(False)
+        mask_embedding = getattr(self.autoencoder, "mask_embedding", None)
+        if objective.token_masking > 0 and mask_embedding is None:
+            raise UserError(
+                f"model.objective.token_masking is {objective.token_masking}, but model.autoencoder has no "
+                "mask_embedding: give 0"
+            )
+        if objective.token_masking == 0 and mask_embedding is not None:
+            mask_embedding.requires_grad_(False)  # DDP waits for the gradient of every parameter
 
     def identity(self) -> Any:
         """The identity with this stage's objective."""
@@ -61,13 +71,23 @@ class AutoencoderModule(TrainingModule):
         return self.objective.forward(self.autoencoder, self.readout, tokens_of(batch), generator=generator)
 
     def scores(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Token accuracy and bits per byte on clean latents."""
+        """Token accuracy on clean latents, and bits per byte if the tokenizer loses no text."""
         ids, mask = batch["ids"], batch["mask"]
         latents = self.autoencoder.encode(ids, mask)
         nats = self.readout.loss(latents.z, ids, mask) * mask.sum(-1)
-        bits_per_byte = nats.sum() / math.log(2) / batch["num_bytes"].sum().clamp(min=1)
-        accuracy = token_accuracy(self.readout, latents.z, ids, mask)
-        return {"token_accuracy": accuracy, "bits_per_byte": bits_per_byte}
+        scores = {"token_accuracy": token_accuracy(self.readout, latents.z, ids, mask)}
+        if self.data.corpus.report.is_lossless:
+            scores["bits_per_byte"] = nats.sum() / math.log(2) / batch["num_bytes"].sum().clamp(min=1)
+        return scores
+
+
+def implements(module: nn.Module, protocol: type, option: str) -> nn.Module:
+    """Return ``module``. Raises ``UserError`` if it lacks a member of ``protocol``."""
+    if not isinstance(module, protocol):
+        raise UserError(
+            f"{option} is a {type(module).__name__}: expected what fewstep.types.{protocol.__name__} asks for"
+        )
+    return module
 
 
 class ImageAutoencoderModule(TrainingModule):

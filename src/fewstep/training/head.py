@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.bundle import Identity
+from fewstep.data import vocabulary_size
 from fewstep.errors import UserError
 from fewstep.objectives import HeadTraining
 from fewstep.pipeline import TextGenerator, check_sampler
@@ -53,7 +54,7 @@ class HeadModule(TrainingModule):
         self.generated_steps = generated_steps
         encoder = self.base.autoencoder
         make: Callable[..., CausalTransformer] = network  # the parser must know the number of positional arguments
-        self.head = make(len(data.tokenizer), latent_dim=encoder.latent_dim, stride=encoder.stride)
+        self.head = make(vocabulary_size(data.tokenizer), latent_dim=encoder.latent_dim, stride=encoder.stride)
         if language_model is not None:
             scorer = load_base(language_model, data, "language_model").language_model
             assert scorer is not None
@@ -116,7 +117,7 @@ class LanguageModelModule(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, new_model(data))
-        self.language_model = network(len(data.tokenizer))
+        self.language_model = network(vocabulary_size(data.tokenizer))
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """Nats per token."""
