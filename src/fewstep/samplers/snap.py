@@ -76,6 +76,6 @@ class Snap:
         snapped = self.encode(logits.argmax(-1), mask.repeat_interleave(stride, dim=1)).to(x1_hat.dtype)
         if self.rule.confidence is None:
             return snapped, 2
-        likeliest = logits.double().softmax(-1).amax(-1).clamp(max=1.0)
+        likeliest = logits.double().softmax(-1).amax(-1)
         snaps = (likeliest > self.rule.confidence).unflatten(1, (-1, stride)).all(-1)
         return torch.where(snaps[..., None], snapped, x1_hat), 2
