@@ -21,7 +21,7 @@ from grammar_table import Row, write_table
 from fewstep.bundle import ModelBundle
 from fewstep.cli.quickstart import STAGES
 from fewstep.data import CorpusSettings, PreparedCorpus, prepare_corpus
-from fewstep.evaluation import held_out_blocks, token_counts
+from fewstep.evaluation.baselines import held_out_blocks, token_counts
 from fewstep.evaluation.exact import ExactTexts, exact_flow, train_latents
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.grammar_scores import GrammarMeasures

@@ -15,7 +15,7 @@ from fewstep.cli.parser import comma_parts, parse_options
 from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
-    from fewstep.evaluation import Diagnosis
+    from fewstep.evaluation.diagnosis import Diagnosis
     from fewstep.evaluation.processes import Processes
 
 JSON_FILE, FOLDER, PICTURES = "diagnostics.json", "diagnosis", "pictures"
@@ -31,7 +31,7 @@ class DiagnoseOptions(TextOptions, AdapterOptions, DeviceOptions):
         examples: held-out blocks or images.
         positions: tokens looked at in each block.
         seed: the same seed gives the same figures.
-        only: names of measurements with commas between, such as dabi,cci; left out, all.
+        only: measurements with commas between, such as dabi,cci, or dotted paths of your own; left out, all.
         out: folder for the table and the pictures; left out, diagnosis/ beside the model, with --adapter
             ./diagnosis-NAME.
         overwrite: replace an earlier diagnosis in that folder.
@@ -95,8 +95,7 @@ def diagnose_adapter(
     options: DiagnoseOptions, only: list[str] | None, progress: Progress | None, processes: "Processes"
 ) -> "Diagnosis":
     """Another's decoder."""
-    from fewstep.evaluation import diagnose_decoder
-    from fewstep.evaluation.decoder_diagnosis import check_chosen
+    from fewstep.evaluation.decoder_diagnosis import check_chosen, diagnose_decoder
 
     if options.adapter != "callable":  # whose kind is known after the call only
         check_chosen(only, images=options.adapter == "autoencoder-kl")
@@ -119,7 +118,8 @@ def diagnose_text_model(
 ) -> "Diagnosis":
     """A text model on the held-out part of its text."""
     from fewstep.bundle import ModelBundle
-    from fewstep.evaluation import diagnose_text, make_subject
+    from fewstep.evaluation.diagnosis import diagnose_text
+    from fewstep.evaluation.subject import make_subject
     from fewstep.pipeline import TextGenerator
 
     bundle = ModelBundle.from_pretrained(options.model).to(options.pick_device())
@@ -140,7 +140,7 @@ def diagnose_image_model(
     options: DiagnoseOptions, only: list[str] | None, progress: Progress | None, processes: "Processes"
 ) -> "Diagnosis":
     """The image control on held-out images."""
-    from fewstep.evaluation import diagnose_images, make_image_subject
+    from fewstep.evaluation.image_diagnosis import diagnose_images, make_image_subject
     from fewstep.image_bundle import ImageModel
 
     model = ImageModel.from_pretrained(options.model).to(options.pick_device())

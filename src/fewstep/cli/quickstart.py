@@ -16,7 +16,7 @@ from fewstep.provenance import provenance
 from fewstep.settings import configs_folder, size_sections
 
 if TYPE_CHECKING:
-    from fewstep.evaluation import GenerationTable
+    from fewstep.evaluation.table import GenerationTable
 
 STEPS = (1, 2, 4, 8, 32)
 REINJECTIONS = (0.0, 1.0)
@@ -111,7 +111,8 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "Gen
     """Merge the stages into one model folder, evaluate it, and write table and picture. ``recipe``: provenance."""
     from fewstep.bundle import ModelBundle
     from fewstep.data import CorpusSettings, prepare_corpus
-    from fewstep.evaluation import evaluate_generation, held_out_blocks, token_counts
+    from fewstep.evaluation.baselines import held_out_blocks, token_counts
+    from fewstep.evaluation.generation import evaluate_generation
     from fewstep.merging import merge_bundles
     from fewstep.pipeline import TextGenerator
     from fewstep.report import write_generation_figure
