@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 _FORMAT = 2
 """Raise it when the files of a prepared corpus change their meaning."""
-FIRST_DOCUMENTS = 20_000
-"""Documents of a stream that its validation split and its tokenizer are taken from."""
+FIRST_DOCUMENTS, FIRST_CHARACTERS = 20_000, 1 << 26
+"""What a stream's validation split and tokenizer are taken from: at most so many documents, with about so much text."""
 _WARN_UNKNOWN, _REFUSE_UNKNOWN = 0.01, 0.5
 
 
@@ -85,8 +86,9 @@ def prepare_corpus(settings: CorpusSettings) -> PreparedCorpus:
 def streaming_corpus(settings: CorpusSettings, rank: int = 0, world_size: int = 1) -> StreamingCorpus:
     """A corpus whose train split is never stored, for sources larger than the disk; ``world_size`` ranks share it.
 
-    The validation split is held out of the first 20,000 documents as :func:`prepare_corpus` would, and the tokenizer
-    is trained on the others of them; both are prepared once and kept in ``cache_dir``. Raises ``UserError`` like it.
+    The validation split is held out of the first documents (at most 20,000, or 64 million characters) as
+    :func:`prepare_corpus` would, and the tokenizer is trained on the others of them; both are prepared once and kept in
+    ``cache_dir``. Raises ``UserError`` like it.
     """
     if not settings.streaming:
         raise UserError("streaming is off: set streaming to true, or use prepare_corpus")
@@ -130,7 +132,7 @@ def build_corpus(
 
     Raises ``UserError`` for no documents, a split that is too short, and text that the tokenizer loses.
     """
-    records = source.records.take(FIRST_DOCUMENTS) if settings.streaming else source.records
+    records = _first(source.records) if settings.streaming else source.records
     scratch = folder / "scratch"
     scratch.mkdir()
     split = split_documents(write_documents(records, scratch / "documents.arrow"), settings)
@@ -163,6 +165,16 @@ def build_corpus(
     shutil.rmtree(scratch)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.arrow"))}
     (folder / "report.json").write_text(json.dumps({"report": report.to_dict(), "bytes": sizes}, indent=2))
+
+
+def _first(records: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """The first documents of a stream."""
+    size = 0
+    for record in islice(records, FIRST_DOCUMENTS):
+        yield record
+        size += len(record["text"])
+        if size >= FIRST_CHARACTERS:
+            return
 
 
 def check_splits(reports: dict[str, SplitReport], settings: CorpusSettings) -> None:
