@@ -151,11 +151,13 @@ def build_corpus(
     }
     check_splits(reports, settings)
     tokenizer.save_pretrained(folder / "tokenizer")
+    first = next(split.validation.iter(rows_at_once(split.validation)))["text"]
+    known = not any(report.unknown_share for report in reports.values())
     report = PackingReport(
         source=settings.source,
         block_size=settings.block_size,
         vocabulary=vocabulary_size(tokenizer),
-        is_lossless=_is_lossless(tokenizer, split.validation, reports),
+        is_lossless=known and DocumentEncoder(tokenizer).is_lossless(first),
         train=reports.get("train"),
         validation=reports["validation"],
         empty_documents=split.empty_documents,
@@ -205,12 +207,6 @@ def unknown_text_notes(reports: dict[str, SplitReport], settings: CorpusSettings
         raise UserError(f"{note}: choose another tokenizer, or leave it out to train one on {settings.source}")
     if worst.unknown_share:
         yield f"WARNING: {note}" if worst.unknown_share > _WARN_UNKNOWN else note
-
-
-def _is_lossless(tokenizer: "PreTrainedTokenizerFast", documents: "Dataset", reports: dict[str, SplitReport]) -> bool:
-    """By the counts of both splits, and by reading the first held-out ``documents`` back from their tokens."""
-    texts = next(documents.iter(rows_at_once(documents)))["text"]
-    return not any(split.unknown_share for split in reports.values()) and DocumentEncoder(tokenizer).is_lossless(texts)
 
 
 def write_documents(records: Iterable[dict[str, str]], path: Path) -> "Dataset":
