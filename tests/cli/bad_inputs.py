@@ -113,7 +113,7 @@ NUMBERS = [
     Case(f"{SAMPLE} --reinjection 1.5", "1.5", "1"),
     Case(f"{SAMPLE} --reinjection nan", "nan", "1"),
     Case(f"{SAMPLE} --reinjection -0.1", "-0.1", "between 0"),
-    Case(f"{SAMPLE} --reinjection linear:1,0,1", "linear:1,0,1", "got 3 numbers for linear"),
+    Case(f"{SAMPLE} --reinjection linear:1,0,1", "linear:1,0,1", "3 numbers for linear"),
     Case(f"{SAMPLE} --reinjection listed:", "listed:", "expected a strength"),
     Case(f"{SAMPLE} --reinjection spiral:1", "spiral:1", "one of constant"),
     Case(f"{SAMPLE} --temperature nan", "nan", "temperature"),
@@ -154,7 +154,7 @@ CHOICES = [
     Case(f"{EVALUATE} --mauve", "mauve", "pip install"),
     Case(f"{DIAGNOSE} --only dabi,dada", "dada", "expected one of"),
     Case(f"{DIAGNOSE} --only ,", "','", "give one or more"),
-    Case("compare {model} --out out --objectives flow,magic", "'magic'", "expected some of"),
+    Case("compare {model} --out out --objectives flow_matching,magic", "'magic'", "expected one of"),
     Case("quickstart --out out --size hugo", "hugo", "one of base, debug, hour"),
     Case("theory --flips --out out --path spiral", "spiral", "path"),
 ]
