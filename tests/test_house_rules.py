@@ -57,7 +57,7 @@ BUDGETS = {
     "denoisers": (317, 230),
     "readouts": (596, 500),
     "objectives": (1150, 1150),
-    "samplers": (770, 600),
+    "samplers": (769, 600),
     "data": (1803, 900),
     "model storage pipeline provenance hub model_card bundle image_bundle merging weights locking typed": (1700, 1150),
     "metrics diagnostics": (2929, 1750),
