@@ -18,9 +18,13 @@ import torch
 
 from fewstep.bundle import ModelBundle
 from fewstep.data import CorpusSettings, prepare_corpus
-from fewstep.diagnostics import CategoricalResponse, dabi, normal_boundary, rms
-from fewstep.evaluation import held_out_blocks, make_subject
+from fewstep.diagnostics.boundary import normal_boundary
+from fewstep.diagnostics.dabi import dabi
+from fewstep.diagnostics.decoding import rms
+from fewstep.diagnostics.response import CategoricalResponse
 from fewstep.evaluation.adapters import decoder_of
+from fewstep.evaluation.baselines import held_out_blocks
+from fewstep.evaluation.subject import make_subject
 from fewstep.pipeline import TextGenerator
 from fewstep.settings import configs_folder
 from fewstep.training.callbacks import Diagnostics

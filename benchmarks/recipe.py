@@ -26,8 +26,9 @@ from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.bundle import Identity, ModelBundle
 from fewstep.data import CorpusSettings, StepBatchSampler, prepare_corpus, tokenizer_fingerprint
 from fewstep.denoisers import CategoricalDenoiser, FlowModel, RegressionDenoiser
-from fewstep.diagnostics import noise_robustness
-from fewstep.evaluation import evaluate_generation, held_out_blocks, token_counts
+from fewstep.diagnostics.accuracy import noise_robustness
+from fewstep.evaluation.baselines import held_out_blocks, token_counts
+from fewstep.evaluation.generation import evaluate_generation
 from fewstep.objectives import FlowMatching, Reconstruction
 from fewstep.paths import PATHS
 from fewstep.pipeline import TextGenerator

@@ -3,7 +3,7 @@
 import torch
 
 from fewstep.bundle import ModelBundle
-from fewstep.evaluation import Subject, make_subject
+from fewstep.evaluation.subject import Subject, make_subject
 from fewstep.pipeline import TextGenerator
 from tests.bundles import tiny_bundle
 from tests.evaluation.test_generation_table import real_blocks

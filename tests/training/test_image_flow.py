@@ -11,7 +11,7 @@ from fewstep.cli.main import main
 from fewstep.data import Digits
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.image_bundle import ImageModel
-from fewstep.metrics import frechet_distance, moments
+from fewstep.metrics.frechet import frechet_distance, moments
 from fewstep.objectives import OBJECTIVES, FlowMatching, MeanFlow, Objective
 from fewstep.schedules import LogitNormalTime, UniformTime
 from fewstep.storage import kind_of, load_checkpoint

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fewstep.bundle import ModelBundle
-from fewstep.diagnostics import Stiffness
 from fewstep.evaluation.comparison import Compared, Quality
 from fewstep.evaluation.image_row import COLUMNS as IMAGE_COLUMNS
 from fewstep.evaluation.image_row import ImageRow
@@ -165,8 +164,7 @@ class TextBench:
             subject = make_subject(
                 TextGenerator(bundle), self.held_out, num_examples=count, num_positions=1, seed=self.protocol.seeds[0]
             )
-            (found,) = measure_stiffness(subject)
-            self._stiffness = folder, found.peak.value if isinstance(found, Stiffness) else None
+            self._stiffness = folder, measure_stiffness(subject)["stiffness_peak"].value
         return self._stiffness[1]
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fewstep.bundle import ModelBundle
-from fewstep.diagnostics import Decode, settling_steps
+from fewstep.diagnostics.decoding import Decode
+from fewstep.diagnostics.trajectories import settling_steps
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals, decoder_of
 from fewstep.evaluation.sweep import model_digest

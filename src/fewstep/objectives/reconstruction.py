@@ -1,11 +1,13 @@
 """How autoencoders are trained: tokens or images from noised latents. B batch, L tokens, K positions, D dimension."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fewstep.autoencoders import ImageAutoencoder, TransformerAutoencoder
+from fewstep.autoencoders import ImageAutoencoder
 from fewstep.shapes import expand_like, rand, randn
-from fewstep.types import Latents, LossOutput, Readout, TokenBatch
+from fewstep.types import LatentEncoder, Latents, LossOutput, Readout, TokenBatch
 
 
 class Reconstruction:
@@ -29,14 +31,18 @@ class Reconstruction:
         self.token_masking = token_masking
 
     def forward(
-        self, autoencoder: TransformerAutoencoder, readout: Readout, tokens: TokenBatch, *, generator: torch.Generator
+        self, autoencoder: LatentEncoder, readout: Readout, tokens: TokenBatch, *, generator: torch.Generator
     ) -> LossOutput:
-        """Mean nats per token over the batch; ``per_example`` (B,)."""
+        """Mean nats per token over the batch; ``per_example`` (B,).
+
+        Token masking needs an encoder whose ``encode`` takes the hidden tokens (B, L) as a third argument.
+        """
+        encode: Any = autoencoder.encode
         if self.token_masking > 0:
             hidden = rand(tuple(tokens.ids.shape), tokens.ids, generator) < self.token_masking
-            latents = autoencoder.encode(tokens.ids, tokens.mask, hidden)
+            latents = encode(tokens.ids, tokens.mask, hidden)
         else:
-            latents = autoencoder.encode(tokens.ids, tokens.mask)
+            latents = encode(tokens.ids, tokens.mask)
         per_example = readout.loss(self.corrupt(latents, generator), tokens.ids, tokens.mask)
         return LossOutput(per_example.mean(), per_example.detach())
 
