@@ -113,7 +113,7 @@ NUMBERS = [
     Case(f"{SAMPLE} --reinjection 1.5", "1.5", "1"),
     Case(f"{SAMPLE} --reinjection nan", "nan", "1"),
     Case(f"{SAMPLE} --reinjection -0.1", "-0.1", "between 0"),
-    Case(f"{SAMPLE} --reinjection linear:1,0,1", "linear:1,0,1", "got 3 numbers for linear"),
+    Case(f"{SAMPLE} --reinjection linear:1,0,1", "linear:1,0,1", "3 numbers for linear"),
     Case(f"{SAMPLE} --reinjection listed:", "listed:", "expected a strength"),
     Case(f"{SAMPLE} --reinjection spiral:1", "spiral:1", "one of constant"),
     Case(f"{SAMPLE} --temperature nan", "nan", "temperature"),
