@@ -30,9 +30,9 @@ def test_the_blocks_read_in_a_row_are_the_documents(texts, tmp_path, make_settin
     corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), block_size=16))
     assert corpus.report.is_lossless
     held_out = [text for number, text in enumerate(texts) if number % 20 == 19]
-    kept = [text for number, text in enumerate(texts) if number % 20 != 19]
+    trained = [text for number, text in enumerate(texts) if number % 20 != 19]
     for split, report, expected in (
-        (corpus.train, corpus.report.train, kept),
+        (corpus.train, corpus.report.train, trained),
         (corpus.validation, corpus.report.validation, held_out),
     ):
         whole = "".join(text + "<|endoftext|>" for text in expected)
@@ -272,10 +272,10 @@ def test_a_byte_level_vocabulary_without_all_bytes_loses_text_that_is_counted(te
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=unknown).save_pretrained(tmp_path / "tokenizer")
     path = write_jsonl(tmp_path / "a.jsonl", texts)
     corpus = prepare_corpus(make_settings(path, tokenizer=str(tmp_path / "tokenizer"), pack=False))
-    kept = [text for number, text in enumerate(texts) if number % 20 != 19]
-    assert corpus.report.train.lost_bytes == sum(text.count("t") for text in kept)
+    trained = [text for number, text in enumerate(texts) if number % 20 != 19]
+    assert corpus.report.train.lost_bytes == sum(text.count("t") for text in trained)
     assert corpus.report.train.unknown_tokens == (corpus.report.train.lost_bytes if unknown else 0)
-    assert corpus.report.train.bytes == sum(len(text.encode()) for text in kept)
+    assert corpus.report.train.bytes == sum(len(text.encode()) for text in trained)
     assert "WARNING" in str(corpus.report)
 
 

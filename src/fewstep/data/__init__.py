@@ -10,22 +10,17 @@ if TYPE_CHECKING:
     from fewstep.data.batches import StepBatchSampler, collate
     from fewstep.data.corpus import PreparedCorpus, StreamingCorpus, prepare_corpus, streaming_corpus
     from fewstep.data.images import Digits, DrawnShapes, ImageSource, image_source
-    from fewstep.data.packing import PackingReport, SplitReport
     from fewstep.data.settings import CorpusSettings
     from fewstep.data.sources import SOURCES
-    from fewstep.data.stream import BlockStream
     from fewstep.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer, vocabulary_size
 
 __all__ = [
     "SOURCES",
-    "BlockStream",
     "CorpusSettings",
     "Digits",
     "DrawnShapes",
     "ImageSource",
-    "PackingReport",
     "PreparedCorpus",
-    "SplitReport",
     "StepBatchSampler",
     "StreamingCorpus",
     "collate",
@@ -37,13 +32,19 @@ __all__ = [
     "train_tokenizer",
     "vocabulary_size",
 ]
+_FILES = {
+    "tokenizer": ("load_tokenizer", "tokenizer_fingerprint", "train_tokenizer", "vocabulary_size"),
+    "images": ("Digits", "DrawnShapes", "ImageSource", "image_source"),
+    "batches": ("StepBatchSampler", "collate"),
+    "settings": ("CorpusSettings",),
+    "sources": ("SOURCES",),
+    "corpus": ("PreparedCorpus", "StreamingCorpus", "prepare_corpus", "streaming_corpus"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """A name of ``__all__`` from the file that defines it."""
-    if name in __all__:
-        for file in ("tokenizer", "settings", "sources", "batches", "packing", "stream", "images", "corpus"):
-            module = import_module(f"fewstep.data.{file}")
-            if getattr(module, name, None) is not None:
-                return getattr(module, name)
+    for file, names in _FILES.items():
+        if name in names:
+            return getattr(import_module(f"fewstep.data.{file}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -112,7 +112,7 @@ def _prepared(
 def corpus_key(settings: CorpusSettings, source_fingerprint: str, tokenizer: "PreTrainedTokenizerFast | None") -> str:
     """Hash (24 hex digits) of all that decides the blocks: settings, source, tokenizer, versions."""
     fields = asdict(settings)
-    # Where it is kept and how a tokenizer or source is called do not matter, what they hold does.
+    # The place of the cache and the names of tokenizer and source do not matter, their contents do.
     del fields["cache_dir"]
     if tokenizer is not None:
         fields["tokenizer"] = tokenizer_fingerprint(tokenizer)
