@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fewstep.denoisers.output import DenoiserOutput
 from fewstep.nn import AdaptiveTransformer
-from fewstep.paths import Path
+from fewstep.paths import PATHS, Path, name_of_path
 from fewstep.schedules import upcast
 from fewstep.shapes import check_sizes
 
@@ -29,7 +29,7 @@ class CategoricalDenoiser(nn.Module):
         latent_dim: int,
         num_positions: int,
         vocab_size: int,
-        path: Path,
+        path: Path | str,
         *,
         width: int = 192,
         depth: int = 6,
@@ -45,6 +45,7 @@ class CategoricalDenoiser(nn.Module):
         check_sizes("CategoricalDenoiser", {"depth": depth, "local_reach": local_reach}, least=0)
         self.config = {
             **sizes,
+            "path": path if isinstance(path, str) else name_of_path(path),
             "width": width,
             "depth": depth,
             "num_heads": num_heads,
@@ -53,7 +54,7 @@ class CategoricalDenoiser(nn.Module):
             "local_reach": local_reach,
             "max_frequency": max_frequency,
         }
-        self.path = path
+        self.path = PATHS[path]() if isinstance(path, str) else path
         self.self_conditioning = self_conditioning
         self.register_buffer("codebook", torch.zeros(vocab_size, latent_dim))
         self.register_buffer("log_prior", torch.zeros(vocab_size))
