@@ -1,6 +1,8 @@
-# PYTHON picks the interpreter that .venv is made with; ARGS is appended to the quickstart's command line.
+# PYTHON picks the interpreter that .venv is made with; ARGS is appended to the command line of quickstart and tests;
+# WORKERS is the number of test processes, each on one thread and within 1.5 GiB.
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 
 # Two OpenMP threads that spin while they wait slow each other down several times on a busy machine.
 export OMP_WAIT_POLICY := passive
@@ -10,35 +12,38 @@ RUN_STAMP := $(VENV)/.fewstep-run
 DEV_STAMP := $(VENV)/.fewstep-dev
 CUT_OFF := $(VENV)/.fewstep-installing
 
-# What the oldest versions are tried on: everything that meets another package at its edge.
+# Tests of the oldest versions: whatever calls another package.
 OLDEST := .venv-oldest
 OLDEST_TESTS := tests/test_dependencies.py tests/test_bundle.py tests/test_pipeline.py tests/test_configs.py tests/data \
-	tests/training/test_resume.py tests/training/test_tracking.py tests/training/test_sharded.py \
+	tests/training/test_resume.py tests/training/test_tracking.py \
 	tests/training/test_recompute.py tests/cli/test_train.py tests/cli/test_sample.py tests/cli/test_evaluate.py tests/cli/test_diagnose.py tests/report
 
-.PHONY: help quickstart study test test-oldest audit lint clean
+# A worker takes the tests of one file after another, so that what a file's tests share is made once.
+PYTEST = $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+.PHONY: help quickstart test test-slow test-oldest audit lint clean
 .NOTPARALLEL:
 
 help:
 	@echo "make quickstart   set up, train on the built-in text, sample, show the results (ARGS='...' is passed on)"
-	@echo "make test         set up, then lint, types and the fast tests"
-	@echo "make test-oldest  the oldest versions of all packages in .venv-oldest (6 GB on Linux: CUDA builds), and their tests"
-	@echo "make audit        set up, then look for known holes in the installed packages (asks pypi.org)"
-	@echo "make study        set up, then the settings of the recipe study that have no row yet (hours; can be stopped)"
+	@echo "make test         set up, then lint, types and the tests (8 minutes at most on two idle cores; WORKERS=2)"
+	@echo "make test-slow    set up, then only the tests marked slow: real kills, long runs, a browser (half an hour)"
+	@echo "make test-oldest  install the oldest allowed versions into .venv-oldest (6 GB on Linux), run their tests"
 	@echo "make lint         set up, then lint and types only"
-	@echo "make clean        remove caches and built packages; .venv and runs/ stay"
+	@echo "make audit        set up, then check the installed packages for known vulnerabilities (asks pypi.org)"
+	@echo "make clean        delete caches and built packages; .venv and runs/ stay"
 
 quickstart: $(RUN_STAMP)
 	@echo "==> quickstart: train, sample and score; results go to runs/quickstart"
 	@$(VENV)/bin/fewstep quickstart --out runs/quickstart $(ARGS)
 
-study: $(RUN_STAMP)
-	@echo "==> recipe study: one row a setting in runs/recipe/rows.jsonl"
-	@$(VENV)/bin/python -u benchmarks/recipe.py $(ARGS)
-
 test: lint
-	@echo "==> tests (without those marked slow)"
-	@$(VENV)/bin/python -m pytest -q
+	@echo "==> tests, without those marked slow, in $(WORKERS) processes"
+	@$(PYTEST) $(ARGS)
+
+test-slow: $(DEV_STAMP)
+	@echo "==> tests marked slow, in $(WORKERS) processes"
+	@$(PYTEST) -m slow $(ARGS)
 
 test-oldest:
 	@echo "==> the oldest allowed versions, in $(OLDEST)"
@@ -46,10 +51,10 @@ test-oldest:
 	@$(OLDEST)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
 	@$(OLDEST)/bin/python -m pytest -q $(OLDEST_TESTS)
 
-# Strict: a package that the index knows no advisories of is an error, not a package without holes. A build's own
-# suffix (torch's +cpu) is no release of the index.
+# Strict: a package that the index does not know is an error. The local suffix of a build (torch's +cpu) is cut off, since
+# the index has no such release.
 audit: $(RUN_STAMP)
-	@echo "==> pip-audit: known holes in what .venv holds"
+	@echo "==> pip-audit: known vulnerabilities in .venv"
 	@$(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit
 	@$(VENV)/bin/python -m pip freeze --exclude-editable | sed 's/+.*//' > .venv-audit/installed.txt
 	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r .venv-audit/installed.txt
@@ -65,8 +70,8 @@ clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# $(call install,WHAT): make .venv and install WHAT. The marker file exists only while pip runs, so when it is found,
-# an earlier install was cut off half-way and .venv is made anew; a failed install that ended by itself leaves none.
+# $(call install,WHAT): create .venv and install WHAT. The marker file exists only while pip runs: if it is there at the
+# start, an earlier install was killed, and .venv is created again.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "fewstep needs Python 3.11 or newer, and PYTHON=$(PYTHON) is not; call make again with PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "==> .venv: made with $$($(PYTHON) --version)"

@@ -16,7 +16,7 @@ from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.image_bundle import ImageFlowIdentity, ImageModel
 from fewstep.paths import PATHS
-from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver
+from fewstep.samplers import FlowSampler
 from fewstep.schedules import LogitNormalGrid, UniformGrid
 from fewstep.shapes import example_generators
 from fewstep.storage import CHECKPOINT_KEY, check_target, checkpoint_entry, kind_of
@@ -198,7 +198,7 @@ def test_images_are_what_the_one_sampler_makes_on_the_models_own_grid(path: str,
     made = model.generate(3, 4, seed=7, reinjection=strength)
     generators = example_generators(7, 0, 3)
     x_0 = torch.stack([torch.randn(4, 2, generator=generator) for generator in generators])
-    sampler = FlowSampler(PATHS[path](), EulerSolver(), LogitNormalGrid(0.3, 0.8), strength)
+    sampler = FlowSampler(PATHS[path](), grid=LogitNormalGrid(0.3, 0.8), reinjection=strength)
     with torch.no_grad():
         trajectory = sampler.sample(model.flow(), x_0, num_steps=4, generator=generators)
         expected = model.decode(model.from_positions(trajectory.x_1)).clamp(0, 1)
@@ -228,7 +228,7 @@ def test_an_image_depends_on_seed_and_number_alone() -> None:
         ({}, {"reinjection": 1.5}, "1.5"),
         ({"trained_nfe": 2}, {"num_steps": 3}, "2 steps"),
         ({"estimate": "endpoint"}, {"num_steps": 3}, "strength 1"),
-        ({"estimate": "endpoint"}, {"num_steps": 3, "reinjection": 1.0, "solver": HeunSolver()}, "EulerSolver"),
+        ({"estimate": "endpoint"}, {"num_steps": 3, "reinjection": 1.0, "solver": "heun"}, "euler"),
     ],
 )
 def test_a_sampler_that_does_not_fit_is_refused_in_one_line(changes: dict, options: dict, named: str) -> None:

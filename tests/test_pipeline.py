@@ -7,24 +7,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.pipeline import TextGenerator, check_sampler, decode_blocks
-from fewstep.samplers import (
-    CommitmentReinjection,
-    ConfidenceRule,
-    ConstantReinjection,
-    DistanceRule,
-    ElfReinjection,
-    EulerSolver,
-    FlowSampler,
-    FreshNoise,
-    HeunSolver,
-    LinearReinjection,
-    OwnSteps,
-    ReusedNoise,
-    SnapRule,
-    WindowReinjection,
-    last_steps,
-    own_steps,
-)
+from fewstep.samplers import FlowSampler, default_sampling, heun, parse_rule
 from fewstep.schedules import CosineGrid, LogitNormalGrid, UniformGrid
 from fewstep.shapes import example_generators, randn
 from tests.bundles import BLOCK_SIZE, LATENT_DIM, STRIDE, only, tiny_bundle, tokenizer, with_identity
@@ -71,16 +54,16 @@ def test_the_parallel_readout_takes_the_likeliest_token_by_default(generator: Te
 
 def test_solver_grid_reinjection_and_temperature_reach_their_place(generator: TextGenerator) -> None:
     plain = generator.generate(3, 4)
-    heun = generator.generate(3, 4, solver="heun")
-    assert heun.nfe == 7
-    assert torch.equal(heun.x_1, generator.generate(3, 4, solver=HeunSolver()).x_1)
+    second_order = generator.generate(3, 4, solver="heun")
+    assert second_order.nfe == 7
+    assert torch.equal(second_order.x_1, generator.generate(3, 4, solver=heun).x_1)
     for other in (
-        heun,
+        second_order,
         generator.generate(3, 4, grid=CosineGrid()),
-        generator.generate(3, 4, reinjection=ConstantReinjection(0.7)),
+        generator.generate(3, 4, reinjection="0.7"),
         generator.generate(3, 4, reinjection=[0.7, 0.7, 0.7, 0.0]),
-        generator.generate(3, 4, reinjection=LinearReinjection()),
-        generator.generate(3, 4, reinjection=ElfReinjection()),
+        generator.generate(3, 4, reinjection="linear"),
+        generator.generate(3, 4, reinjection=parse_rule("elf")),
         generator.generate(3, 4, noise_temperature=0.5),
         generator.generate(3, 4, initial_temperature=0.5),
     ):
@@ -93,28 +76,24 @@ def test_solver_grid_reinjection_and_temperature_reach_their_place(generator: Te
 
 
 def test_reused_noise_reaches_the_sampler_and_fresh_is_the_default(generator: TextGenerator) -> None:
-    fresh, spelled, reused = (
-        generator.generate(3, 4, reinjection=0.7, noise=noise) for noise in (None, FreshNoise(), ReusedNoise())
-    )
-    assert torch.equal(fresh.x_1, spelled.x_1)
+    fresh, reused = (generator.generate(3, 4, reinjection=0.7, reuse_noise=reuse) for reuse in (False, True))
     assert not torch.allclose(fresh.x_1, reused.x_1)
 
 
-def test_confidence_is_that_of_a_positions_least_certain_token(generator: TextGenerator) -> None:
+def test_decidedness_is_the_confidence_of_a_positions_least_certain_token(generator: TextGenerator) -> None:
     z = torch.randn(2, BLOCK_SIZE // STRIDE, LATENT_DIM, generator=torch.Generator().manual_seed(3))
-    confidence = generator.confidence(z)
-    probabilities = generator.bundle.readout(z, torch.ones(z.shape[:2], dtype=torch.bool)).softmax(-1)
+    mask = torch.ones(z.shape[:2], dtype=torch.bool)
+    decidedness = generator.decidedness(z, mask)
+    probabilities = generator.bundle.readout(z, mask).softmax(-1)
     for row in range(2):
         for position in range(BLOCK_SIZE // STRIDE):
             tokens = probabilities[row, position * STRIDE : (position + 1) * STRIDE]
-            torch.testing.assert_close(confidence[row, position], min(token.max() for token in tokens))
-    assert not confidence.requires_grad
+            torch.testing.assert_close(decidedness[row, position], min(token.max() for token in tokens))
+    assert not decidedness.requires_grad
 
 
-def test_re_injection_by_confidence_is_a_samples_own_whatever_the_batches(generator: TextGenerator) -> None:
-    rule = CommitmentReinjection(generator.confidence)
-    whole = generator.generate(5, 3, 5, reinjection=rule, batch_size=5)
-    cut = generator.generate(5, 3, 5, reinjection=rule, batch_size=2)
+def test_re_injection_by_position_is_a_samples_own_whatever_the_batches(generator: TextGenerator) -> None:
+    whole, cut = (generator.generate(5, 3, 5, reinjection="by_position", batch_size=size) for size in (5, 2))
     torch.testing.assert_close(whole.x_1, cut.x_1, rtol=1e-3, atol=1e-3)
     assert torch.equal(whole.ids, cut.ids)
     assert not torch.allclose(whole.x_1, generator.generate(5, 3, 5, reinjection=1.0).x_1)
@@ -128,21 +107,20 @@ def test_without_a_grid_in_the_identity_steps_are_equal() -> None:
 
 
 def test_snapped_estimates_are_those_of_the_readout_and_the_encoder(generator: TextGenerator) -> None:
-    plain, snapped, spelled = (generator.generate(3, 4, snap=one) for one in (None, "snap", generator.snap()))
-    assert torch.equal(snapped.x_1, spelled.x_1) and not torch.allclose(snapped.x_1, plain.x_1)
+    plain, snapped = (generator.generate(3, 4, snap=snap) for snap in (None, "every"))
+    assert not torch.allclose(snapped.x_1, plain.x_1)
     assert (plain.nfe, snapped.nfe) == (4, 12)
-    late = generator.generate(3, 4, snap=generator.snap(steps=last_steps(1)))
+    late = generator.generate(3, 4, snap="last:1")
     assert late.nfe == 6
     mask = torch.ones(3, BLOCK_SIZE // STRIDE, dtype=torch.bool)
     read = generator.bundle.readout(plain.x_1, mask).argmax(-1)
     torch.testing.assert_close(late.x_1, generator.bundle.autoencoder.encode(read, torch.ones_like(read)).z)
-    for rule in (ConfidenceRule(1.0), DistanceRule(float("inf"))):
-        assert torch.equal(generator.generate(3, 4, snap=generator.snap(rule=rule)).x_1, plain.x_1)
+    for snap in ("confidence:1", "distance:inf"):
+        assert torch.equal(generator.generate(3, 4, snap=snap).x_1, plain.x_1)
 
 
-@pytest.mark.parametrize("rule", [None, ConfidenceRule(0.5), DistanceRule(0.2)])
-def test_a_snapped_sample_is_its_own_whatever_the_batches(generator: TextGenerator, rule: SnapRule | None) -> None:
-    snap = generator.snap(rule=rule)
+@pytest.mark.parametrize("snap", ["every", "confidence:0.5", "distance:0.2"])
+def test_a_snapped_sample_is_its_own_whatever_the_batches(generator: TextGenerator, snap: str) -> None:
     whole, cut = (generator.generate(5, 3, 5, snap=snap, reinjection=0.5, batch_size=size) for size in (5, 2))
     torch.testing.assert_close(whole.x_1, cut.x_1, rtol=1e-3, atol=1e-3)
     assert torch.equal(whole.ids, cut.ids)
@@ -212,7 +190,7 @@ def test_progress_counts_the_samples(generator: TextGenerator) -> None:
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_k": 0}, "top_k is 0"),
-        ({"snap": "snip"}, "snap is 'snip': expected one of snap"),
+        ({"snap": "snip"}, "snap is 'snip': expected every, last:N"),
     ],
 )
 def test_a_number_out_of_range_is_one_line(generator: TextGenerator, arguments: dict, message: str) -> None:
@@ -233,16 +211,16 @@ def test_a_sampler_that_the_identity_rules_out_is_refused_and_both_are_named() -
     generator = TextGenerator(with_identity(tiny_bundle(), trained_nfe=4, objective="ProgressiveDistillation"))
     assert generator.generate(1, 4).nfe == 4
     for arguments in ({"num_steps": 8}, {"num_steps": 4, "solver": "heun"}):
-        with pytest.raises(UserError, match=r"(Euler|Heun)Solver with \d steps .*ProgressiveDistillation.* 4 steps"):
+        with pytest.raises(UserError, match=r"(euler|heun) with \d steps .*ProgressiveDistillation.* 4 steps"):
             generator.generate(1, **arguments)
 
 
 def test_a_consistency_model_is_refused_what_keeps_old_noise() -> None:
     generator = TextGenerator(with_identity(tiny_bundle(), estimate="endpoint", objective="ConsistencyTraining"))
     assert generator.generate(1, 1).nfe == 1
-    for fitting in (1.0, [1.0, 1.0, 1.0, 0.0], WindowReinjection(1.0, 0.0, 1.0)):
+    for fitting in (1.0, [1.0, 1.0, 1.0, 0.0], "window:1,0,1"):
         assert generator.generate(1, 4, reinjection=fitting).nfe == 4
-    unfit = (0.0, 0.9, [1.0, 1.0, 0.9, 1.0], LinearReinjection(), CommitmentReinjection(generator.confidence))
+    unfit = (0.0, 0.9, [1.0, 1.0, 0.9, 1.0], "linear", "by_position")
     for arguments in (*({"reinjection": one} for one in unfit), {"reinjection": 1.0, "solver": "heun"}):
         with pytest.raises(UserError, match=r"^[^\n]*ConsistencyTraining\) .*strength 1, or with 1 step$"):
             generator.generate(1, 4, **arguments)
@@ -253,25 +231,25 @@ def test_a_flow_map_is_refused_a_solver_that_asks_for_velocities() -> None:
     generator = TextGenerator(bundle)
     for strength in (0.0, 0.5, 1.0):
         assert generator.generate(1, 3, reinjection=strength).nfe == 3
-    with pytest.raises(UserError, match=r"HeunSolver .*MeanFlow\) trained it to jump, .*use EulerSolver"):
+    with pytest.raises(UserError, match=r"heun .*MeanFlow\) trained it to jump, .*use euler"):
         generator.generate(1, 3, solver="heun")
 
 
 @pytest.mark.parametrize(
     ("identity", "steps"),
     [
-        ({}, [OwnSteps(1, 0.0), OwnSteps(4, 0.0)]),
-        ({"estimate": "flow_map"}, [OwnSteps(1, 0.0), OwnSteps(4, 0.0)]),
-        ({"estimate": "endpoint"}, [OwnSteps(1, 0.0), OwnSteps(4, 1.0)]),
-        ({"trained_nfe": 2}, [OwnSteps(2, 0.0), OwnSteps(2, 0.0)]),
+        ({}, [(1, 0.0), (4, 0.0)]),
+        ({"estimate": "flow_map"}, [(1, 0.0), (4, 0.0)]),
+        ({"estimate": "endpoint"}, [(1, 0.0), (4, 1.0)]),
+        ({"trained_nfe": 2}, [(2, 0.0), (2, 0.0)]),
     ],
 )
-def test_the_steps_that_a_model_is_said_to_take_are_accepted(identity: dict, steps: list[OwnSteps]) -> None:
+def test_the_steps_that_a_model_is_said_to_take_are_accepted(identity: dict, steps: list[tuple[int, float]]) -> None:
     bundle = with_identity(tiny_bundle(), **identity)
-    found = [own_steps(bundle.identity, number) for number in (1, 4)]
+    found = [default_sampling(bundle.identity, number) for number in (1, 4)]
     assert found == steps
     for own in found:
-        check_sampler(bundle.identity, own.num_steps, EulerSolver(), own.reinjection)
+        check_sampler(bundle.identity, own.num_steps, own.reinjection)
 
 
 def test_an_end_of_text_parts_paragraphs_and_is_not_shown() -> None:

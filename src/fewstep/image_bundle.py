@@ -4,7 +4,6 @@ Its latents are (B, c, s, s), which a flow sees as K = s * s positions of c numb
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path as FilePath
 from typing import Any, get_args
@@ -19,7 +18,7 @@ from fewstep.data import ImageSource, image_source
 from fewstep.denoisers import EstimateKind, FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.paths import PATHS
-from fewstep.samplers import FlowSampler, Reinjection, Solver, check_numbers, check_suits
+from fewstep.samplers import FlowSampler, RuleLike, Solver, check_compatible, check_numbers
 from fewstep.schedules import TimeGrid, quantile_grid
 from fewstep.shapes import example_generators, randn
 
@@ -139,15 +138,15 @@ class ImageModel:
         num_steps: int = 4,
         seed: int = 0,
         *,
-        reinjection: float | Sequence[float] | Reinjection = 0.0,
-        solver: Solver | None = None,
+        reinjection: RuleLike = 0.0,
+        solver: str | Solver = "euler",
         grid: TimeGrid | None = None,
         batch_size: int = 64,
     ) -> GeneratedImages:
-        """``num_samples`` images in ``num_steps`` steps of ``solver`` (None: Euler's).
+        """``num_samples`` images in ``num_steps`` steps of ``solver``.
 
         Image i depends on ``seed`` and i alone, not on ``num_samples`` or ``batch_size`` (but for the last bits of
-        sums). ``grid`` None is the identity's own, ``reinjection`` as in :class:`fewstep.samplers.FlowSampler`. Raises
+        sums). ``grid`` None is the identity's own, ``reinjection`` as in :func:`fewstep.samplers.parse_rule`. Raises
         ``UserError`` for numbers out of range, a missing flow, and a sampler that the identity rules out.
         """
         check_numbers(num_samples, num_steps, batch_size)
@@ -155,9 +154,9 @@ class ImageModel:
         like, start = next(flow.parameters()), time.perf_counter()
         images, latents, nfe = [], [], 0
         try:
-            sampler = FlowSampler(flow.path, solver, told.default_grid() if grid is None else grid, reinjection)
-            sampler.reinjection.plan(flow.path, sampler.grid.times(num_steps).double())
-            check_suits(told, sampler, num_steps)
+            grid = told.default_grid() if grid is None else grid
+            sampler = FlowSampler(flow.path, grid=grid, reinjection=reinjection, solver=solver)
+            check_compatible(told, sampler, num_steps)
         except ValueError as error:
             raise UserError(str(error)) from None
         for first in range(0, num_samples, batch_size):

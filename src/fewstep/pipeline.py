@@ -1,7 +1,7 @@
 """The main door: noise to latents to text. B samples, L tokens, K latent positions, D latent dimension."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,27 +18,12 @@ from fewstep.denoisers import FlowModel
 from fewstep.errors import UserError
 from fewstep.paths import PATHS
 from fewstep.readouts import Ending, check_draw
-from fewstep.samplers import (
-    EulerSolver,
-    FlowSampler,
-    HeunSolver,
-    NoiseSource,
-    Reinjection,
-    Snap,
-    SnapRule,
-    SnapSteps,
-    Solver,
-    check_numbers,
-    check_suits,
-    every_step,
-)
+from fewstep.samplers import FlowSampler, RuleLike, Snap, SnapRule, Solver, check_compatible, check_numbers
 from fewstep.schedules import TimeGrid
 from fewstep.shapes import Generators, example_generators, randn
 from fewstep.types import TokenSample
 
 Choice = TypeVar("Choice")
-
-SOLVERS: dict[str, Callable[[], Solver]] = {"euler": EulerSolver, "heun": HeunSolver}
 
 
 class Generating(Protocol):
@@ -81,9 +66,10 @@ class GeneratedText:
 
     ``texts`` B strings; ``ids`` (B, L) int64; ``log_probs`` (B, L) nats, of each token under the distribution it was
     drawn from; ``x_1`` (B, K, D) the latents that were read; ``mask`` (B, L) bool, false at the padding behind a text
-    that was stopped at its end. All on the CPU. ``nfe``: evaluations of the denoiser a sample, and of readout and
-    encoder where estimates snap to tokens on the way; reading x_1 (one pass, or L for the commitment head) is not among
-    them. ``seconds``: wall time from noise to ids, the readout included, loading and turning ids into text left out.
+    that was stopped at its end. All on the CPU. ``nfe``: evaluations of the denoiser per sample, and of readout and
+    encoder where estimates snap or a rule asks for decidedness; reading x_1 (one pass, or L for the commitment head) is
+    not among them. ``seconds``: wall time from noise to ids, the readout included, without loading and turning ids
+    into text.
     """
 
     texts: tuple[str, ...]
@@ -125,26 +111,25 @@ class TextGenerator:
         return self.bundle.identity.default_grid()
 
     @torch.no_grad()
-    def confidence(self, z: Tensor) -> Tensor:
+    def decidedness(self, z: Tensor, mask: Tensor) -> Tensor:
         """How decided each latent position of ``z`` (B, K, D) is, (B, K) in [0, 1]: the probability that the parallel
-        readout gives to its likeliest token, the smallest among the tokens that the position stands for.
+        readout gives to its likeliest token, the smallest among the tokens of the position. ``mask`` (B, K) bool.
 
-        For :class:`fewstep.samplers.CommitmentReinjection`. Blocks are full, so every position is real. Raises
-        ``UserError`` without a readout.
+        For re-injection by position (:func:`fewstep.samplers.rules.by_position`). Raises ``UserError`` without a
+        readout.
         """
         reader = self.bundle.reader()
-        mask = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
         likeliest = reader(z, mask).float().softmax(-1).amax(-1)
-        return likeliest.unflatten(1, (z.shape[1], reader.stride)).amin(-1)
+        return likeliest.unflatten(1, (z.shape[1], -1)).amin(-1)
 
-    def snap(self, *, steps: SnapSteps = every_step, rule: SnapRule | None = None) -> Snap:
-        """The correction of estimates by the tokens that the parallel readout finds likeliest: see
-        :class:`fewstep.samplers.Snap`. Raises ``UserError`` without a readout or an autoencoder."""
+    def snap(self, rule: str | SnapRule = "every") -> Snap:
+        """Snaps estimates to the parallel readout's likeliest tokens, as ``rule`` says: see
+        :func:`fewstep.samplers.parse_snap`. Raises ``UserError`` without a readout or an autoencoder."""
         self.bundle.require("autoencoder")
         encoder, reader = self.bundle.autoencoder, self.bundle.reader()
         assert encoder is not None
         encode = encoder.encode
-        return Snap(reader, lambda ids, mask: encode(ids, mask).z, stride=reader.stride, steps=steps, rule=rule)
+        return Snap(reader, lambda ids, mask: encode(ids, mask).z, rule)
 
     @torch.no_grad()
     def generate(
@@ -154,13 +139,13 @@ class TextGenerator:
         seed: int = 0,
         *,
         readout: str = "parallel",
-        reinjection: float | Sequence[float] | Reinjection = 0.0,
+        reinjection: RuleLike = 0.0,
         solver: str | Solver = "euler",
         grid: TimeGrid | None = None,
-        noise: NoiseSource | None = None,
+        reuse_noise: bool = False,
         noise_temperature: float = 1.0,
         initial_temperature: float = 1.0,
-        snap: str | Snap | None = None,
+        snap: str | SnapRule | None = None,
         head_context: bool = True,
         temperature: float | None = None,
         top_p: float = 1.0,
@@ -170,22 +155,22 @@ class TextGenerator:
         first_sample: int = 0,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedText:
-        """``num_samples`` texts in ``num_steps`` steps of ``solver`` ("euler", "heun" or an instance).
+        """``num_samples`` texts in ``num_steps`` steps of ``solver`` ("euler", "heun" or a function).
 
         Sample i depends on ``seed`` and i alone, not on ``num_samples`` or ``batch_size`` (but for the last bits of
         matrix products, which may tip a token over at a tie); they begin at ``first_sample``. ``readout`` is "parallel"
         or "head"; ``temperature``, ``top_p`` and ``top_k`` are for its draw: by default the parallel readout takes
         the likeliest token (0) and the commitment head draws (1). ``stop``: a text ends at its first end-of-text.
-        ``head_context`` False cuts the head off from its earlier tokens, for the ablation. ``snap`` "snap", or what
-        :meth:`snap` makes, replaces estimates by those of their tokens on the way. ``reinjection``: a strength, one a
-        step, or a rule; for its controls, ``noise`` and two temperatures, see :class:`fewstep.samplers.FlowSampler`.
-        ``grid``: where the steps end, see :meth:`default_grid`. ``progress`` is called with the number just finished.
+        ``head_context`` False cuts the head off from its earlier tokens, for the ablation. ``snap`` "every",
+        "confidence:0.9" or another rule of :func:`fewstep.samplers.parse_snap` replaces estimates on the way by
+        those of their likeliest tokens. ``reinjection``: whatever :func:`fewstep.samplers.parse_rule` reads; for its
+        controls, ``reuse_noise`` and two temperatures, see :class:`fewstep.samplers.FlowSampler`. ``grid``: where
+        the steps end, see :meth:`default_grid`. ``progress`` is called with the number just finished.
 
         Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
         rules out.
         """
         chosen = _choose(READOUTS, readout, "readout")
-        solver = _choose(SOLVERS, solver, "solver")() if isinstance(solver, str) else solver
         check_numbers(num_samples, num_steps, batch_size)
         temperature = chosen.temperature if temperature is None else temperature
         self.bundle.require("denoiser", chosen.part)
@@ -195,15 +180,16 @@ class TextGenerator:
             check_draw(temperature, top_p, top_k)
             sampler = FlowSampler(
                 flow.path,
-                solver,
-                self.default_grid() if grid is None else grid,
-                reinjection,
-                noise=noise,
+                grid=self.default_grid() if grid is None else grid,
+                reinjection=reinjection,
+                solver=solver,
+                reuse_noise=reuse_noise,
                 noise_temperature=noise_temperature,
                 initial_temperature=initial_temperature,
-                correct=self._correction(snap),
+                correct=None if snap is None else self.snap(snap),
+                decidedness=self.decidedness,
             )
-            check_suits(self.bundle.identity, sampler, num_steps)
+            check_compatible(self.bundle.identity, sampler, num_steps)
             draw = partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
         indices = range(first_sample, first_sample + num_samples)
         return self._written(flow, sampler, draw, indices, num_steps, seed, readout, batch_size, progress)
@@ -214,9 +200,6 @@ class TextGenerator:
         if chosen.part != "head":
             raise UserError("head_context=False is for readout 'head': the parallel readout never sees earlier tokens")
         return self.bundle.commitment_head().with_commitment(False)
-
-    def _correction(self, snap: str | Snap | None) -> Snap | None:
-        return _choose({"snap": self.snap}, snap, "snap")() if isinstance(snap, str) else snap
 
     def _ending(self) -> Ending:
         tokenizer = self.bundle.tokenizer
@@ -258,9 +241,7 @@ class TextGenerator:
         shape = (len(generators), *self.bundle.latent_shape())
         x_0 = randn(shape, like, generators)
         mask = torch.ones(shape[:2], dtype=torch.bool, device=like.device)
-        with _told_in_a_line():  # every argument is checked by this call; the network is evaluated in the loop only
-            states = sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators)
-        for state in states:
+        for state in sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators):
             last = state
         return last.x_t, mask, last.nfe
 
@@ -274,13 +255,11 @@ def _told_in_a_line() -> Iterator[None]:
         raise UserError(str(error)) from None
 
 
-def check_sampler(
-    identity: Identity, num_steps: int, solver: Solver, reinjection: float | Sequence[float] | Reinjection = 0.0
-) -> None:
-    """Raise ``UserError`` where the model was trained for another sampler (:func:`fewstep.samplers.check_suits`)."""
+def check_sampler(identity: Identity, num_steps: int, reinjection: RuleLike = 0.0) -> None:
+    """Raise ``UserError`` where the model was not trained for ``num_steps`` Euler steps with ``reinjection``."""
     with _told_in_a_line():
-        sampler = FlowSampler(PATHS[identity.path](), solver, identity.default_grid(), reinjection)
-        check_suits(identity, sampler, num_steps)
+        sampler = FlowSampler(PATHS[identity.path](), grid=identity.default_grid(), reinjection=reinjection)
+        check_compatible(identity, sampler, num_steps)
 
 
 def _choose(choices: dict[str, Choice], name: str, what: str) -> Choice:

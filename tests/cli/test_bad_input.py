@@ -1,4 +1,4 @@
-"""Whatever is wrong with what a user gives, the answer is exit 2 and one line; nothing is written, nothing lost."""
+"""Bad input of any kind ends in exit 2 and one line on stderr; no file is written, changed or deleted."""
 
 import shlex
 from dataclasses import replace
@@ -33,6 +33,22 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def place(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the bad files of all cases. No case writes, so all share it."""
+    folder = tmp_path_factory.mktemp("place")
+    write_files(folder, shop / "model")
+    write_runs(folder)
+    write_others(folder, shop / "gpt2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def untouched(shop: Path, place: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """What both folders hold before the first case."""
+    return listing(shop), listing(place)
+
+
 def words(command: str, shop: Path) -> list[str]:
     """The command line, its placeholders filled in and its escapes read."""
     data = f"--data.source={shop / 'text.jsonl'} --data.cache_dir={shop / 'cache'} --data.block_size={BLOCK_SIZE} "
@@ -55,25 +71,26 @@ def listing(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.command[-60:])
-def test_it_is_one_line_that_names_the_value_and_the_way_out(
-    case: Case, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_it_is_one_line_with_the_value_and_the_remedy(
+    case: Case,
+    shop: Path,
+    place: Path,
+    untouched: tuple[dict[str, int], dict[str, int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(place)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path.parent / "matplotlib"))
-    write_files(tmp_path, shop / "model")
-    write_runs(tmp_path)
-    write_others(tmp_path, shop / "gpt2")
-    before, whole = listing(tmp_path), listing(shop)
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
     code = main(words(case.command, shop))
     out, err = capfd.readouterr()
     assert code == 2, err
-    # What was found in a text while it was packed stands below the bar of that.
+    # The progress of packing, where a text is only found to be bad while it is packed, stands above the error.
     (line,) = (line for line in err.replace("\r", "\n").splitlines() if line and not line.startswith("packing "))
     assert line.startswith("fewstep: error: ")
     assert line.isprintable()
     assert case.value in line
     assert case.advice in line
     assert not out
-    assert listing(tmp_path) == before
-    assert listing(shop) == whole
+    assert (listing(shop), listing(place)) == untouched

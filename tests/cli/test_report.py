@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import wandb
 
 from fewstep.cli.main import main
 from tests.bundles import only, tiny_bundle
@@ -115,6 +116,7 @@ def test_a_report_goes_to_wandb_when_asked(
     assert not (folder / "wandb").exists()
     assert main(["report", str(folder), "--overwrite", "--wandb"]) == 0
     assert f"wandb     {folder / 'wandb'}" in capsys.readouterr().out
+    wandb.teardown()  # ends wandb's own process, which writes its files
     logged = [file for file in (folder / "wandb").rglob("media/**/*") if file.is_file()]
     assert {file.suffix for file in logged} == {".json", ".png"}
     verdict = next(file for file in logged if file.match("report/verdict*"))

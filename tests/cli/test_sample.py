@@ -10,14 +10,7 @@ import pytest
 from fewstep.cli.main import main
 from fewstep.cli.output import new_text_file
 from fewstep.pipeline import TextGenerator
-from fewstep.samplers import (
-    CommitmentReinjection,
-    ConfidenceRule,
-    DistanceRule,
-    LinearReinjection,
-    ReusedNoise,
-    last_steps,
-)
+from fewstep.samplers.rules import by_position, linear
 from tests.bundles import only, tiny_bundle
 
 
@@ -48,13 +41,13 @@ def test_rules_and_controls_of_re_injection_reach_the_sampler(model: str, tmp_pa
     options = "--num_samples 3 --steps 3 --noise reused --noise_temperature 0.9 --initial_temperature 0.8 --device cpu"
     generator = TextGenerator(tiny_bundle())
     for text, rule in (
-        ("linear:1,0.2", LinearReinjection(1.0, 0.2)),
-        ("commitment:0.9", CommitmentReinjection(generator.confidence, 0.9)),
+        ("linear:1,0.2", linear(1.0, 0.2)),
+        ("by_position:0.9", by_position(0.9)),
     ):
         arguments = ["sample", model, *options.split(), "--reinjection", text, "--output", str(output), "--overwrite"]
         assert main(arguments) == 0
         expected = generator.generate(
-            3, 3, reinjection=rule, noise=ReusedNoise(), noise_temperature=0.9, initial_temperature=0.8
+            3, 3, reinjection=rule, reuse_noise=True, noise_temperature=0.9, initial_temperature=0.8
         )
         rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
         assert [row["ids"] for row in rows] == expected.ids.tolist()
@@ -64,13 +57,12 @@ def test_rules_and_controls_of_re_injection_reach_the_sampler(model: str, tmp_pa
         }
 
 
-def test_commitment_in_the_loop_and_in_the_head_and_the_draw_reach_their_place(model: str, tmp_path: Path) -> None:
+def test_snap_and_the_head_and_the_draw_reach_their_place(model: str, tmp_path: Path) -> None:
     output, generator = tmp_path / "samples.jsonl", TextGenerator(tiny_bundle())
     cases = {
-        "--commit snap": {"snap": generator.snap()},
-        "--commit snap:confidence,0.3": {"snap": generator.snap(rule=ConfidenceRule(0.3))},
-        "--commit snap:distance,0.3": {"snap": generator.snap(rule=DistanceRule(0.3))},
-        "--commit snap:last,1": {"snap": generator.snap(steps=last_steps(1))},
+        "--snap every": {"snap": "every"},
+        "--snap distance:0.3": {"snap": "distance:0.3"},
+        "--snap last:1": {"snap": "last:1"},
         "--readout head --head_context off": {"readout": "head", "head_context": False},
         "--readout head --temperature 30 --top_k 40 --stop": {
             "readout": "head",
@@ -86,7 +78,7 @@ def test_commitment_in_the_loop_and_in_the_head_and_the_draw_reach_their_place(m
         expected = generator.generate(20, 3, **settings)
         assert [row["ids"] for row in rows] == expected.ids.tolist(), options
         assert rows[0]["head_context"] == ("off" if "off" in options else "on")
-        assert rows[0]["commit"] == (options.split()[1] if "--commit " in options else None)
+        assert rows[0]["snap"] == settings.get("snap")
         assert (rows[0]["top_k"], rows[0]["stop"]) == (settings.get("top_k"), settings.get("stop", False))
 
 
@@ -94,15 +86,8 @@ def test_commitment_in_the_loop_and_in_the_head_and_the_draw_reach_their_place(m
     ("option", "message"),
     [
         (["--reinjection", "liner"], "reinjection is 'liner': expected a strength"),
-        (["--commit", "snip"], "commit is 'snip': expected snap, or snap:RULE,NUMBER"),
-        (["--commit", "snap:"], "commit is 'snap:': expected snap, or"),
-        (["--commit", "snap:confidence"], "with a rule of confidence, distance, last"),
-        (["--commit", "snap:certainty,0.5"], "with a rule of confidence, distance, last"),
-        (["--commit", "snap:confidence,x"], "'x' is no number"),
-        (["--commit", "snap:distance,nan"], "expected a number"),
-        (["--commit", "snap:last,0.5"], "0.5 last steps"),
-        (["--commit", "snap:last,0"], "0 last steps"),
-        (["--commit", "snap:last,inf"], "inf last steps"),
+        (["--snap", "snip"], "snap is 'snip': expected every, last:N"),
+        (["--snap", "confidence:x"], "snap is 'confidence:x': expected every, last:N"),
     ],
 )
 def test_a_mistyped_rule_is_told_before_the_model_is_read(

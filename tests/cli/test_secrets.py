@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import wandb
 
 from fewstep.cli.main import main
 from tests.cli.shops import diagnosis, evaluation, make_shop
@@ -41,6 +42,7 @@ def test_no_file_and_no_line_holds_the_environment(
     ]
     assert [main(arguments) for arguments in good] == [0] * len(good)
     assert [main(arguments) for arguments in bad] == [2] * len(bad)
+    wandb.teardown()  # ends wandb's own process, which writes its files
     out, err = capfd.readouterr()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)

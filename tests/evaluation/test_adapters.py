@@ -35,7 +35,7 @@ def subject() -> Subject:
 
 
 def conditionals(level: float = LEVEL) -> HeadConditionals:
-    return HeadConditionals(tiny_bundle().head(), level)
+    return HeadConditionals(tiny_bundle().commitment_head(), level)
 
 
 def excess(ids: Tensor, probabilities: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def test_a_model_trained_for_a_number_of_steps_is_looked_at_in_these_and_in_no_o
     bundle = with_identity(mild_bundle(), trained_nfe=trained)
     subject = tiny_subject(bundle)
     assert len(sampled(subject).predictions) == trained
-    with pytest.raises(UserError, match=f"trained it for EulerSolver with {trained} steps"):
+    with pytest.raises(UserError, match=f"trained it for euler with {trained} steps"):
         sampled(subject, 8)
     flow, evaluations = bundle.denoiser, []
     hook = flow.register_forward_hook(lambda *_: evaluations.append(1))

@@ -81,7 +81,7 @@ class FakeBench:
     def stamp(self, folder: Path | None) -> str:
         return f"{self.version} {folder and folder.parent.name}"
 
-    def misfit(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
+    def incompatibility(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
         return "no way" if folder.parent.name == "end" and num_steps > 1 and reinjection < 1 else None
 
     def rows(self, folder: Path, num_steps: int, reinjection: float) -> list[Compared]:

@@ -21,11 +21,11 @@ from fewstep.evaluation.scoring import corpus_perplexity
 from fewstep.evaluation.sweep import Sweep, model_digest
 from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import FLOW, SweepRow
-from fewstep.evaluation.sweep_texts import Batch, CountedConfidence, FlowTexts, flow_setting
+from fewstep.evaluation.sweep_texts import Batch, FlowTexts, flow_setting
 from fewstep.evaluation.yardsticks import FixedTexts, NoiseTexts, yardsticks
 from fewstep.metrics import distinct_n
 from fewstep.pipeline import TextGenerator, decode_blocks
-from fewstep.samplers import CommitmentReinjection, ConfidenceRule, FlowSampler, ReusedNoise, last_steps
+from fewstep.samplers import FlowSampler
 from fewstep.shapes import example_generators, randn
 from fewstep.types import TokenBatch
 from tests.bundles import BLOCK_SIZE, only, tiny_bundle, tokenizer, with_identity
@@ -74,7 +74,7 @@ def held_out() -> TokenBatch:
 
 
 def flow_texts(generator: TextGenerator, *, steps: int = 3, gamma: float = 0.5, heat: float = 0.9) -> FlowTexts:
-    return FlowTexts(generator, flow_setting(steps, f"{gamma:g}", heat), READOUTS, gamma)
+    return FlowTexts(generator, flow_setting(steps, f"{gamma:g}", heat), READOUTS)
 
 
 def sweep(groups: Sequence[object] | None = None, scorer: object | None = None, **options: object) -> Sweep:
@@ -123,18 +123,21 @@ def test_samples_are_those_that_the_generator_makes_of_the_same_seed(readout: st
 
 
 @pytest.mark.parametrize("readout", ["parallel", "head"])
-def test_controls_and_commitment_in_the_loop_are_those_of_the_generator(readout: str) -> None:
+def test_controls_and_snap_are_those_of_the_generator(readout: str) -> None:
     generator = TextGenerator(mild_bundle())
-    some = {"steps": last_steps(2), "rule": ConfidenceRule(0.3)}
     seen = []
-    for start, reused, snap in ((0.5, False, None), (1.0, True, None), (1.0, False, {}), (0.8, True, some)):
-        noise = ReusedNoise() if reused else None
-        correct = None if snap is None else generator.snap(**snap)
-        sampler = flow_setting(4, "0.7", initial_temperature=start, noise="reused" if reused else "fresh")
-        group = FlowTexts(generator, sampler, (readout,), 0.7, noise=noise, correct=correct)
+    for start, noise, snap in (
+        (0.5, "fresh", "none"),
+        (1.0, "reused", "none"),
+        (1.0, "fresh", "every"),
+        (0.8, "reused", "confidence:0.3"),
+    ):
+        sampler = flow_setting(4, "0.7", initial_temperature=start, noise=noise, snap=snap)
+        group = FlowTexts(generator, sampler, (readout,))
         (made,) = group.make(Batch(0, 5, 0, SAMPLES), group.settings)
-        options = {"readout": readout, "reinjection": 0.7, "initial_temperature": start, "snap": correct}
-        theirs = generator.generate(SAMPLES, 4, 5, noise=noise, **options)
+        options = {"readout": readout, "reinjection": 0.7, "initial_temperature": start}
+        options["snap"] = None if snap == "none" else snap
+        theirs = generator.generate(SAMPLES, 4, 5, reuse_noise=noise == "reused", **options)
         assert torch.equal(made.ids, theirs.ids)
         assert torch.equal(made.x_1, theirs.x_1)
         assert made.nfe == theirs.nfe + (1 if readout == "parallel" else BLOCK_SIZE)
@@ -149,12 +152,10 @@ def test_every_network_pass_is_counted(rows: list[SweepRow]) -> None:
     assert by(rows, "language model").nfe == BLOCK_SIZE
     assert by(rows, "held-out text").nfe is None
     generator = TextGenerator(tiny_bundle())
-    asked = CountedConfidence(generator)
-    rule, sampler, readouts = CommitmentReinjection(asked), flow_setting(3, "commitment"), ("parallel",)
-    group = FlowTexts(generator, sampler, readouts, rule, confidence=asked)
+    group = FlowTexts(generator, flow_setting(3, "by_position"), ("parallel",))
     for _ in range(2):  # the rule looks at the readout in every step but the last
         assert group.make(Batch(0, 0, 0, 2), group.settings)[0].nfe == 3 + 2 + 1
-    snapping = FlowTexts(generator, sampler, readouts, rule, correct=generator.snap(), confidence=asked)
+    snapping = FlowTexts(generator, flow_setting(3, "by_position", snap="every"), ("parallel",))
     assert snapping.make(Batch(0, 0, 0, 2), snapping.settings)[0].nfe == 3 * 3 + 2 + 1  # readout and encoder a step
 
 
@@ -197,7 +198,7 @@ def test_the_late_flip_rate_is_that_of_the_diagnostics(rows: list[SweepRow]) -> 
     flow, rates = generator.bundle.flow(), []
     for seed in SEEDS:
         noise = example_generators(seed, 0, SAMPLES)
-        sampler = FlowSampler(flow.path, None, generator.default_grid(), 0.5, noise_temperature=0.9)
+        sampler = FlowSampler(flow.path, grid=generator.default_grid(), reinjection=0.5, noise_temperature=0.9)
         x_0 = randn((SAMPLES, *generator.bundle.latent_shape()), next(flow.parameters()), noise)
         mask = torch.ones(x_0.shape[:2], dtype=torch.bool)
         with torch.no_grad():
@@ -339,18 +340,18 @@ def test_a_setting_that_comes_twice_and_what_does_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match=r"parallel K=3 gamma=0.5 T=0.9 comes twice"):
         sweep([flow_texts(generator), flow_texts(generator)])
     with pytest.raises(UserError, match="readout is 'paralel': expected some of parallel, head, head_off"):
-        FlowTexts(generator, flow_setting(3, "0"), ("paralel",), 0.0)
+        FlowTexts(generator, flow_setting(3, "0"), ("paralel",))
     without = TextGenerator(only(tiny_bundle(), "autoencoder", "denoiser"))
     with pytest.raises(UserError, match="has no head"):
-        FlowTexts(without, flow_setting(3, "0"), ("head_off",), 0.0)
+        FlowTexts(without, flow_setting(3, "0"), ("head_off",))
     jumps = TextGenerator(with_identity(tiny_bundle(), trained_nfe=2))
-    with pytest.raises(UserError, match="trained it for EulerSolver with 2 steps"):
-        FlowTexts(jumps, flow_setting(3, "0"), ("parallel",), 0.0)
+    with pytest.raises(UserError, match="trained it for euler with 2 steps"):
+        FlowTexts(jumps, flow_setting(3, "0"), ("parallel",))
     for wrong in ({"noise_temperature": -1.0}, {"initial_temperature": math.inf}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}"):
-            FlowTexts(generator, flow_setting(3, "0", **wrong), ("parallel",), 0.0)
+            FlowTexts(generator, flow_setting(3, "0", **wrong), ("parallel",))
     with pytest.raises(UserError, match=r"4 steps with reinjection listed:0\.5,0\.5"):
-        FlowTexts(generator, flow_setting(4, "listed:0.5,0.5"), ("parallel",), [0.5, 0.5])
+        FlowTexts(generator, flow_setting(4, "listed:0.5,0.5"), ("parallel",))
 
 
 def test_yardsticks_are_as_many_as_the_samples_and_without_a_language_model_one_fewer() -> None:

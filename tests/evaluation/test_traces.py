@@ -69,7 +69,7 @@ def test_every_row_is_read_from_the_estimate_of_its_step_and_settles_as_diagnost
     sources = example_generators(5, 0, 3)
     flow = bundle.flow()
     x_0 = randn((3, *bundle.latent_shape()), next(flow.parameters()), sources)
-    sampler = FlowSampler(flow.path, None, bundle.identity.default_grid(), 0.7)
+    sampler = FlowSampler(flow.path, grid=bundle.identity.default_grid(), reinjection=0.7)
     with torch.no_grad():
         made = sampler.sample(flow, x_0, num_steps=4, generator=sources)
         decode = decoder_of(bundle.reader())
@@ -101,7 +101,7 @@ def test_distances_are_those_of_the_diagnostics(generator_and_traces: tuple[Text
     flow = bundle.flow()
     x_0 = randn((3, *bundle.latent_shape()), next(flow.parameters()), sources)
     with torch.no_grad():
-        sampler = FlowSampler(flow.path, None, bundle.identity.default_grid())
+        sampler = FlowSampler(flow.path, grid=bundle.identity.default_grid())
         z = sampler.sample(flow, x_0, num_steps=4, generator=sources).predictions[1]
     (path,) = (one for one in traces.paths if one.way == way and one.num_steps == 4)
     decode = decoder_of(bundle.reader())

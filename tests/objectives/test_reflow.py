@@ -9,7 +9,7 @@ from fewstep.objectives.few_step import Draw
 from fewstep.objectives.grids import grid_of
 from fewstep.objectives.reflow import Reflow
 from fewstep.paths import Path, linear_path, variance_preserving_path
-from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver
+from fewstep.samplers import FlowSampler
 from fewstep.schedules import LogitNormalTime, TimeSampler, UniformTime
 from fewstep.types import Latents
 from tests.nn.builders import normal
@@ -36,8 +36,8 @@ def trajectory(
     model: FlowModel | ExactModel, x_0: Tensor, num_steps: int, sampler: TimeSampler, second_order: bool
 ) -> list[tuple[float, Tensor]]:
     with torch.no_grad():
-        solver = HeunSolver() if second_order else EulerSolver()
-        found = FlowSampler(model.path, solver, grid_of(sampler)).sample(
+        solver = "heun" if second_order else "euler"
+        found = FlowSampler(model.path, solver=solver, grid=grid_of(sampler)).sample(
             model, x_0, num_steps=num_steps, generator=torch.Generator()
         )
     return list(zip(found.times.tolist(), found.states, strict=True))

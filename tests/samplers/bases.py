@@ -2,30 +2,27 @@
 variance of its law can be read off it and no sampling error enters."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from itertools import count
+from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 
-from fewstep.paths import Path
-from fewstep.samplers import FlowSampler, NoiseSource, Reinjection
-from fewstep.schedules import UniformGrid
-from fewstep.shapes import Generators
+from fewstep.paths import Path, linear_path, variance_preserving_path
+from fewstep.samplers import FlowSampler, RuleLike, euler, heun
 from tests.toys import ConstantModel
 
 MAX_DRAWS = 40
+PATHS = [linear_path(), variance_preserving_path()]
+each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "variance_preserving"])
+each_solver = pytest.mark.parametrize("solver", [euler, heun], ids=["euler", "heun"])
 
 
-@dataclass(frozen=True)
-class BasisNoise:
-    """Draw k is the unit vector of xi_k at every position; with ``reused`` all are xi_1."""
-
-    reused: bool = False
-
-    def draws(self, like: Tensor, generator: Generators) -> Iterator[Tensor]:
-        """See :class:`fewstep.samplers.NoiseSource`."""
-        for k in range(MAX_DRAWS):
-            yield unit(2 if self.reused else 2 + k).expand(like.shape)
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal noise."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def unit(index: int) -> Tensor:
@@ -33,21 +30,26 @@ def unit(index: int) -> Tensor:
     return torch.eye(2 + MAX_DRAWS, dtype=torch.float64)[index]
 
 
-def true_pair(path: Path) -> ConstantModel:
-    """The model that always answers with x_1 itself."""
-    return ConstantModel(path, unit(0))
+@contextmanager
+def basis_noise() -> Iterator[None]:
+    """Draw k of the sampler is the unit vector of xi_k at every position."""
+    index = count(2)
+    with mock.patch("fewstep.samplers.sampler.randn", lambda shape, like, generator: unit(next(index)).expand(shape)):
+        yield
 
 
 def exact_states(sampler: FlowSampler, num_steps: int, num_positions: int = 1) -> list[tuple[float, Tensor, Tensor]]:
     """(time, weight of x_1 (K,), weights of the noises (K, 1 + MAX_DRAWS)) of each state, under the true pair."""
     x_0 = unit(1).expand(1, num_positions, -1)
-    states = sampler.iterate(true_pair(sampler.path), x_0, num_steps=num_steps, generator=torch.Generator())
+    model = ConstantModel(sampler.path, unit(0))
+    with basis_noise():
+        states = list(sampler.iterate(model, x_0, num_steps=num_steps, generator=torch.Generator()))
     return [(state.time, state.x_t[0, :, 0], state.x_t[0, :, 1:]) for state in states]
 
 
-def shares_of_noise(path: Path, reinjection: Reinjection, num_steps: int, noise: NoiseSource | None = None) -> Tensor:
+def shares_of_noise(path: Path, rule: RuleLike, num_steps: int, *, reuse_noise: bool = False) -> Tensor:
     """(N,) float64: standard deviation of the noise over what the time asks for, at the N evaluated states."""
-    sampler = FlowSampler(path, None, UniformGrid(), reinjection, noise=BasisNoise() if noise is None else noise)
+    sampler = FlowSampler(path, reinjection=rule, reuse_noise=reuse_noise)
     return torch.stack(
         [
             weights.square().sum().sqrt() / path.schedule.sigma(torch.tensor(time, dtype=torch.float64))

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from fewstep.paths import variance_preserving_path
-from fewstep.samplers import FlowSampler, HeunSolver
+from fewstep.samplers import FlowSampler
 from fewstep.shapes import example_generators, randn
 from tests.toys import MixingModel
 
 
 def _samples(seed: int, batches: list[int]) -> Tensor:
     path, start, ends = variance_preserving_path(), 0, []
-    sampler = FlowSampler(path, HeunSolver(), reinjection=0.6)
+    sampler = FlowSampler(path, solver="heun", reinjection=0.6)
     for count in batches:
         generators = example_generators(seed, start, count)
         x_0 = randn((count, 3, 5), torch.empty(0), generators)

@@ -1,64 +1,48 @@
-"""The law of every schedule: with the true pair, each state has exactly the path's mean and variance, at each position.
+"""Laws of re-injection. With the true pair each state has exactly the path's mean and variance, at each position;
+strength 0 is the flow's ODE, strength 1 the re-noising of consistency sampling; controls do what they say."""
 
-And its ends: strength 0 is the flow's ODE, strength 1 the re-noising of consistency sampling.
-"""
+import math
+from itertools import pairwise
 
 import pytest
 import torch
 
-from fewstep.paths import Path, linear_path, variance_preserving_path
-from fewstep.samplers import (
-    AncestralReinjection,
-    ChurnReinjection,
-    CommitmentReinjection,
-    ConstantReinjection,
-    CosineReinjection,
-    ElfReinjection,
-    EulerSolver,
-    FlowSampler,
-    HeunSolver,
-    LinearReinjection,
-    ListedReinjection,
-    MatchedCooling,
-    Reinjection,
-    Solver,
-    early_reinjection,
-    late_reinjection,
-)
+from fewstep.paths import Path
+from fewstep.paths import linear_path as linear
+from fewstep.samplers import FlowSampler, Solver
 from fewstep.schedules import LogitNormalGrid
-from tests.samplers.bases import BasisNoise, exact_states
+from tests.samplers.bases import each_path, each_solver, exact_states, noise, shares_of_noise
 from tests.toys import ConstantModel, MixingModel
 
-PATHS = [linear_path(), variance_preserving_path()]
-each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "variance_preserving"])
-each_solver = pytest.mark.parametrize("solver", [EulerSolver(), HeunSolver()], ids=["euler", "heun"])
 NUM_STEPS, NUM_POSITIONS = 5, 3
 HOW_DECIDED = torch.tensor([[0.0, 0.37, 1.0]], dtype=torch.float64)
+UNDECIDED = torch.zeros(1, NUM_POSITIONS)
 
 PRESERVING = [
-    ConstantReinjection(0.0),
-    ConstantReinjection(0.6),
-    ConstantReinjection(1.0),
-    ListedReinjection([0.1, 1.0, 0.0, 0.7, 0.3]),
-    LinearReinjection(0.2, 0.9),
-    CosineReinjection(1.0, 0.1),
-    early_reinjection(0.8),
-    late_reinjection(0.8),
-    AncestralReinjection(1.0),
-    AncestralReinjection(0.4),
-    ChurnReinjection(5.0),
-    ChurnReinjection(0.5, 0.3, 2.0),
-    CommitmentReinjection(lambda x1_hat: HOW_DECIDED, LinearReinjection(1.0, 0.5)),
+    "0",
+    "0.6",
+    "1",
+    "0.1,1,0,0.7,0.3",
+    "linear:0.2,0.9",
+    "cosine:1,0.1",
+    "window:0.8,0,0.5",
+    "ancestral",
+    "ancestral:0.4",
+    "churn:5",
+    "churn:0.5,0.3,2",
+    "by_position:0.8",
 ]
 
 
 @each_path
 @each_solver
-@pytest.mark.parametrize("reinjection", PRESERVING, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("rule", PRESERVING)
 def test_with_the_true_pair_each_state_has_exactly_the_paths_law_at_each_position(
-    path: Path, solver: Solver, reinjection: Reinjection
+    path: Path, solver: Solver, rule: str
 ) -> None:
-    sampler = FlowSampler(path, solver, LogitNormalGrid(), reinjection, noise=BasisNoise())
+    sampler = FlowSampler(
+        path, solver=solver, grid=LogitNormalGrid(), reinjection=rule, decidedness=lambda x1_hat, mask: HOW_DECIDED
+    )
     states = exact_states(sampler, NUM_STEPS, NUM_POSITIONS)
     assert len(states) == NUM_STEPS + 1
     for time, weight_of_data, weights_of_noise in states:
@@ -69,14 +53,11 @@ def test_with_the_true_pair_each_state_has_exactly_the_paths_law_at_each_positio
 
 
 @each_path
-@pytest.mark.parametrize(
-    "reinjection", [ConstantReinjection(0.7), PRESERVING[-1]], ids=lambda rule: type(rule).__name__
-)
-def test_samples_have_the_paths_mean_and_variance_at_each_position(path: Path, reinjection: Reinjection) -> None:
-    x_0 = torch.randn(20_000, NUM_POSITIONS, 1, generator=torch.Generator().manual_seed(2))
-    if isinstance(reinjection, CommitmentReinjection):
-        reinjection = CommitmentReinjection(lambda x1_hat: HOW_DECIDED.expand(x1_hat.shape[:2]))
-    states = FlowSampler(path, reinjection=reinjection).iterate(
+@pytest.mark.parametrize("rule", ["0.7", "by_position"])
+def test_samples_have_the_paths_mean_and_variance_at_each_position(path: Path, rule: str) -> None:
+    x_0 = noise(20_000, NUM_POSITIONS, 1, seed=2, dtype=torch.float32)
+    sampler = FlowSampler(path, reinjection=rule, decidedness=lambda x1_hat, mask: HOW_DECIDED.expand(x1_hat.shape[:2]))
+    states = sampler.iterate(
         ConstantModel(path, torch.tensor([[1.5]])), x_0, num_steps=4, generator=torch.Generator().manual_seed(3)
     )
     for state in states:
@@ -89,48 +70,132 @@ def test_samples_have_the_paths_mean_and_variance_at_each_position(path: Path, r
 @each_path
 @each_solver
 @pytest.mark.parametrize(
-    "reinjection",
+    ("rule", "decided"),
     [
-        ConstantReinjection(0.0),
-        LinearReinjection(0.0, 0.0),
-        early_reinjection(0.0),
-        ChurnReinjection(0.0),
-        AncestralReinjection(0.0),
-        ElfReinjection(0.0),
-        MatchedCooling(ConstantReinjection(0.0)),
-        CommitmentReinjection(lambda x1_hat: torch.ones(x1_hat.shape[:2])),
-        CommitmentReinjection(lambda x1_hat: torch.zeros(x1_hat.shape[:2]), 0.0),
+        ("0", 0.0),
+        ("linear:0,0", 0.0),
+        ("churn:0", 0.0),
+        ("ancestral:0", 0.0),
+        ("elf:0", 0.0),
+        ("elf_cooling:0", 0.0),
+        ("by_position:1", 1.0),
+        ("by_position:0", 0.0),
     ],
-    ids=lambda rule: type(rule).__name__,
 )
-def test_strength_0_is_the_flows_ode_bit_for_bit(path: Path, solver: Solver, reinjection: Reinjection) -> None:
-    x_0 = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(4))
-    plain, other = (
-        FlowSampler(path, solver, LogitNormalGrid(), rule).sample(
-            MixingModel(path), x_0, num_steps=4, generator=torch.Generator().manual_seed(5)
-        )
-        for rule in (0.0, reinjection)
+def test_without_strength_the_result_is_the_plain_loop_bit_for_bit(
+    path: Path, solver: Solver, rule: str, decided: float
+) -> None:
+    model, x_0, grid = MixingModel(path), noise(2, 3, 4, dtype=torch.float32), LogitNormalGrid()
+    sampler = FlowSampler(
+        path,
+        solver=solver,
+        grid=grid,
+        reinjection=rule,
+        decidedness=lambda x1_hat, mask: torch.full(x1_hat.shape[:2], decided),
     )
-    for tensor, twin in zip(plain.states + plain.predictions, other.states + other.predictions, strict=True):
-        assert torch.equal(tensor, twin)
-    assert plain.nfe == other.nfe
+    generator = torch.Generator().manual_seed(5)
+    before = generator.get_state()
+    states = sampler.sample(model, x_0, num_steps=4, generator=generator).states
+    assert rule.startswith("by_position") or torch.equal(generator.get_state(), before)
+    x, previous = x_0, None
+    for (time, next_time), state in zip(pairwise(grid.times(4).tolist()), states[1:], strict=True):
+        t, s = torch.full((2,), time), torch.full((2,), next_time)
+        x1_hat = model.denoise(x, t, self_cond=previous)
+        x, previous = solver(lambda x, t, c: model.denoise(x, t, self_cond=c), path, x, x1_hat, t, s)
+        assert torch.equal(state, x)
 
 
 @each_path
-@pytest.mark.parametrize(
-    "reinjection",
-    [1.0, LinearReinjection(1.0, 1.0), CommitmentReinjection(lambda x1_hat: torch.zeros(x1_hat.shape[:2]))],
-    ids=["constant", "linear", "all_positions_open"],
-)
-def test_strength_1_is_the_re_noising_of_consistency_sampling(path: Path, reinjection: float | Reinjection) -> None:
-    x_0 = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    trajectory = FlowSampler(path, reinjection=reinjection).sample(
-        MixingModel(path), x_0, num_steps=4, generator=torch.Generator().manual_seed(5)
-    )
+@pytest.mark.parametrize("rule", ["1", "linear:1,1", "by_position:1"])
+def test_strength_1_is_the_re_noising_of_consistency_sampling(path: Path, rule: str) -> None:
+    x_0 = noise(2, 3, 4, seed=4)
+    sampler = FlowSampler(path, reinjection=rule, decidedness=lambda x1_hat, mask: torch.zeros(x1_hat.shape[:2]))
+    trajectory = sampler.sample(MixingModel(path), x_0, num_steps=4, generator=torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(5)
     for s, x1_hat, state in zip(
         trajectory.times[1:-1].double(), trajectory.predictions, trajectory.states[1:-1], strict=False
     ):
         xi = torch.randn(2, 3, 4, generator=generator).double()
-        expected = path.sample(x1_hat, xi, s.expand(2))
-        torch.testing.assert_close(state, expected, rtol=0, atol=1e-7)
+        torch.testing.assert_close(state, path.sample(x1_hat, xi, s.expand(2)), rtol=0, atol=1e-7)
+
+
+@each_path
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.8, 1.0])
+def test_with_euler_the_jump_and_the_return_are_the_formula_of_re_injection(path: Path, gamma: float) -> None:
+    model, x_0, grid = MixingModel(path), noise(3, 2, 4), LogitNormalGrid()
+    ours = FlowSampler(path, grid=grid, reinjection=gamma).sample(
+        model, x_0, num_steps=4, generator=torch.Generator().manual_seed(1)
+    )
+    generator, x, previous = torch.Generator().manual_seed(1), x_0, None
+    for k, (t, s) in enumerate(pairwise(grid.times(4).double())):
+        alpha_t, alpha_s = path.schedule.alpha(t), path.schedule.alpha(s)
+        sigma_t, sigma_s = path.schedule.sigma(t), path.schedule.sigma(s)
+        x1_hat = model.denoise(x, t.expand(3), self_cond=previous)
+        eps_hat = (x - alpha_t * x1_hat) / sigma_t
+        xi = torch.randn(x.shape, generator=generator).double()
+        x = alpha_s * x1_hat + sigma_s * (math.sqrt(1 - gamma**2) * eps_hat + gamma * xi)
+        previous = x1_hat
+        torch.testing.assert_close(ours.states[k + 1], x, rtol=0, atol=2e-8)  # t~ passes through an arcsine
+        torch.testing.assert_close(ours.predictions[k], x1_hat, rtol=0, atol=2e-7)
+    assert torch.equal(ours.x_1, ours.predictions[-1])
+
+
+@each_path
+@each_solver
+@pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 1.2])
+@pytest.mark.parametrize("rule", ["constant", "by_position"])
+def test_each_step_keeps_its_share_of_old_noise_and_temperature_scales_that_only(
+    path: Path, solver: Solver, gamma: float, temperature: float, rule: str
+) -> None:
+    sampler = FlowSampler(
+        path,
+        solver=solver,
+        reinjection=f"{rule}:{gamma}",
+        noise_temperature=temperature,
+        initial_temperature=0.5,
+        decidedness=lambda x1_hat, mask: torch.zeros(x1_hat.shape[:2]),
+    )
+    expected = torch.zeros_like(exact_states(sampler, 4)[0][2])
+    expected[:, 0] = 0.5
+    for k, (time, data, weights) in enumerate(exact_states(sampler, 4)):
+        t = torch.tensor(time, dtype=torch.float64)
+        if k > 0:
+            expected = expected * temperature * math.sqrt(1 - gamma**2)
+            expected[:, k] = gamma
+        torch.testing.assert_close(data, path.schedule.alpha(t).expand(1), rtol=0, atol=1e-9)
+        torch.testing.assert_close(weights, path.schedule.sigma(t) * expected, rtol=0, atol=1e-7)
+
+
+@each_path
+@pytest.mark.parametrize("gamma", [0.3, 0.8])
+def test_reused_noise_has_the_law_after_one_step_and_too_much_variance_after_two(path: Path, gamma: float) -> None:
+    reused = shares_of_noise(path, gamma, 5, reuse_noise=True).square()
+    too_much = 1 + 2 * gamma**2 * math.sqrt(1 - gamma**2)
+    torch.testing.assert_close(reused[:3], torch.tensor([1.0, 1.0, too_much]).double(), rtol=1e-7, atol=0)
+    assert bool((reused.diff()[1:] > 0).all())
+
+
+def test_reused_noise_is_drawn_once_and_independent_of_the_initial_noise() -> None:
+    def states(reuse_noise: bool) -> torch.Tensor:
+        path, x_0 = linear(), noise(4_000, 1, 1, seed=8, dtype=torch.float32)
+        trajectory = FlowSampler(path, reinjection=1.0, reuse_noise=reuse_noise).sample(
+            ConstantModel(path, torch.zeros(1, 1)), x_0, num_steps=4, generator=torch.Generator().manual_seed(9)
+        )
+        return torch.stack(trajectory.states[:-1]).flatten(1)
+
+    for reuse_noise, correlation in ((False, 0.0), (True, 1.0)):
+        matrix = torch.corrcoef(states(reuse_noise))
+        torch.testing.assert_close(matrix[1:, 1:] - torch.eye(3), correlation * (1 - torch.eye(3)), rtol=0, atol=0.05)
+        assert matrix[0, 1:].abs().max() < 0.05
+
+
+@pytest.mark.parametrize("settings", [{"initial_temperature": 0.5}, {"reinjection": "elf"}])
+def test_what_concerns_the_initial_noise_leaves_a_start_in_the_middle_alone(settings: dict) -> None:
+    x_t, sampler, model = noise(2, 3, 4), FlowSampler(linear(), **settings), MixingModel(linear())
+    whole, rest = (
+        next(sampler.iterate(model, x_t, num_steps=4, start_step=start, generator=torch.Generator()))
+        for start in (0, 2)
+    )
+    assert torch.equal(rest.x_t, x_t)
+    assert not torch.allclose(whole.x_t, x_t)

@@ -1,22 +1,23 @@
 """Promises of the loop: what the model is asked, what is yielded, padding, errors."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
+from fewstep.errors import UserError
 from fewstep.paths import Path, linear_path, variance_preserving_path
-from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver, Solver
+from fewstep.samplers import FlowSampler, Solver, euler, heun
 from fewstep.schedules import LogitNormalGrid
+from tests.samplers.bases import each_path, each_solver, noise
 from tests.toys import MixingModel, PointSetModel
 
-PATHS = [linear_path(), variance_preserving_path()]
-each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "variance_preserving"])
-each_solver = pytest.mark.parametrize("solver", [EulerSolver(), HeunSolver()], ids=["euler", "heun"])
 each_gamma = pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
 
 
 def _noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return noise(*shape, seed=seed, dtype=torch.float32)
 
 
 def _generator() -> torch.Generator:
@@ -27,7 +28,7 @@ def _generator() -> torch.Generator:
 @each_solver
 @each_gamma
 def test_iterate_and_sample_agree(path: Path, solver: Solver, gamma: float) -> None:
-    sampler, x_0 = FlowSampler(path, solver, LogitNormalGrid(), gamma), _noise(2, 3, 4)
+    sampler, x_0 = FlowSampler(path, solver=solver, grid=LogitNormalGrid(), reinjection=gamma), _noise(2, 3, 4)
     whole = sampler.sample(MixingModel(path), x_0, num_steps=4, generator=_generator())
     states = list(sampler.iterate(MixingModel(path), x_0, num_steps=4, generator=_generator()))
     assert [state.step for state in states] == [0, 1, 2, 3, 4]
@@ -46,7 +47,7 @@ def test_iterate_and_sample_agree(path: Path, solver: Solver, gamma: float) -> N
 def test_the_last_state_is_the_last_prediction_exactly(
     path: Path, solver: Solver, gamma: float, num_steps: int
 ) -> None:
-    trajectory = FlowSampler(path, solver, reinjection=gamma).sample(
+    trajectory = FlowSampler(path, solver=solver, reinjection=gamma).sample(
         MixingModel(path), _noise(2, 3, 4), num_steps=num_steps, generator=_generator()
     )
     assert torch.equal(trajectory.x_1, trajectory.predictions[-1])
@@ -55,18 +56,18 @@ def test_the_last_state_is_the_last_prediction_exactly(
 @pytest.mark.parametrize(
     ("solver", "gamma", "per_step"),
     [
-        (EulerSolver(), 0.0, [1, 1, 1, 1]),
-        (EulerSolver(), 0.5, [1, 1, 1, 1]),
-        (HeunSolver(), 0.0, [2, 2, 2, 1]),
-        (HeunSolver(), 0.5, [2, 2, 2, 1]),
-        (HeunSolver(), 1.0, [1, 1, 1, 1]),
+        (euler, 0.0, [1, 1, 1, 1]),
+        (euler, 0.5, [1, 1, 1, 1]),
+        (heun, 0.0, [2, 2, 2, 1]),
+        (heun, 0.5, [2, 2, 2, 1]),
+        (heun, 1.0, [1, 1, 1, 1]),
     ],
 )
 def test_nfe_counts_every_call_and_none_is_made_at_the_end_of_time(
     solver: Solver, gamma: float, per_step: list[int]
 ) -> None:
     model, spent = MixingModel(linear_path()), 0
-    states = FlowSampler(linear_path(), solver, reinjection=gamma).iterate(
+    states = FlowSampler(linear_path(), solver=solver, reinjection=gamma).iterate(
         model, _noise(2, 3, 4), num_steps=4, generator=_generator()
     )
     assert next(states).nfe == 0
@@ -81,7 +82,9 @@ def test_nfe_counts_every_call_and_none_is_made_at_the_end_of_time(
 def test_each_call_is_conditioned_on_the_prediction_before_it(solver: Solver, gamma: float) -> None:
     path = variance_preserving_path()
     model = MixingModel(path)
-    FlowSampler(path, solver, reinjection=gamma).sample(model, _noise(2, 3, 4), num_steps=4, generator=_generator())
+    FlowSampler(path, solver=solver, reinjection=gamma).sample(
+        model, _noise(2, 3, 4), num_steps=4, generator=_generator()
+    )
     calls = list(model.calls)
     answers = [model.denoise(x_t, t, self_cond=self_cond) for x_t, t, self_cond in calls]
     assert calls[0][2] is None
@@ -92,7 +95,7 @@ def test_each_call_is_conditioned_on_the_prediction_before_it(solver: Solver, ga
 @each_solver
 def test_predictions_are_those_made_at_the_states(path: Path, solver: Solver) -> None:
     model = MixingModel(path)
-    trajectory = FlowSampler(path, solver, reinjection=0.5).sample(
+    trajectory = FlowSampler(path, solver=solver, reinjection=0.5).sample(
         model, _noise(2, 3, 4), num_steps=4, generator=_generator()
     )
     made_at = {float(t[0]): (x_t, t, self_cond) for x_t, t, self_cond in model.calls}
@@ -109,7 +112,7 @@ def test_padding_stays_zero_and_influences_nothing(path: Path, solver: Solver, g
     mask = torch.tensor([[True, True, False, False], [True, True, True, True], [True, False, False, False]])
     x_0 = _noise(3, 4, 2)
     disturbed = torch.where(mask.unsqueeze(-1), x_0, torch.full_like(x_0, float("nan")))
-    sampler = FlowSampler(path, solver, reinjection=gamma)
+    sampler = FlowSampler(path, solver=solver, reinjection=gamma)
     clean, other = (
         sampler.sample(MixingModel(path), x, num_steps=3, mask=mask, generator=_generator()) for x in (x_0, disturbed)
     )
@@ -131,32 +134,13 @@ def test_states_of_half_types_are_kept_in_float32(dtype: torch.dtype) -> None:
     assert torch.equal(half.x_1, full.x_1)
 
 
-@pytest.mark.parametrize("num_steps", [0, -1])
-def test_too_few_steps_are_named_at_the_call(num_steps: int) -> None:
-    with pytest.raises(ValueError, match=f"num_steps is {num_steps}"):
-        FlowSampler(linear_path()).iterate(
-            MixingModel(linear_path()), _noise(1, 2, 3), num_steps=num_steps, generator=_generator()
-        )
-
-
-def test_a_mask_that_does_not_fit_is_named_at_the_call() -> None:
-    with pytest.raises(ValueError, match=r"mask has shape \(1, 3\)"):
-        FlowSampler(linear_path()).iterate(
-            MixingModel(linear_path()),
-            _noise(1, 2, 3),
-            num_steps=2,
-            mask=torch.ones(1, 3, dtype=torch.bool),
-            generator=_generator(),
-        )
-
-
 @each_path
 @each_solver
 @pytest.mark.parametrize("start_step", [0, 1, 2, 4])
 def test_going_on_from_a_state_gives_the_rest_of_its_trajectory_where_nothing_is_drawn(
     path: Path, solver: Solver, start_step: int
 ) -> None:
-    sampler = FlowSampler(path, solver, LogitNormalGrid())
+    sampler = FlowSampler(path, solver=solver, grid=LogitNormalGrid())
     model = PointSetModel(path, _noise(5, 3, 4, seed=2), torch.full((5,), 0.2))  # not self-conditioned
     mask = torch.tensor([[True, True, True], [True, True, False]])
     whole = sampler.sample(model, _noise(2, 3, 4), num_steps=4, mask=mask, generator=_generator())
@@ -183,23 +167,39 @@ def test_a_start_in_the_middle_keeps_the_steps_numbers_times_and_strengths(gamma
     assert torch.equal(states[1].x_t, unstirred.states[1]) == (gamma == 0)
 
 
-@pytest.mark.parametrize("start_step", [-1, 5])
-def test_a_start_outside_the_steps_is_named_at_the_call(start_step: int) -> None:
-    with pytest.raises(ValueError, match=f"start_step is {start_step} of 4 steps"):
-        FlowSampler(linear_path()).iterate(
-            MixingModel(linear_path()), _noise(1, 2, 3), num_steps=4, start_step=start_step, generator=_generator()
-        )
-
-
 class _ShortGrid:
-    """A grid that forgets the end of time."""
+    """A grid that stops before the end of time."""
 
     def times(self, num_steps: int) -> Tensor:
         return torch.arange(num_steps + 1) / (num_steps + 1)
 
 
-def test_a_grid_that_does_not_reach_the_data_is_named_at_the_call() -> None:
-    with pytest.raises(ValueError, match="rising times from 0 to 1"):
-        FlowSampler(linear_path(), grid=_ShortGrid()).iterate(
-            MixingModel(linear_path()), _noise(1, 2, 3), num_steps=2, generator=_generator()
-        )
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ({}, {"num_steps": 0}, "num_steps is 0"),
+        ({}, {"num_steps": 2, "mask": torch.ones(1, 3, dtype=torch.bool)}, r"mask has shape \(1, 3\)"),
+        ({}, {"num_steps": 4, "start_step": -1}, "start_step is -1 of 4 steps"),
+        ({}, {"num_steps": 4, "start_step": 5}, "start_step is 5 of 4 steps"),
+        ({"grid": _ShortGrid()}, {"num_steps": 2}, "rising times from 0 to 1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named_before_any_evaluation(
+    settings: dict, arguments: dict, message: str
+) -> None:
+    model = MixingModel(linear_path())
+    with pytest.raises(ValueError, match=message):
+        FlowSampler(linear_path(), **settings).sample(model, _noise(1, 2, 3), generator=_generator(), **arguments)
+    assert not model.calls
+
+
+@pytest.mark.parametrize("name", ["noise_temperature", "initial_temperature"])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_an_impossible_temperature_is_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        FlowSampler(linear_path(), **{name: value})
+
+
+def test_an_unknown_solver_is_named() -> None:
+    with pytest.raises(UserError, match=r"solver is 'rk4': expected .*euler, heun"):
+        FlowSampler(linear_path(), solver="rk4")

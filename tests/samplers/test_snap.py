@@ -1,32 +1,17 @@
-"""Laws of commitment inside the loop."""
-
-import math
+"""Laws of snap: estimates inside the loop replaced by the latents of their likeliest tokens."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from fewstep.paths import linear_path, variance_preserving_path
-from fewstep.samplers import (
-    CommitmentReinjection,
-    ConfidenceRule,
-    DistanceRule,
-    EulerSolver,
-    FlowSampler,
-    HeunSolver,
-    Snap,
-    Solver,
-    every_step,
-    last_steps,
-    listed_steps,
-)
+from fewstep.samplers import SNAP_MEASURES, FlowSampler, Snap, SnapRule, Solver, parse_snap
+from tests.samplers.bases import each_solver
 from tests.toys import MixingModel, PointSetModel
 
 V, B, K, D, SHARPNESS = 6, 4, 3, 5, 4.0
 CODES = torch.randn(V, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 CODES = CODES / CODES.norm(dim=-1, keepdim=True)
-
-each_solver = pytest.mark.parametrize("solver", [EulerSolver(), HeunSolver()], ids=["euler", "heun"])
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
@@ -43,23 +28,28 @@ def encode(ids: Tensor, mask: Tensor) -> Tensor:
     return CODES[ids] * mask[..., None]
 
 
-def exact_snap(**settings: object) -> Snap:
-    return Snap(decode, encode, **settings)
+def exact_snap(rule: str | SnapRule = "every") -> Snap:
+    return Snap(decode, encode, rule)
 
 
-def run(correct: object, *, solver: Solver | None = None, num_steps: int = 4, reinjection: object = 0.0) -> list:
+def snapped_at(snap: Snap, z: Tensor) -> Tensor:
+    """One call in the first step, every position real."""
+    return snap(z, 0, 4, torch.ones(z.shape[:2], dtype=torch.bool))[0]
+
+
+def run(correct: object, **settings: object) -> list:
     path = linear_path()
-    sampler = FlowSampler(path, solver, reinjection=reinjection, correct=correct)
+    sampler = FlowSampler(path, correct=correct, **settings)
     generator = torch.Generator().manual_seed(3)
-    return list(sampler.iterate(MixingModel(path), noise(B, K, D), num_steps=num_steps, generator=generator))
+    return list(sampler.iterate(MixingModel(path), noise(B, K, D), num_steps=4, generator=generator))
 
 
-@pytest.mark.parametrize("rule", [None, ConfidenceRule(0.2), DistanceRule(0.1)])
-def test_latents_that_are_encodings_of_their_tokens_stay_as_they_are(rule: object) -> None:
+@pytest.mark.parametrize("rule", ["every", "confidence:0.2", "distance:0.1"])
+def test_latents_that_are_encodings_of_their_tokens_stay_as_they_are(rule: str) -> None:
     z = CODES[torch.randint(V, (B, K), generator=torch.Generator().manual_seed(1))]
-    assert torch.equal(exact_snap(rule=rule)(z, 0, 4, None), z)
+    assert torch.equal(snapped_at(exact_snap(rule), z), z)
     moved = z + 0.1 * noise(B, K, D)
-    assert torch.equal(exact_snap()(moved, 0, 4, None), z), "and what is near them goes there"
+    assert torch.equal(snapped_at(exact_snap(), moved), z), "and what is near them goes there"
 
 
 def test_a_flow_whose_estimates_are_encodings_is_sampled_as_without_snapping() -> None:
@@ -77,17 +67,17 @@ def test_a_flow_whose_estimates_are_encodings_is_sampled_as_without_snapping() -
 
 
 @each_solver
-@pytest.mark.parametrize("rule", [ConfidenceRule(1.0), ConfidenceRule(1.5), DistanceRule(math.inf)])
-def test_a_threshold_that_nothing_exceeds_is_the_plain_sampler_bit_for_bit(solver: Solver, rule: object) -> None:
-    plain, snapped = (run(one, solver=solver, reinjection=0.5) for one in (None, exact_snap(rule=rule)))
+@pytest.mark.parametrize("rule", ["confidence:1.0", "confidence:1.5", "distance:inf"])
+def test_a_threshold_that_nothing_exceeds_is_the_plain_sampler_bit_for_bit(solver: Solver, rule: str) -> None:
+    plain, snapped = (run(one, solver=solver, reinjection=0.5) for one in (None, exact_snap(rule)))
     for one, other in zip(plain, snapped, strict=True):
         assert torch.equal(one.x_t, other.x_t)
     assert not torch.equal(plain[-1].x_t, run(exact_snap(), solver=solver, reinjection=0.5)[-1].x_t)
 
 
-@pytest.mark.parametrize("rule", [ConfidenceRule(-1.0), DistanceRule(-1.0)])
-def test_a_threshold_below_all_snaps_everywhere(rule: object) -> None:
-    for one, other in zip(run(exact_snap()), run(exact_snap(rule=rule)), strict=True):
+@pytest.mark.parametrize("rule", ["confidence:-1.0", "distance:-1.0"])
+def test_a_threshold_below_all_snaps_everywhere(rule: str) -> None:
+    for one, other in zip(run(exact_snap()), run(exact_snap(rule)), strict=True):
         assert torch.equal(one.x_t, other.x_t)
 
 
@@ -105,46 +95,46 @@ def test_estimates_and_the_end_are_encodings_where_all_snaps() -> None:
 def test_with_a_stride_a_position_snaps_only_when_all_its_tokens_are_decided() -> None:
     probabilities = torch.tensor([[0.9, 0.8, 0.9, 0.6, 0.5, 0.5]], dtype=torch.float64)  # two tokens a position
     logits = torch.stack([probabilities, 1 - probabilities], -1).log()
-    snap = Snap(
-        lambda z, mask: logits, lambda ids, mask: torch.ones(1, 3, 2).double(), stride=2, rule=ConfidenceRule(0.7)
-    )
-    assert snap(torch.zeros(1, 3, 2).double(), 0, 1, None)[0, :, 0].tolist() == [1, 0, 0]
-    with pytest.raises(ValueError, match="decode gives 6 tokens: expected 3, 1 a position"):
-        Snap(snap.decode, snap.encode)(torch.zeros(1, 3, 2), 0, 1, None)
+    snap = Snap(lambda z, mask: logits, lambda ids, mask: torch.ones(1, 3, 2).double(), rule="confidence:0.7")
+    assert snapped_at(snap, torch.zeros(1, 3, 2).double())[0, :, 0].tolist() == [1, 0, 0]
+    with pytest.raises(ValueError, match="decode gives 6 tokens: expected a multiple of 4"):
+        snapped_at(snap, torch.zeros(1, 4, 2))
 
 
 def test_the_distance_rule_is_the_exact_distance_of_a_linear_readout() -> None:
     z = noise(B, K, D)
-    found = DistanceRule(0.5).decided(decode, z, torch.ones(B, K).bool(), decode(z, torch.ones(B, K)))
+    real = torch.ones(B, K).bool()
+    found, passes = SNAP_MEASURES["distance"](decode, z, real, decode(z, real))
+    assert passes == K
     top, runner_up = (z @ CODES.T).topk(2, dim=-1).indices.unbind(-1)
     normal = CODES[top] - CODES[runner_up]
     expected = (z * normal).sum(-1) / normal.norm(dim=-1)
     torch.testing.assert_close(found, expected)
-    snapped = exact_snap(rule=DistanceRule(0.5))(z, 0, 1, None)
+    snapped = snapped_at(exact_snap("distance:0.5"), z)
     assert torch.equal((snapped != z).any(-1), expected > 0.5)
     assert bool((expected > 0.5).any()) and bool((expected < 0.5).any())
 
 
 def test_under_inference_mode_the_distance_rule_finds_the_same() -> None:
     z = noise(B, K, D)
-    snap = Snap(lambda z, mask: decode(z * mask[..., None], mask), encode, rule=DistanceRule(0.5))
-    outside = snap(z, 0, 1, torch.ones(B, K).bool())
+    snap = Snap(lambda z, mask: decode(z * mask[..., None], mask), encode, rule="distance:0.5")
+    outside = snapped_at(snap, z)
     with torch.inference_mode():
-        assert torch.equal(snap(z.clone(), 0, 1, torch.ones(B, K).bool()), outside)
+        assert torch.equal(snapped_at(snap, z.clone()), outside)
 
 
 def test_a_readout_without_doubt_is_not_more_than_certain() -> None:
     z = noise(B, K, D)
-    snap = Snap(lambda z, mask: 1e4 * decode(z, mask), encode, rule=ConfidenceRule(1.0))
+    snap = Snap(lambda z, mask: 1e4 * decode(z, mask), encode, rule="confidence:1.0")
     assert bool((snap.decode(z, z).softmax(-1).amax(-1) == 1).any())
-    assert torch.equal(snap(z, 0, 1, None), z)
+    assert torch.equal(snapped_at(snap, z), z)
 
 
-def test_decided_positions_snap_and_open_ones_are_re_noised() -> None:
-    rule = ConfidenceRule(0.6)
-    decided = lambda z: (decode(z, z).softmax(-1).amax(-1) > 0.6).double()  # noqa: E731
-    states = run(exact_snap(rule=rule), reinjection=CommitmentReinjection(decided))
-    plain = run(exact_snap(rule=rule))
+def test_decided_positions_snap_and_undecided_ones_are_re_noised() -> None:
+    rule = "confidence:0.6"
+    decided = lambda z, mask=None: (decode(z, mask).softmax(-1).amax(-1) > 0.6).double()  # noqa: E731
+    states = run(exact_snap(rule), reinjection="by_position", decidedness=decided)
+    plain = run(exact_snap(rule))
     first, same = states[1], plain[1]
     snapped = decided(first.x1_hat).bool()
     assert bool(snapped.any()) and not bool(snapped.all())
@@ -153,16 +143,10 @@ def test_decided_positions_snap_and_open_ones_are_re_noised() -> None:
     assert torch.equal(unmoved, snapped)
 
 
-def test_rules_of_steps_choose_their_steps() -> None:
-    chosen = {
-        every_step: [0, 1, 2, 3, 4],
-        last_steps(2): [3, 4],
-        last_steps(9): [0, 1, 2, 3, 4],
-        listed_steps([0, 3]): [0, 3],
-    }
-    for steps, expected in chosen.items():
-        assert [k for k in range(5) if steps(k, 5)] == expected
-    plain, late = run(None), run(exact_snap(steps=last_steps(1)))
+def test_a_rule_of_the_last_steps_acts_there_only() -> None:
+    for rule, expected in (("every", [0, 1, 2, 3, 4]), ("last:2", [3, 4]), ("last:9", [0, 1, 2, 3, 4])):
+        assert [k for k in range(5) if parse_snap(rule).acts(k, 5)] == expected
+    plain, late = run(None), run(exact_snap("last:1"))
     for one, other in zip(plain[:-1], late[:-1], strict=True):
         assert torch.equal(one.x_t, other.x_t)
     assert not torch.equal(plain[-1].x_t, late[-1].x_t)
@@ -175,9 +159,10 @@ def test_every_forward_pass_is_counted() -> None:
     def counted(name: str, f: object) -> object:
         return lambda *args: (calls.append(name), f(*args))[1]
 
-    for solver, rule in ((EulerSolver(), None), (HeunSolver(), ConfidenceRule(0.5)), (EulerSolver(), DistanceRule(0))):
+    for solver, measure in (("euler", None), ("heun", "confidence"), ("euler", "distance")):
         calls.clear()
-        snap = Snap(counted("decode", decode), counted("encode", encode), steps=last_steps(2), rule=rule)
+        rule = SnapRule(last=2, measure=SNAP_MEASURES.get(measure), threshold=0.5)
+        snap = Snap(counted("decode", decode), counted("encode", encode), rule)
         states, plain = run(snap, solver=solver), run(None, solver=solver)
         assert states[-1].nfe == plain[-1].nfe + len(calls)
         assert [state.nfe for state in states[:3]] == [state.nfe for state in plain[:3]]
@@ -191,7 +176,7 @@ def test_padding_stays_zero_and_has_no_say() -> None:
         seen.append(mask)
         return decode(x, mask) if x.is_floating_point() else encode(x, mask)
 
-    sampler = FlowSampler(path, correct=Snap(spy, spy, rule=ConfidenceRule(0.5)))
+    sampler = FlowSampler(path, correct=Snap(spy, spy, "confidence:0.5"))
     states = list(
         sampler.iterate(
             MixingModel(path), noise(B, K, D), num_steps=3, mask=mask, generator=torch.Generator().manual_seed(0)
@@ -202,13 +187,10 @@ def test_padding_stays_zero_and_has_no_say() -> None:
     assert all(bool((state.x1_hat[:, 2] == 0).all()) for state in states[1:])
 
 
-def test_settings_out_of_range_are_refused() -> None:
-    for make, message in (
-        (lambda: last_steps(0), "0 last steps"),
-        (lambda: listed_steps([]), "expected at least one"),
-        (lambda: listed_steps([-1]), r"\[-1\]"),
-        (lambda: exact_snap(stride=0), "stride is 0"),
-        (lambda: exact_snap(rule=ConfidenceRule(math.nan)), "threshold is nan"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            make()
+@pytest.mark.parametrize(
+    "text",
+    ["", "snap", "none", "last", "last:0", "last:1.5", "confidence", "confidence:high", "confidence:nan", "on:1"],
+)
+def test_a_wrong_rule_is_named_in_one_line(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^snap is .*: expected every, last:N with N >= 1, confidence:NUMBER[^\n]*$"):
+        parse_snap(text)

@@ -8,17 +8,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from fewstep.paths import Path, linear_path, variance_preserving_path
-from fewstep.samplers import EulerSolver, FlowSampler, HeunSolver, Solver
+from fewstep.paths import Path, linear_path
+from fewstep.samplers import FlowSampler, Solver, euler, heun
 from fewstep.schedules import CosineGrid, LogitNormalGrid, TimeGrid, UniformGrid
+from tests.samplers.bases import each_path, each_solver
+from tests.samplers.bases import noise as _noise
 from tests.toys import ConstantModel, GaussianModel, MixingModel, PointSetModel
-
-PATHS = [linear_path(), variance_preserving_path()]
-each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "variance_preserving"])
-
-
-def _noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def _gaussian(path: Path) -> GaussianModel:
@@ -40,11 +35,11 @@ def test_the_closed_form_flow_of_the_gaussian_toy_solves_its_own_ode(path: Path)
 
 
 @each_path
-@pytest.mark.parametrize(("solver", "order"), [(EulerSolver(), 1), (HeunSolver(), 2)], ids=["euler", "heun"])
+@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2)], ids=["euler", "heun"])
 def test_measured_order_of_convergence(path: Path, solver: Solver, order: int) -> None:
     model, x_0 = _gaussian(path), _noise(8, 2, 3)
     exact = model.flow(x_0, torch.ones(8, dtype=torch.float64))
-    sampler = FlowSampler(path, solver)
+    sampler = FlowSampler(path, solver=solver)
     errors = [(_end(model, sampler, x_0, n) - exact).square().mean().sqrt().item() for n in (32, 64, 128)]
     for coarse, fine in pairwise(errors):
         assert abs(math.log2(coarse / fine) - order) < 0.15
@@ -57,17 +52,17 @@ def test_on_every_grid_heun_is_of_order_2_in_the_longest_step(path: Path, grid: 
     """The longest step, not 1 / N: the logit-normal grid's outer steps shrink only slowly with N."""
     model, x_0 = _gaussian(path), _noise(8, 2, 3)
     exact = model.flow(x_0, torch.ones(8, dtype=torch.float64))
-    sampler = FlowSampler(path, HeunSolver(), grid)
+    sampler = FlowSampler(path, solver=heun, grid=grid)
     coarse, fine = ((_end(model, sampler, x_0, n) - exact).abs().max() for n in (64, 256))
     longest_coarse, longest_fine = (grid.times(n).diff().max() for n in (64, 256))
     assert torch.log(coarse / fine) / torch.log(longest_coarse / longest_fine) > 1.85
 
 
 @each_path
-@pytest.mark.parametrize("solver", [EulerSolver(), HeunSolver()], ids=["euler", "heun"])
+@each_solver
 def test_a_constant_pair_is_followed_without_error_in_any_number_of_steps(path: Path, solver: Solver) -> None:
     x_1, x_0 = _noise(2, 3, seed=1), _noise(4, 2, 3)
-    for state in FlowSampler(path, solver).iterate(
+    for state in FlowSampler(path, solver=solver).iterate(
         ConstantModel(path, x_1), x_0, num_steps=3, generator=torch.Generator()
     ):
         t = torch.full((4,), state.time, dtype=torch.float64)
@@ -97,28 +92,21 @@ def test_on_the_linear_path_euler_and_heun_are_the_textbook_steps_in_t() -> None
             v_end, previous = velocity(heun + h * v, (k + 1) * h, previous)
             v = (v + v_end) / 2
         heun = heun + h * v
-    torch.testing.assert_close(_end(model, FlowSampler(path, HeunSolver()), x_0, 4), heun, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(_end(model, FlowSampler(path, solver="heun"), x_0, 4), heun, rtol=1e-12, atol=1e-12)
 
 
 @each_path
-@pytest.mark.parametrize("gammas", ["deterministic", "ancestral"])
-def test_samples_of_a_finite_set_land_on_its_points_with_their_frequencies(path: Path, gammas: str) -> None:
+@pytest.mark.parametrize("rule", ["0", "ancestral"])
+def test_samples_of_a_finite_set_land_on_its_points_with_their_frequencies(path: Path, rule: str) -> None:
     points = torch.tensor([[[2.0, 0.0]], [[-1.0, 1.0]], [[0.0, -2.0]]])
     weights = torch.tensor([0.5, 0.3, 0.2])
     num_steps = 64
-    strengths = [0.0] * num_steps if gammas == "deterministic" else _ancestral_strengths(path, num_steps)
-    sampler = FlowSampler(path, EulerSolver(), UniformGrid(), strengths)
+    sampler = FlowSampler(path, reinjection=rule)
     x_0, generator = _noise(3_000, 1, 2, seed=3, dtype=torch.float32), torch.Generator().manual_seed(4)
     x_1 = sampler.sample(PointSetModel(path, points, weights), x_0, num_steps=num_steps, generator=generator).x_1
     distance, nearest = (x_1.unsqueeze(1) - points).flatten(2).norm(dim=-1).min(-1)
     assert (distance < 1e-3).float().mean() > 0.97
     torch.testing.assert_close(nearest.bincount(minlength=3) / 3_000, weights, rtol=0, atol=0.03)
-
-
-def _ancestral_strengths(path: Path, num_steps: int) -> list[float]:
-    times = UniformGrid().times(num_steps).double()
-    ratio = path.schedule.alpha(times) / path.schedule.sigma(times)
-    return (1 - (ratio[:-1] / ratio[1:]) ** 2).sqrt().tolist()
 
 
 @each_path
@@ -144,7 +132,7 @@ def test_euler_steps_equal_those_of_diffusers(grid: TimeGrid, gamma: float, num_
     """Its time is sigma = 1 - t and its velocity points to the noise; gamma = 1 is its stochastic_sampling."""
     path = linear_path()
     x_0 = _noise(3, 2, 4, dtype=torch.float32)
-    ours = FlowSampler(path, EulerSolver(), grid, gamma).sample(
+    ours = FlowSampler(path, grid=grid, reinjection=gamma).sample(
         MixingModel(path), x_0, num_steps=num_steps, generator=torch.Generator().manual_seed(5)
     )
     scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=gamma == 1.0)

@@ -12,7 +12,6 @@ from fewstep.data import prepare_corpus
 from fewstep.diagnostics import noise_robustness
 from fewstep.evaluation import held_out_blocks
 from fewstep.pipeline import TextGenerator
-from fewstep.samplers import LinearReinjection
 from fewstep.storage import load_checkpoint
 from tests.runs import Workshop, logged
 
@@ -79,12 +78,11 @@ def test_every_trained_parameter_gets_a_gradient(workshop: Workshop, tmp_path: P
 
 
 def test_samples_follow_the_rule_of_reinjection_in_the_settings(workshop: Workshop, tmp_path: Path) -> None:
-    rule = {"class_path": "fewstep.samplers.LinearReinjection", "init_args": {"first": 0.9, "last": 0.2}}
-    samples = json.dumps({"num_samples": 2, "num_steps": [3], "reinjection": rule})
+    samples = json.dumps({"num_samples": 2, "num_steps": [3], "reinjection": "linear:0.9,0.2"})
     assert main(workshop.arguments("flow", f"--samples={samples}", f"--run_dir={tmp_path}", steps=4)) == 0
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     generator = TextGenerator.from_pretrained(tmp_path / "model")
-    made = generator.generate(2, 3, 0, reinjection=LinearReinjection(0.9, 0.2)).texts
+    made = generator.generate(2, 3, 0, reinjection="linear:0.9,0.2").texts
     assert [(row["step"], row["num_steps"]) for row in rows] == [(2, 3), (2, 3), (4, 3), (4, 3)]
     assert [row["text"] for row in rows[2:]] == list(made)
     assert list(made) != list(generator.generate(2, 3, 0).texts)

@@ -12,12 +12,10 @@ from fewstep.errors import UserError
 if TYPE_CHECKING:
     from fewstep.evaluation.sweep_row import Setting
 
-NO_COMMIT = "none"
-
 
 @dataclass(frozen=True)
 class Axes:
-    """The values of each axis, in their order. Rules of ``reinjections`` and ``commits`` are as a row names them."""
+    """The values of each axis, in their order. Rules of ``reinjections`` and ``snaps`` are as a row names them."""
 
     steps: tuple[int, ...]
     reinjections: tuple[str, ...]
@@ -25,21 +23,21 @@ class Axes:
     noise_temperatures: tuple[float, ...]
     initial_temperatures: tuple[float, ...]
     noises: tuple[str, ...]
-    commits: tuple[str, ...]
+    snaps: tuple[str, ...]
 
     def samplers(self) -> "Iterator[Setting]":
         """Every way from noise to latents, the number of steps changing fastest."""
         from fewstep.evaluation.sweep_texts import flow_setting
 
-        for rule, cold, start, noise, commit, num_steps in product(
+        for rule, cold, start, noise, snap, num_steps in product(
             self.reinjections,
             self.noise_temperatures,
             self.initial_temperatures,
             self.noises,
-            self.commits,
+            self.snaps,
             self.steps,
         ):
-            yield flow_setting(num_steps, rule, cold, initial_temperature=start, noise=noise, commit=commit)
+            yield flow_setting(num_steps, rule, cold, initial_temperature=start, noise=noise, snap=snap)
 
 
 def add_axes(parser: argparse.ArgumentParser) -> None:
@@ -70,18 +68,16 @@ def add_axes(parser: argparse.ArgumentParser) -> None:
         help="some of fresh, reused: re-injected noise drawn in every step, or once (default: fresh)",
     )
     parser.add_argument(
-        "--commit",
-        nargs="+",
-        default=[NO_COMMIT],
-        metavar="RULE",
-        help="some of none, snap, snap:RULE,NUMBER as in fewstep sample, with commas or blanks between (default: none)",
+        "--snap",
+        default="none",
+        help="none and rules as in fewstep sample with commas between, such as none,every,last:2 (default: none)",
     )
 
 
 def axes_of(args: argparse.Namespace) -> Axes:
     """What the options say. Raises ``UserError`` for a value that is none, before a model is read."""
-    from fewstep.cli.commit import parse_commit
-    from fewstep.cli.reinjection import NOISES, parse_reinjection
+    from fewstep.evaluation.sweep_row import FRESH, NO_SNAP, REUSED
+    from fewstep.samplers import parse_rule, parse_snap
 
     axes = Axes(
         steps=tuple(comma_numbers(args.steps, "steps", int)),
@@ -90,18 +86,21 @@ def axes_of(args: argparse.Namespace) -> Axes:
         noise_temperatures=tuple(comma_numbers(args.noise_temperature, "noise_temperature", float)),
         initial_temperatures=tuple(comma_numbers(args.initial_temperature, "initial_temperature", float)),
         noises=tuple(comma_parts(args.noise, "noise")),
-        commits=tuple(written_commits(args.commit)),
+        snaps=tuple(comma_parts(args.snap, "snap")),
     )
     if min(axes.steps) < 1:
         raise UserError(f"--steps {args.steps!r}: expected whole numbers of at least 1")
-    for rule in axes.reinjections:
-        parse_reinjection(rule, lambda z: z)
     for noise in axes.noises:
-        if noise not in NOISES:
-            raise UserError(f"noise is {noise!r}: expected some of {', '.join(NOISES)}")
-    for commit in axes.commits:
-        if commit != NO_COMMIT:
-            parse_commit(commit)
+        if noise not in (FRESH, REUSED):
+            raise UserError(f"noise is {noise!r}: expected some of {FRESH}, {REUSED}")
+    try:
+        for rule in axes.reinjections:
+            parse_rule(rule)
+        for snap in axes.snaps:
+            if snap != NO_SNAP:
+                parse_snap(snap)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return axes
 
 
@@ -114,22 +113,6 @@ def written_rules(given: Sequence[str]) -> list[str]:
     for argument in given:
         for text in [argument.strip()] if ":" in argument else comma_parts(argument, "reinjection"):
             rules.append(_shortest(text) or text)
-    return rules
-
-
-def written_commits(given: Sequence[str]) -> list[str]:
-    """The rules of commitment inside the loop as a row names them, their numbers in their shortest form.
-
-    All have commas or blanks between. A number belongs to the rule before it, since no rule is a number alone.
-    """
-    rules: list[str] = []
-    for argument in given:
-        for part in comma_parts(argument, "commit"):
-            number = _shortest(part)
-            if number and rules and rules[-1].count(",") < rules[-1].count(":"):
-                rules[-1] += f",{number}"
-            else:
-                rules.append(part)
     return rules
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fewstep.cli.arguments import OneLineParser, at_least_one
 from fewstep.cli.device import pick_device
 from fewstep.cli.output import new_text_file
+from fewstep.errors import UserError
 from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ def _add_sampler_options(parser: argparse.ArgumentParser) -> None:
         default="0",
         metavar="NUMBER|NAME[:NUMBER,...]",
         help="share of fresh noise in each step, 0 none, 1 all (default: %(default)s), or a rule: linear or "
-        "cosine:FIRST,LAST; early or late:STRENGTH,TIME; window:STRENGTH,BEGIN,END; listed:STRENGTH,...; "
-        "ancestral:ETA; churn:CHURN,MIN,MAX; commitment:STRENGTH (where the parallel readout is undecided); "
-        "elf:GAMMA and its control elf_cooling:GAMMA",
+        "cosine:FIRST,LAST; window:STRENGTH,BEGIN,END; listed:STRENGTH,...; "
+        "ancestral:ETA; churn:CHURN,MIN,MAX; by_position:STRENGTH (where the parallel readout is undecided); "
+        "elf:GAMMA and its control elf_cooling:GAMMA; or the dotted path of your own, package.module.rule:NUMBER,...",
     )
     parser.add_argument(
         "--noise",
@@ -104,11 +105,11 @@ def _add_sampler_options(parser: argparse.ArgumentParser) -> None:
         "--solver", choices=("euler", "heun"), default="euler", help="how a step is made (default: %(default)s)"
     )
     parser.add_argument(
-        "--commit",
-        metavar="snap[:RULE,NUMBER]",
-        help="replace estimates on the way by those of their likeliest tokens: snap, everywhere; snap:confidence,P, "
-        "where the probability exceeds P; snap:distance,D, where the decision boundary is farther than D (dear); "
-        "snap:last,N, everywhere in the last N steps",
+        "--snap",
+        metavar="RULE",
+        help="replace estimates on the way by those of their likeliest tokens: every, all steps; last:N, at the last "
+        "N; confidence:P, where the probability exceeds P; distance:D, where the decision boundary is farther than D "
+        "(expensive)",
     )
 
 
@@ -151,13 +152,14 @@ def batches(args: argparse.Namespace, spent: Spent) -> "Iterator[tuple[int, Gene
     """
     from tqdm import tqdm  # these take seconds to import, which --help and a mistyped option should not
 
-    from fewstep.cli.commit import parse_commit
-    from fewstep.cli.reinjection import NOISES, parse_reinjection
     from fewstep.pipeline import TextGenerator
+    from fewstep.samplers import parse_rule, parse_snap
 
-    # What is mistyped shows before the model is read; its confidence is looked up when it is asked for.
-    reinjection = parse_reinjection(args.reinjection, lambda x1_hat: generator.confidence(x1_hat))
-    commit = None if args.commit is None else parse_commit(args.commit)
+    try:  # before the model is loaded
+        reinjection = parse_rule(args.reinjection)
+        snap = None if args.snap is None else parse_snap(args.snap)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     generator = TextGenerator.from_pretrained(args.path, device=pick_device(args.device))
     with tqdm(total=args.num_samples, desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
         for first in range(0, args.num_samples, args.batch_size):
@@ -168,10 +170,10 @@ def batches(args: argparse.Namespace, spent: Spent) -> "Iterator[tuple[int, Gene
                 readout=args.readout,
                 reinjection=reinjection,
                 solver=args.solver,
-                noise=NOISES[args.noise](),
+                reuse_noise=args.noise == "reused",
                 noise_temperature=args.noise_temperature,
                 initial_temperature=args.initial_temperature,
-                snap=None if commit is None else generator.snap(steps=commit.steps, rule=commit.rule),
+                snap=snap,
                 head_context=args.head_context == "on",
                 temperature=args.temperature,
                 top_p=args.top_p,
@@ -198,7 +200,7 @@ def json_lines(
         "noise": args.noise,
         "noise_temperature": args.noise_temperature,
         "initial_temperature": args.initial_temperature,
-        "commit": args.commit,
+        "snap": args.snap,
         "head_context": args.head_context,
         "temperature": args.temperature,
         "top_p": args.top_p,

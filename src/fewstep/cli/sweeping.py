@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.axes import NO_COMMIT, Axes
+from fewstep.cli.axes import Axes
 from fewstep.cli.device import pick_device
 from fewstep.cli.model_text import corpus_of, packed_blocks
 from fewstep.errors import UserError
@@ -85,29 +85,11 @@ def check_steps(bundle: "ModelBundle", axes: Axes) -> None:
 
 def flow_texts(bundle: "ModelBundle", axes: Axes) -> "list[TextGroup]":
     """The model's own samples in every setting. Raises ``UserError`` for one that does not fit the model."""
-    from fewstep.cli.commit import parse_commit
-    from fewstep.cli.reinjection import NOISES, parse_reinjection
-    from fewstep.evaluation.sweep_texts import CountedConfidence, FlowTexts
+    from fewstep.evaluation.sweep_texts import FlowTexts
     from fewstep.pipeline import TextGenerator
 
     generator = TextGenerator(bundle)
-    groups: list[TextGroup] = []
-    for sampler in axes.samplers():
-        assert sampler.reinjection and sampler.noise and sampler.commit
-        confidence = CountedConfidence(generator)
-        choice = None if sampler.commit == NO_COMMIT else parse_commit(sampler.commit)
-        groups.append(
-            FlowTexts(
-                generator,
-                sampler,
-                axes.readouts,
-                parse_reinjection(sampler.reinjection, confidence),
-                noise=NOISES[sampler.noise](),
-                correct=None if choice is None else generator.snap(steps=choice.steps, rule=choice.rule),
-                confidence=confidence,
-            )
-        )
-    return groups
+    return [FlowTexts(generator, sampler, axes.readouts) for sampler in axes.samplers()]
 
 
 def own_device(name: str) -> str:

@@ -14,7 +14,7 @@ from fewstep.evaluation.conditionals import HeadConditionals, all_real, decoder_
 from fewstep.evaluation.readout_measurements import draws_in_a_batch
 from fewstep.evaluation.subject import Subject
 from fewstep.pipeline import TextGenerator, check_sampler
-from fewstep.samplers import EulerSolver, FlowSampler, own_steps
+from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import randn
 from fewstep.types import Trajectory
 
@@ -39,15 +39,15 @@ def sampled(subject: Subject, num_steps: int | None = None, reinjection: float |
     """All states from the subject's noise on, by Euler steps on the model's own grid; the same for every question.
 
     Where nothing is said they are ``NUM_STEPS`` deterministic steps, or what fits the model in their place
-    (:func:`fewstep.samplers.own_steps`). Raises ``UserError`` for what the model was not trained for.
+    (:func:`fewstep.samplers.default_sampling`). Raises ``UserError`` for what the model was not trained for.
     """
     identity = subject.generator.bundle.identity
-    own = own_steps(identity, NUM_STEPS)
+    own = default_sampling(identity, NUM_STEPS)
     num_steps = own.num_steps if num_steps is None else num_steps
     reinjection = own.reinjection if reinjection is None else reinjection
-    check_sampler(identity, num_steps, EulerSolver(), reinjection)
+    check_sampler(identity, num_steps, reinjection)
     flow, x_0 = subject.generator.bundle.flow(), subject.starts("trajectory")
-    sampler = FlowSampler(flow.path, None, subject.generator.default_grid(), reinjection)
+    sampler = FlowSampler(flow.path, grid=subject.generator.default_grid(), reinjection=reinjection)
     noise = subject.noise("reinjection")
     return sampler.sample(flow, x_0, num_steps=num_steps, mask=all_real(x_0), generator=noise)
 
@@ -63,7 +63,7 @@ def continuation(
 ) -> Callable[[Tensor, float, torch.Generator], Tensor]:
     """A function that goes on from (x_t, t), t one of ``times`` (N+1,), to x_1 with all noise drawn anew every step."""
     flow = generator.bundle.flow()
-    sampler = FlowSampler(flow.path, None, generator.default_grid(), reinjection=1.0)
+    sampler = FlowSampler(flow.path, grid=generator.default_grid(), reinjection=1.0)
 
     @torch.no_grad()
     def continue_from(x_t: Tensor, t: float, noise: torch.Generator) -> Tensor:

@@ -25,7 +25,7 @@ from fewstep.evaluation.sweep_row import COLUMNS
 from fewstep.evaluation.sweep_texts import FlowTexts, TextGroup, flow_setting
 from fewstep.image_bundle import ImageModel
 from fewstep.pipeline import TextGenerator
-from fewstep.samplers import FlowSampler, misfit, own_steps
+from fewstep.samplers import FlowSampler, default_sampling, incompatibility
 from fewstep.types import TokenBatch
 
 
@@ -101,11 +101,11 @@ class TextBench:
         """Hash of the protocol, and of the model in ``folder`` (None: the one that all go back to)."""
         return f"{self.protocol.hash} {model_digest(self.bundle if folder is None else self._load(folder))}"
 
-    def misfit(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
-        """What :func:`fewstep.samplers.misfit` says."""
+    def incompatibility(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
+        """What :func:`fewstep.samplers.incompatibility` says."""
         generator = TextGenerator(self._load(folder))
-        sampler = FlowSampler(generator.bundle.flow().path, None, generator.default_grid(), reinjection)
-        return misfit(generator.bundle.identity, sampler, num_steps)
+        sampler = FlowSampler(generator.bundle.flow().path, grid=generator.default_grid(), reinjection=reinjection)
+        return incompatibility(generator.bundle.identity, sampler, num_steps)
 
     def rows(self, folder: Path, num_steps: int, reinjection: float) -> list[Compared]:
         """One row a readout, all of the same latents."""
@@ -172,7 +172,7 @@ class TextBench:
 
 def own_texts(bundle: ModelBundle, num_steps: int, reinjection: float, readouts: Sequence[str]) -> FlowTexts:
     """The model's own samples, all readouts of the same latents; whether the sampler fits was asked before."""
-    return FlowTexts(TextGenerator(bundle), flow_setting(num_steps, f"{reinjection:g}"), readouts, reinjection)
+    return FlowTexts(TextGenerator(bundle), flow_setting(num_steps, f"{reinjection:g}"), readouts)
 
 
 IMAGE_OTHERS = ("NFE", "FD pixels", "off the flow", "images / s", "N")
@@ -218,11 +218,12 @@ class ImageBench:
         sweep = self._sweep(self.base if folder is None else folder)
         return f"{sweep.protocol_hash} {sweep.autoencoder if folder is None else sweep.digest}"
 
-    def misfit(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
-        """What :func:`fewstep.samplers.misfit` says."""
+    def incompatibility(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
+        """What :func:`fewstep.samplers.incompatibility` says."""
         model = ImageModel.from_pretrained(folder)
         told = model.require_flow(str(folder))
-        return misfit(told, FlowSampler(model.flow().path, None, told.default_grid(), reinjection), num_steps)
+        sampler = FlowSampler(model.flow().path, grid=told.default_grid(), reinjection=reinjection)
+        return incompatibility(told, sampler, num_steps)
 
     def rows(self, folder: Path, num_steps: int, reinjection: float) -> list[Compared]:
         """One row."""
@@ -259,7 +260,7 @@ class ImageBench:
         model = ImageModel.from_pretrained(folder).to(self.device)
         if self._base is None:
             self._base = BaseFlow(ImageModel.from_pretrained(self.base).to(self.device))
-        own = own_steps(model.require_flow(str(folder)), 1)
+        own = default_sampling(model.require_flow(str(folder)), 1)
         num_steps, reinjection = setting or (own.num_steps, own.reinjection)
         return ImageSweep(
             model,

@@ -111,7 +111,7 @@ class Bench(Protocol):
         """Protocol and model of the rows of ``folder``; None: of the yardsticks."""
         ...
 
-    def misfit(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
+    def incompatibility(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
         """Why the model in ``folder`` is not sampled so, or None."""
         ...
 
@@ -239,7 +239,7 @@ def measured(
         file, stamp = RowsFile(folder / name / ROWS), stamps[run.folder]
         found = file.at((count, gamma), stamp)
         if {row.readout for row in found} < set(bench.readouts):
-            if why := bench.misfit(run.model, count, gamma):
+            if why := bench.incompatibility(run.model, count, gamma):
                 found = [Compared(name, readout, count, gamma, ruled_out=why) for readout in bench.readouts]
             else:
                 found = bench.rows(run.model, count, gamma)

@@ -63,6 +63,6 @@ class ExactTexts(FlowTexts):
     def __init__(
         self, bundle: ModelBundle, flow: LatentPosterior, num_steps: int, reinjection: float, readouts: Sequence[str]
     ) -> None:
-        super().__init__(TextGenerator(bundle), flow_setting(num_steps, f"{reinjection:g}"), readouts, reinjection)
+        super().__init__(TextGenerator(bundle), flow_setting(num_steps, f"{reinjection:g}"), readouts)
         self.flow = flow  # type: ignore[assignment]
         self.settings = tuple(replace(one, name=exact_name(flow)) for one in self.settings)

@@ -22,7 +22,7 @@ from fewstep.evaluation.scorers import weights_digest
 from fewstep.evaluation.subject import noise_source
 from fewstep.image_bundle import GeneratedImages, ImageModel
 from fewstep.metrics import Interval, Moments, frechet_distance, moments
-from fewstep.samplers import FlowSampler, misfit
+from fewstep.samplers import FlowSampler, incompatibility
 from fewstep.shapes import example_generators, randn
 from fewstep.storage import versions
 
@@ -50,8 +50,8 @@ class ImageSweep:
     """Makes and measures the images of one model, called ``name`` (by default after its objective).
 
     ``num_samples`` images for each of ``seeds``, at every number of ``steps`` and strength of ``reinjections`` that
-    the model was trained for; others are left out (:func:`fewstep.samplers.misfit`). ``base`` is a flow on the same
-    autoencoder. Stiffness is measured on ``stiffness_examples`` images of a row, 0 for not at all. Raises ``UserError``
+    the model was trained for (:func:`fewstep.samplers.incompatibility`). ``base`` is a flow on the same autoencoder.
+    Stiffness is measured on ``stiffness_examples`` images of a row, 0 for not at all. Raises ``UserError``
     for a model without a flow, a base on other latents, too many samples for the yardstick, and where nothing fits.
     """
 
@@ -80,7 +80,7 @@ class ImageSweep:
         self.settings = tuple(
             ImageSetting(name or told.objective or "flow", count, gamma)
             for count, gamma in asked
-            if misfit(told, FlowSampler(path, None, told.default_grid(), gamma), count) is None
+            if incompatibility(told, FlowSampler(path, grid=told.default_grid(), reinjection=gamma), count) is None
         )
         if not self.settings:
             raise UserError(f"{told.objective} was trained for none of steps {steps}, re-injection {reinjections}")
@@ -225,7 +225,7 @@ class ImageSweep:
         generators = example_generators(self.seeds[0], 0, self.stiffness_examples)
         channels, height, width = self.model.latent_shape
         x_0 = randn((len(generators), height * width, channels), next(flow.parameters()), generators)
-        sampler = FlowSampler(flow.path, None, told.default_grid(), setting.reinjection)
+        sampler = FlowSampler(flow.path, grid=told.default_grid(), reinjection=setting.reinjection)
         mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=x_0.device)
         states = list(
             sampler.iterate(flow, x_0, num_steps=setting.num_steps, mask=mask, generator=generators),

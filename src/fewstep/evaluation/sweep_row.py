@@ -32,7 +32,7 @@ COLUMNS = (
 )
 """What every table has; :func:`table_lines` adds what its rows differ in besides."""
 
-FRESH, UNCORRECTED = "fresh", "none"
+FRESH, REUSED, NO_SNAP = "fresh", "reused", "none"
 """How noise is drawn and estimates are corrected where nothing is said of it."""
 
 
@@ -40,7 +40,7 @@ FRESH, UNCORRECTED = "fresh", "none"
 class Setting:
     """What a row is about. For yardsticks all but ``name`` is None.
 
-    ``reinjection`` and ``commit`` (commitment inside the loop) as they were written on the command line,
+    ``reinjection`` and ``snap`` as they were written on the command line,
     ``noise_temperature`` the factor on a step's old noise, ``initial_temperature`` that on x_0, ``noise`` whether the
     re-injected noise is fresh or reused.
     """
@@ -52,7 +52,7 @@ class Setting:
     noise_temperature: float | None = None
     initial_temperature: float | None = None
     noise: str | None = None
-    commit: str | None = None
+    snap: str | None = None
 
     def label(self) -> str:
         """For a progress bar."""
@@ -81,7 +81,7 @@ class Axis:
 AXES = (
     Axis("initial noise", "T0", "1", lambda setting: shown(setting.initial_temperature, "g")),
     Axis("drawn", "noise", FRESH, lambda setting: setting.noise or ""),
-    Axis("commit", "commit", UNCORRECTED, lambda setting: setting.commit or ""),
+    Axis("snap", "snap", NO_SNAP, lambda setting: setting.snap or ""),
 )
 """Axes of a sweep that have a column only where a row is not at the usual value."""
 AXES_BEFORE, MAUVE_BEFORE = COLUMNS.index("K"), COLUMNS.index("late flips")

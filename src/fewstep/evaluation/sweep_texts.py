@@ -11,10 +11,10 @@ from torch import Tensor
 from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals
-from fewstep.evaluation.sweep_row import FLOW, FRESH, UNCORRECTED, Setting
+from fewstep.evaluation.sweep_row import FLOW, FRESH, NO_SNAP, REUSED, Setting
 from fewstep.pipeline import READOUTS, Generating, TextGenerator
 from fewstep.readouts import CommitmentHead
-from fewstep.samplers import Correction, FlowSampler, NoiseSource, Reinjection, check_suits
+from fewstep.samplers import FlowSampler, check_compatible
 from fewstep.shapes import example_generators, randn
 
 
@@ -93,73 +93,40 @@ SWEEP_READOUTS: dict[str, SweepReadout] = {
 """``head_off`` is the ablation: the same head in one pass, without a view of the tokens before a position."""
 
 
-class CountedConfidence:
-    """:meth:`fewstep.pipeline.TextGenerator.confidence`, which is a forward pass of the readout, and how often it was
-    asked for.
-
-    ``generator`` may be given later, so that a rule which asks it can be made before the model is there.
-    """
-
-    def __init__(self, generator: TextGenerator | None = None) -> None:
-        self.generator = generator
-        self.calls = 0
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """(B, K) in [0, 1] for latents (B, K, D)."""
-        assert self.generator is not None
-        self.calls += 1
-        return self.generator.confidence(z)
-
-
 class FlowTexts:
     """The model's own samples by one way from noise to latents, read by several readouts.
 
     The latents are sampled once and read by all of them; sample i is that of
-    :meth:`fewstep.pipeline.TextGenerator.generate` for the same seed and settings. ``sampler`` is the setting of all
-    of them but for the readout: its numbers are used, its words name what ``reinjection``, ``noise`` and ``correct``
-    are (None: fresh noise, no correction). The passes of ``confidence``, where the rule asks it, count as evaluations.
-    Raises ``UserError`` for a part that is missing, an unknown readout, a sampler that does not fit the model, and
-    numbers out of range.
+    :meth:`fewstep.pipeline.TextGenerator.generate` for the same seed and settings. ``sampler`` is their setting but
+    for the readout. Raises ``UserError`` for a missing part, an unknown readout, a sampler that does not fit
+    the model, and numbers out of range.
     """
 
-    def __init__(
-        self,
-        generator: TextGenerator,
-        sampler: Setting,
-        readouts: Sequence[str],
-        reinjection: float | Sequence[float] | Reinjection,
-        *,
-        noise: NoiseSource | None = None,
-        correct: Correction | None = None,
-        confidence: CountedConfidence | None = None,
-    ) -> None:
+    def __init__(self, generator: TextGenerator, sampler: Setting, readouts: Sequence[str]) -> None:
         self.bundle = generator.bundle
-        self.confidence = CountedConfidence(generator) if confidence is None else confidence
         for name in readouts:
             if name not in SWEEP_READOUTS:
                 raise UserError(f"readout is {name!r}: expected some of {', '.join(SWEEP_READOUTS)}")
         parts = dict.fromkeys(SWEEP_READOUTS[name].part for name in readouts)
         self.bundle.require("autoencoder", "denoiser", *parts)
         num_steps, cold, start = sampler.num_steps, sampler.noise_temperature, sampler.initial_temperature
-        assert num_steps is not None and cold is not None and start is not None
+        assert num_steps is not None and cold is not None and start is not None and sampler.reinjection is not None
         self.settings: tuple[Setting, ...] = tuple(replace(sampler, readout=name) for name in readouts)
         self.num_steps = num_steps
         self.flow = self.bundle.flow()
         self.readers = {name: SWEEP_READOUTS[name].get(self.bundle) for name in readouts}
         try:
-            grid = generator.default_grid()
             self.sampler = FlowSampler(
                 self.flow.path,
-                None,
-                grid,
-                reinjection,
-                noise=noise,
+                grid=generator.default_grid(),
+                reinjection=sampler.reinjection,
+                reuse_noise=sampler.noise == REUSED,
                 noise_temperature=cold,
                 initial_temperature=start,
-                correct=correct,
+                correct=None if sampler.snap in (None, NO_SNAP) else generator.snap(sampler.snap),
+                decidedness=generator.decidedness,
             )
-            self.sampler.reinjection.plan(self.flow.path, grid.times(num_steps).double())
-            check_suits(self.bundle.identity, self.sampler, num_steps)
+            check_compatible(self.bundle.identity, self.sampler, num_steps)
         except ValueError as error:
             raise UserError(f"{num_steps} steps with reinjection {sampler.reinjection}: {error}") from None
 
@@ -195,11 +162,10 @@ class FlowTexts:
         x_0 = randn(shape, like, noise)
         mask = torch.ones(shape[:2], dtype=torch.bool, device=like.device)
         predictions: list[Tensor] = []
-        asked_before = self.confidence.calls
         for state in self.sampler.iterate(self.flow, x_0, num_steps=self.num_steps, mask=mask, generator=noise):
             predictions = [*predictions, *([] if state.x1_hat is None else [state.x1_hat])][-2:]
             last = state
-        return predictions, last.x_t, last.nfe + self.confidence.calls - asked_before
+        return predictions, last.x_t, last.nfe
 
     def _late_flips(self, predictions: list[Tensor]) -> Tensor | None:
         """As :func:`fewstep.diagnostics.late_flip_rate` counts them, a sample (B,)."""
@@ -217,10 +183,10 @@ def flow_setting(
     *,
     initial_temperature: float = 1.0,
     noise: str = FRESH,
-    commit: str = UNCORRECTED,
+    snap: str = NO_SNAP,
 ) -> Setting:
     """The ``sampler`` of :class:`FlowTexts`; what is left out is at its usual value."""
-    return Setting(FLOW, None, num_steps, reinjection, noise_temperature, initial_temperature, noise, commit)
+    return Setting(FLOW, None, num_steps, reinjection, noise_temperature, initial_temperature, noise, snap)
 
 
 def head_conditionals(bundle: ModelBundle, readout: str | None) -> HeadConditionals | None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
-from fewstep.samplers import FlowSampler, misfit, own_steps
+from fewstep.samplers import FlowSampler, default_sampling, incompatibility
 
 Way = Literal["deterministic", "reinjection", "commitment"]
 """How a sample is made and read: the first two by the parallel readout, the third by the commitment head."""
@@ -26,8 +26,9 @@ def planned_paths(bundle: ModelBundle, steps: Sequence[int], reinjection: float)
 
     A model that was trained for a number of steps has only that one. ``reinjection`` is the strength of the way of
     that name; the head reads the latents that the model makes where no re-injection is asked for
-    (:func:`fewstep.samplers.own_steps`). Without a commitment head its way is left out. Raises ``UserError`` for no
-    or twice the same number of steps, one below 1, a strength outside (0, 1], and missing parts.
+    (:func:`fewstep.samplers.default_sampling`). Without a commitment head its way is left out.
+    Raises ``UserError`` for no or twice the same number of steps, one below 1, a strength outside (0, 1], and missing
+    parts.
     """
     bundle.require("autoencoder", "denoiser", "readout")
     if not steps or min(steps) < 1 or len(set(steps)) < len(steps):
@@ -41,11 +42,12 @@ def planned_paths(bundle: ModelBundle, steps: Sequence[int], reinjection: float)
         "reinjection": [float(reinjection)] * len(counts),
     }
     if bundle.head is not None:
-        strengths["commitment"] = [own_steps(identity, count).reinjection for count in counts]
+        strengths["commitment"] = [default_sampling(identity, count).reinjection for count in counts]
     plans = [PlannedPath(way, *pair) for way, column in strengths.items() for pair in zip(counts, column, strict=True)]
     return tuple(plan for plan in plans if _fits(bundle, plan))
 
 
 def _fits(bundle: ModelBundle, plan: PlannedPath) -> bool:
-    sampler = FlowSampler(bundle.flow().path, None, bundle.identity.default_grid(), plan.reinjection)
-    return misfit(bundle.identity, sampler, plan.num_steps) is None
+    grid = bundle.identity.default_grid()
+    sampler = FlowSampler(bundle.flow().path, grid=grid, reinjection=plan.reinjection)
+    return incompatibility(bundle.identity, sampler, plan.num_steps) is None

@@ -17,7 +17,7 @@ def follow(
 
     The steps are the sampler's: Euler's x_s = alpha_s x1_hat + sigma_s eps_hat, which on the variance preserving path
     is DDIM (arXiv:2010.02502, eq. 12), or with ``second_order`` Heun's on all but the last, by the same trapezoidal
-    rule for x_1 and eps as :class:`fewstep.samplers.HeunSolver`. M steps cost M passes of the teacher, or 2 M - 1.
+    rule for x_1 and eps as :func:`fewstep.samplers.heun`. M steps cost M passes of the teacher, or 2 M - 1.
     ``mask`` (B, K): padding, zero in ``x_t``, is held there. Raises ``ValueError`` for fewer than 2 times.
     """
     if len(times) < 2:

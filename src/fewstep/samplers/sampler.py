@@ -1,71 +1,137 @@
-"""The one sampling loop."""
+"""Noise to latents in one loop. B examples, K latent positions, D dimensions, N steps.
+
+A step from t to s >= t predicts x1_hat at (x_t, t), follows the solver to t~ >= s with sigma_t~ = kept sigma_s, then
+moves back to s along the prediction and adds fresh noise xi:
+
+    x_s = x_t~ + (alpha_s - alpha_t~) x1_hat + fresh sigma_s xi.
+
+With Euler this is the formula of :mod:`fewstep.samplers.rules`. Known algorithms are choices of solver, path and rule:
+
+=======  =======  =============  ====================================================================
+solver   path     rule           algorithm
+=======  =======  =============  ====================================================================
+euler    linear   0              Euler on the flow's ODE (arXiv:2209.03003)
+euler    VP       0              DDIM, eta = 0 (arXiv:2010.02502 eq. 12)
+euler    any      ancestral:1    ancestral sampling (DDPM, arXiv:2006.11239): DDIM with eta = 1
+euler    any      1              multistep consistency sampling (arXiv:2303.01469 algorithm 1),
+                                 diffusers' FlowMatchEuler with stochastic_sampling
+euler    any      in (0, 1)      between the two: DDIM with sigma_s^DDIM = gamma sigma_s
+heun     linear   0              Heun's trapezoidal rule on the ODE, order 2
+heun     VP       0              the same in (alpha, sigma) in place of t, order 2
+heun     any      1              as Euler: every jump ends at t~ = 1
+any      any      any, N = 1     one-step generation: x_1 = x1_hat(x_0, 0)
+=======  =======  =============  ====================================================================
+
+With strengths by latent position there is no common t~: the solver goes to s itself, and what its state holds beyond
+alpha_s x1_hat (x1_hat the latest prediction) is scaled there. For Euler this is the same formula.
+"""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from fewstep.paths import Path
-from fewstep.samplers.correction import CorrectedModel, Correction, estimate
-from fewstep.samplers.euler import EulerSolver
-from fewstep.samplers.noise import FreshNoise, NoiseSource
-from fewstep.samplers.reinjection import (
-    UNTOUCHED,
-    NoisePlan,
-    NoiseWeights,
-    Reinjection,
-    TimedPlan,
-    as_reinjection,
-    jump_time,
-    reinject,
-    scale_noise,
-)
-from fewstep.samplers.solvers import Solver, SolverStep
+from fewstep.registry import resolve
+from fewstep.samplers.rules import Noise, RuleLike, parse_rule
 from fewstep.schedules import TimeGrid, UniformGrid, upcast
-from fewstep.shapes import expand_like
-from fewstep.types import FlowLike, SamplerState, Trajectory
+from fewstep.shapes import Generators, expand_like, randn
+from fewstep.types import FlowLike, FlowMapLike, SamplerState, Trajectory
+
+Correction = Callable[[Tensor, int, int, Tensor], tuple[Tensor, int]]
+"""(x1_hat (B, K, D), step 0..N-1, N, mask (B, K) bool) -> corrected x1_hat and the forward passes this took.
+
+Row b of the result may depend on row b of x1_hat only: then a sample does not depend on its batch.
+"""
+
+Decidedness = Callable[[Tensor, Tensor], Tensor]
+"""(x1_hat (B, K, D), mask (B, K) bool) -> (B, K) in [0, 1], how decided each latent position is; row by row."""
+
+Estimate = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x_t (B, K, D), t (B,), self_cond (B, K, D) or None) -> x1_hat (B, K, D), one counted evaluation of the model."""
+
+Solver = Callable[[Estimate, Path, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(estimate, path, x_t, x1_hat at (x_t, t), t (B,) < 1, s (B,) >= t) -> x_s and the latest estimate.
+
+Along the flow x_s - x_t is the integral of x_1 d(alpha) + eps d(sigma). Solvers approximate x_1 and eps there and take
+d(alpha), d(sigma) as they are, so a constant pair is followed without error on every path. At s = 1, x_s is x1_hat.
+"""
+
+
+def euler(estimate: Estimate, path: Path, x_t: Tensor, x1_hat: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """x_s = alpha_s x1_hat + sigma_s eps_hat: order 1, no evaluation of its own; DDIM on the VP path."""
+    return path.sample(x1_hat, path.eps_from_x1(x_t, x1_hat, t), s), x1_hat
+
+
+def heun(estimate: Estimate, path: Path, x_t: Tensor, x1_hat: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Trapezoidal rule in (alpha, sigma): order 2, one evaluation of its own. Euler where s = 1."""
+    x_s, _ = euler(estimate, path, x_t, x1_hat, t, s)
+    if bool((s >= 1).all()):
+        return x_s, x1_hat
+    x1_end = estimate(x_s, s.to(t.dtype), x1_hat)
+    eps_mean = (path.eps_from_x1(x_t, x1_hat, t) + path.eps_from_x1(x_s, x1_end, s)) / 2
+    alpha_t, sigma_t = path.alpha_sigma(t, x_t)
+    alpha_s, sigma_s = path.alpha_sigma(s, x_t)
+    return x_t + (alpha_s - alpha_t) * (x1_hat + x1_end) / 2 + (sigma_s - sigma_t) * eps_mean, x1_end
+
+
+SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun}
 
 
 class FlowSampler:
-    """Follows a model from noise to latents, with re-injection of noise (see the package for the family it spans).
+    """Follows a model from noise to latents.
 
-    ``path`` must be the one the model was trained on. ``solver`` and ``grid`` default to Euler and equal steps.
-    ``reinjection`` is a strength in [0, 1], one a step, or a rule (:class:`fewstep.samplers.Reinjection`).
+    ``path`` is the one the model was trained on, ``grid`` where the steps end (None: equal steps), ``reinjection``
+    whatever :func:`fewstep.samplers.parse_rule` reads, ``solver`` a name of ``SOLVERS``, a dotted path or a function.
+    ``correct`` replaces each clean estimate (:class:`fewstep.samplers.Snap`). ``decidedness`` is for rules by position
+    (:meth:`fewstep.pipeline.TextGenerator.confidence`).
 
-    The controls: ``noise`` is where the re-injected noise comes from, fresh in every step by default.
-    ``noise_temperature`` multiplies eps_hat in the state that each step makes, and ``initial_temperature`` the noise
-    x_0; neither touches the fresh noise. 1 is the path's law, below is colder, and 0 leaves alpha_s x1_hat. The scaled
-    noise goes into the next estimate, so that without fresh noise and with the true pair, the state after k steps has
-    noise_temperature^k of the noise it should.
+    Controls: ``reuse_noise`` adds the same draw at every step. ``noise_temperature`` multiplies eps_hat in every new
+    state and ``initial_temperature`` the noise x_0, not the fresh noise; below 1 is colder, 0 leaves alpha_s x1_hat.
 
-    ``correct`` replaces each clean estimate before anything is made of it (:class:`fewstep.samplers.Snap`): state,
-    re-injection by position and self-conditioning go by the corrected one. None takes the model at its word.
-
-    Raises ValueError for strengths outside [0, 1] and temperatures below 0 or infinite. Gradients are recorded or not
-    as the caller's context says; generation wants ``torch.inference_mode()``.
+    Gradients are recorded as the caller's context says; use ``torch.inference_mode()`` for generation.
     """
 
     def __init__(
         self,
         path: Path,
-        solver: Solver | None = None,
-        grid: TimeGrid | None = None,
-        reinjection: float | Sequence[float] | Reinjection = 0.0,
         *,
-        noise: NoiseSource | None = None,
+        grid: TimeGrid | None = None,
+        reinjection: RuleLike = 0.0,
+        solver: str | Solver = "euler",
+        reuse_noise: bool = False,
         noise_temperature: float = 1.0,
         initial_temperature: float = 1.0,
         correct: Correction | None = None,
+        decidedness: Decidedness | None = None,
     ) -> None:
         self.path = path
-        self.solver: Solver = EulerSolver() if solver is None else solver
         self.grid: TimeGrid = UniformGrid() if grid is None else grid
-        self.reinjection = as_reinjection(reinjection)
-        self.noise: NoiseSource = FreshNoise() if noise is None else noise
+        self.rule = parse_rule(reinjection)
+        self.solver: Solver = resolve(SOLVERS, solver, "solver") if isinstance(solver, str) else solver
+        self.reuse_noise = reuse_noise
         self.noise_temperature = _checked_temperature("noise_temperature", noise_temperature)
         self.initial_temperature = _checked_temperature("initial_temperature", initial_temperature)
         self.correct = correct
+        self.decidedness = decidedness
+
+    def plan(self, num_steps: int) -> tuple[Tensor, Noise]:
+        """Times (N+1,) float64 and the noise of N steps. Raises ValueError where grid or rule do not fit N."""
+        times = self.grid.times(num_steps).double()
+        if times.shape != (num_steps + 1,) or times[0] != 0 or times[-1] != 1 or not bool((times.diff() > 0).all()):
+            raise ValueError(f"time grid is {times.tolist()}: expected {num_steps + 1} rising times from 0 to 1.")
+        noise = self.rule(self.path, times)
+        for name, weights in (("kept", noise.kept), ("fresh", noise.fresh)):
+            if weights.shape != (num_steps,) or not bool((weights.isfinite() & (weights >= 0)).all()):
+                raise ValueError(
+                    f"re-injection rule gives {name} = {weights.tolist()} for {num_steps} steps: expected one number "
+                    "of at least 0 per step."
+                )
+        if noise.by_position and self.decidedness is None:
+            raise ValueError("re-injection by position asks how decided a position is: pass decidedness=.")
+        return times, noise
 
     def iterate(
         self,
@@ -75,34 +141,45 @@ class FlowSampler:
         num_steps: int,
         start_step: int = 0,
         mask: Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator],
+        generator: Generators,
     ) -> Iterator[SamplerState]:
-        """Yield the N+1 states from noise ``x_0`` (B, K, D) on.
+        """Yield the N+1 states from noise ``x_0`` (B, K, D) on, in float32 (float64 where ``x_0`` is).
 
-        State k > 0 carries ``x1_hat``, the prediction that was made at the state before it, corrected where there is a
-        correction, and ``nfe``, which counts the correction's passes too. ``mask`` (B, K) bool is false at padding,
-        where states and predictions are held at zero. ``generator`` draws the re-injected noise; a sequence of one an
-        example (:func:`fewstep.shapes.example_generators`) makes a sample independent of its batch. Where all strengths
-        are 0, and in the last step, nothing is drawn. States are float32, or float64 where ``x_0`` is. A rule that
-        depends on the prediction draws in every step but the last.
+        State k > 0 has ``x1_hat``, the prediction made at the state before it (corrected, where there is a correction),
+        and ``nfe``, the forward passes so far of model, correction and decidedness. ``mask`` (B, K) bool is false at
+        padding, where states and predictions are zero. ``generator`` draws the fresh noise; one per example
+        (:func:`fewstep.shapes.example_generators`) makes a sample independent of its batch. Steps of strength 0 and the
+        last step draw nothing; a rule by position draws in every step but the last.
 
-        With ``start_step`` k > 0, ``x_0`` is the state at step k of the same N steps, and the states k .. N are
-        yielded: where nothing is drawn, the rest of the trajectory it came from. What concerns the initial noise does
-        not act on it. The first evaluation then has no prediction to be conditioned on, as at step 0, and evaluations
-        are counted from there.
+        With ``start_step`` k > 0, ``x_0`` is the state at step k of the same N steps and the states k .. N are yielded.
+        What concerns the initial noise does not act on it.
 
-        Raises ValueError, before any evaluation, for ``num_steps`` < 1, ``start_step`` outside 0 .. N, a mask or a
-        list of strengths that does not fit, and strengths over time outside [0, 1].
+        Raises ValueError, before any evaluation, for arguments that do not fit each other.
         """
-        times = self._times(num_steps)
-        plan = self.reinjection.plan(self.path, times)
+        times, noise = self.plan(num_steps)
         if not 0 <= start_step <= num_steps:
             raise ValueError(f"start_step is {start_step} of {num_steps} steps: expected 0 to {num_steps}.")
         if mask is not None and mask.shape != x_0.shape[:2]:
             raise ValueError(
-                f"mask has shape {tuple(mask.shape)}, states {tuple(x_0.shape)}: expected one entry a position."
+                f"mask has shape {tuple(mask.shape)}, states {tuple(x_0.shape)}: expected one entry per position."
             )
-        return self._states(model, x_0, start_step, times, plan, mask, generator)
+        estimate = _CountedEstimate(model, self.correct, num_steps, mask)
+        x_t, self_cond = _zero_padding(upcast(x_0), mask), None
+        draws = _draws(x_t, generator, self.reuse_noise)
+        if start_step == 0:
+            x_t = _zero_padding(self._initial(x_t, noise.initial, draws), mask)
+        yield SamplerState(step=start_step, time=float(times[start_step]), x_t=x_t, x1_hat=None, nfe=0)
+        for step in range(start_step, num_steps):
+            estimate.step, is_last = step, step == num_steps - 1
+            t, s = (x_t.new_full((len(x_t),), float(time)) for time in times[step : step + 2])
+            kept, fresh = (1.0, 0.0) if is_last else (float(noise.kept[step]), float(noise.fresh[step]))
+            by_position = noise.by_position and not is_last
+            t_jump = s if by_position or kept >= 1 else self._jump_time(s, kept)
+            x1_hat = estimate(x_t, t, self_cond, t_jump)
+            weights = self._position_weights(estimate, x1_hat, fresh) if by_position else (kept, fresh)
+            x_jump, self_cond = self.solver(estimate, self.path, x_t, x1_hat, t, t_jump)
+            x_t = _zero_padding(self._reinject(x_jump, self_cond, t_jump, s, weights, draws), mask)
+            yield SamplerState(step + 1, float(times[step + 1]), x_t, x1_hat, estimate.passes)
 
     def sample(
         self,
@@ -112,12 +189,9 @@ class FlowSampler:
         num_steps: int,
         start_step: int = 0,
         mask: Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator],
+        generator: Generators,
     ) -> Trajectory:
-        """The whole of :meth:`iterate` at once: times (N+1,), N+1 states and N predictions (B, K, D).
-
-        From ``start_step`` k on there are k fewer of each.
-        """
+        """All of :meth:`iterate` at once: times (N+1,), N+1 states and N predictions (B, K, D)."""
         states = list(
             self.iterate(model, x_0, num_steps=num_steps, start_step=start_step, mask=mask, generator=generator)
         )
@@ -128,80 +202,95 @@ class FlowSampler:
             nfe=states[-1].nfe,
         )
 
-    def _times(self, num_steps: int) -> Tensor:
-        times = self.grid.times(num_steps).double()
-        if times.shape != (num_steps + 1,) or times[0] != 0 or times[-1] != 1 or not bool((times.diff() > 0).all()):
-            raise ValueError(f"time grid is {times.tolist()}: expected {num_steps + 1} rising times from 0 to 1.")
-        return times
-
-    def _states(
-        self,
-        model: FlowLike,
-        x_0: Tensor,
-        start_step: int,
-        times: Tensor,
-        plan: NoisePlan,
-        mask: Tensor | None,
-        generator: torch.Generator | Sequence[torch.Generator],
-    ) -> Iterator[SamplerState]:
-        x_t = _zero_padding(upcast(x_0), mask)
-        draws = self.noise.draws(x_t, generator)
-        if start_step == 0:
-            x_t = _zero_padding(self._initial(x_t, plan.initial, draws), mask)
-        last, self_cond, nfe, plain = len(times) - 2, None, 0, model
-        yield SamplerState(step=start_step, time=float(times[start_step]), x_t=x_t, x1_hat=None, nfe=0)
-        for k in range(start_step, last + 1):
-            passes = 1
-            if self.correct is not None:
-                model = CorrectedModel(plain, self.correct, k, last + 1)
-                passes += self.correct.passes(x_t.shape[1], k, last + 1)
-            t, s = (x_t.new_full((len(x_t),), float(time)) for time in times[k : k + 2])
-            end = self._jump_end(plan, k, s, last)
-            x1_hat = _zero_padding(upcast(estimate(model, x_t, t, end, mask, self_cond)), mask)
-            weights = UNTOUCHED if k == last else plan.weights(k, x1_hat, mask)
-            step = self._step(model, x_t, x1_hat, t, s, weights, mask, draws)
-            x_t, self_cond = _zero_padding(step.x_s, mask), _zero_padding(step.x1_hat, mask)
-            nfe += passes * (1 + step.evaluations)
-            yield SamplerState(step=k + 1, time=float(times[k + 1]), x_t=x_t, x1_hat=x1_hat, nfe=nfe)
-
-    def _jump_end(self, plan: NoisePlan, step: int, s: Tensor, last: int) -> Tensor:
-        """Where the deterministic part of a step ends, for a flow map: t~, where the rule is known before the estimate
-        (at strength 1 this is t = 1, and the jump a consistency model's), else s."""
-        if step == last or not isinstance(plan, TimedPlan):
-            return s
-        kept = plan.steps[step].kept
-        return s if isinstance(kept, Tensor) or kept >= 1 else jump_time(self.path, s, kept)
-
-    def _initial(self, x_0: Tensor, weights: NoiseWeights, draws: Iterator[Tensor]) -> Tensor:
-        """The state at t = 0, where all is noise."""
-        kept = weights.kept * self.initial_temperature
+    def _initial(self, x_0: Tensor, weights: tuple[float, float], draws: Iterator[Tensor]) -> Tensor:
+        """The state at t = 0, which is noise only."""
+        kept, fresh = weights[0] * self.initial_temperature, weights[1]
         x_0 = x_0 if kept == 1 else kept * x_0
-        return x_0 if weights.fresh == 0 else x_0 + weights.fresh * next(draws)
+        return x_0 if fresh == 0 else x_0 + fresh * next(draws)
 
-    def _step(
+    def _jump_time(self, s: Tensor, kept: float) -> Tensor:
+        """t~ (B,) >= s with sigma_t~ = ``kept`` sigma_s; exactly 1 at 0."""
+        return self.path.schedule.t_of_sigma(self.path.schedule.sigma(s) * kept).clamp(min=s)
+
+    def _position_weights(self, estimate: "_CountedEstimate", x1_hat: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+        """Weights (B, K, 1) of old and fresh noise. Raises ValueError for decidedness outside [0, 1]."""
+        assert self.decidedness is not None  # see plan
+        real = estimate.real(x1_hat)
+        decided = self.decidedness(x1_hat, real)
+        estimate.passes += 1
+        if decided.shape != real.shape or not bool(((decided >= 0) & (decided <= 1) | ~real).all()):
+            raise ValueError(
+                f"decidedness has shape {tuple(decided.shape)} and values from {decided.min():g} to "
+                f"{decided.max():g}: expected {tuple(real.shape)}, from 0 (undecided) to 1 (decided)."
+            )
+        fresh = expand_like(strength * (1 - decided.to(x1_hat.dtype).masked_fill(~real, 1.0)), x1_hat)
+        return (1 - fresh**2).sqrt(), fresh
+
+    def _reinject(
         self,
-        model: FlowLike,
-        x_t: Tensor,
+        x_jump: Tensor,
         x1_hat: Tensor,
-        t: Tensor,
+        t_jump: Tensor,
         s: Tensor,
-        weights: NoiseWeights,
-        mask: Tensor | None,
+        weights: tuple[float, float] | tuple[Tensor, Tensor],
         draws: Iterator[Tensor],
-    ) -> SolverStep:
-        kept, fresh = weights.kept, weights.fresh
-        t_jump, scale = s, kept * self.noise_temperature  # what the jump does not leave out is scaled after it
-        if not isinstance(kept, Tensor) and kept < 1:  # at 1, t~ = s without the rounding of the inverse
-            t_jump, scale = jump_time(self.path, s, kept), self.noise_temperature
-        jump = self.solver.step(model, self.path, x_t, x1_hat, t, t_jump, mask=mask)
-        x_s = jump.x_s
+    ) -> Tensor:
+        """x_s (B, K, D) from ``x_jump`` at ``t_jump``: scale its noise, move to alpha_s along ``x1_hat``, add noise."""
+        kept, fresh = weights
+        scale = self.noise_temperature * (kept if t_jump is s else 1.0)  # else the jump has left it out already
         if isinstance(scale, Tensor) or scale != 1:
-            x_s = scale_noise(self.path, x_s, jump.x1_hat, t_jump, scale)
-        # Weights by position say nothing of the batch: noise is drawn even where this batch has no use for it.
-        xi = next(draws) if isinstance(fresh, Tensor) or fresh > 0 else None
-        if t_jump is not s or xi is not None:
-            x_s = reinject(self.path, x_s, jump.x1_hat, t_jump, s, fresh, xi)
-        return SolverStep(x_s, jump.x1_hat, jump.evaluations)
+            mean = (self.path.alpha_sigma(t_jump, x_jump)[0] * x1_hat).to(x_jump.dtype)
+            x_jump = torch.lerp(mean, x_jump, scale)
+        # Weights by position say nothing about the rest of the batch: noise is drawn even where no position uses it.
+        is_drawn = isinstance(fresh, Tensor) or fresh > 0
+        if t_jump is s and not is_drawn:
+            return x_jump
+        alpha_jump, _ = self.path.alpha_sigma(t_jump, x_jump)
+        alpha_s, sigma_s = self.path.alpha_sigma(s, x_jump)
+        x_s = x_jump + (alpha_s - alpha_jump) * x1_hat
+        return x_s + fresh * sigma_s * next(draws) if is_drawn else x_s
+
+
+class _CountedEstimate:
+    """The clean estimates of one trajectory: corrected, zero at padding, and counted in forward passes."""
+
+    def __init__(self, model: FlowLike, correct: Correction | None, num_steps: int, mask: Tensor | None) -> None:
+        self.model = model
+        self.correct = correct
+        self.num_steps = num_steps
+        self.mask = mask
+        self.step = 0
+        self.passes = 0
+
+    def __call__(self, x_t: Tensor, t: Tensor, self_cond: Tensor | None, s: Tensor | None = None) -> Tensor:
+        """x1_hat (B, K, D) at (x_t, t), at least float32; a flow map is told where the jump ends, ``s`` (B,)."""
+        if _is_flow_map(self.model):
+            x1_hat = self.model.denoise(x_t, t, s=s, mask=self.mask, self_cond=self_cond)
+        else:
+            x1_hat = self.model.denoise(x_t, t, mask=self.mask, self_cond=self_cond)
+        x1_hat, passes = upcast(x1_hat), 1
+        if self.correct is not None:
+            x1_hat, more = self.correct(x1_hat, self.step, self.num_steps, self.real(x1_hat))
+            passes += more
+        self.passes += passes
+        return _zero_padding(x1_hat, self.mask)
+
+    def real(self, x: Tensor) -> Tensor:
+        """The mask (B, K) bool, all true without one."""
+        return torch.ones_like(x[..., 0], dtype=torch.bool) if self.mask is None else self.mask.bool()
+
+
+def _is_flow_map(model: FlowLike) -> TypeGuard[FlowMapLike]:
+    return isinstance(model, FlowMapLike) and model.two_times
+
+
+def _draws(like: Tensor, generator: Generators, reuse: bool) -> Iterator[Tensor]:
+    """Standard normal noise (B, K, D), drawn when asked for; with ``reuse`` the first draw again and again."""
+    xi = None
+    while True:
+        if xi is None or not reuse:
+            xi = randn(tuple(like.shape), like, generator).to(like.dtype)
+        yield xi
 
 
 def _checked_temperature(name: str, value: float) -> float:

@@ -12,7 +12,7 @@ from fewstep.errors import UserError
 from fewstep.objectives import HeadTraining
 from fewstep.pipeline import TextGenerator, check_sampler
 from fewstep.readouts import CausalTransformer, CommitmentHead
-from fewstep.samplers import EulerSolver, FlowSampler, own_steps
+from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import rand, randn
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
@@ -81,7 +81,7 @@ class HeadModule(Stage):
 
         The latents are noised to a time t of the sampler's own grid, 0 < t < 1, one for the batch and each equally
         likely, and sampled from there to t = 1, deterministically where the model allows it
-        (:func:`fewstep.samplers.own_steps`). At small t little is left of the text that the
+        (:func:`fewstep.samplers.default_sampling`). At small t little is left of the text that the
         latents came from, though the head is still asked for it (this project's definition).
         """
         flow, z, mask = self.base.flow(), latents.z.float(), latents.mask
@@ -89,7 +89,7 @@ class HeadModule(Stage):
         step = 1 + int((self.generated_steps - 1) * rand((1,), torch.zeros(()), generator))
         t = z.new_full((len(z),), float(grid.times(self.generated_steps)[step]))
         x_t = flow.path.sample(z, randn(tuple(z.shape), z, generator), t)
-        strength = own_steps(self.base.identity, self.generated_steps).reinjection
+        strength = default_sampling(self.base.identity, self.generated_steps).reinjection
         states = FlowSampler(flow.path, grid=grid, reinjection=strength).iterate(
             flow, x_t, num_steps=self.generated_steps, start_step=step, mask=mask, generator=generator
         )
@@ -102,4 +102,4 @@ def check_generation(identity: Identity, num_steps: int) -> None:
     """Raise ``UserError`` unless a flow of this ``identity`` can go on from within a trajectory of ``num_steps``."""
     if num_steps < 2:
         raise UserError(f"model.generated_steps is {num_steps}: expected at least 2, the first of which is left out")
-    check_sampler(identity, num_steps, EulerSolver(), own_steps(identity, num_steps).reinjection)
+    check_sampler(identity, num_steps, default_sampling(identity, num_steps).reinjection)

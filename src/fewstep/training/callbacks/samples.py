@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from fewstep.pipeline import TextGenerator
-from fewstep.samplers import Reinjection, own_steps
+from fewstep.samplers import default_sampling, parse_rule
 from fewstep.training.flow import FlowModule
 
 Row = tuple[int, int, str]
@@ -18,8 +18,9 @@ class SampleTable(Callback):
 
     They go to wandb as the table ``samples`` and to ``folder/samples.jsonl``: one row a step, number of sampling steps
     and text. ``num_steps`` lists the numbers of sampling steps; a model trained for one number takes that in their
-    place. ``seed`` fixes the noise. ``reinjection`` is a strength or a rule (:class:`fewstep.samplers.Reinjection`);
-    None makes deterministic steps where the model allows it (:func:`fewstep.samplers.own_steps`).
+    place. ``seed`` fixes the noise. ``reinjection`` is a strength or a rule such as "cosine:1,0"
+    (:func:`fewstep.samplers.parse_rule`); None: deterministic steps where the model allows it
+    (:func:`fewstep.samplers.default_sampling`).
 
     It acts when the validation epoch ends, so it is listed before weight averaging, which takes the averaged weights
     back then. A resumed run keeps the rows up to the step that it goes on from.
@@ -31,13 +32,13 @@ class SampleTable(Callback):
         num_samples: int = 4,
         num_steps: tuple[int, ...] = (1, 4, 32),
         seed: int = 0,
-        reinjection: float | Reinjection | None = None,
+        reinjection: float | str | list[float] | None = None,
     ) -> None:
         self.file = Path(folder) / "samples.jsonl"
         self.num_samples = num_samples
         self.num_steps = tuple(num_steps)
         self.seed = seed
-        self.reinjection = reinjection
+        self.reinjection = None if reinjection is None else parse_rule(reinjection)
         self._rows: list[Row] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,7 +61,7 @@ class SampleTable(Callback):
         generator = TextGenerator(bundle.to(pl_module.device))
         new: list[Row] = []
         identity = generator.bundle.identity
-        for own in dict.fromkeys(own_steps(identity, steps) for steps in self.num_steps):
+        for own in dict.fromkeys(default_sampling(identity, steps) for steps in self.num_steps):
             rule = own.reinjection if self.reinjection is None else self.reinjection
             texts = generator.generate(self.num_samples, own.num_steps, self.seed, reinjection=rule).texts
             new += [(trainer.global_step, own.num_steps, text) for text in texts]
