@@ -30,10 +30,11 @@ from fewstep.evaluation.grammar_scores import GrammarMeasures
 from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.sweep_row import Setting
-from fewstep.evaluation.sweep_texts import SWEEP_READOUTS, Batch, FlowTexts, Made, TextGroup, flow_setting
+from fewstep.evaluation.sweep_texts import Batch, FlowTexts, Made, TextGroup, flow_setting
 from fewstep.evaluation.yardsticks import yardsticks
 from fewstep.merging import merge_bundles
 from fewstep.pipeline import TextGenerator
+from fewstep.readouts import READOUTS
 from fewstep.shapes import example_generators
 from fewstep.training.command import run_training
 
@@ -245,7 +246,7 @@ class ReadBack:
     def __init__(self, bundle: ModelBundle, ids: torch.Tensor, num_samples: int, readout: str) -> None:
         self.settings: tuple[Setting, ...] = (Setting("read back", readout),)
         self.bundle, self.ids, self.num_samples = bundle, ids, num_samples
-        self.choice = SWEEP_READOUTS[readout]
+        self.choice = READOUTS[readout]
 
     @torch.no_grad()
     def make(self, batch: Batch, settings: list[Setting]) -> list[Made]:
@@ -254,7 +255,7 @@ class ReadBack:
         ids = self.ids[start : start + batch.count]
         assert self.bundle.autoencoder is not None
         latents = self.bundle.autoencoder.encode(ids, torch.ones_like(ids, dtype=torch.bool))
-        drawn = self.choice.get(self.bundle).generate(
+        drawn = self.bundle.open_readout(self.choice).generate(
             latents.z,
             latents.mask,
             temperature=self.choice.temperature,

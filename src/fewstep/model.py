@@ -8,26 +8,23 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from fewstep import storage
 from fewstep.autoencoders import ImageAutoencoder
-from fewstep.data import tokenizer_fingerprint
+from fewstep.data import ImageSource, image_source, tokenizer_fingerprint
 from fewstep.denoisers import EstimateKind, FlowModel, PredictionType
 from fewstep.errors import UserError, first_line
 from fewstep.model_card import model_card
 from fewstep.paths import PATHS
-from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel
+from fewstep.readouts import CausalTransformer, CommitmentHead, Generates, LanguageModel, ReadoutChoice
 from fewstep.registry import import_attribute
 from fewstep.schedules import TimeGrid, quantile_grid
 from fewstep.storage import Manifest, PartSpec, Stored
 from fewstep.types import LatentEncoder, Readout
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 Kind = Literal["text", "images"]
 PathName = Literal["linear", "variance_preserving"]
@@ -95,9 +92,9 @@ class SavedModel:
     :meth:`scorer` give them their meaning. All accessors raise ``UserError`` for a missing part.
     """
 
-    tokenizer: "PreTrainedTokenizerFast"  # None for images, where nothing asks for it
+    tokenizer: Any  # a PreTrainedTokenizerFast; None for images
     identity: Identity
-    autoencoder: LatentEncoder | None = None
+    autoencoder: Any = None  # see encoder() and image_autoencoder()
     readout: Readout | None = None
     denoiser: nn.Module | None = None
     head: CausalTransformer | None = None
@@ -121,8 +118,8 @@ class SavedModel:
     def encoder(self) -> LatentEncoder:
         """The encoder of tokens to latents."""
         self.require("autoencoder")
-        assert self.autoencoder is not None
-        return self.autoencoder
+        encoder: LatentEncoder = self.autoencoder
+        return encoder
 
     def image_autoencoder(self) -> ImageAutoencoder:
         """The autoencoder of an image model."""
@@ -148,6 +145,11 @@ class SavedModel:
         assert self.head is not None
         return CommitmentHead(self.head, trust_level=self.identity.trust_level)
 
+    def open_readout(self, choice: ReadoutChoice) -> Generates:
+        """What reads latents in the way of one of :data:`fewstep.readouts.READOUTS`."""
+        self.require(choice.part)
+        return choice.open(getattr(self, choice.part), self.identity.trust_level)
+
     def scorer(self) -> LanguageModel:
         """The language model."""
         self.require("language_model")
@@ -160,6 +162,10 @@ class SavedModel:
             channels, height, width = self.image_autoencoder().latent_shape
             return height * width, channels
         return self.encoder().num_latents(self.identity.block_size), self.encoder().latent_dim
+
+    def image_source(self) -> ImageSource:
+        """The images that the model was trained on. Raises ``UserError`` for a source unknown to this fewstep."""
+        return image_source(self.identity.source, self.identity.source_config)
 
     def to(self, device: torch.device | str) -> "SavedModel":
         """Move every part to a device, in evaluation mode; returns itself."""
@@ -243,7 +249,7 @@ class SavedModel:
             raise UserError(
                 f"{source} holds a model of {identity.kind}, expected one of {kind}: give a model trained on {kind}"
             )
-        model = cls(stored.tokenizer, identity)  # type: ignore[arg-type]
+        model = cls(stored.tokenizer, identity)
         for name, spec in stored.manifest.parts.items():
             part = build_part(identity.kind, name, spec, source, allow=allow)
             storage.load_strictly(part, stored.weights[name], f"{source} ({name})")
@@ -279,7 +285,7 @@ class SavedModel:
             raise UserError(f"{source}: a flow map, but its denoiser has one time only")
         if self.autoencoder is None:
             return
-        (positions, latent_dim), config = self.latent_shape(), self.denoiser.config  # type: ignore[union-attr]
+        (positions, latent_dim), config = self.latent_shape(), self.parts()["denoiser"].config
         if config.get("num_positions", positions) < positions or config.get("latent_dim", latent_dim) != latent_dim:
             raise UserError(
                 f"{source}: the denoiser is built for {config.get('num_positions')} latent positions of "

@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"--steps {args.steps} --reinjection {args.reinjection}: expected K >= 1 and strengths in [0, 1]"
         )
-    from fewstep.storage import kind_of
+    from fewstep.model import kind_of
 
     out, kind = (args.out or Path("runs/compare")).expanduser(), kind_of(args.path)
     plan = planned_runs(args, kind, out, steps)
@@ -191,10 +191,10 @@ def text_data(args: argparse.Namespace) -> list[str]:
 
 def image_data(args: argparse.Namespace) -> list[str]:
     """Flags of the images that the model was trained on."""
-    from fewstep.image_bundle import ImageModel
+    from fewstep.model import SavedModel
 
-    identity = ImageModel.from_pretrained(args.path).identity
-    images = {"class_path": f"fewstep.data.{identity.data}", "init_args": identity.data_config}
+    identity = SavedModel.from_pretrained(args.path, kind="images").identity
+    images = {"class_path": f"fewstep.data.{identity.source}", "init_args": identity.source_config}
     return [f"--data.images={json.dumps(images)}"]
 
 
@@ -206,9 +206,10 @@ def text_bench(args: argparse.Namespace) -> "TextBench":
     from fewstep.evaluation.compare_bench import TextBench
     from fewstep.evaluation.processes import Processes
     from fewstep.evaluation.sweep_measures import TrainText
-    from fewstep.evaluation.sweep_texts import SWEEP_READOUTS
     from fewstep.evaluation.train_text import train_stream
     from fewstep.evaluation.yardsticks import yardsticks
+    from fewstep.readouts import READOUTS
+    from fewstep.registry import resolve
 
     device = pick_device(args.device)
     bundle = ModelBundle.from_pretrained(args.path).to(device)
@@ -218,9 +219,7 @@ def text_bench(args: argparse.Namespace) -> "TextBench":
         comma_parts(args.readout, "readout") if args.readout else [n for n, p in parts.items() if p in bundle.parts()]
     )
     for name in readouts:
-        if name not in SWEEP_READOUTS:
-            raise UserError(f"readout is {name!r}: expected some of {', '.join(SWEEP_READOUTS)}")
-        bundle.require(SWEEP_READOUTS[name].part, source=args.path)
+        bundle.require(resolve(READOUTS, name, "readout").part, source=args.path)
     return TextBench(
         bundle,
         scorer,

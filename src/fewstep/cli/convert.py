@@ -14,16 +14,19 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("sources", nargs="+", metavar="CKPT", help="a .ckpt file or a model folder")
     parser.add_argument("out", metavar="OUT", help="the folder to write")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="PACKAGE", help="package whose classes may be built; repeatable"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the model in OUT where there is one")
     args = parser.parse_args(argv)
 
     from fewstep import storage  # torch comes with it: not for --help
-    from fewstep.bundle import ModelBundle
-    from fewstep.merging import merge_bundles
+    from fewstep.model import SavedModel, merge_models
 
     out = Path(args.out).expanduser()
     storage.check_target(out, overwrite=args.overwrite)
-    merged = merge_bundles([ModelBundle.from_pretrained(source) for source in args.sources], args.sources)
+    models = [SavedModel.from_pretrained(source, allow=args.allow, kind="text") for source in args.sources]
+    merged = merge_models(models, args.sources)
     merged.save_pretrained(out, overwrite=args.overwrite)
     print(f"{out}: {', '.join(merged.parts())}; block of {merged.identity.block_size} tokens")
     return 0

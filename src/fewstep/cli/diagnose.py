@@ -116,7 +116,7 @@ def diagnose(
     args: argparse.Namespace, only: list[str] | None, progress: Tell | None, processes: "Processes"
 ) -> "Diagnosis":
     """Load the model and measure it, text or images, ours or another's."""
-    from fewstep.storage import kind_of
+    from fewstep.model import kind_of
 
     if args.adapter is not None:
         return diagnose_adapter(args, only, progress, processes)
@@ -157,11 +157,11 @@ def diagnose_image_model(
 ) -> "Diagnosis":
     """The image control on held-out images."""
     from fewstep.evaluation import diagnose_images, make_image_subject
-    from fewstep.image_bundle import ImageModel
+    from fewstep.model import SavedModel
 
-    model = ImageModel.from_pretrained(args.path).to(pick_device(args.device))
+    model = SavedModel.from_pretrained(args.path, kind="images").to(pick_device(args.device))
     subject = make_image_subject(model, num_examples=args.examples, seed=args.seed)
-    data = {"source": model.identity.data, **model.identity.data_config}
+    data = {"source": model.identity.source, **model.identity.source_config}
     return diagnose_images(subject, args.path, only=only, progress=progress, processes=processes, data=data)
 
 

@@ -23,7 +23,7 @@ from fewstep.evaluation.sweep import Sweep, model_digest
 from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import COLUMNS
 from fewstep.evaluation.sweep_texts import FlowTexts, TextGroup, flow_setting
-from fewstep.image_bundle import ImageModel
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers import FlowSampler, default_sampling, incompatibility
 from fewstep.types import TokenBatch
@@ -220,10 +220,11 @@ class ImageBench:
 
     def incompatibility(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
         """What :func:`fewstep.samplers.incompatibility` says."""
-        model = ImageModel.from_pretrained(folder)
-        told = model.require_flow(str(folder))
-        sampler = FlowSampler(model.flow().path, grid=told.default_grid(), reinjection=reinjection)
-        return incompatibility(told, sampler, num_steps)
+        model = SavedModel.from_pretrained(folder, kind="images")
+        model.require("denoiser", source=str(folder))
+        identity = model.identity
+        sampler = FlowSampler(model.flow().path, grid=identity.default_grid(), reinjection=reinjection)
+        return incompatibility(identity, sampler, num_steps)
 
     def rows(self, folder: Path, num_steps: int, reinjection: float) -> list[Compared]:
         """One row."""
@@ -257,10 +258,10 @@ class ImageBench:
 
     def _sweep(self, folder: Path, setting: tuple[int, float] | None = None) -> ImageSweep:
         """Of one setting, or of one that fits the model where only the protocol is asked for."""
-        model = ImageModel.from_pretrained(folder).to(self.device)
+        model = SavedModel.from_pretrained(folder, kind="images").to(self.device)
         if self._base is None:
-            self._base = BaseFlow(ImageModel.from_pretrained(self.base).to(self.device))
-        own = default_sampling(model.require_flow(str(folder)), 1)
+            self._base = BaseFlow(SavedModel.from_pretrained(self.base, kind="images").to(self.device))
+        own = default_sampling(model.identity, 1)
         num_steps, reinjection = setting or (own.num_steps, own.reinjection)
         return ImageSweep(
             model,

@@ -148,7 +148,7 @@ class ExactStudy:
         reader = self.bundle.reader()
         parts = z.float().split(64)
         return torch.cat(
-            [reader(one, torch.ones_like(one[..., 0], dtype=torch.bool)).argmax(-1) for one in parts]
+            [reader.logits(one, torch.ones_like(one[..., 0], dtype=torch.bool)).argmax(-1) for one in parts]
         ).cpu()
 
     def _distance(self, x_1: Tensor) -> float:

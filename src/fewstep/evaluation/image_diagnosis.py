@@ -24,7 +24,7 @@ from fewstep.evaluation.diagnosis_protocol import diagnosis_protocol
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.readout_measurements import DabiEffort
 from fewstep.evaluation.subject import noise_source
-from fewstep.image_bundle import ImageModel
+from fewstep.model import SavedModel
 
 IMAGE_EFFORT = DabiEffort(num_isotropic=12)
 """One point an example, and so more directions at each than in a text."""
@@ -93,13 +93,14 @@ IMAGE_MEASUREMENTS: Mapping[str, Callable[[ImageSubject], tuple[Diagnostic, ...]
 
 
 @torch.no_grad()
-def make_image_subject(model: ImageModel, *, num_examples: int, seed: int) -> ImageSubject:
+def make_image_subject(model: SavedModel, *, num_examples: int, seed: int) -> ImageSubject:
     """The latents of the first ``num_examples`` held-out images. Raises ``UserError`` where there are fewer, or one."""
-    images = model.held_out()
+    images = model.image_source().held_out()
     if not 2 <= num_examples <= len(images):
         raise UserError(f"examples is {num_examples}: expected a number from 2 to {len(images)}, the held-out images")
-    device = next(model.autoencoder.parameters()).device
-    return ImageSubject(model, model.encode(images[:num_examples].to(device)), seed)
+    autoencoder = model.image_autoencoder()
+    device = next(autoencoder.parameters()).device
+    return ImageSubject(autoencoder, autoencoder.encode(images[:num_examples].to(device)), seed)
 
 
 def diagnose_images(

@@ -5,7 +5,7 @@ N samples a seed, L tokens.
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -231,5 +231,5 @@ class Sweep:
 def model_digest(bundle: ModelBundle) -> str:
     """12 hex digits that tell models apart: identity, architectures and weights of all parts."""
     weights = {name: weights_digest(part) for name, part in bundle.parts().items()}
-    text = canonical_json([bundle.manifest(), weights])
+    text = canonical_json([asdict(bundle.manifest()), weights])
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]

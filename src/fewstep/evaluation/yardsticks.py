@@ -62,7 +62,7 @@ class NoiseTexts:
 
     def __init__(self, bundle: ModelBundle) -> None:
         self.settings: tuple[Setting, ...] = (Setting(NOISE),)
-        self.reader = bundle.reader()
+        self.reader, self.parts = bundle.reader(), bundle.parts()
         self.shape = bundle.latent_shape()
 
     @torch.no_grad()
@@ -70,8 +70,8 @@ class NoiseTexts:
         """Blocks of which each depends on the seed and its index alone; one forward pass each."""
         start = time.perf_counter()
         noise = example_generators(batch.seed, batch.first, batch.count)
-        z = randn((batch.count, *self.shape), next(self.reader.parameters()), noise)
-        ids = self.reader(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)).argmax(-1).cpu()
+        z = randn((batch.count, *self.shape), next(self.parts["readout"].parameters()), noise)
+        ids = self.reader.logits(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)).argmax(-1).cpu()
         return [Made(ids, None, seconds=time.perf_counter() - start, nfe=1) for _ in settings]
 
 

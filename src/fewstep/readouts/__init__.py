@@ -1,5 +1,11 @@
 """Latents to tokens: parallel readouts, the commitment head, and the language model it is measured by."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
 from fewstep.readouts.categorical import MAX_LOGITS, check_draw, draw_tokens, hidden_nats, token_nats
 from fewstep.readouts.causal import CausalTransformer
 from fewstep.readouts.commitment import CommitmentHead
@@ -7,15 +13,20 @@ from fewstep.readouts.decoding import decode_cached, decode_naive
 from fewstep.readouts.ending import Ending, tokens_to_first_end
 from fewstep.readouts.language_model import LanguageModel
 from fewstep.readouts.parallel import LinearReadout, ParallelReadout, TransformerReadout, token_accuracy
+from fewstep.shapes import Generators
+from fewstep.types import TokenSample
 
 __all__ = [
     "MAX_LOGITS",
+    "READOUTS",
     "CausalTransformer",
     "CommitmentHead",
     "Ending",
+    "Generates",
     "LanguageModel",
     "LinearReadout",
     "ParallelReadout",
+    "ReadoutChoice",
     "TransformerReadout",
     "check_draw",
     "decode_cached",
@@ -26,3 +37,52 @@ __all__ = [
     "token_nats",
     "tokens_to_first_end",
 ]
+
+
+class Generates(Protocol):
+    """What sampling asks of a readout."""
+
+    def generate(
+        self,
+        z: Tensor,
+        mask: Tensor,
+        *,
+        temperature: float,
+        top_p: float,
+        top_k: int | None,
+        ending: Ending | None,
+        generator: Generators,
+    ) -> TokenSample:
+        """Tokens (B, L) for latents (B, K, D) with their mask (B, K)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReadoutChoice:
+    """One way to read latents: the part of a model that it needs, its usual temperature, and its cost.
+
+    ``open`` makes the readout from the part and the model's trust level (rms); ``passes`` counts forward passes for L
+    tokens.
+    """
+
+    part: str
+    temperature: float
+    open: Callable[[Any, float], Generates]
+    passes: Callable[[int], int]
+
+
+def _head(network: CausalTransformer, trust_level: float) -> CommitmentHead:
+    return CommitmentHead(network, trust_level=trust_level)
+
+
+def _head_off(network: CausalTransformer, trust_level: float) -> CommitmentHead:
+    return CommitmentHead(network, trust_level=trust_level, commitment=False)
+
+
+READOUTS: dict[str, ReadoutChoice] = {
+    # Each position on its own: drawing them independently would only add noise, so the likeliest token is taken.
+    "parallel": ReadoutChoice("readout", 0.0, lambda part, trust_level: part, passes=lambda num_tokens: 1),
+    "head": ReadoutChoice("head", 1.0, _head, passes=lambda num_tokens: num_tokens),
+    "head_off": ReadoutChoice("head", 1.0, _head_off, passes=lambda num_tokens: 1),
+}
+"""The ways from latents to tokens, by name. ``head_off``, for the ablation: the head without its earlier tokens."""

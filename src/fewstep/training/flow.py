@@ -145,7 +145,7 @@ class FlowModule(Stage):
                 self.model(),
                 self.latents(tokens, index),
                 tokens=tokens,
-                readout=self.base.readout,
+                readout=self.base.readout,  # type: ignore[arg-type]
                 generator=generator,
                 teacher=self.teacher(),
                 progress=self.progress(),

@@ -7,11 +7,11 @@ import torch
 
 from fewstep.autoencoders import ImageAutoencoder
 from fewstep.errors import UserError
-from fewstep.image_bundle import ImageIdentity, ImageModel
+from fewstep.model import Identity, SavedModel
 from fewstep.objectives import ImageReconstruction
 from fewstep.storage import checkpoint_entry, versions
 from fewstep.training.image_data import ImageDataModule
-from fewstep.training.module import Batch, SavedModel, TrainingModule
+from fewstep.training.module import Batch, TrainingModule
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.training.shared import Shared
 from fewstep.training.step_data import StepDataModule
@@ -28,7 +28,6 @@ class ImageAutoencoderModule(TrainingModule):
 
     stage_name: ClassVar[str] = "image_autoencoder"
     data_class: ClassVar[type[StepDataModule]] = ImageDataModule
-    saved_class: ClassVar[type[SavedModel]] = ImageModel
     unit: ClassVar[str] = "images"
 
     def __init__(
@@ -53,21 +52,19 @@ class ImageAutoencoderModule(TrainingModule):
         """The data module that the module was built for."""
         return self._data.value
 
-    def identity(self) -> ImageIdentity:
+    def identity(self) -> Identity:
         """What the model is."""
-        return ImageIdentity(
-            data=self.data.images.name,
-            data_config=self.data.images.config,
-            image_shape=self.autoencoder.image_shape,
-            latent_shape=self.autoencoder.latent_shape,
+        return Identity(
+            kind="images",
+            source=self.data.images.name,
+            source_config=self.data.images.config,
             objective=type(self.objective).__name__,
-            noise_level_max=self.objective.noise_level_max,
             versions=versions("scikit-learn"),
         )
 
-    def saved_model(self) -> ImageModel:
+    def saved_model(self) -> SavedModel:
         """The model as it is now."""
-        return ImageModel(self.identity(), self.autoencoder)
+        return SavedModel(None, self.identity(), self.autoencoder)
 
     def checkpoint_entry(self) -> dict[str, Any]:
         """The manifest: everything else is trained."""

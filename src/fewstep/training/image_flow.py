@@ -6,15 +6,15 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from fewstep.autoencoders import to_positions
 from fewstep.denoisers import FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.image_bundle import ImageFlowIdentity, ImageIdentity, ImageModel
-from fewstep.merging import check_same_autoencoder
+from fewstep.model import Identity, SavedModel, check_same_autoencoder
 from fewstep.objectives import FlowObjective
 from fewstep.paths import PATHS
 from fewstep.storage import checkpoint_entry, versions
 from fewstep.training.image_data import ImageDataModule
-from fewstep.training.module import Batch, SavedModel, TrainingModule
+from fewstep.training.module import Batch, TrainingModule
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.training.shared import Shared
 from fewstep.training.step_data import StepDataModule
@@ -33,7 +33,6 @@ class ImageFlowModule(TrainingModule):
 
     stage_name: ClassVar[str] = "image_flow"
     data_class: ClassVar[type[StepDataModule]] = ImageDataModule
-    saved_class: ClassVar[type[SavedModel]] = ImageModel
     unit: ClassVar[str] = "images"
 
     def __init__(
@@ -55,21 +54,21 @@ class ImageFlowModule(TrainingModule):
         self.objective = objective
         self.path_name = path
         self.prediction: PredictionType = prediction
-        channels, height, width = self.base.latent_shape
-        self.denoiser = denoiser(channels, height * width)
+        positions, channels = self.base.latent_shape()
+        self.denoiser = denoiser(channels, positions)
         check_objective(objective, self.denoiser, teacher)
         check_without_tokens(objective)
-        self._teacher: Shared[ImageModel | None] = Shared(None)
+        self._teacher: Shared[SavedModel | None] = Shared(None)
         if teacher is not None:
             taught_by = load_image_flow(teacher, data, self.base, autoencoder)
-            check_teacher(taught_by.require_flow(), self.flow_identity(), objective, teacher)
+            check_teacher(taught_by.identity, self.identity(), objective, teacher)
             self._teacher = Shared(taught_by)
         self._started = "" if initialise_from is None else self._start_from(initialise_from, autoencoder)
 
     def _start_from(self, source: str, base_source: str) -> str:
         """Take over a trained flow's weights; returns what there is to say of it."""
         model = load_image_flow(source, self.data, self.base, base_source)
-        check_start(model.require_flow(), self.flow_identity(), source)
+        check_start(model.identity, self.identity(), source)
         assert model.denoiser is not None
         new = start_from(self.denoiser, model.denoiser, source)
         told = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"
@@ -81,7 +80,7 @@ class ImageFlowModule(TrainingModule):
         return self._data.value
 
     @property
-    def base(self) -> ImageModel:
+    def base(self) -> SavedModel:
         """The frozen autoencoder."""
         return self._base.value
 
@@ -89,21 +88,18 @@ class ImageFlowModule(TrainingModule):
         """What the network starts from, where it does not start anew."""
         return self._started
 
-    def flow_identity(self) -> ImageFlowIdentity:
-        """Path, prediction, objective, what it trains for, and the grid that follows its times."""
-        return ImageFlowIdentity(**flow_fields(self.objective, self.path_name, self.prediction))
-
-    def identity(self) -> ImageIdentity:
+    def identity(self) -> Identity:
         """What the model is: that of the autoencoder, with the flow."""
-        return replace(self.base.identity, flow=self.flow_identity(), versions=versions("scikit-learn"))
+        fields = flow_fields(self.objective, self.path_name, self.prediction)
+        return replace(self.base.identity, **fields, versions=versions("scikit-learn"))
 
-    def saved_model(self) -> ImageModel:
+    def saved_model(self) -> SavedModel:
         """The frozen autoencoder and the denoiser as it is now."""
-        return ImageModel(self.identity(), self.base.autoencoder, self.denoiser)
+        return SavedModel(None, self.identity(), self.base.autoencoder, denoiser=self.denoiser)
 
     def checkpoint_entry(self) -> dict[str, Any]:
         """Manifest and the frozen autoencoder: a checkpoint needs no other file."""
-        frozen = {"autoencoder": self.base.autoencoder.state_dict()}
+        frozen = {"autoencoder": self.base.image_autoencoder().state_dict()}
         return checkpoint_entry(self.saved_model().manifest(), frozen, None)
 
     def model(self) -> FlowModel:
@@ -129,7 +125,7 @@ class ImageFlowModule(TrainingModule):
     @torch.no_grad()
     def latents(self, images: torch.Tensor) -> Latents:
         """Latents (B, K, c) of ``images`` (B, C, H, W); every position is real."""
-        z = self.base.to_positions(self.base.encode(images))
+        z = to_positions(self.base.image_autoencoder().encode(images))
         return Latents(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device))
 
     def batch_loss(self, batch: Batch, generator: torch.Generator, *, held_out: bool) -> LossOutput:
@@ -155,13 +151,13 @@ def check_without_tokens(objective: FlowObjective) -> None:
             raise UserError(f"model.objective.{name} is {weight}, but images have no tokens and no readout: give 0")
 
 
-def load_image_base(path: str, data: ImageDataModule) -> ImageModel:
+def load_image_base(path: str, data: ImageDataModule) -> SavedModel:
     """The image model that a flow builds on, without gradients. Raises ``UserError`` unless it has the data's images.
 
     The same settings are asked for, so that what the autoencoder did not see stays held out.
     """
-    model = ImageModel.from_pretrained(path)
-    theirs, ours = (model.identity.data, model.identity.data_config), (data.images.name, data.images.config)
+    model = SavedModel.from_pretrained(path, kind="images")
+    theirs, ours = (model.identity.source, model.identity.source_config), (data.images.name, data.images.config)
     if theirs != ours:
         flags = " ".join(f"--data.images.{name}={value}" for name, value in theirs[1].items())
         raise UserError(f"{path} was trained on other images: give --data.images={theirs[0]} {flags}")
@@ -170,12 +166,12 @@ def load_image_base(path: str, data: ImageDataModule) -> ImageModel:
     return model
 
 
-def load_image_flow(path: str, data: ImageDataModule, base: ImageModel, base_source: str) -> ImageModel:
+def load_image_flow(path: str, data: ImageDataModule, base: SavedModel, base_source: str) -> SavedModel:
     """A model with a flow on the autoencoder of ``base``, without gradients.
 
     Raises ``UserError`` where there is none, or where its images or latents are not those of the run.
     """
     model = load_image_base(path, data)
-    model.require_flow(path)
+    model.require("denoiser", source=path)
     check_same_autoencoder(base.autoencoder, model.autoencoder, base_source, path)
     return model

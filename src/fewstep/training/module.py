@@ -1,15 +1,15 @@
 """What all training runs share: exact randomness, optimizer, logging, whole models in checkpoints."""
 
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 from fewstep.errors import UserError
+from fewstep.model import SavedModel
 from fewstep.shapes import example_generators
-from fewstep.storage import CHECKPOINT_KEY, misfit
+from fewstep.storage import CHECKPOINT_KEY, state_dict_mismatch
 from fewstep.training.optimizer import OptimizerSettings
 from fewstep.training.step_data import StepDataModule
 from fewstep.types import LossOutput
@@ -18,19 +18,6 @@ MAX_PROCESSES = 2**20
 """Streams of random numbers that a seed has, so that neighbouring seeds share none."""
 
 Batch = dict[str, torch.Tensor]
-
-
-class SavedModel(Protocol):
-    """What a run leaves: a model that can be written as one folder, and read from that or from a checkpoint."""
-
-    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model folder, whole or not at all."""
-        ...
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> "SavedModel":
-        """Load a model folder or a ``.ckpt`` file."""
-        ...
 
 
 class TrainingModule(LightningModule):
@@ -47,7 +34,7 @@ class TrainingModule(LightningModule):
 
     stage_name: ClassVar[str] = ""
     data_class: ClassVar[type[StepDataModule]] = StepDataModule
-    saved_class: ClassVar[type[SavedModel]]
+    saved_class: ClassVar[type[SavedModel]] = SavedModel
     unit: ClassVar[str] = "examples"
 
     def __init__(self, optimizer: OptimizerSettings, seed: int) -> None:
@@ -151,7 +138,7 @@ class TrainingModule(LightningModule):
         stage = checkpoint.get(CHECKPOINT_KEY, {}).get("stage")
         if stage != self.stage_name:
             raise UserError(f"the checkpoint is of stage {stage!r}, but this run trains {self.stage_name!r}")
-        problems = misfit(self.state_dict(), checkpoint["state_dict"])
+        problems = state_dict_mismatch(self.state_dict(), checkpoint["state_dict"])
         if problems:
             raise UserError(
                 f"the checkpoint does not fit the model of this run: {problems}; give the settings it was trained with"

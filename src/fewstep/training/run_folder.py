@@ -7,7 +7,8 @@ from pathlib import Path
 from fewstep.data import tokenizer_fingerprint
 from fewstep.data.cache import cached_folder
 from fewstep.errors import UserError
-from fewstep.storage import CHECKPOINT_KEY, load_checkpoint, read_checkpoint, recover_folder, require_kind
+from fewstep.model import kind_of
+from fewstep.storage import CHECKPOINT_KEY, load_checkpoint, locate, read_model, recover_folder
 from fewstep.training.checkpoint_files import LAST, FoundCheckpoint, clear_leftovers, newest_whole
 
 CHECKPOINTS, MODEL, NONFINITE = "checkpoints", "model", "nonfinite"
@@ -108,28 +109,22 @@ def check_run_folder(run_dir: Path, *, overwrite: bool, built_on: Sequence[str] 
 
 
 def tokenizer_of(base: str, cache_dir: str) -> str:
-    """Folder of the tokenizer in a model folder or a checkpoint; that of a checkpoint is written to the cache first.
+    """Folder of the tokenizer in a text model's folder, checkpoint or hub name; a checkpoint's is written to the cache.
 
-    Raises ``UserError`` where ``base`` is neither.
+    Raises ``UserError`` where ``base`` is none of them.
     """
-    path = Path(base).expanduser()
-    if path.exists() and (path.is_file() or (path / "config.json").is_file()):
-        require_kind(path, "text")
-    if path.is_file():
-        tokenizer = read_checkpoint(path).tokenizer
-        assert tokenizer is not None
+    path = locate(base)
+    if (kind := kind_of(path)) != "text":
+        raise UserError(f"{base} holds a model of {kind}, expected one of text: give a model trained on text")
+    if not path.is_file():
+        return str(path / "tokenizer")
+    tokenizer = read_model(path).tokenizer
+    assert tokenizer is not None
 
-        def write(folder: Path) -> None:
-            tokenizer.save_pretrained(folder)
+    def write(folder: Path) -> None:
+        tokenizer.save_pretrained(folder)
 
-        key = f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
-        root = Path(cache_dir).expanduser()
-        # Several processes may come here at once: the cache lets one write and the others wait.
-        return str(cached_folder(root, key, lambda folder: any(folder.glob("*.json")), write))
-    if not path.exists():
-        raise UserError(f"--model.autoencoder {base} does not exist: give a model folder or .ckpt file of stage one")
-    if not (path / "tokenizer").is_dir():
-        raise UserError(
-            f"--model.autoencoder {base} is no model: it has no tokenizer; give a folder that training wrote"
-        )
-    return str(path / "tokenizer")
+    key = f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
+    root = Path(cache_dir).expanduser()
+    # Several processes may come here at once: the cache lets one write and the others wait.
+    return str(cached_folder(root, key, lambda folder: any(folder.glob("*.json")), write))

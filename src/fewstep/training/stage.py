@@ -11,7 +11,7 @@ from fewstep.data import tokenizer_fingerprint
 from fewstep.errors import UserError
 from fewstep.storage import checkpoint_entry, versions
 from fewstep.training.data_module import TextDataModule
-from fewstep.training.module import Batch, SavedModel, TrainingModule
+from fewstep.training.module import Batch, TrainingModule
 from fewstep.training.optimizer import OptimizerSettings
 from fewstep.training.shared import Shared
 from fewstep.training.step_data import StepDataModule
@@ -27,7 +27,6 @@ class Stage(TrainingModule):
 
     trained: ClassVar[tuple[str, ...]] = ()
     data_class: ClassVar[type[StepDataModule]] = TextDataModule
-    saved_class: ClassVar[type[SavedModel]] = ModelBundle
     unit: ClassVar[str] = "tokens"
 
     def __init__(

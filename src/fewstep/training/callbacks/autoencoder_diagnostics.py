@@ -86,7 +86,7 @@ def accuracy_under_noise(found: Material, generator: torch.Generator) -> NoiseRo
 
     def decode(z: Tensor) -> Tensor:
         parts = zip(z.split(BATCH_SIZE), latents.mask.split(BATCH_SIZE), strict=True)
-        return torch.cat([readout(part, mask) for part, mask in parts])
+        return torch.cat([readout.logits(part, mask) for part, mask in parts])
 
     return noise_robustness(decode, latents.z, tokens.ids, tokens.mask, None, generator=generator)
 
