@@ -24,17 +24,15 @@ from fewstep.cli.compare import settings_of
 from fewstep.cli.edge import configs_folder
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.evaluation.columns import markdown_table
-from fewstep.evaluation.comparison import FLOW, PROGRESSIVE, objective_of
-from fewstep.objectives import FlowObjective
+from fewstep.evaluation.comparison import FLOW, objective_of
+from fewstep.objectives import OBJECTIVES, Objective
 from fewstep.paths import linear_path
 from fewstep.types import Latents
 
-NAMES = (FLOW, "consistency_training", "consistency_distillation", "easy_consistency", "mean_flow", "shortcut")
-NAMES += ("semigroup", "lagrangian", "eulerian", PROGRESSIVE, "reflow")
 LATENT_DIM, POSITIONS, BATCH_SIZE = 8, 32, 32
 
 
-def objective_named(name: str) -> FlowObjective:
+def objective_named(name: str) -> Objective:
     """With the arguments of its shipped settings."""
     return objective_of(configs_folder() / "flow.yaml", settings_of(name), {})
 
@@ -51,9 +49,9 @@ def flow_model(two_times: bool, device: str) -> FlowModel:
     return FlowModel(network.to(device), linear_path(), "x1")
 
 
-def step_of(objective: FlowObjective, device: str) -> Callable[[], None]:
+def step_of(objective: Objective, device: str) -> Callable[[], None]:
     """A function that makes one training step."""
-    model = flow_model(objective.estimate == "flow_map", device)
+    model = flow_model(objective.estimate.two_times, device)
     teacher = flow_model(False, device).requires_grad_(False).eval() if objective.needs_teacher else None
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(BATCH_SIZE, POSITIONS, LATENT_DIM, generator=generator).to(device)
@@ -118,7 +116,7 @@ def seconds_by_round(names: list[str], device: str, rounds: int, repeats: int) -
 def main() -> None:
     """Measure, and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(NAMES), help="objectives with commas between")
+    parser.add_argument("--only", default=",".join(OBJECTIVES), help="comma-separated objectives")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=3, help="steps of an objective in a round")

@@ -251,7 +251,7 @@ def held_out_nats(lab: Lab, autoencoder, network, flow: FlowModel) -> dict[float
     for time_value in (0.2, 0.3, 0.4, 0.5, 0.6):
         t = torch.full((len(z),), time_value)
         x_t = flow.path.sample(z, torch.randn(z.shape, generator=generator), t)
-        alone = network.log_likelihood(x_t, t) + network.log_prior
+        alone = network.own_logits(x_t, t)
         nats = [token_nats(logits, held_out.ids).mean().item() for logits in (flow.predict(x_t, t).token_logits, alone)]
         result[time_value] = (round(nats[0], 3), round(nats[1], 3))
     return result

@@ -82,8 +82,6 @@ COMMANDS = [
     ("sample_format_1_checkpoint", OLD_FORMAT.replace("model_v1", "flow_v1.ckpt")),
     ("flow_matching", OBJECTIVE),
     ("consistency_training", STUDENT),
-    ("easy_consistency", STUDENT),
-    ("eulerian", STUDENT),
     ("lagrangian", STUDENT),
     ("mean_flow", STUDENT),
     ("semigroup", STUDENT),

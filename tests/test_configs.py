@@ -18,6 +18,7 @@ from tests.training.flows import needs_teacher, trained_flow
 
 OBJECTIVES = sorted((CONFIGS / "objectives").glob("*.yaml"))
 FILES = sorted(CONFIGS.glob("*.yaml"))
+FLOW_MATCHING = "fewstep.objectives.FlowMatching"  # of flow.yaml
 SIZES = sorted(file.stem for file in (CONFIGS / "sizes").glob("*.yaml"))
 
 
@@ -68,9 +69,11 @@ def test_a_config_trains_a_step(workshop: Workshop, config: Path) -> None:
 
 def test_there_is_a_file_for_every_objective_of_a_flow() -> None:
     settings = {file.stem: yaml.safe_load(file.read_text())["model"]["init_args"] for file in OBJECTIVES}
-    named = [one["objective"]["class_path"] for one in settings.values() if "objective" in one]
-    every = {name for name in objectives.__all__ if issubclass(getattr(objectives, name), objectives.FewStepObjective)}
-    assert sorted(named) == sorted(f"fewstep.objectives.{name}" for name in every - {"FewStepObjective"})
+    assert set(settings) == set(objectives.OBJECTIVES)
+    for name, one in settings.items():
+        cls = objectives.OBJECTIVES[name]
+        assert one.get("objective", {}).get("class_path", FLOW_MATCHING) == f"fewstep.objectives.{cls.__name__}"
+        assert one["denoiser"]["init_args"].get("two_times", False) == cls.estimate.two_times
     assert len({one["denoiser"]["init_args"]["max_frequency"] for one in settings.values()}) == 1, "of one architecture"
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fewstep.schedules import (
     UniformGrid,
     UniformTime,
     VariancePreservingSchedule,
+    grid_of,
 )
 
 SCHEDULES = [LinearSchedule(), VariancePreservingSchedule()]
@@ -172,3 +174,12 @@ def test_the_generator_is_the_only_state_so_resuming_is_exact(sampler: TimeSampl
 def test_an_empty_batch_of_times_is_named() -> None:
     with pytest.raises(ValueError, match="batch_size is 0"):
         UniformTime().sample(0, torch.Generator())
+
+
+@pytest.mark.parametrize("sampler", [UniformTime(), LogitNormalTime(0.3, 1.2)], ids=["uniform", "logit_normal"])
+def test_the_grid_of_a_time_sampler_is_part_of_every_finer_one_and_holds_equal_shares(sampler: TimeSampler) -> None:
+    coarse = grid_of(sampler).times(4)
+    assert torch.equal(coarse, grid_of(sampler).times(12)[::3])
+    drawn = sampler.sample(4000, torch.Generator().manual_seed(0))
+    shares = [((drawn > low) & (drawn <= high)).float().mean() for low, high in pairwise(coarse)]
+    torch.testing.assert_close(torch.stack(shares), torch.full((4,), 0.25), rtol=0, atol=1e-3)

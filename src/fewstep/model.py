@@ -16,7 +16,7 @@ from torch import nn
 from fewstep import storage
 from fewstep.autoencoders import ImageAutoencoder
 from fewstep.data import ImageSource, image_source, tokenizer_fingerprint
-from fewstep.denoisers import EstimateKind, FlowModel, PredictionType
+from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionType
 from fewstep.errors import UserError, first_line
 from fewstep.model_card import model_card
 from fewstep.paths import PATHS
@@ -24,6 +24,7 @@ from fewstep.readouts import CausalTransformer, CommitmentHead, Generates, Langu
 from fewstep.registry import import_attribute
 from fewstep.schedules import TimeGrid, quantile_grid
 from fewstep.storage import Manifest, PartSpec, Stored
+from fewstep.typed import validated
 from fewstep.types import LatentEncoder, Readout
 
 Kind = Literal["text", "images"]
@@ -71,7 +72,7 @@ class Identity:
     prediction: PredictionType = "x1"
     objective: str = ""
     trained_nfe: int | None = None
-    estimate: EstimateKind = "posterior_mean"
+    estimate: str = POSTERIOR_MEAN.name
     grid_mean: float | None = None
     grid_std: float | None = None
     trust_level: float = 0.5
@@ -187,8 +188,10 @@ class SavedModel:
         ``UserError`` where the folder holds something already (unless ``overwrite``) or cannot be written.
         """
         folder = FilePath(folder).expanduser()
+        self._write(folder, model_card(folder.name, self.manifest(), scores=scores, license=license), overwrite)
+
+    def _write(self, folder: FilePath, card: str, overwrite: bool) -> None:
         weights = {name: part.state_dict() for name, part in self.parts().items()}
-        card = model_card(folder.name, self.manifest(), scores=scores, license=license)
         storage.write_folder(folder, self.manifest(), weights, self.tokenizer, card, overwrite=overwrite)
 
     def push_to_hub(
@@ -209,8 +212,8 @@ class SavedModel:
 
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
-            folder = FilePath(scratch) / repo_id.rpartition("/")[2]
-            self.save_pretrained(folder, scores=scores, license=license)
+            folder = FilePath(scratch) / "model"
+            self._write(folder, model_card(repo_id, self.manifest(), scores=scores, license=license), overwrite=False)
             try:
                 address = api.create_repo(repo_id, private=private, exist_ok=True)
                 api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
@@ -281,7 +284,7 @@ class SavedModel:
             raise UserError(f"{source}: {error}") from None
 
     def _check_denoiser(self, source: str) -> None:
-        if self.identity.estimate == "flow_map" and not self.flow().two_times:
+        if ESTIMATES[self.identity.estimate].two_times and not self.flow().two_times:
             raise UserError(f"{source}: a flow map, but its denoiser has one time only")
         if self.autoencoder is None:
             return
@@ -341,11 +344,13 @@ def kind_of(path: str | FilePath, *, revision: str | None = None) -> Kind:
 
 
 def _checked_identity(manifest: Manifest, source: str) -> Identity:
-    identity = storage.validated(Identity, manifest.identity, f"{source}: identity")
+    identity = validated(Identity, manifest.identity, f"{source}: identity")
     try:
         identity.default_grid()
     except (ValueError, OverflowError) as error:
         raise UserError(f"{source}: {error}: save the model again") from None
+    if identity.estimate not in ESTIMATES:
+        raise UserError(f"{source}: unknown estimate {identity.estimate!r}, expected one of {', '.join(ESTIMATES)}")
     if identity.kind == "text" and identity.block_size < 1:
         raise UserError(f"{source}: block_size is {identity.block_size}, expected at least 1")
     return identity

@@ -3,21 +3,11 @@
 x_t = alpha_t x_1 + sigma_t x_0 and v = alpha'_t x_1 + sigma'_t x_0, where x_0 is the noise, called eps when it is an
 estimate. Two of (x_t, x_1, eps, v) give the other two by linear algebra (arXiv:2210.02747, arXiv:2303.08797).
 
-Legend: B batch; states are (B, ...), times (B,). Results are float32, or float64 where the states are float64: half
-types are widened before any arithmetic.
-
-Where a conversion is singular:
-
-=======================================  ===========================  =================================
-conversion                               divides by                   singular at
-=======================================  ===========================  =================================
-``x1_from_velocity, eps_from_velocity``  alpha' sigma - alpha sigma'  nowhere (1 linear, pi/2 VP)
-``eps_from_x1, velocity_from_x1``        sigma                        t = 1, where x_t holds no noise
-``x1_from_eps, velocity_from_eps``       alpha                        t = 0, where x_t holds no data
-=======================================  ===========================  =================================
-
-At a singular end the divisor is held at ``MIN_DIVISOR``, so that nothing becomes infinite or NaN: where the inputs
-agree with each other the numerator vanishes too and eps (or x_1) comes out as 0. The samplers never convert there.
+B batch; states are (B, ...), times (B,). Results are float32, or float64 for float64 states: half types are widened
+before any arithmetic. ``x1_from_velocity`` divides by alpha' sigma - alpha sigma', which is 1 (linear) or pi / 2 (VP).
+``eps_from_x1`` and ``velocity_from_x1`` divide by sigma and are singular at t = 1, where x_t holds no noise. There the
+divisor is held at ``MIN_DIVISOR``, so that nothing becomes infinite or NaN: for consistent inputs the numerator
+vanishes too and eps is 0. The samplers never convert there.
 """
 
 from collections.abc import Callable
@@ -29,7 +19,7 @@ from fewstep.schedules import LinearSchedule, Schedule, VariancePreservingSchedu
 from fewstep.shapes import expand_like
 
 MIN_DIVISOR = 1e-5
-"""Floor of alpha and sigma as divisors. It binds only within 1e-5 of an end of time."""
+"""Floor of sigma as a divisor. It binds only within 1e-5 of t = 1."""
 
 
 class Path:
@@ -67,35 +57,15 @@ class Path:
         alpha, sigma = self.alpha_sigma(t, x_t)
         return (upcast(x_t) - alpha * upcast(x_1)) / sigma.clamp(min=MIN_DIVISOR)
 
-    def x1_from_eps(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_1 (B, ...) = (x_t - sigma_t eps) / alpha_t. Singular at t = 0 (see the module)."""
-        alpha, sigma = self.alpha_sigma(t, x_t)
-        return (upcast(x_t) - sigma * upcast(eps)) / alpha.clamp(min=MIN_DIVISOR)
-
     def velocity_from_x1(self, x_t: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
         """v (B, ...) that belongs to ``x_1`` at (x_t, t). Singular at t = 1 (see the module)."""
         return self.velocity(x_1, self.eps_from_x1(x_t, x_1, t), t)
 
-    def velocity_from_eps(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """v (B, ...) that belongs to ``eps`` at (x_t, t). Singular at t = 0 (see the module)."""
-        return self.velocity(self.x1_from_eps(x_t, eps, t), eps, t)
-
     def x1_from_velocity(self, x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
         """x_1 (B, ...) = (sigma_t v - sigma'_t x_t) / (alpha'_t sigma_t - alpha_t sigma'_t), regular everywhere."""
-        _, sigma = self.alpha_sigma(t, x_t)
-        _, d_sigma = self.d_alpha_sigma(t, x_t)
-        return (sigma * upcast(v) - d_sigma * upcast(x_t)) / self._determinant(t, x_t)
-
-    def eps_from_velocity(self, x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """eps (B, ...) = (alpha'_t x_t - alpha_t v) / (alpha'_t sigma_t - alpha_t sigma'_t), regular everywhere."""
-        alpha, _ = self.alpha_sigma(t, x_t)
-        d_alpha, _ = self.d_alpha_sigma(t, x_t)
-        return (d_alpha * upcast(x_t) - alpha * upcast(v)) / self._determinant(t, x_t)
-
-    def _determinant(self, t: Tensor, x: Tensor) -> Tensor:
-        alpha, sigma = self.alpha_sigma(t, x)
-        d_alpha, d_sigma = self.d_alpha_sigma(t, x)
-        return d_alpha * sigma - alpha * d_sigma
+        alpha, sigma = self.alpha_sigma(t, x_t)
+        d_alpha, d_sigma = self.d_alpha_sigma(t, x_t)
+        return (sigma * upcast(v) - d_sigma * upcast(x_t)) / (d_alpha * sigma - alpha * d_sigma)
 
 
 def linear_path() -> Path:
@@ -109,7 +79,7 @@ def variance_preserving_path() -> Path:
 
 
 PATHS: dict[str, Callable[[], Path]] = {"linear": linear_path, "variance_preserving": variance_preserving_path}
-"""The paths by the names that models and settings have for them."""
+"""The paths by their names in saved models and settings."""
 
 
 def name_of_path(path: Path) -> str:

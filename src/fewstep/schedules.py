@@ -96,32 +96,29 @@ class VariancePreservingSchedule:
 
 
 class TimeGrid(Protocol):
-    """Where a sampler stops on its way."""
+    """Times of a sampler's steps."""
 
     def times(self, num_steps: int) -> Tensor:
-        """Times (N+1,) float32 from exactly 0 to exactly 1, strictly increasing, for ``num_steps`` = N >= 1.
-
-        Raises ValueError for ``num_steps`` < 1 and where float32 cannot tell neighbouring times apart.
-        """
+        """Times (N+1,) float32 from exactly 0 to exactly 1, strictly increasing, for ``num_steps`` = N >= 1."""
         ...
 
 
 def _fractions(num_steps: int) -> Tensor:
     """k / N for k = 0..N, (N+1,) float64."""
     if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}: a sampler needs at least 1 step; pass num_steps >= 1.")
+        raise ValueError(f"num_steps is {num_steps}: a sampler needs at least 1 step; pass num_steps >= 1")
     return torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
 
 
 def _as_grid(times: Tensor) -> Tensor:
-    """Force the end points of ``times`` (N+1,) float64 and round to float32, refusing repeated times."""
+    """``times`` (N+1,) float64 with exact ends, rounded to float32; ``ValueError`` for repeated times."""
     times = times.clone()
     times[0], times[-1] = 0.0, 1.0
     rounded = times.float()
     if not bool((rounded.diff() > 0).all()):
         raise ValueError(
             f"num_steps is {len(times) - 1}: neighbouring times of this grid coincide in float32;"
-            " use fewer steps or a grid that crowds its ends less."
+            " use fewer steps or a grid that crowds its ends less"
         )
     return rounded
 
@@ -130,7 +127,7 @@ class UniformGrid:
     """Equal steps, t_k = k / N."""
 
     def times(self, num_steps: int) -> Tensor:
-        """Times (N+1,) float32; raises ValueError for ``num_steps`` < 1."""
+        """Times (N+1,) float32."""
         return _as_grid(_fractions(num_steps))
 
 
@@ -142,7 +139,7 @@ class CosineGrid:
     """
 
     def times(self, num_steps: int) -> Tensor:
-        """Times (N+1,) float32; raises ValueError for ``num_steps`` < 1."""
+        """Times (N+1,) float32."""
         half_angle = math.pi / 4 * _fractions(num_steps)
         return _as_grid(2 * torch.sin(half_angle).square())  # 1 - cos(2a) without the cancellation near 0
 
@@ -155,13 +152,11 @@ def _check_logit_normal(mean: float, std: float) -> None:
 
 
 class LogitNormalGrid:
-    """Quantiles of the logit-normal: t_k = sigmoid(mean + std Phi^-1(k / N)), ends forced to 0 and 1.
+    """Quantiles of the logit-normal: t_k = sigmoid(mean + std Phi^-1(k / N)), with exact ends 0 and 1.
 
-    With the ``mean`` and ``std`` of :class:`LogitNormalTime`, steps are spent where training spent its samples: every
-    step covers an equal share of the training times (this project's definition; density of arXiv:2403.03206 eq. 19).
-    The two outer steps shrink more slowly than 1 / N (at the default 0.10 for N = 64, 0.07 for N = 256), so a solver's
-    error falls with the square of theirs, not of 1 / N: a grid for few steps.
-    Raises ValueError unless ``mean`` is finite and ``std`` is finite and above 0.
+    With the ``mean`` and ``std`` of :class:`LogitNormalTime` every step covers an equal share of the training times
+    (density of arXiv:2403.03206 eq. 19). The two outer steps shrink more slowly than 1 / N (at the default 0.10 for
+    N = 64, 0.07 for N = 256), so a solver's error falls with the square of theirs, not of 1 / N: a grid for few steps.
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
@@ -170,12 +165,12 @@ class LogitNormalGrid:
         self.std = std
 
     def times(self, num_steps: int) -> Tensor:
-        """Times (N+1,) float32; raises ValueError for ``num_steps`` < 1 or a grid too crowded for float32."""
+        """Times (N+1,) float32; ``ValueError`` if float32 cannot separate them."""
         return _as_grid(torch.sigmoid(self.mean + self.std * torch.special.ndtri(_fractions(num_steps))))
 
 
 def quantile_grid(mean: float | None, std: float | None) -> TimeGrid:
-    """:class:`LogitNormalGrid` where both are told, else equal steps: the grid of a model whose identity has them."""
+    """:class:`LogitNormalGrid` if both are given, else equal steps: the default grid of a saved model."""
     return UniformGrid() if mean is None or std is None else LogitNormalGrid(mean, std)
 
 
@@ -187,18 +182,17 @@ class TimeSampler(Protocol):
         ...
 
 
-# The float32 neighbours that keep times off the ends, where conversions between x_1, eps and v are singular.
+# Keeps times off the ends, where conversions between x_1, eps and v are singular.
 _SMALLEST_TIME = 2.0**-24
 
 
 def _uniforms(batch_size: int, generator: torch.Generator, stratified: bool) -> Tensor:
     """Uniform numbers (B,) float64 on [0, 1).
 
-    Stratified: one in each of B equal bins, in random order, so that each entry by itself is still uniform and none
-    is tied to its place in the batch.
+    Stratified: one number per bin of B equal bins, in random order, so that each entry alone is still uniform.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: times are drawn for at least 1 example.")
+        raise ValueError(f"batch_size is {batch_size}: expected at least 1")
     device = generator.device
     u = torch.rand(batch_size, generator=generator, device=device, dtype=torch.float64)
     if not stratified:
@@ -208,28 +202,28 @@ def _uniforms(batch_size: int, generator: torch.Generator, stratified: bool) -> 
 
 
 def _as_times(times: Tensor, device: torch.device | str) -> Tensor:
-    """Round float64 times (B,) to float32 inside the open interval and move them."""
+    """Times (B,) float64 as float32 inside the open interval, on ``device``."""
     return times.float().clamp(_SMALLEST_TIME, 1 - _SMALLEST_TIME).to(device)
 
 
 class UniformTime:
     """t uniform on (0, 1). ``stratified`` spreads each batch evenly, which lowers the variance of the loss.
 
-    The idea is that of arXiv:2107.00630 appendix I.1, with independent jitter in each bin in place of a common shift.
+    After arXiv:2107.00630 appendix I.1, with independent jitter in each bin instead of a common shift.
     """
 
     def __init__(self, stratified: bool = True) -> None:
         self.stratified = stratified
 
     def sample(self, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-        """Times (B,) float32 in (0, 1); raises ValueError for ``batch_size`` < 1."""
+        """Times (B,) float32 in (0, 1)."""
         return _as_times(_uniforms(batch_size, generator, self.stratified), device)
 
 
 class LogitNormalTime:
     """t = sigmoid(mean + std n) with n standard normal (arXiv:2403.03206 eq. 19), drawn by inverting its quantiles.
 
-    ``stratified`` as in :class:`UniformTime`. Raises ValueError unless ``mean`` and ``std`` are finite and ``std`` > 0.
+    ``stratified`` as in :class:`UniformTime`.
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0, stratified: bool = True) -> None:
@@ -239,6 +233,16 @@ class LogitNormalTime:
         self.stratified = stratified
 
     def sample(self, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-        """Times (B,) float32 in (0, 1); raises ValueError for ``batch_size`` < 1."""
+        """Times (B,) float32 in (0, 1)."""
         u = _uniforms(batch_size, generator, self.stratified)
         return _as_times(torch.sigmoid(self.mean + self.std * torch.special.ndtri(u)), device)
+
+
+def grid_of(time_sampler: TimeSampler) -> TimeGrid:
+    """The grid whose steps cover equal shares of ``time_sampler``'s times: a sampler's default after that training.
+
+    An objective that trains certain steps trains those of this grid. The grid of m N steps contains that of N.
+    """
+    if isinstance(time_sampler, LogitNormalTime):
+        return LogitNormalGrid(time_sampler.mean, time_sampler.std)
+    return UniformGrid()

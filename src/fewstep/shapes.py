@@ -1,4 +1,4 @@
-"""Tensor helpers that know shapes only. Legend: B batch, L tokens, K latent positions, D latent dimension."""
+"""Tensor helpers. B batch, L tokens, K latent positions, D latent dimension."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 Generators = torch.Generator | Sequence[torch.Generator]
-"""One source of noise for a whole batch, or one for each example."""
+"""One generator for a whole batch, or one per example."""
 
 
 def check_sizes(owner: str, sizes: Mapping[str, int | None], *, least: int = 1) -> None:
-    """Raise ValueError for the first of ``sizes``, arguments of the network ``owner`` by name, that is under ``least``.
+    """Raise ``ValueError`` for the first of ``sizes``, arguments of ``owner``, that is not a whole number >= ``least``.
 
-    So is one that is no whole number. None stands for a part that is left out, and passes.
+    None stands for a part that is left out, and passes.
     """
     for name, size in sizes.items():
         if size is not None and (type(size) is not int or size < least):
-            raise ValueError(f"{owner}: {name} is {size!r}, expected a whole number of at least {least}.")
+            raise ValueError(f"{owner}: {name} is {size!r}, expected a whole number of at least {least}")
 
 
 def expand_like(t: Tensor, x: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def expand_like(t: Tensor, x: Tensor) -> Tensor:
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of ``values`` (B, K, ...) over all axes but the first, where ``mask`` (B, K) is true. Returns (B,).
 
-    Trailing axes are averaged plainly. A row without any true position gives 0, never NaN.
+    A row without any true position gives 0, never NaN.
     """
     per_position = values.flatten(2).mean(-1) if values.ndim > 2 else values
     if mask is None:
@@ -39,9 +39,8 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 def randn(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
     """Standard normal noise in float32, drawn on the generator's device and moved to that of ``like``.
 
-    A CPU generator gives the same numbers whatever device the model sits on. With a sequence of B generators, ``shape``
-    (B, ...) is filled example by example, each from its own generator: an example's noise then does not depend on the
-    batch it sits in. Raises ValueError where their number is not B.
+    A CPU generator gives the same numbers for every device. With a sequence of B generators, ``shape`` (B, ...) is
+    filled example by example, each from its own: an example's noise then does not depend on its batch.
     """
     return _draw(torch.randn, shape, like, generator)
 
@@ -56,21 +55,21 @@ def _draw(draw: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor, gen
         return draw(shape, generator=generator, device=generator.device).to(like.device)
     if len(generator) != shape[0]:
         raise ValueError(
-            f"{len(generator)} generators for a batch of {shape[0]}: pass one generator or one an example."
+            f"{len(generator)} generators for a batch of {shape[0]}: pass one generator, or one per example"
         )
     return torch.stack([draw(shape[1:], generator=g, device=g.device) for g in generator]).to(like.device)
 
 
 def example_generators(seed: int, start: int, count: int) -> list[torch.Generator]:
-    """CPU generators of the examples ``start`` .. ``start + count - 1`` of the stream that ``seed`` names.
+    """CPU generators of the examples ``start`` .. ``start + count - 1`` of the stream of ``seed``.
 
-    Example i gets the same generator whatever batch it falls into, so a seed gives the same samples at any batch size.
-    PyTorch's CPU generator keeps only the low 32 bits of a seed. Therefore ``seed`` is scattered over them first
-    (splitmix64, Steele et al. 2014) and the index added: within a seed no two of 2**32 examples share a generator, and
-    neighbouring seeds start far apart. Raises ValueError for a negative ``start`` or ``count``.
+    Example i gets the same generator in every batch, so a seed gives the same samples at any batch size. PyTorch's CPU
+    generator keeps only the low 32 bits of a seed, so ``seed`` is scattered over them first (splitmix64, Steele et al.
+    2014) and the index added: no two of the 2**32 examples of a seed share a generator, and neighbouring seeds start
+    far apart.
     """
     if start < 0 or count < 0:
-        raise ValueError(f"start is {start} and count {count}: examples are counted from 0, pass numbers >= 0.")
+        raise ValueError(f"start is {start} and count {count}: expected numbers >= 0")
     z = (seed + 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64

@@ -11,11 +11,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from fewstep.data import load_tokenizer
 from fewstep.errors import UserError, first_line
 from fewstep.format_1 import STORED_NAME, from_format_1
+from fewstep.typed import validated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -40,8 +41,6 @@ CARD = "README.md"
 MODEL_FILES = ("config.json", "*.safetensors", "tokenizer/*", CARD)
 """What a model folder holds, as patterns: nothing else is fetched from the hub or replaced on disk."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -163,27 +162,6 @@ def _as_manifest(values: Any, source: str) -> Manifest:
     return manifest
 
 
-def validated(kind: type[T], values: Any, source: str) -> T:
-    """A dataclass from plain values, strictly: no unknown or missing key, no conversion between types.
-
-    Raises ``UserError`` that names the first key that is wrong.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(values, dict) or set(values) != known:
-        wrong = sorted(set(values) ^ known, key=str) if isinstance(values, dict) else repr(values)[:80]
-        raise UserError(f"{source}: unexpected or missing keys: {wrong}: save the model again")
-    try:
-        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise UserError(f"{source}: {name} is {str(first['input'])[:80]!r}: {first['msg']}") from None
-    except (TypeError, ValueError, RecursionError) as error:  # no JSON: a checkpoint may hold anything
-        raise UserError(f"{source}: {first_line(error)}") from None
-
-
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Raise ``UserError`` unless a model folder may be written at ``folder``.
 
@@ -234,7 +212,7 @@ def write_folder(
             digests[file.name] = file_digest(file)
         if tokenizer is not None:
             tokenizer.save_pretrained(new / "tokenizer")
-        config = json.dumps({**asdict(manifest), "sha256": digests}, indent=2)
+        config = json.dumps({"format": manifest.format, **asdict(manifest), "sha256": digests}, indent=2)
         (new / "config.json").write_text(config + "\n", encoding="utf-8")
         (new / CARD).write_text(card, encoding="utf-8")
         for file in filter(Path.is_file, new.rglob("*")):

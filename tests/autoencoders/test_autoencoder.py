@@ -94,4 +94,4 @@ def test_stride_two_learns_eight_blocks_by_heart(kind: str, generator: torch.Gen
     raw, mask = autoencoder.encode_raw(tokens.ids, tokens.mask)
     autoencoder.whitening.fit(raw, mask)
     latents = autoencoder.eval().encode(tokens.ids, tokens.mask)
-    assert token_accuracy(readout(latents.z, latents.mask), tokens.ids, tokens.mask) == 1
+    assert token_accuracy(readout, latents.z, tokens.ids, tokens.mask) == 1

@@ -14,7 +14,7 @@ from tests.bundles import tiny_bundle, with_identity
 from tests.cli.shops import rows_in
 from tests.runs import write_text
 
-OBJECTIVES = "flow,consistency_distillation,mean_flow,progressive_distillation"
+OBJECTIVES = "flow_matching,consistency_distillation,mean_flow,progressive,tests.outside.Noisy"
 FEW = ["--budget", "12", "--teacher_steps", "2", "--steps", "1,2", "--samples", "3", "--seeds", "1"]
 
 
@@ -56,7 +56,7 @@ def test_every_objective_has_its_rows_and_table_picture_and_data_are_written(who
     ruled_out = {(row["objective"], row["num_steps"], row["reinjection"]) for row in rows if row["ruled_out"]}
     assert ruled_out == {("consistency_distillation", 2, 0.0)}
     for row in rows:
-        others = row["objective"] != "flow" and not row["ruled_out"]
+        others = row["objective"] != "flow_matching" and not row["ruled_out"]
         assert (row["gain"] is not None) == others
         assert row["seconds"] > 0
     markdown = (whole / "compare.md").read_text()
@@ -77,12 +77,12 @@ def test_the_same_command_trains_and_measures_nothing_again(
     before = {file: file.read_bytes() for file in whole.rglob("*") if file.suffix in (".jsonl", ".safetensors", ".md")}
     monkeypatch.setattr("fewstep.training.command.run_training", lambda arguments: pytest.fail("trains again"))
     assert main(command(shop, "--objectives", OBJECTIVES, "--out", whole)) == 0
-    assert capsys.readouterr().out.count("is done already") == 6  # teacher, three runs, two rounds
+    assert capsys.readouterr().out.count("is done already") == 7  # teacher, four runs, two rounds
     assert {file: file.read_bytes() for file in before} == before
 
 
 def test_a_run_of_another_budget_is_refused(shop: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command(shop, "--objectives", "flow", "--out", whole), "--budget", "30"]) == 2
+    assert main([*command(shop, "--objectives", "flow_matching", "--out", whole), "--budget", "30"]) == 2
     assert "was trained otherwise" in capsys.readouterr().err
 
 
@@ -114,13 +114,13 @@ def test_finished_comparisons_are_drawn_beside_each_other(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--objectives flow,magic", "--objectives holds 'magic': expected some of consistency_distillation"),
+        ("--objectives mean_flow,magic", "objective is 'magic': expected one of flow_matching, "),
         ("--objectives ,", "--objectives ',' names nothing"),
         ("--steps 0,1", "expected K >= 1 and strengths in [0, 1]"),
         ("--steps one", "--steps holds 'one': expected a whole number"),
         ("--reinjection 2", "expected K >= 1 and strengths in [0, 1]"),
         ("--budget 0", "argument --budget: '0'"),
-        ("--objectives progressive_distillation --steps 2,3", "goes from 3 to 2, which does not divide it"),
+        ("--objectives progressive --steps 2,3", "goes from 3 to 2, which does not divide it"),
         ("--samples 100000", "the held-out text has"),
         ("--readout aloud", "readout is 'aloud': expected some of parallel, head, head_off"),
     ],

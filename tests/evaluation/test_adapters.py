@@ -72,7 +72,7 @@ def test_the_head_is_told_the_level_and_adds_no_noise(subject: Subject) -> None:
     with torch.no_grad():
         for level in (0.0, LEVEL):
             context = network.context(subject.z, mask, torch.full((len(subject.z),), level))
-            expected = network(network.shifted(subject.ids), context)
+            expected = network(network.shift_right(subject.ids), context)
             found = conditionals(level).logits(subject.z, subject.ids)
             torch.testing.assert_close(found, expected)
             assert torch.equal(conditionals(level).given(subject.ids)(subject.z), found)

@@ -33,9 +33,9 @@ def test_every_objective_has_the_same_compute_and_starts_from_the_teacher(tmp_pa
         for file in (CONFIGS / "objectives").glob("*.yaml")
         if file.stem not in ("flow_matching", "progressive")
     ]
-    teacher, *runs = plan(["flow", *names, "progressive_distillation"], tmp_path)
+    teacher, *runs = plan(["flow_matching", *names, "progressive"], tmp_path)
     assert (teacher.steps, teacher.start) == (700, None)
-    assert (runs[0].name, runs[0].steps) == ("flow", 700)
+    assert (runs[0].name, runs[0].steps) == ("flow_matching", 700)
     for run in runs[: len(names) + 1]:
         assert abs(run.passes - 2100) <= run.passes / run.steps / 2 + 1e-9, run.name
         assert run.start == teacher.model
@@ -43,25 +43,25 @@ def test_every_objective_has_the_same_compute_and_starts_from_the_teacher(tmp_pa
 
 
 def test_rounds_of_progressive_distillation_go_on_from_each_other_and_share_the_budget(tmp_path: Path) -> None:
-    teacher, *rounds = plan(["progressive_distillation"], tmp_path)
+    teacher, *rounds = plan(["progressive"], tmp_path)
     assert [run.answers for run in rounds] == [(8,), (4,), (2,), (1,)]
     assert [run.start for run in rounds] == [teacher.model, *(run.model for run in rounds[:-1])]
     assert [run.passes for run in rounds] == [525, 1050, 1575, 2100]
     assert "--model.objective.num_steps=2" in rounds[2].flags
     assert "--model.objective.teacher_steps=2" in rounds[2].flags
-    _, first, last = plan(["progressive_distillation"], tmp_path, steps=(1, 4))
+    _, first, last = plan(["progressive"], tmp_path, steps=(1, 4))
     assert "--model.objective.teacher_steps=4" in last.flags
     assert first.passes == pytest.approx(1050, abs=3)
     with pytest.raises(UserError, match="goes from 4 to 3, which does not divide it"):
-        plan(["progressive_distillation"], tmp_path, steps=(3, 4))
+        plan(["progressive"], tmp_path, steps=(3, 4))
 
 
 def test_an_objective_is_what_training_makes_of_both_files() -> None:
     objective = objective_of(FLOW, settings_of("mean_flow"), {})
     assert isinstance(objective, MeanFlow)
     assert isinstance(objective.time_sampler, LogitNormalTime)  # of flow.yaml
-    assert objective.weight.power == 0.5  # of its own
-    own = objective_of(FLOW, settings_of("progressive_distillation"), {"num_steps": 2, "teacher_steps": 4})
+    assert objective.adaptive_power == 0.5  # of its own
+    own = objective_of(FLOW, settings_of("progressive"), {"num_steps": 2, "teacher_steps": 4})
     assert isinstance(own, ProgressiveDistillation)
     assert own.teacher_nfe == 8
 
@@ -123,7 +123,7 @@ def test_every_setting_has_a_row_a_readout_and_what_is_ruled_out_says_so(tmp_pat
 
 
 def test_a_round_answers_for_its_own_number_of_steps_and_its_seconds_hold_those_before(tmp_path: Path) -> None:
-    bench, folder = FakeBench(), tmp_path / "progressive_distillation"
+    bench, folder = FakeBench(), tmp_path / "progressive"
     first = run_of(folder.name, folder / "round_2", (2,), 5.0)
     second = run_of(folder.name, folder / "round_1", (1,), 10.0)
     rows = table(bench, [first, second], tmp_path)[1:]

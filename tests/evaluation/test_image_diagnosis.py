@@ -108,7 +108,7 @@ def test_a_seed_gives_the_same_figures_alone_and_under_inference_mode_and_anothe
 
 def test_measuring_leaves_the_model_and_random_numbers_as_they_were() -> None:
     subject = subject_of()
-    module = subject.model.autoencoder
+    module = subject.model
     before = {name: value.clone() for name, value in module.state_dict().items()}
     numbers = torch.get_rng_state()
     diagnose_images(subject, "images", only=["dabi_worst"])
@@ -132,7 +132,7 @@ def test_table_json_and_pictures_are_those_of_images(diagnosis: Diagnosis, tmp_p
 def test_the_latents_are_those_of_held_out_images() -> None:
     model = tiny_image_model()
     with torch.no_grad():
-        assert torch.equal(subject_of().z, model.encode(model.held_out(NUM)))
+        assert torch.equal(subject_of().z, model.image_autoencoder().encode(model.image_source().held_out(NUM)))
 
 
 @pytest.mark.parametrize("num_examples", [1, 98])

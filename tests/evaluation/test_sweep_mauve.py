@@ -103,7 +103,7 @@ def test_the_runs_features_have_read_all_of_a_text_and_nothing_behind_it(generat
         for row, length, found in zip(ids, lengths.tolist(), features, strict=True):
             # The logits behind the last token are those of the block one token longer, whatever that token is.
             longer = torch.cat([row[:length], torch.tensor([3])])[None]
-            logits = model.network(model.network.shifted(longer))[0, -1]
+            logits = model.network(model.network.shift_right(longer))[0, -1]
             torch.testing.assert_close(model.network.outputs(found), logits, rtol=1e-4, atol=1e-4)
     behind = torch.where(mask, ids, (ids + 1) % len(tokenizer()))
     assert torch.equal(RunScorer(model, tokenizer(), batch_size=3).features([""] * 7, behind, mask), features)

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from fewstep.nn import Context
-from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, decode_cached, decode_naive
+from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, decode_cached
 from fewstep.shapes import example_generators
 from tests.nn.builders import first, normal, randomised
+from tests.readouts.naive import decode_naive
 
 V, D, L = 11, 3, 8
 TRUST = 0.7
@@ -163,7 +164,7 @@ def test_the_head_blurs_latents_by_its_trust_level_and_says_so(
 
     monkeypatch.setattr(head.network, "context", spy)
     z, mask = normal((5, 400, D), generator), torch.ones(5, 400).bool()
-    monkeypatch.setattr("fewstep.readouts.commitment.decode_cached", lambda network, u, *_, **__: u.shape)
+    monkeypatch.setattr("fewstep.readouts.head.decode_cached", lambda network, u, *_, **__: u.shape)
     assert head.generate(z, mask, generator=generator) == (5, 800)
     head.trust_level = 0.0
     head.generate(z, mask, generator=generator)

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from fewstep.nn import Context
-from fewstep.readouts import CausalTransformer, CommitmentHead, Ending, LanguageModel, LinearReadout
-from fewstep.readouts.decoding import decode_cached, decode_naive
+from fewstep.readouts import CausalTransformer, CommitmentHead, Ending, LanguageModel, LinearReadout, decode_cached
 from tests.nn.builders import first, normal, randomised
+from tests.readouts.naive import decode_naive
 
 V, D, B, L = 5, 3, 12, 10
 ENDING = Ending(end_id=2, pad_id=4)
@@ -76,7 +76,7 @@ def test_ended_rows_leave_the_batch_and_the_loop_ends_with_the_last(
 def test_every_readout_stops_its_texts(generator: torch.Generator) -> None:
     z, mask = normal((B, L, D), generator), torch.ones(B, L, dtype=torch.bool)
     head = CommitmentHead(network(D))
-    readers = (head, head.with_commitment(False), randomised(lambda: LinearReadout(V, D)))
+    readers = (head, head.without_tokens(), randomised(lambda: LinearReadout(V, D)))
     for reader in readers:
         free, stopped = (
             reader.generate(z, mask, temperature=3.0, ending=one, generator=torch.Generator().manual_seed(1))

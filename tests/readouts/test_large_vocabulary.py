@@ -17,7 +17,6 @@ from fewstep.readouts import (
     TransformerReadout,
     categorical,
     hidden_nats,
-    parallel,
     token_accuracy,
     token_nats,
 )
@@ -45,7 +44,6 @@ class LargestTensor(TorchDispatchMode):
 def few_logits(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Let losses and readouts hold only that many logits at once."""
     monkeypatch.setattr(categorical, "MAX_LOGITS", number)
-    monkeypatch.setattr(parallel, "MAX_LOGITS", number)
 
 
 def with_gradients(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -94,7 +92,10 @@ def test_a_loss_in_parts_is_the_loss_of_all_logits_and_so_are_its_gradients(
         torch.testing.assert_close(loss(z, ids, mask), value, rtol=0, atol=1e-12)
 
 
-def test_fifty_thousand_tokens_at_length_1024_never_hold_all_their_logits_forward_or_backward() -> None:
+def test_fifty_thousand_tokens_at_length_1024_never_hold_all_their_logits_forward_or_backward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few_logits(monkeypatch, 2**20)
     vocab_size, length, width = 50_000, 1024, 2
     generator = torch.Generator().manual_seed(0)
     outputs = nn.Linear(width, vocab_size)
@@ -102,7 +103,7 @@ def test_fifty_thousand_tokens_at_length_1024_never_hold_all_their_logits_forwar
     ids = torch.randint(vocab_size, (1, length), generator=generator)
     held: list[int] = []
     with LargestTensor() as largest, torch.autograd.graph.saved_tensors_hooks(keep_count(held), lambda kept: kept):
-        hidden_nats(hidden, outputs, ids, max_logits=2**20).sum().backward()
+        hidden_nats(hidden, outputs, ids).sum().backward()
     assert largest.numbers <= 2**20 < vocab_size * length / 48
     assert sum(held) < 2**20, "what waits for the backward pass holds no logits"
     assert outputs.weight.grad is not None and float(outputs.weight.grad.abs().sum()) > 0
@@ -118,7 +119,9 @@ def keep_count(held: list[int]) -> Callable[[Tensor], Tensor]:
     return pack
 
 
-def test_the_threshold_decides_and_below_it_nothing_changes_to_the_bit(generator: torch.Generator) -> None:
+def test_the_threshold_decides_and_below_it_nothing_changes_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
     outputs, hidden = nn.Linear(4, V), torch.randn(2, 6, 4, generator=generator)
     ids = torch.randint(V, (2, 6), generator=generator)
     whole = token_nats(outputs(hidden), ids)
@@ -126,17 +129,21 @@ def test_the_threshold_decides_and_below_it_nothing_changes_to_the_bit(generator
     outputs.register_forward_hook(lambda module, args, out: calls.append(out.numel()))
     assert torch.equal(hidden_nats(hidden, outputs, ids), whole) and calls == [12 * V]
     calls.clear()
-    torch.testing.assert_close(hidden_nats(hidden, outputs, ids, max_logits=5 * V), whole, rtol=0, atol=1e-6)
+    few_logits(monkeypatch, 5 * V)
+    torch.testing.assert_close(hidden_nats(hidden, outputs, ids), whole, rtol=0, atol=1e-6)
     assert calls == [5 * V, 5 * V, 2 * V]
 
 
-def test_parts_keep_the_precision_that_autocast_gives_the_whole(generator: torch.Generator) -> None:
+def test_parts_keep_the_precision_that_autocast_gives_the_whole(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
     outputs, hidden = nn.Linear(16, V), torch.randn(2, 6, 16, generator=generator, requires_grad=True)
     ids = torch.randint(V, (2, 6), generator=generator)
     slopes = []
-    for max_logits in (5 * V, None):
+    for max_logits in (2**25, 5 * V):
+        few_logits(monkeypatch, max_logits)
         with torch.autocast("cpu", torch.bfloat16):
-            nats = hidden_nats(hidden, outputs, ids, max_logits=max_logits)
+            nats = hidden_nats(hidden, outputs, ids)
         assert nats.dtype == torch.float32
         slopes.append((nats.detach(), *torch.autograd.grad(nats.sum(), (hidden, outputs.weight))))
     for ours, whole in zip(*slopes, strict=True):
@@ -158,11 +165,11 @@ def test_a_large_batch_is_written_part_by_part_with_the_same_tokens(
     seeded = lambda: torch.Generator().manual_seed(3)  # noqa: E731
     whole = readout.generate(z, mask, temperature=temperature, generator=seeded())
     token_mask = readout.token_mask(mask)
-    accuracy = token_accuracy(readout(z, mask), whole.ids.roll(1, 0), token_mask)
+    accuracy = token_accuracy(readout, z, whole.ids.roll(1, 0), token_mask)
     few_logits(monkeypatch, 2 * 8 * V)
     with LargestTensor() as largest:
         parts = readout.generate(z, mask, temperature=temperature, generator=seeded())
-        assert readout.token_accuracy(z, whole.ids.roll(1, 0), token_mask) == accuracy
+        assert token_accuracy(readout, z, whole.ids.roll(1, 0), token_mask) == accuracy
     assert torch.equal(parts.ids, whole.ids)
     torch.testing.assert_close(parts.log_probs, whole.log_probs, rtol=0, atol=1e-6)
     assert largest.numbers <= 2 * 8 * V

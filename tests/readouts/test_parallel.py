@@ -1,5 +1,7 @@
 """Laws of the parallel readouts: their loss, padding, drawing, accuracy."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -80,6 +82,7 @@ def test_generation_is_argmax_by_default_and_follows_its_own_generators(
 def test_the_accuracy_counts_real_tokens_only() -> None:
     ids = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
     logits = torch.nn.functional.one_hot(torch.tensor([[0, 1, 0, 3], [0, 2, 1, 0]]), 4).float()
-    assert token_accuracy(logits, ids, torch.ones(2, 4).bool()) == 6 / 8
-    assert token_accuracy(logits, ids, torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()) == 2 / 4
-    assert token_accuracy(logits, ids, torch.zeros(2, 4).bool()) == 0
+    readout = SimpleNamespace(logits=lambda z, mask: z)
+    assert token_accuracy(readout, logits, ids, torch.ones(2, 4).bool()) == 6 / 8
+    assert token_accuracy(readout, logits, ids, torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()) == 2 / 4
+    assert token_accuracy(readout, logits, ids, torch.zeros(2, 4).bool()) == 0

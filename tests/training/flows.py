@@ -2,20 +2,16 @@
 
 from pathlib import Path
 
-import yaml
-
-from fewstep import objectives
 from fewstep.cli.train import main
+from fewstep.objectives import OBJECTIVES
 from tests.runs import CONFIGS, Workshop
 
-OBJECTIVES = sorted(file.stem for file in (CONFIGS / "objectives").glob("*.yaml") if file.stem != "flow_matching")
+STUDENTS = [name for name in OBJECTIVES if name != "flow_matching"]
 
 
 def needs_teacher(objective: str) -> bool:
     """Whether the objective of a file in ``configs/objectives`` learns from a flow."""
-    settings = yaml.safe_load((CONFIGS / "objectives" / f"{objective}.yaml").read_text())
-    name = settings["model"]["init_args"]["objective"]["class_path"].rpartition(".")[2]
-    return bool(getattr(objectives, name).needs_teacher)
+    return OBJECTIVES[objective].needs_teacher
 
 
 def flow_arguments(workshop: Workshop, objective: str, run_dir: Path, *flags: str, steps: int = 4) -> list[str]:

@@ -19,20 +19,19 @@ from fewstep.storage import load_checkpoint
 from fewstep.training.teacher import start_from
 from tests.bundles import randomise
 from tests.runs import Workshop, logged, start
-from tests.training.flows import OBJECTIVES, flow_arguments, trained_flow, upon_a_flow
+from tests.training.flows import STUDENTS, flow_arguments, trained_flow, upon_a_flow
 from tests.training.test_processes import SCRIPT, read_steps
 from tests.training.test_resume import assert_equal, stop_after_a_few_steps
 
 ESTIMATES = {
     "consistency_distillation": "endpoint",
     "consistency_training": "endpoint",
-    "easy_consistency": "endpoint",
     "progressive": "posterior_mean",
     "reflow": "posterior_mean",
 }
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", STUDENTS)
 def test_an_objective_trains_and_its_model_says_what_it_is(workshop: Workshop, tmp_path: Path, objective: str) -> None:
     run_dir = tmp_path / "run"
     arguments = upon_a_flow(workshop, objective, run_dir, "--diagnostics.every_n_validations=2")
@@ -124,7 +123,7 @@ def test_a_run_says_what_it_starts_from(workshop: Workshop, tmp_path: Path, caps
 def test_an_objective_that_changes_on_the_way_goes_on_where_it_was(workshop: Workshop, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = ["--ema.decay=0.9", "--trainer.val_check_interval=25"]
-    runs = [upon_a_flow(workshop, "easy_consistency", run, *flags, steps=100) for run in (whole, broken)]
+    runs = [upon_a_flow(workshop, "consistency_training", run, *flags, steps=100) for run in (whole, broken)]
     assert main(runs[0]) == 0
     code, errors = stop_after_a_few_steps(runs[1], broken, signal.SIGINT)
     assert code == 128 + signal.SIGINT, errors
@@ -157,7 +156,7 @@ def test_two_processes_train_a_derivative_and_end_with_one_model(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", STUDENTS)
 def test_the_loss_stays_finite_for_500_steps_of_bf16(workshop: Workshop, tmp_path: Path, objective: str) -> None:
     flags = ["--trainer.precision=bf16-mixed", "--trainer.val_check_interval=500"]
     assert main(upon_a_flow(workshop, objective, tmp_path, *flags, steps=500)) == 0
@@ -181,11 +180,11 @@ def test_every_objective_is_refused_what_does_not_fit_it(
         ("mean_flow", f"--model.initialise_from={flow}", "--model.denoiser.max_frequency=20"): "max_frequency 30.0",
         ("mean_flow", f"--model.initialise_from={flow}", "--model.prediction=x1"): "its prediction is velocity",
         ("mean_flow", one_time): "two_times is false, but MeanFlow trains a network of two times",
-        ("easy_consistency", two_times): "two_times is true, but EasyConsistency trains a network of one time",
+        ("consistency_training", two_times): "two_times is true, but ConsistencyTraining trains a network of one time",
         ("flow_matching", two_times): "two_times is true, but FlowMatching trains a network of one time",
         ("mean_flow", "--model.denoiser.self_conditioning=true"): "MeanFlow never feeds an estimate back",
         ("mean_flow", "--model.denoiser.max_frequency=0"): "max_frequency is 0",
-        ("mean_flow", "--model.objective.weight.power=-1"): "power -1",
+        ("mean_flow", "--model.objective.adaptive_power=-1"): "adaptive_power is -1",
     }
     for (objective, *flags), told in cases.items():
         capsys.readouterr()

@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from fewstep.evaluation.comparison import Bench, Run
     from fewstep.report.contrast import Comparison
 
-OBJECTIVES = (
-    "flow,consistency_distillation,easy_consistency,mean_flow,shortcut,semigroup,lagrangian,"
-    "progressive_distillation,reflow"
-)
-FILES = {"flow": "flow_matching", "progressive_distillation": "progressive"}
-"""Settings files of objectives that are called otherwise in ``configs/objectives``."""
 STAGES = {"text": "flow", "images": "image_flow"}
 MARKER, RESULT, TABLE, PICTURE = "training.json", "compare.json", "compare.md", "compare.png"
 CAPTION = (
@@ -48,7 +42,10 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--contrast", nargs="+", type=Path, metavar="FOLDER", help="draw finished comparisons beside each other"
     )
-    result.add_argument("--objectives", default=OBJECTIVES, help="with commas between (default: %(default)s)")
+    result.add_argument(
+        "--objectives",
+        help="comma-separated: names of configs/objectives, or dotted paths such as my_package.Mine (default: all)",
+    )
     result.add_argument(
         "--budget",
         type=at_least_one,
@@ -110,20 +107,16 @@ def main(argv: list[str]) -> int:
 def planned_runs(args: argparse.Namespace, kind: str, out: Path, steps: Sequence[int]) -> "list[Run]":
     """The teacher and what starts from it. Raises ``UserError``."""
     from fewstep.evaluation.comparison import planned
+    from fewstep.objectives import OBJECTIVES
 
-    names, base = comma_parts(args.objectives, "objectives"), configs_folder() / f"{STAGES[kind]}.yaml"
+    names = comma_parts(args.objectives, "objectives") if args.objectives else list(OBJECTIVES)
+    base = configs_folder() / f"{STAGES[kind]}.yaml"
     return planned(names, settings_of, base, out, budget=args.budget, teacher_steps=args.teacher_steps, steps=steps)
 
 
 def settings_of(name: str) -> Path:
-    """The settings file of an objective. Raises ``UserError`` where there is none."""
-    folder = configs_folder() / "objectives"
-    file = folder / f"{FILES.get(name, name)}.yaml"
-    if not file.is_file():
-        names = {stem: known for known, stem in FILES.items()}
-        known = sorted(names.get(path.stem, path.stem) for path in folder.glob("*.yaml"))
-        raise UserError(f"--objectives holds {name!r}: expected some of {', '.join(known)}")
-    return file
+    """The settings file of a registered objective."""
+    return configs_folder() / "objectives" / f"{name}.yaml"
 
 
 def train(run: "Run", args: argparse.Namespace, kind: str) -> None:

@@ -12,10 +12,6 @@ from fewstep.shapes import expand_like
 
 PredictionType = Literal["x1", "velocity"]
 
-EstimateKind = Literal["posterior_mean", "endpoint", "flow_map"]
-"""What the clean estimate of a trained model is: the mean of the data given x_t (a flow), the end of the trajectory
-through x_t (a consistency model), or the point that a jump from t to s aims at (a flow map of two times)."""
-
 
 class FlowModel(nn.Module):
     """A network, the path it was trained on and what it predicts, offered as ``denoise``, ``velocity`` and ``jump``.
@@ -26,8 +22,7 @@ class FlowModel(nn.Module):
         X(t, s) = alpha_s x1_hat + sigma_s (x_t - alpha_t x1_hat) / sigma_t.
 
     At s = t the estimate is that of an ordinary flow, at s = 1 the jump is the estimate itself. On the linear path
-    (x1_hat - x_t) / (1 - t) is the mean velocity of arXiv:2505.13447, eq. 3. Raises ``ValueError`` for an unknown
-    prediction type.
+    (x1_hat - x_t) / (1 - t) is the mean velocity of arXiv:2505.13447, eq. 3.
     """
 
     def __init__(self, network: nn.Module, path: Path, prediction: PredictionType) -> None:
@@ -40,7 +35,7 @@ class FlowModel(nn.Module):
 
     @property
     def two_times(self) -> bool:
-        """Whether the network is told where a jump ends."""
+        """Whether the network sees where a jump ends."""
         return bool(getattr(self.network, "config", {}).get("two_times", False))
 
     def predict(
@@ -57,9 +52,7 @@ class FlowModel(nn.Module):
 
     def x1_of(self, output: DenoiserOutput, x_t: Tensor, t: Tensor) -> Tensor:
         """The clean estimate x1_hat (B, K, D) that an output stands for."""
-        if self.prediction == "x1":
-            return output.value
-        return self.path.x1_from_velocity(x_t, output.value, t)
+        return output.value if self.prediction == "x1" else self.path.x1_from_velocity(x_t, output.value, t)
 
     def denoise(
         self,
@@ -70,8 +63,7 @@ class FlowModel(nn.Module):
         mask: Tensor | None = None,
         self_cond: Tensor | None = None,
     ) -> Tensor:
-        """The clean estimate x1_hat (B, K, D). ``s`` (B,), where the jump ends, is for networks of two times; those of
-        one do not look at it, for their estimate is the same wherever the jump ends."""
+        """The clean estimate x1_hat (B, K, D). A network of one time ignores ``s`` (B,), where the jump ends."""
         s = s if self.two_times else None
         return self.x1_of(self.predict(x_t, t, s, mask=mask, self_cond=self_cond), x_t, t)
 
@@ -89,10 +81,7 @@ class FlowModel(nn.Module):
     def jump(
         self, x_t: Tensor, t: Tensor, s: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None
     ) -> Tensor:
-        """X(t, s), from t to s >= t along the estimate: alpha_s x1_hat + sigma_s eps_hat, (B, K, D).
-
-        Exactly ``x_t`` where s = t.
-        """
+        """X(t, s) (B, K, D), from t to s >= t along the estimate; exactly ``x_t`` at s = t."""
         x1_hat = self.denoise(x_t, t, s=s, mask=mask, self_cond=self_cond)
         x_s = self.path.sample(x1_hat, self.path.eps_from_x1(x_t, x1_hat, t), s)
         return torch.where(expand_like(s <= t, x_s), upcast(x_t), x_s)

@@ -1,4 +1,4 @@
-"""What a denoising network gives back."""
+"""What a denoising network returns, and what the clean estimate of a trained model is."""
 
 from dataclasses import dataclass
 
@@ -14,3 +14,29 @@ class DenoiserOutput:
 
     value: Tensor
     token_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EstimateKind:
+    """What the clean estimate of a trained model is. Samplers and teachers ask these fields, not its name.
+
+    ``two_times``: it depends on where a jump ends, so the network needs a second time. ``has_velocity``: it gives the
+    flow's velocity at every state, so any solver can follow it and a student can learn from it; otherwise Euler steps
+    only. ``keeps_noise``: a step may keep old noise; otherwise all noise is new after every step but the last.
+    """
+
+    name: str
+    two_times: bool = False
+    has_velocity: bool = True
+    keeps_noise: bool = True
+
+
+POSTERIOR_MEAN = EstimateKind("posterior_mean")
+"""The mean of the data given x_t: a flow."""
+ENDPOINT = EstimateKind("endpoint", has_velocity=False, keeps_noise=False)
+"""The end of the trajectory through x_t: a consistency model."""
+FLOW_MAP = EstimateKind("flow_map", two_times=True, has_velocity=False)
+"""The point that a jump from t to s goes along: a flow map."""
+
+ESTIMATES: dict[str, EstimateKind] = {kind.name: kind for kind in (POSTERIOR_MEAN, ENDPOINT, FLOW_MAP)}
+"""By the name that a saved model has for it. An objective that declares another adds it here by itself."""

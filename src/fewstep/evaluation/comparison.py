@@ -15,27 +15,26 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.metrics import Interval
-from fewstep.objectives import FlowObjective
+from fewstep.objectives import OBJECTIVES, Objective
+from fewstep.registry import resolve
 
-FLOW, PROGRESSIVE = "flow", "progressive_distillation"
-"""The objective that the others are compared with, and the one that takes a run a number of steps."""
+FLOW, PROGRESSIVE = "flow_matching", "progressive"
+"""The objective that the others are compared with, and the one that takes a run per number of steps."""
 ROWS, YARDSTICKS = "rows.jsonl", "yardsticks.jsonl"
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What was measured on the samples of one objective at one setting, or of a yardstick.
+    """What was measured on the samples of an objective at a setting, or of a yardstick.
 
-    ``objective`` is its name, or the yardstick's; ``readout`` None for images, ``num_steps`` K and ``reinjection`` None
-    for yardsticks. ``ruled_out`` tells why the model is not sampled so; all measures are None then. ``quality``, with
-    its 95 % interval over samples, is lower where samples are better: see :class:`Quality`. ``others`` are the
-    protocol's further columns, as shown. ``late_flip_rate``: share of tokens that the last step changes.
-    ``stiffness_peak``: of the model, 1 / time. ``passes``: forward passes an example of a batch that training took, all
-    rounds together, the teacher's own training left out; ``seconds``: wall time of that training. ``gain`` is the plain
-    flow's quality at the same setting over this one, above 1 where this is better, with the 95 % interval of a paired
-    bootstrap. ``samples`` (N, c): the numbers of each sample that the quality is a statistic of. ``stamp``:
-    protocol and model. ``provenance``: code, versions, command and machine of the measurement, None where nobody told;
-    rows compare whatever it is.
+    ``readout`` is None for images, ``num_steps`` K and ``reinjection`` for yardsticks. ``ruled_out`` says why the model
+    is not sampled at this setting; all measures are None then. ``quality``, with its 95 % interval over samples, is
+    lower for better samples: see :class:`Quality`. ``others`` are the protocol's further columns, as shown.
+    ``late_flip_rate``: share of tokens that the last step changes. ``stiffness_peak``: of the model, 1 / time.
+    ``passes``: forward passes per example that training took, all rounds together, without the teacher's own training;
+    ``seconds``: wall time of that training. ``gain``: the plain flow's quality at this setting over this row's, with
+    the 95 % interval of a paired bootstrap. ``samples`` (N, c): the numbers of each sample that the quality is a
+    statistic of. ``stamp``: protocol and model. ``provenance``: code, versions, command and machine; not compared.
     """
 
     objective: str
@@ -161,19 +160,23 @@ def planned(
 ) -> list[Run]:
     """The teacher, a plain flow, and from it the runs of every objective, as many steps as ``budget`` passes pay for.
 
-    ``settings_of`` gives the file of changes to ``base``, the stage's settings file. Raises ``UserError``.
+    An objective outside the package, given by its dotted path, is trained with the flow's settings. ``settings_of``
+    gives the file of changes to ``base``, the stage's settings file. Raises ``UserError``.
     """
     teacher = Run("teacher", out / "teacher", settings_of(FLOW), (), teacher_steps, 3.0 * teacher_steps)
     runs = [teacher]
     for name in dict.fromkeys(names):
-        settings = settings_of(name)
+        cls = resolve(OBJECTIVES, name, "objective")
+        settings = settings_of(name if name in OBJECTIVES else FLOW)
         if name == PROGRESSIVE:
             runs += _rounds(settings, base, out / name, teacher.model, budget, steps)
             continue
-        objective = objective_of(base, settings, {})
+        two_times = str(cls.estimate.two_times).lower()
+        own = () if name in OBJECTIVES else (f"--model.objective={name}", f"--model.denoiser.two_times={two_times}")
+        objective = objective_of(base, settings, {}, None if name in OBJECTIVES else name)
         count = max(1, round(budget / objective.passes_per_step))
         passes = count * objective.passes_per_step
-        runs.append(Run(name, out / name, settings, (), count, passes, teacher.model, objective.needs_teacher))
+        runs.append(Run(name, out / name, settings, own, count, passes, teacher.model, objective.needs_teacher))
     return runs
 
 
@@ -197,15 +200,14 @@ def _rounds(settings: Path, base: Path, folder: Path, start: Path, budget: int, 
     return found
 
 
-def objective_of(base: Path, changes: Path, own: Mapping[str, Any]) -> FlowObjective:
-    """The objective that training makes of the settings file ``base`` and the ``changes`` to it, with its ``own``
-    arguments: asked for what it costs and needs."""
+def objective_of(base: Path, changes: Path, own: Mapping[str, Any], class_path: str | None = None) -> Objective:
+    """The objective of the settings file ``base`` with ``changes`` and its ``own`` arguments, or of ``class_path``."""
     first, second = (yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"] for file in (base, changes))
     first, second = first["objective"], second.get("objective", {})
     arguments = {"time_sampler": first["init_args"]["time_sampler"], **second.get("init_args", {}), **own}
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(FlowObjective, "objective")
-    chosen = {"class_path": second.get("class_path", first["class_path"]), "init_args": arguments}
+    parser.add_subclass_arguments(Objective, "objective")
+    chosen = {"class_path": class_path or second.get("class_path", first["class_path"]), "init_args": arguments}
     return parser.instantiate(parser.parse_object({"objective": chosen})).objective
 
 

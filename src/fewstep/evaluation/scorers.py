@@ -56,7 +56,7 @@ class RunScorer:
         without a token has the state at the begin of a block.
         """
         network, kept = self.model.network, []
-        inputs = torch.cat([network.shifted(ids), ids[:, -1:]], dim=1)  # (N, L+1): begin of block, then all ids
+        inputs = torch.cat([network.shift_right(ids), ids[:, -1:]], dim=1)  # (N, L+1): begin of block, then all ids
         last = (mask.cpu().long() * torch.arange(1, ids.shape[1] + 1)).amax(1)
         hook = network.norm.register_forward_hook(lambda module, given, states: kept.append(states))
         try:

@@ -1,44 +1,47 @@
-"""What is minimised: reconstruction of text and of images, flow matching, few-step objectives, commitment."""
+"""Objectives: flow matching, flow maps, consistency, distillation, reconstruction, and the commitment head's."""
 
+from fewstep.objectives.base import Batch, Objective, Regression, match_flow
 from fewstep.objectives.consistency import ConsistencyDistillation, ConsistencyTraining
-from fewstep.objectives.derivative import Derivative, FiniteDifference, ForwardMode
-from fewstep.objectives.easy_consistency import EasyConsistency
-from fewstep.objectives.eulerian_distillation import EulerianSelfDistillation
-from fewstep.objectives.few_step import FewStepObjective
+from fewstep.objectives.distillation import ProgressiveDistillation, Reflow
+from fewstep.objectives.flow_maps import (
+    LagrangianSelfDistillation,
+    MeanFlow,
+    SemigroupSelfDistillation,
+    ShortcutModel,
+)
 from fewstep.objectives.flow_matching import FlowMatching
-from fewstep.objectives.flow_objective import FlowObjective
 from fewstep.objectives.head import HeadTraining
-from fewstep.objectives.image_reconstruction import ImageReconstruction
-from fewstep.objectives.lagrangian import LagrangianSelfDistillation
-from fewstep.objectives.mean_flow import MeanFlow
-from fewstep.objectives.progressive import ProgressiveDistillation
-from fewstep.objectives.reconstruction import Reconstruction
-from fewstep.objectives.reflow import Reflow
-from fewstep.objectives.semigroup import SemigroupSelfDistillation
-from fewstep.objectives.shortcut import ShortcutModel
-from fewstep.objectives.time_pairs import TimePairs
-from fewstep.objectives.weights import AdaptiveWeight
+from fewstep.objectives.reconstruction import ImageReconstruction, Reconstruction
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "flow_matching": FlowMatching,
+    "consistency_training": ConsistencyTraining,
+    "consistency_distillation": ConsistencyDistillation,
+    "mean_flow": MeanFlow,
+    "lagrangian": LagrangianSelfDistillation,
+    "semigroup": SemigroupSelfDistillation,
+    "shortcut": ShortcutModel,
+    "progressive": ProgressiveDistillation,
+    "reflow": Reflow,
+}
+"""The objectives of a denoiser by short name; each has a settings file of that name in ``configs/objectives``."""
 
 __all__ = [
-    "AdaptiveWeight",
+    "OBJECTIVES",
+    "Batch",
     "ConsistencyDistillation",
     "ConsistencyTraining",
-    "Derivative",
-    "EasyConsistency",
-    "EulerianSelfDistillation",
-    "FewStepObjective",
-    "FiniteDifference",
     "FlowMatching",
-    "FlowObjective",
-    "ForwardMode",
     "HeadTraining",
     "ImageReconstruction",
     "LagrangianSelfDistillation",
     "MeanFlow",
+    "Objective",
     "ProgressiveDistillation",
     "Reconstruction",
     "Reflow",
+    "Regression",
     "SemigroupSelfDistillation",
     "ShortcutModel",
-    "TimePairs",
+    "match_flow",
 ]

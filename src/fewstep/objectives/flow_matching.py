@@ -1,47 +1,44 @@
-"""Flow matching in x_1 or velocity, with cross-entropy beside it. B batch, K positions, D latent dimension."""
+"""Flow matching in x_1 or velocity, optionally with cross-entropy. B batch, L tokens, K positions, D dimension."""
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fewstep.denoisers import DenoiserOutput, FlowModel
-from fewstep.objectives.flow_objective import FlowObjective
-from fewstep.readouts import ParallelReadout, token_nats
-from fewstep.schedules import TimeSampler
+from fewstep.objectives.base import Objective
+from fewstep.readouts import token_nats
 from fewstep.shapes import masked_mean, rand, randn
-from fewstep.types import Latents, LossOutput, TokenBatch
+from fewstep.types import Latents, LossOutput, Readout, TokenBatch
 
 
-class FlowMatching(FlowObjective):
-    """Regression of the model's own target (arXiv:2210.02747, eq. 14; x_1 or velocity), plus cross-entropy.
+@dataclass(kw_only=True, eq=False)
+class FlowMatching(Objective):
+    """Flow matching (arXiv:2210.02747, eq. 14): regression of the network's own target, x_1 or velocity.
 
-    ``time_sampler`` draws t. ``regression_weight`` multiplies the squared error, ``cross_entropy_weight`` the nats per
-    token of the estimate: from the denoiser's own token logits where it has them, else through the readout (the
-    terminal term of Diffusion-LM, arXiv:2205.14217). ``self_conditioning_probability`` is the share of steps in which
-    a first estimate is fed back (arXiv:2208.04202). Raises ``ValueError`` where both weights are 0 or one is negative,
-    and for a probability outside [0, 1].
+    ``regression_weight`` multiplies the squared error, ``cross_entropy_weight`` the nats per token of the estimate:
+    from the denoiser's own token logits if it has them, else through the readout (the terminal term of Diffusion-LM,
+    arXiv:2205.14217). ``self_conditioning_probability`` is the share of steps in which a first estimate is fed back
+    (arXiv:2208.04202).
     """
 
-    def __init__(
-        self,
-        time_sampler: TimeSampler,
-        *,
-        regression_weight: float = 1.0,
-        cross_entropy_weight: float = 0.0,
-        self_conditioning_probability: float = 0.0,
-    ) -> None:
-        if min(regression_weight, cross_entropy_weight) < 0 or regression_weight + cross_entropy_weight <= 0:
+    feeds_back: ClassVar[bool] = True
+    regression_weight: float = 1.0
+    cross_entropy_weight: float = 0.0
+    self_conditioning_probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        regression, nats = self.regression_weight, self.cross_entropy_weight
+        if min(regression, nats) < 0 or regression + nats <= 0:
             raise ValueError(
-                f"regression_weight {regression_weight}, cross_entropy_weight {cross_entropy_weight}: "
-                "expected both >= 0 and one of them > 0"
+                f"regression_weight {regression}, cross_entropy_weight {nats}: expected both >= 0 and one of them > 0"
             )
-        if not 0 <= self_conditioning_probability <= 1:
+        if not 0 <= self.self_conditioning_probability <= 1:
             raise ValueError(
-                f"self_conditioning_probability is {self_conditioning_probability}, expected a share of steps in [0, 1]"
+                f"self_conditioning_probability is {self.self_conditioning_probability}: "
+                "expected a share of the steps in [0, 1]"
             )
-        self.time_sampler = time_sampler
-        self.regression_weight = regression_weight
-        self.cross_entropy_weight = cross_entropy_weight
-        self.self_conditioning_probability = self_conditioning_probability
 
     def forward(
         self,
@@ -49,13 +46,13 @@ class FlowMatching(FlowObjective):
         latents: Latents,
         *,
         tokens: TokenBatch | None,
-        readout: ParallelReadout | None,
+        readout: Readout | None,
         generator: torch.Generator,
         teacher: FlowModel | None = None,
         progress: float = 1.0,
     ) -> LossOutput:
-        """See :class:`FlowObjective`; there is no teacher, and nothing changes on the way. Tokens and readout are
-        needed for the cross-entropy only: ``ValueError`` where they are missing then."""
+        """See :class:`Objective`. The cross-entropy needs tokens and a readout: ``ValueError`` if they are missing."""
+        self.check(model, teacher)
         x_1 = latents.z
         t = self.time_sampler.sample(len(x_1), generator, x_1.device)
         x_0 = randn(tuple(x_1.shape), x_1, generator)
@@ -70,23 +67,16 @@ class FlowMatching(FlowObjective):
         terms = {"squared_error": squared_error.mean().detach()}
         if self.cross_entropy_weight > 0:
             if tokens is None or readout is None:
-                raise ValueError("cross_entropy_weight needs tokens and a readout: these latents have none")
-            nats = self.cross_entropy(model, output, x_t, t, latents, tokens, readout)
+                raise ValueError("cross_entropy_weight needs tokens and a readout, which these latents do not have")
+            nats = self._nats(model, output, x_t, t, tokens, readout)
             per_example = per_example + self.cross_entropy_weight * nats
             terms["cross_entropy_nats"] = nats.mean().detach()
         return LossOutput(per_example.mean(), per_example.detach(), terms)
 
-    def cross_entropy(
-        self,
-        model: FlowModel,
-        output: DenoiserOutput,
-        x_t: Tensor,
-        t: Tensor,
-        latents: Latents,
-        tokens: TokenBatch,
-        readout: ParallelReadout,
+    def _nats(
+        self, model: FlowModel, output: DenoiserOutput, x_t: Tensor, t: Tensor, tokens: TokenBatch, readout: Readout
     ) -> Tensor:
-        """Nats per token (B,) of what the output says about ``tokens`` (B, L)."""
+        """Nats per token (B,) of ``tokens`` (B, L) under the output."""
         if output.token_logits is None:
             return readout.loss(model.x1_of(output, x_t, t), tokens.ids, tokens.mask)
         return masked_mean(token_nats(output.token_logits, tokens.ids), tokens.mask)
@@ -97,8 +87,8 @@ class FlowMatching(FlowObjective):
     ) -> Tensor | None:
         if self.self_conditioning_probability <= 0:
             return None
-        # One draw for the batch, so that steps without feedback cost one network evaluation only. It stays where it is
-        # drawn: to read it from an accelerator would make the processor wait at every step.
+        # One draw for the batch, so that a step without feedback costs one pass. It is drawn and read on the
+        # generator's device: reading it from an accelerator would sync the device at every step.
         if rand((1,), torch.empty(0), generator).item() >= self.self_conditioning_probability:
             return None
         return model.denoise(x_t, t, mask=mask)

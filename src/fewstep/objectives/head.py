@@ -1,4 +1,4 @@
-"""How the commitment head is trained: on latents noised past the readout's limit. B batch, K positions, D dim."""
+"""How the commitment head is trained: next tokens from noised latents. B batch, K positions, D latent dimension."""
 
 from collections.abc import Callable
 
@@ -10,31 +10,27 @@ from fewstep.shapes import expand_like, rand, randn
 from fewstep.types import Latents, LossOutput, TokenBatch
 
 Regenerate = Callable[[Latents, torch.Generator], Tensor]
-"""Latents of data -> what a frozen flow makes of them (B, K, D): noised to some time, and sampled from there."""
+"""Latents of data -> latents (B, K, D) that a frozen flow samples from a noised version of them."""
 
 
 class HeadTraining:
-    """Next-token cross-entropy given latents with isotropic noise (this project's definition).
+    """Next-token cross-entropy given latents with isotropic noise.
 
-    Each example's level is uniform in [0, ``noise_level_max``] (rms of the unit-variance latent); the default goes
-    past the level at which a parallel readout breaks, so that the head leans on its own words where the latent is
-    undecided.
-
-    ``prefix_dropout`` is the probability that an example's earlier tokens are hidden from the head: it makes a head
-    with commitment switched off a state that was trained. ``generated_share`` is the probability that an example's
-    latents are those that a flow makes of them, so that the head sees in training what it will read; see
-    ``regenerate`` of :meth:`forward`. Where both are 0 nothing is drawn for them. Raises ``ValueError`` for a negative
-    level and for a share outside [0, 1).
+    Each example's level is uniform in [0, ``noise_level_max``] (rms of the unit-variance latent); the default goes past
+    the level at which a parallel readout breaks, so that the head relies on its own tokens where the latent is
+    undecided. ``prefix_dropout``: probability that an example's earlier tokens are hidden from the head, so that
+    decoding without them is a trained state. ``generated_share``: probability that an example's latents are replaced by
+    those that ``regenerate`` returns.
     """
 
     def __init__(
         self, *, noise_level_max: float = 2.0, prefix_dropout: float = 0.0, generated_share: float = 0.0
     ) -> None:
         if not noise_level_max >= 0:
-            raise ValueError(f"noise_level_max is {noise_level_max}, expected a level >= 0 (rms)")
+            raise ValueError(f"noise_level_max is {noise_level_max}: expected a level >= 0 (rms)")
         for name, share in (("prefix_dropout", prefix_dropout), ("generated_share", generated_share)):
             if not 0 <= share < 1:
-                raise ValueError(f"{name} is {share}, expected a share of the examples, at least 0 and below 1")
+                raise ValueError(f"{name} is {share}: expected a share of the examples in [0, 1)")
         self.noise_level_max = noise_level_max
         self.prefix_dropout = prefix_dropout
         self.generated_share = generated_share
@@ -48,11 +44,7 @@ class HeadTraining:
         generator: torch.Generator,
         regenerate: Regenerate | None = None,
     ) -> LossOutput:
-        """Mean nats per token over the batch; ``per_example`` (B,).
-
-        ``regenerate`` is asked where ``generated_share`` is above 0, and not before; ``ValueError`` where it is
-        missing then.
-        """
+        """Mean nats per token over the batch; ``per_example`` (B,). ``generated_share`` needs ``regenerate``."""
         z = latents.z
         if self.generated_share > 0:
             z = self._partly_generated(latents, regenerate, generator)
@@ -71,5 +63,5 @@ class HeadTraining:
                 "pass regenerate"
             )
         chosen = rand((len(latents.z),), latents.z, generator) < self.generated_share
-        made = regenerate(latents, generator).to(latents.z.dtype)
-        return torch.where(expand_like(chosen, made), made, latents.z)
+        generated = regenerate(latents, generator).to(latents.z.dtype)
+        return torch.where(expand_like(chosen, generated), generated, latents.z)

@@ -1,20 +1,19 @@
-"""How the autoencoder is trained: tokens back from corrupted latents. B batch, L tokens, K positions, D latent dim."""
+"""How autoencoders are trained: tokens or images from noised latents. B batch, L tokens, K positions, D dimension."""
 
 import torch
 from torch import Tensor
 
-from fewstep.autoencoders import TransformerAutoencoder
-from fewstep.readouts import ParallelReadout
+from fewstep.autoencoders import ImageAutoencoder, TransformerAutoencoder
 from fewstep.shapes import expand_like, rand, randn
-from fewstep.types import Latents, LossOutput, TokenBatch
+from fewstep.types import Latents, LossOutput, Readout, TokenBatch
 
 
 class Reconstruction:
-    """Cross-entropy of the readout on noised, thinned latents of partly hidden tokens (this project's definition).
+    """Cross-entropy of the readout on noised latents of partly masked tokens.
 
     ``noise_level_max`` (rms of the unit-variance latent): each example gets a level uniform in [0, max].
-    ``latent_dropout``: probability that a whole latent position is set to zero.
-    ``token_masking``: probability that the encoder does not see a token, which it must then infer from context.
+    ``latent_dropout``: probability that a whole latent position is set to zero. ``token_masking``: probability that the
+    encoder does not see a token, which must then be inferred from its context.
     """
 
     def __init__(
@@ -30,12 +29,7 @@ class Reconstruction:
         self.token_masking = token_masking
 
     def forward(
-        self,
-        autoencoder: TransformerAutoencoder,
-        readout: ParallelReadout,
-        tokens: TokenBatch,
-        *,
-        generator: torch.Generator,
+        self, autoencoder: TransformerAutoencoder, readout: Readout, tokens: TokenBatch, *, generator: torch.Generator
     ) -> LossOutput:
         """Mean nats per token over the batch; ``per_example`` (B,)."""
         hidden = None
@@ -53,7 +47,22 @@ class Reconstruction:
         return z
 
 
+class ImageReconstruction:
+    """Squared error of images decoded from latents with noise of a level uniform in [0, ``noise_level_max``]."""
+
+    def __init__(self, *, noise_level_max: float = 1.0) -> None:
+        if noise_level_max < 0:
+            raise ValueError(f"noise_level_max is {noise_level_max}: expected a level >= 0")
+        self.noise_level_max = noise_level_max
+
+    def forward(self, autoencoder: ImageAutoencoder, images: Tensor, *, generator: torch.Generator) -> LossOutput:
+        """Mean squared error per pixel value over ``images`` (B, C, H, W) in [0, 1]; ``per_example`` (B,)."""
+        z = noised(autoencoder.encode(images), self.noise_level_max, generator)
+        per_example = (autoencoder.decode(z) - images).square().flatten(1).mean(1)
+        return LossOutput(per_example.mean(), per_example.detach())
+
+
 def noised(z: Tensor, level_max: float, generator: torch.Generator) -> Tensor:
-    """Latents (B, ...) with white noise, whose level each example draws uniformly from [0, ``level_max``]."""
+    """Latents (B, ...) with white noise, its level drawn per example from the uniform law on [0, ``level_max``]."""
     level = level_max * rand((len(z),), z, generator)
     return z + expand_like(level, z) * randn(tuple(z.shape), z, generator)

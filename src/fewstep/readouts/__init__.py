@@ -6,15 +6,19 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from fewstep.readouts.categorical import MAX_LOGITS, check_draw, draw_tokens, hidden_nats, token_nats
-from fewstep.readouts.causal import CausalTransformer
-from fewstep.readouts.commitment import CommitmentHead
-from fewstep.readouts.decoding import decode_cached, decode_naive
-from fewstep.readouts.ending import Ending, tokens_to_first_end
-from fewstep.readouts.language_model import LanguageModel
+from fewstep.readouts.categorical import (
+    MAX_LOGITS,
+    check_draw,
+    draw_tokens,
+    hidden_nats,
+    token_nats,
+    tokens_to_first_end,
+)
+from fewstep.readouts.causal import CausalTransformer, LanguageModel, decode_cached
+from fewstep.readouts.head import CommitmentHead
 from fewstep.readouts.parallel import LinearReadout, ParallelReadout, TransformerReadout, token_accuracy
 from fewstep.shapes import Generators
-from fewstep.types import TokenSample
+from fewstep.types import Ending, TokenSample
 
 __all__ = [
     "MAX_LOGITS",
@@ -30,7 +34,6 @@ __all__ = [
     "TransformerReadout",
     "check_draw",
     "decode_cached",
-    "decode_naive",
     "draw_tokens",
     "hidden_nats",
     "token_accuracy",
@@ -76,7 +79,7 @@ def _head(network: CausalTransformer, trust_level: float) -> CommitmentHead:
 
 
 def _head_off(network: CausalTransformer, trust_level: float) -> CommitmentHead:
-    return CommitmentHead(network, trust_level=trust_level, commitment=False)
+    return CommitmentHead(network, trust_level=trust_level, sees_tokens=False)
 
 
 READOUTS: dict[str, ReadoutChoice] = {

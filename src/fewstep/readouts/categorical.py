@@ -8,26 +8,30 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewstep.schedules import upcast
+from fewstep.types import Ending, TokenSample
+
+MAX_LOGITS = 2**25
+"""Logits held at once where fewer will do: 128 MiB in float32."""
+
+
+def rows_at_once(logits_per_row: int) -> int:
+    """How many rows of ``logits_per_row`` logits are computed together; at least 1."""
+    return max(1, MAX_LOGITS // logits_per_row)
 
 
 def token_nats(logits: Tensor, ids: Tensor) -> Tensor:
-    """Negative log-likelihood (B, L) in nats, >= float32, of ``ids`` (B, L) under ``logits`` (B, L, V)."""
+    """Negative log-likelihood (B, L) in nats, at least float32, of ``ids`` (B, L) under ``logits`` (B, L, V)."""
     # Classes stay the last axis: cross-entropy over a strided one is several times slower.
     flat = F.cross_entropy(upcast(logits).flatten(0, 1), ids.flatten(), reduction="none")
     return flat.view(ids.shape)
 
 
-MAX_LOGITS = 2**25
-"""Logits that are held at once where a loss can do with fewer: 128 MiB in float32."""
+def hidden_nats(hidden: Tensor, outputs: nn.Linear, ids: Tensor) -> Tensor:
+    """:func:`token_nats` of ``outputs(hidden)``, (B, L), that never holds more than about ``MAX_LOGITS`` logits.
 
-
-def hidden_nats(hidden: Tensor, outputs: nn.Linear, ids: Tensor, *, max_logits: int | None = None) -> Tensor:
-    """:func:`token_nats` of ``outputs(hidden)``, (B, L), that never holds more than about ``max_logits`` logits.
-
-    ``outputs`` maps each row of ``hidden`` (B, K, W) to the logits of the L / K tokens that it stands for, one after
-    the other. Where all logits together are more than ``max_logits`` (``MAX_LOGITS`` where None), rows are taken in
-    parts, and the backward pass computes the logits of a part again: one product more, in place of B L V numbers that
-    wait for it (this project's definition). Raises ``ValueError`` where L is no multiple of K.
+    ``outputs`` maps each row of ``hidden`` (B, K, W) to the logits of its L / K tokens, one after the other. Where the
+    logits are too many, rows are taken in parts whose logits the backward pass computes again. Raises ``ValueError``
+    where L is not a multiple of K.
     """
     rows, positions = hidden.flatten(0, 1), hidden.shape[1]
     if ids.shape[1] % positions:
@@ -37,7 +41,7 @@ def hidden_nats(hidden: Tensor, outputs: nn.Linear, ids: Tensor, *, max_logits: 
     def part_nats(part: Tensor, part_targets: Tensor) -> Tensor:
         return token_nats(outputs(part).unflatten(-1, (part_targets.shape[1], -1)), part_targets)
 
-    size = max(1, (MAX_LOGITS if max_logits is None else max_logits) // outputs.out_features)
+    size = rows_at_once(outputs.out_features)
     if size >= len(rows):
         return part_nats(rows, targets).view(ids.shape)
     parts = [
@@ -50,7 +54,7 @@ def hidden_nats(hidden: Tensor, outputs: nn.Linear, ids: Tensor, *, max_logits: 
 
 
 def check_draw(temperature: float, top_p: float, top_k: int | None) -> None:
-    """Raise ``ValueError`` with one line where :func:`draw_tokens` cannot draw with these settings."""
+    """Raise ``ValueError``, in one line, for settings that :func:`draw_tokens` cannot draw with."""
     if not 0 <= temperature < math.inf:
         raise ValueError(
             f"temperature is {temperature}: expected a finite number of at least 0 (0 takes the likeliest)"
@@ -67,16 +71,16 @@ def draw_tokens(
     """Tokens by inversion of the cumulative distribution, in float64.
 
     ``logits`` (..., V), ``u`` (...) uniform on [0, 1). Returns ids (...) int64 and their log-probabilities (...) in
-    nats under the distribution drawn from: after temperature, then the ``top_k`` likeliest tokens, then the nucleus of
-    mass ``top_p`` among these. Temperature 0 is the argmax, whose log-probability is 0. One uniform per token, so a
-    draw depends on nothing but its own row and its own ``u``; float64, since float32 sums move generative perplexity.
-    Raises ``ValueError`` outside 0 <= temperature < infinity, 0 < top_p <= 1 and top_k >= 1.
+    nats under the distribution drawn from: after temperature, the ``top_k`` likeliest tokens, then the nucleus of mass
+    ``top_p`` among these. Temperature 0 is the argmax, with log-probability 0. One uniform per token, so that a draw
+    depends on its own row and ``u`` only; float64, since float32 sums change generative perplexity. Raises
+    ``ValueError`` where :func:`check_draw` does.
     """
     check_draw(temperature, top_p, top_k)
     if temperature == 0:
         ids = logits.argmax(-1)
         return ids, torch.zeros_like(ids, dtype=torch.float32)
-    # The largest is taken off before the division, which would otherwise overflow at tiny temperatures.
+    # The largest is subtracted before the division, which would otherwise overflow at tiny temperatures.
     scores = logits.double() - logits.amax(-1, keepdim=True).double()
     probs = (scores / temperature).softmax(-1)
     if top_k is not None and top_k < probs.shape[-1]:
@@ -90,7 +94,7 @@ def draw_tokens(
 
 
 def keep_likeliest(probs: Tensor, top_k: int) -> Tensor:
-    """Keep exactly ``top_k`` tokens, the likeliest (arXiv:1805.04833, section 5.2), renormalised. (..., V)."""
+    """Keep exactly the ``top_k`` likeliest tokens (arXiv:1805.04833, section 5.2), renormalised. (..., V)."""
     kept, order = probs.topk(top_k, dim=-1)
     return torch.zeros_like(probs).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
 
@@ -101,3 +105,20 @@ def keep_nucleus(probs: Tensor, top_p: float) -> Tensor:
     before = ordered.cumsum(-1) - ordered
     kept = torch.zeros_like(probs).scatter(-1, order, torch.where(before < top_p, ordered, torch.zeros_like(ordered)))
     return kept / kept.sum(-1, keepdim=True)
+
+
+def tokens_to_first_end(ids: Tensor, end_id: int) -> Tensor:
+    """Mask (B, L), true up to and including the first ``end_id`` of each row of ``ids`` (B, L)."""
+    ends = (ids == end_id).long()
+    return ends.cumsum(-1) - ends == 0
+
+
+def cut_at_end(ids: Tensor, log_probs: Tensor, ending: Ending | None) -> TokenSample:
+    """``ids`` and ``log_probs`` (B, L) up to and including the first end-of-text of each row; whole without ``ending``.
+
+    After it ids are padding, log-probabilities 0 and the mask (B, L) is false.
+    """
+    if ending is None:
+        return TokenSample(ids, log_probs)
+    mask = tokens_to_first_end(ids, ending.end_id)
+    return TokenSample(ids.masked_fill(~mask, ending.pad_id), log_probs.masked_fill(~mask, 0.0), mask)

@@ -1,4 +1,4 @@
-"""One causal transformer that is two things: with latents a commitment head, without them a language model.
+"""One causal transformer with two uses: with latents a commitment head, without them a language model.
 
 B batch, L tokens, K positions, D latent dimension, V vocabulary, W width.
 """
@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.nn import Block, Context, KeyValueCache, TimeEmbedding, initialise
-from fewstep.readouts.categorical import hidden_nats
-from fewstep.shapes import check_sizes
+from fewstep.readouts.categorical import draw_tokens, hidden_nats
+from fewstep.shapes import Generators, check_sizes, masked_mean, rand
+from fewstep.types import Ending, TokenSample
 
 
 class CausalTransformer(nn.Module):
     """Next-token logits from earlier tokens and, if built with ``latent_dim``, from latents by cross-attention.
 
-    The first token is predicted from a begin-of-block embedding, number V of the table. ``stride`` places latent k
-    at the middle of the tokens it stands for. The latents' noise level (rms) is part of the input, so the network can
-    tell how far to trust them. Raises ``ValueError`` for sizes that are none.
+    The first token is predicted from a begin-of-block embedding, number V of the table. ``stride`` places latent k at
+    the middle of its tokens. The latents' noise level (rms) is an input, so that the network knows how far to trust
+    them. Raises ``ValueError`` for non-positive sizes.
     """
 
     def __init__(
@@ -54,45 +55,36 @@ class CausalTransformer(nn.Module):
         """
         if self.latents is None or self.level is None:
             raise ValueError("this network was built without latents (latent_dim=None): it is a language model")
-        # 1 / (1 + level) is the time of the linear path at which data and noise stand in this ratio.
+        # 1 / (1 + level) is the time of the linear path at which data and noise have this ratio.
         states = self.latents(z) + self.level(1 / (1 + noise_level))[:, None]
         positions = torch.arange(z.shape[1], device=z.device) * self.stride + (self.stride - 1) / 2
         return Context(states, mask, positions)
 
-    def shifted(self, ids: Tensor) -> Tensor:
+    def shift_right(self, ids: Tensor) -> Tensor:
         """Inputs (B, L) that predict ``ids`` (B, L): begin-of-block, then all but the last."""
-        return torch.cat([torch.full_like(ids[:, :1], self.vocab_size), ids[:, :-1]], dim=1)
+        return torch.cat([self.bos_only(ids[:, :1]), ids[:, :-1]], dim=1)
 
-    def unseen(self, ids: Tensor) -> Tensor:
-        """Inputs (B, L) like :meth:`shifted` that tell nothing of ``ids``: begin-of-block at every place."""
+    def bos_only(self, ids: Tensor) -> Tensor:
+        """Inputs (B, L) like :meth:`shift_right` without the tokens: begin-of-block at every place."""
         return torch.full_like(ids, self.vocab_size)
 
     def forward(
-        self,
-        inputs: Tensor,
-        context: Context | None = None,
-        caches: list[KeyValueCache] | None = None,
+        self, inputs: Tensor, context: Context | None = None, caches: list[KeyValueCache] | None = None
     ) -> Tensor:
         """Logits (B, N, V) of the token after each of ``inputs`` (B, N); see :meth:`hidden`."""
         return self.outputs(self.hidden(inputs, context, caches))
 
     def token_nats(self, inputs: Tensor, ids: Tensor, context: Context | None = None) -> Tensor:
-        """Negative log-likelihood (B, N) in nats of ``ids`` (B, N), each after its one of ``inputs`` (B, N).
-
-        A large vocabulary's logits are not held all at once (:func:`~fewstep.readouts.hidden_nats`).
-        """
+        """Negative log-likelihood (B, N) in nats of each of ``ids`` (B, N) after ``inputs`` (B, N), logits in parts."""
         return hidden_nats(self.hidden(inputs, context), self.outputs, ids)
 
     def hidden(
-        self,
-        inputs: Tensor,
-        context: Context | None = None,
-        caches: list[KeyValueCache] | None = None,
+        self, inputs: Tensor, context: Context | None = None, caches: list[KeyValueCache] | None = None
     ) -> Tensor:
-        """States (B, N, W), normed, from which the logits after each of ``inputs`` (B, N) are read.
+        """Normed states (B, N, W) from which the logits after each of ``inputs`` (B, N) are read.
 
-        ``caches``, of :meth:`empty_caches`, hold the earlier inputs and the context. Raises ``ValueError`` if they
-        come with a ``context``, or have no room left.
+        ``caches`` of :meth:`empty_caches` hold the earlier inputs and the context. Raises ``ValueError`` if they come
+        with a ``context``, or are full.
         """
         if context is not None and caches is not None:
             raise ValueError("caches hold their context already: give it to empty_caches, not beside the caches")
@@ -101,20 +93,24 @@ class CausalTransformer(nn.Module):
             h = block(h, context=context, cache=None if caches is None else caches[index])
         return self.norm(h)
 
+    def empty_caches(self, room: int, context: Context | None = None) -> list[KeyValueCache]:
+        """One cache per block for up to ``room`` tokens; keys and values of ``context`` are computed here, once."""
+        return [block.new_cache(room, context) for block in self.blocks if isinstance(block, Block)]
+
     @torch.no_grad()
     def start_from(self, language_model: "CausalTransformer") -> list[str]:
-        """Take over a language model's weights; returns the names of the tensors that it does not have.
+        """Copy a language model's weights; returns the names of the tensors that it does not have.
 
-        Cross-attention is set to add nothing, so the network with latents starts as the language model, whatever the
-        latents are, and only has to learn to listen. Raises ``ValueError`` where the two differ in size.
+        Cross-attention is set to add nothing, so that the network starts as the language model, whatever the latents.
+        Raises ``ValueError`` where the two differ in size.
         """
         theirs = language_model.state_dict()
         ours = self.state_dict()
-        unfit = [name for name, value in theirs.items() if name not in ours or ours[name].shape != value.shape]
-        if unfit:
+        mismatched = [name for name, value in theirs.items() if name not in ours or ours[name].shape != value.shape]
+        if mismatched:
             raise ValueError(
                 f"the language model ({language_model.config}) does not fit this network ({self.config}), first at "
-                f"{unfit[0]}: give both the same vocabulary, width and depth"
+                f"{mismatched[0]}: give both the same vocabulary, width and depth"
             )
         self.load_state_dict(ours | theirs)
         for block in self.blocks:
@@ -122,6 +118,70 @@ class CausalTransformer(nn.Module):
                 nn.init.zeros_(block.cross.out.weight)
         return [name for name in ours if name not in theirs]
 
-    def empty_caches(self, room: int, context: Context | None = None) -> list[KeyValueCache]:
-        """A cache a block for up to ``room`` tokens; keys and values of ``context`` are computed here, once for all."""
-        return [block.new_cache(room, context) for block in self.blocks if isinstance(block, Block)]
+
+@torch.no_grad()
+def decode_cached(
+    network: CausalTransformer,
+    u: Tensor,
+    context: Context | None,
+    *,
+    temperature: float,
+    top_p: float,
+    top_k: int | None = None,
+    ending: Ending | None = None,
+) -> TokenSample:
+    """Tokens (B, L), one for each uniform of ``u`` (B, L), with keys and values cached, the context's too.
+
+    With ``ending`` a row leaves the batch at its end-of-text, and the loop stops when all have; what a row holds up to
+    there does not depend on ``ending``. Raises ``ValueError`` where :func:`check_draw` does.
+    """
+    ids = torch.full(u.shape, 0 if ending is None else ending.pad_id, dtype=torch.long, device=u.device)
+    log_probs = torch.zeros(u.shape, dtype=torch.float32, device=u.device)
+    mask = torch.zeros(u.shape, dtype=torch.bool, device=u.device)
+    rows, caches = torch.arange(len(u), device=u.device), network.empty_caches(u.shape[1], context)
+    inputs = torch.full((len(u), 1), network.vocab_size, dtype=torch.long, device=u.device)
+    for step in range(u.shape[1]):
+        logits = network(inputs, None, caches)[:, -1]
+        token, log_prob = draw_tokens(logits, u[rows, step], temperature=temperature, top_p=top_p, top_k=top_k)
+        ids[rows, step], log_probs[rows, step], mask[rows, step] = token, log_prob, True
+        if ending is not None and bool((going := token != ending.end_id).logical_not().any()):
+            if not bool(going.any()):
+                break
+            rows, token = rows[going], token[going]
+            for cache in caches:
+                cache.keep(going)
+        inputs = token[:, None]
+    return TokenSample(ids, log_probs, None if ending is None else mask)
+
+
+class LanguageModel(nn.Module):
+    """A causal transformer without latents: the baseline to beat, and the scorer of a run's texts."""
+
+    def __init__(self, network: CausalTransformer) -> None:
+        super().__init__()
+        if network.latents is not None:
+            raise ValueError("a language model has no latents: build its CausalTransformer with latent_dim=None")
+        self.network = network
+
+    def token_nats(self, ids: Tensor) -> Tensor:
+        """Negative log-likelihood (B, L) of every token given the ones before it, in nats, float32."""
+        return self.network.token_nats(self.network.shift_right(ids), ids)
+
+    def loss(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Mean nats per real token (B,); ``mask`` (B, L)."""
+        return masked_mean(self.token_nats(ids), mask)
+
+    def generate(
+        self,
+        num_samples: int,
+        num_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+        ending: Ending | None = None,
+        generator: Generators,
+    ) -> TokenSample:
+        """Draw ``num_samples`` blocks of ``num_tokens``; see :func:`decode_cached`."""
+        u = rand((num_samples, num_tokens), self.network.embedding.weight, generator)
+        return decode_cached(self.network, u, None, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)

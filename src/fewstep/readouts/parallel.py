@@ -5,52 +5,36 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from fewstep.nn import Block, initialise
-from fewstep.readouts.categorical import MAX_LOGITS, draw_tokens, hidden_nats, token_nats
-from fewstep.readouts.ending import Ending, ended
+from fewstep.readouts.categorical import cut_at_end, draw_tokens, hidden_nats, rows_at_once, token_nats
 from fewstep.shapes import Generators, check_sizes, masked_mean, rand
-from fewstep.types import TokenSample
+from fewstep.types import Ending, Readout, TokenSample
 
 
 class ParallelReadout(nn.Module):
-    """Latents to token logits without any order: subclasses give ``forward(z, mask) -> logits`` (B, L, V).
+    """Latents to token logits, each position on its own draw: subclasses give ``forward(z, mask) -> logits`` (B, L, V).
 
-    One that tells its ``vocab_size`` writes large batches part by part, so that their logits are not held all at once;
-    for the loss it gives ``token_nats`` to this end.
+    A subclass that sets ``vocab_size`` reads large batches in parts, so that their logits are not held all at once.
     """
 
     stride: int
     vocab_size: int | None = None
 
-    def token_mask(self, mask: Tensor) -> Tensor:
-        """The mask (B, L) of the tokens that latents with ``mask`` (B, K) stand for."""
-        return mask.repeat_interleave(self.stride, dim=1)
-
     def logits(self, z: Tensor, mask: Tensor) -> Tensor:
         """Logits (B, L, V) of ``z`` (B, K, D) with ``mask`` (B, K)."""
         return self(z, mask)
 
-    def loss(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Mean nats per real token (B,) for ``ids`` (B, L) under latents ``z`` (B, K, D); ``mask`` (B, L) bool."""
-        latent_mask = rearrange(mask, "b (k s) -> b k s", s=self.stride).any(-1)
-        return masked_mean(self.token_nats(z, ids, latent_mask), mask)
+    def token_mask(self, mask: Tensor) -> Tensor:
+        """The mask (B, L) of the tokens of latents with ``mask`` (B, K)."""
+        return mask.repeat_interleave(self.stride, dim=1)
 
     def token_nats(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Negative log-likelihood (B, L) in nats of ``ids`` (B, L) under ``z`` (B, K, D) with their ``mask`` (B, K)."""
+        """Negative log-likelihood (B, L) in nats of ``ids`` (B, L) under ``z`` (B, K, D) with ``mask`` (B, K)."""
         return token_nats(self(z, mask), ids)
 
-    @torch.no_grad()
-    def token_accuracy(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Share of real tokens (scalar) that are the likeliest at their place; arguments as in :meth:`loss`."""
+    def loss(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Mean nats per real token (B,) of ``ids`` (B, L), ``mask`` (B, L) bool, under latents ``z`` (B, K, D)."""
         latent_mask = rearrange(mask, "b (k s) -> b k s", s=self.stride).any(-1)
-        parts = [self(z[rows], latent_mask[rows]).argmax(-1) for rows in self._parts(z)]
-        return ((torch.cat(parts) == ids) & mask).sum() / mask.sum().clamp(min=1)
-
-    def _parts(self, z: Tensor) -> list[slice]:
-        """Examples of ``z`` (B, K, D) in parts whose logits may be held at once."""
-        size = max(1, len(z))
-        if self.vocab_size is not None:
-            size = max(1, MAX_LOGITS // (z.shape[1] * self.stride * self.vocab_size))
-        return [slice(start, start + size) for start in range(0, max(1, len(z)), size)]
+        return masked_mean(self.token_nats(z, ids, latent_mask), mask)
 
     def generate(
         self,
@@ -66,19 +50,20 @@ class ParallelReadout(nn.Module):
         """Tokens (B, L) of ``z`` (B, K, D), each position on its own; temperature 0 takes the likeliest.
 
         With ``ending`` what follows a row's first end-of-text is padding. Raises ``ValueError`` where
-        :func:`~fewstep.readouts.draw_tokens` does.
+        :func:`~fewstep.readouts.check_draw` does.
         """
         u = rand((len(z), z.shape[1] * self.stride), z, generator)
+        size = max(1, len(z)) if self.vocab_size is None else rows_at_once(u.shape[1] * self.vocab_size)
         parts = [
-            draw_tokens(self(z[rows], mask[rows]), u[rows], temperature=temperature, top_p=top_p, top_k=top_k)
-            for rows in self._parts(z)
+            draw_tokens(self(*part), part_u, temperature=temperature, top_p=top_p, top_k=top_k)
+            for *part, part_u in zip(z.split(size), mask.split(size), u.split(size), strict=True)
         ]
         ids, log_probs = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        return ended(ids, log_probs, ending)
+        return cut_at_end(ids, log_probs, ending)
 
 
 class LinearReadout(ParallelReadout):
-    """One linear map from each latent to its tokens' logits. Raises ``ValueError`` for sizes that are none."""
+    """One linear map from each latent to its tokens' logits. Raises ``ValueError`` for non-positive sizes."""
 
     def __init__(self, vocab_size: int, latent_dim: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -89,7 +74,7 @@ class LinearReadout(ParallelReadout):
         self.outputs = nn.Linear(latent_dim, stride * vocab_size)
 
     def token_nats(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """As of :class:`ParallelReadout`, part by part (:func:`~fewstep.readouts.hidden_nats`)."""
+        """As of :class:`ParallelReadout`, logits in parts."""
         return hidden_nats(z, self.outputs, ids)
 
     def forward(self, z: Tensor, mask: Tensor) -> Tensor:
@@ -98,9 +83,9 @@ class LinearReadout(ParallelReadout):
 
 
 class TransformerReadout(ParallelReadout):
-    """Transformer over token positions, so that a position in doubt can lean on its neighbours' latents.
+    """Transformer over token positions, so that an undecided position can use its neighbours' latents.
 
-    Raises ``ValueError`` for sizes that are none.
+    Raises ``ValueError`` for non-positive sizes.
     """
 
     def __init__(
@@ -132,11 +117,11 @@ class TransformerReadout(ParallelReadout):
         return self.outputs(self.hidden(z, mask))
 
     def token_nats(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """As of :class:`ParallelReadout`, part by part (:func:`~fewstep.readouts.hidden_nats`)."""
+        """As of :class:`ParallelReadout`, logits in parts."""
         return hidden_nats(self.hidden(z, mask), self.outputs, ids)
 
     def hidden(self, z: Tensor, mask: Tensor) -> Tensor:
-        """States (B, L, W), normed, of ``z`` (B, K, D); ``mask`` (B, K) bool."""
+        """Normed states (B, L, W) of ``z`` (B, K, D); ``mask`` (B, K) bool."""
         seen = self.token_mask(mask)
         h = rearrange(self.inputs(z), "b k (s w) -> b (k s) w", s=self.stride)
         for block in self.blocks:
@@ -145,7 +130,11 @@ class TransformerReadout(ParallelReadout):
 
 
 @torch.no_grad()
-def token_accuracy(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Share of real tokens (scalar) whose argmax logit (B, L, V) is the token in ``ids`` (B, L); ``mask`` (B, L)."""
-    right = (logits.argmax(-1) == ids) & mask
-    return right.sum() / mask.sum().clamp(min=1)
+def token_accuracy(readout: Readout, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Share of real tokens (scalar) that are the likeliest at their place; arguments as in ``readout.loss``."""
+    stride, vocab_size = ids.shape[1] // z.shape[1], getattr(readout, "vocab_size", None)
+    size = max(1, len(z)) if vocab_size is None else rows_at_once(ids.shape[1] * vocab_size)
+    latent_mask = rearrange(mask, "b (k s) -> b k s", s=stride).any(-1)
+    parts = zip(z.split(size), latent_mask.split(size), strict=True)
+    likeliest = torch.cat([readout.logits(*part).argmax(-1) for part in parts])
+    return ((likeliest == ids) & mask).sum() / mask.sum().clamp(min=1)

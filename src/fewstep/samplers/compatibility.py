@@ -2,6 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
+from fewstep.denoisers import ESTIMATES
 from fewstep.errors import UserError
 from fewstep.samplers.sampler import FlowSampler, euler
 
@@ -15,7 +16,7 @@ class TrainedFlow(Protocol):
 
     @property
     def estimate(self) -> str:
-        """What the clean estimate is: "posterior_mean", "endpoint" or "flow_map"."""
+        """What the clean estimate is, by its name in :data:`~fewstep.denoisers.ESTIMATES`."""
 
     @property
     def trained_nfe(self) -> int | None:
@@ -32,10 +33,10 @@ class DefaultSampling(NamedTuple):
 def default_sampling(trained: TrainedFlow, num_steps: int) -> DefaultSampling:
     """What fits the model and is closest to ``num_steps`` deterministic Euler steps.
 
-    A model trained for a number of steps takes that number; an endpoint model renews all noise after each step.
+    A model trained for a number of steps takes that number; one that keeps no noise renews it after each step.
     """
     steps = num_steps if trained.trained_nfe is None else trained.trained_nfe
-    return DefaultSampling(steps, 1.0 if trained.estimate == "endpoint" and steps > 1 else 0.0)
+    return DefaultSampling(steps, 0.0 if ESTIMATES[trained.estimate].keeps_noise or steps == 1 else 1.0)
 
 
 def check_compatible(trained: TrainedFlow, sampler: FlowSampler, num_steps: int) -> None:
@@ -47,10 +48,11 @@ def check_compatible(trained: TrainedFlow, sampler: FlowSampler, num_steps: int)
 def incompatibility(trained: TrainedFlow, sampler: FlowSampler, num_steps: int) -> str | None:
     """Why the model was not trained for this sampler, and what to use instead; None where it fits.
 
-    A model with ``trained_nfe`` has learned that many jumps: Euler with exactly that number of steps. A flow map and an
-    endpoint model do not know a velocity, which solvers of higher order ask for. The estimate of an endpoint model does
-    not lead to the states between either, so all noise must be new after every step but the last. A posterior mean fits
-    any sampler. Raises ``ValueError`` for a grid or rule that does not fit ``num_steps``.
+    A model with ``trained_nfe`` has learned that many jumps: Euler with exactly that number of steps. Otherwise the
+    kind of its estimate decides (:class:`~fewstep.denoisers.EstimateKind`): a flow map and an endpoint model do not
+    know a velocity, which solvers of higher order ask for; the estimate of an endpoint model does not lead to the
+    states between either, so all noise must be new after every step but the last. A posterior mean fits any sampler.
+    Raises ``ValueError`` for a grid or rule that does not fit ``num_steps``.
     """
     _, noise = sampler.plan(num_steps)
     solver, name = getattr(sampler.solver, "__name__", repr(sampler.solver)), trained.objective or "unnamed"
@@ -60,13 +62,14 @@ def incompatibility(trained: TrainedFlow, sampler: FlowSampler, num_steps: int) 
             f"solver {solver} with {num_steps} steps does not fit this model: its objective ({name}) trained it for "
             f"euler with {nfe} steps; use those"
         )
-    if trained.estimate == "flow_map" and not is_euler:
+    kind = ESTIMATES[trained.estimate]
+    renews_all = num_steps == 1 or (not noise.by_position and bool((noise.kept[:-1] == 0).all()))
+    if kind.keeps_noise and not kind.has_velocity and not is_euler:
         return (
             f"solver {solver} does not fit this model: its objective ({name}) trained it to jump, not to follow a "
             "velocity; use euler, with any number of steps and any re-injection"
         )
-    renews_all = num_steps == 1 or (not noise.by_position and bool((noise.kept[:-1] == 0).all()))
-    if trained.estimate == "endpoint" and not (is_euler and renews_all):
+    if not kind.keeps_noise and not (is_euler and renews_all):
         return (
             f"solver {solver} with {num_steps} steps and this re-injection does not fit this model: its objective "
             f"({name}) trained it to predict the end of a trajectory, not its states; use euler with re-injection "

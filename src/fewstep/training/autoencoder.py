@@ -10,7 +10,7 @@ from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.bundle import Identity
 from fewstep.errors import UserError
 from fewstep.objectives import Reconstruction
-from fewstep.readouts import LinearReadout, TransformerReadout
+from fewstep.readouts import LinearReadout, TransformerReadout, token_accuracy
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.training.stage import Stage, tokens_of
@@ -66,7 +66,7 @@ class AutoencoderModule(Stage):
         latents = self.autoencoder.encode(tokens.ids, tokens.mask)
         nats = self.readout.loss(latents.z, tokens.ids, tokens.mask) * tokens.mask.sum(-1)
         bits_per_byte = nats.sum() / torch.log(torch.tensor(2.0)) / batch["num_bytes"].sum().clamp(min=1)
-        accuracy = self.readout.token_accuracy(latents.z, tokens.ids, tokens.mask)
+        accuracy = token_accuracy(self.readout, latents.z, tokens.ids, tokens.mask)
         values = {"val/token_accuracy": accuracy, "val/bits_per_byte": bits_per_byte}
         size = self.data.held_out_weight(batch_idx, len(batch["ids"]))
         self.log_dict(values, prog_bar=True, batch_size=size, sync_dist=True)

@@ -9,7 +9,7 @@ import torch
 from fewstep.bundle import Identity, ModelBundle
 from fewstep.denoisers import CategoricalDenoiser, FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.objectives import FlowObjective
+from fewstep.objectives import Objective
 from fewstep.paths import PATHS, Path
 from fewstep.training.data_module import TextDataModule
 from fewstep.training.latent_cache import LatentCache
@@ -40,7 +40,7 @@ class FlowModule(Stage):
         self,
         data: TextDataModule,
         autoencoder: str,
-        objective: FlowObjective,
+        objective: Objective,
         denoiser: Callable[[int, int], RegressionDenoiser] | None = None,
         categorical_denoiser: Callable[[int, int, int, Path], CategoricalDenoiser] | None = None,
         path: Literal["linear", "variance_preserving"] = "linear",
@@ -145,7 +145,7 @@ class FlowModule(Stage):
                 self.model(),
                 self.latents(tokens, index),
                 tokens=tokens,
-                readout=self.base.readout,  # type: ignore[arg-type]
+                readout=self.base.readout,
                 generator=generator,
                 teacher=self.teacher(),
                 progress=self.progress(),

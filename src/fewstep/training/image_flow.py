@@ -10,7 +10,7 @@ from fewstep.autoencoders import to_positions
 from fewstep.denoisers import FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel, check_same_autoencoder
-from fewstep.objectives import FlowObjective
+from fewstep.objectives import Objective
 from fewstep.paths import PATHS
 from fewstep.storage import checkpoint_entry, versions
 from fewstep.training.image_data import ImageDataModule
@@ -39,7 +39,7 @@ class ImageFlowModule(TrainingModule):
         self,
         data: ImageDataModule,
         autoencoder: str,
-        objective: FlowObjective,
+        objective: Objective,
         denoiser: Callable[[int, int], RegressionDenoiser],
         path: Literal["linear", "variance_preserving"] = "linear",
         prediction: PredictionType = "x1",
@@ -144,11 +144,12 @@ class ImageFlowModule(TrainingModule):
             )
 
 
-def check_without_tokens(objective: FlowObjective) -> None:
+def check_without_tokens(objective: Objective) -> None:
     """Raise ``UserError`` for an objective with a term through a readout, which images do not have."""
-    for name in ("cross_entropy_weight", "fisher_weight"):
-        if (weight := getattr(objective, name, 0.0)) > 0:
-            raise UserError(f"model.objective.{name} is {weight}, but images have no tokens and no readout: give 0")
+    if (weight := getattr(objective, "cross_entropy_weight", 0.0)) > 0:
+        raise UserError(
+            f"model.objective.cross_entropy_weight is {weight}, but images have no tokens and no readout: give 0"
+        )
 
 
 def load_image_base(path: str, data: ImageDataModule) -> SavedModel:

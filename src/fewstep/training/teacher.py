@@ -6,10 +6,10 @@ from typing import Any, Protocol
 from torch import nn
 
 from fewstep.bundle import ModelBundle
-from fewstep.denoisers import CategoricalDenoiser, PredictionType, RegressionDenoiser
+from fewstep.denoisers import ESTIMATES, CategoricalDenoiser, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.merging import check_same_autoencoder
-from fewstep.objectives import FewStepObjective, FlowObjective, ProgressiveDistillation
+from fewstep.objectives import Objective
 from fewstep.schedules import LogitNormalTime
 from fewstep.storage import load_strictly
 from fewstep.training.data_module import TextDataModule
@@ -52,7 +52,7 @@ class OfAFlow(Protocol):
         ...
 
 
-def flow_fields(objective: FlowObjective, path: str, prediction: PredictionType) -> dict[str, Any]:
+def flow_fields(objective: Objective, path: str, prediction: PredictionType) -> dict[str, Any]:
     """What an identity says of a flow, by field: path, prediction, objective, what it trains for, and the grid that
     follows its times."""
     sampler = objective.time_sampler
@@ -62,7 +62,7 @@ def flow_fields(objective: FlowObjective, path: str, prediction: PredictionType)
         "prediction": prediction,
         "objective": type(objective).__name__,
         "trained_nfe": objective.trained_nfe,
-        "estimate": objective.estimate,
+        "estimate": objective.estimate.name,
         "grid_mean": mean,
         "grid_std": std,
     }
@@ -79,16 +79,16 @@ def load_flow(path: str, data: TextDataModule, base: ModelBundle, base_source: s
     return bundle
 
 
-def check_objective(objective: FlowObjective, denoiser: nn.Module, teacher: str | None) -> None:
+def check_objective(objective: Objective, denoiser: nn.Module, teacher: str | None) -> None:
     """Raise ``UserError`` unless the objective can train this network, and is given a teacher exactly if it has one."""
     name, config = type(objective).__name__, getattr(denoiser, "config", {})
-    wanted, found = objective.estimate == "flow_map", bool(config.get("two_times", False))
+    wanted, found = objective.estimate.two_times, bool(config.get("two_times", False))
     if wanted != found:
         raise UserError(
             f"model.denoiser.two_times is {str(found).lower()}, but {name} trains a network of "
             f"{'two times' if wanted else 'one time'}: give {str(wanted).lower()}"
         )
-    if isinstance(objective, FewStepObjective) and config.get("self_conditioning", False):
+    if not objective.feeds_back and config.get("self_conditioning", False):
         raise UserError(
             f"model.denoiser.self_conditioning is true, but {name} never feeds an estimate back: give false"
         )
@@ -98,24 +98,24 @@ def check_objective(objective: FlowObjective, denoiser: nn.Module, teacher: str 
         raise UserError(f"model.teacher is {teacher}, but {name} learns from data alone: leave it out")
 
 
-def check_teacher(teacher: OfAFlow, student: OfAFlow, objective: FlowObjective, source: str) -> None:
+def check_teacher(teacher: OfAFlow, student: OfAFlow, objective: Objective, source: str) -> None:
     """Raise ``UserError`` unless the objective can learn from the teacher's estimates on the student's path.
 
-    A teacher must tell the posterior mean. One that was trained for a number of steps knows nothing else: only
-    :class:`~fewstep.objectives.ProgressiveDistillation` learns from it, by that number and on the same grid.
+    A teacher must have a velocity. One that was trained for a number of steps can only be asked for these, on the same
+    grid: see ``teacher_nfe`` of :class:`~fewstep.objectives.Objective`.
     """
     name = type(objective).__name__
     if teacher.path != student.path:
         raise UserError(f"{source}: the teacher's path is {teacher.path}, this run's {student.path}: give the same")
-    if teacher.estimate != "posterior_mean":
+    if not ESTIMATES[teacher.estimate].has_velocity:
         raise UserError(
             f"{source}: the teacher's estimate is of kind {teacher.estimate}, but {name} learns from a flow"
         )
     if teacher.trained_nfe is None:
         return
-    wanted = objective.teacher_nfe if isinstance(objective, ProgressiveDistillation) else None
-    if wanted != teacher.trained_nfe:
-        asked = "flow for any number of steps" if wanted is None else f"flow, or a model trained for {wanted} steps"
+    expected = objective.teacher_nfe
+    if expected != teacher.trained_nfe:
+        asked = "flow for any number of steps" if expected is None else f"flow, or a model trained for {expected} steps"
         raise UserError(
             f"{source}: the teacher was trained for {teacher.trained_nfe} steps, but {name} asks it for others: "
             f"give a {asked}"

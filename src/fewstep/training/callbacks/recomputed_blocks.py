@@ -39,7 +39,7 @@ def _recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Te
     if torch._C._are_functorch_transforms_active():
         raise UserError(
             "recompute.blocks is true, but the objective needs gradients of a forward derivative, which torch cannot "
-            "compute again: leave it out, or give the objective the derivative fewstep.objectives.FiniteDifference"
+            "compute again: leave it out"
         )
     # No state of random numbers is kept, which an accelerator would be waited for: a block draws none.
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

@@ -1,0 +1,151 @@
+"""The frame of every objective that trains a denoiser. B batch, L tokens, K positions, D latent dimension."""
+
+from abc import ABC
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, EstimateKind, FlowModel
+from fewstep.schedules import TimeSampler
+from fewstep.shapes import masked_mean, randn
+from fewstep.types import Latents, LossOutput, Readout, TokenBatch
+
+
+class Batch(NamedTuple):
+    """Data ``x_1`` and noise ``x_0`` (B, K, D), both 0 at padding, with ``mask`` (B, K).
+
+    ``generator`` draws whatever else is needed; ``progress`` in [0, 1] is the share of the training that is done.
+    """
+
+    x_1: Tensor
+    x_0: Tensor
+    mask: Tensor
+    generator: torch.Generator
+    progress: float = 1.0
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the examples."""
+        return Batch(self.x_1[rows], self.x_0[rows], self.mask[rows], self.generator, self.progress)
+
+
+class Regression(NamedTuple):
+    """``prediction`` and ``target`` (B', K, D), in the space that the network predicts, and their ``mask`` (B', K).
+
+    The target carries no gradient.
+    """
+
+    prediction: Tensor
+    target: Tensor
+    mask: Tensor
+
+
+@dataclass(eq=False)
+class Objective(ABC):
+    """How a denoiser is trained on latents. A subclass implements :meth:`regressions`, or replaces :meth:`forward`.
+
+    ``time_sampler`` draws the training times; the sampler's default grid follows it. ``estimate`` says what the trained
+    model's clean estimate is. ``needs_teacher``: it learns from a trained flow. ``feeds_back``: it trains networks
+    with self-conditioning.
+
+        @dataclass(kw_only=True, eq=False)
+        class Noisy(Objective):
+            \"\"\"Flow matching on latents with a little noise.\"\"\"
+
+            level: float = 0.1
+
+            def regressions(self, model, batch, teacher):
+                x_1 = batch.x_1 + self.level * randn(tuple(batch.x_1.shape), batch.x_1, batch.generator)
+                t = self.time_sampler.sample(len(x_1), batch.generator, x_1.device)
+                yield match_flow(model, x_1, batch.x_0, t, batch.mask)
+    """
+
+    estimate: ClassVar[EstimateKind] = POSTERIOR_MEAN
+    needs_teacher: ClassVar[bool] = False
+    feeds_back: ClassVar[bool] = False
+    time_sampler: TimeSampler
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if ESTIMATES.setdefault(cls.estimate.name, cls.estimate) != cls.estimate:
+            raise TypeError(f"{cls.__name__}: another estimate is already called {cls.estimate.name!r}")
+
+    @property
+    def trained_nfe(self) -> int | None:
+        """The number of sampling steps that the model is trained for; None: any."""
+        return None
+
+    @property
+    def teacher_nfe(self) -> int | None:
+        """The number of steps in which a teacher would sample here; only one trained for it, or for any, will do."""
+        return None
+
+    @property
+    def passes_per_step(self) -> float:
+        """Forward passes of a denoiser per example and training step, those of a teacher included.
+
+        A backward pass counts as two, a forward-mode derivative as one in addition to the pass that it comes with.
+        """
+        return 3.0
+
+    def regressions(self, model: FlowModel, batch: Batch, teacher: FlowModel | None) -> Iterator[Regression]:
+        """What is regressed on this batch."""
+        raise NotImplementedError(f"{type(self).__name__} implements neither regressions nor forward")
+
+    def weigh(self, squared_error: Tensor) -> Tensor:
+        """The loss (B,) of squared errors (B,)."""
+        return squared_error
+
+    def forward(
+        self,
+        model: FlowModel,
+        latents: Latents,
+        *,
+        tokens: TokenBatch | None,
+        readout: Readout | None,
+        generator: torch.Generator,
+        teacher: FlowModel | None = None,
+        progress: float = 1.0,
+    ) -> LossOutput:
+        """Loss over a batch of ``latents`` (B, K, D), squared errors averaged over real positions.
+
+        ``tokens`` (B, L) and ``readout`` are None for latents that do not stand for text. Raises ``ValueError`` for a
+        network that the objective cannot train and for a missing teacher.
+        """
+        self.check(model, teacher)
+        real = latents.mask[..., None]
+        x_0 = randn(tuple(latents.z.shape), latents.z, generator) * real
+        batch = Batch(latents.z * real, x_0, latents.mask, generator, progress)
+        errors = torch.cat(
+            [
+                masked_mean((part.prediction - part.target).square(), part.mask)
+                for part in self.regressions(model, batch, teacher)
+            ]
+        )
+        per_example = self.weigh(errors)
+        return LossOutput(per_example.mean(), per_example.detach(), {"squared_error": errors.mean().detach()})
+
+    def check(self, model: FlowModel, teacher: FlowModel | None) -> None:
+        """Raise ``ValueError`` for a network with the wrong number of times, and for a missing teacher."""
+        name, two_times = type(self).__name__, self.estimate.two_times
+        if model.two_times != two_times:
+            raise ValueError(
+                f"{name} needs a denoiser of {'two times' if two_times else 'one time'}: "
+                f"build it with two_times={two_times}"
+            )
+        if self.needs_teacher and teacher is None:
+            raise ValueError(f"{name} learns from a trained flow: pass it as the teacher")
+
+
+def match_flow(model: FlowModel, x_1: Tensor, x_0: Tensor, t: Tensor, mask: Tensor) -> Regression:
+    """Flow matching (arXiv:2210.02747, eq. 14) of pairs (B, K, D) at times ``t`` (B,); in flow maps, of s = t."""
+    x_t = model.path.sample(x_1, x_0, t)
+    value = model.predict(x_t, t, t if model.two_times else None, mask=mask).value
+    return Regression(value, x_1 if model.prediction == "x1" else model.path.velocity(x_1, x_0, t), mask)
+
+
+def from_x1(model: FlowModel, x1_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """The network output (B, K, D) that stands for a clean estimate; singular at t = 1 if it is a velocity."""
+    return x1_hat if model.prediction == "x1" else model.path.velocity_from_x1(x_t, x1_hat, t)

@@ -1,0 +1,113 @@
+"""The commitment head: an autoregressive readout of latents (escape one of arXiv:2606.30705).
+
+B batch, L tokens, K positions, D latent dimension, V vocabulary.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from fewstep.readouts.categorical import cut_at_end, draw_tokens
+from fewstep.readouts.causal import CausalTransformer, decode_cached
+from fewstep.shapes import Generators, masked_mean, rand, randn
+from fewstep.types import Ending, TokenSample
+
+
+class CommitmentHead(nn.Module):
+    """Reads latents token by token, each token committed to before the next is chosen.
+
+    The head is trained on latents with isotropic noise, past the level at which a parallel readout breaks, and knows
+    that level. ``trust_level`` (rms) is the level that :meth:`generate` blurs latents to: 0 follows them to the letter,
+    larger values lean on the head's own words.
+
+    With ``sees_tokens`` False the same network does not see earlier tokens, for the ablation: logits depend on the
+    latents alone, and all tokens are drawn independently in one pass. Only a network trained with prefix dropout
+    (:class:`fewstep.objectives.HeadTraining`) knows this state.
+    """
+
+    def __init__(self, network: CausalTransformer, *, trust_level: float = 0.5, sees_tokens: bool = True) -> None:
+        super().__init__()
+        if network.latents is None:
+            raise ValueError("a commitment head needs a network with latents: pass latent_dim to CausalTransformer")
+        if trust_level < 0:
+            raise ValueError(f"trust_level is {trust_level}, expected a noise level >= 0 (rms)")
+        self.network = network
+        self.trust_level = trust_level
+        self.sees_tokens = sees_tokens
+
+    def without_tokens(self) -> "CommitmentHead":
+        """The same network as a head that does not see earlier tokens."""
+        return CommitmentHead(self.network, trust_level=self.trust_level, sees_tokens=False)
+
+    def logits(self, z: Tensor, mask: Tensor, ids: Tensor, noise_level: Tensor) -> Tensor:
+        """Teacher-forced logits (B, L, V) of ``ids`` (B, L) given latents that hold noise of ``noise_level`` (B,)."""
+        return self.network(self._inputs(ids, None), self.network.context(z, mask, noise_level))
+
+    def token_nats(
+        self, z: Tensor, ids: Tensor, mask: Tensor, noise_level: Tensor, sees_tokens: Tensor | None = None
+    ) -> Tensor:
+        """Negative log-likelihood (B, L) of every token in nats; ``mask`` (B, L), the rest as in :meth:`logits`.
+
+        ``sees_tokens`` (B,) bool is false at rows that do not see earlier tokens; None: all rows do.
+        """
+        latent_mask = rearrange(mask, "b (k s) -> b k s", s=self.network.stride).any(-1)
+        context = self.network.context(z, latent_mask, noise_level)
+        return self.network.token_nats(self._inputs(ids, sees_tokens), ids, context)
+
+    def loss(
+        self,
+        z: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        noise_level: Tensor | None = None,
+        sees_tokens: Tensor | None = None,
+    ) -> Tensor:
+        """Mean nats per real token (B,). ``z`` (B, K, D) already holds its noise; level None: clean."""
+        level = torch.zeros(len(z), device=z.device) if noise_level is None else noise_level
+        return masked_mean(self.token_nats(z, ids, mask, level, sees_tokens), mask)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        z: Tensor,
+        mask: Tensor,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+        ending: Ending | None = None,
+        generator: Generators,
+    ) -> TokenSample:
+        """Tokens (B, L) for latents ``z`` (B, K, D), which are first blurred to ``trust_level``; see :meth:`read`."""
+        level = torch.full((len(z),), self.trust_level, device=z.device)
+        blurred = z + self.trust_level * randn(tuple(z.shape), z, generator) if self.trust_level > 0 else z
+        u = rand((len(z), z.shape[1] * self.network.stride), z, generator)
+        return self.read(blurred, mask, u, level, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
+
+    @torch.no_grad()
+    def read(
+        self,
+        z: Tensor,
+        mask: Tensor,
+        u: Tensor,
+        noise_level: Tensor,
+        *,
+        temperature: float,
+        top_p: float,
+        top_k: int | None = None,
+        ending: Ending | None = None,
+    ) -> TokenSample:
+        """Tokens (B, L) for latents ``z`` (B, K, D) that hold noise of ``noise_level`` (B,); nothing is blurred here.
+
+        ``u`` (B, L), uniform on [0, 1), decides the draws. With ``ending`` what follows a row's first end-of-text is
+        padding, and is not computed. Raises ``ValueError`` where :func:`~fewstep.readouts.check_draw` does.
+        """
+        if not self.sees_tokens:
+            logits = self.logits(z, mask, torch.zeros_like(u, dtype=torch.long), noise_level)
+            return cut_at_end(*draw_tokens(logits, u, temperature=temperature, top_p=top_p, top_k=top_k), ending)
+        context = self.network.context(z, mask, noise_level)
+        return decode_cached(self.network, u, context, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
+
+    def _inputs(self, ids: Tensor, sees_tokens: Tensor | None) -> Tensor:
+        inputs = self.network.shift_right(ids) if self.sees_tokens else self.network.bos_only(ids)
+        return inputs if sees_tokens is None else torch.where(sees_tokens[:, None], inputs, self.network.bos_only(ids))
