@@ -46,7 +46,7 @@ from fewstep.data import (
     train_tokenizer,
 )
 from fewstep.data.packing import make_packer
-from fewstep.data.sources import SotuSource, clean_speech
+from fewstep.data.sources import speeches
 from fewstep.data.tokenizer import DocumentEncoder
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.evaluation.columns import aligned_columns
@@ -56,10 +56,10 @@ WAYS = ("prepared and mapped", "mapped from the cache", "streamed")
 
 def documents(num_bytes: int) -> Iterator[str]:
     """Speeches with their paragraphs in random order until ``num_bytes`` of UTF-8 are reached."""
-    speeches = [clean_speech(file.read_text(encoding="utf-8")).split("\n") for file in SotuSource().files()]
+    speeches_in_paragraphs = [speech.split("\n") for speech in speeches()]
     draw, done = random.Random(0), 0
     while True:
-        for paragraphs in speeches:
+        for paragraphs in speeches_in_paragraphs:
             text = "\n".join(draw.sample(paragraphs, len(paragraphs)))
             done += len(text.encode())
             yield text

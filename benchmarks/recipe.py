@@ -33,7 +33,6 @@ from fewstep.paths import PATHS
 from fewstep.pipeline import TextGenerator
 from fewstep.readouts import CausalTransformer, LanguageModel, LinearReadout, TransformerReadout, token_nats
 from fewstep.schedules import LogitNormalTime, UniformTime
-from fewstep.training.token_counts import log_frequencies
 from fewstep.types import TokenBatch
 
 SCORER_MINUTES = 4.0
@@ -212,7 +211,7 @@ def train_flow(recipe: Recipe, lab: Lab, autoencoder, readout, minutes: float) -
             recipe.latent_dim, positions, lab.vocab_size, PATHS[recipe.path](), self_conditioning=conditioned, **body
         )
         counts = token_counts(lab.corpus.train, lab.vocab_size)
-        network.set_codebook(autoencoder.codebook(), log_frequencies(counts))
+        network.set_codebook(autoencoder.codebook(), ((counts + 1) / (counts + 1).sum()).log().float())
     else:
         network = RegressionDenoiser(recipe.latent_dim, positions, self_conditioning=conditioned, **body)
     flow = FlowModel(network, PATHS[recipe.path](), recipe.prediction)  # type: ignore[arg-type]

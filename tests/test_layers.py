@@ -167,7 +167,6 @@ def fit(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return traced(folder / "trace.json", "train", *workshop.arguments("flow", f"--run_dir={folder / 'run'}", steps=2))
 
 
-@pytest.mark.xfail(strict=True, reason="215 of them while the callbacks import report and adapters")
 def test_a_fit_of_text_loads_at_most_90_modules(fit: dict[str, list[str]]) -> None:
     assert len(fit["loaded"]) <= 90, "\n".join(fit["loaded"])
 

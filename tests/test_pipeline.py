@@ -115,11 +115,10 @@ def test_snapped_estimates_are_those_of_the_readout_and_the_encoder(generator: T
     mask = torch.ones(3, BLOCK_SIZE // STRIDE, dtype=torch.bool)
     read = generator.bundle.readout(plain.x_1, mask).argmax(-1)
     torch.testing.assert_close(late.x_1, generator.bundle.autoencoder.encode(read, torch.ones_like(read)).z)
-    for snap in ("confidence:1", "distance:inf"):
-        assert torch.equal(generator.generate(3, 4, snap=snap).x_1, plain.x_1)
+    assert torch.equal(generator.generate(3, 4, snap="confidence:1").x_1, plain.x_1)
 
 
-@pytest.mark.parametrize("snap", ["every", "confidence:0.5", "distance:0.2"])
+@pytest.mark.parametrize("snap", ["every", "confidence:0.5"])
 def test_a_snapped_sample_is_its_own_whatever_the_batches(generator: TextGenerator, snap: str) -> None:
     whole, cut = (generator.generate(5, 3, 5, snap=snap, reinjection=0.5, batch_size=size) for size in (5, 2))
     torch.testing.assert_close(whole.x_1, cut.x_1, rtol=1e-3, atol=1e-3)

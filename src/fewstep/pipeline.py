@@ -4,14 +4,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path as FilePath
 
 import torch
 from torch import Tensor
 
 from fewstep.autoencoders import from_positions
-from fewstep.data.documents import decode_blocks
-from fewstep.data.documents import decode_documents as decode_documents
+from fewstep.data.tokenizer import decode_blocks
+from fewstep.data.tokenizer import decode_documents as decode_documents
 from fewstep.denoisers import FlowModel
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel
@@ -178,19 +179,11 @@ class TextGenerator:
                 decidedness=self.decidedness,
             )
             check_compatible(self.model.identity, sampler, num_steps)
+        draw = partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
         samples, latents, nfe, start = [], [], 0, time.perf_counter()
         for generators in _batches(seed, first_sample, num_samples, batch_size):
             x_1, mask, nfe = sample_latents(flow, sampler, self.model.latent_shape(), num_steps, generators)
-            drawn = reader.generate(
-                x_1,
-                mask,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                ending=ending,
-                generator=generators,
-            )
-            samples.append(drawn.cpu())
+            samples.append(draw(x_1, mask, generator=generators).cpu())
             latents.append(x_1.cpu())
             if progress is not None:
                 progress(len(x_1))

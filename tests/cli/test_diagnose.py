@@ -271,6 +271,7 @@ def test_help_loads_no_heavy_library() -> None:
     assert "usage: fewstep diagnose" in done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_measurements_and_the_first_writes_what_one_does(shop: Path, tmp_path: Path) -> None:
     asked = ["--only", "boundary_distance,late_flips"]
     assert main(command(shop, *asked, "--out", tmp_path / "one")) == 0

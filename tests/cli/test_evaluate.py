@@ -134,6 +134,7 @@ def test_two_processes_write_the_rows_of_one_and_the_first_alone_speaks(
     assert outputs[1][0] == ""
 
 
+@pytest.mark.slow
 def test_two_processes_refuse_in_one_line_together(shop: Path, whole: Path) -> None:
     processes = start_two(command(shop, "--samples", "4", "--out", whole))
     outputs = [process.communicate(timeout=120) for process in processes]

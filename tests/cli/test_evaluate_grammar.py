@@ -7,13 +7,13 @@ from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.bundle import Identity, ModelBundle
 from fewstep.cli.main import main
 from fewstep.data import tokenizer_fingerprint, train_tokenizer
-from fewstep.data.grammar_source import GrammarSentences
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.sweep_grammar import GrammarReference, grammar_reference
 from fewstep.evaluation.sweep_row import SweepRow
 from fewstep.readouts import CausalTransformer, TransformerReadout
+from fewstep.theory.grammar import GrammarSentences
 
 SOURCE, NUM_WORDS = "grammar:15", 15
 

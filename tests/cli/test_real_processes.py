@@ -49,8 +49,13 @@ def test_a_file_name_that_is_no_text_is_shown_as_it_can_be(tmp_path: Path) -> No
     ("name", "content", "expected"),
     [
         ("broken.jsonl", b'{"text": "' + b"x" * (100 * MEGABYTE), "line 1 is not JSON"),
-        ("number.jsonl", b'{"text": 1, "more": "' + b"x" * (100 * MEGABYTE) + b'"}', "field 'text' is int"),
-        ("binary.txt", b"x" * (100 * MEGABYTE) + b"\0", "NUL byte at offset 104857600"),
+        pytest.param(
+            *("number.jsonl", b'{"text": 1, "more": "' + b"x" * (100 * MEGABYTE) + b'"}', "field 'text' is int"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("binary.txt", b"x" * (100 * MEGABYTE) + b"\0", "NUL byte at offset 104857600"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_line_of_100_megabytes_is_read_once_and_not_shown(
@@ -70,6 +75,7 @@ def test_a_settings_file_of_megabytes_is_refused_before_it_is_parsed(tmp_path: P
     assert "2,097,159 bytes" in line_of(fewstep(["train", "fit", "--config", "long.yaml"], tmp_path))
 
 
+@pytest.mark.slow
 def test_wandb_out_of_reach_is_told_before_anything_is_made(workshop: Workshop, tmp_path: Path) -> None:
     nobody = {"WANDB_MODE": "online", "WANDB_API_KEY": "9f" * 20, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     done = fewstep(["train", *workshop.arguments("autoencoder", f"--run_dir={tmp_path / 'run'}")], tmp_path, **nobody)

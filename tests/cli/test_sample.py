@@ -61,7 +61,7 @@ def test_snap_and_the_head_and_the_draw_reach_their_place(model: str, tmp_path: 
     output, generator = tmp_path / "samples.jsonl", TextGenerator(tiny_bundle())
     cases = {
         "--snap every": {"snap": "every"},
-        "--snap distance:0.3": {"snap": "distance:0.3"},
+        "--snap confidence:0.3": {"snap": "confidence:0.3"},
         "--snap last:1": {"snap": "last:1"},
         "--readout head --head_context off": {"readout": "head", "head_context": False},
         "--readout head --temperature 30 --top_k 40 --stop": {

@@ -11,7 +11,7 @@ import pytest
 import fewstep.data
 from fewstep.data import CorpusSettings, prepare_corpus, tokenizer_fingerprint
 from fewstep.data.corpus import validation_rows
-from fewstep.data.sources import SotuSource, clean_speech
+from fewstep.data.sources import speeches
 from fewstep.errors import UserError
 from tests.data.texts import make_text, write_jsonl
 
@@ -133,24 +133,6 @@ def test_max_documents_takes_the_first_ones(texts, tmp_path, make_settings):
     assert "Document 10." not in decoded(corpus.train, corpus.tokenizer)
 
 
-def test_txt_jsonl_and_parquet_of_the_same_documents_give_the_same_blocks(texts, tmp_path, make_settings):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    jsonl = write_jsonl(tmp_path / "a.jsonl", texts)
-    parquet, text = tmp_path / "a.parquet", tmp_path / "a.txt"
-    pq.write_table(pa.table({"text": texts}), parquet)
-    text.write_text("<|endoftext|>\n".join(texts[:20]) + "\f" + "\r\n<|endoftext|>".join(texts[20:]), encoding="utf-8")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for number, document in enumerate(texts):
-        (folder / f"{number:02}.txt").write_text(document, encoding="utf-8")
-    (folder / "notes.md").write_text("not read")
-    blocks = [prepare_corpus(make_settings(path)).train[:]["input_ids"] for path in (jsonl, parquet, text, folder)]
-    for other in blocks[1:]:
-        assert np.array_equal(blocks[0], other)
-
-
 def test_another_tokenizer_is_taken_as_it_is_and_counts_all_bytes(texts, tmp_path, make_settings):
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -222,16 +204,130 @@ def test_two_processes_at_once_build_one_corpus(texts, tmp_path):
 
 
 def test_the_built_in_speeches_come_in_order_of_time_one_paragraph_a_line(tmp_path):
-    files = SotuSource().files()
-    assert len(files) > 200
-    years = [int(path.name[:4]) for path in files]
-    assert years == sorted(years)
-    speech = clean_speech(files[0].read_text())
-    assert speech.startswith("Fellow-Citizens of the Senate and House of Representatives:\nI embrace")
-    settings = CorpusSettings(vocab_size=300, max_documents=20, cache_dir=str(tmp_path))
-    corpus = prepare_corpus(settings)
+    texts = list(speeches())
+    assert len(texts) > 200
+    assert texts[0].startswith("Fellow-Citizens of the Senate and House of Representatives:\nI embrace")
+    corpus = prepare_corpus(CorpusSettings(vocab_size=300, max_documents=20, cache_dir=str(tmp_path)))
     assert corpus.report.train.documents == 19
-    held_out = clean_speech(files[19].read_text())
-    assert decoded(corpus.validation, corpus.tokenizer).startswith(held_out[:500])
-    assert held_out[:500] not in decoded(corpus.train, corpus.tokenizer)
-    assert Path(corpus.folder).parent == tmp_path
+    assert decoded(corpus.validation, corpus.tokenizer).startswith(texts[19][:500])
+    assert texts[19][:500] not in decoded(corpus.train, corpus.tokenizer)
+    assert corpus.folder.parent == tmp_path
+
+
+def test_the_share_held_out_is_what_is_there_and_is_reported(texts, tmp_path, make_settings):
+    corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts[:10]), validation_fraction=0.01))
+    assert corpus.report.validation.documents == 1
+    assert "(10.0% of the documents, " in str(corpus.report)
+
+
+def test_a_validation_split_with_more_text_than_the_train_split_is_refused(texts, tmp_path, make_settings):
+    path = write_jsonl(tmp_path / "a.jsonl", [*texts[:19], make_text(99, words=5000)])
+    with pytest.raises(UserError, match=r"validation split of .* would hold .* split its long documents"):
+        prepare_corpus(make_settings(path))
+    assert prepare_corpus(make_settings(path, validation_fraction=0.6)).report.validation.documents == 12
+
+
+def word_tokenizer(folder, words, unknown="[UNK]"):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate([unknown, *words])}, unk_token=unknown)
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=unknown).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("known", "outcome"), [(100, ""), (95, "WARNING"), (999, "refused")])
+def test_unknown_tokens_are_counted_warned_of_and_refused(tmp_path, make_settings, known, outcome):
+    words = [f"w{number}" for number in range(100)]
+    path = write_jsonl(tmp_path / "a.jsonl", [" ".join(words[shift:] + words[:shift]) for shift in range(40)])
+    vocabulary = words[:known] if known < 999 else words[:40]
+    settings = make_settings(path, tokenizer=word_tokenizer(tmp_path / "words", vocabulary))
+    if outcome == "refused":
+        with pytest.raises(UserError, match=r"does not know [56]\d\.\d% of the text .* choose another tokenizer"):
+            prepare_corpus(settings)
+        return
+    report = prepare_corpus(settings).report
+    assert report.train.unknown_tokens == 38 * (100 - known)
+    assert report.train.lost_bytes == 38 * sum(len(word) for word in words[known:])
+    assert report.is_lossless == (known == 100)
+    assert (outcome in str(report)) and ("does not know" in str(report)) == (known < 100)
+
+
+def test_a_byte_level_vocabulary_without_all_bytes_loses_text_that_is_counted(texts, tmp_path, make_settings):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: number for number, letter in enumerate(sorted({*pre_tokenizers.ByteLevel.alphabet()} - {"t"}))}
+    backend = Tokenizer(models.BPE(letters, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "tokenizer")
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    corpus = prepare_corpus(make_settings(path, tokenizer=str(tmp_path / "tokenizer"), pack=False))
+    kept = [text for number, text in enumerate(texts) if number % 20 != 19]
+    assert corpus.report.train.lost_bytes == sum(text.count("t") for text in kept)
+    assert corpus.report.train.bytes == sum(len(text.encode()) for text in kept)
+    assert "WARNING" in str(corpus.report)
+
+
+def test_a_vocabulary_is_as_large_as_its_ids_can_be(tmp_path, texts, make_settings):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: 2 * number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(letters, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=chr(256)).save_pretrained(tmp_path / "tokenizer")
+    path = write_jsonl(tmp_path / "a.jsonl", texts)
+    corpus = prepare_corpus(make_settings(path, tokenizer=str(tmp_path / "tokenizer")))
+    assert np.max(corpus.train[:]["input_ids"]) < corpus.report.vocabulary == 511
+    assert len(corpus.tokenizer) < 511
+
+
+def outside_documents(argument="20"):
+    """A source of one's own, as ``tests.data.test_corpus.outside_documents``."""
+    return (make_text(seed) for seed in range(int(argument)))
+
+
+def outside_splits():
+    yield from (("validation" if seed % 4 == 0 else "train", make_text(seed)) for seed in range(40))
+
+
+def test_a_function_from_outside_is_a_source_and_may_give_its_own_splits(make_settings):
+    corpus = prepare_corpus(make_settings("tests.data.test_corpus.outside_documents:30"))
+    assert corpus.report.train.documents + corpus.report.validation.documents == 30
+    corpus = prepare_corpus(make_settings("tests.data.test_corpus.outside_splits"))
+    assert corpus.report.validation.documents == 10
+    held_out = decoded(corpus.validation, corpus.tokenizer)
+    assert all((f"Document {seed}. " in held_out) == (seed % 4 == 0) for seed in range(40))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("tests.data.nothing.here", "cannot be imported"),
+        ("tests.data.test_corpus.outside_splits:7", "cannot be called"),
+        ("tests.data.test_corpus.decoded", "cannot be called"),
+        ("tests.data.test_corpus.one_sided", "no documents of the validation split"),
+        ("tests.data.test_corpus.unknown_split", "expected a text, or a pair"),
+        ("tests.data.test_corpus.numbers", "document 1 is int, expected text"),
+    ],
+)
+def test_a_source_from_outside_that_does_not_fit_is_one_line(make_settings, source, expected):
+    with pytest.raises(UserError, match=expected) as caught:
+        prepare_corpus(make_settings(source))
+    assert "\n" not in str(caught.value)
+
+
+def one_sided():
+    return [("train", make_text(seed)) for seed in range(5)]
+
+
+def unknown_split():
+    return [("test", "text")]
+
+
+def numbers():
+    return [1, 2]

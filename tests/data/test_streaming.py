@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.data import StreamingCorpus, collate, streaming_corpus
+from fewstep.data import StreamingCorpus, collate, prepare_corpus, streaming_corpus, tokenizer_fingerprint
 from fewstep.errors import UserError
 from tests.data.texts import make_text, write_jsonl
 
@@ -78,12 +78,30 @@ def test_every_train_document_comes_once_a_pass_and_none_of_validation(open_corp
     corpus = open_corpus(pack=False)
     numbers = documents_in(list(islice(corpus.train, 1200)), corpus.tokenizer)
     held_out = documents_in(list(corpus.validation), corpus.tokenizer)
-    assert held_out == list(range(9))
-    # Documents 0 to 8 come again as 80 to 88, being copies of held-out ones, and 40 is empty.
-    one_pass = [number for number in range(9, 80) if number != 40] + [9]
+    # Every tenth is held out; 40 is empty, and 80 to 89 are copies of 0 to 9.
+    assert held_out == [9, 19, 29, 39, 50, 60, 70]
+    one_pass = [number % 80 for number in range(90) if number != 40 and number % 80 not in held_out]
     assert numbers[: len(one_pass)] == one_pass
     assert numbers[len(one_pass) : 2 * len(one_pass)] == one_pass
-    assert "first 9 documents" in str(corpus.report)
+    assert "7 of the first 90 documents are the validation split" in str(corpus.report)
+
+
+@pytest.mark.parametrize("count", [40, 1001])
+def test_a_stream_holds_out_the_share_that_was_asked_for_of_what_is_there(tmp_path, make_settings, count):
+    path = write_jsonl(tmp_path / "a.jsonl", [make_text(seed, words=9) for seed in range(count)])
+    streamed = streaming_corpus(make_settings(path, streaming=True))
+    prepared = prepare_corpus(make_settings(path))
+    assert streamed.report.validation == prepared.report.validation
+    assert streamed.report.validation.documents == count // 20
+    assert tokenizer_fingerprint(streamed.tokenizer) == tokenizer_fingerprint(prepared.tokenizer)
+    trained = documents_in(list(islice(streamed.train, prepared.report.train.blocks)), streamed.tokenizer)
+    assert len(set(trained)) == len(trained) >= count - count // 20 - 1
+
+
+def test_a_source_with_splits_of_its_own_is_streamed_without_its_validation_documents(make_settings):
+    corpus = streaming_corpus(make_settings("tests.data.test_corpus.outside_splits", streaming=True))
+    assert corpus.report.validation.documents == 10
+    assert all(number % 4 for number in documents_in(list(islice(corpus.train, 300)), corpus.tokenizer))
 
 
 @pytest.mark.parametrize(("files", "world_size"), [(1, 2), (4, 2), (3, 2)])
@@ -126,7 +144,7 @@ def test_states_that_cannot_be_told_or_do_not_belong_are_refused(open_corpus):
     list(islice(stream, 5))
     with pytest.raises(UserError, match="after 6 blocks: this process yielded 5"):
         stream.state_dict(6)
-    with pytest.raises(UserError, match="another tokenizer, block_size"):
+    with pytest.raises(UserError, match="another source, tokenizer, block_size"):
         open_corpus(block_size=8).train.load_state_dict(stream.state_dict())
 
 
@@ -135,9 +153,6 @@ def test_streams_without_the_field_or_without_train_documents_are_refused(tmp_pa
     settings = {"streaming": True, "max_documents": 4, "validation_fraction": 0.9}
     with pytest.raises(UserError, match=r"no field 'text'.*\(body, id\)"):
         streaming_corpus(make_settings(path, **settings))
-    corpus = streaming_corpus(make_settings(path, text_field="body", **settings))
-    with pytest.raises(UserError, match="no train documents"):
+    corpus = streaming_corpus(make_settings(path, text_field="body", **settings), rank=1, world_size=2)
+    with pytest.raises(UserError, match="gives process 1 no train documents"):
         next(iter(corpus.train))
-    path.write_text('{"text": "x"}\nno json\n')
-    with pytest.raises(UserError, match="cannot be read on"):
-        streaming_corpus(make_settings(path, **settings))

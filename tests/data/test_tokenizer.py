@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.data import load_tokenizer, tokenizer_fingerprint, train_tokenizer
-from fewstep.data import tokenizer as room
 from fewstep.data.packing import BlockPacker
 from fewstep.data.tokenizer import DocumentEncoder, EncodedDocument
 from fewstep.errors import UserError
@@ -77,19 +76,3 @@ def test_a_folder_without_a_tokenizer_and_an_empty_one_are_refused(tmp_path):
     (tmp_path / "empty" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_tokenizer(tmp_path / "empty")
-
-
-def test_large_batches_reach_the_tokenizer_in_parts_that_change_nothing(monkeypatch):
-    texts = [make_text(seed, words=5 * seed) for seed in range(12)] + ["", "x" * 3000, "y"]
-    whole = ENCODER.encode(texts)
-    handed = []
-    encode = DocumentEncoder._encode
-    monkeypatch.setattr(room, "_CHARACTERS_AT_ONCE", 500)
-    monkeypatch.setattr(DocumentEncoder, "_encode", lambda self, part: handed.append(part) or encode(self, part))
-    parts = ENCODER.encode(texts)
-    assert [text for part in handed for text in part] == texts
-    assert all(sum(map(len, part[:-1])) < 500 for part in handed), "only the last text of a part goes over the size"
-    for one, other in zip(whole, parts, strict=True):
-        assert np.array_equal(one.ids, other.ids)
-        assert np.array_equal(one.num_bytes, other.num_bytes)
-    assert ENCODER.encode([]) == []

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from fewstep.data import train_tokenizer
-from fewstep.data.grammar_rules import AGREEMENTS
-from fewstep.data.grammar_source import GrammarSentences
 from fewstep.errors import UserError
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.grammar_scores import COLUMNS, GrammarMeasures, GrammarScores, total_variation
 from fewstep.metrics import share_of
+from fewstep.theory.grammar import AGREEMENTS, GrammarSentences
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_settings_that_the_model_was_not_trained_for_are_left_out() -> None:
     assert [(one.num_steps, one.reinjection) for one in endpoint] == [(1, 0.0), (1, 1.0), (2, 1.0)]
     with pytest.raises(UserError, match="trained for none of"):
         small(tiny_image_flow(trained_nfe=3))
-    with pytest.raises(UserError, match="has no flow"):
+    with pytest.raises(UserError, match="has no denoiser"):
         small(tiny_image_model())
     with pytest.raises(UserError, match="from 2 to 1700, the train images"):
         small(tiny_image_flow(), num_samples=1701)

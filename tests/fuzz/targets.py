@@ -3,6 +3,7 @@
 Any other exception is a finding. ``{name: target}`` is :data:`TARGETS`; seeds to start from are :func:`seeds`.
 """
 
+import gzip
 import io
 import json
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.bundle import ModelBundle
-from fewstep.data.reading import READERS
+from fewstep.data.readers import READERS, read_file
 from fewstep.errors import UserError
 from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.sweep_row import SweepRow, sweep_text
@@ -38,7 +39,7 @@ def corpus(suffix: str) -> Target:
     def read(content: bytes) -> object:
         file = scratch() / f"text{suffix}"
         file.write_bytes(content)
-        texts = list(READERS[suffix](file, "text"))
+        texts = list(read_file(str(file), "text"))
         return [text.encode() for text in texts]
 
     return read
@@ -64,9 +65,8 @@ def manifest(content: bytes) -> object:
 
 
 TARGETS: dict[str, Target] = {
-    "txt": corpus(".txt"),
-    "jsonl": corpus(".jsonl"),
-    "parquet": corpus(".parquet"),
+    **{suffix.removeprefix("."): corpus(suffix) for suffix in READERS},
+    "txt.gz": corpus(".txt.gz"),
     "rows": rows,
     "manifest": manifest,
 }
@@ -88,6 +88,12 @@ def seeds(name: str) -> list[bytes]:
         return ["one<|endoftext|>two\fthree é漢".encode(), b"\xef\xbb\xbfwith a mark"]
     if name == "jsonl":
         return [b'{"text": "one"}\n\n{"text": null, "more": [1]}\n{"text": "two"}']
+    if name == "json":
+        return [b'[{"text": "one"}, {"text": null}]', b'{"text": "one"}\n{"text": "two"}']
+    if name in ("csv", "tsv"):
+        return [(b'id,text\n1,one\n2,"two, or\n""three"""\n').replace(b",", b"\t" if name == "tsv" else b",")]
+    if name == "txt.gz":
+        return [gzip.compress(b"one<|endoftext|>two")]
     if name == "parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq

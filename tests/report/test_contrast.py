@@ -57,7 +57,7 @@ def comparison(kind: str = "text", readouts: tuple[str | None, ...] = ("parallel
     for readout in readouts:
         for gamma in (0.0, 1.0):
             for k in (1, 2, 4):
-                rows.append(row("flow", k, gamma, [24.0 - k, 21.0 - k, 25.0 - k], readout))
+                rows.append(row("flow_matching", k, gamma, [24.0 - k, 21.0 - k, 25.0 - k], readout))
                 rows.append(row("mean_flow", k, gamma, [22.0 - k, 19.0 - k, 23.0 - k], readout))
         rows.append(Compared("consistency", readout, 2, 0.0, ruled_out=WHY))
     return Comparison(kind, "perplexity", 3.0, "A caption.", with_gains(rows, PERPLEXITY))
@@ -65,7 +65,7 @@ def comparison(kind: str = "text", readouts: tuple[str | None, ...] = ("parallel
 
 def test_a_gain_is_the_flows_quality_over_the_rows_own_and_its_interval_knows_that_the_noise_is_shared() -> None:
     nats = (8 + 3 * torch.randn(40, generator=torch.Generator().manual_seed(0))).tolist()
-    flow, better = row("flow", 1, 0.0, nats), row("mean_flow", 1, 0.0, [value - 0.4 for value in nats])
+    flow, better = row("flow_matching", 1, 0.0, nats), row("mean_flow", 1, 0.0, [value - 0.4 for value in nats])
     gain, interval = gain_over(better, flow, PERPLEXITY)
     assert gain == pytest.approx(math.exp(0.1))
     assert interval is not None
@@ -75,11 +75,11 @@ def test_a_gain_is_the_flows_quality_over_the_rows_own_and_its_interval_knows_th
     assert same == pytest.approx(gain)
     assert wide is not None and wide.low < 0.9 * gain and wide.high > 1.1 * gain
     with pytest.raises(ValueError, match="40 samples against 3 of the flow"):
-        gain_over(better, row("flow", 1, 0.0, [1.0, 2.0, 3.0]), PERPLEXITY)
+        gain_over(better, row("flow_matching", 1, 0.0, [1.0, 2.0, 3.0]), PERPLEXITY)
 
 
 def test_of_seeds_the_interval_is_students_on_the_logarithms_and_one_seed_has_none() -> None:
-    flow = replace(row("flow", 1, 0.0, [1.0]), samples=((2.0,), (4.0,), (6.0,)))
+    flow = replace(row("flow_matching", 1, 0.0, [1.0]), samples=((2.0,), (4.0,), (6.0,)))
     halved = replace(flow, objective="mean_flow", samples=((1.0,), (2.0,), (3.0,)))
     gain, interval = gain_over(halved, flow, DISTANCE)
     assert gain == pytest.approx(2.0)
@@ -89,7 +89,11 @@ def test_of_seeds_the_interval_is_students_on_the_logarithms_and_one_seed_has_no
 
 
 def test_a_row_is_set_against_the_flow_of_its_own_setting_alone() -> None:
-    rows = [row("flow", 1, 0.0, [8.0, 9.0]), row("flow", 2, 0.0, [4.0, 5.0]), row("mean_flow", 2, 0.0, [4.0, 5.0])]
+    rows = [
+        row("flow_matching", 1, 0.0, [8.0, 9.0]),
+        row("flow_matching", 2, 0.0, [4.0, 5.0]),
+        row("mean_flow", 2, 0.0, [4.0, 5.0]),
+    ]
     rows.append(row("mean_flow", 4, 0.0, [4.0, 5.0]))
     found = with_gains([*rows, Compared("consistency", "parallel", 2, 0.0, ruled_out=WHY)], PERPLEXITY)
     assert [one.gain for one in found] == [None, None, pytest.approx(1.0), None, None]
@@ -143,9 +147,9 @@ def test_an_objective_is_a_line_solid_without_re_injection_and_dashed_with(
     assert min(imread(tmp_path / "new" / "a.png").shape[:2]) > 300
     lines = [line for line in drawn if line[0] != "real"]
     assert [(line[0], line[3]) for line in lines[:4]] == [
-        ("flow, gamma 0", "-"),
+        ("flow_matching, gamma 0", "-"),
         ("mean_flow, gamma 0", "-"),
-        ("flow, gamma 1", "--"),
+        ("flow_matching, gamma 1", "--"),
         ("mean_flow, gamma 1", "--"),
     ]
     assert len(lines) == 8  # a panel a readout; what is ruled out has no line
@@ -159,7 +163,7 @@ def test_the_contrast_is_relative_to_each_ones_real_data(
     text, images = comparison(), replace(comparison("images", (None,)), real=0.5)
     write_contrast_figure([text, images], tmp_path / "contrast.png")
     assert [line[2] for line in drawn if line[0] == "real"] == [[1.0], [1.0]]
-    ours, theirs = (line for line in drawn if line[0] == "flow, gamma 0")
+    ours, theirs = (line for line in drawn if line[0] == "flow_matching, gamma 0")
     quality = text.rows[1].quality or 0.0
     assert ours[2][0] == pytest.approx(quality / 3.0)
     assert theirs[2][0] == pytest.approx(quality / 0.5)

@@ -98,9 +98,9 @@ def test_each_setting_has_a_line_with_a_point_for_each_number_of_steps(
 def test_a_line_names_its_controls_where_they_are_unusual() -> None:
     setting = Setting(FLOW, "parallel", 4, "1", 1.0, 1.0, "fresh", "none")
     assert line_of(fake_row(setting, 9.0, 3.0, 5, 1.0)) == "parallel, gamma 1"
-    unusual = replace(setting, initial_temperature=0.8, noise="reused", commit="snap")
+    unusual = replace(setting, initial_temperature=0.8, noise="reused", snap="every")
     found = line_of(fake_row(unusual, 9.0, 3.0, 5, 1.0))
-    assert found == "parallel, gamma 1, initial noise 0.8, drawn reused, commit snap"
+    assert found == "parallel, gamma 1, initial noise 0.8, drawn reused, snap every"
 
 
 def test_what_has_no_perplexity_or_no_cost_is_left_out_and_nothing_at_all_is_bare_axes(

@@ -234,7 +234,7 @@ def test_settings_with_anything_unusual_are_not_judged(tmp_path: Path) -> None:
         replace(plain, setting=replace(plain.setting, **change))
         for change in (
             {"noise": "reused"},
-            {"commit": "snap"},
+            {"snap": "every"},
             {"noise_temperature": 0.9},
             {"reinjection": "cosine:1,0"},
         )

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fewstep.paths import linear_path, variance_preserving_path
-from fewstep.samplers import SNAP_MEASURES, FlowSampler, Snap, SnapRule, Solver, parse_snap
+from fewstep.samplers import FlowSampler, Snap, SnapRule, Solver, parse_snap
 from tests.samplers.bases import each_solver
 from tests.toys import MixingModel, PointSetModel
 
@@ -44,7 +44,7 @@ def run(correct: object, **settings: object) -> list:
     return list(sampler.iterate(MixingModel(path), noise(B, K, D), num_steps=4, generator=generator))
 
 
-@pytest.mark.parametrize("rule", ["every", "confidence:0.2", "distance:0.1"])
+@pytest.mark.parametrize("rule", ["every", "confidence:0.2"])
 def test_latents_that_are_encodings_of_their_tokens_stay_as_they_are(rule: str) -> None:
     z = CODES[torch.randint(V, (B, K), generator=torch.Generator().manual_seed(1))]
     assert torch.equal(snapped_at(exact_snap(rule), z), z)
@@ -67,7 +67,7 @@ def test_a_flow_whose_estimates_are_encodings_is_sampled_as_without_snapping() -
 
 
 @each_solver
-@pytest.mark.parametrize("rule", ["confidence:1.0", "confidence:1.5", "distance:inf"])
+@pytest.mark.parametrize("rule", ["confidence:1.0", "confidence:1.5"])
 def test_a_threshold_that_nothing_exceeds_is_the_plain_sampler_bit_for_bit(solver: Solver, rule: str) -> None:
     plain, snapped = (run(one, solver=solver, reinjection=0.5) for one in (None, exact_snap(rule)))
     for one, other in zip(plain, snapped, strict=True):
@@ -75,9 +75,8 @@ def test_a_threshold_that_nothing_exceeds_is_the_plain_sampler_bit_for_bit(solve
     assert not torch.equal(plain[-1].x_t, run(exact_snap(), solver=solver, reinjection=0.5)[-1].x_t)
 
 
-@pytest.mark.parametrize("rule", ["confidence:-1.0", "distance:-1.0"])
-def test_a_threshold_below_all_snaps_everywhere(rule: str) -> None:
-    for one, other in zip(run(exact_snap()), run(exact_snap(rule)), strict=True):
+def test_a_threshold_below_all_snaps_everywhere() -> None:
+    for one, other in zip(run(exact_snap()), run(exact_snap("confidence:-1")), strict=True):
         assert torch.equal(one.x_t, other.x_t)
 
 
@@ -99,28 +98,6 @@ def test_with_a_stride_a_position_snaps_only_when_all_its_tokens_are_decided() -
     assert snapped_at(snap, torch.zeros(1, 3, 2).double())[0, :, 0].tolist() == [1, 0, 0]
     with pytest.raises(ValueError, match="decode gives 6 tokens: expected a multiple of 4"):
         snapped_at(snap, torch.zeros(1, 4, 2))
-
-
-def test_the_distance_rule_is_the_exact_distance_of_a_linear_readout() -> None:
-    z = noise(B, K, D)
-    real = torch.ones(B, K).bool()
-    found, passes = SNAP_MEASURES["distance"](decode, z, real, decode(z, real))
-    assert passes == K
-    top, runner_up = (z @ CODES.T).topk(2, dim=-1).indices.unbind(-1)
-    normal = CODES[top] - CODES[runner_up]
-    expected = (z * normal).sum(-1) / normal.norm(dim=-1)
-    torch.testing.assert_close(found, expected)
-    snapped = snapped_at(exact_snap("distance:0.5"), z)
-    assert torch.equal((snapped != z).any(-1), expected > 0.5)
-    assert bool((expected > 0.5).any()) and bool((expected < 0.5).any())
-
-
-def test_under_inference_mode_the_distance_rule_finds_the_same() -> None:
-    z = noise(B, K, D)
-    snap = Snap(lambda z, mask: decode(z * mask[..., None], mask), encode, rule="distance:0.5")
-    outside = snapped_at(snap, z)
-    with torch.inference_mode():
-        assert torch.equal(snapped_at(snap, z.clone()), outside)
 
 
 def test_a_readout_without_doubt_is_not_more_than_certain() -> None:
@@ -159,10 +136,9 @@ def test_every_forward_pass_is_counted() -> None:
     def counted(name: str, f: object) -> object:
         return lambda *args: (calls.append(name), f(*args))[1]
 
-    for solver, measure in (("euler", None), ("heun", "confidence"), ("euler", "distance")):
+    for solver, bound in (("euler", None), ("heun", 0.5)):
         calls.clear()
-        rule = SnapRule(last=2, measure=SNAP_MEASURES.get(measure), threshold=0.5)
-        snap = Snap(counted("decode", decode), counted("encode", encode), rule)
+        snap = Snap(counted("decode", decode), counted("encode", encode), SnapRule(last=2, confidence=bound))
         states, plain = run(snap, solver=solver), run(None, solver=solver)
         assert states[-1].nfe == plain[-1].nfe + len(calls)
         assert [state.nfe for state in states[:3]] == [state.nfe for state in plain[:3]]
@@ -192,5 +168,5 @@ def test_padding_stays_zero_and_has_no_say() -> None:
     ["", "snap", "none", "last", "last:0", "last:1.5", "confidence", "confidence:high", "confidence:nan", "on:1"],
 )
 def test_a_wrong_rule_is_named_in_one_line(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^snap is .*: expected every, last:N with N >= 1, confidence:NUMBER[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^snap is .*: expected every, last:N with N >= 1, or confidence:P[^\n]*$"):
         parse_snap(text)

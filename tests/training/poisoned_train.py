@@ -7,20 +7,20 @@ from dataclasses import replace
 import torch
 
 from fewstep.cli.main import main
-from fewstep.training.stage import Stage
+from fewstep.training import LanguageModelModule
 from fewstep.types import LossOutput
 
-honest = Stage.batch_loss
+honest = LanguageModelModule.batch_loss
 
 
-def poisoned(self: Stage, batch: dict[str, torch.Tensor], generator: torch.Generator, *, held_out: bool) -> LossOutput:
-    output = honest(self, batch, generator, held_out=held_out)
-    if held_out or self.global_rank != 1 or self.global_step != 2:
+def poisoned(self: LanguageModelModule, batch: dict[str, torch.Tensor], generator: torch.Generator) -> LossOutput:
+    output = honest(self, batch, generator)
+    if not self.training or self.global_rank != 1 or self.global_step != 2:
         return output
     return replace(output, loss=output.loss + math.nan)
 
 
-Stage.batch_loss = poisoned
+LanguageModelModule.batch_loss = poisoned
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -10,13 +10,13 @@ import torch
 
 from fewstep.cli.main import main
 from fewstep.training.callbacks import ExportModel
-from fewstep.training.stage import Stage
+from fewstep.training.module import TrainingModule
 
 folder = Path(os.environ["RECORD"])
-training_step, on_train_end = Stage.training_step, ExportModel.on_train_end
+training_step, on_fit_end = TrainingModule.training_step, ExportModel.on_fit_end
 
 
-def recorded_step(self: Stage, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+def recorded_step(self: TrainingModule, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
     loss = training_step(self, batch, batch_idx)
     row = {
         "step": self.global_step,
@@ -29,12 +29,12 @@ def recorded_step(self: Stage, batch: dict[str, torch.Tensor], batch_idx: int) -
     return loss
 
 
-def recorded_end(self: ExportModel, trainer: Any, pl_module: Stage) -> None:
+def recorded_end(self: ExportModel, trainer: Any, pl_module: TrainingModule) -> None:
     torch.save(pl_module.state_dict(), folder / f"rank{pl_module.global_rank}.pt")
-    on_train_end(self, trainer, pl_module)
+    on_fit_end(self, trainer, pl_module)
 
 
-Stage.training_step, ExportModel.on_train_end = recorded_step, recorded_end
+TrainingModule.training_step, ExportModel.on_fit_end = recorded_step, recorded_end
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -3,51 +3,10 @@
 import json
 from pathlib import Path
 
-import pytest
-import torch
-
-from fewstep.bundle import ModelBundle
 from fewstep.cli.train import main
-from fewstep.data import prepare_corpus
-from fewstep.diagnostics import noise_robustness
-from fewstep.evaluation import held_out_blocks
 from fewstep.pipeline import TextGenerator
 from fewstep.storage import load_checkpoint
-from tests.runs import Workshop, logged
-
-
-def test_noise_robustness_is_that_of_the_averaged_weights(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--ema.decay=0.9", "--model.optimizer.learning_rate=0.01", "--diagnostics.every_n_validations=1"]
-    assert main(workshop.arguments("autoencoder", *flags, f"--run_dir={tmp_path}", steps=40)) == 0
-    written = json.loads((tmp_path / "noise_robustness.json").read_text())
-    bundle = ModelBundle.from_pretrained(tmp_path / "model")
-    validation = prepare_corpus(workshop.settings()).validation
-    tokens, _ = held_out_blocks(validation, len(validation))
-
-    def measure() -> list[float]:
-        latents = bundle.autoencoder.encode(tokens.ids, tokens.mask)
-        source = torch.Generator().manual_seed(0)
-        decode = lambda z: bundle.readout(z, latents.mask)  # noqa: E731
-        result = noise_robustness(decode, latents.z, tokens.ids, tokens.mask, None, generator=source)
-        return [accuracy.value for accuracy in result.isotropic]
-
-    accuracies = [accuracy["value"] for accuracy in written["isotropic"]]
-    assert accuracies == pytest.approx(measure())
-    current = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["current_model_state"]
-    bundle.readout.load_state_dict({name[8:]: value for name, value in current.items() if name.startswith("readout.")})
-    assert accuracies != pytest.approx(measure())
-
-    metrics = logged(tmp_path)
-    for level, accuracy in zip(written["levels"], accuracies, strict=True):
-        if level > 0:
-            rows = metrics[f"val/token_accuracy_noise_{level:g}"]
-            assert len(rows) == 2, "after every validation"
-            assert rows[max(rows)] == pytest.approx(accuracy, abs=1e-6)
-    assert {0.1, 0.4, 1.0, 2.0} <= set(written["levels"])
-    assert (tmp_path / "noise_robustness.png").read_bytes().startswith(b"\x89PNG")
-    assert "| token accuracy (%) |" in capsys.readouterr().out
+from tests.runs import Workshop
 
 
 def test_samples_are_those_of_the_averaged_weights(workshop: Workshop, tmp_path: Path) -> None:

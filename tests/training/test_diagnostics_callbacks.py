@@ -15,7 +15,7 @@ from fewstep.evaluation import Subject, held_out_blocks, make_subject
 from fewstep.evaluation.measurements import measure_boundary_distance, measure_cci, measure_late_flips
 from fewstep.pipeline import TextGenerator
 from fewstep.storage import load_checkpoint
-from fewstep.training.callbacks import AutoencoderDiagnostics
+from fewstep.training.callbacks import Diagnostics
 from tests.runs import Workshop, logged, start
 from tests.training.test_tracking import wandb_records, wandb_rows
 
@@ -216,4 +216,4 @@ def test_numbers_out_of_range_are_one_line(workshop: Workshop, tmp_path: Path) -
         with pytest.raises(UserError, match=r"diagnostics\.num_examples"):
             main(workshop.arguments("flow", f"--diagnostics.{flag}", f"--run_dir={tmp_path}"))
     with pytest.raises(ValueError, match="expected at least 2"):
-        AutoencoderDiagnostics("folder", num_examples=1)
+        Diagnostics("folder", num_examples=1)

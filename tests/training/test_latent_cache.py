@@ -15,11 +15,9 @@ from fewstep.bundle import ModelBundle
 from fewstep.cli.train import main
 from fewstep.data import collate, train_tokenizer
 from fewstep.errors import UserError
-from fewstep.evaluation.processes import Processes
 from fewstep.training import TextDataModule, latent_cache
-from fewstep.training.latent_cache import LatentCache, build_together, cache_key, is_whole
+from fewstep.training.latent_cache import LatentCache, cache_key, is_complete
 from tests.runs import BLOCK_SIZE, DOCUMENTS, Workshop, logged
-from tests.training.threads import together
 
 
 def data_of(workshop: Workshop, streaming: bool = False) -> TextDataModule:
@@ -73,52 +71,6 @@ def test_the_name_of_a_cache_follows_text_tokenizer_weights_and_settings(worksho
     assert len(set(names)) == 5
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_several_processes_write_the_bytes_of_one(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    monkeypatch.setattr(latent_cache, "BATCH_SIZE", 100)
-    corpus, encoder = data_of(workshop).corpus, ModelBundle.from_pretrained(workshop.autoencoder).autoencoder
-    with torch.no_grad():
-        rows = [
-            collate([corpus.train[row] for row in range(len(corpus.train))[part : part + 100]])
-            for part in range(0, len(corpus.train), 100)
-        ]
-        encoded = [encoder.encode(batch["ids"], batch["mask"]) for batch in rows]
-
-    def build(processes: Processes) -> None:
-        build_together(tmp_path, "key", encoder, corpus, processes)
-
-    assert together(count, build) == [None] * count
-    assert {file.name for file in (tmp_path / "key").iterdir()} == {"z.npy", "mask.npy", "cache.json"}
-    z, mask = (np.load(tmp_path / "key" / f"{name}.npy") for name in ("z", "mask"))
-    assert z.tobytes() == torch.cat([latents.z for latents in encoded]).numpy().tobytes()
-    assert mask.tobytes() == torch.cat([latents.mask for latents in encoded]).numpy().tobytes()
-    calls = []
-    monkeypatch.setattr(TransformerAutoencoder, "encode", lambda *given: calls.append(1))
-    assert together(count, build) == [None] * count
-    assert not calls
-
-
-def test_what_one_process_meets_is_raised_in_all(workshop: Workshop, tmp_path: Path) -> None:
-    corpus, encoder = data_of(workshop).corpus, ModelBundle.from_pretrained(workshop.autoencoder).autoencoder
-
-    def build(processes: Processes) -> None:
-        root = tmp_path / ("elsewhere" if processes.rank == 2 else "here")
-        build_together(root, "key", encoder, corpus, processes)
-
-    errors = together(3, build)
-    assert [type(error) for error in errors] == [UserError] * 3
-    assert {str(error) for error in errors} == {
-        f"{tmp_path}/elsewhere/key is not seen by process 2: give a latent_cache_dir that all processes can read and "
-        "write"
-    }
-    (tmp_path / "file").touch()
-    errors = together(2, lambda processes: build_together(tmp_path / "file", "key", encoder, corpus, processes))
-    assert [type(error) for error in errors] == [UserError] * 2
-    assert "cannot be written" in str(errors[1])
-
-
 def test_a_killed_process_leaves_nothing_that_passes_for_whole(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +98,7 @@ def test_a_killed_process_leaves_nothing_that_passes_for_whole(
     assert not list(tmp_path.glob(".*.partial"))
     with (place / "z.npy").open("r+b") as file:
         file.truncate(file.seek(0, os.SEEK_END) - 4)
-    assert not is_whole(place)
+    assert not is_complete(place)
     again = LatentCache.open(tmp_path, base, data)
     assert len(again.z) == len(data.corpus.train)
     assert json.loads((place / "cache.json").read_text())["bytes"]["z.npy"] == (place / "z.npy").stat().st_size

@@ -10,9 +10,9 @@ import torch
 
 from fewstep.cli.main import main
 from fewstep.storage import load_checkpoint
-from fewstep.training import module
+from fewstep.training import AutoencoderModule, LanguageModelModule, module
 from fewstep.training.callbacks import SkipNonFinite
-from fewstep.training.stage import Stage
+from fewstep.training.module import TrainingModule
 from fewstep.types import LossOutput
 from tests.runs import BATCH_SIZE, BLOCK_SIZE, Workshop, logged
 from tests.training.test_resume import assert_equal
@@ -22,11 +22,12 @@ STEPS = 8
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], kind: str) -> list[dict[str, torch.Tensor]]:
     """Make the first example's loss bad at ``steps``; returns the weights before each step, filled as they come."""
-    honest, seen = Stage.batch_loss, []
+    seen = []
+    honest = {stage: stage.batch_loss for stage in (AutoencoderModule, LanguageModelModule)}
 
-    def bad(self: Stage, batch: dict[str, torch.Tensor], generator: torch.Generator, *, held_out: bool) -> LossOutput:
-        output = honest(self, batch, generator, held_out=held_out)
-        if held_out:
+    def bad(self: TrainingModule, batch: dict[str, torch.Tensor], generator: torch.Generator) -> LossOutput:
+        output = honest[type(self)](self, batch, generator)
+        if not self.training:
             return output
         seen.append({name: value.clone() for name, value in self.state_dict().items()})
         if self.global_step not in steps:
@@ -40,7 +41,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], kind: str) -> list[
         spoiled[1] = math.inf
         return replace(output, loss=output.loss * math.inf, per_example=spoiled, terms={"part": output.loss * math.inf})
 
-    monkeypatch.setattr(Stage, "batch_loss", bad)
+    for stage in honest:
+        monkeypatch.setattr(stage, "batch_loss", bad)
     return seen
 
 

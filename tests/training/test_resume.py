@@ -12,7 +12,6 @@ from fewstep.bundle import ModelBundle
 from fewstep.cli.train import main
 from fewstep.storage import load_checkpoint
 from fewstep.training.callbacks import ExportModel
-from fewstep.training.command import FewstepCLI
 from tests.runs import Workshop, logged, start
 
 STEPS = 100
@@ -109,8 +108,7 @@ def test_a_longer_run_killed_before_its_export_does_not_leave_the_shorter_ones_m
     short = (tmp_path / "model" / "language_model.safetensors").read_bytes()
     longer = workshop.arguments("language_model", *flags, "--ckpt_path=last", steps=8)
     with monkeypatch.context() as killed:
-        killed.setattr(ExportModel, "on_train_end", lambda *_: None)
-        killed.setattr(FewstepCLI, "_export_finished", lambda *_: None)
+        killed.setattr(ExportModel, "on_fit_end", lambda *_: None)
         assert main(longer) == 0
     assert (tmp_path / "model" / "language_model.safetensors").read_bytes() == short
     assert main(longer) == 0

@@ -3,7 +3,7 @@
 import torch
 
 from fewstep.training import LanguageModelModule
-from fewstep.training.stage import Stage
+from fewstep.training.module import TrainingModule
 from tests.runs import Workshop
 from tests.training.test_data_module import data_module
 
@@ -13,7 +13,7 @@ def stage_of(workshop: Workshop, rank: int = 0, world_size: int = 1, seed: int =
     return LanguageModelModule(data, network=lambda size: torch.nn.Linear(size, 1), seed=seed)
 
 
-def noise(stage: Stage, step: int) -> tuple[float, ...]:
+def noise(stage: TrainingModule, step: int) -> tuple[float, ...]:
     return tuple(torch.randn(4, generator=stage.step_generator(step)).tolist())
 
 

@@ -163,7 +163,7 @@ def tell_torn(file: "RowFile[Any]") -> None:
 
 def tell(rows: Sequence["SweepRow"], sweep: "Sweep", folder: Path, *, wandb: bool) -> None:
     """Print the table, and write it and the pictures."""
-    from fewstep.evaluation.sweep_row import sweep_markdown, sweep_text
+    from fewstep.evaluation.sweep_row import sweep_markdown, sweep_text, table_lines
     from fewstep.report.pareto import NFE, SECONDS, write_pareto_figure
 
     caption = sweep.caption()
@@ -175,7 +175,9 @@ def tell(rows: Sequence["SweepRow"], sweep: "Sweep", folder: Path, *, wandb: boo
         write_pareto_figure(rows, cost, file, scorer=sweep.scorer.name)
     print(f"\nrows      {folder / ROWS}\ntable     {folder / TABLE}\npictures  {folder / 'pareto_*.png'}")
     if wandb:
-        from fewstep.training.sweep_log import log_sweep
+        from fewstep.training.loggers import log_study
 
-        logged = log_sweep(rows, pictures, folder)
+        heading, *lines = table_lines(rows)
+        figures = {f"sweep_pictures/{name}": file for name, file in pictures.items()}
+        logged = log_study(folder, {"sweep": (heading, lines)}, figures)
         print("wandb     " + (str(folder / "wandb") if logged else "nothing logged: WANDB_MODE is disabled"))

@@ -101,9 +101,15 @@ def collect(runs: "tuple[RunReport, ...]", count: int, device: str) -> "dict[str
 
 def log_to_wandb(report: "Report", folder: Path) -> None:
     """Log the report, and say where it went."""
-    from fewstep.training.report_log import log_report
+    from tempfile import TemporaryDirectory
 
-    if log_report(report, folder):
+    from fewstep.report import tracking
+    from fewstep.training.loggers import log_study
+
+    with TemporaryDirectory() as scratch:
+        figures = tracking.pictures(report, Path(scratch))
+        logged = log_study(folder, tracking.tables(report), figures, tracking.summary(report))
+    if logged:
         print(f"wandb     {folder / 'wandb'}")
     else:
         print("wandb     nothing logged: WANDB_MODE is disabled")

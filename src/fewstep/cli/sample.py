@@ -108,8 +108,7 @@ def _add_sampler_options(parser: argparse.ArgumentParser) -> None:
         "--snap",
         metavar="RULE",
         help="replace estimates on the way by those of their likeliest tokens: every, all steps; last:N, at the last "
-        "N; confidence:P, where the probability exceeds P; distance:D, where the decision boundary is farther than D "
-        "(expensive)",
+        "N; confidence:P, where the probability exceeds P",
     )
 
 

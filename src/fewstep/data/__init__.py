@@ -1,15 +1,16 @@
-"""Text to blocks of tokens: sources, tokenizer, packing, cache, batches. And images, for comparison."""
+"""Text to blocks of tokens: sources, tokenizer, packing, batches; and images, for comparison."""
 
 from fewstep.data.batches import StepBatchSampler, collate
-from fewstep.data.block_stream import BlockStream
-from fewstep.data.corpus import PreparedCorpus, prepare_corpus
+from fewstep.data.corpus import PreparedCorpus, StreamingCorpus, prepare_corpus, streaming_corpus
 from fewstep.data.images import Digits, DrawnShapes, ImageSource, image_source
-from fewstep.data.report import PackingReport, SplitReport
+from fewstep.data.packing import PackingReport, SplitReport
 from fewstep.data.settings import CorpusSettings
-from fewstep.data.streaming import StreamingCorpus, streaming_corpus
-from fewstep.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer
+from fewstep.data.sources import SOURCES
+from fewstep.data.stream import BlockStream
+from fewstep.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer, vocabulary_size
 
 __all__ = [
+    "SOURCES",
     "BlockStream",
     "CorpusSettings",
     "Digits",
@@ -27,4 +28,5 @@ __all__ = [
     "streaming_corpus",
     "tokenizer_fingerprint",
     "train_tokenizer",
+    "vocabulary_size",
 ]

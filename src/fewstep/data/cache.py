@@ -18,7 +18,7 @@ def cached_folder(root: Path, key: str, is_whole: Callable[[Path], bool], build:
     beside the final place and is renamed when done.
 
     Raises:
-        UserError: ``root`` cannot be made or written.
+        UserError: ``root`` cannot be created or written.
     """
     folder = root / key
     if is_whole(folder):

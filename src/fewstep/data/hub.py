@@ -1,19 +1,19 @@
-"""The one door to the hub: failures become one line, and come soon."""
+"""Access to the hub: a failure is one line, and comes soon."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
 
 _PROBE_SECONDS = 10.0
 
 
 def _unreachable(kind: str, name: str, error: BaseException) -> UserError:
-    lines = str(error).strip().splitlines() or [""]
     return UserError(
-        f"{kind} '{name}' is no local path and the hub did not give it ({type(error).__name__}: {lines[0][:160]}): "
-        "offline or misspelt; give a local file or folder, or set HF_HUB_OFFLINE=1 to use a copy downloaded before"
+        f"{kind} '{name}' is no local path and the hub did not give it ({type(error).__name__}: "
+        f"{first_line(error, 160)}): offline or misspelt; give a local file or folder, or set HF_HUB_OFFLINE=1 to use "
+        "a copy downloaded before"
     )
 
 
@@ -21,10 +21,8 @@ def check_on_hub(kind: str, name: str) -> str:
     """The commit that the hub has for a ``"data set"``, ``"tokenizer"`` or ``"model"``; ``"offline"`` under
     HF_HUB_OFFLINE.
 
-    One request, tried once: the libraries' own retries would let a user without a network wait for half a minute.
-
-    Raises:
-        UserError: no answer, or no such name.
+    One request, tried once: the libraries' own retries would keep a user without a network waiting for half a minute.
+    Raises ``UserError`` for no answer, or no such name.
     """
     from huggingface_hub import HfApi, constants, errors
 
@@ -48,12 +46,9 @@ def is_downloaded(name: str) -> bool:
 
 
 def load_train_split(name: str, *, streaming: bool) -> Any:
-    """The train split of a hub data set, ``name`` being ``owner/name`` or ``owner/name:config``.
+    """The train split of ``owner/name`` or ``owner/name:config``: a ``Dataset``, or an ``IterableDataset`` to stream.
 
-    Returns a ``datasets.Dataset``, or an ``IterableDataset`` if ``streaming``.
-
-    Raises:
-        UserError: out of reach, misspelt, without a train split, or in need of a configuration.
+    Raises ``UserError`` if it is out of reach, misspelt, without a train split, or in need of a configuration.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -69,8 +64,7 @@ def load_train_split(name: str, *, streaming: bool) -> Any:
 def model_snapshot(name: str, patterns: Sequence[str]) -> Path:
     """The local folder of the hub's model ``name``, with the files that ``patterns`` name, fetched if need be.
 
-    Raises:
-        UserError: out of reach or misspelt.
+    Raises ``UserError`` if it is out of reach or misspelt.
     """
     from huggingface_hub import constants, errors, snapshot_download
 

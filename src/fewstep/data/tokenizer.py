@@ -1,26 +1,26 @@
-"""Text to tokens and back: a byte-level BPE of one's own, or any fast tokenizer of transformers."""
+"""Text to tokens and back: a byte-level BPE trained here, or any fast tokenizer of transformers."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from fewstep.data import hub
-from fewstep.data.reading import END_OF_TEXT
+from fewstep.data.readers import END_OF_TEXT
 from fewstep.errors import UserError, first_line
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
-
-_CHARACTERS_AT_ONCE = 1 << 20
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
-    """A byte-level BPE (arXiv 1508.07909, on bytes) with ``<|endoftext|>`` as token 0, end and padding at once.
+    """A byte-level BPE (arXiv:1508.07909, on bytes) with ``<|endoftext|>`` as token 0, for end and padding.
 
     The same texts in the same order give the same tokenizer. A short text may give fewer than ``vocab_size`` tokens.
     """
@@ -49,9 +49,7 @@ def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
     """A tokenizer from a folder or from the hub, with an end-of-text and a padding token.
 
     A tokenizer without an end-of-text token gets ``<|endoftext|>``; one without padding pads with its end-of-text.
-
-    Raises:
-        UserError: nothing there, no tokenizer, an empty one, or one without a fast backend.
+    Raises ``UserError`` for a missing or empty one, and for one without a fast backend.
     """
     from transformers import AutoTokenizer
 
@@ -60,13 +58,18 @@ def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
     if path.is_dir():
         if not (path / "tokenizer.json").exists() and not (path / "tokenizer_config.json").exists():
             raise UserError(f"folder {path} holds no tokenizer.json: give a folder written by save_pretrained")
-        tokenizer = _from_pretrained(AutoTokenizer, str(path))
+        name = str(path)
     elif path.exists() or name.startswith((".", "/", "~")):
         raise UserError(f"tokenizer {name} is no folder: give a folder written by save_pretrained, or a hub name")
-    else:
-        if not hub.is_downloaded(name):
-            hub.check_on_hub("tokenizer", name)
-        tokenizer = _from_pretrained(AutoTokenizer, name)
+    elif not hub.is_downloaded(name):
+        hub.check_on_hub("tokenizer", name)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"tokenizer {name} cannot be loaded ({first_line(error, 160)}): give a folder written by save_pretrained, "
+            "or a hub name that is in reach (with HF_HUB_OFFLINE=1, one downloaded before)"
+        ) from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"tokenizer {name} has no fast backend: give one with a tokenizer.json")
     if len(tokenizer) <= 1 or not tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False):
@@ -75,17 +78,13 @@ def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
         tokenizer.add_special_tokens({"eos_token": END_OF_TEXT})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _from_pretrained(loader: type, name: str) -> "PreTrainedTokenizerFast":
-    try:
-        return loader.from_pretrained(name)  # type: ignore[attr-defined]
-    except (OSError, ValueError, KeyError) as error:
+    vocabulary = tokenizer.get_vocab()
+    if len(set(vocabulary.values())) < len(vocabulary):
         raise UserError(
-            f"tokenizer {name} cannot be loaded ({first_line(error, 160)}): give a folder written by save_pretrained, "
-            "or a hub name that is in reach (with HF_HUB_OFFLINE=1, one downloaded before)"
-        ) from None
+            f"tokenizer {name} has two tokens of one id, since its vocabulary skips ids and has no end-of-text token: "
+            "give it one with save_pretrained"
+        )
+    return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
@@ -96,12 +95,41 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
+def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Number of ids that embeddings need: the largest id plus 1. ``len(tokenizer)`` is too small if ids are skipped."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def decode_blocks(tokenizer: "PreTrainedTokenizerFast", ids: Tensor) -> tuple[str, ...]:
+    """Text of each row of ``ids`` (B, L): the whole block, an end-of-text shown as an empty line between documents."""
+    return tuple("\n\n".join(filter(str.strip, decode_documents(tokenizer, row))) for row in ids.tolist())
+
+
+def decode_documents(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> list[str]:
+    """The texts of one block, split at every end-of-text: one more than it has of them, some may be empty."""
+    documents: list[list[int]] = [[]]
+    for token in ids:
+        if token == tokenizer.eos_token_id:
+            documents.append([])
+        else:
+            documents[-1].append(token)
+    return [
+        str(tokenizer.decode(document, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        for document in documents
+    ]
+
+
 @dataclass(frozen=True)
 class EncodedDocument:
-    """``ids`` (n,) int32 and ``num_bytes`` (n,) int32: the UTF-8 bytes of text that each token stands for."""
+    """``ids`` (n,) int32 and ``num_bytes`` (n,) int32: the UTF-8 bytes of text that each token stands for.
+
+    ``unknown_tokens`` of them are the tokenizer's unknown token; ``lost_bytes`` of the text are spelled by no other.
+    """
 
     ids: np.ndarray
     num_bytes: np.ndarray
+    unknown_tokens: int = 0
+    lost_bytes: int = 0
 
 
 class DocumentEncoder:
@@ -109,13 +137,14 @@ class DocumentEncoder:
 
     Strings in a text that look like special tokens are encoded as the ordinary text they are. Bytes: a byte-level
     token has the bytes it spells; for other tokenizers a token has the text from the end of the token before it to
-    its own end, so that white space which the tokenizer swallows is counted too. This project's definition.
+    its own end, so that white space which the tokenizer swallows is counted too.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
         from tokenizers import Tokenizer
 
         state = tokenizer.backend_tokenizer.to_str()
+        self._unknown_id = -1 if tokenizer.unk_token_id is None else int(tokenizer.unk_token_id)
         self._backend = Tokenizer.from_str(state)
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -130,39 +159,36 @@ class DocumentEncoder:
             table[number] = len(token)
         for number, added in self._backend.get_added_tokens_decoder().items():
             table[number] = len(added.content.encode())
+        if self._unknown_id >= 0:
+            table[self._unknown_id] = 0
         return table
 
     def encode(self, texts: list[str]) -> list[EncodedDocument]:
         """Each text's tokens, without any special tokens around them.
 
-        The tokenizer gets about 2**20 characters at a time: what it makes of them is a hundred times the size of ids.
+        Give about a MiB of text at a time: what the tokenizer keeps meanwhile is a hundred times the size of the ids.
         """
-        return [document for part in _parts(texts) for document in self._encode(part)]
+        if self._token_bytes is None:
+            encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+            return [self._by_offsets(*pair) for pair in zip(texts, encodings, strict=True)]
+        documents = []
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        for text, encoding in zip(texts, encodings, strict=True):
+            ids = np.asarray(encoding.ids, dtype=np.int32)
+            num_bytes = self._token_bytes[ids]
+            lost = max(0, len(text.encode()) - int(num_bytes.sum()))
+            num_bytes[-1:] += lost
+            documents.append(EncodedDocument(ids, num_bytes, int((ids == self._unknown_id).sum()), lost))
+        return documents
 
-    def _encode(self, texts: list[str]) -> list[EncodedDocument]:
-        if self._token_bytes is not None:
-            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-            ids = [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
-            return [EncodedDocument(row, self._token_bytes[row]) for row in ids]
-        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-        return [
-            EncodedDocument(np.asarray(encoding.ids, dtype=np.int32), _bytes_by_offsets(text, encoding.offsets))
-            for text, encoding in zip(texts, encodings, strict=True)
-        ]
-
-
-def _parts(texts: list[str]) -> Iterator[list[str]]:
-    """``texts`` in order, in lists that end where they reach the size; a longer text stands whole."""
-    part: list[str] = []
-    size = 0
-    for text in texts:
-        part.append(text)
-        size += len(text)
-        if size >= _CHARACTERS_AT_ONCE:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+    def _by_offsets(self, text: str, encoding: "Encoding") -> EncodedDocument:
+        ids = np.asarray(encoding.ids, dtype=np.int32)
+        starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+        known = ids != self._unknown_id
+        opened, closed = (np.bincount(places[known], minlength=len(text) + 1) for places in (starts, ends))
+        gaps = np.flatnonzero(np.cumsum(opened - closed)[:-1] == 0)
+        lost = sum(len(text[place].encode()) for place in gaps if not text[place].isspace())
+        return EncodedDocument(ids, _bytes_by_ends(text, ends), int((~known).sum()), lost)
 
 
 def _is_byte_level(state: dict) -> bool:
@@ -174,8 +200,8 @@ def _is_byte_level(state: dict) -> bool:
     return bool(levels) and plain and state.get("normalizer") is None
 
 
-def _bytes_by_offsets(text: str, offsets: list[tuple[int, int]]) -> np.ndarray:
-    ends = np.array([end for _, end in offsets], dtype=np.int64)
+def _bytes_by_ends(text: str, ends: np.ndarray) -> np.ndarray:
+    """Bytes (n,) from the end of the token before to its own, ``ends`` (n,) in characters; the last takes the rest."""
     if not len(ends):
         return np.zeros(0, dtype=np.int32)
     if text.isascii():

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fewstep.data.grammar import GrammarLaw
-from fewstep.data.grammar_chart import InsideParser, SentenceLaw
-from fewstep.data.grammar_rules import AGREEMENTS, agreement_grammar
-from fewstep.data.grammar_source import grammar_sentences
 from fewstep.errors import UserError
+from fewstep.theory.grammar import AGREEMENTS, agreement_grammar, grammar_sentences
+from fewstep.theory.grammar_law import GrammarLaw, InsideParser, SentenceLaw
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,7 +43,7 @@ class GrammarJudge:
     """Judges texts by the law of a source ``grammar`` or ``grammar:N``.
 
     A text is its words, parted by single spaces. Agreements are told apart by laxer grammars
-    (:func:`fewstep.data.grammar_rules.agreement_grammar`), so that "broken number" means: all would be well but for a
+    (:func:`fewstep.theory.grammar.agreement_grammar`), so that "broken number" means: all would be well but for a
     verb. Raises ``UserError`` for another source.
     """
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.data.grammar import GrammarLaw
-from fewstep.data.grammar_rules import AGREEMENTS
 from fewstep.evaluation.grammar import Judged
 from fewstep.metrics import Interval, Share, bootstrap_interval, share_of
+from fewstep.theory.grammar import AGREEMENTS
+from fewstep.theory.grammar_law import GrammarLaw
 
 COLUMNS = ("valid", "95 % interval", "malformed", "broken", *AGREEMENTS, "nats / word", "branches", "by chance", "N")
 SWEEP_COLUMNS = ("valid", "of texts", "broken", "nats / word", "branches")

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fewstep.data.grammar_source import grammar_sentences
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.grammar_scores import GrammarMeasures, GrammarScores
+from fewstep.theory.grammar import grammar_sentences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

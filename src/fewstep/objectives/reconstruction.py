@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from fewstep.autoencoders import ImageAutoencoder, TransformerAutoencoder
+from fewstep.autoencoders import ImageAutoencoder
 from fewstep.shapes import expand_like, rand, randn
-from fewstep.types import Latents, LossOutput, Readout, TokenBatch
+from fewstep.types import LatentEncoder, Latents, LossOutput, Readout, TokenBatch
 
 
 class Reconstruction:
@@ -29,13 +29,13 @@ class Reconstruction:
         self.token_masking = token_masking
 
     def forward(
-        self, autoencoder: TransformerAutoencoder, readout: Readout, tokens: TokenBatch, *, generator: torch.Generator
+        self, autoencoder: LatentEncoder, readout: Readout, tokens: TokenBatch, *, generator: torch.Generator
     ) -> LossOutput:
         """Mean nats per token over the batch; ``per_example`` (B,)."""
-        hidden = None
+        hidden: tuple[Tensor, ...] = ()
         if self.token_masking > 0:
-            hidden = rand(tuple(tokens.ids.shape), tokens.ids, generator) < self.token_masking
-        latents = autoencoder.encode(tokens.ids, tokens.mask, hidden)
+            hidden = (rand(tuple(tokens.ids.shape), tokens.ids, generator) < self.token_masking,)
+        latents = autoencoder.encode(tokens.ids, tokens.mask, *hidden)  # only our own encoder can hide tokens
         per_example = readout.loss(self.corrupt(latents, generator), tokens.ids, tokens.mask)
         return LossOutput(per_example.mean(), per_example.detach())
 

@@ -9,11 +9,10 @@ from fewstep.samplers.compatibility import (
 )
 from fewstep.samplers.rules import RULES, Noise, Rule, RuleLike, parse_rule
 from fewstep.samplers.sampler import SOLVERS, Correction, Decidedness, Estimate, FlowSampler, Solver, euler, heun
-from fewstep.samplers.snap import SNAP_MEASURES, Snap, SnapRule, parse_snap
+from fewstep.samplers.snap import Snap, SnapRule, parse_snap
 
 __all__ = [
     "RULES",
-    "SNAP_MEASURES",
     "SOLVERS",
     "Correction",
     "Decidedness",

@@ -150,13 +150,11 @@ def elf(gamma: float = 1.5) -> Rule:
     """The SDE of ELF (arXiv:2605.10938; ``_sde_step`` of github.com/lillian039/ELF), which loses noise variance.
 
     From x at t on the linear path, with a = 1 - gamma (t_{k+1} - t_k) held in [0, 1], ELF evaluates at a x + (1 - a) xi
-    and a t, then makes an Euler step. The *standard deviations* of old and new noise add up to sigma_at, where
-    *variances* should: with w = (1 - a) / (1 - a t) the variance is (1 - w)^2 + w^2 of what it should be. At
-    gamma = 1.5 and 4 equal steps the noise has 0.72, 0.60, 0.54 and 0.54 of its standard deviation, in 32 steps down to
-    0.29: the state is colder than its time says.
+    and a t, then makes an Euler step. *Standard deviations* of old and new noise add up to sigma, where *variances*
+    should: at gamma = 1.5 and 4 equal steps the noise has 0.72, 0.60, 0.54 and 0.54 of its standard deviation.
 
-    The sampler's times are those of the evaluations, a t (pass a grid of a_k t_k for ELF's own t_k). On other paths the
-    rule acts on x_t / (alpha_t + sigma_t), which lies on the linear path. The initial noise is mixed too.
+    The sampler's times are those of the evaluations, a t. On other paths the rule acts on x_t / (alpha_t + sigma_t),
+    which lies on the linear path. The initial noise is mixed too.
     """
     if not 0 <= gamma < math.inf:
         raise ValueError(f"ELF's gamma is {gamma}: expected a finite number of at least 0.")

@@ -28,7 +28,6 @@ alpha_s x1_hat (x1_hat the latest prediction) is scaled there. For Euler this is
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -86,7 +85,7 @@ class FlowSampler:
     ``path`` is the one the model was trained on, ``grid`` where the steps end (None: equal steps), ``reinjection``
     whatever :func:`fewstep.samplers.parse_rule` reads, ``solver`` a name of ``SOLVERS``, a dotted path or a function.
     ``correct`` replaces each clean estimate (:class:`fewstep.samplers.Snap`). ``decidedness`` is for rules by position
-    (:meth:`fewstep.pipeline.TextGenerator.confidence`).
+    (:meth:`fewstep.pipeline.TextGenerator.decidedness`).
 
     Controls: ``reuse_noise`` adds the same draw at every step. ``noise_temperature`` multiplies eps_hat in every new
     state and ``initial_temperature`` the noise x_0, not the fresh noise; below 1 is colder, 0 leaves alpha_s x1_hat.
@@ -112,8 +111,11 @@ class FlowSampler:
         self.rule = parse_rule(reinjection)
         self.solver: Solver = resolve(SOLVERS, solver, "solver") if isinstance(solver, str) else solver
         self.reuse_noise = reuse_noise
-        self.noise_temperature = _checked_temperature("noise_temperature", noise_temperature)
-        self.initial_temperature = _checked_temperature("initial_temperature", initial_temperature)
+        for name, value in (("noise_temperature", noise_temperature), ("initial_temperature", initial_temperature)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}: expected a finite number of at least 0 (1: the noise as it is).")
+        self.noise_temperature = noise_temperature
+        self.initial_temperature = initial_temperature
         self.correct = correct
         self.decidedness = decidedness
 
@@ -123,12 +125,8 @@ class FlowSampler:
         if times.shape != (num_steps + 1,) or times[0] != 0 or times[-1] != 1 or not bool((times.diff() > 0).all()):
             raise ValueError(f"time grid is {times.tolist()}: expected {num_steps + 1} rising times from 0 to 1.")
         noise = self.rule(self.path, times)
-        for name, weights in (("kept", noise.kept), ("fresh", noise.fresh)):
-            if weights.shape != (num_steps,) or not bool((weights.isfinite() & (weights >= 0)).all()):
-                raise ValueError(
-                    f"re-injection rule gives {name} = {weights.tolist()} for {num_steps} steps: expected one number "
-                    "of at least 0 per step."
-                )
+        if any(w.shape != (num_steps,) or not bool((w >= 0).all()) for w in (noise.kept, noise.fresh)):
+            raise ValueError(f"re-injection rule gives {noise}: expected {num_steps} numbers >= 0 each, one per step.")
         if noise.by_position and self.decidedness is None:
             raise ValueError("re-injection by position asks how decided a position is: pass decidedness=.")
         return times, noise
@@ -164,20 +162,23 @@ class FlowSampler:
                 f"mask has shape {tuple(mask.shape)}, states {tuple(x_0.shape)}: expected one entry per position."
             )
         estimate = _CountedEstimate(model, self.correct, num_steps, mask)
-        x_t, self_cond = _zero_padding(upcast(x_0), mask), None
+        path, x_t, self_cond = self.path, _zero_padding(upcast(x_0), mask), None
         draws = _draws(x_t, generator, self.reuse_noise)
         if start_step == 0:
-            x_t = _zero_padding(self._initial(x_t, noise.initial, draws), mask)
+            kept, fresh = noise.initial
+            x_t = kept * self.initial_temperature * x_t
+            x_t = _zero_padding(x_t + fresh * next(draws), mask) if fresh > 0 else x_t
         yield SamplerState(step=start_step, time=float(times[start_step]), x_t=x_t, x1_hat=None, nfe=0)
         for step in range(start_step, num_steps):
             estimate.step, is_last = step, step == num_steps - 1
             t, s = (x_t.new_full((len(x_t),), float(time)) for time in times[step : step + 2])
             kept, fresh = (1.0, 0.0) if is_last else (float(noise.kept[step]), float(noise.fresh[step]))
             by_position = noise.by_position and not is_last
-            t_jump = s if by_position or kept >= 1 else self._jump_time(s, kept)
+            sigma = path.schedule.sigma(s) * kept
+            t_jump = s if by_position or kept >= 1 else path.schedule.t_of_sigma(sigma).clamp(min=s)
             x1_hat = estimate(x_t, t, self_cond, t_jump)
             weights = self._position_weights(estimate, x1_hat, fresh) if by_position else (kept, fresh)
-            x_jump, self_cond = self.solver(estimate, self.path, x_t, x1_hat, t, t_jump)
+            x_jump, self_cond = self.solver(estimate, path, x_t, x1_hat, t, t_jump)
             x_t = _zero_padding(self._reinject(x_jump, self_cond, t_jump, s, weights, draws), mask)
             yield SamplerState(step + 1, float(times[step + 1]), x_t, x1_hat, estimate.passes)
 
@@ -201,16 +202,6 @@ class FlowSampler:
             predictions=tuple(state.x1_hat for state in states if state.x1_hat is not None),
             nfe=states[-1].nfe,
         )
-
-    def _initial(self, x_0: Tensor, weights: tuple[float, float], draws: Iterator[Tensor]) -> Tensor:
-        """The state at t = 0, which is noise only."""
-        kept, fresh = weights[0] * self.initial_temperature, weights[1]
-        x_0 = x_0 if kept == 1 else kept * x_0
-        return x_0 if fresh == 0 else x_0 + fresh * next(draws)
-
-    def _jump_time(self, s: Tensor, kept: float) -> Tensor:
-        """t~ (B,) >= s with sigma_t~ = ``kept`` sigma_s; exactly 1 at 0."""
-        return self.path.schedule.t_of_sigma(self.path.schedule.sigma(s) * kept).clamp(min=s)
 
     def _position_weights(self, estimate: "_CountedEstimate", x1_hat: Tensor, strength: float) -> tuple[Tensor, Tensor]:
         """Weights (B, K, 1) of old and fresh noise. Raises ValueError for decidedness outside [0, 1]."""
@@ -263,25 +254,20 @@ class _CountedEstimate:
         self.passes = 0
 
     def __call__(self, x_t: Tensor, t: Tensor, self_cond: Tensor | None, s: Tensor | None = None) -> Tensor:
-        """x1_hat (B, K, D) at (x_t, t), at least float32; a flow map is told where the jump ends, ``s`` (B,)."""
-        if _is_flow_map(self.model):
-            x1_hat = self.model.denoise(x_t, t, s=s, mask=self.mask, self_cond=self_cond)
+        """x1_hat (B, K, D) at (x_t, t), at least float32; ``s`` (B,), where the jump ends, is for flow maps."""
+        model, passes = self.model, 0
+        if isinstance(model, FlowMapLike) and model.two_times:
+            x1_hat = upcast(model.denoise(x_t, t, s=s, mask=self.mask, self_cond=self_cond))
         else:
-            x1_hat = self.model.denoise(x_t, t, mask=self.mask, self_cond=self_cond)
-        x1_hat, passes = upcast(x1_hat), 1
+            x1_hat = upcast(model.denoise(x_t, t, mask=self.mask, self_cond=self_cond))
         if self.correct is not None:
-            x1_hat, more = self.correct(x1_hat, self.step, self.num_steps, self.real(x1_hat))
-            passes += more
-        self.passes += passes
+            x1_hat, passes = self.correct(x1_hat, self.step, self.num_steps, self.real(x1_hat))
+        self.passes += 1 + passes
         return _zero_padding(x1_hat, self.mask)
 
     def real(self, x: Tensor) -> Tensor:
         """The mask (B, K) bool, all true without one."""
         return torch.ones_like(x[..., 0], dtype=torch.bool) if self.mask is None else self.mask.bool()
-
-
-def _is_flow_map(model: FlowLike) -> TypeGuard[FlowMapLike]:
-    return isinstance(model, FlowMapLike) and model.two_times
 
 
 def _draws(like: Tensor, generator: Generators, reuse: bool) -> Iterator[Tensor]:
@@ -291,12 +277,6 @@ def _draws(like: Tensor, generator: Generators, reuse: bool) -> Iterator[Tensor]
         if xi is None or not reuse:
             xi = randn(tuple(like.shape), like, generator).to(like.dtype)
         yield xi
-
-
-def _checked_temperature(name: str, value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value}: expected a finite number of at least 0 (1 leaves the noise as it is).")
-    return float(value)
 
 
 def _zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Snap: the clean estimate inside the loop is replaced by the latents of its likeliest tokens.
 
 A snapped position holds the latent of definite tokens, no longer a mean between several texts. B examples, K latent
-positions of D dimensions, L tokens, s = L / K tokens per position (the stride), V vocabulary.
+positions of D dimensions, L tokens, V vocabulary.
 """
 
 import math
@@ -11,53 +11,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics import margins
-
 MaskedDecode = Callable[[Tensor, Tensor], Tensor]
 """Latents (B, K, D) and their mask (B, K) to logits (B, L, V)."""
 
 Encode = Callable[[Tensor, Tensor], Tensor]
 """Token ids (B, L) and their mask (B, L) to latents (B, K, D)."""
 
-SnapMeasure = Callable[[MaskedDecode, Tensor, Tensor, Tensor], tuple[Tensor, int]]
-"""(decode, x1_hat (B, K, D), mask (B, K), logits (B, L, V)) -> how decided each token is (B, L), and passes spent."""
-
-
-def confidence(decode: MaskedDecode, x1_hat: Tensor, mask: Tensor, logits: Tensor) -> tuple[Tensor, int]:
-    """Probability of the likeliest token, float64 in [0, 1]: the rule of masked models (arXiv:2202.04200)."""
-    return logits.double().softmax(-1).amax(-1).clamp(max=1.0), 0
-
-
-def distance(decode: MaskedDecode, x1_hat: Tensor, mask: Tensor, logits: Tensor) -> tuple[Tensor, int]:
-    """First-order distance m / |grad m| to the decision boundary (:func:`fewstep.diagnostics.margins`), float64.
-
-    In units of the whitened latents' standard deviation. Expensive: one forward and one backward pass per token.
-    """
-    with torch.inference_mode(False):
-        real = mask.clone()  # autograd saves it, so it must not come from the caller's inference mode
-    positions = torch.arange(logits.shape[1], device=x1_hat.device).expand(len(x1_hat), -1)
-    return margins(lambda z: decode(z, real), x1_hat, positions).distance, logits.shape[1]
-
-
-SNAP_MEASURES: dict[str, SnapMeasure] = {"confidence": confidence, "distance": distance}
-
 
 @dataclass(frozen=True)
 class SnapRule:
-    """When and where to snap: in the ``last`` steps (None: every step), where ``measure`` exceeds ``threshold``.
+    """When and where to snap: in the ``last`` steps (None: every step), where the tokens' confidence exceeds a bound.
 
-    Without a measure every position snaps. Raises ValueError for ``last`` < 1 and a threshold that is not a number.
+    The confidence of a token is the probability of the likeliest (the rule of masked models, arXiv:2202.04200). Without
+    ``confidence`` every position snaps.
     """
 
     last: int | None = None
-    measure: SnapMeasure | None = None
-    threshold: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.last is not None and self.last < 1:
-            raise ValueError(f"snap in the last {self.last} steps: expected a whole number of at least 1")
-        if math.isnan(self.threshold):
-            raise ValueError(f"snap threshold is {self.threshold}: expected a number")
+    confidence: float | None = None
 
     def acts(self, step: int, num_steps: int) -> bool:
         """Whether step 0..N-1 of N snaps."""
@@ -65,30 +35,28 @@ class SnapRule:
 
 
 def parse_snap(text: str) -> SnapRule:
-    """The rule that ``text`` names: "every" (all positions at all steps), "last:N" (all positions at the last N steps),
-    "confidence:P" (positions whose tokens all have a probability above P) or "distance:D" (whose decision boundary is
-    farther than D). Raises ValueError for anything else."""
+    """The rule that ``text`` names: "every" (all positions at all steps), "last:N" (all positions at the last N steps)
+    or "confidence:P" (positions whose tokens all have a probability above P). Raises ValueError for anything else."""
     name, _, number = text.strip().partition(":")
     try:
         if text.strip() == "every":
             return SnapRule()
-        if name == "last":
+        if name == "last" and int(number) >= 1:
             return SnapRule(last=int(number))
-        return SnapRule(measure=SNAP_MEASURES[name], threshold=float(number))
-    except (KeyError, ValueError):
-        names = ", ".join(f"{measure}:NUMBER" for measure in SNAP_MEASURES)
-        raise ValueError(
-            f"snap is {text!r}: expected every, last:N with N >= 1, {names}, as in confidence:0.9"
-        ) from None
+        if name == "confidence" and not math.isnan(float(number)):
+            return SnapRule(confidence=float(number))
+    except ValueError:
+        pass
+    raise ValueError(f"snap is {text!r}: expected every, last:N with N >= 1, or confidence:P as in confidence:0.9")
 
 
 class Snap:
     """The correction x1_hat -> likeliest tokens -> encode -> x1_hat, for :class:`fewstep.samplers.FlowSampler`.
 
     ``decode`` and ``encode`` are a parallel readout and the autoencoder it reads, ``rule`` a :class:`SnapRule` or its
-    text. A position snaps when all its tokens exceed the threshold; all tokens are encoded together, so the encoder
-    sees the likeliest text as a whole. Costs two forward passes, and those of the measure, at each step that snaps.
-    After the commitment of arXiv:2606.30705.
+    text. A position snaps when all its tokens exceed the bound; all tokens are encoded together, so the encoder sees
+    the likeliest text as a whole. Costs two forward passes at each step that snaps. After the commitment of
+    arXiv:2606.30705.
     """
 
     def __init__(self, decode: MaskedDecode, encode: Encode, rule: str | SnapRule = "every") -> None:
@@ -106,8 +74,8 @@ class Snap:
         if rest:
             raise ValueError(f"decode gives {logits.shape[1]} tokens: expected a multiple of {x1_hat.shape[1]}.")
         snapped = self.encode(logits.argmax(-1), mask.repeat_interleave(stride, dim=1)).to(x1_hat.dtype)
-        if self.rule.measure is None:
+        if self.rule.confidence is None:
             return snapped, 2
-        decided, passes = self.rule.measure(self.decode, x1_hat, mask, logits)
-        snaps = (decided > self.rule.threshold).unflatten(1, (-1, stride)).all(-1)
-        return torch.where(snaps[..., None], snapped, x1_hat), 2 + passes
+        likeliest = logits.double().softmax(-1).amax(-1).clamp(max=1.0)
+        snaps = (likeliest > self.rule.confidence).unflatten(1, (-1, stride)).all(-1)
+        return torch.where(snaps[..., None], snapped, x1_hat), 2

@@ -1,6 +1,8 @@
 """Training from YAML files and flags, by LightningCLI."""
 
 import errno
+import logging
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -8,61 +10,62 @@ from typing import Any
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, Namespace
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fewstep.errors import UserError
-from fewstep.locking import LOCK_FILE, FolderLock
 from fewstep.training.callbacks import (
-    AutoencoderDiagnostics,
     CompiledBlocks,
-    DiagnosticsCallback,
+    Diagnostics,
     ExportModel,
-    FlowDiagnostics,
-    HeadDiagnostics,
+    Monitor,
     RecomputedBlocks,
     ResumePoint,
     SampleTable,
     SkipNonFinite,
-    StageSummary,
-    StepProgress,
-    Throughput,
+    StepBar,
     WeightAverage,
 )
-from fewstep.training.checkpoint_files import WholeCheckpointIO, cannot_write
+from fewstep.training.data_modules import StepDataModule
 from fewstep.training.loggers import check_wandb, default_loggers, finish_wandb
-from fewstep.training.messages import one_line
-from fewstep.training.module import TrainingModule
-from fewstep.training.noise import silence
+from fewstep.training.module import TrainingModule, announce
 from fewstep.training.run_folder import (
+    CHECKPOINTS,
     MODEL,
-    check_run_folder,
-    checkpoint_folder,
-    nonfinite_folder,
-    prepare_run_folder,
-    resolve_checkpoint,
-    tidy_run_folder,
+    NONFINITE,
+    AtomicCheckpointIO,
+    RunFolder,
+    cannot_write,
+    find_checkpoint,
     tokenizer_of,
 )
-from fewstep.training.setting_checks import check_settings
-from fewstep.training.step_data import StepDataModule
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What the disk answers where it takes no more."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SHARDING = ("fsdp", "deepspeed", "modelparallel", "xla_fsdp")
-"""How the names of Lightning's strategies begin that keep a part of the weights in each process."""
-TEXT = "fewstep.training.TextDataModule"
-"""The class of ``data`` where none is named."""
+"""Prefixes of Lightning's strategies that keep a part of the weights in each process."""
+DEFAULT_DATA = {"class_path": "fewstep.training.TextDataModule", "init_args": {}}
+INTENDED = (
+    ".*args parameter is intended.*",  # we parse on behalf of the caller
+    ".*does not have many workers.*",  # blocks are memory-mapped: a worker would only copy them
+    ".*your dataloader is not resumable.*",  # its order follows from the trainer's step
+    ".*LeafSpec.*",
+    ".*isinstance.treespec.*",
+)
+"""Warnings about what is done on purpose."""
+
+PARSER_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value type", "Expected a <class 'NoneType'>")
+"""How the lines of jsonargparse begin that do not say what is wrong."""
+LONGEST_PART = 400
+"""Longer lines repeat all settings of a class."""
 
 
 class SaveConfig(SaveConfigCallback):
-    """Keeps all settings of a run as ``config.yaml`` in its folder, and as wandb's config."""
+    """Saves all settings of a run as ``config.yaml`` in its folder, and as wandb's config."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lightning calls this in the first process only. Commands other than ``fit`` have no run folder."""
+        """Lightning calls this on rank 0. Only ``fit`` has a run folder."""
         if stage != "fit":
             return
         file = Path(trainer.default_root_dir) / self.config_filename
@@ -74,155 +77,145 @@ class SaveConfig(SaveConfigCallback):
 
 
 class FewstepCLI(LightningCLI):
-    """LightningCLI with a run folder: checkpoints, logs, samples and the finished model lie under ``--run_dir``."""
+    """LightningCLI with a run folder: checkpoints, logs, samples and the trained model lie under ``--run_dir``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run folder, checkpoints, weight averaging, and hand the data to the model."""
-        parser.add_argument(
-            "--run_dir", type=str, default="runs/latest", help="folder of everything that this run writes"
-        )
+        """Add the run folder and the callbacks, in the order that they are called.
+
+        Those that look at the averaged weights stand before weight averaging, which swaps them out when the validation
+        epoch ends; the export and the checkpoints stand after it.
+        """
+        parser.add_argument("--run_dir", type=str, default="runs/latest", help="folder that this run writes")
         parser.add_argument(
             "--overwrite", action=ActionYesNo, nargs="?", default=False, help="replace an earlier run in run_dir"
         )
         parser.link_arguments("data", "model.init_args.data", apply_on="instantiate")
-        parser.add_lightning_class_args(WeightAverage, "ema")
-        parser.add_lightning_class_args(ResumePoint, "checkpoint")
+        parser.add_lightning_class_args(Diagnostics, "diagnostics")
+        parser.add_lightning_class_args(SampleTable, "samples")
         parser.add_lightning_class_args(CompiledBlocks, "compile")
         parser.add_lightning_class_args(RecomputedBlocks, "recompute")
         parser.add_lightning_class_args(SkipNonFinite, "nonfinite")
-        parser.add_lightning_class_args(SampleTable, "samples")
-        parser.add_class_arguments(DiagnosticsCallback, "diagnostics", skip={"folder"}, instantiate=False)
-        parser.set_defaults({"data": {"class_path": TEXT, "init_args": {}}})
+        parser.add_lightning_class_args(WeightAverage, "ema")
+        parser.add_lightning_class_args(ExportModel, "export")
+        parser.add_lightning_class_args(ResumePoint, "checkpoint")
+        parser.set_defaults({"data": DEFAULT_DATA})
+        parser.link_arguments("run_dir", "diagnostics.folder")
         parser.link_arguments("run_dir", "samples.folder")
-        parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
-        parser.link_arguments("run_dir", "nonfinite.folder", compute_fn=nonfinite_folder)
+        places = {"nonfinite.folder": NONFINITE, "export.folder": MODEL, "checkpoint.dirpath": CHECKPOINTS}
+        for option, name in places.items():
+            parser.link_arguments("run_dir", option, compute_fn=lambda run_dir, name=name: str(Path(run_dir) / name))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and find the checkpoint to go on from. Raises ``UserError`` where it does not fit."""
+        """Parse, check, and find the checkpoint to resume from. Raises ``UserError`` for what does not fit."""
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         check_settings(config)
-        self._lock, self._note = FolderLock(Path(config.run_dir), "--run_dir"), ""
-        if config.ckpt_path is not None:  # before Lightning reads it, which fails without a word on what to do
+        self._note = ""
+        if config.ckpt_path is not None:  # before Lightning reads it, whose errors name no remedy
             stage = named(config.model.class_path).stage_name
-            found = resolve_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
+            found = find_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
             config.ckpt_path, self._note = str(found.file), found.note
 
     def before_instantiate_classes(self) -> None:
-        """Check the run folder before anything costs time, and take the base model's tokenizer.
-
-        Raises ``UserError`` for a run folder that is in use, for a base model that is none, for data that are not the
-        model's, and for a strategy that does not fit.
-        """
+        """Check the run folder before anything costs time; take the base model's tokenizer."""
         config = self._settings()
-        check_strategy(config.trainer.strategy)
-        check_data(config.model.class_path, config.data.class_path)
-        base, data = self._base(), config.data.init_args
-        if base is not None and "tokenizer" in data and data.tokenizer is None:
+        given = config.model.get("init_args", {})
+        models = [given.get(name) for name in ("autoencoder", "teacher", "initialise_from", "language_model")]
+        self._folder = RunFolder(
+            Path(config.run_dir),
+            overwrite=config.overwrite,
+            resumed=None if config.ckpt_path is None else Path(config.ckpt_path),
+            built_on=[path for path in models if isinstance(path, str)],
+        )
+        base, data = models[0], config.data.init_args
+        if isinstance(base, str) and "tokenizer" in data and data.tokenizer is None:
             data.tokenizer = tokenizer_of(base, data.cache_dir)
         if self._writes():
             if config.trainer.logger is None:
                 check_wandb()
-            self._check_run_folder()
-
-    def _check_run_folder(self) -> None:
-        """Refuse a folder in which another process trains, before it is judged by what that has written so far."""
-        config, run_dir = self._settings(), self._lock.folder
-        if (run_dir / LOCK_FILE).exists():  # else a refusal would leave one
-            self._lock.acquire()
-        try:
-            if not self._goes_on():
-                check_run_folder(run_dir, overwrite=config.overwrite, built_on=self._built_on())
-        except UserError:
-            self._lock.release()
-            raise
+            self._folder.check()
 
     def instantiate_classes(self) -> None:
-        """Build data, model and trainer; a value that a constructor refuses is the user's to mend."""
+        """Build data, model and trainer. Raises ``UserError`` for a value that a constructor refuses."""
         try:
             super().instantiate_classes()
-        except BaseException as error:
-            self._lock.release()
-            if isinstance(error, ValueError | MisconfigurationException):
-                raise UserError(one_line(str(error))) from error
-            raise
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(one_line(error)) from error
 
     # LightningCLI calls it without arguments and offers **kwargs to subclasses only, so none are taken here.
     def instantiate_trainer(self) -> Trainer:  # type: ignore[override]
         """The trainer with this run's folder, loggers and callbacks."""
         config = self._settings()
-        run_dir = Path(config.run_dir)
-        if self._writes():
-            self._lock.acquire()
-            if self._goes_on():
-                tidy_run_folder(run_dir, Path(config.ckpt_path))
-            else:
-                prepare_run_folder(run_dir, overwrite=config.overwrite, built_on=self._built_on())
+        is_trial = bool(config.trainer.fast_dev_run)
         logger = config.trainer.logger
         if logger is None:
-            logger = default_loggers(run_dir) if self.subcommand == "fit" and not config.trainer.fast_dev_run else False
-        trainer = super().instantiate_trainer(default_root_dir=str(run_dir), logger=logger)
-        trainer.callbacks = ordered_callbacks(trainer.callbacks, run_dir, dict(config.diagnostics))  # type: ignore[attr-defined]
-        trainer.strategy.checkpoint_io = WholeCheckpointIO()
+            logger = default_loggers(config.run_dir) if self.subcommand == "fit" and not is_trial else False
+        callbacks = list(self.config_init[self.subcommand].trainer.callbacks or [])
+        if config.trainer.enable_progress_bar is not False:
+            # Metrics are read from the device when the bar is drawn: as often as they are logged.
+            callbacks.append(StepBar(refresh_rate=config.trainer.log_every_n_steps or 50))
+        trainer = super().instantiate_trainer(
+            default_root_dir=config.run_dir, logger=logger, callbacks=[*callbacks, Monitor()]
+        )
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if self._writes():
+            self._folder.open()
         if self._note:
-            trainer.print(f"==> {self._note}")
+            announce(trainer, f"==> {self._note}")
         return trainer
 
     def fit(
         self, model: LightningModule, datamodule: StepDataModule, ckpt_path: str | None = None, weights_only: Any = None
     ) -> None:
-        """Train. Raises ``TrainingStopped`` where a signal ended it: Lightning leaves by ``SystemExit`` then."""
+        """Train. Raises ``TrainingStopped`` if a signal ended it: Lightning leaves by ``SystemExit`` then."""
         try:
-            # What is loaded holds tensors and plain values only: no code of the file is run.
+            # weights_only: no code of the checkpoint is run.
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-            if ckpt_path is not None and self._writes():
-                self._export_finished(ckpt_path)
         except MisconfigurationException as error:
-            raise UserError(one_line(str(error))) from error
+            raise UserError(one_line(error)) from error
         except OSError as error:
-            if error.errno not in NO_ROOM:
+            if error.errno not in DISK_ERRORS:
                 raise
-            raise UserError(cannot_write(Path(error.filename or self._lock.folder), error)) from error
-        except (KeyboardInterrupt, SystemExit) as error:
+            raise UserError(cannot_write(Path(error.filename or self._folder.folder), error)) from error
+        except (KeyboardInterrupt, SystemExit):
             if not self.trainer.interrupted:
                 raise
             (resume_point,) = (item for item in self.trainer.callbacks if isinstance(item, ResumePoint))  # type: ignore[attr-defined]
-            raise resume_point.stopped_by(error, self.trainer) from None
+            raise resume_point.stopped(self.trainer) from None
         finally:
-            self._lock.release()
-
-    def _export_finished(self, ckpt_path: str) -> None:
-        """Write the model of a run that ended between its last step and the export: nothing was left to train."""
-        (export,) = (item for item in self.trainer.callbacks if isinstance(item, ExportModel))  # type: ignore[attr-defined]
-        if not export.wrote:  # a model that is there may be of fewer steps
-            self.model.saved_class.from_pretrained(ckpt_path).save_pretrained(export.folder, overwrite=True)
-            self.trainer.print(f"==> nothing was left to train; model in {export.folder}")
+            self._folder.close()
 
     def _settings(self) -> Namespace:
         return self.config[self.subcommand] if self.subcommand else self.config
 
-    def _base(self) -> str | None:
-        """The model folder or checkpoint that the stage builds on."""
-        base = self._settings().model.get("init_args", {}).get("autoencoder")
-        return base if isinstance(base, str) else None
-
-    def _built_on(self) -> list[str]:
-        """Every model folder or checkpoint that the settings of the model name."""
-        given = self._settings().model.get("init_args", {})
-        found = (given.get(name) for name in ("autoencoder", "teacher", "initialise_from", "language_model"))
-        return [path for path in found if isinstance(path, str)]
-
-    def _goes_on(self) -> bool:
-        """Whether the checkpoint is the run folder's own, so that what lies there is this run's."""
-        config = self._settings()
-        return (
-            config.ckpt_path is not None and Path(config.run_dir).resolve() in Path(config.ckpt_path).resolve().parents
-        )
-
     def _writes(self) -> bool:
-        """Whether this process makes the run folder: the first one does, unless the run is a trial."""
-        fast = bool(self._settings().trainer.fast_dev_run)
-        return self.subcommand == "fit" and not fast and getattr(rank_zero_only, "rank", 0) == 0
+        """Whether this process writes the run folder: rank 0, unless the run is a trial."""
+        is_trial = bool(self._settings().trainer.fast_dev_run)
+        return self.subcommand == "fit" and not is_trial and getattr(rank_zero_only, "rank", 0) == 0
+
+
+def check_settings(config: Namespace) -> None:
+    """Raise ``UserError`` for settings that Lightning accepts, or refuses without naming them."""
+    trainer, seed = config.trainer, config.get("seed_everything")
+    if not 0 <= (seed or 0) < 2**32:
+        raise UserError(f"seed_everything is {seed}: expected a whole number from 0 to {2**32 - 1}")
+    limits = (
+        ("trainer.max_steps", 1 if trainer.fast_dev_run else trainer.max_steps, 1, "(steps, not epochs, are counted)"),
+        ("trainer.val_check_interval", trainer.val_check_interval, 1e-9, ""),
+        ("trainer.gradient_clip_val", trainer.gradient_clip_val, 0, "or null"),
+    )
+    for name, value, least, note in limits:
+        if value is not None and value < least:
+            raise UserError(f"{name} is {value}: expected at least {least} {note}".rstrip())
+    strategy = trainer.strategy
+    name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", ""))
+    if name.rpartition(".")[2].lower().startswith(SHARDING):
+        raise UserError(f"trainer.strategy is {name}: every process keeps whole weights here; give ddp (docs/scale.md)")
+    model, data = config.model.class_path, config.data.class_path
+    expected = named(model).data_class
+    if not issubclass(named(data), expected):
+        model, data = (path.rpartition(".")[2] for path in (model, data))
+        raise UserError(f"data.class_path is {data}, but {model} trains on {expected.__name__}: give that class")
 
 
 def named(class_path: str) -> Any:
@@ -231,59 +224,30 @@ def named(class_path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def check_strategy(strategy: Any) -> None:
-    """Raise ``UserError`` for a ``trainer.strategy`` that shards the weights: checkpoints and averages would be parts.
+def one_line(error: Exception) -> str:
+    """A message in one line, without what the parser says about its own workings."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    return " ".join(line for line in lines if not line.startswith(PARSER_NOISE) and len(line) < LONGEST_PART)
 
-    ``strategy`` is a name, or settings with a ``class_path``.
+
+def run_training(arguments: list[str]) -> None:
+    """Train with ``arguments`` (``fit --config FILE ...``).
+
+    Raises ``UserError`` for a wrong key or value, and ``TrainingStopped`` if a signal ended the run.
     """
-    name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", ""))
-    if name.rpartition(".")[2].lower().startswith(SHARDING):
-        raise UserError(f"trainer.strategy is {name}: every process keeps whole weights here; give ddp (docs/scale.md)")
-
-
-def check_data(model: str, data: str) -> None:
-    """Raise ``UserError`` unless the class ``model`` trains on data of the class ``data``, both by dotted name."""
-    expected = named(model).data_class
-    if not issubclass(named(data), expected):
-        model, data = (name.rpartition(".")[2] for name in (model, data))
-        raise UserError(f"data.class_path is {data}, but {model} trains on {expected.__name__}: give that class")
-
-
-def ordered_callbacks(given: list[Callback], run_dir: Path, diagnostics: dict[str, int]) -> list[Callback]:
-    """All callbacks in the order that they need; ``diagnostics`` are the settings of those that measure the model.
-
-    What looks at the averaged weights stands before weight averaging, which swaps them back when the validation epoch
-    ends; the export stands after it, when they have become the model's own; checkpoints come last, because the
-    average's update belongs to the step that they save. Lightning's progress bar gives way to ours where it is on.
-    """
-    watching: list[Callback] = [StageSummary(str(run_dir)), Throughput()]
-    if any(isinstance(callback, ProgressBar) for callback in given):
-        watching.append(StepProgress())
-    for callback in (AutoencoderDiagnostics, FlowDiagnostics, HeadDiagnostics):
-        watching.append(callback(str(run_dir), **diagnostics))
-    watching += [callback for callback in given if isinstance(callback, SampleTable)]
-    averaging = [callback for callback in given if isinstance(callback, WeightAveraging)]
-    saving = [callback for callback in given if isinstance(callback, Checkpoint)]
-    others = [item for item in given if not isinstance(item, SampleTable | WeightAveraging | Checkpoint | ProgressBar)]
-    return [*watching, *others, *averaging, ExportModel(str(run_dir / MODEL)), *saving]
-
-
-def run_training(arguments: list[str], command: type[FewstepCLI] = FewstepCLI) -> None:
-    """Run ``command`` on ``arguments`` (``fit --config FILE ...``).
-
-    Raises ``UserError`` for a wrong key or value, naming it, and ``TrainingStopped`` for a run that a signal ended,
-    with the checkpoint to go on from.
-    """
-    silence()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in INTENDED:
+        warnings.filterwarnings("ignore", message)
     options = {"exit_on_error": False, "allow_abbrev": False}
     try:
-        command(
+        FewstepCLI(
             model_class=TrainingModule,
             datamodule_class=StepDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            # Steps only: with a number of epochs Lightning makes the data before it restores where the run stood.
+            # Steps only: with a number of epochs Lightning makes the loaders before it restores the step.
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1, "enable_model_summary": False},
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False, "config_filename": "config.yaml"},
@@ -291,10 +255,10 @@ def run_training(arguments: list[str], command: type[FewstepCLI] = FewstepCLI) -
             auto_configure_optimizers=False,
             args=arguments,
         )
-    except SystemExit as left:  # --help and --print_config end so
-        if left.code not in (None, 0):
+    except SystemExit as end:  # --help and --print_config
+        if end.code not in (None, 0):
             raise
     except ArgumentError as error:
-        raise UserError(one_line(str(error))) from None
+        raise UserError(one_line(error)) from None
     finally:
         finish_wandb()

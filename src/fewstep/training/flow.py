@@ -1,36 +1,41 @@
-"""Stage two: a flow on the latents."""
+"""Stage two: a flow on the latents of text, and on those of images."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import ClassVar, Literal
+from dataclasses import asdict, replace
+from typing import Any, ClassVar
 
 import torch
 
-from fewstep.bundle import Identity, ModelBundle
-from fewstep.denoisers import CategoricalDenoiser, FlowModel, PredictionType, RegressionDenoiser
+from fewstep.autoencoders import to_positions
+from fewstep.denoisers import FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
+from fewstep.model import Identity, PathName, SavedModel, check_same_autoencoder
 from fewstep.objectives import Objective
-from fewstep.paths import PATHS, Path
-from fewstep.training.data_module import TextDataModule
+from fewstep.paths import PATHS
+from fewstep.training.data_modules import Batch, ImageDataModule, StepDataModule, TextDataModule
 from fewstep.training.latent_cache import LatentCache
+from fewstep.training.module import Shared, TrainingModule, load_base, tokens_of
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
-from fewstep.training.shared import Shared
-from fewstep.training.stage import Stage, load_base
-from fewstep.training.teacher import check_objective, check_start, check_teacher, flow_fields, load_flow, start_from
-from fewstep.training.token_counts import log_frequencies, token_counts
-from fewstep.types import Latents, LossOutput, TokenBatch
+from fewstep.training.teacher import (
+    check_objective,
+    check_start,
+    check_teacher,
+    info_of_model,
+    info_of_run,
+    start_from,
+)
+from fewstep.types import Latents, LossOutput
 
 
-class FlowModule(Stage):
-    """Trains a denoiser on the frozen autoencoder's latents, by flow matching or by an objective for few steps.
+class FlowModule(TrainingModule):
+    """Trains a denoiser on the frozen autoencoder's latents, by flow matching or a few-step objective.
 
-    ``autoencoder`` is a model folder or a checkpoint of stage one. ``denoiser`` is made from (D, K), or
-    ``categorical_denoiser`` from (D, K, V, path), for latents that are a code of single tokens; give one of them.
-    ``teacher`` is a model folder or checkpoint with the trained flow that some objectives learn from, which is never
-    changed. ``initialise_from`` is one with a flow of the same architecture, path and prediction to start from; where
-    the network here has a second time, its tensors are new and start without effect (:func:`start_from`).
-    ``latent_cache_dir`` keeps the train split's latents on disk, so that they are computed once. Raises ``UserError``
-    where parts and data do not fit.
+    ``autoencoder`` is a model folder or checkpoint of stage one; ``denoiser`` is made from (D, K). ``teacher`` is a
+    model with the trained flow that some objectives learn from. ``initialise_from`` is one with a flow of the same
+    architecture, path and prediction to start from; if the network here has a second time, its tensors are new and
+    start without effect (:func:`.start_from`). ``latent_cache_dir`` keeps the latents of the train split on disk.
+    ``allow`` names packages beside fewstep whose classes these models may have.
+    Raises ``UserError`` if parts and data do not fit.
     """
 
     trained: ClassVar[tuple[str, ...]] = ("denoiser",)
@@ -41,112 +46,155 @@ class FlowModule(Stage):
         data: TextDataModule,
         autoencoder: str,
         objective: Objective,
-        denoiser: Callable[[int, int], RegressionDenoiser] | None = None,
-        categorical_denoiser: Callable[[int, int, int, Path], CategoricalDenoiser] | None = None,
-        path: Literal["linear", "variance_preserving"] = "linear",
+        denoiser: Callable[[int, int], RegressionDenoiser],
+        path: PathName = "linear",
         prediction: PredictionType = "x1",
         teacher: str | None = None,
         initialise_from: str | None = None,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         latent_cache_dir: str | None = None,
+        allow: list[str] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(data, optimizer, seed, load_base(autoencoder, data, "autoencoder", "readout"))
-        self.path_name = path
+        super().__init__(data, optimizer, seed, self.load(autoencoder, data, allow=allow))
+        self.path = PATHS[path]()
         self.prediction: PredictionType = prediction
         self.objective = objective
+        self.info = info_of_run(objective, path, prediction)
         self.latent_cache_dir = latent_cache_dir
         self._cache: LatentCache | None = None
-        assert self.base.autoencoder is not None
-        positions = self.base.autoencoder.num_latents(data.block_size)
-        latent_dim = self.base.autoencoder.latent_dim
-        if (denoiser is None) == (categorical_denoiser is None):
-            raise UserError("give exactly one of model.denoiser and model.categorical_denoiser")
-        self.denoiser: RegressionDenoiser | CategoricalDenoiser
-        if denoiser is not None:
-            self.denoiser = denoiser(latent_dim, positions)
-        elif categorical_denoiser is not None:
-            if prediction != "x1":
-                raise UserError(f"prediction is {prediction!r}, but a categorical denoiser predicts x1 only")
-            codebook = self.base.autoencoder.codebook()
-            self.denoiser = categorical_denoiser(latent_dim, positions, len(codebook), PATHS[path]())
-            self.denoiser.set_codebook(codebook, log_frequencies(token_counts(data, len(codebook))))
+        self.denoiser = denoiser(*self.latent_size())
         check_objective(objective, self.denoiser, teacher)
-        self._teacher: Shared[ModelBundle | None] = Shared(None)
+        self._teacher: Shared[Any] = Shared(None)
         if teacher is not None:
-            bundle = load_flow(teacher, data, self.base, autoencoder)
-            check_teacher(bundle.identity, self.identity(), objective, teacher)
-            self._teacher = Shared(bundle)
-        self._started = "" if initialise_from is None else self._start_from(initialise_from, autoencoder)
+            self._teacher = Shared(self._load_flow(teacher, autoencoder, allow))
+            check_teacher(info_of_model(self._teacher.value), self.info, objective, teacher)
+        self._started = ""
+        if initialise_from is not None:
+            start = self._load_flow(initialise_from, autoencoder, allow)
+            check_start(info_of_model(start), self.info, initialise_from)
+            new = start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
+            tensors = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"
+            self._started = f"starts from {initialise_from}; {tensors}"
 
-    def _start_from(self, source: str, base_source: str) -> str:
-        """Take over a trained flow's weights; returns what there is to say of it."""
-        bundle = load_flow(source, self.data, self.base, base_source)
-        check_start(bundle.identity, self.identity(), source)
-        assert bundle.denoiser is not None
-        new = start_from(self.denoiser, bundle.denoiser, source)
-        told = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"
-        return f"starts from {source}; {told}"
+    @classmethod
+    def load(cls, path: str, data: Any, *, needs_flow: bool = False, allow: list[str] | None = None) -> SavedModel:
+        """The frozen model at ``path``, which must fit ``data``."""
+        return load_base(path, data, "autoencoder", "denoiser" if needs_flow else "readout", allow=allow or ())
+
+    def _load_flow(self, path: str, base_path: str, allow: list[str] | None) -> SavedModel:
+        model = self.load(path, self.data, needs_flow=True, allow=allow)
+        check_same_autoencoder(self.base.autoencoder, model.autoencoder, base_path, path)
+        return model
+
+    def latent_size(self) -> tuple[int, int]:
+        """Latent dimension D and positions K."""
+        positions, latent_dim = self.base.latent_shape()
+        return latent_dim, positions
 
     def report(self) -> str:
-        """What the network starts from, where it does not start anew."""
+        """What the network starts from, unless it starts from scratch."""
         return self._started
 
     def identity(self) -> Identity:
-        """The identity with path, prediction, objective, what it trains for, and the grid that follows its times."""
-        return replace(super().identity(), **flow_fields(self.objective, self.path_name, self.prediction))
+        """The identity with the flow's path, prediction, objective and time grid."""
+        return replace(super().identity(), **asdict(self.info))
 
     def model(self) -> FlowModel:
         """The denoiser on its path."""
-        return FlowModel(self.denoiser, PATHS[self.path_name](), self.prediction)
-
-    def teacher(self) -> FlowModel | None:
-        """The trained flow that the objective learns from."""
-        return None if self._teacher.value is None else self._teacher.value.flow()
+        return FlowModel(self.denoiser, self.path, self.prediction)
 
     def progress(self) -> float:
-        """The share of the training that is done, in [0, 1]. A pure function of the step, so that a resumed run goes
-        on where it was. Held-out loss is always that of the end, so that its values can be compared."""
+        """The fraction of the training that is done, a function of the step; 1 in validation, for comparable losses."""
         return min(self.global_step / self.trainer.max_steps, 1.0) if self.training else 1.0
 
     def on_fit_start(self) -> None:
-        """Move the frozen parts and the teacher, and compute or open the latents' cache."""
+        """Move frozen parts and teacher to the device; compute or open the latent cache."""
         super().on_fit_start()
-        self._place_teacher()
-        if self.latent_cache_dir is not None:
-            self._cache = LatentCache.open(self.latent_cache_dir, self.base, self.data)
-
-    def on_validation_start(self) -> None:
-        """Move the frozen parts and the teacher, as at the start of a fit."""
-        super().on_validation_start()
-        self._place_teacher()
-
-    on_test_start = on_validation_start
-
-    def _place_teacher(self) -> None:
         if self._teacher.value is not None:
             self._teacher.value.to(self.device)
+        if self.latent_cache_dir is not None and self._cache is None:
+            self._cache = LatentCache.open(self.latent_cache_dir, self.base, self.data)
 
-    def latents(self, tokens: TokenBatch, index: torch.Tensor | None) -> Latents:
-        """Latents of a batch: from the cache where there is one and the rows have a number in it, else encoded."""
-        assert self.base.autoencoder is not None
-        if self._cache is not None and index is not None:
-            return self._cache.rows(index)
+    def latents(self, batch: Batch) -> Latents:
+        """Latents of a batch: those of train rows from the cache if there is one."""
+        if self._cache is not None and self.training:
+            return self._cache.rows(batch["index"])
         with torch.no_grad():
-            return self.base.autoencoder.encode(tokens.ids, tokens.mask)
+            return self.base.encoder().encode(batch["ids"], batch["mask"])
 
-    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor | None, generator: torch.Generator) -> LossOutput:
+    def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """The objective's loss on the batch's latents."""
-        assert self.base.readout is not None
-        # Validation runs in inference mode, whose tensors no derivative takes; some objectives are made of one.
+        is_text = "ids" in batch
+        # Validation runs in inference mode, whose tensors take no derivative; some objectives need one.
         recording = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(recording):
             return self.objective.forward(
                 self.model(),
-                self.latents(tokens, index),
-                tokens=tokens,
-                readout=self.base.readout,
+                self.latents(batch),
+                tokens=tokens_of(batch) if is_text else None,
+                readout=self.base.readout if is_text else None,
                 generator=generator,
-                teacher=self.teacher(),
+                teacher=None if self._teacher.value is None else self._teacher.value.flow(),
                 progress=self.progress(),
             )
+
+
+class ImageFlowModule(FlowModule):
+    """:class:`FlowModule` on the latents of images: (c, K), channels and s * s positions, read row by row.
+
+    There are no tokens: an objective with a term through the readout is refused.
+    """
+
+    stage_name: ClassVar[str] = "image_flow"
+    data_class: ClassVar[type[StepDataModule]] = ImageDataModule
+
+    def __init__(
+        self,
+        data: ImageDataModule,
+        autoencoder: str,
+        objective: Objective,
+        denoiser: Callable[[int, int], RegressionDenoiser],
+        path: PathName = "linear",
+        prediction: PredictionType = "x1",
+        teacher: str | None = None,
+        initialise_from: str | None = None,
+        optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
+        seed: int = 0,
+    ) -> None:
+        if (weight := getattr(objective, "cross_entropy_weight", 0.0)) > 0:
+            raise UserError(
+                f"model.objective.cross_entropy_weight is {weight}, but images have no tokens and no readout: give 0"
+            )
+        super().__init__(
+            data,  # type: ignore[arg-type]
+            autoencoder,
+            objective,
+            denoiser,
+            path,
+            prediction,
+            teacher,
+            initialise_from,
+            optimizer,
+            seed=seed,
+        )
+
+    @classmethod
+    def load(cls, path: str, data: Any, *, needs_flow: bool = False, allow: list[str] | None = None) -> SavedModel:
+        """The frozen model at ``path``, of the same images: what its autoencoder did not see stays held out."""
+        model = SavedModel.from_pretrained(path, allow=allow or (), kind="images")
+        theirs, ours = (model.identity.source, model.identity.source_config), (data.images.name, data.images.config)
+        if theirs != ours:
+            flags = " ".join(f"--data.images.{name}={value}" for name, value in theirs[1].items())
+            raise UserError(f"{path} was trained on other images: give --data.images={theirs[0]} {flags}")
+        if needs_flow:
+            model.require("denoiser", source=path)
+        for part in model.parts().values():
+            part.requires_grad_(False)
+        return model
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Latents:
+        """Latents (B, K, c) of the batch's images; every position is real."""
+        z = to_positions(self.base.image_autoencoder().encode(batch["images"]))
+        return Latents(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device))

@@ -1,34 +1,34 @@
-"""Stage three: the commitment head over the latents."""
+"""Stages that train a causal transformer: the head over the latents, and the language model as baseline and scorer."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fewstep.bundle import Identity
 from fewstep.errors import UserError
+from fewstep.model import Identity
 from fewstep.objectives import HeadTraining
 from fewstep.pipeline import TextGenerator, check_sampler
-from fewstep.readouts import CausalTransformer, CommitmentHead
+from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel
 from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import rand, randn
-from fewstep.training.data_module import TextDataModule
+from fewstep.training.data_modules import Batch, TextDataModule
+from fewstep.training.module import TrainingModule, load_base, new_model, tokens_of
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
-from fewstep.training.stage import Stage, load_base
-from fewstep.types import Latents, LossOutput, TokenBatch
+from fewstep.types import Latents, LossOutput
 
 
-class HeadModule(Stage):
+class HeadModule(TrainingModule):
     """Trains a causal transformer to read latents out token by token.
 
-    ``autoencoder`` is a folder or checkpoint with one (and usually a denoiser, which is carried along).
-    ``network`` is made from (V,) with ``latent_dim`` and ``stride`` filled in. ``trust_level`` (rms) is the noise
-    level at which generation reads latents by default. ``language_model`` is a folder or checkpoint whose language
-    model, of the same tokenizer, width and depth, the head starts from; None starts anew. Where the objective has a
-    ``generated_share``, the frozen denoiser of ``autoencoder`` samples in ``generated_steps`` steps. Raises
-    ``UserError`` where parts and data do not fit.
+    ``autoencoder`` is a model folder or checkpoint with one, and usually with a denoiser. ``network`` is made from (V,)
+    with ``latent_dim`` and ``stride`` filled in. ``trust_level`` (rms) is the noise level at which generation reads
+    latents by default. ``language_model`` is a model whose language model, of the same tokenizer, width and depth, the
+    head starts from; None: from scratch. If the objective has a ``generated_share``, the frozen denoiser samples in
+    ``generated_steps`` steps. ``allow`` names packages beside fewstep whose classes these models may have. Raises
+    ``UserError`` if parts and data do not fit.
     """
 
     trained: ClassVar[tuple[str, ...]] = ("head",)
@@ -43,46 +43,45 @@ class HeadModule(Stage):
         language_model: str | None = None,
         trust_level: float = 0.5,
         generated_steps: int = 4,
+        allow: list[str] | None = None,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         seed: int = 0,
     ) -> None:
         generates = objective.generated_share > 0
         needed = ("autoencoder", "denoiser") if generates else ("autoencoder",)
-        super().__init__(data, optimizer, seed, load_base(autoencoder, data, *needed))
+        super().__init__(data, optimizer, seed, load_base(autoencoder, data, *needed, allow=allow or ()))
         if generates:
             check_generation(self.base.identity, generated_steps)
         self.generated_steps = generated_steps
-        encoder = self.base.autoencoder
-        assert encoder is not None
-        make: Callable[..., CausalTransformer] = network  # the parser wants to know how many values it will be given
-        self.head = make(len(data.tokenizer), latent_dim=encoder.latent_dim, stride=encoder.stride)
+        positions, latent_dim = self.base.latent_shape()
+        make: Callable[..., CausalTransformer] = network  # the parser must know the number of positional arguments
+        self.head = make(len(data.tokenizer), latent_dim=latent_dim, stride=data.block_size // positions)
         if language_model is not None:
-            scorer = load_base(language_model, data, "language_model").language_model
+            scorer = load_base(language_model, data, "language_model", allow=allow or ()).language_model
             assert scorer is not None
             self.head.start_from(scorer)
         self.trust_level = trust_level
         self.objective = objective
 
-    def identity(self) -> Identity:
+    def identity(self) -> Any:
         """The identity with the head's trust level."""
         return replace(super().identity(), trust_level=self.trust_level)
 
-    def compute_loss(self, tokens: TokenBatch, index: torch.Tensor | None, generator: torch.Generator) -> LossOutput:
+    def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """Nats per token of the head on noised latents."""
-        assert self.base.autoencoder is not None
+        tokens = tokens_of(batch)
         with torch.no_grad():
-            latents = self.base.autoencoder.encode(tokens.ids, tokens.mask)
+            latents = self.base.encoder().encode(tokens.ids, tokens.mask)
         head = CommitmentHead(self.head, trust_level=self.trust_level)
         return self.objective.forward(head, latents, tokens=tokens, generator=generator, regenerate=self.regenerate)
 
     @torch.no_grad()
     def regenerate(self, latents: Latents, generator: torch.Generator) -> Tensor:
-        """What the frozen flow makes of data latents, (B, K, D).
+        """Data latents, noised and denoised by the frozen flow, (B, K, D).
 
-        The latents are noised to a time t of the sampler's own grid, 0 < t < 1, one for the batch and each equally
-        likely, and sampled from there to t = 1, deterministically where the model allows it
-        (:func:`fewstep.samplers.default_sampling`). At small t little is left of the text that the
-        latents came from, though the head is still asked for it (this project's definition).
+        Noised to a time t of the sampler's own grid, 0 < t < 1, one for the batch and each equally likely, and sampled
+        from there to t = 1, deterministically if the model allows it (:func:`fewstep.samplers.default_sampling`). At
+        small t little is left of the text that the head is trained to write.
         """
         flow, z, mask = self.base.flow(), latents.z.float(), latents.mask
         grid = TextGenerator(self.base).default_grid()
@@ -99,7 +98,29 @@ class HeadModule(Stage):
 
 
 def check_generation(identity: Identity, num_steps: int) -> None:
-    """Raise ``UserError`` unless a flow of this ``identity`` can go on from within a trajectory of ``num_steps``."""
+    """Raise ``UserError`` unless a flow of this ``identity`` can start within a trajectory of ``num_steps``."""
     if num_steps < 2:
-        raise UserError(f"model.generated_steps is {num_steps}: expected at least 2, the first of which is left out")
+        raise UserError(f"model.generated_steps is {num_steps}: expected at least 2, the first of which is skipped")
     check_sampler(identity, num_steps, default_sampling(identity, num_steps).reinjection)
+
+
+class LanguageModelModule(TrainingModule):
+    """Trains a causal transformer without latents by next-token cross-entropy. ``network`` is made from (V,)."""
+
+    trained: ClassVar[tuple[str, ...]] = ("language_model",)
+    stage_name: ClassVar[str] = "language_model"
+
+    def __init__(
+        self,
+        data: TextDataModule,
+        network: Callable[[int], CausalTransformer],
+        optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(data, optimizer, seed, new_model(data))
+        self.language_model = network(len(data.tokenizer))
+
+    def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
+        """Nats per token."""
+        per_example = LanguageModel(self.language_model).loss(batch["ids"], batch["mask"])
+        return LossOutput(per_example.mean(), per_example.detach())

@@ -1,7 +1,8 @@
-"""wandb, offline unless a key is there, and always a CSV beside it."""
+"""CSV and wandb: offline unless there is a key."""
 
 import os
 import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -17,26 +18,24 @@ PROBE_SECONDS = 10.0
 def default_loggers(run_dir: str | Path, project: str = "fewstep") -> list[Logger]:
     """A CSV logger in ``run_dir/csv``, and wandb in ``run_dir``.
 
-    wandb is online where an API key is set, else offline. ``WANDB_MODE`` decides where it is set; with ``disabled``
-    there is no wandb logger at all, so that nothing is left behind. A resumed run writes the next ``csv/version_N``.
+    wandb is online if there is an API key, else offline; ``WANDB_MODE`` overrides it, and with ``disabled`` there is no
+    wandb logger. A resumed run writes the next ``csv/version_N``.
     """
     run_dir = Path(run_dir)
-    # Flushed at every row: what a killed process leaves is then complete.
+    # Flushed at every row, so that what a killed process leaves is complete.
     loggers: list[Logger] = [CSVLogger(run_dir, name="csv", flush_logs_every_n_steps=1)]
     mode = wandb_mode()
     if mode == "disabled":
         return loggers
     offline = mode == "offline"
-    run_dir.mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(silent=offline, console="off")
     logger = WandbLogger(name=run_dir.name, project=project, save_dir=run_dir, offline=offline, settings=settings)
-    # Lightning hands over, unset, a setting that wandb has given up, and wandb warns of it in every run.
-    logger._wandb_init.pop("anonymous", None)
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes on an option that wandb has deprecated
     return [*loggers, logger]
 
 
 def wandb_mode() -> str:
-    """ "online", "offline" or "disabled": what ``WANDB_MODE`` says; where it says nothing, online if a key is there."""
+    """ "online", "offline" or "disabled": ``WANDB_MODE`` if it is set, else online if there is an API key."""
     mode = os.environ.get("WANDB_MODE", "")
     if mode == "disabled":
         return mode
@@ -44,10 +43,9 @@ def wandb_mode() -> str:
 
 
 def check_wandb() -> None:
-    """Raise ``UserError`` where a run would go to wandb's server and that does not answer.
+    """Raise ``UserError`` if a run would go to wandb's server and that does not answer.
 
-    wandb itself would try again for a minute and a half, after the run's folder was made. Behind a proxy nothing is
-    tried.
+    wandb itself retries for a minute and a half, after the run's folder was created. Behind a proxy nothing is tried.
     """
     if wandb_mode() != "online" or getproxies():
         return
@@ -62,8 +60,30 @@ def check_wandb() -> None:
         ) from None
 
 
+def log_study(
+    folder: Path,
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
+    figures: Mapping[str, Path],
+    summary: Mapping[str, str] | None = None,
+) -> bool:
+    """Log the results of a command as a wandb run of its own, kept in ``folder``; False if wandb is disabled.
+
+    ``tables`` are columns and rows by name, ``figures`` PNG files by name.
+    """
+    for logger in default_loggers(folder):
+        if isinstance(logger, WandbLogger):
+            for name, (columns, rows) in tables.items():
+                logger.log_table(name, columns=list(columns), data=[list(row) for row in rows])
+            for name, file in figures.items():
+                logger.log_image(name, [str(file)])
+            logger.experiment.summary.update(dict(summary or {}))
+            finish_wandb()
+            return True
+    return False
+
+
 def finish_wandb() -> None:
-    """End the wandb run of this process, where there is one, so that the next stage starts its own."""
+    """End this process's wandb run if there is one, so that the next stage starts its own."""
     if wandb.run is not None:
         wandb.finish()
 

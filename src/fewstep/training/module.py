@@ -1,123 +1,148 @@
-"""What all training runs share: exact randomness, optimizer, logging, whole models in checkpoints."""
+"""What all stages share: exact randomness, optimizer, logging, and whole models in checkpoints."""
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from tqdm import tqdm
 
+from fewstep.data import tokenizer_fingerprint
 from fewstep.errors import UserError
-from fewstep.model import SavedModel
+from fewstep.model import Identity, SavedModel
 from fewstep.shapes import example_generators
-from fewstep.storage import CHECKPOINT_KEY, state_dict_mismatch
+from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry, state_dict_mismatch, versions
+from fewstep.training.data_modules import Batch, StepDataModule, TextDataModule
 from fewstep.training.optimizer import OptimizerSettings
-from fewstep.training.step_data import StepDataModule
-from fewstep.types import LossOutput
+from fewstep.types import LossOutput, TokenBatch
 
 MAX_PROCESSES = 2**20
-"""Streams of random numbers that a seed has, so that neighbouring seeds share none."""
+"""Random streams of a seed: neighbouring seeds share none."""
 
-Batch = dict[str, torch.Tensor]
+T = TypeVar("T")
+
+
+class Shared(Generic[T]):
+    """Holds frozen modules and data so that they are not registered, copied by the weight average or saved."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared[T]":
+        return self
 
 
 class TrainingModule(LightningModule):
-    """Base of everything that ``fewstep train`` trains, of text or not.
+    """Base of all stages.
 
-    A subclass names itself (``stage_name``), the data that it takes (``data_class``), what it leaves
-    (``saved_class``) and what it counts (``unit``), and gives ``data``, ``batch_loss``, ``units_in``, ``saved_model``
-    and ``checkpoint_entry``. A batch holds ``index`` (B,), the rows of the train split, beside its content.
+    A subclass sets ``stage_name``, the attributes that it trains (``trained``: names of a model's parts) and the data
+    that it takes (``data_class``), and defines :meth:`batch_loss`. ``base`` is the frozen model of earlier stages;
+    checkpoints carry its parts, so they need no other file.
 
-    All randomness of a batch comes from a generator that is a pure function of the seed and of the batch's number in
-    the whole run, so a resumed run repeats an uninterrupted one, and several processes draw what one would that
-    accumulates as many batches.
+    All randomness of a batch comes from a generator seeded by (seed, number of the batch in the run): a resumed run
+    repeats an uninterrupted one, and W processes draw what one process draws that accumulates W batches.
     """
 
     stage_name: ClassVar[str] = ""
-    data_class: ClassVar[type[StepDataModule]] = StepDataModule
-    saved_class: ClassVar[type[SavedModel]] = SavedModel
-    unit: ClassVar[str] = "examples"
+    trained: ClassVar[tuple[str, ...]] = ()
+    data_class: ClassVar[type[StepDataModule]] = TextDataModule
 
-    def __init__(self, optimizer: OptimizerSettings, seed: int) -> None:
+    def __init__(self, data: Any, optimizer: OptimizerSettings, seed: int, base: SavedModel) -> None:
         super().__init__()
         self.optimizer_settings = optimizer
         self.seed = seed
         self.step_was_skipped = False
         """Whether the last optimizer step changed nothing, see :class:`fewstep.training.callbacks.SkipNonFinite`."""
+        self._data = Shared(data)
+        self._base = Shared(base)
 
     @property
-    def data(self) -> StepDataModule:
-        """The data module that the module was built for."""
-        raise self._undefined("data")
+    def data(self) -> Any:
+        """The data module, of class ``data_class``."""
+        return self._data.value
 
-    def batch_loss(self, batch: Batch, generator: torch.Generator, *, held_out: bool) -> LossOutput:
-        """Loss of one batch; ``held_out`` tells that its rows are not of the train split."""
-        raise self._undefined("batch_loss")
+    @property
+    def base(self) -> SavedModel:
+        """The frozen parts of earlier stages."""
+        return self._base.value
 
-    def units_in(self, batch: Batch) -> torch.Tensor | int:
-        """How many of ``unit`` a batch holds."""
-        return len(batch["index"])
+    def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
+        """The loss of one batch; held-out batches come in evaluation mode."""
+        raise NotImplementedError
 
     def report(self) -> str:
-        """What there is to say before the first step, in lines; nothing by default."""
+        """Lines to print before the first step."""
         return ""
 
+    def identity(self) -> Identity:
+        """What the model is after this stage."""
+        depends_on = "transformers" if self.base.identity.kind == "text" else "scikit-learn"
+        return replace(self.base.identity, versions=versions(depends_on))
+
     def saved_model(self) -> SavedModel:
-        """The model as it is now."""
-        raise self._undefined("saved_model")
+        """The frozen parts and the trained ones as they are now."""
+        parts = self.base.parts() | {name: getattr(self, name) for name in self.trained}
+        return SavedModel(self.base.tokenizer, self.identity(), **parts)
 
-    def checkpoint_entry(self) -> dict[str, Any]:
-        """What a checkpoint carries beside the trained weights, see :func:`fewstep.storage.checkpoint_entry`."""
-        raise self._undefined("checkpoint_entry")
+    def step_generator(self, step: int) -> torch.Generator:
+        """CPU generator of this process's batch ``step``; validation uses negative numbers.
 
-    def _undefined(self, name: str) -> UserError:
-        return UserError(f"{type(self).__name__} defines no {name}: derive it from a class that does")
-
-    def step_generator(self, step: int, ranks: tuple[int, int] | None = None) -> torch.Generator:
-        """CPU generator of this process's batch ``step``: no two batches of a run share one. Validation uses negative
-        numbers. Batch i in rank r of W processes has that of batch i W + r in a process alone; ``ranks`` (r, W) are
-        this run's where they are not given."""
+        Batch i on rank r of W has the generator of batch i W + r in a single process.
+        """
         stream = 2 * self.seed * MAX_PROCESSES + (step < 0)
-        rank, world_size = self.data.ranks() if ranks is None else ranks
+        rank, world_size = self.data.ranks()
         (generator,) = example_generators(stream, (step if step >= 0 else -1 - step) * world_size + rank, 1)
         return generator
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """One optimisation step; logs ``train/loss`` and the objective's terms."""
-        step = self.global_step * self.trainer.accumulate_grad_batches
-        step += batch_idx % self.trainer.accumulate_grad_batches
-        output = self.batch_loss(batch, self.step_generator(step), held_out=False)
+        """One batch; logs ``train/loss`` and the objective's terms."""
+        accumulated = self.trainer.accumulate_grad_batches
+        output = self.batch_loss(batch, self.step_generator(self.global_step * accumulated + batch_idx % accumulated))
         if self._is_logged():
             self.log("train/loss", output.loss, prog_bar=True)
             self.log_dict({f"train/{name}": value for name, value in output.terms.items()})
         return spread_nonfinite(output.loss)
 
     def _is_logged(self) -> bool:
-        """Whether the optimizer step that is under way is one that the trainer writes to its loggers."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.global_step + 1) % every == 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss on held-out data with the same noise at every validation; logs ``val/loss``."""
-        output = self.batch_loss(batch, self.step_generator(-1 - batch_idx), held_out=True)
+        """Loss on held-out data with the same noise at every validation; logs ``val/loss`` and :meth:`scores`."""
+        output = self.batch_loss(batch, self.step_generator(-1 - batch_idx))
         size = self.data.held_out_weight(batch_idx, len(batch["index"]))
-        self.log("val/loss", output.loss, prog_bar=True, batch_size=size, sync_dist=True)
         terms = {f"val/{name}": value for name, value in output.terms.items()}
         self.log_dict(terms, batch_size=size, sync_dist=True)
+        shown = {"loss": output.loss, **self.scores(batch)}
+        shown = {f"val/{name}": value for name, value in shown.items()}
+        self.log_dict(shown, prog_bar=True, batch_size=size, sync_dist=True)
+
+    def scores(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Further measures of a held-out batch, by name."""
+        return {}
 
     def setup(self, stage: str) -> None:
-        """Refuse weights in half precision: whitening, times and paths are float32, and would not meet them."""
+        """Refuse weights in half precision: whitening, times and paths are float32."""
         precision = str(self.trainer.precision)
         if precision in ("bf16-true", "16-true"):
             mixed = precision.replace("true", "mixed")
             raise UserError(f"trainer.precision is {precision}: the weights stay float32 here; give {mixed} or 32-true")
 
+    def on_fit_start(self) -> None:
+        """Move the frozen parts to the device of the trained ones."""
+        self.base.to(self.device)
+
+    def on_validation_start(self) -> None:
+        """Move the frozen parts to the device of the trained ones."""
+        self.on_fit_start()
+
+    on_test_start = on_validation_start
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with its schedule over the whole run. Raises ``UserError`` where the trainer has no ``max_steps``."""
-        if self.trainer.max_steps < 1:
-            raise UserError(
-                f"trainer.max_steps is {self.trainer.max_steps}: training is counted in steps, not epochs; give a "
-                "number of at least 1"
-            )
+        """AdamW with its schedule over ``max_steps``."""
         optimizer, schedule = self.optimizer_settings.build(self.parameters(), self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -125,19 +150,19 @@ class TrainingModule(LightningModule):
         """Log the gradient norm before clipping, and the learning rate of this step."""
         if self._is_logged():
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            # A skipped step has none any more; left out, the last one's norm would be written again.
-            self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients) if gradients else torch.nan)
+            norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.nan  # a skipped step has none
+            self.log("train/grad_norm", norm)
             self.log("train/learning_rate", float(optimizer.param_groups[0]["lr"]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the checkpoint a whole model, and the name of the stage."""
-        checkpoint[CHECKPOINT_KEY] = {**self.checkpoint_entry(), "stage": self.stage_name}
+        model = self.saved_model()
+        frozen = {name: part.state_dict() for name, part in model.parts().items() if name not in self.trained}
+        entry = checkpoint_entry(model.manifest(), frozen, model.tokenizer)
+        checkpoint[CHECKPOINT_KEY] = {**entry, "stage": self.stage_name}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another stage, or of another network, before its tensors are copied."""
-        stage = checkpoint.get(CHECKPOINT_KEY, {}).get("stage")
-        if stage != self.stage_name:
-            raise UserError(f"the checkpoint is of stage {stage!r}, but this run trains {self.stage_name!r}")
+        """Refuse a checkpoint of another network before its tensors are copied."""
         problems = state_dict_mismatch(self.state_dict(), checkpoint["state_dict"])
         if problems:
             raise UserError(
@@ -146,9 +171,51 @@ class TrainingModule(LightningModule):
 
 
 def spread_nonfinite(loss: torch.Tensor) -> torch.Tensor:
-    """``loss`` as it is where it is finite; else NaN whose gradient is NaN as well.
+    """``loss`` if it is finite, else NaN with a NaN gradient.
 
-    A loss that is not finite can have a finite gradient. With this its gradients tell, and after they are summed over
-    processes they tell every process, without a message or a look at the loss (this project's definition).
+    A loss that is not finite can have a finite gradient. With this the all-reduce carries it to every rank, without a
+    message or a device sync.
     """
     return loss * torch.where(torch.isfinite(loss), torch.ones_like(loss), torch.full_like(loss, torch.nan))
+
+
+def announce(trainer: Trainer, text: str) -> None:
+    """Print on rank 0, above a progress bar."""
+    if trainer.is_global_zero:
+        tqdm.write(text)
+
+
+def tokens_of(batch: Batch) -> TokenBatch:
+    """Ids and mask of a batch of text."""
+    return TokenBatch(batch["ids"], batch["mask"])
+
+
+def new_model(data: TextDataModule) -> SavedModel:
+    """A text model without parts, for the first stages."""
+    identity = Identity(
+        block_size=data.block_size,
+        tokenizer_fingerprint=tokenizer_fingerprint(data.tokenizer),
+        source=data.source_name,
+        versions=versions("transformers"),
+    )
+    return SavedModel(data.tokenizer, identity)
+
+
+def load_base(path: str | Path, data: TextDataModule, *needed: str, allow: Sequence[str] = ()) -> SavedModel:
+    """Load the frozen text model that a stage builds on; ``allow`` names packages whose classes may be built.
+
+    Raises ``UserError`` if a ``needed`` part is missing, or if tokenizer or block size differ from the data's.
+    """
+    model = SavedModel.from_pretrained(path, allow=allow, kind="text")
+    model.require(*needed, source=str(path))
+    identity = model.identity
+    if identity.block_size != data.block_size:
+        raise UserError(
+            f"{path} was trained on blocks of {identity.block_size} tokens, the data has {data.block_size}: "
+            f"pass --data.block_size={identity.block_size}"
+        )
+    if identity.tokenizer_fingerprint != tokenizer_fingerprint(data.tokenizer):
+        raise UserError(f"the data's tokenizer is not the one of {path}: leave --data.tokenizer out, or point it there")
+    for part in model.parts().values():
+        part.requires_grad_(False)
+    return model

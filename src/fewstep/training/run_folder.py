@@ -1,17 +1,28 @@
-"""The folder of a run: what lies where, and what may be replaced."""
+"""The folder of a run: its lock, its checkpoints, and what may be replaced."""
 
+import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 
 from fewstep.data import tokenizer_fingerprint
 from fewstep.data.cache import cached_folder
 from fewstep.errors import UserError
+from fewstep.locking import LOCK_FILE, FolderLock, folder_lock
 from fewstep.model import kind_of
-from fewstep.storage import CHECKPOINT_KEY, load_checkpoint, locate, read_model, recover_folder
-from fewstep.training.checkpoint_files import LAST, FoundCheckpoint, clear_leftovers, newest_whole
+from fewstep.storage import CHECKPOINT_KEY, flush, load_checkpoint, locate, read_model, recover_folder
 
 CHECKPOINTS, MODEL, NONFINITE = "checkpoints", "model", "nonfinite"
+LAST, PREVIOUS, SET_ASIDE = "last.ckpt", "previous.ckpt", "set_aside.ckpt"
+"""The newest checkpoint, the one before it, and a newest one that a resumed run did not start from."""
+PARTIAL = ".partial"
+"""Suffix of a checkpoint that is being written."""
 REPLACED = (
     CHECKPOINTS,
     MODEL,
@@ -23,31 +34,115 @@ REPLACED = (
     "diagnostics.jsonl",
     "diagnostics",
 )
-"""What ``--overwrite`` removes. Offline wandb runs stay: they may not have been uploaded yet."""
+"""What ``--overwrite`` removes. Offline wandb runs stay: they may not be uploaded yet."""
 
 
-def checkpoint_folder(run_dir: str) -> str:
-    """Where a run keeps its checkpoints."""
-    return str(Path(run_dir) / CHECKPOINTS)
+class RunFolder:
+    """The folder of one run, locked while the run trains.
 
-
-def nonfinite_folder(run_dir: str) -> str:
-    """Where a run leaves steps whose loss or gradient was not finite."""
-    return str(Path(run_dir) / NONFINITE)
-
-
-def resolve_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> FoundCheckpoint:
-    """The checkpoint that ``ckpt_path`` ("last" or a file) means; "last" is the newest of the run that is whole.
-
-    Raises ``UserError`` where there is none, where it cannot be read, or where it is of another stage than ``stage``.
+    ``resumed`` is the checkpoint that the run starts from; if it lies in the folder, its content is this run's.
+    ``built_on`` are the models that the run loads: a folder that holds one of them is never overwritten.
     """
-    folder = run_dir / CHECKPOINTS
-    if ckpt_path == "last":
-        found = newest_whole(folder)
-        if found is None:
+
+    def __init__(self, folder: Path, *, overwrite: bool, resumed: Path | None, built_on: Sequence[str]) -> None:
+        self.folder = folder
+        self.overwrite = overwrite
+        self.resumed = resumed
+        self.built_on = built_on
+        self._lock = FolderLock(folder, "--run_dir")
+
+    @property
+    def continues(self) -> bool:
+        """Whether the run resumes from a checkpoint of this folder."""
+        return self.resumed is not None and self.folder.resolve() in self.resumed.resolve().parents
+
+    def check(self) -> None:
+        """Raise ``UserError`` for a folder that is in use or may not be overwritten. Writes nothing."""
+        if (self.folder / LOCK_FILE).exists():
+            with folder_lock(self.folder, "--run_dir"):
+                self._check_content()
+        else:
+            self._check_content()
+
+    def open(self) -> None:
+        """Lock the folder; clean up after a killed process, or create it for a new run."""
+        self._lock.acquire()
+        try:
+            if self.continues:
+                assert self.resumed is not None
+                self._clean_up(self.resumed)
+            else:
+                self._check_content()
+                self._create()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.release()
+
+    def _check_content(self) -> None:
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--run_dir {folder} is a file: choose another place for the run's folder")
+        is_empty = not (folder / MODEL).exists() and not any((folder / CHECKPOINTS).glob("*"))
+        if is_empty or self.continues:
+            return
+        if not self.overwrite:
             raise UserError(
-                f"--ckpt_path last: there is no {folder / LAST} to go on from; leave --ckpt_path out to start anew"
+                f"--run_dir {folder} holds an earlier run: go on with it by --ckpt_path last, choose another folder, "
+                "or replace it by --overwrite"
             )
+        for model in self.built_on:
+            if folder.resolve() in Path(model).expanduser().resolve().parents:
+                raise UserError(
+                    f"--run_dir {folder} holds the model {model} that this run builds on: choose another folder"
+                )
+
+    def _create(self) -> None:
+        try:
+            for name in REPLACED:
+                path = self.folder / name
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            (self.folder / CHECKPOINTS).mkdir(parents=True)
+        except OSError as error:
+            raise UserError(
+                f"--run_dir {self.folder} cannot be written ({error.strerror}): choose another folder"
+            ) from None
+
+    def _clean_up(self, resumed: Path) -> None:
+        """Remove what killed writes left. A ``last.ckpt`` that the run does not resume from is set aside, since the
+        next write would make it the previous one."""
+        checkpoints = self.folder / CHECKPOINTS
+        with suppress(OSError):
+            for partial in checkpoints.glob(f".*{PARTIAL}"):
+                partial.unlink()
+            newest = checkpoints / LAST
+            if newest.exists() and resumed.resolve() != newest.resolve():
+                os.replace(newest, checkpoints / SET_ASIDE)
+        recover_folder(self.folder / MODEL)
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A readable checkpoint ``file`` with its ``content``, and a ``note`` for the user if it is not the newest."""
+
+    file: Path
+    content: dict[str, Any]
+    note: str = ""
+
+
+def find_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> FoundCheckpoint:
+    """The checkpoint that ``ckpt_path`` ("last" or a file) names; "last" is the newest intact one of the run.
+
+    Raises ``UserError`` if it is missing, damaged, or of another stage than ``stage``.
+    """
+    if ckpt_path == "last":
+        found = _newest_intact(run_dir / CHECKPOINTS)
     else:
         file = Path(ckpt_path).expanduser()
         if not file.is_file():
@@ -61,70 +156,97 @@ def resolve_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> FoundCheckp
     return found
 
 
-def tidy_run_folder(run_dir: Path, used: Path) -> None:
-    """Put right what a killed process left in the folder of a run that goes on from the checkpoint ``used``.
+def _newest_intact(folder: Path) -> FoundCheckpoint:
+    problems: list[str] = []
+    for file in (folder / LAST, folder / PREVIOUS):
+        if not file.is_file():
+            problems.append(f"{file} is missing")
+            continue
+        try:
+            content = load_checkpoint(file)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        step = content.get("global_step")
+        note = f"{problems[0]}; going on from the one before it, {file}, of step {step}" if problems else ""
+        return FoundCheckpoint(file, content, note)
+    if (folder / LAST).is_file() or (folder / PREVIOUS).is_file():
+        raise UserError("; ".join(problems))
+    raise UserError(f"--ckpt_path last: there is no {folder / LAST}; leave --ckpt_path out to start from scratch")
 
-    For the one process that holds the folder's lock.
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint writer with :func:`save_atomically`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to ``path``. Raises ``UserError`` as :func:`save_atomically` does."""
+        save_atomically(checkpoint, Path(path))
+
+
+def save_atomically(checkpoint: dict[str, Any], file: Path) -> None:
+    """Write under another name, ``fsync``, rename; ``last.ckpt`` becomes ``previous.ckpt``.
+
+    At every moment one intact checkpoint is on disk. Raises ``UserError`` if the disk refuses; nothing is lost then.
     """
-    clear_leftovers(run_dir / CHECKPOINTS, used)
-    recover_folder(run_dir / MODEL)
-
-
-def prepare_run_folder(run_dir: Path, *, overwrite: bool, built_on: Sequence[str] = ()) -> None:
-    """Make the folder of a new run, and with ``overwrite`` remove what an earlier one left.
-
-    ``built_on`` are the models that the run builds on, which are never removed. Raises ``UserError`` where the folder
-    holds a run and ``overwrite`` is off, where it holds one of them, or where it cannot be written.
-    """
-    check_run_folder(run_dir, overwrite=overwrite, built_on=built_on)
+    partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        for name in REPLACED:
-            path = run_dir / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        (run_dir / CHECKPOINTS).mkdir()
-    except OSError as error:
-        raise UserError(f"--run_dir {run_dir} cannot be written ({error.strerror}): choose another folder") from None
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if file.name == LAST and file.exists():
+            _keep_as_previous(file)
+        os.replace(partial, file)
+        with suppress(OSError):  # not every file system can flush a folder
+            flush(file.parent)
+    except (OSError, RuntimeError) as error:
+        # torch reports a failed write as a RuntimeError with the reason as its context.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise UserError(cannot_write(file, reason)) from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
-def check_run_folder(run_dir: Path, *, overwrite: bool, built_on: Sequence[str] = ()) -> None:
-    """Raise as :func:`prepare_run_folder` does, without touching anything."""
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"--run_dir {run_dir} is a file: choose another place for the run's folder")
-    if not (run_dir / MODEL).exists() and not any((run_dir / CHECKPOINTS).glob("*")):
-        return
-    if not overwrite:
-        raise UserError(
-            f"--run_dir {run_dir} holds an earlier run: go on with it by --ckpt_path last, choose another folder, "
-            "or replace it by --overwrite"
-        )
-    for base in built_on:
-        if run_dir.resolve() in Path(base).expanduser().resolve().parents:
-            raise UserError(
-                f"--run_dir {run_dir} holds the model {base} that this run builds on: choose another folder"
-            )
+def _keep_as_previous(newest: Path) -> None:
+    """Hard-link ``last.ckpt`` as ``previous.ckpt``, so that it has a name at every moment."""
+    link = newest.with_name(f".{PREVIOUS}.{os.getpid()}{PARTIAL}")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(newest, link)
+    except OSError:  # a file system without hard links: for a moment there is only the previous one
+        os.replace(newest, link)
+    os.replace(link, newest.with_name(PREVIOUS))
 
 
-def tokenizer_of(base: str, cache_dir: str) -> str:
-    """Folder of the tokenizer in a text model's folder, checkpoint or hub name; a checkpoint's is written to the cache.
+def cannot_write(place: Path, error: OSError) -> str:
+    """The message for a file or folder of a run that could not be written."""
+    return (
+        f"cannot write {place}: {error.strerror or error}; earlier checkpoints are intact: make room, then go on by "
+        "--ckpt_path last"
+    )
 
-    Raises ``UserError`` where ``base`` is none of them.
+
+def tokenizer_of(model: str, cache_dir: str) -> str:
+    """The folder with the tokenizer of a text model; that of a checkpoint is written to the cache.
+
+    Raises ``UserError`` if ``model`` is no model folder, checkpoint or hub name.
     """
-    path = locate(base)
+    path = locate(model)
     if (kind := kind_of(path)) != "text":
-        raise UserError(f"{base} holds a model of {kind}, expected one of text: give a model trained on text")
+        raise UserError(f"{model} holds a model of {kind}, expected one of text: give a model trained on text")
     if not path.is_file():
         return str(path / "tokenizer")
     tokenizer = read_model(path).tokenizer
     assert tokenizer is not None
+    key = f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
+    root = Path(cache_dir).expanduser()
 
     def write(folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
-    key = f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
-    root = Path(cache_dir).expanduser()
-    # Several processes may come here at once: the cache lets one write and the others wait.
+    # Several processes may ask at once: the cache lets one write and the others wait.
     return str(cached_folder(root, key, lambda folder: any(folder.glob("*.json")), write))

@@ -1,14 +1,13 @@
-"""How a run tells that it was stopped."""
+"""Exception for a run that a signal stopped: raised by the callbacks, reported by the command line."""
 
 from pathlib import Path
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """A run that a signal ended. Like its base, it passes through code that handles failures.
+    """A signal stopped the run after ``step`` optimizer steps.
 
-    ``signal_number`` is the signal, ``step`` the optimizer steps done, ``checkpoint`` the file to go on from, or None
-    where nothing was saved, because no step was done yet. ``first_process`` is false in all processes of a run but the
-    one that speaks to the user.
+    ``checkpoint`` is the file to resume from, None if no step was done. ``first_process`` is true on rank 0, which
+    reports it.
     """
 
     def __init__(self, signal_number: int, step: int, checkpoint: Path | None, *, first_process: bool = True) -> None:

@@ -1,31 +1,22 @@
-"""What happens around training: resume point, steps left out, progress, samples, diagnostics, export, compilation."""
+"""What happens around training: averaging, resume points, samples, diagnostics, skipped steps, compilation."""
 
-from fewstep.training.callbacks.autoencoder_diagnostics import AutoencoderDiagnostics
 from fewstep.training.callbacks.averaging import ExportModel, WeightAverage
-from fewstep.training.callbacks.compiled_blocks import CompiledBlocks
-from fewstep.training.callbacks.diagnostics import DiagnosticsCallback
-from fewstep.training.callbacks.flow_diagnostics import FlowDiagnostics, HeadDiagnostics
+from fewstep.training.callbacks.blocks import CompiledBlocks, RecomputedBlocks
+from fewstep.training.callbacks.diagnostics import Diagnostics
+from fewstep.training.callbacks.monitor import Monitor, StepBar
 from fewstep.training.callbacks.nonfinite import SkipNonFinite
-from fewstep.training.callbacks.progress import StepProgress
-from fewstep.training.callbacks.recomputed_blocks import RecomputedBlocks
 from fewstep.training.callbacks.resume_point import ResumePoint
 from fewstep.training.callbacks.samples import SampleTable
-from fewstep.training.callbacks.summary import StageSummary
-from fewstep.training.callbacks.throughput import Throughput
 
 __all__ = [
-    "AutoencoderDiagnostics",
     "CompiledBlocks",
-    "DiagnosticsCallback",
+    "Diagnostics",
     "ExportModel",
-    "FlowDiagnostics",
-    "HeadDiagnostics",
+    "Monitor",
     "RecomputedBlocks",
     "ResumePoint",
     "SampleTable",
     "SkipNonFinite",
-    "StageSummary",
-    "StepProgress",
-    "Throughput",
+    "StepBar",
     "WeightAverage",
 ]

@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fewstep.training.module import TrainingModule
+from fewstep.training.module import TrainingModule, announce
 
 
 class WeightAverage(WeightAveraging):
@@ -33,23 +33,26 @@ class WeightAverage(WeightAveraging):
         if self.device is None:
             self._average_model.module.to(pl_module.device)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: it is not called if no step was left to train."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the average into the weights."""
+        super().on_train_end(trainer, pl_module)
+
 
 class ExportModel(Callback):
-    """Writes the model to ``folder`` when training ends, replacing an earlier export of the same run.
-
-    Listed after :class:`WeightAverage`, which copies the average into the weights when training ends.
+    """Writes the model to ``folder`` at the end of a run, replacing an earlier export; also if no step was left to
+    train. Listed after :class:`WeightAverage`.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self.wrote = False
-        """Whether a model was written; it is not if no step was left to train."""
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save on rank 0 and print where."""
         assert isinstance(pl_module, TrainingModule)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             pl_module.saved_model().save_pretrained(self.folder, overwrite=True)
-            self.wrote = True
             steps = f"{trainer.global_step:,} steps"
-            trainer.print(f"==> {pl_module.stage_name}: done after {steps}; model in {self.folder}")
+            announce(trainer, f"==> {pl_module.stage_name}: done after {steps}; model in {self.folder}")

@@ -1,141 +1,129 @@
-"""What the callbacks of diagnostics share: when to measure, and where the results go."""
+"""Diagnostics during training: when to measure, and where the results go."""
 
 import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from fewstep.bundle import ModelBundle
-from fewstep.diagnostics import Diagnostic, DiagnosticRow
 from fewstep.errors import UserError
-from fewstep.report import write_picture
-from fewstep.training.callbacks import wandb_diagnostics
-from fewstep.training.callbacks.diagnosed import MIN_EXAMPLES, Material, material, outside_of_training
-from fewstep.training.stage import Stage
+from fewstep.training.module import TrainingModule, announce
+
+if TYPE_CHECKING:
+    from fewstep.diagnostics import Diagnostic, DiagnosticRow
 
 FILE, PICTURES = "diagnostics.jsonl", "diagnostics"
+STAGES = ("autoencoder", "flow", "head")
+"""Stages that have measurements of their own."""
+STEP = "trainer/global_step"
+"""The axis of WandbLogger's own metrics."""
+HIGHEST = ("diag/stiffness_peak",)
+"""Metrics whose highest value is the run's summary in wandb; for the others it is the last one."""
 
-Results = tuple[Diagnostic, ...]
 
+class Diagnostics(Callback):
+    """Measures the averaged weights at every ``every_n_validations``-th validation and after the last step; 0: never.
 
-class DiagnosticsCallback(Callback):
-    """Base: a subclass names the stage that it looks at and the parts that it needs, and ``measure``s.
+    ``measurements`` are names of :data:`fewstep.evaluation.measurements.MEASUREMENTS` or dotted paths of one's own;
+    None: those of the stage (:data:`.measuring.BRIEF`). Rank 0 measures a copy of the model on ``num_examples``
+    held-out blocks, at ``num_positions`` tokens in each, with the noise of ``seed``; training is not touched. Every
+    value is logged as ``diag/NAME``. ``folder/diagnostics.jsonl`` gets a line with all results and intervals,
+    ``folder/diagnostics/`` the latest figures, wandb figures and histograms; at the end the latest values are printed.
 
-    At every ``every_n_validations``-th validation, and at the one after the last step, the first process measures the
-    averaged weights on ``num_examples`` held-out blocks, at ``num_positions`` tokens in each, with the noise of
-    ``seed``; at 0 it never does. Every row that is determined is logged as ``diag/NAME``. ``folder/diagnostics.jsonl``
-    gets a line with all results and their intervals, ``folder/diagnostics/`` the latest pictures; wandb gets pictures
-    and histograms too. When training ends the latest rows are printed.
-
-    It acts when the validation epoch ends, so it is listed before weight averaging, which takes the averaged weights
-    back then. Training is not touched: a copy is measured, with random numbers of its own. A resumed run keeps the
-    lines up to the step that it goes on from. Raises ``ValueError`` for numbers out of range.
+    Listed before :class:`.WeightAverage`, which takes the average out of the model when the validation epoch ends. A
+    resumed run keeps the lines up to its first step.
     """
 
-    stage_class: ClassVar[type[Stage]] = Stage
-    parts: ClassVar[tuple[str, ...]] = ("autoencoder", "readout")
-
     def __init__(
-        self, folder: str, num_examples: int = 32, num_positions: int = 2, seed: int = 0, every_n_validations: int = 1
+        self,
+        folder: str,
+        num_examples: int = 32,
+        num_positions: int = 2,
+        seed: int = 0,
+        every_n_validations: int = 1,
+        measurements: list[str] | None = None,
     ) -> None:
-        if num_examples < MIN_EXAMPLES or num_positions < 1 or every_n_validations < 0:
+        if num_examples < 2 or num_positions < 1 or every_n_validations < 0:
             raise ValueError(
                 f"diagnostics.num_examples is {num_examples}, num_positions {num_positions}, every_n_validations "
-                f"{every_n_validations}: expected at least {MIN_EXAMPLES}, at least 1, and at least 0 (never)"
+                f"{every_n_validations}: expected at least 2, at least 1, and at least 0 (never)"
             )
         self.folder = Path(folder)
         self.num_examples = num_examples
         self.num_positions = num_positions
         self.seed = seed
         self.every_n_validations = every_n_validations
+        self.measurements = measurements
         self._latest: tuple[DiagnosticRow, ...] = ()
-        self._told: set[str] = set()
-
-    def measure(self, found: Material) -> Results:
-        """The results of one validation; the first process alone calls it."""
-        raise UserError(f"{type(self).__name__} measures nothing: derive it from a class that does")
-
-    def values(self, results: Results) -> dict[str, float]:
-        """What is logged, by name: every row that is determined."""
-        found = {f"diag/{row.name}": row.estimate.value for result in results for row in result.rows()}
-        return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+        self._problem = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop what was measured after the step that a resumed run goes on from."""
+        """Drop the lines of steps that a resumed run repeats."""
         file = self.folder / FILE
-        if self._writes(trainer, pl_module) and file.is_file():
+        if trainer.is_global_zero and file.is_file():
             with file.open(encoding="utf-8") as stream:
                 lines = [line for line in stream if line.endswith("\n")]
-            kept = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
-            file.write_text("".join(kept), encoding="utf-8")
+            lines = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
+            file.write_text("".join(lines), encoding="utf-8")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, log and write; not in the sanity check before training, and not in a trial run."""
-        if not isinstance(pl_module, self.stage_class) or not self._is_due(trainer):
+        assert isinstance(pl_module, TrainingModule)
+        if not self._is_due(trainer, pl_module):
             return
         values: dict[str, float] = {}
-        bundle = pl_module.bundle()
         if trainer.is_global_zero:
-            with outside_of_training(pl_module.device):
-                results = self._results(trainer, pl_module, bundle)
-            values = self.values(results)
-            if self._writes(trainer, pl_module):
-                self._write(trainer, results, values)
-        # The others wait here, and all log the same names: one that only some log would have them wait for ever.
+            results = self._measure(trainer, pl_module)
+            self._latest = tuple(row for result in results for row in result.rows())
+            values = {f"diag/{row.name}": row.estimate.value for row in self._latest if _is_finite(row)}  # type: ignore[misc]
+            if results and trainer.state.fn == TrainerFn.FITTING:
+                self._append(trainer.global_step, results)
+                self._show(trainer, results, values)
+        # The other ranks wait here; all must log the same names, or the next all-reduce would deadlock.
         for name, value in trainer.strategy.broadcast(values).items():
             pl_module.log(name, value, sync_dist=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the latest rows."""
-        if self._latest and self._writes(trainer, pl_module):
-            trainer.print(f"==> diagnostics of held-out text with 95 % intervals ({self.folder / FILE})")
-            trainer.print(table(self._latest))
+        """Print the latest values."""
+        if self._latest:
+            announce(trainer, f"==> diagnostics of held-out text with 95 % intervals ({self.folder / FILE})")
+            announce(trainer, table(self._latest))
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        if trainer.sanity_checking or trial or self.every_n_validations == 0:
+    def _is_due(self, trainer: Trainer, module: TrainingModule) -> bool:
+        is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        measures = module.stage_name in STAGES if self.measurements is None else bool(self.measurements)
+        if trainer.sanity_checking or is_trial or self.every_n_validations == 0 or not measures:
             return False
         if trainer.state.fn != TrainerFn.FITTING or trainer.global_step >= trainer.max_steps:
             return True
-        # Counted by steps, not by calls, so that a resumed run measures where an unbroken one does.
+        # Counted in steps, not in calls, so that a resumed run measures where an uninterrupted one does.
         batches = trainer.global_step * trainer.accumulate_grad_batches
         return round(batches / (trainer.val_check_batch or math.inf)) % self.every_n_validations == 0
 
-    def _writes(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trial
-        return fitting and trainer.is_global_zero and isinstance(pl_module, self.stage_class)
+    def _measure(self, trainer: Trainer, module: TrainingModule) -> "tuple[Diagnostic, ...]":
+        from fewstep.training.callbacks.measuring import make_brief_subject, measure
 
-    def _results(self, trainer: Trainer, pl_module: Stage, bundle: ModelBundle) -> Results:
-        def tell(line: str) -> None:
-            if line not in self._told:
-                self._told.add(line)
-                trainer.print(f"    {line}")
+        model, device = module.saved_model(), module.device
+        # No inference mode, whose tensors take no derivative, no gradients and no lower precision.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            try:
+                subject = make_brief_subject(
+                    model, module.data.corpus, device, self.num_examples, self.num_positions, self.seed
+                )
+            except UserError as error:
+                if not self._problem:
+                    self._problem = str(error)
+                    announce(trainer, f"    no diagnostics: {error}")
+                return ()
+            return measure(module.stage_name, self.measurements, subject)
 
-        found = material(pl_module, bundle, self.parts, self.num_examples, self.num_positions, self.seed, tell)
-        return () if found is None else self.measure(found)
-
-    def _write(self, trainer: Trainer, results: Results, values: dict[str, float]) -> None:
-        if results:
-            self._latest = tuple(row for result in results for row in result.rows())
-            self._append(trainer.global_step, results)
-        pictures = {result.name: result.picture() for result in results}
-        files = {name: self.folder / PICTURES / f"{name}.png" for name, picture in pictures.items() if picture}
-        for name, file in files.items():
-            picture = pictures[name]
-            assert picture is not None
-            write_picture(picture, file)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                wandb_diagnostics.define(logger, [name for name in values if name.startswith("diag/")])
-                wandb_diagnostics.show(logger, trainer.global_step, results, files)
-
-    def _append(self, step: int, results: Results) -> None:
+    def _append(self, step: int, results: "tuple[Diagnostic, ...]") -> None:
         line = {
             "step": step,
             "seed": self.seed,
@@ -151,8 +139,38 @@ class DiagnosticsCallback(Callback):
         except OSError as error:
             raise UserError(f"cannot write into {self.folder}: {error.strerror or error}") from None
 
+    def _show(self, trainer: Trainer, results: "tuple[Diagnostic, ...]", values: dict[str, float]) -> None:
+        """Figures to the folder; metrics, figures and histograms to wandb."""
+        from fewstep.report import write_picture
 
-def table(rows: tuple[DiagnosticRow, ...]) -> str:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        for logger in loggers:
+            for name in values:  # wandb must know axis and summary before it sees the metric
+                summary = "max" if name in HIGHEST else "last"
+                logger.experiment.define_metric(name, step_metric=STEP, step_sync=True, summary=summary)
+        for result in results:
+            picture = result.picture()
+            if picture is None:
+                continue
+            file = self.folder / PICTURES / f"{result.name}.png"
+            write_picture(picture, file)
+            for logger in loggers:
+                logger.log_image(f"diag_pictures/{result.name}", [str(file)], step=trainer.global_step)
+                if picture.kind == "bars" and picture.series[0].x:
+                    bars = histogram(picture.series[0].x, picture.series[0].y)
+                    logger.experiment.log({f"diag_histograms/{result.name}": bars, STEP: trainer.global_step})
+
+
+def histogram(centres: Any, heights: Any) -> Any:
+    """A ``wandb.Histogram`` of bars of equal width."""
+    import wandb
+
+    half = (centres[1] - centres[0]) / 2 if len(centres) > 1 else 0.5
+    edges = [centres[0] - half, *(x + half for x in centres)]
+    return wandb.Histogram(np_histogram=(np.array(heights), np.array(edges)))
+
+
+def table(rows: "tuple[DiagnosticRow, ...]") -> str:
     """Name, value, interval and unit of each row, in columns."""
     cells = []
     for row in rows:
@@ -160,9 +178,10 @@ def table(rows: tuple[DiagnosticRow, ...]) -> str:
         shown = "undetermined" if value is None else f"{value:.4g}"
         between = "" if interval is None else f"{interval.low:.4g} - {interval.high:.4g}"
         cells.append((row.name, shown, between, row.unit))
-    widths = [max(len(line[column]) for line in cells) for column in range(3)]
-    lines = (
-        f"    {name:<{widths[0]}}  {value:>{widths[1]}}  {interval:>{widths[2]}}  {unit}".rstrip()
-        for name, value, interval, unit in cells
-    )
+    first, second, third = (max(len(line[column]) for line in cells) for column in range(3))
+    lines = (f"    {a:<{first}}  {b:>{second}}  {c:>{third}}  {d}".rstrip() for a, b, c, d in cells)
     return "\n".join(lines)
+
+
+def _is_finite(row: "DiagnosticRow") -> bool:
+    return row.estimate.value is not None and math.isfinite(row.estimate.value)

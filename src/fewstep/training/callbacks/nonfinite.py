@@ -8,7 +8,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from fewstep.errors import UserError
-from fewstep.training.module import Batch, TrainingModule
+from fewstep.training.data_modules import Batch
+from fewstep.training.module import TrainingModule, announce
 
 
 class SkipNonFinite(Callback):
@@ -82,7 +83,7 @@ class SkipNonFinite(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the number of skipped steps if there were any."""
         if self.skipped:
-            trainer.print(f"==> {self.skipped:,} steps were skipped: their loss or gradient was not finite")
+            announce(trainer, f"==> {self.skipped:,} steps were skipped: their loss or gradient was not finite")
 
     def _save_batches(self, trainer: Trainer) -> Path:
         file = self.folder / f"step-{trainer.global_step}-rank-{trainer.global_rank}.pt"

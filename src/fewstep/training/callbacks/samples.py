@@ -1,4 +1,4 @@
-"""Texts from the same noise, again and again, so that one sees them improve."""
+"""Texts sampled from the same noise after every validation."""
 
 import json
 from pathlib import Path
@@ -9,21 +9,21 @@ from lightning.pytorch.loggers import WandbLogger
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers import default_sampling, parse_rule
 from fewstep.training.flow import FlowModule
+from fewstep.training.module import TrainingModule
 
-Row = tuple[int, int, str]
+COLUMNS = ("step", "num_steps", "text")
 
 
 class SampleTable(Callback):
-    """After every validation of a flow, samples texts from fixed noise with the averaged weights.
+    """After every validation of a text flow, samples texts from fixed noise with the averaged weights.
 
-    They go to wandb as the table ``samples`` and to ``folder/samples.jsonl``: one row a step, number of sampling steps
-    and text. ``num_steps`` lists the numbers of sampling steps; a model trained for one number takes that in their
-    place. ``seed`` fixes the noise. ``reinjection`` is a strength or a rule such as "cosine:1,0"
-    (:func:`fewstep.samplers.parse_rule`); None: deterministic steps where the model allows it
-    (:func:`fewstep.samplers.default_sampling`).
+    They go to ``folder/samples.jsonl`` and to wandb as the table ``samples``: training step, number of sampling steps,
+    text. ``num_steps`` lists the numbers of sampling steps; a model trained for one number is sampled with that.
+    ``reinjection`` is a rule of re-injection such as 0.5 or "cosine:1,0" (:func:`fewstep.samplers.parse_rule`); None:
+    the model's own (:func:`fewstep.samplers.default_sampling`).
 
-    It acts when the validation epoch ends, so it is listed before weight averaging, which takes the averaged weights
-    back then. A resumed run keeps the rows up to the step that it goes on from.
+    Listed before :class:`.WeightAverage`, which takes the average out of the model when the validation epoch ends. A
+    resumed run keeps the rows up to its first step.
     """
 
     def __init__(
@@ -39,46 +39,41 @@ class SampleTable(Callback):
         self.num_steps = tuple(num_steps)
         self.seed = seed
         self.reinjection = None if reinjection is None else parse_rule(reinjection)
-        self._rows: list[Row] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over what was sampled before the step that a resumed run goes on from."""
-        if self._applies(trainer, pl_module) and trainer.is_global_zero and self.file.is_file():
-            with self.file.open(encoding="utf-8") as stream:
-                rows = [json.loads(line) for line in stream if line.endswith("\n")]
-            self._rows = [(row["step"], row["num_steps"], row["text"]) for row in rows]
-            self._rows = [row for row in self._rows if row[0] <= trainer.global_step]
-            self._write(self._rows, "w")
+        """Drop the rows of steps that a resumed run repeats."""
+        if self._applies(trainer, pl_module) and self.file.is_file():
+            rows = [row for row in self._rows() if row["step"] <= trainer.global_step]
+            self.file.write_text("".join(map(_line, rows)), encoding="utf-8")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample, write, log; not in the sanity check before training."""
         if trainer.sanity_checking or not self._applies(trainer, pl_module):
             return
         assert isinstance(pl_module, FlowModule)
-        bundle = pl_module.bundle()
-        if not trainer.is_global_zero:
-            return
-        generator = TextGenerator(bundle.to(pl_module.device))
-        new: list[Row] = []
+        generator = TextGenerator(pl_module.saved_model().to(pl_module.device))
         identity = generator.bundle.identity
-        for own in dict.fromkeys(default_sampling(identity, steps) for steps in self.num_steps):
-            rule = own.reinjection if self.reinjection is None else self.reinjection
-            texts = generator.generate(self.num_samples, own.num_steps, self.seed, reinjection=rule).texts
-            new += [(trainer.global_step, own.num_steps, text) for text in texts]
-        self._rows += new
-        self._write(new, "a")
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as stream:
+            for own in dict.fromkeys(default_sampling(identity, steps) for steps in self.num_steps):
+                rule = own.reinjection if self.reinjection is None else self.reinjection
+                texts = generator.generate(self.num_samples, own.num_steps, self.seed, reinjection=rule).texts
+                for text in texts:
+                    stream.write(_line({"step": trainer.global_step, "num_steps": own.num_steps, "text": text}))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_table(
-                    "samples", columns=["step", "num_steps", "text"], data=[list(row) for row in self._rows]
-                )
+                data = [[row[name] for name in COLUMNS] for row in self._rows()]
+                logger.log_table("samples", columns=list(COLUMNS), data=data)
 
     def _applies(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        fast = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        return isinstance(pl_module, FlowModule) and not fast
+        assert isinstance(pl_module, TrainingModule)
+        is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        return pl_module.stage_name == FlowModule.stage_name and trainer.is_global_zero and not is_trial
 
-    def _write(self, rows: list[Row], mode: str) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open(mode, encoding="utf-8") as stream:
-            for step, steps, text in rows:
-                stream.write(json.dumps({"step": step, "num_steps": steps, "text": text}, ensure_ascii=False) + "\n")
+    def _rows(self) -> list[dict]:
+        with self.file.open(encoding="utf-8") as stream:
+            return [json.loads(line) for line in stream if line.endswith("\n")]
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -9,13 +9,11 @@ import pytest
 import torch
 
 from fewstep.data import CorpusSettings, prepare_corpus
-from fewstep.data.documents import decode_blocks
-from fewstep.data.grammar import Grammar, GrammarLaw
-from fewstep.data.grammar_chart import InsideParser, SentenceLaw
-from fewstep.data.grammar_rules import BRACKETS, NAMES, agreement_grammar
-from fewstep.data.grammar_source import GrammarSentences, grammar_sentences
 from fewstep.data.sources import open_source
+from fewstep.data.tokenizer import decode_blocks
 from fewstep.errors import UserError
+from fewstep.theory.grammar import BRACKETS, NAMES, GrammarSentences, agreement_grammar, grammar_sentences
+from fewstep.theory.grammar_law import Grammar, GrammarLaw, InsideParser, SentenceLaw
 
 AMBIGUOUS = {
     "s": [(0.3, ("s", "s")), (0.25, ("t", "b", "s")), (0.35, ("a",)), (0.1, ("b",))],

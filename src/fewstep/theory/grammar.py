@@ -1,8 +1,24 @@
-"""The grammar of the built-in source ``grammar``: sentences whose distant words must agree."""
+"""The text source ``grammar``: sentences of a known law, whose distant words must agree."""
 
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
-from fewstep.data.grammar import Grammar, Parts
+import torch
+
+from fewstep.errors import UserError
+from fewstep.theory.grammar_law import Grammar, GrammarLaw, Parts
+
+NUM_WORDS = 31
+"""Default words of a sentence: with the end-of-text one block of 32 tokens."""
+LONGEST = 255
+"""Words of the longest sentences allowed: the time to count them grows with the square."""
+NUM_SENTENCES = 40_000
+_NAME = re.compile(r"grammar(?::(\d+))?")
 
 
 def _listed(words: str) -> tuple[str, ...]:
@@ -22,18 +38,16 @@ NUMBERS = ("singular", "plural")
 
 Rules = dict[str, list[tuple[float, Parts]]]
 AGREEMENTS = ("number", "brackets", "names")
-"""What must agree in a sentence: a verb with its noun, a closing bracket with its opening, the last name with the
-first."""
+"""What must agree: a verb with its noun, a closing bracket with its opening one, the last name with the first."""
 
 
 def agreement_grammar(*, number: bool = True, brackets: bool = True, names: bool = True) -> Grammar:
-    """The grammar, or a laxer one in which the agreement that is False need not hold (this project's definition).
+    """The grammar, or a laxer one in which an agreement that is False need not hold.
 
     A sentence is ``NAME says BODY , signed NAME`` with the same name twice. The body is a chain of clauses. In each,
-    the verb agrees in number with a noun that a relative clause or a prepositional phrase, with nouns of any number,
-    may part it from; determiners tell nothing. A clause may end in a bracketed group, nested to depth 3, whose closing
-    brackets must be of the kind of their opening ones. Branches of a symbol are equally likely but where a weight says
-    otherwise. No sentence has two derivations, as long as all agreements hold.
+    the verb agrees in number with a noun from which a relative clause or a prepositional phrase, with nouns of any
+    number, may separate it; determiners do not show the number. A clause may end in a bracketed group, nested to depth
+    3, whose closing brackets match their opening ones. No sentence has two derivations if all agreements hold.
     """
     rules: Rules = {"sentence": _frames(names)}
     rules |= {"body": [], "clause": [], "object": []}
@@ -103,7 +117,7 @@ def _with_s(word: str) -> str:
 
 
 def _groups(must_match: bool) -> Rules:
-    """Bracketed groups of depth 1 to 3; what is in one is a row of items and groups of the next depth."""
+    """Bracketed groups of depth 1 to 3; a group contains items and groups of the next depth."""
     opening, closing = zip(*BRACKETS, strict=True)
     pairs = BRACKETS if must_match else tuple(product(opening, closing))
     rules: Rules = {
@@ -111,13 +125,72 @@ def _groups(must_match: bool) -> Rules:
     }
     for depth in (1, 2):
         inner = f"group {depth + 1}"
-        ways: list[Parts] = [
+        contents: list[Parts] = [
             ("item", "item"),
             ("item", inner),
             (inner, "item"),
             (inner, inner),
             ("item", inner, "item"),
         ]
-        rules[f"inside {depth}"] = [(1, parts) for parts in ways]
+        rules[f"inside {depth}"] = [(1, parts) for parts in contents]
     rules["inside 3"] = [(1, ("item", "item")), (1, ("item", "item", "item"))]
     return rules
+
+
+@dataclass(frozen=True)
+class GrammarSentences:
+    """``count`` sentences of ``num_words`` words drawn from the grammar, the same for the same numbers.
+
+    Raises ``UserError`` if the grammar has no sentence of that length.
+    """
+
+    num_words: int = NUM_WORDS
+    count: int = NUM_SENTENCES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            possible = self.num_words <= LONGEST and self.law is not None
+        except ValueError:
+            possible = False
+        if not possible:
+            raise UserError(
+                f"source grammar:{self.num_words}: the grammar has no sentences of {self.num_words} words; expected a "
+                f"number from 10 to {LONGEST}, such as {NUM_WORDS}"
+            )
+
+    @cached_property
+    def law(self) -> GrammarLaw:
+        """The law that the sentences are drawn from."""
+        return GrammarLaw(agreement_grammar(), self.num_words)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash (64 hex digits) of the grammar's branches, the length, the count and the seed."""
+        branches = [(branch.symbol, branch.parts, branch.probability) for branch in self.law.grammar.branches]
+        return hashlib.sha256(json.dumps([branches, self.num_words, self.count, self.seed]).encode()).hexdigest()
+
+    def texts(self) -> Iterator[str]:
+        """The sentences, words separated by single spaces."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.count):
+            yield " ".join(self.law.draw(generator).words)
+
+
+def grammar_sentences(source: str) -> GrammarSentences | None:
+    """The sentences of a source ``grammar``, or ``grammar:N`` for N words; None for other names.
+
+    Raises ``UserError`` if the grammar has no sentence of that length.
+    """
+    name = _NAME.fullmatch(source)
+    if name is None:
+        return None
+    return GrammarSentences() if name[1] is None else GrammarSentences(int(name[1]))
+
+
+def documents(num_words: str = str(NUM_WORDS)) -> Iterator[str]:
+    """The sentences as a source of text: ``--data.source=grammar`` or ``grammar:N``."""
+    sentences = grammar_sentences(f"grammar:{num_words}")
+    if sentences is None:
+        raise UserError(f"source grammar:{num_words}: expected a number of words from 10 to {LONGEST}, as grammar:31")
+    return sentences.texts()

