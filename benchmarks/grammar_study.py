@@ -32,7 +32,7 @@ from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.sweep_row import Setting
 from fewstep.evaluation.sweep_texts import Batch, FlowTexts, Made, TextGroup, flow_setting
 from fewstep.evaluation.yardsticks import yardsticks
-from fewstep.merging import merge_bundles
+from fewstep.model import merge_models
 from fewstep.pipeline import TextGenerator
 from fewstep.readouts import READOUTS
 from fewstep.shapes import example_generators
@@ -134,7 +134,7 @@ class Study:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         folders = [str(args.out / name / "model") for name in ("head", "language_model")]
-        self.bundle = merge_bundles([ModelBundle.from_pretrained(folder) for folder in folders], folders).to("cpu")
+        self.bundle = merge_models([ModelBundle.from_pretrained(folder) for folder in folders], folders).to("cpu")
         self.bundle.save_pretrained(args.out / "model", overwrite=True)
         self.corpus: PreparedCorpus = prepare_corpus(
             CorpusSettings(

@@ -20,7 +20,7 @@ from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionTy
 from fewstep.errors import UserError, first_line
 from fewstep.model_card import model_card
 from fewstep.paths import PATHS
-from fewstep.readouts import CausalTransformer, CommitmentHead, Generates, LanguageModel, ReadoutChoice
+from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, ReadoutChoice
 from fewstep.registry import import_attribute
 from fewstep.schedules import TimeGrid, quantile_grid
 from fewstep.storage import Manifest, PartSpec, Stored
@@ -146,8 +146,8 @@ class SavedModel:
         assert self.head is not None
         return CommitmentHead(self.head, trust_level=self.identity.trust_level)
 
-    def open_readout(self, choice: ReadoutChoice) -> Generates:
-        """What reads latents in the way of one of :data:`fewstep.readouts.READOUTS`."""
+    def open_readout(self, choice: ReadoutChoice) -> Any:
+        """The readout of a choice, such as one of :data:`fewstep.readouts.READOUTS`."""
         self.require(choice.part)
         return choice.open(getattr(self, choice.part), self.identity.trust_level)
 

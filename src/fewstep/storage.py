@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from fewstep.data import load_tokenizer
 from fewstep.errors import UserError, first_line
-from fewstep.format_1 import STORED_NAME, from_format_1
 from fewstep.typed import validated
 
 if TYPE_CHECKING:
@@ -41,6 +40,17 @@ CARD = "README.md"
 MODEL_FILES = ("config.json", "*.safetensors", "tokenizer/*", CARD)
 """What a model folder holds, as patterns: nothing else is fetched from the hub or replaced on disk."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+FORMAT_1_NAMES = {"head": "commitment"}
+"""Parts whose weights format 1 stores under another name."""
+FORMAT_1_CLASSES = {
+    "TransformerAutoencoder": "fewstep.autoencoders.TransformerAutoencoder",
+    "ImageAutoencoder": "fewstep.autoencoders.ImageAutoencoder",
+    "LinearReadout": "fewstep.readouts.LinearReadout",
+    "TransformerReadout": "fewstep.readouts.TransformerReadout",
+    "CausalTransformer": "fewstep.readouts.CausalTransformer",
+    "RegressionDenoiser": "fewstep.denoisers.RegressionDenoiser",
+    "CategoricalDenoiser": "fewstep.denoisers.CategoricalDenoiser",
+}
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,7 @@ def _read_checkpoint(file: Path) -> Stored:
 
 
 def _stored_name(manifest: Manifest, part: str) -> str:
-    return STORED_NAME.get(part, part) if manifest.format == 1 else part
+    return FORMAT_1_NAMES.get(part, part) if manifest.format == 1 else part
 
 
 def _as_manifest(values: Any, source: str) -> Manifest:
@@ -151,7 +161,7 @@ def _as_manifest(values: Any, source: str) -> Manifest:
     try:
         number = values["format"]
         if number == 1:
-            values = from_format_1(values)
+            values = _from_format_1(values)
         elif number != FORMAT:
             raise UserError(f"{source}: model format {number!r}, this fewstep reads 1 and {FORMAT}")
     except (KeyError, TypeError, AttributeError):
@@ -160,6 +170,43 @@ def _as_manifest(values: Any, source: str) -> Manifest:
     if not all(name.isidentifier() for name in manifest.parts):  # names of files
         raise refusal
     return manifest
+
+
+def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The same manifest as of format 2, but for its number: it tells where weights are stored under old names.
+
+    Raises ``KeyError``, ``TypeError`` or ``AttributeError`` for what never was a manifest of format 1.
+    """
+    new_name = {old: new for new, old in FORMAT_1_NAMES.items()}
+    identity = dict(manifest["identity"])
+    parts = {}
+    for name, part in manifest["parts"].items():
+        class_path = FORMAT_1_CLASSES.get(part["class"], part["class"])
+        parts[new_name.get(name, name)] = {"class_path": class_path, "init_args": dict(part["config"])}
+        if part["class"] == "CategoricalDenoiser":
+            parts[name]["init_args"]["path"] = identity["path"]
+    if manifest.get("kind", "text") == "images":
+        identity = _image_identity(identity)
+    else:
+        identity = {"estimate": "posterior_mean", "source_config": {}, **identity}
+    identity["kind"] = manifest.get("kind", "text")
+    return {"format": 1, "identity": identity, "parts": parts, "sha256": manifest.get("sha256", {})}
+
+
+def _image_identity(old: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 kept an image model's flow apart, and shapes that its autoencoder has anyway."""
+    new = {"source": old["data"], "source_config": old["data_config"], "versions": old["versions"]}
+    flow = old.get("flow") or {
+        "time_convention": "t=0 noise, t=1 data",
+        "path": "linear",
+        "prediction": "x1",
+        "objective": old["objective"],
+        "trained_nfe": None,
+        "estimate": "posterior_mean",
+        "grid_mean": None,
+        "grid_std": None,
+    }
+    return {**new, **flow, "block_size": 0, "tokenizer_fingerprint": "", "trust_level": 0.5}
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:

@@ -187,7 +187,7 @@ def test_what_is_no_model_or_lacks_the_part_asked_for_is_one_line(
     only(tiny_bundle(), "autoencoder", "readout").save_pretrained(tmp_path / "early")
     only(tiny_bundle(), "language_model").save_pretrained(tmp_path / "scorer")
     for name, message in (
-        ("none", "none does not exist: give a model folder or a .ckpt file"),
+        ("none", "none does not exist: give a model folder"),
         ("empty", "empty is not a model folder: it has no config.json"),
         ("mine.txt", "mine.txt cannot be read as a checkpoint"),
         ("early", "early, asked for tube, has no denoiser (it holds: autoencoder, readout): train the stage flow"),

@@ -217,7 +217,7 @@ def test_controls_and_snap_are_axes_whose_columns_show_where_they_differ(
         ("--reinjection 2", "reinjection is '2'"),
         ("--reinjection spiral:1", "reinjection is 'spiral:1': expected a strength from 0 to 1, NAME"),
         ("--reinjection listed:0.5,0.5,0.5,0.5", "with reinjection listed:0.5,0.5,0.5,0.5"),
-        ("--readout paralel", "readout is 'paralel': expected some of parallel, head, head_off"),
+        ("--readout paralel", "readout is 'paralel': expected one of parallel, head, head_off"),
         ("--noise_temperature -1", "noise_temperature is -1"),
         ("--noise_temperature cold", "--noise_temperature holds 'cold': expected a number"),
         ("--initial_temperature -1", "initial_temperature is -1"),

@@ -32,9 +32,16 @@ def states(law: Mixture, times: Tensor, seed: int = 1) -> Tensor:
 
 
 def fields(law: Mixture, x: Tensor, t: Tensor, of: Field) -> Tensor:
-    if of == "noise":
-        return law.path.eps_from_x1(x, law.denoise(x, t), t)
-    return {"clean": law.denoise, "velocity": law.velocity, "score": law.score}[of](x, t)
+    return {"clean": law.denoise, "velocity": law.velocity}[of](x, t)
+
+
+def jacobians(law: Mixture, x: Tensor, t: Tensor, of: Field) -> Tensor:
+    """(B, n, n) by autograd."""
+    rows = [
+        torch.autograd.functional.jacobian(lambda y, t=time: fields(law, y[None], t[None], of)[0], state)
+        for state, time in zip(x, t, strict=True)
+    ]
+    return torch.stack(rows)
 
 
 TIMES = torch.tensor([0.02, 0.3, 0.55, 0.8, 0.95], dtype=torch.float64)
@@ -43,27 +50,19 @@ TIMES = torch.tensor([0.02, 0.3, 0.55, 0.8, 0.95], dtype=torch.float64)
 @each_path
 @pytest.mark.parametrize("width", [0.0, 0.4])
 @pytest.mark.parametrize("cap", [None, 1.5])
-@pytest.mark.parametrize("of", ["clean", "noise", "velocity", "score"])
-def test_jacobian_and_its_norm_are_those_of_autograd(path: Path, width: float, cap: float | None, of: Field) -> None:
+@pytest.mark.parametrize("of", ["clean", "velocity"])
+def test_the_norm_of_the_jacobian_is_that_of_autograd(path: Path, width: float, cap: float | None, of: Field) -> None:
     law = mixture(path, width, cap)
     x = states(law, TIMES)
-    found = law.jacobian(x, TIMES, of)
-    for row, (state, time) in enumerate(zip(x, TIMES, strict=True)):
-        autograd = torch.autograd.functional.jacobian(lambda y, t=time: fields(law, y[None], t[None], of)[0], state)
-        assert (found[row] - autograd).abs().max() <= 1e-8 * autograd.abs().max().clamp(min=1)
-    norms = torch.linalg.matrix_norm(found, 2)
+    norms = torch.linalg.matrix_norm(jacobians(law, x, TIMES, of), 2)
     torch.testing.assert_close(law.spectral_norm(x, TIMES, of), norms, rtol=1e-8, atol=1e-8)
 
 
 @each_path
 @pytest.mark.parametrize("width", [0.0, 0.4])
-def test_score_is_the_gradient_of_the_log_density_and_velocity_that_of_the_posterior_mean(
-    path: Path, width: float
-) -> None:
+def test_velocity_is_that_of_the_posterior_mean(path: Path, width: float) -> None:
     law = mixture(path, width)
-    x = states(law, TIMES).requires_grad_()
-    (gradient,) = torch.autograd.grad(law.log_density(x, TIMES).sum(), x)
-    torch.testing.assert_close(law.score(x, TIMES), gradient, rtol=1e-9, atol=1e-9)
+    x = states(law, TIMES)
     torch.testing.assert_close(
         law.velocity(x, TIMES), law.velocity_of(x, law.denoise(x, TIMES), TIMES), rtol=1e-8, atol=1e-8
     )
@@ -71,7 +70,7 @@ def test_score_is_the_gradient_of_the_log_density_and_velocity_that_of_the_poste
 
 @each_path
 @pytest.mark.parametrize("dimension", [1, 2])
-def test_posterior_mean_and_density_equal_brute_force_integration(path: Path, dimension: int) -> None:
+def test_posterior_mean_equals_brute_force_integration(path: Path, dimension: int) -> None:
     means = torch.randn(3, dimension, generator=seeded(5), dtype=torch.float64)
     law = Mixture(path, means, 0.35, torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log())
     ticks = torch.linspace(-7, 7, 561, dtype=torch.float64)
@@ -87,7 +86,6 @@ def test_posterior_mean_and_density_equal_brute_force_integration(path: Path, di
         joint = prior * (-off / (2 * sigma[row] ** 2)).exp() / (2 * math.pi * sigma[row] ** 2) ** (dimension / 2)
         evidence = joint.sum() * cell
         torch.testing.assert_close(law.denoise(x, t)[row], joint @ grid * cell / evidence, rtol=1e-8, atol=1e-8)
-        torch.testing.assert_close(law.log_density(x, t)[row], evidence.log(), rtol=1e-8, atol=1e-8)
 
 
 def energy_test_p_value(first: Tensor, second: Tensor, permutations: int, generator: torch.Generator) -> float:
@@ -125,6 +123,17 @@ def test_full_reinjection_does_not_reach_the_law_with_many_steps() -> None:
     assert p_value(linear_path(), 1.0, 200) <= 0.01
 
 
+def product_of_step_bounds(law: Mixture, times: Tensor) -> float:
+    """Of x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) clean, |d clean / dx| <= g + b R^2."""
+    alpha, sigma = law.path.schedule.alpha(times), law.path.schedule.sigma(times)
+    variance = alpha**2 * law.width**2 + sigma**2
+    own = alpha * law.width**2 / variance
+    clean = (own + alpha * sigma**2 / variance**2 * law.radius**2)[:-1]
+    clean = clean if law.cap is None else torch.minimum(clean, own[:-1].clamp(min=law.cap))
+    ratio = sigma[1:] / sigma[:-1]
+    return float((ratio + (alpha[1:] - alpha[:-1] * ratio) * clean).prod())
+
+
 @each_path
 @pytest.mark.parametrize("width", [0.0, 0.3])
 @pytest.mark.parametrize("cap", [None, 2.0])
@@ -134,7 +143,7 @@ def test_lipschitz_constant_of_the_k_step_map_is_at_most_the_product_of_the_step
 ) -> None:
     law = Mixture(path, torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64), width, cap=cap)
     times = UniformGrid().times(steps).double()
-    bound = float(law.step_bound(times[:-1], times[1:]).prod())
+    bound = product_of_step_bounds(law, times)
 
     def final(x: Tensor) -> Tensor:
         generator = torch.Generator()
@@ -174,7 +183,7 @@ def test_extreme_eigenvalues_of_many_numbers_are_those_of_the_matrix() -> None:
         t = torch.tensor([0.3, 0.6, 0.8], dtype=torch.float64)
         x = states(law, t)
         for of in ("clean", "velocity"):
-            exact = torch.linalg.matrix_norm(law.jacobian(x, t, of), 2)
+            exact = torch.linalg.matrix_norm(jacobians(law, x, t, of), 2)
             torch.testing.assert_close(law.spectral_norm(x, t, of), exact, rtol=1e-4, atol=1e-6)
 
 

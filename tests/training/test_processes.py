@@ -116,6 +116,7 @@ def test_diagnostics_and_samples_of_the_first_process_keep_none_waiting(workshop
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 2 * 3 * 4
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_bad_in_one_process_is_skipped_by_both(workshop: Workshop, tmp_path: Path) -> None:
     flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
     flags += ["--trainer.strategy=ddp"]

@@ -51,7 +51,7 @@ def assert_equal(one: object, other: object, place: str = "checkpoint") -> None:
 @pytest.mark.parametrize(
     ("stage", "number", "flags"),
     [
-        ("autoencoder", signal.SIGINT, []),
+        pytest.param("autoencoder", signal.SIGINT, [], marks=pytest.mark.slow),
         ("flow", signal.SIGTERM, ["--trainer.accumulate_grad_batches=2"]),
         pytest.param("language_model", signal.SIGINT, ["--data.streaming=true"], marks=pytest.mark.slow),
     ],

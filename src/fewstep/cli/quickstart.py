@@ -110,12 +110,12 @@ def sample_and_score(options: argparse.Namespace, made_with: dict[str, Any] | No
     from fewstep.bundle import ModelBundle
     from fewstep.data import CorpusSettings, prepare_corpus
     from fewstep.evaluation import evaluate_generation, held_out_blocks, token_counts
-    from fewstep.merging import merge_bundles
+    from fewstep.model import merge_models
     from fewstep.pipeline import TextGenerator
     from fewstep.report import write_generation_figure
 
     folders = [str(options.out / name / "model") for name in ("head", "language_model")]
-    bundle = merge_bundles([ModelBundle.from_pretrained(folder) for folder in folders], folders)
+    bundle = merge_models([ModelBundle.from_pretrained(folder) for folder in folders], folders)
     bundle.save_pretrained(options.out / "model", overwrite=True)
     settings = CorpusSettings(
         source=options.source,

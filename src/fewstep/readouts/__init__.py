@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import Any
 
 from fewstep.readouts.categorical import (
     MAX_LOGITS,
@@ -17,8 +15,7 @@ from fewstep.readouts.categorical import (
 from fewstep.readouts.causal import CausalTransformer, LanguageModel, decode_cached
 from fewstep.readouts.head import CommitmentHead
 from fewstep.readouts.parallel import LinearReadout, ParallelReadout, TransformerReadout, token_accuracy
-from fewstep.shapes import Generators
-from fewstep.types import Ending, TokenSample
+from fewstep.types import Ending
 
 __all__ = [
     "MAX_LOGITS",
@@ -26,7 +23,6 @@ __all__ = [
     "CausalTransformer",
     "CommitmentHead",
     "Ending",
-    "Generates",
     "LanguageModel",
     "LinearReadout",
     "ParallelReadout",
@@ -42,35 +38,18 @@ __all__ = [
 ]
 
 
-class Generates(Protocol):
-    """What sampling asks of a readout."""
-
-    def generate(
-        self,
-        z: Tensor,
-        mask: Tensor,
-        *,
-        temperature: float,
-        top_p: float,
-        top_k: int | None,
-        ending: Ending | None,
-        generator: Generators,
-    ) -> TokenSample:
-        """Tokens (B, L) for latents (B, K, D) with their mask (B, K)."""
-        ...
-
-
 @dataclass(frozen=True)
 class ReadoutChoice:
     """One way to read latents: the part of a model that it needs, its usual temperature, and its cost.
 
-    ``open`` makes the readout from the part and the model's trust level (rms); ``passes`` counts forward passes for L
+    ``open`` builds it from the part and the model's trust level (rms): anything with the ``generate`` of
+    :class:`fewstep.types.Readout`. ``passes`` counts forward passes for L
     tokens.
     """
 
     part: str
     temperature: float
-    open: Callable[[Any, float], Generates]
+    open: Callable[[Any, float], Any]
     passes: Callable[[int], int]
 
 

@@ -143,7 +143,7 @@ class FlowSampler:
     ) -> Iterator[SamplerState]:
         """Yield the N+1 states from noise ``x_0`` (B, K, D) on, in float32 (float64 where ``x_0`` is).
 
-        State k > 0 has ``x1_hat``, the prediction made at the state before it (corrected, where there is a correction),
+        State k > 0 has ``x1_hat``, the prediction made at the state before it (after the correction),
         and ``nfe``, the forward passes so far of model, correction and decidedness. ``mask`` (B, K) bool is false at
         padding, where states and predictions are zero. ``generator`` draws the fresh noise; one per example
         (:func:`fewstep.shapes.example_generators`) makes a sample independent of its batch. Steps of strength 0 and the

@@ -1,8 +1,8 @@
-"""The exact laboratory: laws of data whose denoiser is known, so that what fails does not fail for want of training.
+"""Laws of data whose denoiser is known exactly, so that no failure is due to training.
 
 The flow of a mixture in closed form (:class:`Mixture`), the exact denoiser of given latents (:class:`LatentPosterior`),
 where modes lie, the cells of a nearest-mode readout, and studies of the theorems of arXiv:2606.30705 as we read them:
-the paper's abstract and summaries were at hand, its constants and proofs were not. ``docs/theory.md`` tells which
+the paper's abstract and summaries were at hand, its constants and proofs were not. ``docs/theory.md`` says which
 statement is proven there, which is measured here, and which is our reading.
 """
 

@@ -1,6 +1,6 @@
-"""Largest eigenvalue of the posterior's covariance, and the tempering that keeps it under a bound.
+"""Extreme eigenvalues of posterior covariances, and the tempering that keeps the largest under a bound.
 
-Legend: B examples, N points, n numbers of one point. This project's definition, after arXiv:2606.30705.
+Legend: B examples, N points or M modes, n numbers of one point. After arXiv:2606.30705.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,14 +12,20 @@ CHUNK = 4096
 """Points that are widened to float64 at once."""
 NUM_HALVINGS = 12
 """Halvings of the interval of log beta: its ends are then 1/4096 of where they began."""
+DENSE_UP_TO = 64
+"""Largest n whose matrices (n, n) are built."""
+NUMBERS_AT_ONCE = 2**20
+"""Deviations of modes (B, M, n) that are held at once."""
+NUM_ITERATIONS = 24
+"""Of Lanczos' method, above that."""
 Product = Callable[[Tensor], Tensor]
 
 
 class WeightedCovariance:
     """The covariance of ``points`` (N, n) under the weights softmax(beta ``scores``), ``scores`` (B, N) float64.
 
-    Nothing of size n^2 is made: the covariance is known by its products with vectors, each two passes over the points
-    in chunks. ``scores`` are held, so a caller with many points gives few examples at once.
+    The matrix (n, n) is never built, only its products with vectors, each two passes over the points in chunks.
+    ``scores`` are held, so a caller with many points should give few examples at once.
     """
 
     def __init__(self, points: Tensor, scores: Tensor, chunk_size: int = CHUNK) -> None:
@@ -75,6 +81,47 @@ def largest_eigenvalue(product: Product, start: Tensor, num_iterations: int) -> 
     return values[:, -1].clamp(min=0), torch.einsum("bkn,bk->bn", span, vectors[:, :, -1])
 
 
+def extreme_eigenvalues(weights: Tensor, means: Tensor, mean: Tensor) -> Tensor:
+    """Smallest and largest eigenvalue (B, 2) of C = sum_m r_m (mu_m - m)(mu_m - m)'.
+
+    ``weights`` r (B, M), ``means`` mu (M, n), ``mean`` m (B, n). Exact for n <= 64. Above, Ritz values: the largest
+    approached from below; the smallest as the largest minus that of (largest - C), from above.
+    """
+    if means.shape[1] <= DENSE_UP_TO:
+        size = max(1, NUMBERS_AT_ONCE // means.numel())
+        parts = zip(weights.split(size), mean.split(size), strict=True)
+        covariance = torch.cat([covariances(r, means, m) for r, m in parts])
+        # In double: LAPACK gives up on some matrices of tiny float32 numbers.
+        return torch.linalg.eigvalsh(covariance.double())[:, [0, -1]].to(means)
+
+    # In double: next to nothing in float32 is a new direction to Lanczos' method where only rounding is left.
+    weights, mean, wide = weights.double(), mean.double(), means.double()
+
+    def times_covariance(u: Tensor) -> Tensor:
+        along = weights * (u @ wide.T - (u * mean).sum(1, keepdim=True))
+        return along @ wide - along.sum(1, keepdim=True) * mean
+
+    # A fixed direction without symmetry, and the likeliest mode's: between two modes that is the eigenvector already.
+    fixed = torch.arange(1, means.shape[1] + 1).to(wide).mul(1.618).sin().expand_as(mean)
+    toward = wide[weights.argmax(1)] - mean
+    top = largest_eigenvalue(
+        times_covariance, toward + 1e-2 * toward.norm(dim=1, keepdim=True) * fixed, NUM_ITERATIONS
+    )[0]
+    if len(means) <= means.shape[1]:
+        return torch.stack([torch.zeros_like(top), top], 1).to(means)  # M modes span M - 1 directions
+    gap = largest_eigenvalue(lambda u: top[:, None] * u - times_covariance(u), fixed, NUM_ITERATIONS)[0]
+    return torch.stack([top - gap, top], 1).to(means)
+
+
+def covariances(weights: Tensor, means: Tensor, mean: Tensor) -> Tensor:
+    """The matrices C (B, n, n) of :func:`extreme_eigenvalues`."""
+    if len(weights) == 1:  # many modes, most of them without weight: leave out what is less than rounding together
+        kept = weights[0] > torch.finfo(weights.dtype).eps / len(means)
+        weights, means = weights[:, kept], means[kept]
+    deviations = (means - mean[:, None]) * weights[..., None].sqrt()
+    return deviations.mT @ deviations
+
+
 def bounded_inverse_temperature(
     covariance: WeightedCovariance, bound: Tensor, safe: Tensor, start: Tensor, num_iterations: int
 ) -> Tensor:
@@ -88,8 +135,8 @@ def bounded_inverse_temperature(
     beta = torch.ones_like(bound)
     vector = start.expand(len(bound), -1)
 
-    def held(value: Tensor, one: WeightedCovariance, v: Tensor) -> tuple[Tensor, Tensor]:
-        top, v = largest_eigenvalue(one.product(value), v, num_iterations)
+    def held(value: Tensor, examples: WeightedCovariance, v: Tensor) -> tuple[Tensor, Tensor]:
+        top, v = largest_eigenvalue(examples.product(value), v, num_iterations)
         return value * top, v
 
     value, vector = held(beta, covariance, vector)

@@ -1,4 +1,4 @@
-"""What a study of the laboratory gives back: lines with intervals, and the numbers fitted to them. E examples."""
+"""Result of a study: lines with intervals, and the numbers fitted to them. E examples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -62,13 +62,13 @@ def mean_line(label: str, x: list[float], table: Tensor) -> Line:
     """Means of the columns of ``table`` (E, len(x)), with normal intervals."""
     table = table.double()
     mean, reach = table.mean(0), NORMAL_QUANTILE * table.std(0) / len(table) ** 0.5
-    return Line(label, tuple(x), *(tuple(one.tolist()) for one in (mean, mean - reach, mean + reach)))
+    return Line(label, tuple(x), *(tuple(values.tolist()) for values in (mean, mean - reach, mean + reach)))
 
 
 def power_law(name: str, x: list[float], table: Tensor, expected: float | None, generator: torch.Generator) -> Fit:
     """Exponent of the means of ``table`` (E, P) over ``x`` (P,): slope of least squares between the logarithms.
 
-    The interval resamples examples, so it tells of sampling, not of how far a finite range is from a limit.
+    The interval resamples examples, so it measures sampling error, not how far a finite range is from the limit.
     """
     log_x = torch.tensor(x, dtype=torch.float64).log()
 
@@ -80,7 +80,7 @@ def power_law(name: str, x: list[float], table: Tensor, expected: float | None, 
 
 def exact_power_law(name: str, x: Sequence[float], y: Sequence[float], expected: float) -> Fit:
     """The same of a curve that is known: how far a finite range is from the limit."""
-    log_x, log_y = (torch.tensor(one, dtype=torch.float64).log() for one in (x, y))
+    log_x, log_y = (torch.tensor(values, dtype=torch.float64).log() for values in (x, y))
     return Fit(name, float(slope(log_x, log_y)), None, expected)
 
 

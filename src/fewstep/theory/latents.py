@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.paths import MIN_DIVISOR, Path
-from fewstep.theory.covariance import CHUNK, WeightedCovariance, bounded_inverse_temperature, largest_eigenvalue
+from fewstep.theory.covariance import CHUNK, WeightedCovariance, bounded_inverse_temperature
 
 CapRule = Literal["point", "everywhere"]
 SCORES_AT_ONCE = 2**24
-"""Scores (examples times latents) that are held while a Jacobian norm is looked for: 128 MiB."""
+"""Scores (examples times latents) held at once while beta is computed: 128 MiB."""
 
 
 class LatentPosterior(nn.Module):
@@ -36,11 +36,11 @@ class LatentPosterior(nn.Module):
     held at ``MIN_DIVISOR`` squared, and the estimate is the nearest latent.
 
     ``cap``: a bound on the spectral norm of the denoiser's Jacobian, reached by tempering: w_i^beta in place of w_i,
-    normalised, with beta in [0, 1] (this project's definition). The Jacobian at constant beta is then
+    normalised, with beta in [0, 1]. The Jacobian at constant beta is then
     g I + beta (alpha sigma^2 / c^2) Cov_beta. g, the share of the smoothing, cannot be tempered away: where g exceeds
     the cap, beta is 0 and the norm g. ``rule`` says where beta is taken:
 
-    - "point": from x_t, for each example. beta = 1 wherever the exact posterior keeps the cap, else found by bisection.
+    - "point": from x_t, for each example. beta = 1 wherever the exact posterior keeps the cap, else by bisection.
       Guaranteed, up to the Ritz values' accuracy: the Jacobian *at constant beta* keeps the cap at x_t. Not
       guaranteed: a Lipschitz constant. beta changes with x_t, and may jump, since beta lambda_max(Cov_beta) is not
       monotone in beta; next to a boundary between latents the estimate jumps where beta = 1 begins to do.
@@ -99,7 +99,7 @@ class LatentPosterior(nn.Module):
             raise ValueError("the mask has padding: the exact denoiser knows blocks without any, leave it out.")
         x, alpha, sigma, c = self._at(x_t, t)
         scale = self._beta(x, alpha, sigma, c)[:, None] / c
-        total = torch.stack([one.logsumexp(1) for one, _ in self._scores(x, alpha, scale)], 1).logsumexp(1)
+        total = torch.stack([scores.logsumexp(1) for scores, _ in self._scores(x, alpha, scale)], 1).logsumexp(1)
         mean = torch.zeros_like(x)
         for scores, z in self._scores(x, alpha, scale):
             mean = mean + (scores - total[:, None]).exp() @ z
@@ -122,27 +122,11 @@ class LatentPosterior(nn.Module):
         return self._beta(*self._at(x_t, t))
 
     @torch.no_grad()
-    def jacobian_norm(self, x_t: Tensor, t: Tensor, *, num_iterations: int | None = None) -> Tensor:
-        """Spectral norm (B,) float64 of the denoiser's Jacobian at constant beta, at ``x_t`` (B, K, D), ``t`` (B,).
-
-        By the closed form, with the largest eigenvalue by Lanczos: approached from below (see ``covariance``).
-        """
-        x, alpha, sigma, c = self._at(x_t, t)
-        beta, steps = self._beta(x, alpha, sigma, c), num_iterations or self.num_iterations
-        found = []
-        for rows in self._groups(len(x)):
-            covariance = self._covariance(x[rows], alpha[rows], c[rows])
-            start = self.start.expand(len(x[rows]), -1)
-            found.append(largest_eigenvalue(covariance.product(beta[rows]), start, steps)[0])
-        stretch = (alpha * sigma.square() / c.square())[:, 0]
-        return self._smoothing(alpha, c) + beta * stretch * torch.cat(found)
-
-    @torch.no_grad()
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Distance (B,) float64 of each of ``x`` (B, K, D) to its nearest latent, and the index (B,) int64 of that."""
         flat = x.flatten(1).double()
-        one = torch.ones(len(flat), 1, dtype=torch.float64, device=flat.device)
-        best = [scores.max(1) for scores, _ in self._scores(flat, one, one)]
+        ones = torch.ones(len(flat), 1, dtype=torch.float64, device=flat.device)
+        best = [scores.max(1) for scores, _ in self._scores(flat, ones, ones)]
         chunk = torch.stack([b.values for b in best], 1).argmax(1)
         inside = torch.stack([b.indices for b in best], 1).gather(1, chunk[:, None])[:, 0]
         index = chunk * self.chunk_size + inside
@@ -189,7 +173,7 @@ class LatentPosterior(nn.Module):
         return (slice(first, first + at_once) for first in range(0, count, at_once))
 
     def _covariance(self, x: Tensor, alpha: Tensor, c: Tensor) -> WeightedCovariance:
-        scores = torch.cat([one for one, _ in self._scores(x.detach(), alpha, 1 / c)], 1)
+        scores = torch.cat([part for part, _ in self._scores(x.detach(), alpha, 1 / c)], 1)
         return WeightedCovariance(self.latents.flatten(1), scores, self.chunk_size)
 
     def _radius(self) -> float:

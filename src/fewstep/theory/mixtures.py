@@ -7,11 +7,10 @@ their covariance. Everything else is linear in x and m, and every Jacobian is a 
 ===================  ======================================  ====================================================
 clean E[x_1 | x]     (alpha h^2 x + sigma^2 m) / V           (alpha h^2 / V) I + (alpha sigma^2 / V^2) C
 noise E[x_0 | x]     sigma (x - alpha m) / V                 (sigma / V) I - (sigma alpha^2 / V^2) C
-velocity             alpha' clean + sigma' noise             the same of the two above
-score                (alpha m - x) / V                       (-1 / V) I + (alpha^2 / V^2) C
+velocity             alpha' clean + sigma' noise             the same combination of the two above
 ===================  ======================================  ====================================================
 
-Textbook conditioning of Gaussians and Tweedie's formula (arXiv:2303.08797 for the path). Legend: B states, M modes,
+Conditioning of Gaussians (arXiv:2303.08797 for the path). Legend: B states, M modes,
 n numbers in a state; states are (B, ...) with n numbers each, times (B,).
 """
 
@@ -24,16 +23,16 @@ from torch import Tensor
 
 from fewstep.paths import MIN_DIVISOR, Path
 from fewstep.schedules import upcast
-from fewstep.theory.spectra import covariances, extreme_eigenvalues
+from fewstep.theory.covariance import extreme_eigenvalues
 
-Field = Literal["clean", "noise", "velocity", "score"]
+Field = Literal["clean", "velocity"]
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """What is known of the mode at a state: ``weights`` r (B, M), their ``mean`` m (B, n), and the scales (B, 1).
+    """Posterior of the mode at a state: ``weights`` r (B, M), their ``mean`` m (B, n), and the scales (B, 1).
 
-    ``beta`` <= 1 multiplies the log-likelihood of the modes where there is a cap; dm/dx = (beta alpha / V) C.
+    ``beta`` <= 1 multiplies the log-likelihood of the modes under a cap; dm/dx = (beta alpha / V) C.
     """
 
     alpha: Tensor
@@ -51,10 +50,9 @@ class Mixture:
     state, at least float32.
 
     With a ``cap``, a *tempered* posterior takes the place of the exact one: log-likelihoods of the modes are multiplied
-    by the largest beta <= 1 that bounds the norm of d clean / dx by max(cap, alpha h^2 / V) at every x. The bound is
-    C <= R^2 I, R the largest distance of a mode from the centroid (sharp for two modes). This project's definition of
-    a regularity limit; :class:`fewstep.theory.LatentPosterior` has it as the rule "everywhere". The laws
-    (:meth:`sample`, :meth:`log_density`) stay those of the data.
+    by the largest beta <= 1 that bounds the norm of d clean / dx by max(cap, alpha h^2 / V) at every x, by C <= R^2 I
+    with R the largest distance of a mode from the centroid (sharp for two modes).
+    :class:`fewstep.theory.LatentPosterior` has this as the rule "everywhere". Samples stay those of the data.
 
     Raises ValueError for a width below 0, a cap that is not positive, and shapes that do not fit.
     """
@@ -90,15 +88,8 @@ class Mixture:
         """Indices (N,) of modes, drawn by their weights."""
         return torch.multinomial(self.log_weights.exp(), num_samples, replacement=True, generator=generator)
 
-    def log_density(self, x: Tensor, t: Tensor) -> Tensor:
-        """log p_t(x) in nats, (B,)."""
-        alpha, _, variance = self._scales(x, t)
-        squared = (x.flatten(1)[:, None] - alpha[..., None] * self.means.to(alpha)).square().sum(-1)
-        log_terms = self.log_weights.to(alpha) - squared / (2 * variance)
-        return log_terms.logsumexp(-1) - self.means.shape[1] / 2 * (2 * math.pi * variance[:, 0]).log()
-
     def posterior(self, x: Tensor, t: Tensor) -> Posterior:
-        """Of the modes, at states ``x`` (B, ...) and ``t`` (B,); tempered where there is a cap."""
+        """Of the modes, at states ``x`` (B, ...) and ``t`` (B,); tempered under a cap."""
         alpha, sigma, variance = self._scales(x, t)
         means = self.means.to(alpha)
         beta = torch.ones_like(variance)
@@ -113,8 +104,8 @@ class Mixture:
 
     def denoise(self, x_t: Tensor, t: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None) -> Tensor:
         """The posterior mean E[x_1 | x_t] (B, ...), "clean" above. Mask and self-conditioning are not used."""
-        one = self.posterior(x_t, t)
-        flat = (one.alpha * self.width**2 * upcast(x_t).flatten(1) + one.sigma**2 * one.mean) / one.variance
+        modes = self.posterior(x_t, t)
+        flat = (modes.alpha * self.width**2 * upcast(x_t).flatten(1) + modes.sigma**2 * modes.mean) / modes.variance
         return flat.reshape(x_t.shape)
 
     def velocity_of(self, x_t: Tensor, x1_hat: Tensor, t: Tensor) -> Tensor:
@@ -123,64 +114,29 @@ class Mixture:
 
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, ...) of the posterior mean. Regular up to t = 1 for a width above 0."""
-        one = self.posterior(x_t, t)
-        noise = one.sigma * (upcast(x_t).flatten(1) - one.alpha * one.mean) / one.variance
+        modes = self.posterior(x_t, t)
+        noise = modes.sigma * (upcast(x_t).flatten(1) - modes.alpha * modes.mean) / modes.variance
         return self.path.velocity(self.denoise(x_t, t), noise.reshape(x_t.shape), t)
 
-    def score(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Gradient of :meth:`log_density` in x, (B, ...)."""
-        one = self.posterior(x_t, t)
-        return ((one.alpha * one.mean - upcast(x_t).flatten(1)) / one.variance).reshape(x_t.shape)
-
-    def jacobian(self, x_t: Tensor, t: Tensor, of: Field = "velocity") -> Tensor:
-        """Jacobian (B, n, n) of a field in x, symmetric; n^2 numbers a state and M n^2 products."""
-        one = self.posterior(x_t, t)
-        identity, spread = self._coefficients(one, t, of)
-        means = self.means.to(one.alpha)
-        covariance = covariances(one.weights, means, one.mean)
-        return identity[..., None] * torch.eye(means.shape[1]).to(means) + spread[..., None] * covariance
-
     def spectral_norm(self, x_t: Tensor, t: Tensor, of: Field = "velocity") -> Tensor:
-        """Largest singular value (B,) of :meth:`jacobian`: its eigenvalues are a + b lambda, lambda those of C."""
-        one = self.posterior(x_t, t)
-        identity, spread = self._coefficients(one, t, of)
-        extremes = extreme_eigenvalues(one.weights, self.means.to(one.alpha), one.mean)
+        """Spectral norm (B,) of the Jacobian of a field in x: its eigenvalues are a + b lambda, lambda those of C."""
+        modes = self.posterior(x_t, t)
+        identity, spread = self._coefficients(modes, t, of)
+        extremes = extreme_eigenvalues(modes.weights, self.means.to(modes.alpha), modes.mean)
         return (identity + spread * extremes).abs().amax(1)
-
-    def lipschitz_bound(self, t: Tensor) -> Tensor:
-        """Bound (B,) of the spectral norm of d clean / dx at ``t`` (B,) over all x: C <= R^2 I, and the cap."""
-        alpha, sigma, variance = self._scales(t, t)
-        kept = alpha * self.width**2 / variance
-        bound = kept + alpha * sigma**2 / variance**2 * self.radius**2
-        return (bound if self.cap is None else torch.minimum(bound, kept.clamp(min=self.cap)))[:, 0]
-
-    def step_bound(self, t: Tensor, s: Tensor) -> Tensor:
-        """Bound (B,) of the Lipschitz constant of the deterministic step from ``t`` to ``s`` >= t, both (B,).
-
-        The step is x_s = (sigma_s / sigma_t) x_t + (alpha_s - alpha_t sigma_s / sigma_t) clean, so the K-step map's
-        constant is at most the product over its steps.
-        """
-        alpha_t, sigma_t = self.path.alpha_sigma(t, t)
-        alpha_s, sigma_s = self.path.alpha_sigma(s, s)
-        kept = sigma_s / sigma_t.clamp(min=MIN_DIVISOR)
-        return kept + (alpha_s - alpha_t * kept) * self.lipschitz_bound(t)
 
     def _scales(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """alpha, sigma and V, each (B, 1), in the dtype of ``x``, at least float32."""
         alpha, sigma = self.path.alpha_sigma(t, x.flatten(1) if x.ndim > 1 else x[:, None])
         return alpha, sigma, (alpha**2 * self.width**2 + sigma**2).clamp(min=MIN_DIVISOR**2)
 
-    def _coefficients(self, one: Posterior, t: Tensor, of: Field) -> tuple[Tensor, Tensor]:
+    def _coefficients(self, modes: Posterior, t: Tensor, of: Field) -> tuple[Tensor, Tensor]:
         """a and b (B, 1) of a field's Jacobian a I + b C."""
-        alpha, sigma, variance = one.alpha, one.sigma, one.variance
-        d_mean = one.beta * alpha / variance
-        fields = {
-            "clean": (alpha * self.width**2 / variance, sigma**2 / variance * d_mean),
-            "noise": (sigma / variance, -sigma * alpha / variance * d_mean),
-            "score": (-1 / variance, alpha / variance * d_mean),
-        }
-        if of != "velocity":
-            return fields[of]
+        alpha, sigma, variance = modes.alpha, modes.sigma, modes.variance
+        d_mean = modes.beta * alpha / variance
+        clean, clean_spread = alpha * self.width**2 / variance, sigma**2 / variance * d_mean
+        if of == "clean":
+            return clean, clean_spread
+        noise, noise_spread = sigma / variance, -sigma * alpha / variance * d_mean
         d_alpha, d_sigma = self.path.d_alpha_sigma(t, alpha)
-        (clean, clean_spread), (noise, noise_spread) = fields["clean"], fields["noise"]
         return d_alpha * clean + d_sigma * noise, d_alpha * clean_spread + d_sigma * noise_spread

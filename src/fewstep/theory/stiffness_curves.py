@@ -22,10 +22,10 @@ SIMPLEX_COUNTS = (4, 16, 64, 256, 1024)
 DIMENSIONS = (1, 2, 3, 4)
 DEPTHS = (1, 2, 3, 4, 6)
 SURE = 0.25
-"""At that share of the noise scale at which modes are told apart, they are."""
+"""At that share of the noise scale at which modes are distinguishable, they are decided."""
 COARSE, HALVINGS = 16, 4
 WIDEST = 3.0
-"""Largest noise scale looked at, in lengths of a mode: more noise than that says nothing of the mode."""
+"""Largest noise scale looked at, in lengths of a mode: more noise than that carries no information on the mode."""
 
 
 def peak_stiffness(path: Path, means: Tensor, low: float, high: float, num: int, generator: torch.Generator) -> Tensor:
@@ -68,7 +68,7 @@ def modes_curve(path: Path, *, num: int, max_modes: int = 100_000, generator: to
         columns = []
         for count in sizes:
             means = simplex(count) if "simplex" in label else sphere(count, math.ceil(5 * math.log(count)), generator)
-            lowest = 0.3 / math.sqrt(2 * math.log(count))  # modes are told apart near 1 / sqrt(2 ln M)
+            lowest = 0.3 / math.sqrt(2 * math.log(count))  # modes become distinguishable near 1 / sqrt(2 ln M)
             peaks = peak_stiffness(path, means.float(), lowest, WIDEST, num, generator)
             columns.append(peaks / separation(means))
         measured[label] = (sizes, torch.stack(columns, 1))
@@ -98,7 +98,7 @@ def dimension_curve(path: Path, *, num: int, max_modes: int = 100_000, generator
         sides = sorted({round(4 * (largest / 4) ** (k / 5)) for k in range(6)})
         columns = []
         for side in sides:
-            # In double precision: a line of 1e5 modes is told apart in its last digits.
+            # In double precision: a line of 1e5 modes differs in its last digits.
             means = lattice(side, dimension)
             columns.append(peak_stiffness(path, means, 0.05, WIDEST, num, generator) * side)
         sizes, table = [float(side**dimension) for side in sides], torch.stack(columns, 1)
@@ -111,12 +111,12 @@ def dimension_curve(path: Path, *, num: int, max_modes: int = 100_000, generator
 def hierarchy_curve(
     path: Path, *, num: int, num_leaves: int = 4096, ratio: float = 1 / 16, generator: torch.Generator
 ) -> Curve:
-    """Theorem 7 as we read it: M modes as a tree of depth B, one step a level; the peak of a step falls as 1 / sqrt(B).
+    """Theorem 7 as we read it: M modes as a tree of depth B, one step per level; a step's peak falls as 1 / sqrt(B).
 
     Each node has M^(1 / B) children at ``ratio`` times the distance of the level above, in R^48. Level l is decided
     near the noise scale at which M^(1 / B) modes of its size are; its step ends at a quarter of that, where next to no
     example is undecided, and the next begins there. Its stiffness is counted in separations of its own level. The peak
-    is the largest of the steps' means. The whole tree is the law throughout: nothing is told of the parent.
+    is the largest of the steps' means. The whole tree is the law throughout: a step does not know the parent.
     """
     depths = [depth for depth in DEPTHS if round(num_leaves ** (1 / depth)) ** depth == num_leaves]
     highest = []

@@ -17,7 +17,7 @@ from fewstep.theory.modes import separation, sphere
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 CAPS = tuple(2.0 ** (k / 2) for k in range(0, 17))
 LEVEL = 0.1
-"""The iso-accuracy line whose caps are told as numbers."""
+"""The iso-accuracy line whose caps are listed as fits."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Surface:
     @property
     def fits(self) -> tuple[Fit, ...]:
         """Of each sampler and K: the smallest cap from which on no more than :data:`LEVEL` of the samples fail."""
-        found = []
+        fits = []
         for panel in self.panels:
             for steps, row in zip(self.steps, panel.errors, strict=True):
                 failing = [cap for cap, share in zip(self.caps, row, strict=True) if share.value > LEVEL]
                 enough = [cap for cap in self.caps if not failing or cap > failing[-1]]
                 if enough:
-                    found.append(Fit(f"cap for errors of {LEVEL:g}, {panel.label}, K = {steps}", enough[0], None))
-        return tuple(found)
+                    fits.append(Fit(f"cap for errors of {LEVEL:g}, {panel.label}, K = {steps}", enough[0], None))
+        return tuple(fits)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
@@ -81,7 +81,7 @@ def surface(
         for steps in STEPS:
             same = [(Mixture(path, means, cap=cap), torch.Generator().manual_seed(seed)) for cap in CAPS]
             ends = (final_states(sampler, model, means, steps, num, noise) for model, noise in same)
-            rows.append(tuple(error_of(one, means) for one in ends))
+            rows.append(tuple(error_of(states, means) for states in ends))
         panels.append(Panel(label, tuple(rows)))
     title = f"Samples between modes: {num_modes} modes in {dimension} dimensions"
     return Surface("surface", title, STEPS, CAPS, tuple(panels))

@@ -20,7 +20,7 @@ WIDTHS = (0.15, 0.3, 0.6)
 SMALL_MASS = 0.1
 """Tubes of less mass than that are thin: c is read from them."""
 MIN_SEEN = 20
-"""Flips, and data in the tube, that a point needs to be shown."""
+"""Fewest flips, and fewest data in the tube, for a point to be shown."""
 FLIPS_PER_MASS = 1 / math.sqrt(2 * math.pi)
 """Of thin tubes. Where the density is even across a boundary, noise s moves int_boundary p s E|xi| across it, and the
 posterior mean differs from its state by s^2 only; the tube holds 2 s int_boundary p. E|xi| / 2 = 1 / sqrt(2 pi)."""
@@ -53,7 +53,7 @@ def flips_curve(path: Path, *, num: int, num_modes: int = 32, dimension: int = 8
     lines, fits = [], []
     for width in WIDTHS:
         label, law = f"width {width:g} separations", Mixture(path, means, width * unit)
-        flips, inside = (one.double() for one in flips_and_tube(law, scales, num, generator))
+        flips, inside = (table.double() for table in flips_and_tube(law, scales, num, generator))
         seen = (flips.sum(0) >= MIN_SEEN) & (inside.sum(0) >= MIN_SEEN)
         lines.append(mean_line(label, inside.mean(0)[seen].tolist(), flips[:, seen]))
         thin = seen & (inside.mean(0) <= SMALL_MASS)
@@ -97,7 +97,7 @@ def coarea_curve(path: Path, *, num: int, num_modes: int = 8, width: float = 0.5
     exact = boundary_integral(law, means, num, generator)
     x = (radii / unit).tolist()
     level = [torch.full((2,), value) for value in (exact.value, exact.interval.low, exact.interval.high)]
-    on_boundary = Line("density integral of the boundary", (x[0], x[-1]), *(tuple(one.tolist()) for one in level))
+    on_boundary = Line("density integral of the boundary", (x[0], x[-1]), *(tuple(ends.tolist()) for ends in level))
     lines = (
         mean_line("tube mass over 2 r", x, tube),
         mean_line("mean stiffness over the separation", x, stiffness),
