@@ -15,13 +15,13 @@ import sys
 from collections.abc import Callable
 
 import torch
+from arguments import OneLineParser, at_least_one
 from diffusers import FlowMatchEulerDiscreteScheduler
 from matmuls import seconds_of
 from torch import Tensor
 from training_steps import seeded_start
 
-from fewstep.cli.arguments import OneLineParser, at_least_one
-from fewstep.cli.edge import run
+from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.evaluation.columns import markdown_table
 from fewstep.objectives import FlowMatching
@@ -149,4 +149,4 @@ def command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(command, sys.argv[1:]))
+    sys.exit(errors_to_exit_code(command, sys.argv[1:]))

@@ -30,11 +30,11 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # figures are those of one core
 
 import torch
+from arguments import OneLineParser, at_least_one
 from matmuls import own_memory
 from torch.utils.data import DataLoader
 
-from fewstep.cli.arguments import OneLineParser, at_least_one
-from fewstep.cli.edge import run
+from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.cli.output import new_text_file
 from fewstep.data import (
     CorpusSettings,
@@ -251,4 +251,4 @@ def command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(command, sys.argv[1:]))
+    sys.exit(errors_to_exit_code(command, sys.argv[1:]))

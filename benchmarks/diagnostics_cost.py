@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from fewstep.bundle import ModelBundle
-from fewstep.cli.edge import configs_folder
 from fewstep.data import CorpusSettings, prepare_corpus
 from fewstep.diagnostics import CategoricalResponse, dabi, normal_boundary, rms
 from fewstep.evaluation import held_out_blocks, make_subject
 from fewstep.evaluation.adapters import decoder_of
 from fewstep.pipeline import TextGenerator
+from fewstep.settings import configs_folder
 from fewstep.training.callbacks import Diagnostics
 from fewstep.training.command import run_training
 

@@ -10,8 +10,8 @@ numbers, 20 for 512; most of it the capped rows.
 
 import sys
 
-from fewstep.cli.edge import run
+from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.cli.theory_latents import main
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    sys.exit(errors_to_exit_code(main, sys.argv[1:]))

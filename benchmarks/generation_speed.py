@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import OneLineParser, at_least_one
 from torch import nn
 
 from fewstep.bundle import ModelBundle
-from fewstep.cli.arguments import OneLineParser, at_least_one
-from fewstep.cli.edge import run
+from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.cli.output import new_text_file
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns
@@ -274,4 +274,4 @@ def described(facts: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(command, sys.argv[1:]))
+    sys.exit(errors_to_exit_code(command, sys.argv[1:]))

@@ -19,9 +19,7 @@ import torch
 from grammar_table import Row, write_table
 
 from fewstep.bundle import ModelBundle
-from fewstep.cli.edge import configs_folder
 from fewstep.cli.quickstart import STAGES
-from fewstep.cli.sizes import expand_size
 from fewstep.data import CorpusSettings, PreparedCorpus, prepare_corpus
 from fewstep.evaluation import held_out_blocks, token_counts
 from fewstep.evaluation.exact import ExactTexts, exact_flow, train_latents
@@ -35,6 +33,7 @@ from fewstep.evaluation.yardsticks import yardsticks
 from fewstep.model import merge_models
 from fewstep.pipeline import TextGenerator
 from fewstep.readouts import READOUTS
+from fewstep.settings import configs_folder
 from fewstep.shapes import example_generators
 from fewstep.training.command import run_training
 
@@ -97,7 +96,7 @@ def train(args: argparse.Namespace) -> None:
             continue
         arguments = ["fit", "--config", str(configs_folder() / f"{stage.name}.yaml")]
         if args.size:
-            arguments = expand_size([*arguments, "--size", args.size])
+            arguments += ["--size", args.size]
         else:
             steps = {**STEPS, "flow": args.flow_steps, "head": args.head_steps}[stage.name]
             arguments += [f"--trainer.max_steps={steps}", "--trainer.val_check_interval=350"]

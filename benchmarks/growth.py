@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from unittest import mock
 
 import torch
+from arguments import OneLineParser, at_least_one, comma_parts
 from matmuls import Recorder, flops_of, seconds_of
 from training_steps import Size, TrainingStep, seeded_start
 
-from fewstep.cli.arguments import OneLineParser, at_least_one, comma_parts
-from fewstep.cli.edge import run
+from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.diagnostics import CategoricalResponse, dabi, draw_positions, normal_boundary
 from fewstep.errors import UserError
@@ -202,4 +202,4 @@ def command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(command, sys.argv[1:]))
+    sys.exit(errors_to_exit_code(command, sys.argv[1:]))

@@ -21,12 +21,12 @@ from collections.abc import Callable
 import torch
 
 from fewstep.cli.compare import settings_of
-from fewstep.cli.edge import configs_folder
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.comparison import FLOW, objective_of
 from fewstep.objectives import OBJECTIVES, Objective
 from fewstep.paths import linear_path
+from fewstep.settings import configs_folder
 from fewstep.types import Latents
 
 LATENT_DIM, POSITIONS, BATCH_SIZE = 8, 32, 32

@@ -32,11 +32,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from arguments import OneLineParser, at_least_one
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fewstep.cli.arguments import OneLineParser, at_least_one
-from fewstep.cli.edge import run
+from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.cli.output import new_text_file
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.evaluation.columns import aligned_columns, markdown_table
@@ -280,4 +280,4 @@ def command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(command, sys.argv[1:]))
+    sys.exit(errors_to_exit_code(command, sys.argv[1:]))

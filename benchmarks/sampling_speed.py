@@ -23,13 +23,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from arguments import OneLineParser, at_least_one, comma_parts
 from generation_speed import COLUMNS, Spread, Way, measure, parameter_count
 from torch import Tensor
 from training_steps import seeded_start
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fewstep.cli.arguments import OneLineParser, at_least_one, comma_parts
-from fewstep.cli.edge import run
+from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.cli.output import new_text_file
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.errors import UserError
@@ -178,4 +178,4 @@ def command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(command, sys.argv[1:]))
+    sys.exit(errors_to_exit_code(command, sys.argv[1:]))

@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import OneLineParser, at_least_one, comma_parts
 from matmuls import Recorder, dominating, flops_of, seconds_of
 from torch.profiler import profile
 from training_steps import PRECISIONS, SIZES, STAGES, TrainingStep
 
 import fewstep
-from fewstep.cli.arguments import OneLineParser, at_least_one, comma_parts
-from fewstep.cli.edge import run
+from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.cli.output import new_text_file
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import markdown_table
@@ -273,4 +273,4 @@ def command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(command, sys.argv[1:]))
+    sys.exit(errors_to_exit_code(command, sys.argv[1:]))

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from fewstep import objectives
-from fewstep.cli.sizes import STAGES, size_settings, stage_of
 from fewstep.cli.train import main
 from fewstep.errors import UserError
+from fewstep.settings import STAGES, read_yaml, size_sections, stage_of
 from tests.images import tiny_image_model
 from tests.runs import CONFIGS, ROOT, Workshop
 from tests.training.flows import needs_teacher, trained_flow
@@ -45,7 +45,7 @@ def image_autoencoder(workshop: Workshop) -> Path:
 
 def stage_trained_by(config: Path) -> str:
     """The stage's name in a size file."""
-    return stage_of(["--config", str(config)])
+    return stage_of(read_yaml(config)["model"]["class_path"])
 
 
 def shallow(config: Path) -> list[str]:
@@ -56,10 +56,10 @@ def shallow(config: Path) -> list[str]:
 
 
 def test_there_is_a_file_and_a_section_for_every_stage() -> None:
-    assert sorted(map(stage_trained_by, FILES)) == sorted(STAGES.values())
+    assert sorted(map(stage_trained_by, FILES)) == sorted(STAGES)
     assert "debug" in SIZES
     for size in SIZES:
-        assert set(size_settings(size)) <= set(STAGES.values())
+        assert set(size_sections(size)) <= set(STAGES)
 
 
 @pytest.mark.parametrize("config", FILES, ids=lambda file: file.stem)
@@ -88,7 +88,7 @@ def test_an_objective_trains_a_step(workshop: Workshop, objective: Path) -> None
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("config", FILES, ids=lambda file: file.stem)
 def test_a_size_trains_a_step(workshop: Workshop, config: Path, size: str) -> None:
-    if stage_trained_by(config) not in size_settings(size):
+    if stage_trained_by(config) not in size_sections(size):
         pytest.skip(f"{size} leaves {config.stem} as it is")
     assert one_step(workshop, config, "--size", size, *shallow(config)) == 0
 

@@ -43,6 +43,7 @@ FORBIDDEN_WORDS = re.compile(
     re.IGNORECASE,
 )
 FORBIDDEN_NAMES = {"told", "made", "found", "one", "wanted", "misfit", "stranger", "way", "bench"}
+ENTRY = {"fewstep.__main__"}  # what it alone imports, the installed command starts too
 GLOBAL_SEEDS = {
     *("torch.manual_seed", "manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all"),
     *("random.seed", "np.random.seed", "numpy.random.seed"),
@@ -60,8 +61,8 @@ BUDGETS = {
     "data": (1803, 900),
     "model storage pipeline provenance model_card bundle locking typed": (1500, 1150),
     "metrics diagnostics": (2929, 1750),
-    "training": (2726, 1950),
-    "cli": (2650, 1300),
+    "training": (2740, 1950),
+    "cli settings __main__": (2600, 1300),
     "evaluation": (5841, 1700),
     "theory adapters report lab": (6700, 4000),
 }
@@ -201,7 +202,11 @@ def small_files(sources: Sources) -> Iterator[str]:
     """A small file with a single importer belongs into that importer."""
     used_by = importers(sources)
     for source in sources:
-        if source.lines < SMALL_FILE_LINES and len(used_by[source.module]) == 1 and "__init__" not in source.name:
+        if (
+            source.lines < SMALL_FILE_LINES
+            and len(used_by[source.module] - ENTRY) == 1
+            and "__init__" not in source.name
+        ):
             yield f"{source.name} has {source.lines} lines and one importer, {', '.join(used_by[source.module])}"
 
 

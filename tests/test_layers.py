@@ -26,7 +26,7 @@ LAYERS = [
     {"nn"},
     {"autoencoders", "denoisers", "readouts"},
     {"objectives", "samplers", "data", "locking"},
-    {"storage", "provenance"},
+    {"storage", "provenance", "settings"},
     {"model_card"},
     {"model"},
     {"bundle"},
@@ -36,6 +36,7 @@ LAYERS = [
     {"report"},
     {"training"},
     {"cli"},
+    {"__main__"},
 ]
 LAYER_OF = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 PURE_ROOMS = set().union(*LAYERS[: LAYERS.index({"diagnostics", "theory"}) + 1])

@@ -194,7 +194,7 @@ def test_classes_from_outside_are_built_only_where_their_package_is_allowed(
         ("my_parts.ParallelReadout", "cannot be built"),
         ("fewstep.readouts.CausalTransformer", "which is no Readout"),
         ("fewstep.denoisers.FlowModel", "cannot be built"),
-        ("fewstep.readouts.Tensor", "no network of these packages"),
+        ("fewstep.readouts.parallel.Tensor", "no network of these packages"),
         ("fewstep.training.AutoencoderModule", "outside of fewstep"),
         ("os.system", "outside of fewstep: if you trust the code of os"),
         ("fewstep.readouts", "no network of these packages"),

@@ -122,7 +122,7 @@ def test_only_an_autoencoder_of_diffusers_is_loaded_and_only_whole(folder: Path,
         load(broken)
     weights.unlink()
     torch.save({}, broken / "diffusion_pytorch_model.bin")
-    with pytest.raises(UserError, match="--allow-pickle"):
+    with pytest.raises(UserError, match="--allow_pickle"):
         load(broken)
 
 

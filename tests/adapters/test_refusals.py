@@ -108,7 +108,7 @@ def test_a_pickle_is_read_only_when_asked_for(shop: Path, source: TextSource, tm
     folder = copied(shop, "llama", tmp_path)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert "--allow-pickle" in refusal("causal-lm", folder, source)
+    assert "--allow_pickle" in refusal("causal-lm", folder, source)
     ours, _ = load_causal_lm(str(folder), source, replace(LOADING, allow_pickle=True))
     theirs, _ = load_causal_lm(str(shop / "llama"), source, LOADING)
     assert torch.equal(ours.z, theirs.z)
@@ -128,7 +128,7 @@ def test_code_of_a_model_is_run_only_when_it_is_trusted(shop: Path, source: Text
     )
     auto = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.Mine"}
     change_config(folder, model_type="mine", auto_map=auto, architectures=["Mine"])
-    assert "brings code of its own: pass --trust-remote-code" in refusal("causal-lm", folder, source)
+    assert "brings code of its own: pass --trust_remote_code" in refusal("causal-lm", folder, source)
     assert not mark.exists()
     ours, _ = load_causal_lm(str(folder), source, replace(LOADING, trust_remote_code=True))
     assert mark.exists()

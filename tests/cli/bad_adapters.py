@@ -48,23 +48,23 @@ def write_others(folder: Path, gpt2: Path) -> None:
 
 
 OPTIONS = [
-    Case(f"{TEXT} gguf {{gpt2}}", "'gguf'", "'seq2seq', 'causal-lm'"),
+    Case(f"{TEXT} gguf {{gpt2}}", "gguf", "adapter"),
     Case(f"{CAUSAL} {{gpt2}} --readout tied", "--readout", "it takes --text, --tokens"),
-    Case(f"{LINEAR} {{gpt2}} --readout loose", "'loose'", "'fitted', 'tied'"),
+    Case(f"{LINEAR} {{gpt2}} --readout loose", "loose", "readout"),
     Case(f"{LINEAR} {{gpt2}} --readout tied --linear l.safetensors", "l.safetensors", "give one of the two"),
     Case(f"{CAUSAL} {{gpt2}} --source sotu", "--source", "give the text by --text"),
     Case(f"{IMAGES} {{gpt2}} --tokens 8", "--tokens", "it takes --images, --image_size"),
     Case(f"{CALLABLE} math:pi --dtype float16", "--dtype", "none of these options"),
     Case("diagnose {model} --images digits", "--images", "pass --adapter too"),
-    Case("diagnose {model} --trust-remote-code", "--trust-remote-code", "pass --adapter too"),
-    Case(f"{CAUSAL} {{gpt2}} --dtype int8", "'int8'", "'float32', 'float64'"),
-    Case(f"{CAUSAL} {{gpt2}} --tokens 0", "'0'", "at least 1"),
+    Case("diagnose {model} --trust_remote_code", "--trust_remote_code", "pass --adapter too"),
+    Case(f"{CAUSAL} {{gpt2}} --dtype int8", "int8", "dtype"),
+    Case(f"{CAUSAL} {{gpt2}} --tokens 0", "0", "tokens"),
     Case(f"{CAUSAL} {{gpt2}} --tokens 70", "tokens is 70", "pass a smaller --tokens"),
     Case(f"{CAUSAL} {{gpt2}} --positions 9", "positions is 9", "from 1 to 8"),
     Case(f"{CAUSAL} {{gpt2}} --examples 1", "1 examples", "at least 2"),
     Case(f"{CAUSAL} {{gpt2}} --only dabi,sharpness", "sharpness", "expected some of token_accuracy"),
     Case(f"{IMAGES} {{gpt2}} --only cci", "cci", "expected some of reconstruction"),
-    Case(f"{IMAGES} {{gpt2}} --image_size half", "'half'", "at least 1"),
+    Case(f"{IMAGES} {{gpt2}} --image_size half", "half", "image_size"),
 ]
 PLACES = [
     Case(f"{CAUSAL} nobody/nothing", "nobody/nothing", "HF_HUB_OFFLINE"),
@@ -91,8 +91,8 @@ MODELS = [
     Case(f"{TEXT} masked-lm {{gpt2}}", "GPT2LMHeadModel", "take the --adapter that fits it"),
     Case(f"{CAUSAL} {{model}}", "of fewstep's own", "leave --adapter out"),
     Case(f"{CAUSAL} torn_config", "torn_config/config.json", "fetch or write it again"),
-    Case(f"{CAUSAL} own_code", "own_code brings code of its own", "--trust-remote-code"),
-    Case(f"{CAUSAL} pickled", "pytorch_model.bin", "--allow-pickle"),
+    Case(f"{CAUSAL} own_code", "own_code brings code of its own", "--trust_remote_code"),
+    Case(f"{CAUSAL} pickled", "pytorch_model.bin", "--allow_pickle"),
     Case(f"{CAUSAL} junk_weights_of_others", "model.safetensors", "fetch or write it again"),
     Case(f"{IMAGES} {{gpt2}}", "None", "expected an autoencoder of diffusers"),
 ]

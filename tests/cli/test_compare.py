@@ -8,6 +8,7 @@ import yaml
 
 from fewstep.cli import compare
 from fewstep.cli.main import main
+from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
 from fewstep.provenance import provenance
 from tests.bundles import tiny_bundle, with_identity
@@ -91,7 +92,7 @@ def test_a_run_that_stopped_before_its_model_goes_on_from_its_checkpoint(
 ) -> None:
     calls: list[list[str]] = []
     monkeypatch.setattr("fewstep.training.command.run_training", calls.append)
-    args = compare.parser().parse_args(command(shop, "--out", tmp_path)[1:])
+    args = parse_options("compare", compare.CompareOptions, list(map(str, command(shop, "--out", tmp_path)[1:])))
     (run, *_) = compare.planned_runs(args, "text", tmp_path, [1, 2])
     (tmp_path / "teacher" / "checkpoints").mkdir(parents=True)
     (tmp_path / "teacher" / "checkpoints" / "last.ckpt").write_bytes(b"")
@@ -119,7 +120,7 @@ def test_finished_comparisons_are_drawn_beside_each_other(
         ("--steps 0,1", "expected K >= 1 and strengths in [0, 1]"),
         ("--steps one", "--steps holds 'one': expected a whole number"),
         ("--reinjection 2", "expected K >= 1 and strengths in [0, 1]"),
-        ("--budget 0", "argument --budget: '0'"),
+        ("--budget 0", "budget"),
         ("--objectives progressive --steps 2,3", "goes from 3 to 2, which does not divide it"),
         ("--samples 100000", "the held-out text has"),
         ("--readout aloud", "readout is 'aloud': expected one of parallel, head, head_off"),

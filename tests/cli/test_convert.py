@@ -34,7 +34,7 @@ def test_refusals_are_one_line_and_exit_2(tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
     for arguments, message in (
         ([file, model], "exists already"),
-        ([file], "the following arguments are required: OUT"),
+        ([file], "required: out"),
         ([file, other, str(tmp_path / "new")], "different autoencoders"),
         ([file, file], "is a file"),
     ):

@@ -222,7 +222,7 @@ def test_what_asks_for_conditionals_is_left_out_where_there_are_none_and_said(
         ("gpt2", "masked-lm", "", "is GPT2LMHeadModel and not a masked language model"),
         ("none", "causal-lm", "--text {shop}/none.txt", "none"),
         ("gpt2", "causal-lm", "--text {shop}/none.txt", "none.txt does not exist"),
-        ("gpt2", "causal-lm", "--source sotu", "give the text by --text where there is --adapter"),
+        ("gpt2", "causal-lm", "--source sotu", "give the text by --text"),
         (
             "gpt2",
             "causal-lm",
@@ -233,8 +233,8 @@ def test_what_asks_for_conditionals_is_left_out_where_there_are_none_and_said(
         (
             "mine:two_tokens",
             "callable",
-            "--allow-pickle",
-            "does not take --allow-pickle: it takes none",
+            "--allow_pickle",
+            "does not take --allow_pickle: it takes none",
         ),
         ("mine:two_tokens", "callable", "--examples 9", "examples is 9: expected a number from 2 to 8"),
         ("mine:two_tokens", "callable", "--positions 2", "positions is 2: expected a number from 1 to 1"),
@@ -251,7 +251,7 @@ def test_what_asks_for_conditionals_is_left_out_where_there_are_none_and_said(
             "unknown measurement cci: expected some of recon",
         ),
         ("mine:nothing", "callable", "", "mine has no function nothing"),
-        ("gpt2", "seqtoseq", "", "invalid choice: 'seqtoseq'"),
+        ("gpt2", "seqtoseq", "", "seqtoseq"),
         ("encoder", "encoder-linear", "--linear {shop}/none.safetensors", "none.safetensors cannot be read"),
         ("kl", "autoencoder-kl", "--images circles", "images circles: expected digits or shapes, or a folder"),
         ("kl", "autoencoder-kl", "--image_size 7", "7"),
@@ -284,7 +284,7 @@ def test_bad_input_is_one_line_and_exit_2_and_nothing_is_written(
     )
 
 
-@pytest.mark.parametrize("option", [["--tokens", "8"], ["--allow-pickle"], ["--images", "digits"]])
+@pytest.mark.parametrize("option", [["--tokens", "8"], ["--allow_pickle"], ["--images", "digits"]])
 def test_an_option_of_adapters_without_one_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
 ) -> None:

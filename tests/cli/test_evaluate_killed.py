@@ -68,7 +68,7 @@ def test_a_last_line_that_was_cut_off_is_said_and_made_again(
     lines = (shop / "whole" / "rows.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:40])
     assert main(evaluation(shop, tmp_path)) == 0
-    assert "the last line was cut off after 40 bytes; that row is made again" in capsys.readouterr().err
+    assert "the last line was cut off after 40 bytes; its row is measured again" in capsys.readouterr().err
     assert [timeless(row) for row in rows_in(tmp_path / "rows.jsonl")] == [timeless(row) for row in whole]
     assert main(evaluation(shop, tmp_path)) == 0
     assert "cut off" not in capsys.readouterr().err

@@ -8,15 +8,15 @@ import pytest
 import yaml
 
 from fewstep.cli import quickstart
-from fewstep.cli.sizes import size_settings
 from fewstep.errors import UserError
+from fewstep.settings import size_sections
 from tests.runs import BLOCK_SIZE, Workshop
 
 
 @pytest.fixture
 def command(workshop: Workshop, tmp_path: Path) -> list[str]:
     """The quickstart on the tiny text, four steps a stage."""
-    size = size_settings("debug")
+    size = size_sections("debug")
     data = {"vocab_size": 300, "block_size": BLOCK_SIZE, "batch_size": 4, "num_validation_blocks": 8}
     for section in size.values():
         section["data"] = data

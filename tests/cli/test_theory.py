@@ -48,7 +48,7 @@ def test_a_study_does_not_depend_on_which_others_are_made(tmp_path: Path) -> Non
     [
         ([], "--coarea"),
         (["--coarea", "--max_modes", "3"], "--max_modes"),
-        (["--coarea", "--effort", "0"], "--effort"),
+        (["--coarea", "--effort", "0"], "effort"),
         (["--flipping"], "--flipping"),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.cli.edge import run
+from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.cli.theory_latents import PICTURE_FILE, ROWS_FILE, TABLE_FILE, main
 from fewstep.evaluation.exact_picture import exact_picture
 from fewstep.evaluation.exact_rows import ExactRow, ExactSetting
@@ -34,7 +34,7 @@ def test_a_stopped_study_goes_on_and_a_whole_one_adds_nothing(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "latents"
-    assert run(main, command(shop, tmp_path, "--max_rows", "2")) == 0
+    assert errors_to_exit_code(main, command(shop, tmp_path, "--max_rows", "2")) == 0
     rows = rows_in(folder / ROWS_FILE)
     assert len(rows) == 2
     assert all(
@@ -42,13 +42,13 @@ def test_a_stopped_study_goes_on_and_a_whole_one_adds_nothing(
     )
     first = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / ROWS_FILE).write_text(first)  # as it was before rows carried their provenance
-    assert run(main, command(shop, tmp_path)) == 0
+    assert errors_to_exit_code(main, command(shop, tmp_path)) == 0
     whole = (folder / ROWS_FILE).read_text()
     assert whole.startswith(first)
     later = rows_in(folder / ROWS_FILE)[2:]
     assert later and all(row["provenance"] == provenance("theory", command(shop, tmp_path)) for row in later)
     capsys.readouterr()
-    assert run(main, command(shop, tmp_path)) == 0
+    assert errors_to_exit_code(main, command(shop, tmp_path)) == 0
     assert (folder / ROWS_FILE).read_text() == whole
     out = capsys.readouterr().out
     assert (folder / TABLE_FILE).read_text() in out
@@ -61,7 +61,7 @@ def test_refusals_are_one_line(shop: Path, tmp_path: Path, capsys: pytest.Captur
         (["--out", str(tmp_path)], "--latents MODEL"),
         (command(shop, tmp_path, "--num_latents", "100000"), "train blocks without padding"),
     ):
-        assert run(main, argv) == 2
+        assert errors_to_exit_code(main, argv) == 2
         err = capsys.readouterr().err
         assert said in err.splitlines()[-1]
         assert "Traceback" not in err

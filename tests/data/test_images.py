@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewstep.data import Digits, DrawnShapes, ImageSource, image_source
-from fewstep.data.drawing import draw_images
+from fewstep.data.images import draw_images
 from fewstep.errors import UserError
 
 SMALL = DrawnShapes(num_train=40, num_held_out=20, size=12)
@@ -61,7 +61,7 @@ def test_bad_numbers_and_names_are_told() -> None:
         (lambda: DrawnShapes(size=0), "size is 0"),
         (lambda: Digits().held_out(298), "298 held-out images"),
         (lambda: image_source("Faces", {}), "unknown images 'Faces': expected Digits or DrawnShapes"),
-        (lambda: image_source("Digits", {"colour": 1}), "cannot be made from"),
+        (lambda: image_source("Digits", {"colour": 1}), "cannot be built from"),
     ):
         with pytest.raises(UserError, match=named):
             make()

@@ -110,7 +110,7 @@ def whole_row() -> dict[str, Any]:
     """One row of a sweep as it stands in a file."""
     interval = {"low": 1.0, "high": 3.0}
     setting = {"name": "flow", "readout": "parallel", "num_steps": 4, "reinjection": "0", "noise_temperature": 1.0}
-    setting |= {"initial_temperature": 1.0, "noise": "fresh", "commit": "none"}
+    setting |= {"initial_temperature": 1.0, "noise": "fresh", "snap": None}
     row = {"setting": setting, "num_samples": 2, "seeds": [0, 1], "perplexity": 2.0, "perplexity_interval": interval}
     row |= {"perplexity_by_seed": [2.0, None], "entropy_nats": 1.5, "entropy_interval": interval, "scored_tokens": 16}
     row |= {"distinct_1": 0.5, "distinct_2": 0.5, "distinct_4": None, "repeated_4grams": 0.0, "longest_copy_tokens": 3}

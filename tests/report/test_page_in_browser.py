@@ -70,7 +70,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(DIAGNOSIS, folder / name / "diagnosis")
         write_traces(made, folder / name / "traces.json")
     runs = [str(folder / name) for name in ("first", "second")]
-    assert main(["report", *runs, "-o", str(folder / "report.html")]) == 0
+    assert main(["report", *runs, "--out", str(folder / "report.html")]) == 0
     return folder / "report.html"
 
 

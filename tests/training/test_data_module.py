@@ -1,15 +1,21 @@
 """Which blocks a process sees, and from where on."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.data import StepBatchSampler
 from fewstep.errors import UserError
-from fewstep.training import TextDataModule
+from fewstep.objectives import Reconstruction
+from fewstep.readouts import LinearReadout
+from fewstep.training import AutoencoderModule, TextDataModule
 from tests.runs import BATCH_SIZE, BLOCK_SIZE, DOCUMENTS, Workshop
 
 
@@ -80,3 +86,28 @@ def test_validation_blocks_are_shared_by_the_processes(workshop: Workshop) -> No
 def test_a_number_below_one_is_refused_by_name(workshop: Workshop, name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=name):
         TextDataModule(source=str(tmp_path), **{name: 0})
+
+
+@pytest.mark.parametrize(("known", "lossless"), [(40, True), (37, False)])
+def test_bits_per_byte_are_logged_only_if_the_tokenizer_loses_nothing(
+    workshop: Workshop, tmp_path: Path, known: int, lossless: bool
+) -> None:
+    """Its ids are spread, so that sizes taken from its length would be too small."""
+    words = [f"w{number}" for number in range(40)]
+    lines = (json.dumps({"text": " ".join(words[row:] + words[:row])}) + "\n" for row in range(40))
+    (tmp_path / "text.jsonl").write_text("".join(lines))
+    vocabulary = {token: 3 * number for number, token in enumerate(["[UNK]", "[END]", *words[:known]])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token="[END]")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    data = data_module(workshop, source=str(tmp_path / "text.jsonl"), tokenizer=str(tmp_path / "tokenizer"))
+    stage = AutoencoderModule(
+        data,
+        autoencoder=lambda size: TransformerAutoencoder(size, latent_dim=4, width=16, depth=1, num_heads=2),
+        readout=lambda size, dim: LinearReadout(size, dim),
+        objective=Reconstruction(),
+    )
+    scores = stage.scores(next(iter(data.train_dataloader())))
+    assert ("bits_per_byte" in scores) == lossless
+    assert "token_accuracy" in scores

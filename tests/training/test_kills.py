@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.cli.edge import run
+from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.cli.train import main
 from fewstep.storage import load_checkpoint
 from tests.runs import Workshop
@@ -182,7 +182,7 @@ def test_last_falls_back_to_the_newest_whole_checkpoint_and_says_so(
     assert_same_run(whole, broken)
     for name in ("last.ckpt", "previous.ckpt"):
         torn(checkpoints / name)
-    assert run(main, [*arguments, f"--run_dir={broken}", "--ckpt_path=last"]) == 2
+    assert errors_to_exit_code(main, [*arguments, f"--run_dir={broken}", "--ckpt_path=last"]) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
     assert "last.ckpt cannot be read" in errors

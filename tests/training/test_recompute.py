@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.cli.edge import EXIT_USER_ERROR, run
+from fewstep.cli.exit_codes import EXIT_USER_ERROR, errors_to_exit_code
 from fewstep.cli.train import main
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.storage import load_checkpoint
@@ -40,7 +40,7 @@ def test_recomputed_blocks_train_to_the_same_bits(stage: str, workshop: Workshop
 def test_gradients_of_a_forward_derivative_are_refused_in_a_line(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(main, flow_arguments(workshop, "lagrangian", tmp_path, RECOMPUTE)) == EXIT_USER_ERROR
+    assert errors_to_exit_code(main, flow_arguments(workshop, "lagrangian", tmp_path, RECOMPUTE)) == EXIT_USER_ERROR
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep")]
     assert len(errors) == 1 and "recompute.blocks is true, but" in errors[0] and "leave it out" in errors[0]
 

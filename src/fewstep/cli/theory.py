@@ -1,15 +1,18 @@
 """``fewstep theory``: the theorems of arXiv:2606.30705 in closed form, a picture and a JSON file each."""
 
-import argparse
 import json
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from fewstep.cli import theory_latents
-from fewstep.cli.arguments import OneLineParser, at_least_one
-from fewstep.cli.diagnose import check_writable
-from fewstep.cli.output import new_text_file
+from fewstep.cli.output import make_folder, new_text_file
+from fewstep.cli.parser import parse_options
+from fewstep.cli.theory_latents import LatentsOptions
 from fewstep.errors import UserError
 from fewstep.provenance import provenance
 
@@ -17,79 +20,95 @@ if TYPE_CHECKING:
     from fewstep.theory import Curve, Surface
 
 STUDIES = {
-    "flips": (40_000, "Theorem 3: flip rate of the posterior-mean step against tube mass"),
-    "modes": (192, "Theorem 5: peak stiffness over M modes where the dimension grows with log M"),
-    "dimension": (192, "Theorem 6: peak stiffness over M modes in a fixed dimension"),
-    "hierarchy": (192, "Theorem 7: peak stiffness of a step over the depth of a tree of modes"),
-    "coarea": (1_000_000, "Theorem 17: boundary integral, growth of the tube, mean stiffness"),
-    "surface": (1000, "accuracy over depth K and a cap on stiffness, with lines of equal accuracy"),
+    "flips": 40_000,
+    "modes": 192,
+    "dimension": 192,
+    "hierarchy": 192,
+    "coarea": 1_000_000,
+    "surface": 1000,
 }
-"""Name: examples a point, help."""
+"""Study to examples per point."""
 FEWEST_MODES, FEWEST_EXAMPLES = 1024, 2
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    result = OneLineParser("fewstep theory", "Study where few-step sampling fails in closed form: nothing is trained.")
-    result.add_argument("--all", action="store_true", help="every study down to --surface")
-    for name, (_, line) in STUDIES.items():
-        result.add_argument(f"--{name}", action="store_true", help=line)
-    theory_latents.add_options(result)
-    result.add_argument(
-        "--path", choices=("linear", "vp"), default="linear", help="the path of the flow (default: %(default)s)"
-    )
-    result.add_argument(
-        "--effort", type=_above_zero, default=1.0, help="factor on the examples of each study (default: %(default)s)"
-    )
-    result.add_argument(
-        "--max_modes", type=at_least_one, default=100_000, help="largest M, of the sweeps over M (default: %(default)s)"
-    )
-    result.add_argument("--seed", type=int, default=0, help="of all random numbers (default: %(default)s)")
-    result.add_argument(
-        "--out", type=Path, default=Path("runs/theory"), help="folder of pictures and JSON (default: %(default)s)"
-    )
-    result.add_argument("--overwrite", action="store_true", help="make studies again that are there already")
-    return result
+@dataclass(kw_only=True)
+class StudyOptions:
+    """Studies: theorems of arXiv:2606.30705.
+
+    Args:
+        all: every study down to --surface.
+        flips: Theorem 3, flip rate of the posterior-mean step against tube mass.
+        modes: Theorem 5, peak stiffness over M modes where the dimension grows with log M.
+        dimension: Theorem 6, peak stiffness over M modes in a fixed dimension.
+        hierarchy: Theorem 7, peak stiffness of a step over the depth of a tree of modes.
+        coarea: Theorem 17, boundary integral, growth of the tube, mean stiffness.
+        surface: accuracy over depth K and a cap on stiffness, with lines of equal accuracy.
+    """
+
+    all: bool = False
+    flips: bool = False
+    modes: bool = False
+    dimension: bool = False
+    hierarchy: bool = False
+    coarea: bool = False
+    surface: bool = False
+
+
+@dataclass(kw_only=True)
+class TheoryOptions(StudyOptions, LatentsOptions):
+    """Study where few-step sampling fails in closed form: nothing is trained.
+
+    Args:
+        path: the path of the flow.
+        effort: factor on the examples of each study.
+        max_modes: largest M, of the sweeps over M.
+        overwrite: repeat studies that are there already.
+    """
+
+    path: Literal["linear", "vp"] = "linear"
+    effort: PositiveFloat = 1.0
+    max_modes: PositiveInt = 100_000
+    overwrite: bool = False
 
 
 def main(argv: list[str]) -> int:
-    """Make the studies that ``argv`` asks for and that are not there yet; returns the exit code.
-
-    Raises ``UserError`` for whatever a user can mend.
-    """
-    args = parser().parse_args(argv)
-    names = [name for name in STUDIES if args.all or getattr(args, name)]
-    if not names and args.latents is None:
+    """Run the studies of ``argv`` that are not there yet; returns the exit code."""
+    options = parse_options("theory", TheoryOptions, argv)
+    names = [name for name in STUDIES if options.all or getattr(options, name)]
+    if not names and options.latents is None:
         raise UserError(f"no study asked for: pass --all, or some of --{', --'.join(STUDIES)}, --latents MODEL")
-    if args.max_modes < FEWEST_MODES:
-        raise UserError(f"--max_modes is {args.max_modes}: expected at least {FEWEST_MODES}, for an exponent to show")
-    folder = args.out.expanduser()
-    check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {key: getattr(args, key) for key in ("path", "effort", "max_modes", "seed")}
+    if not math.isfinite(options.effort):
+        raise UserError(f"--effort is {options.effort}: expected a finite number above 0")
+    if options.max_modes < FEWEST_MODES:
+        raise UserError(
+            f"--max_modes is {options.max_modes}: expected at least {FEWEST_MODES}, for an exponent to show"
+        )
+    folder = options.out
+    make_folder(folder)
+    settings = {key: getattr(options, key) for key in ("path", "effort", "max_modes", "seed")}
     for name in names:
         file = folder / f"{name}.json"
-        if file.exists() and not args.overwrite:
+        if file.exists() and not options.overwrite:
             _check_settings(file, settings)
-            print(f"{name}: {file} is there already; --overwrite makes it again")
+            print(f"{name}: {file} is there already; --overwrite repeats it")
             continue
-        with new_text_file(file, overwrite=args.overwrite) as write_lines:
-            study = make(name, args)
-            print(f"{name}: {study.title}", *(f"  {fit.to_text()}" for fit in study.fits), sep="\n", flush=True)
+        with new_text_file(file, overwrite=options.overwrite) as write_lines:
+            study = make(name, options)
             from fewstep.report.theory import write_theory_picture
 
             write_theory_picture(study, file.with_suffix(".png"))
-            # Last: the JSON file says that the study is whole.
+            # Last: the JSON file says that the study is complete.
             result = {"settings": settings, **study.to_dict(), "provenance": provenance("theory", argv)}
             write_lines([json.dumps(result, allow_nan=False), "\n"])
+        print(f"{name}: {study.title}", *(f"  {fit.to_text()}" for fit in study.fits), sep="\n", flush=True)
     if names:
         print(f"\npictures and figures  {folder}/*.png, *.json")
-    if args.latents is None:
+    if options.latents is None:
         return 0
-    return theory_latents.run(args, folder / "latents", provenance("theory", argv))
+    return theory_latents.run(options, options.latents, folder / "latents", provenance("theory", argv))
 
 
-def make(name: str, args: argparse.Namespace) -> "Curve | Surface":
+def make(name: str, options: TheoryOptions) -> "Curve | Surface":
     """The study called ``name``, from a generator of its own: it does not depend on which others are made."""
     import torch
 
@@ -97,13 +116,13 @@ def make(name: str, args: argparse.Namespace) -> "Curve | Surface":
     from fewstep.paths import linear_path, variance_preserving_path
     from fewstep.samplers import FlowSampler
 
-    path = {"linear": linear_path, "vp": variance_preserving_path}[args.path]()
-    generator = torch.Generator().manual_seed(args.seed)
-    num = max(FEWEST_EXAMPLES, round(STUDIES[name][0] * args.effort))
+    path = {"linear": linear_path, "vp": variance_preserving_path}[options.path]()
+    generator = torch.Generator().manual_seed(options.seed)
+    num = max(FEWEST_EXAMPLES, round(STUDIES[name] * options.effort))
     studies: dict[str, Callable[[], Curve | Surface]] = {
         "flips": lambda: theory.flips_curve(path, num=num, generator=generator),
-        "modes": lambda: theory.modes_curve(path, num=num, max_modes=args.max_modes, generator=generator),
-        "dimension": lambda: theory.dimension_curve(path, num=num, max_modes=args.max_modes, generator=generator),
+        "modes": lambda: theory.modes_curve(path, num=num, max_modes=options.max_modes, generator=generator),
+        "dimension": lambda: theory.dimension_curve(path, num=num, max_modes=options.max_modes, generator=generator),
         "hierarchy": lambda: theory.hierarchy_curve(path, num=num, generator=generator),
         "coarea": lambda: theory.coarea_curve(path, num=num, generator=generator),
         "surface": lambda: theory.surface(
@@ -124,14 +143,3 @@ def _check_settings(file: Path, settings: dict[str, object]) -> None:
         raise UserError(f"{file} is no study of this command: choose another --out, or pass --overwrite") from None
     if found != settings:
         raise UserError(f"{file} was made with {found}, not {settings}: choose another --out, or pass --overwrite")
-
-
-def _above_zero(text: str) -> float:
-    """A finite number above 0, as an argument type."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
-    return value

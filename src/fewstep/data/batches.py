@@ -28,13 +28,12 @@ def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
 
 class StepBatchSampler(Sampler[list[int]]):
-    """Batches whose k-th one depends on (seed, k, rank, world_size) only, so that a resumed run sees the very rest.
+    """Batches of which the k-th depends on (seed, k, rank, world_size) only, so that a resumed run sees the rest.
 
-    Epochs follow each other without end: epoch e is a permutation of all examples drawn from (seed, e), cut into
-    optimizer steps of G = ``batches_per_step * world_size * batch_size`` examples; the rest that fills none is left out
-    of that epoch, so no example comes twice within an epoch. Batch i of a step in rank r holds the examples from
-    ``(i * world_size + r) * batch_size`` on: the examples of a step depend on G alone, however many processes and
-    accumulated batches share them, and with the same ``batch_size`` its batches do too. This project's definition.
+    Epoch e is a permutation of all examples drawn from (seed, e), cut into optimizer steps of
+    G = ``batches_per_step * world_size * batch_size`` examples; a rest that fills no step is left out of that epoch.
+    Batch i of a step on rank r holds the examples from ``(i * world_size + r) * batch_size`` on: the examples of a step
+    depend on G alone, however many ranks and accumulated batches share them.
 
     Args:
         num_examples: rows of the data set.
@@ -46,8 +45,7 @@ class StepBatchSampler(Sampler[list[int]]):
         start_batch: the first batch to yield.
         batches_per_step: batches of one rank whose gradients are accumulated to one optimizer step.
 
-    Raises:
-        UserError: fewer examples than one optimizer step takes, or a number out of range.
+    Raises ``UserError`` for fewer examples than one optimizer step takes, or a number out of range.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Folders that are either whole or not there."""
+"""Folders that are either complete or absent, whatever processes do at once or when they are killed."""
 
 import os
 import shutil
@@ -12,13 +12,10 @@ from fewstep.errors import UserError
 
 
 def cached_folder(root: Path, key: str, is_whole: Callable[[Path], bool], build: Callable[[Path], None]) -> Path:
-    """The folder ``root/key``, built by ``build(empty temporary folder)`` unless one that ``is_whole`` is there.
+    """The folder ``root/key``, built by ``build(empty temporary folder)`` unless it ``is_whole`` already.
 
-    Processes that ask at once wait for the one that builds. What a killed process left is never used: the work happens
-    beside the final place and is renamed when done.
-
-    Raises:
-        UserError: ``root`` cannot be created or written.
+    Processes that ask at once wait for the one that builds, beside the final place; the result is renamed when done.
+    Raises ``UserError`` if ``root`` cannot be created or written.
     """
     folder = root / key
     if is_whole(folder):
@@ -38,7 +35,7 @@ def cached_folder(root: Path, key: str, is_whole: Callable[[Path], bool], build:
 
 
 def _build(root: Path, key: str, folder: Path, build: Callable[[Path], None]) -> None:
-    # Holding the lock, every other temporary folder of this key belongs to a process that died.
+    # Under the lock, every other temporary folder of this key belongs to a process that died.
     for stale in root.glob(f".{key}.*.partial"):
         shutil.rmtree(stale, ignore_errors=True)
     partial = root / f".{key}.{uuid.uuid4().hex[:8]}.partial"

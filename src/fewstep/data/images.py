@@ -1,18 +1,23 @@
-"""Images to learn from: scikit-learn's digits, and shapes that the project draws itself. N images, C channels."""
+"""Images to learn from: scikit-learn's digits, and shapes drawn here. N images, C channels, S pixels a side."""
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from fewstep.data.drawing import draw_images
 from fewstep.errors import UserError
 from fewstep.shapes import example_generators
 
 HELD_OUT_START = 2**31
 """Drawn images from this number on are held out; those before it are for training."""
+NUM_SHAPES = 4
+"""Most shapes in a drawn image; each is there with a probability of 3/4."""
+_BACKGROUND, _SHAPE = 8, 13
+"""Uniform numbers that decide a background, and a shape."""
+_NUM_DIGITS = 1797
 
 
 class ImageSource(ABC):
@@ -34,10 +39,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def held_out(self, count: int | None = None) -> Tensor:
-        """The first ``count`` held-out images, or all, (N, C, H, W) float32 in [0, 1].
-
-        Raises ``UserError`` for more than there are.
-        """
+        """The first ``count`` held-out images, or all, (N, C, H, W). Raises ``UserError`` for more than there are."""
 
     @property
     def name(self) -> str:
@@ -54,7 +56,7 @@ class ImageSource(ABC):
 class Digits(ImageSource):
     """Handwritten digits of 8x8 grey pixels: scikit-learn's 1,797, of which ``num_held_out`` are held out.
 
-    ``seed`` decides which. No image comes twice. Raises ``UserError`` for numbers that leave nothing to train on.
+    ``seed`` decides which. Raises ``UserError`` for a number that leaves nothing to train on.
     """
 
     num_held_out: int = 297
@@ -92,7 +94,7 @@ class Digits(ImageSource):
 
 @dataclass(frozen=True)
 class DrawnShapes(ImageSource):
-    """Coloured discs, rectangles and gradients of ``size`` x ``size`` pixels, see :func:`.drawing.draw_images`.
+    """Coloured discs, rectangles and gradients of ``size`` x ``size`` pixels, see :func:`draw_images`.
 
     Image i of a part depends on (``seed``, i) alone. Raises ``UserError`` for numbers below 1.
     """
@@ -121,22 +123,76 @@ class DrawnShapes(ImageSource):
         return draw_images(self.seed, HELD_OUT_START, _checked_count(count, self.num_held_out), self.size)
 
 
-_NUM_DIGITS = 1797
-SOURCES: dict[str, type[Digits] | type[DrawnShapes]] = {cls.__name__: cls for cls in (Digits, DrawnShapes)}
+IMAGE_SOURCES: dict[str, type[Digits] | type[DrawnShapes]] = {cls.__name__: cls for cls in (Digits, DrawnShapes)}
 """What a saved model may name as its data."""
 
 
 def image_source(name: str, config: dict[str, Any]) -> ImageSource:
-    """The source that a saved model names. Raises ``UserError`` where there is none of this name and these fields."""
-    if name not in SOURCES:
-        raise UserError(f"unknown images {name!r}: expected {' or '.join(SOURCES)}")
+    """The source that a saved model names. Raises ``UserError`` if there is none of this name and these fields."""
+    if name not in IMAGE_SOURCES:
+        raise UserError(f"unknown images {name!r}: expected {' or '.join(IMAGE_SOURCES)}")
     try:
-        return SOURCES[name](**config)
+        return IMAGE_SOURCES[name](**config)
     except TypeError as error:
-        raise UserError(f"images {name} cannot be made from {config} ({error})") from None
+        raise UserError(f"images {name} cannot be built from {config} ({error})") from None
 
 
 def _checked_count(count: int | None, available: int) -> int:
     if count is not None and not 1 <= count <= available:
         raise UserError(f"{count} held-out images: expected a number from 1 to {available}")
     return available if count is None else count
+
+
+def draw_images(seed: int, start: int, count: int, size: int) -> Tensor:
+    """Images ``start`` .. ``start + count - 1`` of the stream that ``seed`` names: (N, 3, S, S) float32 in [0, 1].
+
+    Each is a gradient between two colours under up to four anti-aliased discs and turned rectangles, which hold a
+    gradient of their own. Image i depends on (seed, i) alone: its numbers come from its own generator, and it is drawn
+    with operations that round correctly, whatever stands beside it. Values are whole multiples of 1/255.
+    """
+    numbers = _BACKGROUND + NUM_SHAPES * _SHAPE
+    drawn = [torch.rand(numbers, generator=generator) for generator in example_generators(seed, start, count)]
+    u = torch.stack(drawn)
+    canvas = _gradient(u[:, :3], u[:, 3:6], u[:, 6:8], size)
+    for shape in u[:, _BACKGROUND:].split(_SHAPE, 1):
+        cover = _coverage(shape, size)[:, None]
+        canvas = canvas + cover * (_gradient(shape[:, 6:9], shape[:, 9:12], shape[:, 4:6], size) - canvas)
+    return (canvas * 255).round() / 255
+
+
+def _pixels(size: int) -> tuple[Tensor, Tensor]:
+    """Coordinates of the pixels' centres, each (S, S), in [0, 1]."""
+    centres = (torch.arange(size) + 0.5) / size
+    return centres[None, :].expand(size, size), centres[:, None].expand(size, size)
+
+
+def _direction(u: Tensor) -> tuple[Tensor, Tensor]:
+    """A unit vector from two uniform numbers (N, 2), as two tensors (N, 1, 1)."""
+    x, y = rearrange(2 * u - 1, "n c -> c n 1 1")
+    length = (x * x + y * y).sqrt().clamp(min=1e-6)
+    return x / length, y / length
+
+
+def _gradient(first: Tensor, last: Tensor, direction: Tensor, size: int) -> Tensor:
+    """From one colour (N, 3) to another across the image, (N, 3, S, S)."""
+    (x, y), (along_x, along_y) = _pixels(size), _direction(direction)
+    share = (0.5 + (x - 0.5) * along_x + (y - 0.5) * along_y).clamp(0, 1)[:, None]
+    return first[:, :, None, None] + share * (last - first)[:, :, None, None]
+
+
+def _coverage(u: Tensor, size: int) -> Tensor:
+    """Share of each pixel that a shape covers, (N, S, S) in [0, 1], from its numbers (N, 13).
+
+    It falls linearly over the one pixel that the edge runs through.
+    """
+    x, y = _pixels(size)
+    centre_x, centre_y, half_width, half_height = rearrange(u[:, :4], "n c -> c n 1 1")
+    half_width, half_height = 0.08 + 0.22 * half_width, 0.08 + 0.22 * half_height
+    along_x, along_y = _direction(u[:, 4:6])
+    dx, dy = x - centre_x, y - centre_y
+    across, along = dx * along_x + dy * along_y, dy * along_x - dx * along_y
+    disc = (dx * dx + dy * dy).sqrt() - half_width
+    rectangle = torch.maximum(across.abs() - half_width, along.abs() - half_height)
+    kind = u[:, 12, None, None]  # below 3/8 a disc, below 3/4 a rectangle, else nothing
+    distance = torch.where(kind < 0.375, disc, rectangle)
+    return (0.5 - distance * size).clamp(0, 1) * (kind < 0.75)

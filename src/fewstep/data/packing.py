@@ -98,27 +98,8 @@ class PackingReport:
         return cls(**{**values, "train": train, "validation": validation, "notes": tuple(values["notes"])})
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """n blocks: ``index`` (n,) number among all, ``ids`` (n, L) int32, ``length`` and ``num_bytes`` (n,)."""
-
-    index: np.ndarray
-    ids: np.ndarray
-    length: np.ndarray
-    num_bytes: np.ndarray
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The blocks one by one, see :class:`fewstep.data.PreparedCorpus`."""
-        for index, ids, length, num_bytes in zip(self.index, self.ids, self.length, self.num_bytes, strict=True):
-            yield {"index": int(index), "input_ids": ids, "length": int(length), "num_bytes": int(num_bytes)}
-
-    def table(self) -> "pa.Table":
-        """The blocks as columns of the same names."""
-        import pyarrow as pa
-
-        ids = pa.FixedSizeListArray.from_arrays(pa.array(self.ids.ravel(), pa.int32()), self.ids.shape[1])
-        length, num_bytes = pa.array(self.length, pa.int32()), pa.array(self.num_bytes, pa.int32())
-        return pa.table({"index": pa.array(self.index), "input_ids": ids, "length": length, "num_bytes": num_bytes})
+Blocks = dict[str, np.ndarray]
+"""n blocks: ``index`` (n,) number among all, ``input_ids`` (n, L) int32, ``length`` and ``num_bytes`` (n,)."""
 
 
 class BlockPacker:
@@ -158,7 +139,9 @@ class BlockPacker:
         index = np.arange(self.counts["blocks"], self.counts["blocks"] + rows)
         self.counts["blocks"] += rows
         self.counts["padded_positions"] += int(whole - length.sum())
-        return Blocks(index, joined[:whole].reshape(rows, self.block_size), length, np.maximum(in_blocks, 0).sum(1))
+        num_spelled = np.maximum(in_blocks, 0).sum(1)
+        ids_of_blocks = joined[:whole].reshape(rows, self.block_size)
+        return {"index": index, "input_ids": ids_of_blocks, "length": length, "num_bytes": num_spelled}
 
     def report(self) -> SplitReport:
         """The counts, what is left over below one block being dropped."""
@@ -168,6 +151,16 @@ class BlockPacker:
 def make_packer(tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: bool) -> BlockPacker:
     """A packer that ends and pads with the tokenizer's own tokens."""
     return BlockPacker(block_size, int(tokenizer.eos_token_id), int(tokenizer.pad_token_id), pack)
+
+
+def _table(blocks: Blocks) -> "pa.Table":
+    import pyarrow as pa
+
+    ids = blocks["input_ids"]
+    columns = {name: pa.array(values.astype(np.int32)) for name, values in blocks.items() if values.ndim == 1}
+    columns["index"] = pa.array(blocks["index"])
+    columns["input_ids"] = pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), ids.shape[1])
+    return pa.table(columns)
 
 
 def write_arrow(tables: Iterable["pa.Table"], path: Path) -> "Dataset":
@@ -206,7 +199,7 @@ def pack_split(
     def tables() -> Iterator["pa.Table"]:
         with tqdm(total=len(documents), desc=f"packing {path.stem}", unit=" documents") as progress:
             for batch in documents.iter(size):
-                yield packer.add(encoder.encode(batch["text"])).table()
+                yield _table(packer.add(encoder.encode(batch["text"])))
                 progress.update(len(batch["text"]))
 
     write_arrow(tables(), path)

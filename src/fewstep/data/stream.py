@@ -69,12 +69,10 @@ class BlockStream(IterableDataset):
         self._history: deque[dict[str, Any]] = deque([self._start])
 
     def state_dict(self, blocks: int | None = None) -> dict[str, Any]:
-        """Where this process stands after ``blocks`` blocks (default: all yielded so far), in plain Python values.
+        """The position of this process after ``blocks`` blocks (default: all yielded so far), in plain Python values.
 
-        A loader may have fetched ahead, so name the number of blocks that were really used.
-
-        Raises ``UserError`` for ``blocks`` not yet yielded, or longer ago than ``history_blocks``. With DataLoader
-        workers the blocks are yielded in their processes: use no workers, or a loader that asks them for their state.
+        A loader may have fetched ahead, so give the number of blocks that were used. Raises ``UserError`` for blocks
+        not yet yielded (those of a DataLoader's workers never are, here), or longer ago than ``history_blocks``.
         """
         used = self._yielded if blocks is None else blocks
         past = [snapshot for snapshot in self._history if snapshot["blocks"] <= used]
@@ -88,9 +86,8 @@ class BlockStream(IterableDataset):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration begin where ``state`` was taken.
 
-        The state of another rank holds the number of blocks only: then the stream is read from its beginning and the
-        blocks already used are skipped, which is exact too but takes time. Raises ``UserError`` for the state of
-        another source, tokenizer, block size, packing or number of processes.
+        Of the state of another rank the number of blocks is used: the stream is read from its beginning and they are
+        skipped, which is exact too but takes time. Raises ``UserError`` for the state of another stream.
         """
         if state["identity"] != self._identity:
             raise UserError(
@@ -126,7 +123,9 @@ class BlockStream(IterableDataset):
             texts, has_documents = self._texts(records), source_state is not None
             while batch := list(islice(texts, _DOCUMENTS_AT_ONCE)):
                 has_documents = True
-                yield from packer.add(encoder.encode(batch)).rows()
+                blocks = packer.add(encoder.encode(batch))
+                for values in zip(*blocks.values(), strict=True):
+                    yield dict(zip(blocks, values, strict=True))
                 self._remember(packer, records.state_dict())
             if not has_documents:
                 if get_worker_info() is not None:

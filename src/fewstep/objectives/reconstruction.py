@@ -32,10 +32,11 @@ class Reconstruction:
         self, autoencoder: LatentEncoder, readout: Readout, tokens: TokenBatch, *, generator: torch.Generator
     ) -> LossOutput:
         """Mean nats per token over the batch; ``per_example`` (B,)."""
-        hidden: tuple[Tensor, ...] = ()
         if self.token_masking > 0:
-            hidden = (rand(tuple(tokens.ids.shape), tokens.ids, generator) < self.token_masking,)
-        latents = autoencoder.encode(tokens.ids, tokens.mask, *hidden)  # only our own encoder can hide tokens
+            hidden = rand(tuple(tokens.ids.shape), tokens.ids, generator) < self.token_masking
+            latents = autoencoder.encode(tokens.ids, tokens.mask, hidden)  # type: ignore[call-arg]  # ours alone
+        else:
+            latents = autoencoder.encode(tokens.ids, tokens.mask)
         per_example = readout.loss(self.corrupt(latents, generator), tokens.ids, tokens.mask)
         return LossOutput(per_example.mean(), per_example.detach())
 

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from inspect import signature
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from fewstep.autoencoders import ImageAutoencoder
+from fewstep.data import vocabulary_size
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel
 from fewstep.objectives import ImageReconstruction, Reconstruction
@@ -23,10 +23,9 @@ from fewstep.types import LatentEncoder, LossOutput, Readout
 class AutoencoderModule(TrainingModule):
     """Trains an autoencoder and its parallel readout by noisy reconstruction.
 
-    ``autoencoder`` is built from the vocabulary size V, ``readout`` from (V, D): sizes belong to the data and to the
-    autoencoder, everything else to the configuration. They may be of any package, if they implement
+    ``autoencoder`` is made from the vocabulary size V, ``readout`` from (V, D). They may be any modules that implement
     :class:`~fewstep.types.LatentEncoder` and :class:`~fewstep.types.Readout`. Logs token accuracy and bits per byte on
-    clean held-out latents.
+    clean held-out latents. Raises ``UserError`` if they do not fit each other or the data.
     """
 
     trained: ClassVar[tuple[str, ...]] = ("autoencoder", "readout")
@@ -42,20 +41,25 @@ class AutoencoderModule(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, new_model(data))
-        vocab_size = len(data.tokenizer)
-        self.autoencoder: LatentEncoder = implemented(LatentEncoder, autoencoder(vocab_size), "model.autoencoder")
+        vocab_size = vocabulary_size(data.tokenizer)
+        # The parser builds subclasses of nn.Module; it cannot check protocols with attributes.
+        self.autoencoder: Any = implements(autoencoder(vocab_size), LatentEncoder, "model.autoencoder")
         stride = data.block_size // self.autoencoder.num_latents(data.block_size)
-        self.readout: Readout = implemented(Readout, readout(vocab_size, self.autoencoder.latent_dim), "model.readout")
-        if (theirs := self.readout.config.get("stride", stride)) != stride:
-            raise UserError(f"model.readout.stride is {theirs}, model.autoencoder.stride {stride}: give both the same")
-        self.objective = objective
-        if objective.token_masking > 0 and "hidden" not in signature(self.autoencoder.encode).parameters:
+        self.readout: Any = implements(readout(vocab_size, self.autoencoder.latent_dim), Readout, "model.readout")
+        if self.readout.config.get("stride", stride) != stride:
             raise UserError(
-                f"model.objective.token_masking is {objective.token_masking}, but {type(self.autoencoder).__name__} "
-                "cannot hide tokens (its encode takes no `hidden`): give 0"
+                f"model.readout.stride is {self.readout.config['stride']}, model.autoencoder.stride {stride}: "
+                "give both the same"
             )
-        if objective.token_masking == 0 and hasattr(self.autoencoder, "mask_embedding"):
-            self.autoencoder.mask_embedding.requires_grad_(False)  # DDP waits for the gradient of every parameter
+        self.objective = objective
+        mask_embedding = getattr(self.autoencoder, "mask_embedding", None)
+        if objective.token_masking > 0 and mask_embedding is None:
+            raise UserError(
+                f"model.objective.token_masking is {objective.token_masking}, but model.autoencoder has no "
+                "mask_embedding: give 0"
+            )
+        if objective.token_masking == 0 and mask_embedding is not None:
+            mask_embedding.requires_grad_(False)  # DDP waits for the gradient of every parameter
 
     def identity(self) -> Identity:
         """The identity with this stage's objective."""
@@ -66,13 +70,23 @@ class AutoencoderModule(TrainingModule):
         return self.objective.forward(self.autoencoder, self.readout, tokens_of(batch), generator=generator)
 
     def scores(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Token accuracy and bits per byte on clean latents."""
+        """Token accuracy on clean latents, and bits per byte if the tokenizer loses no text."""
         ids, mask = batch["ids"], batch["mask"]
         latents = self.autoencoder.encode(ids, mask)
         nats = self.readout.loss(latents.z, ids, mask) * mask.sum(-1)
-        bits_per_byte = nats.sum() / math.log(2) / batch["num_bytes"].sum().clamp(min=1)
-        accuracy = token_accuracy(self.readout, latents.z, ids, mask)
-        return {"token_accuracy": accuracy, "bits_per_byte": bits_per_byte}
+        scores = {"token_accuracy": token_accuracy(self.readout, latents.z, ids, mask)}
+        if self.data.corpus.report.is_lossless:
+            scores["bits_per_byte"] = nats.sum() / math.log(2) / batch["num_bytes"].sum().clamp(min=1)
+        return scores
+
+
+def implements(module: nn.Module, protocol: Any, option: str) -> Any:
+    """Return ``module``. Raises ``UserError`` if it lacks a member of ``protocol``."""
+    if not isinstance(module, protocol):
+        raise UserError(
+            f"{option} is a {type(module).__name__}: expected what fewstep.types.{protocol.__name__} asks for"
+        )
+    return module
 
 
 class ImageAutoencoderModule(TrainingModule):
@@ -117,10 +131,3 @@ class ImageAutoencoderModule(TrainingModule):
         images = batch["images"]
         error = (self.autoencoder.decode(self.autoencoder.encode(images)) - images).square().flatten(1).mean(1)
         return {"psnr_db": -10 * error.log10().mean(), "r_squared": 1 - error.mean() / self.data.constant_error}
-
-
-def implemented(protocol: Any, part: nn.Module, name: str) -> Any:
-    """``part``, if it implements ``protocol``. Raises ``UserError`` otherwise."""
-    if not isinstance(part, protocol):
-        raise UserError(f"{name} is a {type(part).__name__}: expected a class with the members of {protocol.__name__}")
-    return part

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fewstep.errors import UserError
+from fewstep.settings import PARSER, ConfigOption, SizeOption, expand_home
 from fewstep.training.callbacks import (
     CompiledBlocks,
     Diagnostics,
@@ -76,8 +77,18 @@ class SaveConfig(SaveConfigCallback):
                 logger.log_hyperparams(settings)
 
 
+def _init_parser(**kwargs: Any) -> LightningArgumentParser:
+    """A parser whose ``--config`` finds shipped settings by name, with ``--size`` beside it."""
+    parser = LightningArgumentParser(**kwargs)
+    parser.add_argument("-c", "--config", action=ConfigOption, help="a YAML file, or the name of a shipped one")
+    parser.add_argument("--size", action=SizeOption)
+    return parser
+
+
 class FewstepCLI(LightningCLI):
     """LightningCLI with a run folder: checkpoints, logs, samples and the trained model lie under ``--run_dir``."""
+
+    init_parser = staticmethod(_init_parser)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder and the callbacks, in the order that they are called.
@@ -108,13 +119,13 @@ class FewstepCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, check, and find the checkpoint to resume from. Raises ``UserError`` for what does not fit."""
         super().parse_arguments(parser, args)
-        config = self.config[self.config.subcommand]
+        config = expand_home(self.config[self.config.subcommand])
         check_settings(config)
         self._note = ""
         if config.ckpt_path is not None:  # before Lightning reads it, whose errors name no remedy
             stage = named(config.model.class_path).stage_name
-            found = find_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
-            config.ckpt_path, self._note = str(found.file), found.note
+            file, self._note = find_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
+            config.ckpt_path = str(file)
 
     def before_instantiate_classes(self) -> None:
         """Check the run folder before anything costs time; take the base model's tokenizer."""
@@ -239,7 +250,6 @@ def run_training(arguments: list[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in INTENDED:
         warnings.filterwarnings("ignore", message)
-    options = {"exit_on_error": False, "allow_abbrev": False}
     try:
         FewstepCLI(
             model_class=TrainingModule,
@@ -251,7 +261,7 @@ def run_training(arguments: list[str]) -> None:
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1, "enable_model_summary": False},
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False, "config_filename": "config.yaml"},
-            parser_kwargs={"fit": options, "validate": options, "test": options, "predict": options, **options},
+            parser_kwargs={**{name: dict(PARSER) for name in ("fit", "validate", "test", "predict")}, **PARSER},
             auto_configure_optimizers=False,
             args=arguments,
         )

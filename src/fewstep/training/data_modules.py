@@ -117,9 +117,9 @@ class TextDataModule(StepDataModule):
     """Packed blocks of a corpus in batches.
 
     Args:
-        source: ``sotu`` or ``grammar`` (built in), a .txt, .jsonl or .parquet file, a folder of them, or the name of
-            a hub data set.
-        text_field: field of .jsonl, .parquet and hub data that holds the text.
+        source: ``sotu`` or ``grammar`` (built in), a file of text (.txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz
+            and .zst), a folder of them, the dotted path of a function that yields documents, or a hub data set.
+        text_field: column or dotted path (``meta.body``) of the text in records.
         tokenizer: folder or hub name of a tokenizer; None trains a byte-level BPE, or takes that of the model that a
             later stage builds on.
         vocab_size: size of a BPE trained here.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fewstep.data import vocabulary_size
 from fewstep.errors import UserError
 from fewstep.model import Identity
 from fewstep.objectives import HeadTraining
@@ -55,7 +56,7 @@ class HeadModule(TrainingModule):
         self.generated_steps = generated_steps
         positions, latent_dim = self.base.latent_shape()
         make: Callable[..., CausalTransformer] = network  # the parser must know the number of positional arguments
-        self.head = make(len(data.tokenizer), latent_dim=latent_dim, stride=data.block_size // positions)
+        self.head = make(vocabulary_size(data.tokenizer), latent_dim=latent_dim, stride=data.block_size // positions)
         if language_model is not None:
             scorer = load_base(language_model, data, "language_model", allow=allow or ()).language_model
             assert scorer is not None
@@ -118,7 +119,7 @@ class LanguageModelModule(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, new_model(data))
-        self.language_model = network(len(data.tokenizer))
+        self.language_model = network(vocabulary_size(data.tokenizer))
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """Nats per token."""

@@ -17,7 +17,7 @@ from fewstep.errors import UserError
 from fewstep.types import Latents
 
 BATCH_SIZE = 256
-FILES, MANIFEST = ("z.npy", "mask.npy"), "cache.json"
+FILES = ("z.npy", "mask.npy")
 _FORMAT = 2
 """Raise it when the files change their meaning."""
 
@@ -67,11 +67,10 @@ def cache_key(autoencoder: nn.Module, corpus: PreparedCorpus) -> str:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a cache folder has its files, of the sizes in its manifest."""
+    """Whether a cache folder has its files in full: a file that was cut short cannot be mapped."""
     try:
-        sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["bytes"]
-        return all((folder / name).stat().st_size == sizes[name] for name in FILES)
-    except (OSError, ValueError, KeyError, TypeError):
+        return all(len(np.load(folder / name, mmap_mode="r")) for name in FILES)
+    except (OSError, ValueError):
         return False
 
 
@@ -90,5 +89,3 @@ def encode(folder: Path, autoencoder: Any, corpus: PreparedCorpus) -> None:
         mask[rows.start : rows.stop] = latents.mask.cpu().numpy()
     z.flush()
     mask.flush()
-    sizes = {name: (folder / name).stat().st_size for name in FILES}
-    (folder / MANIFEST).write_text(json.dumps({"bytes": sizes}), encoding="utf-8")

@@ -15,7 +15,7 @@ from fewstep.errors import UserError
 PROBE_SECONDS = 10.0
 
 
-def default_loggers(run_dir: str | Path, project: str = "fewstep") -> list[Logger]:
+def default_loggers(run_dir: str | Path) -> list[Logger]:
     """A CSV logger in ``run_dir/csv``, and wandb in ``run_dir``.
 
     wandb is online if there is an API key, else offline; ``WANDB_MODE`` overrides it, and with ``disabled`` there is no
@@ -29,7 +29,7 @@ def default_loggers(run_dir: str | Path, project: str = "fewstep") -> list[Logge
         return loggers
     offline = mode == "offline"
     settings = wandb.Settings(silent=offline, console="off")
-    logger = WandbLogger(name=run_dir.name, project=project, save_dir=run_dir, offline=offline, settings=settings)
+    logger = WandbLogger(name=run_dir.name, project="fewstep", save_dir=run_dir, offline=offline, settings=settings)
     logger._wandb_init.pop("anonymous", None)  # Lightning passes on an option that wandb has deprecated
     return [*loggers, logger]
 

@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +22,14 @@ LAST, PREVIOUS, SET_ASIDE = "last.ckpt", "previous.ckpt", "set_aside.ckpt"
 """The newest checkpoint, the one before it, and a newest one that a resumed run did not start from."""
 PARTIAL = ".partial"
 """Suffix of a checkpoint that is being written."""
-REPLACED = (
-    CHECKPOINTS,
-    MODEL,
-    NONFINITE,
-    "csv",
-    "samples.jsonl",
-    "noise_robustness.json",
-    "noise_robustness.png",
-    "diagnostics.jsonl",
-    "diagnostics",
-)
+REPLACED = (CHECKPOINTS, MODEL, NONFINITE, "csv", "samples.jsonl", "diagnostics.jsonl", "diagnostics")
 """What ``--overwrite`` removes. Offline wandb runs stay: they may not be uploaded yet."""
 
 
 class RunFolder:
     """The folder of one run, locked while the run trains.
 
-    ``resumed`` is the checkpoint that the run starts from; if it lies in the folder, its content is this run's.
+    ``resumed`` is the checkpoint that the run starts from; if it lies in the folder, the content is this run's.
     ``built_on`` are the models that the run loads: a folder that holds one of them is never overwritten.
     """
 
@@ -49,12 +38,8 @@ class RunFolder:
         self.overwrite = overwrite
         self.resumed = resumed
         self.built_on = built_on
+        self.continues = resumed is not None and folder.resolve() in resumed.resolve().parents
         self._lock = FolderLock(folder, "--run_dir")
-
-    @property
-    def continues(self) -> bool:
-        """Whether the run resumes from a checkpoint of this folder."""
-        return self.resumed is not None and self.folder.resolve() in self.resumed.resolve().parents
 
     def check(self) -> None:
         """Raise ``UserError`` for a folder that is in use or may not be overwritten. Writes nothing."""
@@ -68,11 +53,10 @@ class RunFolder:
         """Lock the folder; clean up after a killed process, or create it for a new run."""
         self._lock.acquire()
         try:
+            self._check_content()
             if self.continues:
-                assert self.resumed is not None
-                self._clean_up(self.resumed)
+                self._clean_up()
             else:
-                self._check_content()
                 self._create()
         except BaseException:
             self._lock.release()
@@ -114,112 +98,86 @@ class RunFolder:
                 f"--run_dir {self.folder} cannot be written ({error.strerror}): choose another folder"
             ) from None
 
-    def _clean_up(self, resumed: Path) -> None:
+    def _clean_up(self) -> None:
         """Remove what killed writes left. A ``last.ckpt`` that the run does not resume from is set aside, since the
         next write would make it the previous one."""
         checkpoints = self.folder / CHECKPOINTS
+        newest = checkpoints / LAST
         with suppress(OSError):
             for partial in checkpoints.glob(f".*{PARTIAL}"):
                 partial.unlink()
-            newest = checkpoints / LAST
-            if newest.exists() and resumed.resolve() != newest.resolve():
+            if self.resumed is not None and newest.exists() and self.resumed.resolve() != newest.resolve():
                 os.replace(newest, checkpoints / SET_ASIDE)
         recover_folder(self.folder / MODEL)
 
 
-@dataclass(frozen=True)
-class FoundCheckpoint:
-    """A readable checkpoint ``file`` with its ``content``, and a ``note`` for the user if it is not the newest."""
-
-    file: Path
-    content: dict[str, Any]
-    note: str = ""
-
-
-def find_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> FoundCheckpoint:
-    """The checkpoint that ``ckpt_path`` ("last" or a file) names; "last" is the newest intact one of the run.
+def find_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> tuple[Path, str]:
+    """The checkpoint that ``ckpt_path`` ("last" or a file) names, and a note if it is not the newest of the run.
 
     Raises ``UserError`` if it is missing, damaged, or of another stage than ``stage``.
     """
     if ckpt_path == "last":
-        found = _newest_intact(run_dir / CHECKPOINTS)
+        file, content, note = _newest_intact(run_dir / CHECKPOINTS)
     else:
-        file = Path(ckpt_path).expanduser()
+        file, note = Path(ckpt_path).expanduser(), ""
         if not file.is_file():
             raise UserError(f"--ckpt_path {ckpt_path}: no such file; give a .ckpt file, or last for the run's own")
-        found = FoundCheckpoint(file, load_checkpoint(file))
-    trained = found.content.get(CHECKPOINT_KEY, {}).get("stage")
+        content = load_checkpoint(file)
+    trained = content.get(CHECKPOINT_KEY, {}).get("stage")
     if trained != stage:
-        raise UserError(
-            f"--ckpt_path {found.file} is a checkpoint of the stage {trained!r}, but this run trains {stage!r}"
-        )
-    return found
+        raise UserError(f"--ckpt_path {file} is a checkpoint of the stage {trained!r}, but this run trains {stage!r}")
+    return file, note
 
 
-def _newest_intact(folder: Path) -> FoundCheckpoint:
+def _newest_intact(folder: Path) -> tuple[Path, dict[str, Any], str]:
+    """File, content and note of ``last.ckpt``, or of ``previous.ckpt`` if that is missing or damaged."""
     problems: list[str] = []
     for file in (folder / LAST, folder / PREVIOUS):
-        if not file.is_file():
-            problems.append(f"{file} is missing")
-            continue
         try:
+            if not file.is_file():
+                raise UserError(f"{file} is missing")
             content = load_checkpoint(file)
         except UserError as error:
             problems.append(str(error))
             continue
         step = content.get("global_step")
         note = f"{problems[0]}; going on from the one before it, {file}, of step {step}" if problems else ""
-        return FoundCheckpoint(file, content, note)
+        return file, content, note
     if (folder / LAST).is_file() or (folder / PREVIOUS).is_file():
         raise UserError("; ".join(problems))
     raise UserError(f"--ckpt_path last: there is no {folder / LAST}; leave --ckpt_path out to start from scratch")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint writer with :func:`save_atomically`."""
+    """Lightning's checkpoint writer, but atomic and with one predecessor."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write ``checkpoint`` to ``path``. Raises ``UserError`` as :func:`save_atomically` does."""
-        save_atomically(checkpoint, Path(path))
+        """Write under another name, ``fsync``, rename; ``last.ckpt`` becomes ``previous.ckpt``.
 
-
-def save_atomically(checkpoint: dict[str, Any], file: Path) -> None:
-    """Write under another name, ``fsync``, rename; ``last.ckpt`` becomes ``previous.ckpt``.
-
-    At every moment one intact checkpoint is on disk. Raises ``UserError`` if the disk refuses; nothing is lost then.
-    """
-    partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            torch.save(checkpoint, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if file.name == LAST and file.exists():
-            _keep_as_previous(file)
-        os.replace(partial, file)
-        with suppress(OSError):  # not every file system can flush a folder
-            flush(file.parent)
-    except (OSError, RuntimeError) as error:
-        # torch reports a failed write as a RuntimeError with the reason as its context.
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
-            raise
-        raise UserError(cannot_write(file, reason)) from None
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def _keep_as_previous(newest: Path) -> None:
-    """Hard-link ``last.ckpt`` as ``previous.ckpt``, so that it has a name at every moment."""
-    link = newest.with_name(f".{PREVIOUS}.{os.getpid()}{PARTIAL}")
-    try:
-        link.unlink(missing_ok=True)
-        os.link(newest, link)
-    except OSError:  # a file system without hard links: for a moment there is only the previous one
-        os.replace(newest, link)
-    os.replace(link, newest.with_name(PREVIOUS))
+        At every moment one of the two is intact. Raises ``UserError`` if the disk refuses; nothing is lost then.
+        """
+        file = Path(path)
+        partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if file.name == LAST and file.exists():
+                os.replace(file, file.with_name(PREVIOUS))
+            os.replace(partial, file)
+            with suppress(OSError):  # not every file system can flush a folder
+                flush(file.parent)
+        except (OSError, RuntimeError) as error:
+            # torch reports a failed write as a RuntimeError with the reason as its context.
+            reason = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(reason, OSError):
+                raise
+            raise UserError(cannot_write(file, reason)) from None
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def cannot_write(place: Path, error: OSError) -> str:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -14,12 +13,11 @@ class WeightAverage(WeightAveraging):
     """Exponential moving average of weights and buffers, updated after every optimizer step.
 
     All tensors in one call: Lightning's ``EMAWeightAveraging`` goes tensor by tensor, at three times the cost on small
-    networks. ``device`` is where the average is kept; None: beside the weights.
+    networks.
     """
 
-    def __init__(self, decay: float = 0.995, device: str | None = None) -> None:
-        super().__init__(device=device, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        self.device = None if device is None else torch.device(device)
+    def __init__(self, decay: float = 0.995) -> None:
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Create the average. Its update counter stays on the CPU, where reading it needs no device sync."""
@@ -30,8 +28,7 @@ class WeightAverage(WeightAveraging):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move the average to the weights: Lightning creates it before it moves the module to its device."""
         assert self._average_model is not None
-        if self.device is None:
-            self._average_model.module.to(pl_module.device)
+        self._average_model.module.to(pl_module.device)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: it is not called if no step was left to train."""

@@ -1,4 +1,4 @@
-"""The edge of every command: one line whatever went wrong, its traceback when asked for, no secret in either."""
+"""Exit codes of every command: one line whatever went wrong, its traceback when asked for, no secret in either."""
 
 import errno
 import os
@@ -11,27 +11,27 @@ import pytest
 import torch
 
 import fewstep
-from fewstep.cli import edge
-from fewstep.cli.edge import LONGEST_LINE, one_line, run
+from fewstep.cli.exit_codes import LONGEST_LINE, errors_to_exit_code, one_line
 from fewstep.cli.main import COMMANDS, main
 from fewstep.errors import UserError
+from fewstep.settings import configs_folder
 
 
 def failing(error: BaseException) -> Callable[[list[str]], int]:
     def command(argv: list[str]) -> int:
-        assert argv == ["--steps", "0"], "what is for the edge does not reach the command"
+        assert argv == ["--steps", "0"], "--debug does not reach the command"
         raise error
 
     return command
 
 
 def test_debug_shows_the_traceback_before_the_line_and_only_then(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(failing(UserError("steps is 0")), ["--steps", "0"]) == 2
+    assert errors_to_exit_code(failing(UserError("steps is 0")), ["--steps", "0"]) == 2
     assert capsys.readouterr().err == "fewstep: error: steps is 0\n"
     for place in range(3):
         argv = ["--steps", "0"]
         argv.insert(place, "--debug")
-        assert run(failing(UserError("steps is 0")), argv) == 2
+        assert errors_to_exit_code(failing(UserError("steps is 0")), argv) == 2
         err = capsys.readouterr().err
         assert err.startswith("Traceback")
         assert err.endswith("fewstep: error: steps is 0\n")
@@ -51,7 +51,7 @@ def test_debug_shows_the_traceback_before_the_line_and_only_then(capsys: pytest.
 def test_what_the_machine_refuses_is_a_line(
     error: Exception, value: str, advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(failing(error), ["--steps", "0"]) == 2
+    assert errors_to_exit_code(failing(error), ["--steps", "0"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert value in err
@@ -61,7 +61,7 @@ def test_what_the_machine_refuses_is_a_line(
 @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "ours"), RuntimeError("ours"), ValueError("ours")])
 def test_a_defect_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error), match="ours"):
-        run(failing(error), ["--steps", "0"])
+        errors_to_exit_code(failing(error), ["--steps", "0"])
 
 
 def test_a_line_shows_what_does_not_print_and_keeps_both_ends_of_a_long_one() -> None:
@@ -79,7 +79,7 @@ def test_secrets_of_the_environment_are_blanked(
     monkeypatch.setenv("SHORT_KEY", "abc")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "notasecret")
     error = UserError("key is planted0123456789, abc, notasecret")
-    assert run(failing(error), ["--debug", "--steps", "0"]) == 2
+    assert errors_to_exit_code(failing(error), ["--debug", "--steps", "0"]) == 2
     err = capsys.readouterr().err
     assert "planted0123456789" not in err
     assert err.endswith("fewstep: error: key is [WANDB_API_KEY], abc, notasecret\n")
@@ -99,7 +99,7 @@ def test_a_user_error_is_one_line_whatever_its_text(capsys: pytest.CaptureFixtur
     def command(argv: list[str]) -> int:
         raise UserError(f"steps is {argv[0]};\n  expected at least 1")
 
-    assert edge.run(command, ["0"]) == 2
+    assert errors_to_exit_code(command, ["0"]) == 2
     assert capsys.readouterr().err == "fewstep: error: steps is 0; expected at least 1\n"
 
 
@@ -110,19 +110,19 @@ def test_an_interrupt_exits_130_and_a_defect_keeps_its_traceback() -> None:
     def defect(argv: list[str]) -> int:
         raise ValueError("ours")
 
-    assert edge.run(interrupted, []) == 130
+    assert errors_to_exit_code(interrupted, []) == 130
     with pytest.raises(ValueError, match="ours"):
-        edge.run(defect, [])
+        errors_to_exit_code(defect, [])
 
 
 BROKEN_PIPE = """
 import sys
-from fewstep.cli.edge import run
+from fewstep.cli.exit_codes import errors_to_exit_code
 def command(argv):
     sys.stdin.readline()
     {body}
     return 0
-sys.exit(run(command, []))
+sys.exit(errors_to_exit_code(command, []))
 """
 
 
@@ -160,7 +160,7 @@ def test_configs_are_found_in_a_checkout_and_in_an_installed_package(
     package.mkdir(parents=True)
     monkeypatch.setattr(fewstep, "__file__", str(package / "__init__.py"))
     with pytest.raises(UserError, match="no configs folder"):
-        edge.configs_folder()
+        configs_folder()
     for folder in (tmp_path / "configs", package / "configs"):  # the package's own comes first where both are
         folder.mkdir()
-        assert edge.configs_folder() == folder
+        assert configs_folder() == folder

@@ -1,0 +1,95 @@
+"""One parser for all commands: a dataclass of options becomes a jsonargparse command line and a YAML schema."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from docstring_parser import parse
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
+
+from fewstep.errors import UserError
+from fewstep.settings import PARSER, ConfigOption, expand_home
+
+Options = TypeVar("Options")
+Number = TypeVar("Number", int, float)
+
+
+def command_parser(command: str, options: type) -> ArgumentParser:
+    """The parser of ``fewstep COMMAND``, whose options are the fields of the dataclass ``options``.
+
+    A field without a default is positional, a bool is a pair of flags (``--pack``, ``--no_pack``), a list takes its
+    values with blanks between. Help comes from the ``Args`` of the docstring of the class, and each base class is a
+    group of its own.
+    """
+    parser = ArgumentParser(prog=f"fewstep {command}", description=_title(options), **PARSER)
+    parser.add_argument("--config", action=ConfigOption, help="a YAML file of these options")
+    hints = get_type_hints(options)
+    by_name = {field.name: field for field in fields(options)}
+    for group in filter(is_dataclass, options.__mro__):
+        help_of = {param.arg_name: param.description for param in parse(group.__doc__ or "").params}
+        section = parser if group is options else parser.add_argument_group(_title(group))
+        for name in inspect.get_annotations(group):
+            _add_option(section, by_name[name], hints[name], help_of[name])
+    return parser
+
+
+def _title(options: type) -> str:
+    return (options.__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+def _add_option(section: Any, field: "Field[Any]", hint: Any, text: str | None) -> None:
+    required = field.default is MISSING and field.default_factory is MISSING
+    name = field.name if required or field.metadata.get("positional") else f"--{field.name}"
+    shared: dict[str, Any] = {"help": text}
+    if field.default_factory is not MISSING:
+        shared["default"] = field.default_factory()
+    elif not required:
+        shared["default"] = field.default
+    if hint is bool:
+        section.add_argument(name, action=ActionYesNo, **shared)
+        return
+    members = [member for member in get_args(hint) if member is not NoneType] if isinstance(hint, UnionType) else [hint]
+    if len(members) == 1 and get_origin(members[0]) is list:
+        section.add_argument(name, type=get_args(members[0])[0], nargs="+", **shared)
+    elif field.metadata.get("positional"):
+        section.add_argument(name, type=hint, nargs="?", **shared)
+    else:
+        section.add_argument(name, type=hint, **shared)
+
+
+def parse_options(command: str, options: type[Options], argv: Sequence[str]) -> Options:
+    """The options in ``argv``, with ``~`` expanded. Raises ``UserError``, also for an empty value."""
+    for before, word in zip(["", *argv], argv, strict=False):
+        name, equals, value = word.partition("=")
+        if not word or (name.startswith("--") and equals and not value):
+            option = name or (before if before.startswith("--") else "an argument")
+            raise UserError(f"{option} is empty (got ''): give a value, or leave it out")
+    try:
+        parsed = expand_home(command_parser(command, options).parse_args(list(argv)))
+    except ArgumentError as error:
+        raise UserError(f"{error}; see fewstep {command} --help") from None
+    return options(**{field.name: parsed[field.name] for field in fields(options)})  # type: ignore[arg-type]
+
+
+def comma_parts(text: str | float | Sequence[Any], option: str) -> list[str]:
+    """The parts of ``text`` between commas, or the items of a YAML list. Raises ``UserError`` for none."""
+    items = map(str, text) if isinstance(text, list | tuple) else str(text).split(",")
+    parts = [part.strip() for part in items if part.strip()]
+    if not parts:
+        raise UserError(f"--{option} {text!r} names nothing: give one or more with commas between")
+    return parts
+
+
+def comma_numbers(text: str | float | Sequence[Any], option: str, kind: type[Number]) -> list[Number]:
+    """The numbers of a list as in :func:`comma_parts`. Raises ``UserError``, naming ``option``."""
+    return [_number(part, option, kind) for part in comma_parts(text, option)]
+
+
+def _number(text: str, option: str, kind: type[Number]) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        expected = "a whole number" if kind is int else "a number"
+        raise UserError(f"--{option} holds {text!r}: expected {expected}") from None
