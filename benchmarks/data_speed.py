@@ -1,4 +1,4 @@
-"""Text on its way to the training step: speed of tokenising and packing, memory and first batch of a large corpus.
+"""Text for the training step: speed of tokenising and packing, memory and first batch of a large corpus.
 
     python benchmarks/data_speed.py --gigabytes 2
     python benchmarks/data_speed.py --gigabytes 0.2 --out runs/data_speed.json
@@ -51,7 +51,7 @@ from fewstep.data.tokenizer import DocumentEncoder
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.evaluation.columns import aligned_columns
 
-WAYS = ("prepared and mapped", "mapped from the cache", "streamed")
+MODES = ("prepared and mapped", "mapped from the cache", "streamed")
 
 
 def documents(num_bytes: int) -> Iterator[str]:
@@ -91,8 +91,8 @@ def tokenising(tokenizer: Any, length: int, megabytes: int, repeats: int) -> dic
     return found
 
 
-def child(way: str, settings: CorpusSettings, batch_size: int, num_batches: int) -> dict[str, float]:
-    """Open a corpus one way and read batches: seconds, batches a second, and memory in MiB."""
+def child(mode: str, settings: CorpusSettings, batch_size: int, num_batches: int) -> dict[str, float]:
+    """Open a corpus in a ``mode`` of :data:`MODES` and read batches: seconds, batches a second, and memory in MiB."""
     peak, done = [own_memory()], threading.Event()
 
     def watch() -> None:
@@ -102,7 +102,7 @@ def child(way: str, settings: CorpusSettings, batch_size: int, num_batches: int)
     before = own_memory()
     threading.Thread(target=watch, daemon=True).start()
     start = time.perf_counter()
-    if way == "streamed":
+    if mode == "streamed":
         loader = DataLoader(streaming_corpus(settings).train, batch_size, collate_fn=collate)
     else:
         rows = prepare_corpus(settings).train
@@ -126,9 +126,9 @@ def child(way: str, settings: CorpusSettings, batch_size: int, num_batches: int)
     }
 
 
-def in_a_child(way: str, fields: dict[str, Any], batch_size: int, num_batches: int) -> dict[str, float]:
+def in_a_child(mode: str, fields: dict[str, Any], batch_size: int, num_batches: int) -> dict[str, float]:
     """:func:`child` in a process of its own, whose peak of memory is its own too."""
-    given = json.dumps([way, fields, batch_size, num_batches])
+    given = json.dumps([mode, fields, batch_size, num_batches])
     command = [sys.executable, __file__, "--child", given]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -176,7 +176,7 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(folder / "tokenizer")
     speeds = tokenising(tokenizer, args.length, args.megabytes, args.repeats)
     corpus = {
-        way: in_a_child(way, {**fields, "streaming": way == "streamed"}, args.batch, args.batches) for way in WAYS
+        mode: in_a_child(mode, {**fields, "streaming": mode == "streamed"}, args.batch, args.batches) for mode in MODES
     }
     steps = step_against_loader(CorpusSettings(**fields), args.hidden, args.batch, args.repeats)
     return {
@@ -211,10 +211,10 @@ def tables(found: dict[str, Any]) -> str:
         "own_peak_mib",
         "own_at_start_mib",
     )
-    ways = [(way, *(f"{row[name]:.4g}" for name in names)) for way, row in found["corpus"].items()]
+    rows = [(mode, *(f"{row[name]:.4g}" for name in names)) for mode, row in found["corpus"].items()]
     share = found["milliseconds"]["batch from the loader"]["median"] / found["milliseconds"]["training step"]["median"]
     return (
-        f"{aligned_columns(lines, (0,))}\n\n{aligned_columns([heading, *ways], (0,))}\n\n"
+        f"{aligned_columns(lines, (0,))}\n\n{aligned_columns([heading, *rows], (0,))}\n\n"
         f"{found['corpus_bytes'] / 1e9:.3g} GB of text; {found['settings']}; a batch takes {share:.2%} of the step "
         f"that it feeds; load average {found['load'][0]:.2f}"
     )
@@ -237,8 +237,8 @@ def command(argv: list[str]) -> int:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child is not None:
-        way, fields, batch_size, num_batches = json.loads(args.child)
-        print(json.dumps(child(way, CorpusSettings(**fields), batch_size, num_batches)))
+        mode, fields, batch_size, num_batches = json.loads(args.child)
+        print(json.dumps(child(mode, CorpusSettings(**fields), batch_size, num_batches)))
         return 0
     torch.set_num_threads(1)
     file = nullcontext(None) if args.out is None else new_text_file(args.out, overwrite=args.overwrite)

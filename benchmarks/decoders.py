@@ -80,7 +80,7 @@ def rows(name: str, diagnosis: dict[str, Any]) -> list[str]:
         if key not in results or key == at_data:
             continue
         one = results[key]
-        commits = key == "dabi_commit"
+        commits = key == "dabi_head"
         what = AUTOREGRESSIVE if commits else what
         cells = [name, what, str(one["n"]), shown(one["dabi"]), shown(one["dabi_fraction"])]
         cells.append(shown(results[at_data]["dabi_fraction"]) if at_data in results and not commits else "")
@@ -93,7 +93,7 @@ def rows(name: str, diagnosis: dict[str, Any]) -> list[str]:
 def fidelity(table: dict[str, Any], commits: bool) -> str:
     """Token accuracy, or the error of reconstruction."""
     if commits:
-        return value(table, "token_accuracy_commit")
+        return value(table, "token_accuracy_head")
     if "reconstruction_error" in table:
         return f"error {value(table, 'reconstruction_error')}"
     return value(table, "token_accuracy" if "token_accuracy" in table else "noise_accuracy_at_0")

@@ -18,10 +18,9 @@ from pathlib import Path
 import torch
 from grammar_table import Row, write_table
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.quickstart import STAGES
 from fewstep.data import CorpusSettings, PreparedCorpus, prepare_corpus
-from fewstep.evaluation import held_out_blocks, token_counts
+from fewstep.evaluation.baselines import held_out_blocks, token_counts
 from fewstep.evaluation.exact import ExactTexts, exact_flow, train_latents
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.grammar_scores import GrammarMeasures
@@ -30,7 +29,7 @@ from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.sweep_row import Setting
 from fewstep.evaluation.sweep_texts import Batch, FlowTexts, Made, TextGroup, flow_setting
 from fewstep.evaluation.yardsticks import yardsticks
-from fewstep.model import merge_models
+from fewstep.model import SavedModel, merge_models
 from fewstep.pipeline import TextGenerator
 from fewstep.readouts import READOUTS
 from fewstep.settings import configs_folder
@@ -90,25 +89,20 @@ def parser() -> argparse.ArgumentParser:
 
 def train(args: argparse.Namespace) -> None:
     """The stages that have no model yet; a stopped one goes on from its checkpoint."""
-    for stage in STAGES:
-        folder = args.out / stage.name
-        if stage.name not in args.stages.split(",") or (folder / "model" / "config.json").is_file():
+    for stage, (_, inputs) in STAGES.items():
+        folder = args.out / stage
+        if stage not in args.stages.split(",") or (folder / "model" / "config.json").is_file():
             continue
-        arguments = ["fit", "--config", str(configs_folder() / f"{stage.name}.yaml")]
+        arguments = ["fit", "--config", str(configs_folder() / f"{stage}.yaml")]
         if args.size:
             arguments += ["--size", args.size]
         else:
-            steps = {**STEPS, "flow": args.flow_steps, "head": args.head_steps}[stage.name]
+            steps = {**STEPS, "flow": args.flow_steps, "head": args.head_steps}[stage]
             arguments += [f"--trainer.max_steps={steps}", "--trainer.val_check_interval=350"]
         if args.max_documents is not None:
             arguments.append(f"--data.max_documents={args.max_documents}")
         arguments += [f"--run_dir={folder}", f"--data.source={args.source}", f"--data.cache_dir={args.cache_dir}"]
-        if stage.name == "language_model":
-            arguments.append(f"--data.tokenizer={args.out / 'autoencoder' / 'model' / 'tokenizer'}")
-        elif stage.needs:
-            arguments.append(f"--model.autoencoder={args.out / stage.needs / 'model'}")
-        if stage.name == "head":
-            arguments.append(f"--model.language_model={args.out / 'language_model' / 'model'}")
+        arguments += [flag.format(out=args.out) for flag in inputs]
         if (folder / "checkpoints" / "last.ckpt").is_file():
             arguments += ["--ckpt_path", "last"]
         run_training(arguments)
@@ -133,7 +127,7 @@ class Study:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         folders = [str(args.out / name / "model") for name in ("head", "language_model")]
-        self.bundle = merge_models([ModelBundle.from_pretrained(folder) for folder in folders], folders).to("cpu")
+        self.bundle = merge_models([SavedModel.from_pretrained(folder) for folder in folders], folders).to("cpu")
         self.bundle.save_pretrained(args.out / "model", overwrite=True)
         self.corpus: PreparedCorpus = prepare_corpus(
             CorpusSettings(
@@ -242,7 +236,7 @@ READ = ("parallel", "head")
 class ReadBack:
     """Held-out text ``ids`` (N, L) encoded and read again: what a readout loses without any sampling."""
 
-    def __init__(self, bundle: ModelBundle, ids: torch.Tensor, num_samples: int, readout: str) -> None:
+    def __init__(self, bundle: SavedModel, ids: torch.Tensor, num_samples: int, readout: str) -> None:
         self.settings: tuple[Setting, ...] = (Setting("read back", readout),)
         self.bundle, self.ids, self.num_samples = bundle, ids, num_samples
         self.choice = READOUTS[readout]

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from fewstep.diagnostics import Picture, Series
+from fewstep.diagnostics.result import Picture, Series
 from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.grammar_scores import COLUMNS, GrammarScores
 from fewstep.evaluation.row_file import RowFile

@@ -27,7 +27,10 @@ from training_steps import Size, TrainingStep, seeded_start
 
 from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.denoisers import FlowModel, RegressionDenoiser
-from fewstep.diagnostics import CategoricalResponse, dabi, draw_positions, normal_boundary
+from fewstep.diagnostics.boundary import normal_boundary
+from fewstep.diagnostics.dabi import dabi
+from fewstep.diagnostics.decoding import draw_positions
+from fewstep.diagnostics.response import CategoricalResponse
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.scored_text import ScoredText

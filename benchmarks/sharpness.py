@@ -20,7 +20,7 @@ LINES = {
         "dabi_worst": "the same points, worst direction",
         "dabi_data": "data, normal",
         "dabi_generated": "boundary next to generated latents, normal",
-        "dabi_commit": "commitment head, boundary next to data, normal",
+        "dabi_head": "commitment head, boundary next to data, normal",
     },
     "images": {
         "dabi_segment": "middle of a segment between data, along the segment",

@@ -29,7 +29,6 @@ LAYERS = [
     {"storage", "provenance", "settings"},
     {"model_card"},
     {"model"},
-    {"bundle"},
     {"adapters"},
     {"pipeline"},
     {"evaluation"},

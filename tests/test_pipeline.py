@@ -8,7 +8,7 @@ import torch
 from fewstep.errors import UserError
 from fewstep.pipeline import TextGenerator, check_sampler, decode_blocks
 from fewstep.samplers import FlowSampler, default_sampling, heun, parse_rule
-from fewstep.schedules import CosineGrid, LogitNormalGrid, UniformGrid
+from fewstep.schedules import LogitNormalGrid, UniformGrid
 from fewstep.shapes import example_generators, randn
 from tests.bundles import BLOCK_SIZE, LATENT_DIM, STRIDE, only, tiny_bundle, tokenizer, with_identity
 
@@ -59,7 +59,7 @@ def test_solver_grid_reinjection_and_temperature_reach_their_place(generator: Te
     assert torch.equal(second_order.x_1, generator.generate(3, 4, solver=heun).x_1)
     for other in (
         second_order,
-        generator.generate(3, 4, grid=CosineGrid()),
+        generator.generate(3, 4, grid=LogitNormalGrid(0.5, 0.7)),
         generator.generate(3, 4, reinjection="0.7"),
         generator.generate(3, 4, reinjection=[0.7, 0.7, 0.7, 0.0]),
         generator.generate(3, 4, reinjection="linear"),

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fewstep.schedules import (
-    CosineGrid,
     LinearSchedule,
     LogitNormalGrid,
     LogitNormalTime,
@@ -23,7 +22,7 @@ from fewstep.schedules import (
 )
 
 SCHEDULES = [LinearSchedule(), VariancePreservingSchedule()]
-GRIDS = [UniformGrid(), CosineGrid(), LogitNormalGrid(0.0, 1.0), LogitNormalGrid(-0.8, 0.6)]
+GRIDS = [UniformGrid(), LogitNormalGrid(0.0, 1.0), LogitNormalGrid(-0.8, 0.6)]
 each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 each_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: type(g).__name__)
 
@@ -85,7 +84,6 @@ def test_doubling_the_steps_keeps_every_time_of_a_grid(grid: TimeGrid) -> None:
 def test_grids_follow_their_formulas() -> None:
     fractions = torch.arange(9) / 8
     torch.testing.assert_close(UniformGrid().times(8), fractions, rtol=0, atol=0)
-    torch.testing.assert_close(CosineGrid().times(8), 1 - torch.cos(math.pi / 2 * fractions), rtol=0, atol=1e-7)
 
 
 def test_logit_normal_grid_gives_every_step_an_equal_share_of_training_times() -> None:

@@ -131,19 +131,6 @@ class UniformGrid:
         return _as_grid(_fractions(num_steps))
 
 
-class CosineGrid:
-    """t_k = 1 - cos(pi k / (2 N)): short steps near noise, long ones near data.
-
-    The noise left on the linear path then falls like the cosine masking schedule of MaskGIT (arXiv:2202.04200,
-    section 3.3), which is also the sigma of the variance-preserving path at uniform times.
-    """
-
-    def times(self, num_steps: int) -> Tensor:
-        """Times (N+1,) float32."""
-        half_angle = math.pi / 4 * _fractions(num_steps)
-        return _as_grid(2 * torch.sin(half_angle).square())  # 1 - cos(2a) without the cancellation near 0
-
-
 def _check_logit_normal(mean: float, std: float) -> None:
     if not math.isfinite(mean):
         raise ValueError(f"mean is {mean}: the logit-normal needs a finite mean.")

@@ -26,7 +26,8 @@ from fewstep.adapters import (
 )
 from fewstep.adapters.text import special_tokens
 from fewstep.data import load_tokenizer
-from fewstep.diagnostics import CategoricalResponse, cci
+from fewstep.diagnostics.cci import cci
+from fewstep.diagnostics.response import CategoricalResponse
 from tests.adapters.folders import TOKENS
 from tests.diagnostics.decoders import ParallelConditionals
 

@@ -62,8 +62,8 @@ OPTIONS = [
     Case(f"{CAUSAL} {{gpt2}} --tokens 70", "tokens is 70", "pass a smaller --tokens"),
     Case(f"{CAUSAL} {{gpt2}} --positions 9", "positions is 9", "from 1 to 8"),
     Case(f"{CAUSAL} {{gpt2}} --examples 1", "1 examples", "at least 2"),
-    Case(f"{CAUSAL} {{gpt2}} --only dabi,sharpness", "sharpness", "expected some of token_accuracy"),
-    Case(f"{IMAGES} {{gpt2}} --only cci", "cci", "expected some of reconstruction"),
+    Case(f"{CAUSAL} {{gpt2}} --only dabi,sharpness", "sharpness", "expected one of token_accuracy"),
+    Case(f"{IMAGES} {{gpt2}} --only cci", "cci", "expected one of reconstruction"),
     Case(f"{IMAGES} {{gpt2}} --image_size half", "half", "image_size"),
 ]
 PLACES = [

@@ -152,7 +152,7 @@ CHOICES = [
     Case(f"{EVALUATE} --noise fresh,old", "'old'", "expected some of"),
     Case(f"{EVALUATE} --scorer_dtype int8", "int8", "scorer_dtype"),
     Case(f"{EVALUATE} --mauve", "mauve", "pip install"),
-    Case(f"{DIAGNOSE} --only dabi,dada", "dada", "expected some of"),
+    Case(f"{DIAGNOSE} --only dabi,dada", "dada", "expected one of"),
     Case(f"{DIAGNOSE} --only ,", "','", "give one or more"),
     Case("compare {model} --out out --objectives flow,magic", "'magic'", "expected some of"),
     Case("quickstart --out out --size hugo", "hugo", "one of base, debug, hour"),

@@ -30,7 +30,9 @@ def write_runs(folder: Path) -> None:
         "a_list_diagnosed": {"diagnostics.json": b"[]"},
         "of_sound_diagnosed": {"diagnosis/diagnostics.json": b'{"kind": "sound"}'},
         "long_number": {"diagnostics.json": b'{"kind": ' + b"1" * 5_000 + b"}"},
-        "huge_number": {"noise_robustness.json": b'{"levels": [1' + b"0" * 400 + b"]}"},
+        "huge_number": {
+            "flow/diagnostics.jsonl": b'{"step": 1, "results": {}, "table": {"a": {"value": 1' + b"0" * 400 + b"}}}\n"
+        },
         "wide_samples": {"samples.txt": "wide".encode("utf-16")},
         "no_step": {LOG: b"epoch,loss\n1,2\n"},
         "odd_loss": {LOG: b"step,train/loss\n1,low\n"},
@@ -87,7 +89,7 @@ FILES = [
     Case("report of_sound_diagnosed", 'kind is "sound"', "'text' or 'images'"),
     Case("report of_sound_diagnosed/diagnosis/diagnostics.json", 'kind is "sound"', "'text' or 'images'"),
     Case("report long_number", "diagnostics.json", "take it away"),
-    Case("report huge_number", "levels[0] is 1000", "expected a finite number"),
+    Case("report huge_number", "table.a.value is 1000", "expected a finite number"),
     Case("report wide_samples", "samples.txt is not UTF-8", "make the file anew"),
     Case("report no_step", "metrics.csv", "expected a log of fewstep's training"),
     Case("report odd_loss", "'low'", "expected a number"),

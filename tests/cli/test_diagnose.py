@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.common import corpus_of, packed_blocks
 from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.cli.main import main
 from fewstep.cli.output import ProgressBar
 from fewstep.cli.parser import parse_options
 from fewstep.data import CorpusSettings, prepare_corpus
-from fewstep.diagnostics import Estimate, LateFlips
-from fewstep.evaluation import Diagnosis
+from fewstep.diagnostics.result import Estimate, Result, Row
+from fewstep.evaluation.diagnosis import Diagnosis
 from fewstep.evaluation.measurements import MEASUREMENTS, Measurement, measure_stiffness
+from fewstep.model import SavedModel
 from tests.bundles import BLOCK_SIZE, only, tiny_bundle, with_identity, write_checkpoint
 from tests.cli.test_evaluate import start_two
 from tests.images import tiny_image_model
@@ -85,21 +85,67 @@ def test_the_table_is_printed_and_stored_with_its_pictures_and_a_second_run_prin
     assert one == other
 
 
+OUTSIDE = """
+from fewstep.diagnostics.result import Axes, Result, Row, estimate_series, mean_estimate
+from fewstep.evaluation.measurement import Measurement, Threshold
+
+def latent_norm(subject):
+    squared, noise = subject.z.square().mean(-1), subject.noise("latent_norm")
+    estimates = [mean_estimate(column[:, None], column[:, None] > -1, noise) for column in squared.unbind(1)]
+    return Result(
+        "latent_norm",
+        (Row("latent_norm", mean_estimate(squared, squared > -1, noise), "", "by hand"),),
+        {"by_position": estimate_series("by position", range(len(estimates)), estimates)},
+        Axes("Norm of the latents", "position", "mean square"),
+    )
+
+limit = Threshold("mean square", 1e6, 1e7, False)
+judged = Measurement(latent_norm, ("autoencoder",), thresholds={"latent_norm": limit})
+of_head = Measurement(latent_norm, ("teacher",))
+number = 5
+"""
+
+
+def test_a_measurement_from_outside_the_package_is_measured_stored_drawn_and_reported(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_measures.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    plain, judged = tmp_path / "plain", tmp_path / "judged"
+    assert main(command(shop, "--only", "my_measures.latent_norm,boundary_distance", "--out", plain)) == 0
+    assert main(command(shop, "--only", "my_measures.judged", "--out", judged)) == 0
+    capsys.readouterr()
+    first, second = (json.loads((folder / "diagnostics.json").read_text()) for folder in (plain, judged))
+    assert list(first["results"]) == ["boundary_distance", "boundary_width", "latent_norm"], "its place is the last"
+    assert first["results"]["latent_norm"] == second["results"]["latent_norm"]
+    assert (plain / "pictures" / "latent_norm.png").is_file()
+    assert main(["report", str(judged), "--traces", "0", "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Norm of the latents" in page and "by hand" in page and "good (mean square: good up to" in page
+    for name, message in (
+        ("of_head", "needs the part 'teacher'"),
+        ("number", "is 5: expected a Measurement"),
+        ("no", "no"),
+    ):
+        assert main(command(shop, "--only", f"my_measures.{name}", "--out", tmp_path / name)) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_the_flow_stage_is_measured_whole_and_what_it_lacks_is_said(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = partial(measure_stiffness, times=(0.5,), num_iterations=2)
-    monkeypatch.setitem(MEASUREMENTS, "stiffness", Measurement(("denoiser",), quick))
+    monkeypatch.setitem(MEASUREMENTS, "stiffness", Measurement(quick, ("denoiser",)))
     bundle = only(tiny_bundle(), "autoencoder", "readout", "denoiser")
     file = write_checkpoint(bundle, tmp_path / "flow.ckpt", "denoiser")
     assert main(command(shop, "--source", shop / "text.jsonl", path=file, examples="2")) == 0
     out, err = capsys.readouterr()
     stored = json.loads((tmp_path / "diagnosis" / "diagnostics.json").read_text())
-    lacking = dict.fromkeys(("dabi_commit", "cci", "listening"), "head")
+    lacking = dict.fromkeys(("dabi_head", "cci", "listening"), "head")
     assert stored["left_out"] == lacking
     for name, part in lacking.items():
         assert f"left out: {name}, since the model has no {part}\n" in out
-    assert {"tube", "stiffness", "commitment", "late_flip_rate", "dabi_generated"} <= set(stored["results"])
+    assert {"tube", "stiffness", "decidedness", "late_flip_rate", "dabi_generated"} <= set(stored["results"])
     assert sorted(item.name for item in tmp_path.iterdir()) == ["diagnosis", "flow.ckpt"]
     assert "Traceback" not in err
 
@@ -117,7 +163,7 @@ def test_an_image_model_is_told_by_itself_and_has_measurements_of_its_own(
     assert capsys.readouterr().out.startswith("diagnostic ")
     assert main(command(shop, "--only", "cci", "--overwrite", path=path)) == 2
     err = capsys.readouterr().err
-    assert err == "fewstep: error: unknown measurement cci: expected some of dabi_segment, dabi_data, dabi_worst\n"
+    assert "error: measurement is 'cci': expected one of dabi_segment, dabi_data, dabi_worst, or a dotted path" in err
     assert main(command(shop, "--overwrite", path=path, examples="98")) == 2
     assert "examples is 98: expected a number from 2 to 97" in capsys.readouterr().err
     assert json.loads((shop / "images" / "diagnosis" / "diagnostics.json").read_text()) == stored
@@ -144,7 +190,10 @@ def test_an_earlier_diagnosis_is_replaced_only_when_asked_and_by_a_good_one(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--only dabi,sharpness", f"unknown measurement sharpness: expected some of {', '.join(MEASUREMENTS)}"),
+        (
+            "--only dabi,sharpness",
+            f"measurement is 'sharpness': expected one of {', '.join(MEASUREMENTS)}, or a dotted path",
+        ),
         ("--only ,", "--only ',' names nothing"),
         ("--examples 0", "examples"),
         ("--examples 10000", "examples is 10000: expected a number from 1 to"),
@@ -218,7 +267,7 @@ def test_a_diagnosis_that_came_up_meanwhile_is_not_replaced(
     shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "diagnostics.json"
-    result = LateFlips("late_flip_rate", Estimate(0.5, None, 1), 2)
+    result = Result("late_flip_rate", (Row("late_flip_rate", Estimate(0.5, None, 1)),))
 
     def slow(*_: object) -> Diagnosis:
         file.write_text("of another run")
@@ -241,7 +290,7 @@ def test_a_home_folder_is_filled_in(shop: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_text_is_the_held_out_part_of_what_the_model_was_trained_on_spread_evenly(shop: Path) -> None:
-    bundle, validation = ModelBundle.from_pretrained(shop / "text" / "model"), validation_of(shop)
+    bundle, validation = SavedModel.from_pretrained(shop / "text" / "model"), validation_of(shop)
     # One more than asked for: the last one of a split may hold padding.
     for asked, given in ((3, 4), (10_000, len(validation))):
         options = parse_options("diagnose", DiagnoseOptions, command(shop, examples=str(asked))[1:])

@@ -13,8 +13,8 @@ import torch
 
 from fewstep.adapters import Loading, TextSource, load_causal_lm
 from fewstep.cli.main import main
-from fewstep.diagnostics import rms
 from fewstep.diagnostics.dabi import RADII
+from fewstep.diagnostics.decoding import rms
 from fewstep.evaluation.decoder_diagnosis import DECODER_MEASUREMENTS
 from tests.adapters.folders import TOKENS, write
 from tests.adapters.test_images import write_kl
@@ -22,7 +22,7 @@ from tests.runs import ROOT, write_text
 
 READOUT = ["token_accuracy", "dabi", "dabi_segment", "dabi_data", "dabi_worst", "dabi_flip"]
 READOUT += ["boundary_distance", "boundary_width", "noise_robustness"]
-COMMITTED = ["token_accuracy_commit", "dabi_commit", "cci_noise"]
+COMMITTED = ["token_accuracy_head", "dabi_head", "cci_noise"]
 LINEAR = """
 import torch
 from fewstep.adapters import ImageDecoder, TextDecoder
@@ -95,11 +95,11 @@ def test_a_linear_decoder_of_two_tokens_has_its_closed_forms_on_the_real_command
     table = {name: row["value"] for name, row in found["table"].items()}
     assert list(found["results"]) == [*READOUT, *COMMITTED]
     assert (found["model"], found["kind"], found["n"]) == ("two", "text", 6)
-    for name in ("dabi", "dabi_worst", "dabi_data", "dabi_commit"):
+    for name in ("dabi", "dabi_worst", "dabi_data", "dabi_head"):
         assert table[name] == pytest.approx(6)
         assert table[f"{name}_fraction"] == pytest.approx(1)
     assert 0 < table["dabi_segment"] < 6
-    assert table["token_accuracy"] == table["token_accuracy_commit"] == 7 / 8
+    assert table["token_accuracy"] == table["token_accuracy_head"] == 7 / 8
     assert {table[name] for name in table if name.startswith("cci_noise")} <= {0.0, None}
     assert table["cci_noise_1.2"] == 0.0
     assert "by hand" in done.stdout.splitlines()
@@ -152,13 +152,13 @@ def test_a_model_of_transformers_has_the_table_of_our_own_with_its_protocol(
     conditionals: bool,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    measured = ["--only", "token_accuracy,boundary_distance,dabi_flip,token_accuracy_commit"] if conditionals else []
+    measured = ["--only", "token_accuracy,boundary_distance,dabi_flip,token_accuracy_head"] if conditionals else []
     measured = measured or ["--only", "token_accuracy,boundary_distance,dabi_flip"]
     assert main(command(shop, kind, adapter, *options, *measured)) == 0
     out, err = capsys.readouterr()
     assert "Traceback" not in err
     found = stored(tmp_path / f"diagnosis-{kind}")
-    assert ("token_accuracy_commit" in found["table"]) == conditionals
+    assert ("token_accuracy_head" in found["table"]) == conditionals
     protocol = found["protocol"]
     assert protocol["data"]["source"] == str(shop / "text.jsonl")
     assert len(protocol["data"]["fingerprint"]) == 24
@@ -210,10 +210,10 @@ def test_what_asks_for_conditionals_is_left_out_where_there_are_none_and_said(
     cheap = {name: value for name, value in DECODER_MEASUREMENTS.items() if "dabi" not in name}
     monkeypatch.setattr("fewstep.evaluation.decoder_diagnosis.DECODER_MEASUREMENTS", cheap)
     assert main(command(shop, "gpt2", "causal-lm", "--out", tmp_path)) == 0
-    assert stored(tmp_path)["left_out"] == {"token_accuracy_commit": "conditionals", "cci": "conditionals"}
+    assert stored(tmp_path)["left_out"] == {"token_accuracy_head": "conditionals", "cci": "conditionals"}
     assert "left out: cci, since the model has no conditionals" in capsys.readouterr().out.splitlines()
     assert main(command(shop, "gpt2", "causal-lm", "--out", tmp_path, "--overwrite", "--only", "cci")) == 2
-    assert "reads all tokens at once: cci needs conditionals" in capsys.readouterr().err
+    assert "has no conditionals, which cci needs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -242,13 +242,13 @@ def test_what_asks_for_conditionals_is_left_out_where_there_are_none_and_said(
             "mine:two_tokens",
             "callable",
             "--only dabi,sharpness",
-            "unknown measurement sharpness: expected some of",
+            "measurement is 'sharpness': expected one of",
         ),
         (
             "mine:orthonormal",
             "callable",
             "--only cci",
-            "unknown measurement cci: expected some of recon",
+            "measurement is 'cci': expected one of recon",
         ),
         ("mine:nothing", "callable", "", "mine has no function nothing"),
         ("gpt2", "seqtoseq", "", "seqtoseq"),

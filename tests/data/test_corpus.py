@@ -28,10 +28,11 @@ def texts():
 
 def test_the_blocks_read_in_a_row_are_the_documents(texts, tmp_path, make_settings):
     corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), block_size=16))
+    assert corpus.report.is_lossless
     held_out = [text for number, text in enumerate(texts) if number % 20 == 19]
-    kept = [text for number, text in enumerate(texts) if number % 20 != 19]
+    trained = [text for number, text in enumerate(texts) if number % 20 != 19]
     for split, report, expected in (
-        (corpus.train, corpus.report.train, kept),
+        (corpus.train, corpus.report.train, trained),
         (corpus.validation, corpus.report.validation, held_out),
     ):
         whole = "".join(text + "<|endoftext|>" for text in expected)
@@ -147,6 +148,8 @@ def test_another_tokenizer_is_taken_as_it_is_and_counts_all_bytes(texts, tmp_pat
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(tmp_path / "words")
     path = write_jsonl(tmp_path / "a.jsonl", texts)
     corpus = prepare_corpus(make_settings(path, tokenizer=str(tmp_path / "words"), pack=False))
+    assert not corpus.report.is_lossless, "it loses capital letters"
+    assert corpus.report.train.lost_bytes == 0
     assert corpus.tokenizer.eos_token == corpus.tokenizer.pad_token == "<|endoftext|>"
     assert len(corpus.tokenizer) == len(words) + 2
     assert int(np.sum(corpus.train[:]["num_bytes"])) == sum(
@@ -256,19 +259,23 @@ def test_unknown_tokens_are_counted_warned_of_and_refused(tmp_path, make_setting
     assert (outcome in str(report)) and ("does not know" in str(report)) == (known < 100)
 
 
-def test_a_byte_level_vocabulary_without_all_bytes_loses_text_that_is_counted(texts, tmp_path, make_settings):
+@pytest.mark.parametrize("unknown", [None, "[UNK]"])
+def test_a_byte_level_vocabulary_without_all_bytes_loses_text_that_is_counted(texts, tmp_path, make_settings, unknown):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     letters = {letter: number for number, letter in enumerate(sorted({*pre_tokenizers.ByteLevel.alphabet()} - {"t"}))}
-    backend = Tokenizer(models.BPE(letters, []))
+    if unknown:
+        letters[unknown] = len(letters)
+    backend = Tokenizer(models.BPE(letters, [], unk_token=unknown))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=unknown).save_pretrained(tmp_path / "tokenizer")
     path = write_jsonl(tmp_path / "a.jsonl", texts)
     corpus = prepare_corpus(make_settings(path, tokenizer=str(tmp_path / "tokenizer"), pack=False))
-    kept = [text for number, text in enumerate(texts) if number % 20 != 19]
-    assert corpus.report.train.lost_bytes == sum(text.count("t") for text in kept)
-    assert corpus.report.train.bytes == sum(len(text.encode()) for text in kept)
+    trained = [text for number, text in enumerate(texts) if number % 20 != 19]
+    assert corpus.report.train.lost_bytes == sum(text.count("t") for text in trained)
+    assert corpus.report.train.unknown_tokens == (corpus.report.train.lost_bytes if unknown else 0)
+    assert corpus.report.train.bytes == sum(len(text.encode()) for text in trained)
     assert "WARNING" in str(corpus.report)
 
 

@@ -1,4 +1,4 @@
-"""Bad input is told in one line that names the value and what to do."""
+"""Bad input is one line that names the value and what to do."""
 
 import os
 import subprocess

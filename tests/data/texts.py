@@ -1,4 +1,4 @@
-"""Small texts that tell themselves apart."""
+"""Small texts, each different from the others."""
 
 import json
 import random

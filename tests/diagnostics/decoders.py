@@ -1,12 +1,17 @@
-"""Decoders whose sharpness is known in closed form. B examples, L tokens, V vocabulary, n numbers in one latent."""
+"""Decoders and token processes known in closed form. B examples, L tokens, V vocabulary, n numbers in one latent."""
 
+import json
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-BACKWARD_COST = 2  # of a backward pass, in evaluations of the decoder
-FORWARD_MODE_COST = 3  # of a forward-mode pass with the evaluation in it, counted high
+from fewstep.diagnostics.result import Result
+from fewstep.shapes import rand
+
+LOG_2 = math.log(2)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -84,21 +89,6 @@ class ConstantReadout:
         return self.logits.expand(len(z), *self.logits.shape)
 
 
-class Counted:
-    """A decoder that adds up what it is used for, in evaluations of the whole batch."""
-
-    def __init__(self, decode: LinearReadout | SmoothReadout) -> None:
-        self.decode = decode
-        self.cost = 0
-
-    def __call__(self, z: Tensor) -> Tensor:
-        if torch._C._functorch.is_functorch_wrapped_tensor(z):
-            self.cost += FORWARD_MODE_COST
-        else:
-            self.cost += 1 + BACKWARD_COST * z.requires_grad
-        return self.decode(z)
-
-
 class ParallelConditionals:
     """A readout without memory, ``decode`` from latents (B, ...) to logits (B, L, V), as conditionals."""
 
@@ -113,3 +103,87 @@ class ParallelConditionals:
     def logits(self, z: Tensor, ids: Tensor) -> Tensor:
         """Logits (B, L, V), the same whatever ``ids`` are."""
         return self.decode(z)
+
+
+def plain(result: Result) -> Any:
+    """``result`` through JSON and back; fails on NaN and infinity."""
+    assert all(row.name for row in result.rows)
+    assert all(len(line.x) == len(line.y) for line in result.curves.values())
+    return json.loads(json.dumps(result.to_dict(), allow_nan=False))
+
+
+def heights(result: Result, key: str) -> Tensor:
+    """y of a curve."""
+    return torch.tensor(result.curves[key].y, dtype=torch.float64)
+
+
+class MarkovReadout:
+    """A chain of ``num_tokens`` tokens that ignores the latent: x_1 ~ ``initial`` (V,), x_i ~ ``transition`` (V, V)."""
+
+    def __init__(self, initial: Tensor, transition: Tensor, num_tokens: int) -> None:
+        self.initial, self.transition, self.num_tokens = initial.double(), transition.double(), num_tokens
+
+    def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Independent chains (B, L)."""
+        p, tokens = self.initial.expand(len(z), -1), []
+        for _ in range(self.num_tokens):
+            token = torch.multinomial(p, 1, generator=generator)[:, 0]
+            tokens.append(token)
+            p = self.transition[token]
+        return torch.stack(tokens, 1)
+
+    def logits(self, z: Tensor, ids: Tensor) -> Tensor:
+        """Log-probabilities (B, L, V), minus infinity where a token is impossible."""
+        first = self.initial.expand(len(ids), 1, -1)
+        return torch.cat([first, self.transition[ids[:, :-1]]], 1).log()
+
+    def committed_and_marginal_nats(self) -> tuple[float, float]:
+        """Numerator and denominator of CCI for infinitely many draws, summed over the tokens."""
+        p, committed, marginal = self.initial, _entropy(self.initial), _entropy(self.initial)
+        for _ in range(self.num_tokens - 1):
+            committed += p @ torch.special.entr(self.transition).sum(-1)
+            p = p @ self.transition
+            marginal += _entropy(p)
+        return float(committed), float(marginal)
+
+
+class BalancedCopies(MarkovReadout):
+    """x_1 uniform, then copies of it; call after call the first tokens take turns, so that V | M draws are exact."""
+
+    def __init__(self, vocabulary: int, num_tokens: int) -> None:
+        super().__init__(torch.full((vocabulary,), 1 / vocabulary), torch.eye(vocabulary), num_tokens)
+        self.calls = 0
+
+    def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """The next token in turn, L times."""
+        token = self.calls % len(self.initial)
+        self.calls += 1
+        return torch.full((len(z), self.num_tokens), token)
+
+
+class TableReadout:
+    """Any first-order head: logits (L, V + 1, V) by position and earlier token, row V standing for none."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+
+    def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Chains (B, L) by inverse CDF."""
+        num_tokens, _, vocabulary = self.table.shape
+        u = rand((len(z), num_tokens), self.table, generator).double()
+        token, tokens = torch.full((len(z),), vocabulary), []
+        for i in range(num_tokens):
+            cdf = self.table[i, token].double().softmax(-1).cumsum(-1)
+            token = (cdf <= u[:, i, None]).sum(-1).clamp(max=vocabulary - 1)
+            tokens.append(token)
+        return torch.stack(tokens, 1)
+
+    def logits(self, z: Tensor, ids: Tensor) -> Tensor:
+        """(B, L, V)."""
+        num_tokens, _, vocabulary = self.table.shape
+        before = torch.cat([torch.full((len(ids), 1), vocabulary), ids[:, :-1]], 1)
+        return self.table[torch.arange(num_tokens), before]
+
+
+def _entropy(p: Tensor) -> float:
+    return float(torch.special.entr(p).sum())

@@ -1,16 +1,26 @@
-"""Distances and widths of boundaries, to first order exact for linear readouts."""
-
-import json
+"""Margins, distances to boundaries, and the points on them: to first order exact for linear readouts."""
 
 import pytest
 import torch
 
-from fewstep.diagnostics import boundary_distance, boundary_width, draw_positions, margins, rms
+from fewstep.diagnostics.boundary import (
+    data_points,
+    data_segments,
+    normal_boundary,
+    segment_boundary,
+    segment_midpoint,
+    worst_direction,
+)
+from fewstep.diagnostics.decoding import draw_positions, rms
+from fewstep.diagnostics.margins import QUANTILES, boundary_distance, boundary_width, margins
+from fewstep.diagnostics.response import CategoricalResponse, ContinuousResponse
 from tests.diagnostics.decoders import (
     ConstantReadout,
     LinearReadout,
+    ScalingDecoder,
     SmoothReadout,
     normal,
+    plain,
     seeded,
     two_token_readout,
 )
@@ -33,26 +43,17 @@ def test_distance_of_a_linear_readout_is_that_of_the_nearest_of_its_planes() -> 
 
 def test_distance_and_width_are_in_units_of_rms_and_do_not_change_with_the_scale_of_the_latents() -> None:
     w, z, positions = normal(5), normal(40, 5, seed=1), torch.zeros(40, 1, dtype=torch.int64)
-    distance = boundary_distance(two_token_readout(w), z, positions, generator=seeded())
-    width = boundary_width(two_token_readout(w), z, positions, generator=seeded())
+    distance = boundary_distance(margins(two_token_readout(w), z, positions), z, generator=seeded())
+    width = boundary_width(margins(two_token_readout(w), z, positions), z, generator=seeded())
     ways = (z @ w).abs() / w.norm() / rms(z)
-    for q, estimate in distance.quantiles:
+    for q, row in zip(QUANTILES, distance.rows, strict=True):
+        estimate = row.estimate
         assert estimate.value == pytest.approx(float(torch.quantile(ways, q)))
         assert estimate.interval is not None
         assert estimate.interval.low <= estimate.value <= estimate.interval.high
-    assert width.mean.value == pytest.approx(1 / float(w.norm()) / rms(z))
-    scaled = boundary_distance(two_token_readout(w), 7 * z, positions, generator=seeded())
-    assert scaled.mean.value == pytest.approx(distance.mean.value)
-
-
-def test_measured_margins_spare_the_evaluations_and_change_nothing() -> None:
-    decode, z, positions = SmoothReadout(6, 3, 5), normal(10, 6), draw_positions(10, 3, 2, seeded())
-
-    def refuse(latents: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("evaluated again")
-
-    again = boundary_distance(refuse, z, positions, generator=seeded(), measured=margins(decode, z, positions))
-    assert again == boundary_distance(decode, z, positions, generator=seeded())
+    assert width.facts["mean"].value == pytest.approx(1 / float(w.norm()) / rms(z))
+    scaled = boundary_distance(margins(two_token_readout(w), 7 * z, positions), 7 * z, generator=seeded())
+    assert scaled.facts["mean"].value == pytest.approx(distance.facts["mean"].value)
 
 
 @pytest.mark.parametrize("vocab_size", [1, 5])
@@ -61,28 +62,119 @@ def test_points_without_a_gradient_are_infinitely_far_and_left_out_but_counted(v
     found = margins(decode, z, draw_positions(4, 3, 2, seeded()))
     assert found.distance.isinf().all()
     for measure in (boundary_distance, boundary_width):
-        result = measure(decode, z, draw_positions(4, 3, 2, seeded()), generator=seeded())
-        assert (result.num_points, result.num_infinite) == (0, 8)
-        assert result.mean.value is None
+        result = measure(found, z, generator=seeded())
+        assert (result.facts["num_points"], result.facts["num_infinite"]) == (0, 8)
+        assert result.facts["mean"].value is None
         assert result.picture() is None
-        assert "8 more have a zero gradient" in result.rows()[0].note
-        json.dumps(result.to_dict(), allow_nan=False)
-
-
-def test_a_latent_at_a_boundary_has_distance_zero_and_a_picture() -> None:
-    z = torch.zeros(3, 4)
-    result = boundary_distance(
-        two_token_readout(normal(4, dtype=torch.float32)), z, torch.zeros(3, 1, dtype=torch.int64), generator=seeded()
-    )
-    assert result.mean.value == 0
-    assert result.picture() is not None
+        assert "8 more have a zero gradient" in result.rows[0].note
+        plain(result)
 
 
 def test_rows_are_named_by_quantile_and_the_histogram_holds_every_point() -> None:
     decode, z = SmoothReadout(6, 3, 5), normal(30, 6)
-    result = boundary_distance(decode, z, draw_positions(30, 3, 2, seeded()), generator=seeded())
-    assert [row.name for row in result.rows()] == [f"boundary_distance_p{q}" for q in ("01", "10", "50", "90")]
-    assert sum(result.histogram.y) == pytest.approx(1)
-    json.dumps(result.to_dict(), allow_nan=False)
-    other = boundary_width(decode, z, draw_positions(30, 3, 2, seeded()), generator=seeded(), name="width_generated")
-    assert other.rows()[2].name == "width_generated_p50"
+    found = margins(decode, z, draw_positions(30, 3, 2, seeded()))
+    result = boundary_distance(found, z, generator=seeded())
+    assert [row.name for row in result.rows] == [f"boundary_distance_p{q}" for q in ("01", "10", "50", "90")]
+    assert sum(result.curves["histogram"].y) == pytest.approx(1)
+    plain(result)
+    other = boundary_width(found, z, generator=seeded(), name="width_generated")
+    assert other.rows[2].name == "width_generated_p50"
+
+
+def top_two_gap(logits: torch.Tensor) -> torch.Tensor:
+    first, second = logits.topk(2, -1).values.unbind(-1)
+    return first - second
+
+
+def test_positions_are_drawn_without_replacement_and_uniformly() -> None:
+    assert all(len(set(row)) == 4 for row in draw_positions(3, 9, 4, seeded()).tolist())
+    counts = draw_positions(4000, 4, 1, seeded()).flatten().bincount(minlength=4)
+    assert ((counts - 1000).abs() < 120).all()  # 4 standard deviations
+    with pytest.raises(ValueError, match="5 positions of 4 tokens"):
+        draw_positions(3, 4, 5, seeded())
+
+
+def test_newton_reaches_the_foot_of_the_perpendicular_of_a_linear_margin() -> None:
+    w = normal(6)
+    z = normal(5, 6, seed=1)
+    points = normal_boundary(two_token_readout(w), z, torch.zeros(5, 1, dtype=torch.int64))
+    torch.testing.assert_close(points.z[:, 0], z - (z @ w / w.square().sum())[:, None] * w)
+    torch.testing.assert_close((points.direction[:, 0] @ (w / w.norm())).abs(), torch.ones(5, dtype=torch.float64))
+    assert points.accepted.all()
+
+
+def test_a_token_that_overtakes_becomes_the_runner_up() -> None:
+    # At z = 0 token 1 is second by bias, but its margin hardly moves; token 2 is met first on the way.
+    weight = torch.tensor([[[0.0, 0.0], [0.1, 0.0], [1.0, 1.0]]], dtype=torch.float64)
+    decode = LinearReadout(weight, torch.tensor([[0.0, -1.0, -1.1]], dtype=torch.float64))
+    points = normal_boundary(decode, torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.int64))
+    logits = decode(points.z[:, 0])[0, 0]
+    assert points.accepted.all()
+    assert logits.topk(2).indices.sort().values.tolist() == [0, 2]
+    assert top_two_gap(logits) < 1e-3
+
+
+@pytest.mark.parametrize("vocab_size", [1, 5])
+def test_without_a_gradient_no_point_is_accepted(vocab_size: int) -> None:
+    z, positions = normal(3, 6), torch.zeros(3, 1, dtype=torch.int64)
+    points = normal_boundary(ConstantReadout(normal(2, vocab_size)), z, positions)
+    assert not points.accepted.any()
+    assert not points.direction.any()
+    torch.testing.assert_close(points.z[:, 0], z)
+
+
+def test_points_are_found_as_well_as_half_precision_logits_allow() -> None:
+    # Logits near 100 in bfloat16 are multiples of one half: a margin of a thousandth is out of reach.
+    decode = LinearReadout(5 * normal(1, 3, 8, dtype=torch.float32), torch.full((1, 3), 100.0))
+    z, positions = normal(200, 8, seed=1, dtype=torch.float32), torch.zeros(200, 1, dtype=torch.int64)
+    points = normal_boundary(lambda z: decode(z).bfloat16(), z, positions)
+    assert points.accepted.all()
+    assert (top_two_gap(decode(points.z[:, 0])[:, 0]) <= 3).all()
+
+
+def test_bisection_finds_the_flip_on_the_segment() -> None:
+    w = normal(6)
+    decode, z_a = two_token_readout(w, bias=torch.tensor([0.2], dtype=torch.float64)), normal(8, 6, seed=1)
+    z_b = normal(8, 6, seed=2)
+    points = segment_boundary(decode, z_a, z_b, torch.zeros(8, 1, dtype=torch.int64))
+    flips = decode(z_a)[:, 0].argmax(-1) != decode(z_b)[:, 0].argmax(-1)
+    assert 0 < flips.sum() < 8
+    assert points.accepted[:, 0].equal(flips)
+    share = (z_a @ w + 0.2) / ((z_a - z_b) @ w)
+    expected = z_a + share[:, None] * (z_b - z_a)
+    torch.testing.assert_close(points.z[flips, 0], expected[flips], rtol=0, atol=1e-5)
+    torch.testing.assert_close(points.direction[:, 0], (z_b - z_a) / (z_b - z_a).norm(dim=1, keepdim=True))
+
+
+def test_segments_between_equal_latents_are_not_accepted() -> None:
+    z = normal(3, 2, 4)
+    other = z.clone()
+    other[0] += 1
+    assert segment_midpoint(z, other).accepted[:, 0].tolist() == [True, False, False]
+    assert data_segments(z, other).accepted[:, 0].tolist() == [True, False, False]
+    torch.testing.assert_close(segment_midpoint(z, other).z[0, 0], z[0] + 0.5)
+    with pytest.raises(ValueError, match="expected equal shapes"):
+        segment_midpoint(z, other[:2])
+
+
+def test_worst_direction_is_the_leading_eigenvector_of_the_information() -> None:
+    decode = LinearReadout(3 * normal(2, 5, 6), normal(2, 5, seed=1))
+    z = normal(3, 6, seed=2)
+    points = worst_direction(
+        decode, CategoricalResponse(), data_points(decode, z, torch.zeros(3, 1, dtype=torch.int64)),
+        num_iterations=300, generator=seeded(),
+    )  # fmt: skip
+    leading = torch.linalg.eigh(decode.fisher(z)).eigenvectors[..., -1]
+    torch.testing.assert_close((points.direction[:, 0] * leading).sum(1).abs(), torch.ones(3, dtype=torch.float64))
+    assert points.kind == "worst"
+
+    scaling = ScalingDecoder(torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64))
+    segment = segment_midpoint(normal(2, 3), normal(2, 3, seed=1))
+    found = worst_direction(scaling, ContinuousResponse(), segment, num_iterations=50, generator=seeded())
+    torch.testing.assert_close(found.direction[..., 1].abs(), torch.ones(2, 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("positions", [torch.zeros(2, 1, dtype=torch.int64), torch.zeros(3), torch.zeros(3, 1)])
+def test_positions_that_do_not_fit_the_latents_are_refused(positions: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="draw them with draw_positions"):
+        normal_boundary(two_token_readout(normal(6)), normal(3, 6), positions)

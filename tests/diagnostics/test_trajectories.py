@@ -1,4 +1,4 @@
-"""Commitment, late flips and the step at which tokens settle."""
+"""Decidedness, late flips and the step at which tokens settle."""
 
 from itertools import pairwise
 
@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewstep.diagnostics.trajectories import commit_step, commitment, late_flip_rate, unigram_collision
+from fewstep.diagnostics.trajectories import decidedness, decision_step, late_flip_rate, unigram_collision
 from fewstep.paths import linear_path
 from fewstep.samplers import FlowSampler
-from tests.diagnostics.processes import normal, plain, seeded
+from tests.diagnostics.decoders import normal, plain, seeded
 from tests.toys import PointSetModel
 
 
@@ -29,22 +29,22 @@ def _draws(probabilities: Tensor, num_tokens: int):
     return continue_from
 
 
-def test_a_state_that_always_ends_alike_is_fully_committed() -> None:
+def test_a_state_that_always_ends_alike_is_fully_decided() -> None:
     states = [(0.0, normal(3, 5)), (0.5, normal(3, 5, seed=1))]
-    result = commitment(
+    result = decidedness(
         lambda x_t, t, generator: x_t, lambda x: (x > 0).long(), states, unigram_collision=0.3, generator=seeded()
     )
-    assert [one.value for one in result.values] == [1.0, 1.0]
-    assert result.times == (0.0, 0.5)
-    assert [row.name for row in result.rows()] == ["commitment_at_0", "commitment_at_0.5"]
-    assert result.picture().series[0].x == (0.0, 0.5)
+    assert list(result.curves["decidedness"].y) == [1.0, 1.0]
+    assert result.facts["times"] == (0.0, 0.5)
+    assert [row.name for row in result.rows] == ["decidedness_at_0", "decidedness_at_0.5"]
+    assert result.curves["decidedness"].x == (0.0, 0.5)
     plain(result)
 
 
 @pytest.mark.parametrize("num_continuations", [2, 16])
-def test_tokens_drawn_from_the_unigram_prior_are_not_committed_at_all(num_continuations: int) -> None:
+def test_tokens_drawn_from_the_unigram_prior_are_not_decided_at_all(num_continuations: int) -> None:
     p = torch.tensor([0.6, 0.3, 0.1])
-    result = commitment(
+    result = decidedness(
         _draws(p, 40),
         _same,
         [(0.2, normal(200, 2))],
@@ -52,13 +52,13 @@ def test_tokens_drawn_from_the_unigram_prior_are_not_committed_at_all(num_contin
         unigram_collision=float(p.square().sum()),
         generator=seeded(),
     )
-    (one,) = result.values
+    one = result.rows[0].estimate
     # unbiased also for a single pair: 8000 tokens, each with a variance of at most 1/4 / (1 - u)^2
     assert abs(one.value) < 4 * 0.5 / 0.54 / 8000**0.5
     assert one.interval.low <= 0 <= one.interval.high or abs(one.value) < 0.01
 
 
-def test_where_half_of_the_tokens_are_decided_commitment_is_one_half() -> None:
+def test_where_half_of_the_tokens_are_decided_it_is_one_half() -> None:
     draw = _draws(torch.tensor([0.5, 0.5]), 20)
 
     def continue_from(x_t: Tensor, t: float, generator: torch.Generator) -> Tensor:
@@ -66,16 +66,11 @@ def test_where_half_of_the_tokens_are_decided_commitment_is_one_half() -> None:
         ids[:, ::2] = 7
         return ids
 
-    result = commitment(continue_from, _same, [(0.2, normal(300, 2))], unigram_collision=0.5, generator=seeded())
-    assert result.values[0].value == pytest.approx(0.5, abs=0.02)
-    mask = (torch.arange(20) % 2 == 0).expand(300, 20)
-    decided = commitment(
-        continue_from, _same, [(0.2, normal(300, 2))], unigram_collision=0.5, mask=mask, generator=seeded()
-    )
-    assert decided.values[0].value == 1
+    result = decidedness(continue_from, _same, [(0.2, normal(300, 2))], unigram_collision=0.5, generator=seeded())
+    assert result.rows[0].estimate.value == pytest.approx(0.5, abs=0.02)
 
 
-def test_commitment_of_a_flow_rises_from_the_prior_to_certainty() -> None:
+def test_decidedness_of_a_flow_rises_from_the_prior_to_certainty() -> None:
     # Eight points, one token each: at t = 0 re-injected noise chooses freely among them, near the end no longer.
     points = 3 * normal(8, 2, 3, dtype=torch.float32)
     model, sampler = PointSetModel(linear_path(), points, torch.full((8,), 1 / 8)), FlowSampler(linear_path())
@@ -90,41 +85,25 @@ def test_commitment_of_a_flow_rises_from_the_prior_to_certainty() -> None:
         return torch.cdist(x_1.flatten(1), points.flatten(1)).argmin(-1)[:, None]
 
     states = [(float(whole.times[k]), whole.states[k]) for k in (0, 4, 8, 12, 15)]
-    result = commitment(continue_from, read, states, unigram_collision=1 / 8, generator=seeded())
-    values = [one.value for one in result.values]
+    result = decidedness(continue_from, read, states, unigram_collision=1 / 8, generator=seeded())
+    values = list(result.curves["decidedness"].y)
     assert all(a < b + 0.03 for a, b in pairwise(values))
     assert values[0] < 0.7 < 0.9 < values[3]
     assert values[-1] == 1  # the last step adds no noise
 
 
-def test_a_corpus_of_one_token_leaves_commitment_undetermined() -> None:
-    result = commitment(_draws(torch.ones(1), 3), _same, [(0.0, normal(2, 2))], unigram_collision=1, generator=seeded())
-    assert result.values[0].value is None
-    assert result.picture().series[0].x == ()
+def test_a_corpus_of_one_token_leaves_it_undetermined() -> None:
+    result = decidedness(
+        _draws(torch.ones(1), 3), _same, [(0.0, normal(2, 2))], unigram_collision=1, generator=seeded()
+    )
+    assert result.rows[0].estimate.value is None
+    assert result.curves["decidedness"].x == ()
     plain(result)
 
 
-def test_unigram_collision_is_the_sum_of_squared_shares_of_counted_tokens() -> None:
+def test_unigram_collision_is_the_sum_of_squared_shares() -> None:
     ids = torch.tensor([[0, 0, 1], [2, 9, 9]])
     assert unigram_collision(ids) == pytest.approx((4 + 1 + 1 + 4) / 36)
-    assert unigram_collision(ids, torch.tensor([[True, True, True], [True, False, False]])) == pytest.approx(6 / 16)
-    with pytest.raises(ValueError, match="no token counts"):
-        unigram_collision(ids, torch.zeros(2, 3))
-
-
-@pytest.mark.parametrize(
-    ("num_states", "num_continuations", "collision"), [(0, 16, 0.1), (1, 1, 0.1), (1, 16, -0.1), (1, 16, 1.1)]
-)
-def test_bad_arguments_of_commitment_are_named(num_states: int, num_continuations: int, collision: float) -> None:
-    with pytest.raises(ValueError, match=f"{num_states} states, num_continuations {num_continuations}"):
-        commitment(
-            _draws(torch.ones(2), 3),
-            _same,
-            [(0.0, normal(2, 2))] * num_states,
-            num_continuations=num_continuations,
-            unigram_collision=collision,
-            generator=seeded(),
-        )
 
 
 PREDICTIONS = [
@@ -135,46 +114,28 @@ PREDICTIONS = [
 ]
 
 
-def test_late_flips_and_commit_steps_of_a_trajectory_worked_out_by_hand() -> None:
+def test_late_flips_and_decision_steps_of_a_trajectory_worked_out_by_hand() -> None:
     late = late_flip_rate(PREDICTIONS, _same, generator=seeded())
-    assert late.rate.value == 2 / 8
-    steps = commit_step(PREDICTIONS, _same, generator=seeded())
-    assert steps.shares == (3 / 8, 1 / 8, 2 / 8, 2 / 8)
-    assert steps.mean.value == (3 * 1 + 1 * 2 + 2 * 3 + 2 * 4) / 8
+    assert late["late_flip_rate"].value == 2 / 8
+    steps = decision_step(PREDICTIONS, _same, generator=seeded())
+    assert steps.curves["shares"].y == (3 / 8, 1 / 8, 2 / 8, 2 / 8)
+    assert steps["decision_step"].value == (3 * 1 + 1 * 2 + 2 * 3 + 2 * 4) / 8
     assert steps.picture().kind == "bars" and steps.picture().series[0].x == (1.0, 2.0, 3.0, 4.0)
-    assert steps.rows()[0].note == "of 4"
+    assert steps.rows[0].note == "of 4"
     plain(late), plain(steps)
-
-
-def test_only_masked_in_tokens_are_counted() -> None:
-    mask = torch.tensor([[True, True, False, False], [False, False, True, True]])
-    assert late_flip_rate(PREDICTIONS, _same, mask=mask, generator=seeded()).rate.value == 1 / 4
-    assert commit_step(PREDICTIONS, _same, mask=mask, generator=seeded()).shares == (1 / 4, 1 / 4, 1 / 4, 1 / 4)
-    none = torch.zeros_like(mask)
-    assert late_flip_rate(PREDICTIONS, _same, mask=none, generator=seeded()).rate.value is None
-    steps = commit_step(PREDICTIONS, _same, mask=none, generator=seeded())
-    assert steps.mean.value is None and steps.shares == (0.0,) * 4
-    with pytest.raises(ValueError, match=r"mask has shape \(2, 3\)"):
-        commit_step(PREDICTIONS, _same, mask=mask[:, :3], generator=seeded())
 
 
 def test_a_trajectory_of_one_step_settles_at_once_and_has_no_late_flip() -> None:
     late = late_flip_rate(PREDICTIONS[:1], _same, generator=seeded())
-    assert late.rate.value is None and late.rate.num_examples == 2
-    steps = commit_step(PREDICTIONS[:1], _same, generator=seeded())
-    assert steps.shares == (1.0,) and steps.mean.value == 1
+    assert late["late_flip_rate"].value is None and late["late_flip_rate"].num_examples == 2
+    steps = decision_step(PREDICTIONS[:1], _same, generator=seeded())
+    assert steps.curves["shares"].y == (1.0,) and steps["decision_step"].value == 1
     plain(late), plain(steps)
-
-
-def test_no_prediction_leaves_late_flips_undetermined_and_has_no_step() -> None:
-    assert late_flip_rate([], _same, generator=seeded()).rate.value is None
-    with pytest.raises(ValueError, match="no predictions"):
-        commit_step([], _same, generator=seeded())
 
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**31), num_steps=st.integers(2, 6), vocabulary=st.integers(1, 3))
-def test_commit_steps_agree_with_their_definition_and_their_last_bar_with_the_late_flips(
+def test_decision_steps_agree_with_their_definition_and_their_last_bar_with_the_late_flips(
     seed: int, num_steps: int, vocabulary: int
 ) -> None:
     tokens = torch.randint(vocabulary, (num_steps, 3, 4), generator=seeded(seed))
@@ -182,8 +143,8 @@ def test_commit_steps_agree_with_their_definition_and_their_last_bar_with_the_la
     for path in tokens.flatten(1).T.tolist():
         first = next(k for k in range(num_steps) if len(set(path[k:])) == 1)
         expected[first] += 1 / 12
-    steps = commit_step(list(tokens), _same, generator=seeded())
-    torch.testing.assert_close(torch.tensor(steps.shares), expected)
+    steps = decision_step(list(tokens), _same, generator=seeded())
+    torch.testing.assert_close(torch.tensor(steps.curves["shares"].y), expected)
     late = late_flip_rate(list(tokens), _same, generator=seeded())
-    assert late.rate.value == pytest.approx(steps.shares[-1])
+    assert late["late_flip_rate"].value == pytest.approx(steps.curves["shares"].y[-1])
     plain(late), plain(steps)

@@ -14,7 +14,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation.compare_bench import KeptScores
 from fewstep.evaluation.comparison import Compared, Quality, RowsFile, Run, measured, objective_of, planned
 from fewstep.evaluation.scored_text import ScoredText
-from fewstep.metrics import Interval
+from fewstep.metrics.intervals import Interval
 from fewstep.objectives import MeanFlow, ProgressiveDistillation
 from fewstep.schedules import LogitNormalTime
 from tests.runs import CONFIGS

@@ -8,15 +8,10 @@ import torch
 from datasets import Dataset
 
 from fewstep.errors import UserError
-from fewstep.evaluation import (
-    GenerationTable,
-    evaluate_generation,
-    held_out_blocks,
-    score_blocks,
-    token_counts,
-)
-from fewstep.evaluation.baselines import shuffle_words, shuffled_blocks, unigram_blocks
-from fewstep.evaluation.scoring import perplexity_of_blocks
+from fewstep.evaluation.baselines import held_out_blocks, shuffle_words, shuffled_blocks, token_counts, unigram_blocks
+from fewstep.evaluation.generation import evaluate_generation
+from fewstep.evaluation.scoring import perplexity_of_blocks, score_blocks
+from fewstep.evaluation.table import GenerationTable
 from fewstep.pipeline import TextGenerator, decode_blocks
 from fewstep.readouts import tokens_to_first_end
 from fewstep.types import TokenBatch

@@ -10,7 +10,7 @@ from fewstep.data import train_tokenizer
 from fewstep.errors import UserError
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.grammar_scores import COLUMNS, GrammarMeasures, GrammarScores, total_variation
-from fewstep.metrics import share_of
+from fewstep.metrics.intervals import share_of
 from fewstep.theory.grammar import AGREEMENTS, GrammarSentences
 
 

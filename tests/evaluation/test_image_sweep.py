@@ -1,7 +1,5 @@
 """The image control's sweep: what its distances mean, what a row says, and that a stopped sweep goes on."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from scipy import stats
@@ -15,8 +13,9 @@ from fewstep.evaluation.image_row import (
     ImageRow,
     ImageSetting,
 )
-from fewstep.evaluation.image_sweep import BaseFlow, ImageSweep, relative_rms, seed_interval
-from fewstep.metrics import Interval, frechet_distance, moments
+from fewstep.evaluation.image_sweep import BaseFlow, ImageSweep, relative_rms
+from fewstep.metrics.frechet import frechet_distance, moments
+from fewstep.metrics.intervals import Interval, mean_interval
 from fewstep.model import SavedModel
 from fewstep.pipeline import GeneratedImages, ImageGenerator
 from fewstep.shapes import example_generators
@@ -74,10 +73,10 @@ def test_the_distance_is_that_of_decoded_images_to_all_decoded_held_out_ones() -
 
 @pytest.mark.parametrize("values", [(1.0, 2.0), (3.0, 1.0, 2.5, 7.0)])
 def test_the_interval_over_seeds_is_students(values: tuple[float, ...]) -> None:
-    found, spread = seed_interval(values), stats.sem(values)
+    found, spread = mean_interval(values), stats.sem(values)
     low, high = stats.t.interval(0.95, len(values) - 1, sum(values) / len(values), spread)
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-3)
-    assert seed_interval(values[:1]) is None
+    assert mean_interval(values[:1]) is None
 
 
 def test_the_base_flow_is_nothing_off_itself_and_unrelated_images_are_the_root_of_two_off() -> None:
@@ -115,17 +114,6 @@ def test_settings_that_the_model_was_not_trained_for_are_left_out() -> None:
         small(tiny_image_model())
     with pytest.raises(UserError, match="from 2 to 1700, the train images"):
         small(tiny_image_flow(), num_samples=1701)
-
-
-def test_rows_that_are_done_are_not_measured_again_and_models_on_one_autoencoder_share_the_yardstick() -> None:
-    rows = list(small(tiny_image_flow()).rows())
-    assert len(rows) == 5
-    rest = list(small(tiny_image_flow()).rows(rows[:2]))
-    assert [replace(row, seconds=None) for row in rest] == [replace(row, seconds=None) for row in rows[2:]]
-    other = list(small(tiny_image_flow(seed=1)).rows(rows))
-    assert [row.setting for row in other] == [row.setting for row in rows[1:]]
-    assert {row.protocol_hash for row in [*rows, *other]} == {rows[0].protocol_hash}
-    assert small(tiny_image_flow(), num_samples=21).protocol_hash != rows[0].protocol_hash
 
 
 def row(name: str, num_steps: int | None, reinjection: float | None, latents: float) -> ImageRow:

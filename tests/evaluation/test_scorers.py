@@ -13,7 +13,7 @@ from fewstep.data import train_tokenizer
 from fewstep.errors import UserError
 from fewstep.evaluation.scorers import RunScorer, ScoredText, Scorer, TransformersScorer, weights_digest
 from fewstep.evaluation.scoring import score_blocks
-from fewstep.metrics import sample_entropies_nats
+from fewstep.metrics.text import sample_entropies_nats
 from tests.bundles import LINES, randomise, tiny_bundle, tokenizer
 
 NO_IDS, NO_MASK = torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1, dtype=torch.bool)

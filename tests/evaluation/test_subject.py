@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from fewstep.errors import UserError
-from fewstep.evaluation import Subject, make_subject
-from fewstep.evaluation.subject import noise_source
+from fewstep.evaluation.subject import Subject, make_subject, noise_source
 from fewstep.pipeline import TextGenerator
 from fewstep.types import TokenBatch
 from tests.bundles import BLOCK_SIZE, LATENT_DIM, STRIDE, only, tiny_bundle

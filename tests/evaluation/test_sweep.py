@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics import late_flip_rate
+from fewstep.diagnostics.trajectories import late_flip_rate
 from fewstep.errors import UserError
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import TO_FIRST_END, WHOLE_BLOCK, ScoringProtocol
@@ -23,7 +23,7 @@ from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import FLOW, SweepRow
 from fewstep.evaluation.sweep_texts import Batch, FlowTexts, flow_setting
 from fewstep.evaluation.yardsticks import FixedTexts, NoiseTexts, yardsticks
-from fewstep.metrics import distinct_n
+from fewstep.metrics.text import distinct_n
 from fewstep.pipeline import TextGenerator, decode_blocks
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import example_generators, randn
@@ -207,7 +207,7 @@ def test_the_late_flip_rate_is_that_of_the_diagnostics(rows: list[SweepRow]) -> 
         def read(z: Tensor) -> Tensor:
             return generator.bundle.reader()(z, torch.ones(z.shape[:2], dtype=torch.bool)).argmax(-1)
 
-        rates.append(late_flip_rate(path.predictions, read, generator=torch.Generator()).rate.value)
+        rates.append(late_flip_rate(path.predictions, read, generator=torch.Generator())["late_flip_rate"].value)
     for readout in READOUTS:
         assert by(rows, FLOW, readout).late_flip_rate == pytest.approx(sum(rates) / len(rates))
     assert sum(rates) > 0

@@ -11,7 +11,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation.scorers import RunScorer
 from fewstep.evaluation.sweep_mauve import MauveReference
 from fewstep.evaluation.sweep_row import FLOW, HELD_OUT, SweepRow, sweep_text, table_lines
-from fewstep.metrics import mauve_package_version, mauve_score
+from fewstep.metrics.text import mauve_package_version, mauve_score
 from fewstep.pipeline import TextGenerator
 from fewstep.types import TokenBatch
 from tests.bundles import BLOCK_SIZE, tiny_bundle, tokenizer

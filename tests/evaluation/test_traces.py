@@ -7,12 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fewstep.bundle import ModelBundle
-from fewstep.diagnostics import commit_step, margins
+from fewstep.diagnostics.margins import margins
+from fewstep.diagnostics.trajectories import decision_step
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals, decoder_of
 from fewstep.evaluation.trace_plan import planned_paths
 from fewstep.evaluation.traces import SampleTrace, TracePath, Traces, collect_traces
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import example_generators, randn
@@ -74,13 +75,13 @@ def test_every_row_is_read_from_the_estimate_of_its_step_and_settles_as_diagnost
         made = sampler.sample(flow, x_0, num_steps=4, generator=sources)
         decode = decoder_of(bundle.reader())
         rows = [decode(x1_hat).argmax(-1) for x1_hat in made.predictions]
-        settled = commit_step(made.predictions, lambda z: decode(z).argmax(-1), generator=generator)
+        settled = decision_step(made.predictions, lambda z: decode(z).argmax(-1), generator=generator)
     (path,) = (one for one in traces.paths if one.way == "reinjection" and one.num_steps == 4)
     assert torch.equal(ids_of(traces, path), torch.stack(rows))
     assert path.times == pytest.approx(made.times.tolist(), abs=1e-4)
     steps = torch.tensor([sample.settled for sample in path.samples])
     assert len(steps.unique()) > 1
-    assert [float((steps == k).double().mean()) for k in range(1, 5)] == pytest.approx(settled.shares)
+    assert [float((steps == k).double().mean()) for k in range(1, 5)] == pytest.approx(settled.curves["shares"].y)
 
 
 def test_a_token_changes_at_the_step_where_it_settles_and_never_after(
@@ -137,7 +138,7 @@ def test_of_a_long_block_the_first_tokens_are_looked_at(generator_and_traces: tu
             torch.testing.assert_close(*distances, rtol=1e-2, atol=0)
 
 
-def plans_of(bundle: ModelBundle, reinjection: float = 1.0) -> list[tuple[str, int, float]]:
+def plans_of(bundle: SavedModel, reinjection: float = 1.0) -> list[tuple[str, int, float]]:
     return [(p.way, p.num_steps, p.reinjection) for p in planned_paths(bundle, (4, 1), reinjection)]
 
 

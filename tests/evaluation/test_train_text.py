@@ -4,7 +4,7 @@ import torch
 from datasets import Dataset
 
 from fewstep.evaluation.train_text import train_stream
-from fewstep.metrics import CopyIndex, longest_copies
+from fewstep.metrics.text import longest_copies, match_lengths
 
 
 def test_the_stream_joins_full_blocks_and_leaves_padding_out() -> None:
@@ -14,6 +14,6 @@ def test_the_stream_joins_full_blocks_and_leaves_padding_out() -> None:
     stream = train_stream(split)
     assert stream.dtype == torch.int64
     assert stream.tolist() == [1, 2, 3, 4, 5, 6, 0, 7, 8, 0]
-    copied = longest_copies(CopyIndex(stream, 8).match_lengths(torch.tensor([[9, 2, 3, 4, 5, 6]])))
+    copied = longest_copies(match_lengths(stream, torch.tensor([[9, 2, 3, 4, 5, 6]]), max_length=8))
     assert copied.tolist() == [5], "a copy goes on from one full block to the next"
     assert train_stream(split.select([])).tolist() == []

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from fewstep.nn import Context, CrossAttention, Rotary, SelfAttention
+from fewstep.nn import Context, CrossAttention, SelfAttention
+from fewstep.nn.attention import rotary
 from tests.nn.builders import first, normal, randomised
 
 
 def test_rotary_scores_depend_on_relative_positions_only(generator: torch.Generator) -> None:
-    rotary = Rotary(8)
     q, k = normal((2, 3, 5, 8), generator), normal((2, 3, 7, 8), generator)
 
     def scores(shift: float, stretch: float = 1.0) -> torch.Tensor:
         rows, columns = stretch * torch.arange(5.0) + shift, torch.arange(7.0) - 0.5 + shift
-        return rotary(q, rows) @ rotary(k, columns).mT
+        return rotary(rows, 8, q).rotate(q) @ rotary(columns, 8, k).rotate(k).mT
 
     for shift in (1.0, 17.5, 900.0):
         torch.testing.assert_close(scores(shift), scores(0.0), rtol=0, atol=1e-10)
@@ -22,7 +22,7 @@ def test_rotary_scores_depend_on_relative_positions_only(generator: torch.Genera
 
 def test_rotary_turns_a_vector_without_changing_its_length(generator: torch.Generator) -> None:
     x = normal((1, 1, 4, 6), generator)
-    turned = Rotary(6)(x, torch.tensor([0.0, 1.0, 2.5, 40.0]))
+    turned = rotary(torch.tensor([0.0, 1.0, 2.5, 40.0]), 6, x).rotate(x)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-12, atol=0)
     assert torch.equal(turned[:, :, 0], x[:, :, 0])
 
@@ -83,10 +83,11 @@ def test_cross_attention_depends_on_where_query_and_context_stand_relative_to_ea
 ) -> None:
     cross = randomised(lambda: CrossAttention(8, 2))
     x, states, mask = normal((1, 4, 8), generator), normal((1, 3, 8), generator), first([3], 3)
-    here = cross(x, Context(states, mask, torch.tensor([0.5, 2.5, 4.5])), start=0)
-    moved = cross(x, Context(states, mask, torch.tensor([10.5, 12.5, 14.5])), start=10)
-    torch.testing.assert_close(moved, here, rtol=0, atol=1e-10)
-    assert (cross(x, Context(states, mask, torch.tensor([0.5, 2.5, 4.5])), start=10) - here).abs().max() > 1e-3
+    near, far = (Context(states, mask, torch.tensor([0.5, 2.5, 4.5]) + shift) for shift in (0, 10))
+    later = rotary(torch.arange(10, 14), 4, x)
+    here = cross(x, near)
+    torch.testing.assert_close(cross(x, far, later), here, rtol=0, atol=1e-10)
+    assert (cross(x, near, later) - here).abs().max() > 1e-3
 
 
 def test_a_context_projected_beforehand_gives_the_same_and_its_rows_are_those_of_the_batch(
@@ -95,6 +96,6 @@ def test_a_context_projected_beforehand_gives_the_same_and_its_rows_are_those_of
     cross = randomised(lambda: CrossAttention(8, 2))
     x, states, mask = normal((3, 4, 8), generator), normal((3, 5, 8), generator), first([5, 2, 4], 5)
     context, kept = Context(states, mask, torch.arange(5) + 0.5), torch.tensor([True, False, True])
-    projected, y = cross.project(context).laid_out(), cross(x, context, start=3)
-    assert torch.equal(cross(x, projected, start=3), y)
-    torch.testing.assert_close(cross(x[kept], projected.rows(kept), start=3), y[kept], rtol=0, atol=1e-12)
+    projected, y = cross.project(context).contiguous(), cross(x, context)
+    assert torch.equal(cross(x, projected), y)
+    torch.testing.assert_close(cross(x[kept], projected.rows(kept)), y[kept], rtol=0, atol=1e-12)

@@ -2,7 +2,7 @@
 
 import torch
 
-from fewstep.diagnostics import cci
+from fewstep.diagnostics.cci import cci
 from fewstep.evaluation.adapters import HeadConditionals
 from fewstep.readouts import CausalTransformer, CommitmentHead
 from tests.nn.builders import first, normal, randomised

@@ -9,7 +9,7 @@ from typing import Any
 from fewstep.evaluation.protocol import ScoringProtocol
 from fewstep.evaluation.sweep_row import Setting, SweepRow
 from fewstep.evaluation.table import GenerationRow, GenerationTable
-from fewstep.metrics import Interval
+from fewstep.metrics.intervals import Interval
 
 PROTOCOL = ScoringProtocol(
     scorer={"class": "RunScorer"},
@@ -27,6 +27,11 @@ def estimate(value: float | None, spread: float = 0.1) -> dict[str, Any]:
     """An estimate as it stands in JSON."""
     interval = None if value is None else {"low": value * (1 - spread), "high": value * (1 + spread)}
     return {"value": value, "interval": interval, "num_examples": 16}
+
+
+def series(x: list[float], y: list[float]) -> dict[str, Any]:
+    """A curve as it stands in JSON."""
+    return {"label": "made", "x": x, "y": y, "low": None, "high": None}
 
 
 @dataclass
@@ -50,15 +55,23 @@ class MadeDiagnosis:
             "tube_fit_error": 0.01,
         }
     )
-    commitment: list[float] = field(default_factory=lambda: [0.3, 0.6, 0.9])
+    decidedness: list[float] = field(default_factory=lambda: [0.3, 0.6, 0.9])
     masses: list[float] = field(default_factory=lambda: [0.5, 0.1, 0.01])
     stiffness: list[float] = field(default_factory=lambda: [1.0, 2.0, 3.0])
     left_out: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """What ``diagnostics.json`` holds; the trajectory has three steps that start at ``TIMES``."""
-        histogram = {"label": "d", "x": [0.25, 0.75], "y": [0.25, 0.75], "low": None, "high": None}
-        flips = [estimate(value) for value in self.masses]
+        facts = {"late_flip_rate": {"num_predictions": 3}, "tube": {"times": TIMES}}
+        scales = [(1 - t) / t for t in TIMES]
+        curves = {
+            "boundary_distance": {"histogram": series([0.25, 0.75], [0.25, 0.75])},
+            "tube": {key: series(scales, self.masses) for key in ("mass", "flips", "isotropic")},
+            "decidedness": {"decidedness": series(TIMES, self.decidedness)},
+            "stiffness": {"stiffness": series(TIMES, self.stiffness)},
+            "late_flip_rate": {},
+            "decision_step": {"shares": series([1.0, 2.0, 3.0], [0.5, 0.3, 0.2])},
+        }
         return {
             "kind": "text",
             "model": "made",
@@ -69,18 +82,8 @@ class MadeDiagnosis:
             "left_out": self.left_out,
             "table": {name: estimate(value) for name, value in self.table.items()},
             "results": {
-                "boundary_distance": {"histogram": histogram},
-                "tube": {
-                    "times": TIMES,
-                    "noise_scales": [(1 - t) / t for t in TIMES],
-                    "tube_masses": flips,
-                    "flip_rates": flips,
-                    "isotropic_flip_rates": flips,
-                },
-                "commitment": {"times": TIMES, "values": [estimate(value) for value in self.commitment]},
-                "stiffness": {"times": TIMES, "values": [estimate(value) for value in self.stiffness]},
-                "late_flip_rate": {"num_predictions": 3},
-                "commit_step": {"shares": [0.5, 0.3, 0.2]},
+                name: {"name": name, "rows": [], "curves": lines, "axes": None, "facts": facts.get(name, {})}
+                for name, lines in curves.items()
             },
         }
 

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from fewstep.errors import UserError
 from fewstep.evaluation.comparison import Compared, Quality
 from fewstep.evaluation.scoring import corpus_perplexity
-from fewstep.metrics import Interval
+from fewstep.metrics.intervals import Interval
 from fewstep.report.contrast import (
     Comparison,
     comparison_markdown,

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.image import imread
 
 from fewstep.errors import UserError
-from fewstep.evaluation import GenerationRow, GenerationTable
-from fewstep.metrics import Interval
+from fewstep.evaluation.table import GenerationRow, GenerationTable
+from fewstep.metrics.intervals import Interval
 from fewstep.report import write_generation_figure
 
 

@@ -171,7 +171,7 @@ def test_letters_of_all_scripts_are_left_alone() -> None:
 
 
 def test_two_runs_stand_side_by_side(tmp_path: Path) -> None:
-    second = MadeDiagnosis(commitment=[0.0, 0.1, 0.5])
+    second = MadeDiagnosis(decidedness=[0.0, 0.1, 0.5])
     second.table["cci"] = 0.0
     paths = [
         str(whole_run(tmp_path / "first")),
@@ -214,7 +214,7 @@ def test_a_run_with_missing_parts_says_how_to_get_them(parts: dict[str, object],
 
 def test_a_picture_without_points_is_left_out_and_no_run_is_refused(tmp_path: Path) -> None:
     run = read_run(whole_run(tmp_path / "run"))
-    bare = replace(run, diagnoses=tuple(replace(one, curves={}) for one in run.diagnoses))
+    bare = replace(run, diagnoses=tuple(replace(one, results={}) for one in run.diagnoses))
     assert "Stiffness over time" in page_of(run)
     assert "Stiffness over time" not in page_of(bare)
     with pytest.raises(ValueError, match="no run"):

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from fewstep.errors import UserError
 from fewstep.evaluation.sweep_row import FLOW, Setting, SweepRow
-from fewstep.metrics import Interval
+from fewstep.metrics.intervals import Interval
 from fewstep.report.pareto import NFE, SECONDS, line_of, write_pareto_figure
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from fewstep.diagnostics import Picture, Series
+from fewstep.diagnostics.result import Picture, Series
 from fewstep.errors import UserError
 from fewstep.report import write_picture
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from fewstep.errors import UserError
+from fewstep.report.blocks import overlay
 from fewstep.report.evidence import Evidence
 from fewstep.report.run_folder import read_run, read_runs
 from tests.report.runs_on_disk import (
@@ -34,9 +35,12 @@ def test_a_whole_run_is_read_with_all_its_parts(tmp_path: Path) -> None:
     train, held_out = flow.curves
     assert (train.x, train.y) == ((10.0, 20.0), (0.9, 0.7))
     assert (held_out.x, held_out.y, flow.last) == ((20.0,), (0.8,), {"val/loss": 0.8})
-    density = Evidence(run).curve("boundary_distance")
-    assert density is not None
-    assert sum(density.y) * 0.5 == pytest.approx(1.0)  # shares of bars of width 0.5, as a density
+    bars = Evidence(run).curve("boundary_distance/histogram")
+    assert bars is not None
+    assert sum(bars.y) == pytest.approx(1.0)
+    picture = overlay([Evidence(run)], {"boundary_distance/histogram": "data"}, "", "", "", density=True)
+    assert picture is not None
+    assert sum(picture.series[0].y) * 0.5 == pytest.approx(1.0)  # shares of bars of width 0.5, as a density
 
 
 def test_what_a_run_lacks_is_none(tmp_path: Path) -> None:
@@ -125,10 +129,15 @@ def changed(path: str, value: Any) -> Break:
         (changed("table/cci/value", "much"), r'table.cci.value is "much": expected a finite number'),
         (changed("table/cci/value", float("nan")), r"table.cci.value is NaN: expected a finite number"),
         (changed("table/cci/interval", [1, 2]), r"table.cci.interval is \[1, 2\]: expected an object with 'low'"),
-        (changed("results/commitment/times", [0.5]), r"results.commitment.times is \[0.5\]: expected 3 numbers"),
-        (changed("results/tube", {}), "results.tube.noise_scales is missing"),
-        (changed("results/stiffness/values", None), "results.stiffness.values is null: expected a list"),
-        (changed("results/commit_step/shares/1", True), r"shares\[1\] is true: expected a finite number"),
+        (changed("results/decidedness/curves/decidedness/y", [0.5]), r"decidedness.y is \[0.5\]: expected 3 numbers"),
+        (changed("results/tube", {}), "results.tube.rows is missing"),
+        (changed("results/stiffness/curves", None), "results.stiffness.curves is null: expected an object"),
+        (changed("results/decision_step/curves/shares/y/1", True), r"y\[1\] is true: expected a finite number"),
+        (
+            changed("results/tube/axes", {"kind": "pie"}),
+            "results.tube.axes.kind is \"pie\": expected 'lines' or 'bars'",
+        ),
+        (changed("thresholds", {"cci": {"good": 1}}), "thresholds.cci.bad is missing"),
         (changed("left_out", {"cci": 3}), "left_out.cci is 3: expected a text"),
     ],
 )
@@ -153,7 +162,6 @@ def test_a_broken_diagnosis_is_refused_with_its_file_and_key(break_it: Break, me
         ("evaluation/rows.jsonl", b'{"setting": {}}\n', "line 1.setting.name is missing"),
         ("evaluation/rows.jsonl", b"\nx\n", "line 1, column 1, is no JSON"),
         ("evaluation/rows.jsonl", b'{"setting": {"name": "flow"}, "entropy_nats": 1}\n', "is no row of this fewstep"),
-        ("autoencoder/noise_robustness.json", b'{"levels": [0], "isotropic": []}', "expected 1 estimates"),
         ("flow/diagnostics.jsonl", b"{}\n", "line 1.results is missing"),
         ("flow/csv/version_0/metrics.csv", b"epoch\n1\n", "has no column step"),
         ("flow/csv/version_0/metrics.csv", b"step,train/loss\n1,low\n", "train/loss is 'low': expected a number"),

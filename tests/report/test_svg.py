@@ -2,7 +2,7 @@
 
 import pytest
 
-from fewstep.diagnostics import Picture, Series
+from fewstep.diagnostics.result import Picture, Series
 from fewstep.report.alternative_text import alternative_text
 from fewstep.report.svg import picture_svg
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.evaluation.measurement import Threshold
 from fewstep.report import thresholds
 from fewstep.report.evidence import Evidence
 from fewstep.report.rules_readout import last_tube_mass
 from fewstep.report.run_folder import RunReport, read_run
-from fewstep.report.thresholds import Threshold
+from fewstep.report.thresholds import threshold_value
 from fewstep.report.verdict import RULES, Verdict, judge, verdict_text
 from tests.report.runs_on_disk import MadeDiagnosis, quickstart_table, sweep_row, sweep_rows, write_run
 
@@ -28,7 +29,7 @@ def with_figure(name: str, scale: float = 1.0) -> Made:
 
 
 def with_commitment(folder: Path, value: float) -> RunReport:
-    return read_run(write_run(folder, diagnosis=MadeDiagnosis(commitment=[0.0, value, 1.0])))
+    return read_run(write_run(folder, diagnosis=MadeDiagnosis(decidedness=[0.0, value, 1.0])))
 
 
 def with_tube_mass(folder: Path, value: float) -> RunReport:
@@ -127,8 +128,8 @@ def test_a_rule_turns_at_its_thresholds(key: str, tmp_path: Path) -> None:
 
 def test_thresholds_are_said_with_their_numbers_and_with_why() -> None:
     for rule in RULES:
-        assert rule.threshold.shown(rule.threshold.good) in rule.threshold.text()
-        assert rule.threshold.shown(rule.threshold.bad) in rule.threshold.text()
+        assert threshold_value(rule.threshold, rule.threshold.good) in rule.threshold_text
+        assert threshold_value(rule.threshold, rule.threshold.bad) in rule.threshold_text
         assert len(rule.threshold.why) > 60
         assert rule.threshold.state(rule.threshold.good) == "good"
         assert rule.threshold.state(rule.threshold.bad) == "look"
@@ -256,8 +257,10 @@ def test_the_quickstart_table_is_judged_where_there_is_no_sweep(tmp_path: Path) 
 def test_tube_mass_is_read_at_the_start_of_the_last_step_and_only_where_that_was_a_state(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run", diagnosis=MadeDiagnosis(masses=[0.9, 0.5, 0.125])))
     assert last_tube_mass(Evidence(run)) == pytest.approx((0.125, 1 / 3))
-    thinned = replace(run, diagnoses=tuple(replace(one, num_predictions=8) for one in run.diagnoses))
-    assert last_tube_mass(Evidence(thinned)) is None
+    (whole,) = run.diagnoses
+    late = replace(whole.results["late_flip_rate"], facts={"num_predictions": 8})
+    thinned = replace(whole, results={**whole.results, "late_flip_rate": late})
+    assert last_tube_mass(Evidence(replace(run, diagnoses=(thinned,)))) is None
 
 
 def test_images_are_asked_only_what_makes_sense_for_them(tmp_path: Path) -> None:

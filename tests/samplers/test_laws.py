@@ -105,6 +105,18 @@ def test_without_strength_the_result_is_the_plain_loop_bit_for_bit(
         assert torch.equal(state, x)
 
 
+@each_solver
+@pytest.mark.parametrize("rule", ["1", "elf", "by_position"])
+def test_the_last_step_draws_nothing(solver: Solver, rule: str) -> None:
+    generator = torch.Generator().manual_seed(7)
+    before = generator.get_state()
+    sampler = FlowSampler(
+        linear(), solver=solver, reinjection=rule, decidedness=lambda x1_hat, mask: torch.zeros(x1_hat.shape[:2])
+    )
+    sampler.sample(MixingModel(linear()), noise(2, 2, 2), num_steps=1, generator=generator)
+    assert torch.equal(generator.get_state(), before)
+
+
 @each_path
 @pytest.mark.parametrize("rule", ["1", "linear:1,1", "by_position:1"])
 def test_strength_1_is_the_re_noising_of_consistency_sampling(path: Path, rule: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.paths import Path, linear_path
 from fewstep.samplers import FlowSampler, Solver, euler, heun
-from fewstep.schedules import CosineGrid, LogitNormalGrid, TimeGrid, UniformGrid
+from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
 from tests.samplers.bases import each_path, each_solver
 from tests.samplers.bases import noise as _noise
 from tests.toys import ConstantModel, GaussianModel, MixingModel, PointSetModel
@@ -47,7 +47,7 @@ def test_measured_order_of_convergence(path: Path, solver: Solver, order: int) -
 
 
 @each_path
-@pytest.mark.parametrize("grid", [UniformGrid(), CosineGrid(), LogitNormalGrid()], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("grid", [UniformGrid(), LogitNormalGrid()], ids=lambda g: type(g).__name__)
 def test_on_every_grid_heun_is_of_order_2_in_the_longest_step(path: Path, grid: TimeGrid) -> None:
     """The longest step, not 1 / N: the logit-normal grid's outer steps shrink only slowly with N."""
     model, x_0 = _gaussian(path), _noise(8, 2, 3)

@@ -23,10 +23,10 @@ AMBIGUOUS = {
 
 
 def derivations(grammar: Grammar, parts: tuple[str, ...], length: int) -> list[tuple[float, tuple, tuple]]:
-    """(probability, words, branches) of every way to write ``parts`` in ``length`` words, by plain enumeration."""
+    """(probability, words, branches) of every derivation of ``length`` words from ``parts``, by plain enumeration."""
     if not parts:
         return [(1.0, (), ())] if length == 0 else []
-    first, found = parts[0], []
+    first, derived = parts[0], []
     for n in range(1, length - len(parts) + 2):
         if first not in grammar.numbered:
             heads = [(1.0, (first,), ())] if n == 1 else []
@@ -38,8 +38,8 @@ def derivations(grammar: Grammar, parts: tuple[str, ...], length: int) -> list[t
             ]
         if heads:
             rest = derivations(grammar, parts[1:], length - n)
-            found += [(p * q, v + w, a + b) for p, v, a in heads for q, w, b in rest]
-    return found
+            derived += [(p * q, v + w, a + b) for p, v, a in heads for q, w, b in rest]
+    return derived
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,10 @@ def test_inside_equals_the_sum_over_all_derivations_and_is_zero_for_every_other_
         expected[words] += probability
     strings = list(product("ab", repeat=length))
     for words in strings:
-        found = parser.parse(words)
-        assert found.is_sentence == (words in expected)
-        if found.is_sentence:
-            assert found.log_probability == pytest.approx(math.log(expected[words]), abs=1e-12)
+        parse = parser.parse(words)
+        assert parse.is_sentence == (words in expected)
+        if parse.is_sentence:
+            assert parse.log_probability == pytest.approx(math.log(expected[words]), abs=1e-12)
     assert not parser.parse([*strings[0][:-1], "c"]).is_sentence
     assert not parser.parse([]).is_sentence
 
@@ -81,8 +81,8 @@ def test_the_likeliest_derivation_is_the_likeliest_of_all():
     parser, best = InsideParser(grammar), {}
     for probability, words, branches in derivations(grammar, ("s",), 5):
         best.setdefault(words, []).append((probability, branches))
-    for words, ways in best.items():
-        highest = max(probability for probability, _ in ways)
+    for words, derived in best.items():
+        highest = max(probability for probability, _ in derived)
         ours = math.prod(grammar.branches[number].probability for number in parser.parse(words).branches)
         assert ours == pytest.approx(highest, rel=1e-12)
 

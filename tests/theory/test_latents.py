@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics import stiffness
+from fewstep.diagnostics.stiffness import stiffness
 from fewstep.paths import Path, linear_path, variance_preserving_path
 from fewstep.samplers import FlowSampler
 from fewstep.theory.covariance import largest_eigenvalue
@@ -152,7 +152,7 @@ def test_diagnostics_measure_the_stiffness_that_the_closed_form_gives(cap: float
     of_estimate = jacobians(latents, 0.7, linear_path(), x_t, torch.full((B,), time), beta)
     of_velocity = (of_estimate - torch.eye(K * D)) / (1 - time)  # v = (x1_hat - x_t) / (1 - t)
     exact = float(torch.linalg.matrix_norm(of_velocity, 2).mean())
-    assert measured.values[0].value == pytest.approx(exact, rel=1e-2)
+    assert measured.curves["stiffness"].y[0] == pytest.approx(exact, rel=1e-2)
 
 
 def test_enough_steps_give_draws_of_the_smoothed_latents() -> None:

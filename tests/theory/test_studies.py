@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics import Estimate, stiffness, tube
 from fewstep.diagnostics.margins import margins
+from fewstep.diagnostics.result import Series
+from fewstep.diagnostics.stiffness import stiffness
+from fewstep.diagnostics.tube import tube
 from fewstep.paths import Path, linear_path, variance_preserving_path
 from fewstep.samplers import FlowSampler
 from fewstep.theory import (
@@ -150,10 +152,10 @@ def logits(x: Tensor, means: Tensor) -> Tensor:
     return (x.flatten(1) @ means.T - means.square().sum(1) / 2)[:, None]
 
 
-def agrees(estimate: Estimate, exact: float) -> bool:
+def agrees(curve: Series, k: int, exact: float) -> bool:
     """Within the 95 % interval, widened by half: three standard errors, so that one failure in 20 is not by chance."""
-    slack = (estimate.interval.high - estimate.interval.low) / 4
-    return estimate.interval.low - slack <= exact <= estimate.interval.high + slack
+    slack = (curve.high[k] - curve.low[k]) / 4
+    return curve.low[k] - slack <= exact <= curve.high[k] + slack
 
 
 @each_path
@@ -176,9 +178,9 @@ def test_the_diagnostic_tube_agrees_with_the_laboratory_within_its_intervals(pat
     flips, _ = flips_and_tube(law, scales, 60_000, seeded(3))
     inside = boundary_distances(law.sample(60_000, seeded(4)), means)
     for k, exact in enumerate(flips.double().mean(0)):
-        assert agrees(measured.flip_rates[k], float(exact))
-        mass = float((inside <= measured.c.value * measured.noise_scales[k]).double().mean())
-        assert agrees(measured.tube_masses[k], mass)
+        assert agrees(measured.curves["flips"], k, float(exact))
+        mass = float((inside <= measured["tube_c"].value * measured.curves["mass"].x[k]).double().mean())
+        assert agrees(measured.curves["mass"], k, mass)
 
 
 def test_the_diagnostics_margin_is_the_exact_distance_where_the_runner_up_is_the_nearest_boundary() -> None:
@@ -202,10 +204,10 @@ def test_the_diagnostic_stiffness_agrees_with_the_closed_form_within_its_interva
     measured = stiffness(law.velocity, few, num_iterations=60, generator=seeded(9))
     for k, (time, x) in enumerate(few):  # the same states: the same number
         exact = law.spectral_norm(x, torch.full((len(x),), time)).mean()
-        assert measured.values[k].value == pytest.approx(float(exact), rel=2e-3)
+        assert measured.curves["stiffness"].y[k] == pytest.approx(float(exact), rel=2e-3)
     for k, (time, x) in enumerate(states(4000, 5)):  # others: within the interval
         exact = law.spectral_norm(x, torch.full((len(x),), time)).mean()
-        assert agrees(measured.values[k], float(exact))
+        assert agrees(measured.curves["stiffness"], k, float(exact))
 
 
 def test_a_lattice_has_the_spacing_that_it_says() -> None:

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.train import main
 from fewstep.data import prepare_corpus
 from fewstep.errors import UserError
-from fewstep.evaluation import Subject, held_out_blocks, make_subject
+from fewstep.evaluation.baselines import held_out_blocks
 from fewstep.evaluation.measurements import measure_boundary_distance, measure_cci, measure_late_flips
+from fewstep.evaluation.subject import Subject, make_subject
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.storage import load_checkpoint
 from fewstep.training.callbacks import Diagnostics
@@ -24,8 +25,8 @@ SMALL = ["--diagnostics.num_examples=8"]
 FAST_WEIGHTS = ["--ema.decay=0.9", "--model.optimizer.learning_rate=0.01"]
 EXPECTED = {
     "autoencoder": ("dabi", "dabi_fraction", "dabi_data", "boundary_distance_p01", "noise_accuracy_at_0.4"),
-    "flow": ("dabi_generated", "stiffness_peak", "late_flip_rate", "commit_step", "commitment_at_0"),
-    "head": ("cci", "dabi_commit_fraction"),
+    "flow": ("dabi_generated", "stiffness_peak", "late_flip_rate", "decision_step", "decidedness_at_0"),
+    "head": ("cci", "dabi_head_fraction"),
 }
 
 
@@ -33,7 +34,7 @@ def lines_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "diagnostics.jsonl").read_text().splitlines()]
 
 
-def subject_of(workshop: Workshop, bundle: ModelBundle) -> Subject:
+def subject_of(workshop: Workshop, bundle: SavedModel) -> Subject:
     """The one that a run with the flags SMALL looks at."""
     validation = prepare_corpus(workshop.settings()).validation
     tokens, _ = held_out_blocks(validation, len(validation))
@@ -49,14 +50,14 @@ def flow(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_measured_is_the_averaged_model(workshop: Workshop, flow: Path) -> None:
-    bundle = ModelBundle.from_pretrained(flow / "model")
+    bundle = SavedModel.from_pretrained(flow / "model")
 
     def measure() -> list[float | None]:
         quarter = subject_of(workshop, bundle).first(4)
-        return [row.estimate.value for result in measure_late_flips(quarter) for row in result.rows()]
+        return [row.estimate.value for result in measure_late_flips(quarter) for row in result.rows]
 
     table = lines_of(flow)[-1]["table"]
-    written = [table[name]["value"] for name in ("late_flip_rate", "commit_step")]
+    written = [table[name]["value"] for name in ("late_flip_rate", "decision_step")]
     assert written == pytest.approx(measure())
     current = load_checkpoint(flow / "checkpoints" / "last.ckpt")["current_model_state"]
     bundle.denoiser.load_state_dict({name.removeprefix("denoiser."): value for name, value in current.items()})
@@ -81,15 +82,17 @@ def test_every_determined_row_is_logged_at_every_validation_and_stands_in_the_fi
         for name in lines[-1]["results"]:
             picture = run_dir / "diagnostics" / f"{name}.png"
             assert not picture.exists() or picture.read_bytes().startswith(b"\x89PNG")
-    assert {"tube.png", "stiffness.png", "commit_step.png"} <= {file.name for file in (flow / "diagnostics").iterdir()}
+    assert {"tube.png", "stiffness.png", "decision_step.png"} <= {
+        file.name for file in (flow / "diagnostics").iterdir()
+    }
 
 
 def test_cci_is_that_of_generated_latents(workshop: Workshop, flow: Path, tmp_path: Path) -> None:
     flags = [ON, *SMALL, f"--model.autoencoder={flow / 'model'}", f"--run_dir={tmp_path}"]
     assert main(workshop.arguments("head", *flags, steps=2)) == 0
-    subject = subject_of(workshop, ModelBundle.from_pretrained(tmp_path / "model")).first(2)
+    subject = subject_of(workshop, SavedModel.from_pretrained(tmp_path / "model")).first(2)
     (expected,) = measure_cci(subject, levels=())
-    assert lines_of(tmp_path)[-1]["table"]["cci"]["value"] == pytest.approx(expected.cci.value, rel=1e-4)
+    assert lines_of(tmp_path)[-1]["table"]["cci"]["value"] == pytest.approx(expected["cci"].value, rel=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
@@ -146,10 +149,10 @@ def test_the_last_values_are_printed_with_their_intervals(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(workshop.arguments("flow", ON, *SMALL, f"--run_dir={tmp_path}", steps=2)) == 0
-    row = lines_of(tmp_path)[-1]["table"]["commit_step"]
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["commit_step"])
+    row = lines_of(tmp_path)[-1]["table"]["decision_step"]
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["decision_step"])
     value, low, high = row["value"], row["interval"]["low"], row["interval"]["high"]
-    assert " ".join(line.split()) == f"commit_step {value:.4g} {low:.4g} - {high:.4g} step"
+    assert " ".join(line.split()) == f"decision_step {value:.4g} {low:.4g} - {high:.4g} step"
 
 
 @pytest.mark.slow
@@ -162,11 +165,11 @@ def test_two_processes_log_what_one_does(workshop: Workshop, tmp_path: Path) -> 
     assert output.count("diagnostics of held-out text") == 1
     (first, last), metrics = lines_of(tmp_path), logged(tmp_path)
     assert [first["step"], last["step"]] == [1, 2]
-    bundle = ModelBundle.from_pretrained(tmp_path / "model")
+    bundle = SavedModel.from_pretrained(tmp_path / "model")
     results = measure_late_flips(subject_of(workshop, bundle).first(4))
-    (expected,) = (row.estimate.value for row in results[1].rows())
-    column = metrics["diag/commit_step"]
-    assert column[max(column)] == pytest.approx(expected) == pytest.approx(last["table"]["commit_step"]["value"])
+    (expected,) = (row.estimate.value for row in results[1].rows)
+    column = metrics["diag/decision_step"]
+    assert column[max(column)] == pytest.approx(expected) == pytest.approx(last["table"]["decision_step"]["value"])
 
 
 def test_wandb_holds_metrics_summaries_pictures_and_histograms(
@@ -189,7 +192,7 @@ def test_wandb_holds_metrics_summaries_pictures_and_histograms(
         if stage == "flow":
             assert defined["diag/stiffness_peak"].summary.max
 
-        bars = {"autoencoder": "boundary_distance", "flow": "commit_step"}[stage]
+        bars = {"autoencoder": "boundary_distance", "flow": "decision_step"}[stage]
         pictures = [row for row in rows if f"diag_pictures/{bars}" in row]
         assert [row["trainer/global_step"] for row in pictures] == [2, 4]
         media = next(run_dir.glob("wandb/offline-run-*/files"))
@@ -201,11 +204,13 @@ def test_wandb_holds_metrics_summaries_pictures_and_histograms(
         assert len(histograms[-1]["bins"]) == len(histograms[-1]["values"]) + 1
         if stage == "flow":
             assert histograms[-1]["bins"] == [k + 0.5 for k in range(9)]
-            assert histograms[-1]["values"] == lines_of(run_dir)[-1]["results"]["commit_step"]["shares"]
+            assert (
+                histograms[-1]["values"] == lines_of(run_dir)[-1]["results"]["decision_step"]["curves"]["shares"]["y"]
+            )
 
 
 def test_the_trained_module_is_left_as_it_was(workshop: Workshop) -> None:
-    bundle = ModelBundle.from_pretrained(workshop.autoencoder)
+    bundle = SavedModel.from_pretrained(workshop.autoencoder)
     before = measure_boundary_distance(subject_of(workshop, bundle))
     assert all(parameter.grad is None for part in bundle.parts().values() for parameter in part.parameters())
     assert measure_boundary_distance(subject_of(workshop, bundle)) == before

@@ -11,7 +11,7 @@ from fewstep.autoencoders import to_positions
 from fewstep.cli.main import main
 from fewstep.data import Digits
 from fewstep.denoisers import FlowModel, RegressionDenoiser
-from fewstep.metrics import frechet_distance, moments
+from fewstep.metrics.frechet import frechet_distance, moments
 from fewstep.model import SavedModel, kind_of
 from fewstep.objectives import OBJECTIVES, FlowMatching, MeanFlow, Objective
 from fewstep.pipeline import ImageGenerator

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.train import main
+from fewstep.model import SavedModel
 from fewstep.storage import load_checkpoint
 from fewstep.training.callbacks import ExportModel
 from tests.runs import Workshop, logged, start
@@ -18,14 +18,15 @@ STEPS = 100
 FLAGS = ["--trainer.val_check_interval=25", "--ema.decay=0.9", "--checkpoint.every_n_steps=1000"]
 
 
-def stop_after_a_few_steps(arguments: list[str], run_dir: Path, number: int) -> tuple[int, str]:
-    """Send the signal when ten steps are logged. Returns exit code and stderr."""
+def stop_after_a_few_steps(arguments: list[str], run_dir: Path, *numbers: int) -> tuple[int, str]:
+    """Send the signals when ten steps are logged. Returns exit code and stderr."""
     process = start(arguments)
     deadline = time.monotonic() + 90
     while process.poll() is None and time.monotonic() < deadline:
         files = list(run_dir.glob("csv/version_0/metrics.csv"))
         if files and files[0].read_text().count("\n") > 10:
-            process.send_signal(number)
+            for number in numbers:
+                process.send_signal(number)
             break
         time.sleep(0.005)
     _, errors = process.communicate(timeout=60)
@@ -112,8 +113,8 @@ def test_a_longer_run_killed_before_its_export_does_not_leave_the_shorter_ones_m
         assert main(longer) == 0
     assert (tmp_path / "model" / "language_model.safetensors").read_bytes() == short
     assert main(longer) == 0
-    model = ModelBundle.from_pretrained(tmp_path / "model")
-    trained = ModelBundle.from_pretrained(tmp_path / "checkpoints" / "last.ckpt")
+    model = SavedModel.from_pretrained(tmp_path / "model")
+    trained = SavedModel.from_pretrained(tmp_path / "checkpoints" / "last.ckpt")
     assert_equal(dict(model.language_model.state_dict()), dict(trained.language_model.state_dict()))
     assert (tmp_path / "model" / "language_model.safetensors").read_bytes() != short
 
@@ -128,3 +129,17 @@ def test_a_finished_run_goes_on_as_if_it_had_been_longer(workshop: Workshop, tmp
     assert logged(grown)["train/loss"] == logged(long)["train/loss"]
     one, other = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (long, grown))
     assert_equal(one["state_dict"], other["state_dict"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)])
+def test_a_notice_of_preemption_saves_and_a_second_one_does_not_interrupt_it(
+    workshop: Workshop, tmp_path: Path, number: signal.Signals
+) -> None:
+    flags = ["--checkpoint.every_n_steps=1000", "--trainer.val_check_interval=100", f"--run_dir={tmp_path}"]
+    arguments = workshop.arguments("language_model", *flags, steps=2 * STEPS)
+    # The end of the job follows its notice, at once in the worst case.
+    code, errors = stop_after_a_few_steps(arguments, tmp_path, number, number, signal.SIGTERM)
+    assert code == 128 + number, errors
+    assert errors.count("fewstep:") == 1 and "--ckpt_path last" in errors
+    step = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"]
+    assert step == max(logged(tmp_path)["train/loss"]) + 1 and 5 <= step < 2 * STEPS

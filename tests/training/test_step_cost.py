@@ -1,4 +1,4 @@
-"""What a training step does not cost: a second graph, an optimizer that steps weight by weight."""
+"""What a training step costs: no second graph, no wasted memory, the same numbers however it is computed."""
 
 from pathlib import Path
 
@@ -8,18 +8,20 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
+from fewstep.cli.exit_codes import EXIT_USER_ERROR, errors_to_exit_code
 from fewstep.cli.train import main
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.objectives import FlowMatching
 from fewstep.paths import linear_path
 from fewstep.schedules import UniformTime
-from fewstep.training import OptimizerSettings
-from fewstep.training.callbacks import CompiledBlocks, WeightAverage
+from fewstep.storage import load_checkpoint
+from fewstep.training.callbacks import CompiledBlocks, RecomputedBlocks, WeightAverage
 from fewstep.types import Latents
 from tests.nn.builders import randomised
 from tests.runs import Workshop, logged
 from tests.training.flows import flow_arguments
+from tests.training.test_resume import assert_equal
 
 
 class Kept:
@@ -53,26 +55,6 @@ def small_network() -> nn.Sequential:
     return randomised(lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))).float()
 
 
-def test_the_fused_optimizer_steps_as_the_plain_one_does(generator: torch.Generator) -> None:
-    inputs = torch.randn(30, 4, 3, generator=generator)
-    settings = OptimizerSettings(learning_rate=0.05, warmup_steps=3, weight_decay=0.3)
-    fused, plain = small_network(), small_network()
-    optimizer, schedule = settings.build(fused.parameters(), 30)
-    twin, twin_schedule = settings.build(plain.parameters(), 30)
-    assert all(group["fused"] for group in optimizer.param_groups)
-    for group in twin.param_groups:
-        group["fused"] = False
-    for batch in inputs:
-        for network, one, rate in ((fused, optimizer, schedule), (plain, twin, twin_schedule)):
-            one.zero_grad()
-            network(batch).square().mean().backward()
-            one.step()
-            rate.step()
-    for ours, theirs, start in zip(fused.parameters(), plain.parameters(), small_network().parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-        assert (ours - start).abs().max() > 0.1
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32"])
 def test_gradients_are_clipped_at_every_precision(precision: str, workshop: Workshop, tmp_path: Path) -> None:
     """Lightning refuses to clip for an optimizer that says it undoes the scaling of gradients itself."""
@@ -82,12 +64,6 @@ def test_gradients_are_clipped_at_every_precision(precision: str, workshop: Work
     assert main(workshop.arguments("flow", *flags, *settings)) == 0
     first, last = (value for _, value in sorted(logged(tmp_path)["val/loss"].items()))
     assert first == last
-
-
-def test_weights_where_torch_has_no_fused_step_get_the_plain_one() -> None:
-    with torch.device("meta"):
-        optimizer, _ = OptimizerSettings().build(nn.Linear(2, 2).parameters(), 10)
-    assert not any(group["fused"] for group in optimizer.param_groups)
 
 
 def test_the_average_is_the_one_of_lightning(generator: torch.Generator) -> None:
@@ -121,23 +97,39 @@ def test_the_average_lies_where_the_weights_do() -> None:
     assert average._average_model.n_averaged.device.type == "cpu"
 
 
-def losses(run_dir: Path) -> list[float]:
-    return [loss for _, loss in sorted(logged(run_dir)["train/loss"].items())]
-
-
-slow = pytest.mark.slow
-
-
-@pytest.mark.parametrize("stage", ["flow", pytest.param("autoencoder", marks=slow), pytest.param("head", marks=slow)])
-def test_compiled_blocks_train_to_the_same_losses(stage: str, workshop: Workshop, tmp_path: Path) -> None:
-    found, compiled = [], []
-    for name, flags in (("plain", []), ("compiled", ["--compile.backend=aot_eager"])):
-        torch._dynamo.utils.counters.clear()
-        assert main(workshop.arguments(stage, f"--run_dir={tmp_path / name}", *flags)) == 0
-        found.append(losses(tmp_path / name))
-        compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert len(found[0]) == 4 and found[1] == pytest.approx(found[0], rel=1e-5)
-    assert compiled[0] == 0 and compiled[1] > 0
+@pytest.mark.parametrize(
+    ("stage", "flag"),
+    [
+        ("flow", "--compile.backend=aot_eager"),
+        ("flow", "--recompute.blocks=true"),
+        pytest.param("autoencoder", "--compile.backend=aot_eager", marks=pytest.mark.slow),
+        pytest.param("head", "--compile.backend=aot_eager", marks=pytest.mark.slow),
+        *(
+            pytest.param(stage, "--recompute.blocks=true", marks=pytest.mark.slow)
+            for stage in ("autoencoder", "head", "language_model")
+        ),
+        pytest.param("mean_flow", "--compile.backend=aot_eager", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_and_recomputed_blocks_train_to_the_same_losses(
+    stage: str, flag: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    runs = [tmp_path / "plain", tmp_path / "changed"]
+    torch._dynamo.utils.counters.clear()
+    for run_dir, flags in zip(runs, ([], [flag]), strict=True):
+        own = workshop.arguments(stage, f"--run_dir={run_dir}", *flags)
+        assert main(flow_arguments(workshop, stage, run_dir, *flags) if stage == "mean_flow" else own) == 0
+    plain, changed = (logged(run_dir) for run_dir in runs)
+    assert len(plain["train/loss"]) == 4
+    if "compile" in flag:
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+        assert changed["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-5)
+        return
+    for name in ("train/loss", "val/loss", "train/grad_norm"):
+        assert changed[name] == plain[name]
+    one, two = (load_checkpoint(run_dir / "checkpoints" / "last.ckpt") for run_dir in runs)
+    for key in ("state_dict", "current_model_state", "optimizer_states"):
+        assert_equal(one[key], two[key], key)
 
 
 def test_an_unknown_backend_is_named_in_one_line() -> None:
@@ -145,10 +137,31 @@ def test_an_unknown_backend_is_named_in_one_line() -> None:
         CompiledBlocks("nvcc")
 
 
-@slow
-def test_an_objective_of_forward_derivatives_trains_with_compiled_blocks(workshop: Workshop, tmp_path: Path) -> None:
-    found = []
-    for name, flags in (("plain", []), ("compiled", ["--compile.backend=aot_eager"])):
-        assert main(flow_arguments(workshop, "mean_flow", tmp_path / name, *flags)) == 0
-        found.append(losses(tmp_path / name))
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+def test_gradients_of_a_forward_derivative_are_refused_in_a_line(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        errors_to_exit_code(main, flow_arguments(workshop, "lagrangian", tmp_path, "--recompute.blocks=true"))
+        == EXIT_USER_ERROR
+    )
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep")]
+    assert len(errors) == 1 and "recompute.blocks is true, but" in errors[0] and "leave it out" in errors[0]
+
+
+def test_a_layer_more_keeps_its_input_alone_for_the_backward_pass() -> None:
+    width, positions, batch = 16, 32, 4
+    numbers = []
+    for depth in (2, 6):
+        network = RegressionDenoiser(8, positions, width=width, depth=depth, num_heads=2)
+        RecomputedBlocks(blocks=True).on_fit_start(None, network)
+        kept: dict[int, int] = {}  # by storage: the same tensor may be kept more than once
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            network(torch.ones(batch, positions, 8), torch.full((batch,), 0.5))
+        numbers.append(sum(count for storage, count in kept.items() if storage not in weights))
+    assert numbers[1] - numbers[0] == pytest.approx(4 * batch * positions * width, rel=0.15)

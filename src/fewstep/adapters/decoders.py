@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewstep.diagnostics import Decode, TokenConditionals
+from fewstep.diagnostics.cci import TokenConditionals
+from fewstep.diagnostics.decoding import Decode
 from fewstep.errors import UserError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.diagnostics import Decode
+from fewstep.diagnostics.decoding import Decode
 from fewstep.errors import UserError
 
 BATCH_SIZE = 16

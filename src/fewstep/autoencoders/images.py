@@ -40,12 +40,12 @@ class ResidualBlock(nn.Module):
 
 
 class ImageAutoencoder(nn.Module):
-    """Convolutional encoder to whitened latents, and a continuous decoder (this project's definition).
+    """Convolutional encoder to whitened latents, and a continuous decoder.
 
     An image (C, S, S) becomes (c, s, s) with s = S / 2**``num_halvings``: each halving is a convolution of stride 2
     with ``depth`` residual blocks after it, each doubling in the decoder likewise. Each of the c s s numbers of a
-    latent is whitened over the data on its own. Every function in it is smooth, so that derivatives of the decoder
-    mean something everywhere. Raises ``ValueError`` for sizes that are none, ``UserError`` for those that do not fit.
+    latent is whitened over the data separately. Every function in it is smooth, so that the decoder has derivatives
+    everywhere.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ImageAutoencoder(nn.Module):
         doubling = [[*blocks(), nn.Conv2d(a, 4 * b, 3, padding=1), nn.PixelShuffle(2)] for a, b in pairwise(up)]
         self.encoder = nn.Sequential(*chain(*halving), nn.SiLU(), nn.Conv2d(width, latent_channels, 1))
         self.from_latent = nn.Conv2d(latent_channels, width, 3, padding=1)
-        # Whitening takes the mean image out of the latents; this gives the decoder a place to keep it.
+        # Whitening removes the mean image from the latents; the decoder keeps it here.
         self.place = nn.Parameter(torch.zeros(width, side, side))
         self.decoder = nn.Sequential(*chain(*doubling))
         self.whitening = Whitening(latent_channels * side * side)
@@ -92,7 +92,7 @@ class ImageAutoencoder(nn.Module):
         return white.reshape(len(images), *self.latent_shape)
 
     def encode_raw(self, images: Tensor) -> Tensor:
-        """Latents before whitening, (B, c, s, s). Raises ``ValueError`` for images of another shape."""
+        """Latents before whitening, (B, c, s, s)."""
         if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
             raise ValueError(f"images of shape {tuple(images.shape)}: expected (B, *{self.image_shape})")
         return self.encoder(2 * images - 1)

@@ -12,10 +12,10 @@ from fewstep.types import Latents
 
 
 class TransformerAutoencoder(nn.Module):
-    """Encoder of L tokens to L / stride whitened latents of D dimensions (this project's definition).
+    """Encoder of L tokens to L / stride whitened latents of D dimensions: a :class:`~fewstep.types.LatentEncoder`.
 
-    With ``depth`` 0 and ``stride`` 1 no token sees another: the latents are then a learned code of the vocabulary,
-    which :meth:`codebook` gives. Decoding is a readout's work. Raises ``ValueError`` for sizes that are none.
+    With ``depth`` 0 and ``stride`` 1 no token sees another: the latents are then a learned code of the vocabulary, see
+    :meth:`codebook`. A readout decodes them.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TransformerAutoencoder(nn.Module):
         self.whitening = Whitening(latent_dim)
 
     def num_latents(self, num_tokens: int) -> int:
-        """K for L tokens. Raises ``UserError`` if L is not divisible by the stride."""
+        """K for L tokens; ``UserError`` unless the stride divides L."""
         if num_tokens % self.stride:
             raise UserError(
                 f"a block of {num_tokens} tokens is not divisible by stride {self.stride}: "
@@ -55,21 +55,19 @@ class TransformerAutoencoder(nn.Module):
             )
         return num_tokens // self.stride
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor, hidden: Tensor | None = None) -> Latents:
-        """``input_ids`` and ``attention_mask`` (B, L) to latents ``z`` (B, K, D) with their mask (B, K).
+    def encode(self, ids: Tensor, mask: Tensor, hidden: Tensor | None = None) -> Latents:
+        """Token ``ids`` and ``mask`` (B, L) to latents ``z`` (B, K, D) with their mask (B, K).
 
-        ``hidden`` (B, L) bool marks tokens that the encoder must not see: training hides some on purpose.
+        ``hidden`` (B, L) bool marks tokens that are masked out of the input, as training does with some.
         """
-        raw, mask = self.encode_raw(input_ids, attention_mask, hidden)
-        return Latents(self.whitening(raw, mask), mask)
+        raw, latent_mask = self.encode_raw(ids, mask, hidden)
+        return Latents(self.whitening(raw, latent_mask), latent_mask)
 
-    def encode_raw(
-        self, input_ids: Tensor, attention_mask: Tensor, hidden: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode_raw(self, ids: Tensor, mask: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents before whitening (B, K, D), and their mask (B, K)."""
-        self.num_latents(input_ids.shape[1])
-        seen = attention_mask.bool()
-        h = self.embedding(input_ids)
+        self.num_latents(ids.shape[1])
+        seen = mask.bool()
+        h = self.embedding(ids)
         if hidden is not None:
             h = torch.where(hidden[..., None], self.mask_embedding, h)
         for block in self.blocks:
@@ -80,7 +78,7 @@ class TransformerAutoencoder(nn.Module):
 
     @torch.no_grad()
     def codebook(self) -> Tensor:
-        """The latent of every token, (V, D) float32. Raises ``UserError`` where a latent depends on more than one."""
+        """The latent of every token, (V, D) float32; ``UserError`` if a latent depends on several tokens."""
         if len(self.blocks) or self.stride != 1:
             raise UserError(
                 f"an autoencoder of depth {len(self.blocks)} and stride {self.stride} has no codebook: "

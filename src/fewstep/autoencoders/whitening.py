@@ -7,10 +7,10 @@ from fewstep.schedules import upcast
 
 
 class Whitening(nn.Module):
-    """Per-dimension standardisation with running statistics, blind to padding (this project's definition).
+    """Per-dimension standardisation with running statistics that ignore padding.
 
     In training mode the batch's own mean and variance are used and the stored ones follow with ``momentum``; in
-    evaluation mode the stored ones are used, so the map is the same affine one for every input.
+    evaluation mode the stored ones are used: a fixed affine map.
     """
 
     mean: Tensor
@@ -41,7 +41,7 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        # Statistics that are not finite would stay in the stored ones for good, where the step itself can be skipped.
+        # A step that is not finite is skipped, but its statistics would stay in the stored ones for good.
         for stored, new in ((self.mean, mean), (self.variance, variance)):
             stored.lerp_(torch.where(torch.isfinite(new), new, stored), self.momentum)
 

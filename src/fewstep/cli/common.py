@@ -109,6 +109,6 @@ def packed_blocks(corpus: "PreparedCorpus", count: int) -> "TokenBatch":
 
     The last block of a packed split may be padded, and can then be left out.
     """
-    from fewstep.evaluation import held_out_blocks
+    from fewstep.evaluation.baselines import held_out_blocks
 
     return held_out_blocks(corpus.validation, min(count + 1, len(corpus.validation)))[0]

@@ -174,7 +174,7 @@ def image_data(options: CompareOptions) -> list[str]:
 def text_bench(options: CompareOptions) -> "TextBench":
     """Scorer, real text and protocol, as ``fewstep evaluate`` makes them. Raises ``UserError``."""
     from fewstep.cli.sweeping import held_out_text, make_protocol, make_scorer, prepared_text
-    from fewstep.evaluation import token_counts
+    from fewstep.evaluation.baselines import token_counts
     from fewstep.evaluation.compare_bench import TextBench
     from fewstep.evaluation.processes import Processes
     from fewstep.evaluation.sweep_measures import TrainText

@@ -1,9 +1,8 @@
 """``fewstep diagnose``: how sharp a model's readout is, and where its tokens are decided."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt
 
@@ -15,11 +14,9 @@ from fewstep.cli.parser import comma_parts, parse_options
 from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
-    from fewstep.evaluation import Diagnosis
-    from fewstep.evaluation.processes import Processes
+    from fewstep.evaluation.diagnosis import Diagnosis
 
 JSON_FILE, FOLDER, PICTURES = "diagnostics.json", "diagnosis", "pictures"
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(kw_only=True)
@@ -31,7 +28,7 @@ class DiagnoseOptions(TextOptions, AdapterOptions, DeviceOptions):
         examples: held-out blocks or images.
         positions: tokens looked at in each block.
         seed: the same seed gives the same figures.
-        only: names of measurements with commas between, such as dabi,cci; left out, all.
+        only: measurements with commas between, such as dabi,cci, or dotted paths of your own; left out, all.
         out: folder for the table and the pictures; left out, diagnosis/ beside the model, with --adapter
             ./diagnosis-NAME.
         overwrite: replace an earlier diagnosis in that folder.
@@ -60,12 +57,11 @@ def run(options: DiagnoseOptions, argv: list[str]) -> int:
     folder = default_folder(options) if options.out is None else options.out
     check_free(folder / JSON_FILE, overwrite=options.overwrite)
     check_writable(folder, PICTURES)
-    with Processes.join() as processes:
+    with Processes.join() as processes, ProgressBar("diagnosing", "measurement") as progress:
+        shared = {"only": only, "progress": progress if processes.is_first else None, "processes": processes}
+        diagnosis = diagnose(options, shared)
         if not processes.is_first:
-            diagnose(options, only, None, processes)
             return 0
-        with ProgressBar("diagnosing", "measurement") as progress:
-            diagnosis = diagnose(options, only, progress, processes)
     diagnosis = replace(diagnosis, provenance=provenance("diagnose", argv))
     write(diagnosis, folder, overwrite=options.overwrite)
     print(diagnosis.to_text())
@@ -80,79 +76,62 @@ def default_folder(options: DiagnoseOptions) -> Path:
     return folder_beside(options.model, FOLDER)
 
 
-def diagnose(
-    options: DiagnoseOptions, only: list[str] | None, progress: Progress | None, processes: "Processes"
-) -> "Diagnosis":
-    """Load the model, of text or images, ours or another's, and measure it."""
+def diagnose(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
+    """Load the model, of text or images, ours or another's, and measure it; ``shared`` goes to every diagnosis."""
     from fewstep.model import kind_of
 
     if options.adapter is not None:
-        return diagnose_adapter(options, only, progress, processes)
-    return KINDS[kind_of(options.model)](options, only, progress, processes)
+        return diagnose_adapter(options, shared)
+    return {"text": diagnose_text_model, "images": diagnose_image_model}[kind_of(options.model)](options, shared)
 
 
-def diagnose_adapter(
-    options: DiagnoseOptions, only: list[str] | None, progress: Progress | None, processes: "Processes"
-) -> "Diagnosis":
+def diagnose_adapter(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
     """Another's decoder."""
-    from fewstep.evaluation import diagnose_decoder
-    from fewstep.evaluation.decoder_diagnosis import check_chosen
+    from fewstep.evaluation.decoder_diagnosis import check_chosen, diagnose_decoder
 
     if options.adapter != "callable":  # whose kind is known after the call only
-        check_chosen(only, images=options.adapter == "autoencoder-kl")
+        check_chosen(shared["only"], images=options.adapter == "autoencoder-kl")
     decoder, data, packages = load_decoder(options)
     return diagnose_decoder(
         decoder,
         num_examples=options.examples,
         num_positions=options.positions,
         seed=options.seed,
-        only=only,
-        progress=progress,
-        processes=processes,
         data=data,
         packages=packages,
+        **shared,
     )
 
 
-def diagnose_text_model(
-    options: DiagnoseOptions, only: list[str] | None, progress: Progress | None, processes: "Processes"
-) -> "Diagnosis":
+def diagnose_text_model(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
     """A text model on the held-out part of its text."""
-    from fewstep.evaluation import diagnose_text, make_subject
+    from fewstep.evaluation.diagnosis import diagnose_text
+    from fewstep.evaluation.subject import make_subject
     from fewstep.model import SavedModel
     from fewstep.pipeline import TextGenerator
 
     bundle = SavedModel.from_pretrained(options.model, allow=options.allowed, kind="text").to(options.pick_device())
     corpus = corpus_of(bundle, options)
-    tokens = packed_blocks(corpus, options.examples)
     subject = make_subject(
         TextGenerator(bundle),
-        tokens,
+        packed_blocks(corpus, options.examples),
         num_examples=options.examples,
         num_positions=options.positions,
         seed=options.seed,
     )
     data = {"source": options.source or bundle.identity.source, "fingerprint": corpus.fingerprint}
-    return diagnose_text(subject, options.model, only=only, progress=progress, processes=processes, data=data)
+    return diagnose_text(subject, options.model, data=data, **shared)
 
 
-def diagnose_image_model(
-    options: DiagnoseOptions, only: list[str] | None, progress: Progress | None, processes: "Processes"
-) -> "Diagnosis":
+def diagnose_image_model(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
     """The image control on held-out images."""
-    from fewstep.evaluation import diagnose_images, make_image_subject
+    from fewstep.evaluation.image_diagnosis import diagnose_images, make_image_subject
     from fewstep.model import SavedModel
 
     model = SavedModel.from_pretrained(options.model, kind="images").to(options.pick_device())
     subject = make_image_subject(model, num_examples=options.examples, seed=options.seed)
     data = {"source": model.identity.source, **model.identity.source_config}
-    return diagnose_images(subject, options.model, only=only, progress=progress, processes=processes, data=data)
-
-
-KINDS: dict[str, Callable[[DiagnoseOptions, list[str] | None, Progress | None, "Processes"], "Diagnosis"]] = {
-    "text": diagnose_text_model,
-    "images": diagnose_image_model,
-}
+    return diagnose_images(subject, options.model, data=data, **shared)
 
 
 def write(diagnosis: "Diagnosis", folder: Path, *, overwrite: bool) -> None:

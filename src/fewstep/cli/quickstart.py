@@ -10,38 +10,33 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt
 
+from fewstep.cli.common import TextOptions, corpus_of
 from fewstep.cli.output import ProgressBar, write_text
 from fewstep.cli.parser import parse_options
 from fewstep.provenance import provenance
 from fewstep.settings import configs_folder, size_sections
 
 if TYPE_CHECKING:
-    from fewstep.evaluation import GenerationTable
+    from fewstep.evaluation.table import GenerationTable
 
 STEPS = (1, 2, 4, 8, 32)
 REINJECTIONS = (0.0, 1.0)
 """The deterministic flow, and the one with fresh noise after every step."""
 
 
-@dataclass(frozen=True)
-class StageRun:
-    """One training stage of the quickstart: its settings file, the folder of the model it needs, and what it does."""
-
-    name: str
-    needs: str | None
-    purpose: str
-
-
-STAGES = (
-    StageRun("autoencoder", None, "learn latents of text, and to read them back under noise"),
-    StageRun("flow", "autoencoder", "learn to carry noise to latents"),
-    StageRun("language_model", "autoencoder", "learn the same text token by token: the baseline, and the scorer"),
-    StageRun(
-        "head",
-        "flow",
-        "learn to read latents token by token, starting from the language model: the commitment head",
+STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "autoencoder": ("learn latents of text, and to read them back under noise", ()),
+    "flow": ("learn to carry noise to latents", ("--model.autoencoder={out}/autoencoder/model",)),
+    "language_model": (
+        "learn the same text token by token: the baseline, and the scorer",
+        ("--data.tokenizer={out}/autoencoder/model/tokenizer",),
     ),
-)
+    "head": (
+        "learn to read latents token by token, starting from the language model: the commitment head",
+        ("--model.autoencoder={out}/flow/model", "--model.language_model={out}/language_model/model"),
+    ),
+}
+"""Training stage, which is the name of its settings and of its folder, to its purpose and the flags of its inputs."""
 
 
 @dataclass(kw_only=True)
@@ -71,37 +66,35 @@ def main(argv: list[str]) -> int:
     start = time.perf_counter()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     say(f"writing to {options.out}; the same command resumes an interrupted run")
-    for number, stage in enumerate(STAGES, 1):
-        say(f"stage {number} of {len(STAGES) + 1}, {stage.name}: {stage.purpose}")
-        if (options.out / stage.name / "model" / "config.json").is_file():
-            say(f"{stage.name} is done already, see {options.out / stage.name}")
+    for number, (stage, (purpose, _)) in enumerate(STAGES.items(), 1):
+        say(f"stage {number} of {len(STAGES) + 1}, {stage}: {purpose}")
+        if (options.out / stage / "model" / "config.json").is_file():
+            say(f"{stage} is done already, see {options.out / stage}")
             continue
         began = time.perf_counter()
         train_stage(stage, options)
-        say(f"{stage.name} took {time.perf_counter() - began:.0f} s")
+        say(f"{stage} took {time.perf_counter() - began:.0f} s")
     say(f"stage {len(STAGES) + 1} of {len(STAGES) + 1}: sample at K = {', '.join(map(str, STEPS))} and score")
     table = sample_and_score(options, provenance("quickstart", argv))
     print(sentences(table))
     print(table.to_text())
     list_files(options.out)
-    say(f"{time.perf_counter() - start:.0f} s in all, peak memory {peak_memory_gib():.1f} GiB")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )  # KiB on Linux
+    say(f"{time.perf_counter() - start:.0f} s in all, peak memory {peak / 2**30:.1f} GiB")
     return 0
 
 
-def train_stage(stage: StageRun, options: QuickstartOptions) -> None:
+def train_stage(stage: str, options: QuickstartOptions) -> None:
     """Train one stage in this process, resuming an interrupted run."""
     from fewstep.training.command import run_training
 
-    run_dir = options.out / stage.name
-    arguments = ["fit", "--config", str(configs_folder() / f"{stage.name}.yaml")]
+    run_dir = options.out / stage
+    arguments = ["fit", "--config", str(configs_folder() / f"{stage}.yaml")]
     arguments += ["--size", options.size] if options.size else []
     arguments += [f"--run_dir={run_dir}", f"--data.source={options.source}", f"--data.cache_dir={options.cache_dir}"]
-    if stage.needs and stage.name != "language_model":
-        arguments.append(f"--model.autoencoder={options.out / stage.needs / 'model'}")
-    if stage.name == "language_model":
-        arguments.append(f"--data.tokenizer={options.out / 'autoencoder' / 'model' / 'tokenizer'}")
-    if stage.name == "head":
-        arguments.append(f"--model.language_model={options.out / 'language_model' / 'model'}")
+    arguments += [flag.format(out=options.out) for flag in STAGES[stage][1]]
     if (run_dir / "checkpoints" / "last.ckpt").is_file():
         arguments += ["--ckpt_path", "last"]
     run_training(arguments)
@@ -109,8 +102,8 @@ def train_stage(stage: StageRun, options: QuickstartOptions) -> None:
 
 def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "GenerationTable":
     """Merge the stages into one model folder, evaluate it, and write table and picture. ``recipe``: provenance."""
-    from fewstep.data import CorpusSettings, prepare_corpus
-    from fewstep.evaluation import evaluate_generation, held_out_blocks, token_counts
+    from fewstep.evaluation.baselines import held_out_blocks, token_counts
+    from fewstep.evaluation.generation import evaluate_generation
     from fewstep.model import SavedModel, merge_models
     from fewstep.pipeline import TextGenerator
     from fewstep.report import write_generation_figure
@@ -118,14 +111,10 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "Gen
     folders = [str(options.out / name / "model") for name in ("head", "language_model")]
     bundle = merge_models([SavedModel.from_pretrained(folder) for folder in folders], folders)
     bundle.save_pretrained(options.out / "model", overwrite=True)
-    settings = CorpusSettings(
-        source=options.source,
-        tokenizer=str(options.out / "model" / "tokenizer"),
-        block_size=bundle.identity.block_size,
-        max_documents=max_documents(options.size),
-        cache_dir=options.cache_dir,
-    )
-    corpus = prepare_corpus(settings)
+    sections = size_sections(options.size) if options.size else {}  # the same documents: held-out text stays held out
+    documents = sections.get("autoencoder", {}).get("data", {}).get("max_documents")
+    text = TextOptions(source=options.source, max_documents=documents, cache_dir=options.cache_dir)
+    corpus = corpus_of(bundle, text)
     held_out, _ = held_out_blocks(corpus.validation, min(options.num_samples, len(corpus.validation)))
     generator = TextGenerator(bundle)
     with ProgressBar("sampling and scoring", "row") as progress:
@@ -145,11 +134,6 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "Gen
     return table
 
 
-def max_documents(size: str | None) -> int | None:
-    """How many documents a size trains on: with the same corpus, held-out text stays held out."""
-    return size_sections(size).get("autoencoder", {}).get("data", {}).get("max_documents") if size else None
-
-
 def sentences(table: "GenerationTable") -> str:
     """A few texts of every row, one per line."""
     lines = []
@@ -166,13 +150,7 @@ def list_files(folder: Path) -> None:
     print(f"\nmodel     {folder / 'model'}   (fewstep sample {folder / 'model'} --steps 4 --readout head)")
     print(f"table     {folder / 'table.json'}, {folder / 'table.md'}, picture {folder / 'table.png'}")
     print(f"samples   {folder / 'samples.txt'}")
-    print(f"runs      {', '.join(str(folder / stage.name) for stage in STAGES)}")
-
-
-def peak_memory_gib() -> float:
-    """Largest resident size of this process so far; Linux counts in KiB, macOS in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    print(f"runs      {', '.join(str(folder / stage) for stage in STAGES)}")
 
 
 def say(text: str) -> None:

@@ -109,7 +109,7 @@ def make_sweep(
     options: SweepOptions, settings: "Sequence[Setting]", processes: "Processes", provenance: dict[str, Any]
 ) -> "Sweep":
     """Model, scorer, real text and every row's setting, checked before the first sample."""
-    from fewstep.evaluation import token_counts
+    from fewstep.evaluation.baselines import token_counts
     from fewstep.evaluation.sweep import Sweep
     from fewstep.evaluation.sweep_grammar import grammar_reference
     from fewstep.evaluation.sweep_mauve import MauveReference
@@ -117,7 +117,7 @@ def make_sweep(
     from fewstep.evaluation.sweep_texts import FlowTexts
     from fewstep.evaluation.train_text import train_stream
     from fewstep.evaluation.yardsticks import yardsticks
-    from fewstep.metrics import mauve_package_version
+    from fewstep.metrics.text import mauve_package_version
     from fewstep.model import SavedModel
     from fewstep.pipeline import TextGenerator
 
@@ -198,7 +198,7 @@ def prepared_text(
 
 def held_out_text(options: ScoringOptions, corpus: "PreparedCorpus", *, pack: bool = True) -> "TokenBatch":
     """As many held-out blocks as there are samples of all seeds; packed ones without padding."""
-    from fewstep.evaluation import held_out_blocks
+    from fewstep.evaluation.baselines import held_out_blocks
 
     count = options.samples * options.seeds
     if not pack:
@@ -224,7 +224,7 @@ def full_blocks(corpus: "PreparedCorpus", count: int) -> "TokenBatch":
 def other_held_out(options: SweepOptions, corpus: "PreparedCorpus") -> "TokenBatch | None":
     """As many held-out blocks as :func:`held_out_text` gives, all of them others; None if there are fewer."""
     from fewstep.data.batches import spread_rows
-    from fewstep.evaluation import held_out_blocks
+    from fewstep.evaluation.baselines import held_out_blocks
 
     count, length = options.samples * options.seeds, len(corpus.validation)
     taken = set(spread_rows(length, min(count + 1, length) if options.pack else count).tolist())

@@ -18,7 +18,13 @@ from fewstep.data.packing import BATCH_BYTES, PackingReport, SplitReport, pack_s
 from fewstep.data.settings import CorpusSettings
 from fewstep.data.sources import SPLITS, Source, open_source
 from fewstep.data.stream import BlockStream, text_digest
-from fewstep.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer, vocabulary_size
+from fewstep.data.tokenizer import (
+    DocumentEncoder,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    train_tokenizer,
+    vocabulary_size,
+)
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,7 +112,7 @@ def _prepared(
 def corpus_key(settings: CorpusSettings, source_fingerprint: str, tokenizer: "PreTrainedTokenizerFast | None") -> str:
     """Hash (24 hex digits) of all that decides the blocks: settings, source, tokenizer, versions."""
     fields = asdict(settings)
-    # Where it is kept and how a tokenizer or source is called do not matter, what they hold does.
+    # The place of the cache and the names of tokenizer and source do not matter, their contents do.
     del fields["cache_dir"]
     if tokenizer is not None:
         fields["tokenizer"] = tokenizer_fingerprint(tokenizer)
@@ -147,6 +153,7 @@ def build_corpus(
         source=settings.source,
         block_size=settings.block_size,
         vocabulary=vocabulary_size(tokenizer),
+        is_lossless=_is_lossless(tokenizer, split.validation, reports),
         train=reports.get("train"),
         validation=reports["validation"],
         empty_documents=split.empty_documents,
@@ -186,6 +193,12 @@ def unknown_text_notes(reports: dict[str, SplitReport], settings: CorpusSettings
         raise UserError(f"{note}: choose another tokenizer, or leave it out to train one on {settings.source}")
     if worst.unknown_share:
         yield f"WARNING: {note}" if worst.unknown_share > _WARN_UNKNOWN else note
+
+
+def _is_lossless(tokenizer: "PreTrainedTokenizerFast", documents: "Dataset", reports: dict[str, SplitReport]) -> bool:
+    """By the counts of both splits, and by reading the first held-out ``documents`` back from their tokens."""
+    texts = next(documents.iter(rows_at_once(documents)))["text"]
+    return not any(split.unknown_share for split in reports.values()) and DocumentEncoder(tokenizer).is_lossless(texts)
 
 
 def write_documents(records: Iterable[dict[str, str]], path: Path) -> "Dataset":

@@ -183,7 +183,7 @@ def _gradient(first: Tensor, last: Tensor, direction: Tensor, size: int) -> Tens
 def _coverage(u: Tensor, size: int) -> Tensor:
     """Share of each pixel that a shape covers, (N, S, S) in [0, 1], from its numbers (N, 13).
 
-    It falls linearly over the one pixel that the edge runs through.
+    It falls linearly over the pixel at the boundary.
     """
     x, y = _pixels(size)
     centre_x, centre_y, half_width, half_height = rearrange(u[:, :4], "n c -> c n 1 1")

@@ -54,12 +54,14 @@ class SplitReport:
 class PackingReport:
     """Counts of a whole corpus. ``train`` is None if it is streamed, since it is never counted then.
 
-    ``empty_documents`` and ``duplicate_documents`` were left out; ``notes`` are sentences for the user.
+    ``is_lossless``: the tokens spell all of the text, without which bits per byte mean nothing. ``empty_documents`` and
+    ``duplicate_documents`` were left out; ``notes`` are sentences for the user.
     """
 
     source: str
     block_size: int
     vocabulary: int
+    is_lossless: bool
     train: SplitReport | None
     validation: SplitReport
     empty_documents: int
@@ -81,11 +83,6 @@ class PackingReport:
             f"train: {train or 'streamed, packed as it comes'}\n"
             f"{'; '.join([f'validation: {validation}', *self.notes])}"
         )
-
-    @property
-    def is_lossless(self) -> bool:
-        """Whether the tokens spell all of the text, without which bits per byte mean nothing."""
-        return not any(split.unknown_share for split in (self.train, self.validation) if split is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""

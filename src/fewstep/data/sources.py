@@ -112,7 +112,7 @@ def _stream(read: Callable[..., Iterator[dict[str, str]]], **shards: Any) -> "It
 
 
 def _function_source(name: str, limit: int | None) -> Source:
-    """The fingerprint is a hash of the documents, which are drawn for it: a function can change in ways unseen."""
+    """The fingerprint is a hash of the documents: code alone does not show what a function reads."""
     digest = hashlib.sha256()
     for record in islice(read_functions([name]), limit):
         digest.update(f"{record.get('split')}\0{record['text']}\0".encode())

@@ -181,6 +181,12 @@ class DocumentEncoder:
             documents.append(EncodedDocument(ids, num_bytes, int((ids == self._unknown_id).sum()), lost))
         return documents
 
+    def is_lossless(self, texts: list[str]) -> bool:
+        """Whether the tokens of each text spell it again, white space aside (a lowercasing tokenizer does not)."""
+        encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        decoded = [self._backend.decode(encoding.ids, skip_special_tokens=False) for encoding in encodings]
+        return ["".join(text.split()) for text in decoded] == ["".join(text.split()) for text in texts]
+
     def _by_offsets(self, text: str, encoding: "Encoding") -> EncodedDocument:
         ids = np.asarray(encoding.ids, dtype=np.int32)
         starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T

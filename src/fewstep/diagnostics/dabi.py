@@ -1,29 +1,28 @@
-"""DABI, the sharpness of a readout: this project's definition, after arXiv:2606.30705.
+"""DABI, the sharpness of a readout (after arXiv:2606.30705; the formula is ours, see docs/diagnostics.md).
 
-    DABI(r) = E[rho(z*, boundary direction, r)] / E_u[rho(z*, u, r)],   u uniform on the unit sphere of R^n
-    DABI_0  = lim r->0 = n (n_b' F n_b) / tr F
+    DABI(r) = E[rho(z*, n_b, r)] / E_u[rho(z*, u, r)],   u uniform on the unit sphere of R^n
+    DABI_0  = lim r->0 = n (n_b' F n_b) / tr F,          DABI_0 <= n
 
-B examples, P points an example, n numbers in one latent, F the Fisher information (or J'J) of the whole output.
+Legend: z* a boundary point of B examples with P points each, n_b the unit direction that crosses the boundary there,
+rho the response of the whole output (response.py), F its Fisher information (J'J for a continuous decoder), n numbers
+in one latent.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fewstep.diagnostics.boundary import BoundaryPoints
-from fewstep.diagnostics.curves import estimate_series
-from fewstep.diagnostics.derivatives import Decode
-from fewstep.diagnostics.geometry import numbers_per_latent, random_directions
+from fewstep.diagnostics.decoding import Decode, numbers_per_latent, random_directions
 from fewstep.diagnostics.response import Response
-from fewstep.diagnostics.results import (
-    DiagnosticRow,
-    Estimate,
-    Picture,
+from fewstep.diagnostics.result import (
+    Axes,
+    Result,
+    Row,
     Series,
+    estimate_series,
     mean_estimate,
     quantile_estimate,
     ratio_estimate,
@@ -32,136 +31,7 @@ from fewstep.shapes import expand_like
 
 SOURCE = "this project's definition, after arXiv:2606.30705"
 RADII = (0.001, 0.01, 0.1)
-"""Radii c, in units of sqrt(n) rms(z): the length of a data latent."""
-
-
-@dataclass(frozen=True)
-class FisherTrace:
-    """tr F at B points, split into ``along`` the direction, n_b'F n_b, and ``across`` it; (B,) float64 each.
-
-    ``standard_error`` (B,) is that of ``across``: 0 where the trace is exact, infinite from a single probe.
-    """
-
-    along: Tensor
-    across: Tensor
-    standard_error: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """tr F (B,)."""
-        return self.along + self.across
-
-
-def fisher_trace(
-    decode: Decode,
-    response: Response,
-    z: Tensor,
-    direction: Tensor,
-    position: Tensor | None,
-    *,
-    num_probes: int | None,
-    generator: torch.Generator,
-) -> FisherTrace:
-    """tr F at ``z`` (B, ...) by deflation: n_b'F n_b + tr(P F P), with P = I - n_b n_b' and n_b ``direction`` (B, ...).
-
-    The second part is exact from all n basis vectors where ``num_probes`` is None. Otherwise it is the mean over that
-    many random sign vectors (Hutchinson 1989): taken across the direction they cannot make n_b's share exceed 1, and
-    their spread is small where F is nearly of rank one. Costs a forward-mode pass a probe and one more.
-    Raises ValueError for fewer than 1 probe.
-    """
-    if num_probes is not None and num_probes < 1:
-        raise ValueError(f"num_probes is {num_probes}: expected at least 1, or None for the exact trace.")
-    along = response.local(decode, z, direction, position)
-    n = numbers_per_latent(z)
-    values = []
-    for index in range(n if num_probes is None else num_probes):
-        probe = _basis_vector(z, index) if num_probes is None else _signs(z, generator)
-        overlap = (probe.double() * direction.double()).flatten(1).sum(1)
-        probe = (probe.double() - expand_like(overlap, z) * direction.double()).to(z.dtype)
-        values.append(response.local(decode, z, probe, position))
-    drawn = torch.stack(values)
-    if num_probes is None:
-        return FisherTrace(along, drawn.sum(0), torch.zeros_like(along))
-    spread = drawn.std(0) / math.sqrt(num_probes) if num_probes > 1 else torch.full_like(along, torch.inf)
-    return FisherTrace(along, drawn.mean(0), spread)
-
-
-@dataclass(frozen=True)
-class DabiAtRadius:
-    """DABI(r) at ``radius`` r = ``c`` sqrt(n) rms.
-
-    ``value`` is the summed response along the direction over the summed mean response of the isotropic draws;
-    ``median`` that of the points' own ratios.
-    """
-
-    c: float
-    radius: float
-    value: Estimate
-    median: Estimate
-
-
-@dataclass(frozen=True)
-class Dabi:
-    """DABI of ``num_points`` points of ``num_examples`` examples, with its intervals over the examples.
-
-    ``dabi`` is the mean of DABI_0 over accepted points, ``dabi_fraction`` the same over n, in (0, 1]; ``pooled`` is n
-    times the summed n_b'F n_b over the summed tr F; ``median`` that of DABI_0. A point where tr F is 0 has no DABI_0:
-    ``num_determined`` counts the accepted points that have one. ``num_probes`` is None where the trace is exact.
-    ``name`` is the first word of the rows. This project's definition, after arXiv:2606.30705.
-    """
-
-    name: str
-    kind: Literal["normal", "segment", "worst"]
-    at: Literal["boundary", "midpoint", "data"]
-    scope: Literal["all", "one"]
-    n: int
-    num_examples: int
-    num_points: int
-    accepted: float
-    num_determined: int
-    num_probes: int | None
-    num_isotropic: int
-    dabi: Estimate
-    dabi_fraction: Estimate
-    pooled: Estimate
-    median: Estimate
-    at_radius: tuple[DabiAtRadius, ...]
-
-    def rows(self) -> tuple[DiagnosticRow, ...]:
-        """``dabi``, ``dabi_fraction``, ``dabi_pooled``, ``dabi_median``, ``dabi_at_0.001``, ... (with its own name)."""
-        where = f"n = {self.n}, {self.kind} direction, {self.at} points, {self.accepted:.1%} accepted"
-        if self.scope == "one":
-            where += ", one position's response only"
-        local = (
-            DiagnosticRow(self.name, self.dabi, "", f"r -> 0; {where}"),
-            DiagnosticRow(f"{self.name}_fraction", self.dabi_fraction, "", f"{self.name} / n, n = {self.n}"),
-            DiagnosticRow(f"{self.name}_pooled", self.pooled, "", f"ratio of sums, n = {self.n}"),
-            DiagnosticRow(f"{self.name}_median", self.median, "", f"over points, n = {self.n}"),
-        )
-        finite = (
-            DiagnosticRow(f"{self.name}_at_{one.c:g}", one.value, "", f"r = {one.radius:.4g}, n = {self.n}")
-            for one in self.at_radius
-        )
-        return (*local, *finite)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
-        return {"definition": SOURCE, **asdict(self)}
-
-    def picture(self) -> Picture | None:
-        """DABI over the radius, with its limit; None without a radius at which it is determined."""
-        label = f"{self.kind} direction, {self.at} points"
-        line = estimate_series(label, [one.c for one in self.at_radius], [one.value for one in self.at_radius])
-        c = line.x
-        if not c:
-            return None
-        lines = [line]
-        if self.pooled.value is not None:
-            lines.append(Series("limit r -> 0", c, (self.pooled.value,) * len(c)))
-        lines.append(Series(f"n = {self.n}", c, (float(self.n),) * len(c)))
-        return Picture(
-            "Sharpness of the decoder", "radius c = r / (sqrt(n) rms)", "DABI(r)", tuple(lines), log_x=True, log_y=True
-        )
+"""Radii c, in units of sqrt(n) rms: the length of a data latent."""
 
 
 def dabi(
@@ -175,14 +45,15 @@ def dabi(
     num_probes: int | None = 8,
     generator: torch.Generator,
     name: str = "dabi",
-) -> Dabi:
+) -> Result:
     """How much more a decoder responds along ``points.direction`` than in a random direction.
 
-    ``rms`` is that of the data latents, whatever the points are; ``radii`` are values of c in r = c sqrt(n) rms, each
-    costs 2 (1 + num_isotropic) P evaluations of ``decode``; no radii leave the local limit, (1 + num_probes) P
-    forward-mode passes. From few probes DABI_0 errs upward (the mean of an inverse), by about its relative variance:
-    little at a boundary, where F is nearly of rank one; ``pooled`` hardly does. This project's definition, after
-    arXiv:2606.30705. Raises ValueError for ``rms`` or a radius that is not positive, no isotropic draw, or no probe.
+    Rows: ``NAME`` the mean of DABI_0 over accepted points, ``NAME_fraction`` that over n, ``NAME_pooled`` n times the
+    summed n_b'F n_b over the summed tr F, ``NAME_median`` over points, and ``NAME_at_C`` DABI(r) at r = c sqrt(n) rms
+    for c in ``radii``. ``rms`` is that of the data latents, whatever the points are. Points with tr F = 0 have no
+    DABI_0. Costs 2 (1 + num_isotropic) P evaluations of ``decode`` per radius, and (1 + num_probes) P forward-mode
+    passes. From few probes DABI_0 errs upward (the mean of an inverse), by about the relative variance of the trace;
+    ``NAME_pooled`` hardly does.
     """
     if not rms > 0 or num_isotropic < 1 or not all(c > 0 for c in radii):
         raise ValueError(
@@ -196,39 +67,85 @@ def dabi(
     accepted = points.accepted.cpu()
     determined = accepted & (total > 0)
     share = along / total.where(total > 0, 1.0)
-    return Dabi(
-        name=name,
-        kind=points.kind,
-        at=points.at,
-        scope=response.scope,
-        n=n,
-        num_examples=len(accepted),
-        num_points=accepted.numel(),
-        accepted=float(accepted.double().mean()),
-        num_determined=int(determined.sum()),
-        num_probes=num_probes,
-        num_isotropic=num_isotropic,
-        dabi=mean_estimate(n * share, determined, generator),
-        dabi_fraction=mean_estimate(share, determined, generator),
-        pooled=ratio_estimate(n * along * determined, total * determined, generator),
-        median=quantile_estimate(n * share, determined, 0.5, generator),
-        at_radius=tuple(
-            _at_radius(c, length, numerator, denominator, accepted, generator)
-            for c, length, numerator, denominator in zip(radii, lengths, ahead, isotropic, strict=True)
+    where = f"n = {n}, {points.kind} direction, {points.at} points, {float(accepted.double().mean()):.1%} accepted"
+    rows = [
+        Row(name, mean_estimate(n * share, determined, generator), "", f"r -> 0; {where}"),
+        Row(f"{name}_fraction", mean_estimate(share, determined, generator), "", f"{name} / n, n = {n}"),
+        Row(
+            f"{name}_pooled",
+            ratio_estimate(n * along * determined, total * determined, generator),
+            "",
+            f"ratio of sums, n = {n}",
         ),
+        Row(f"{name}_median", quantile_estimate(n * share, determined, 0.5, generator), "", f"over points, n = {n}"),
+    ]
+    medians = []
+    for c, length, over, under in zip(radii, lengths, ahead, isotropic, strict=True):
+        ratio = ratio_estimate(over * accepted, under * accepted, generator)
+        rows.append(Row(f"{name}_at_{c:g}", ratio, "", f"r = {length:.4g}, n = {n}"))
+        ratios = over / under.where(under > 0, 1.0)
+        medians.append(quantile_estimate(ratios, accepted & (under > 0), 0.5, generator))
+    return Result(
+        name,
+        tuple(rows),
+        _curves(f"{points.kind} direction, {points.at} points", radii, rows, n),
+        Axes("Sharpness of the decoder", "radius c = r / (sqrt(n) rms)", "DABI(r)", log_x=True, log_y=True),
+        {
+            "definition": SOURCE,
+            "kind": points.kind,
+            "at": points.at,
+            "n": n,
+            "num_examples": len(accepted),
+            "num_points": accepted.numel(),
+            "accepted": float(accepted.double().mean()),
+            "num_determined": int(determined.sum()),
+            "num_probes": num_probes,
+            "num_isotropic": num_isotropic,
+            "radii": tuple(radii),
+            "lengths": tuple(lengths),
+            "medians_at_radii": tuple(medians),
+        },
     )
+
+
+def fisher_trace(
+    decode: Decode,
+    response: Response,
+    z: Tensor,
+    direction: Tensor,
+    *,
+    num_probes: int | None,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """n_b'F n_b, and tr(P F P) with P = I - n_b n_b', at ``z`` (B, ...) with n_b ``direction``: (B,) float64 each.
+
+    Their sum is tr F. The second is exact from all n basis vectors where ``num_probes`` is None; otherwise it is the
+    mean over that many random sign vectors (Hutchinson 1989) across n_b, so that the estimate respects DABI_0 <= n and
+    spreads little where F is nearly of rank one. Costs a forward-mode pass per probe, and one more.
+    """
+    if num_probes is not None and num_probes < 1:
+        raise ValueError(f"num_probes is {num_probes}: expected at least 1, or None for the exact trace.")
+    along = response.local(decode, z, direction)
+    values = []
+    for index in range(numbers_per_latent(z) if num_probes is None else num_probes):
+        probe = _basis_vector(z, index) if num_probes is None else _signs(z, generator)
+        overlap = (probe.double() * direction.double()).flatten(1).sum(1)
+        probe = (probe.double() - expand_like(overlap, z) * direction.double()).to(z.dtype)
+        values.append(response.local(decode, z, probe))
+    across = torch.stack(values)
+    return along, across.sum(0) if num_probes is None else across.mean(0)
 
 
 def _local_parts(
     decode: Decode, response: Response, points: BoundaryPoints, num_probes: int | None, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """n_b'F n_b and tr F, (B, P) each."""
-    along, total = [], []
-    for z, direction, position in points.columns():
-        found = fisher_trace(decode, response, z, direction, position, num_probes=num_probes, generator=generator)
-        along.append(found.along.cpu())
-        total.append(found.total.cpu())
-    return torch.stack(along, 1), torch.stack(total, 1)
+    parts = [
+        fisher_trace(decode, response, z, direction, num_probes=num_probes, generator=generator)
+        for z, direction in points.columns()
+    ]
+    along, across = (torch.stack(column, 1).cpu() for column in zip(*parts, strict=True))
+    return along, along + across
 
 
 def _finite_parts(
@@ -239,32 +156,32 @@ def _finite_parts(
     num_isotropic: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """rho along the direction and its mean over isotropic draws, (number of radii, B, P) each.
+    """rho along the direction, and its mean over isotropic draws, (number of radii, B, P) each.
 
-    A draw serves all radii, so that they differ by the radius alone.
+    The same draws serve all radii, so that radii differ by the radius alone.
     """
     ahead = torch.zeros(len(lengths), *points.accepted.shape, dtype=torch.float64)
     isotropic = torch.zeros_like(ahead)
-    for p, (z, direction, position) in enumerate(points.columns() if lengths else ()):
+    for p, (z, direction) in enumerate(points.columns() if lengths else ()):
         for k, radius in enumerate(lengths):
-            ahead[k, :, p] = response.finite(decode, z, direction, radius, position).cpu()
+            ahead[k, :, p] = response.finite(decode, z, direction, radius).cpu()
         for _ in range(num_isotropic):
             u = random_directions(z, generator)
             for k, radius in enumerate(lengths):
-                isotropic[k, :, p] += response.finite(decode, z, u, radius, position).cpu() / num_isotropic
+                isotropic[k, :, p] += response.finite(decode, z, u, radius).cpu() / num_isotropic
     return ahead, isotropic
 
 
-def _at_radius(
-    c: float, radius: float, ahead: Tensor, isotropic: Tensor, accepted: Tensor, generator: torch.Generator
-) -> DabiAtRadius:
-    ratios = ahead / isotropic.where(isotropic > 0, 1.0)
-    return DabiAtRadius(
-        c,
-        radius,
-        ratio_estimate(ahead * accepted, isotropic * accepted, generator),
-        quantile_estimate(ratios, accepted & (isotropic > 0), 0.5, generator),
-    )
+def _curves(label: str, radii: Sequence[float], rows: Sequence[Row], n: int) -> dict[str, Series]:
+    """DABI over the radius, with its limit and its bound n; none where no radius is determined."""
+    pooled, finite = rows[2].estimate, [row.estimate for row in rows[4:]]
+    line = estimate_series(label, radii, finite)
+    if not line.x:
+        return {}
+    curves = {"dabi": line}
+    if pooled.value is not None:
+        curves["limit"] = Series("limit r -> 0", line.x, (pooled.value,) * len(line.x))
+    return {**curves, "bound": Series(f"n = {n}", line.x, (float(n),) * len(line.x))}
 
 
 def _basis_vector(like: Tensor, index: int) -> Tensor:

@@ -1,133 +1,79 @@
-"""How much a decoder's output changes along a direction. B examples, L tokens, V vocabulary; outputs of any shape.
+"""How much a decoder's whole output changes along a direction (after arXiv:2606.30705).
 
-``finite`` is the response rho(z, u, r), symmetric about z; ``local`` is its quadratic form u'Fu for small r, with F
-the Fisher information of a categorical readout or J'J of a continuous decoder. The whole output counts, not one token
-or pixel: along its own gradient any smooth scalar has a ratio of exactly n (this project's definition, after
-arXiv:2606.30705).
+Legend: z (B, ...) latents, u (B, ...) directions, p_i the distribution over V tokens at position i of L, y an output of
+any shape, J the Jacobian of logits or output. ``finite`` is rho(z, u, r), symmetric about z; ``local`` is u'Fu, its
+quadratic form for small r, with F the Fisher information of a categorical readout or J'J of a continuous decoder. All
+outputs count: along its own gradient a single pixel, or one token's margin, has a ratio of exactly n in any decoder.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.derivatives import Decode, directional, pullback
-from fewstep.diagnostics.parts import in_parts
+from fewstep.diagnostics.decoding import Decode, directional, in_parts, pullback
 
 NUMBERS_AT_ONCE = 2**20  # float64 work on logits goes in slices of this size: larger ones take twice the time on a CPU
 
 
-class Response(Protocol):
-    """What is measured of a decoder. ``scope`` tells which outputs count."""
-
-    @property
-    def scope(self) -> Literal["all", "one"]:
-        """All outputs, or one token."""
-        ...
-
-    def finite(self, decode: Decode, z: Tensor, u: Tensor, radius: float, position: Tensor | None = None) -> Tensor:
-        """rho(z, u, r) (B,) float64 for ``z`` and unit ``u`` (B, ...); two evaluations of ``decode``."""
-        ...
-
-    def local(self, decode: Decode, z: Tensor, u: Tensor, position: Tensor | None = None) -> Tensor:
-        """u'Fu (B,) float64, not divided by |u|^2; one forward-mode pass."""
-        ...
-
-    def product(self, decode: Decode, z: Tensor, u: Tensor, position: Tensor | None = None) -> Tensor:
-        """F u (B, ...); one forward-mode pass, one evaluation and one backward pass."""
-        ...
-
-
-@dataclass(frozen=True)
 class CategoricalResponse:
-    """Of a readout with logits (B, L, V): Jensen-Shannon divergence in nats, summed over positions.
+    """Response of a readout with logits (B, L, V): Jensen-Shannon divergence in nats, summed over positions.
 
-    rho = sum_i JS(p_i(z + ru), p_i(z - ru)) = r^2/2 u'Fu + O(r^4), and u'Fu = sum_i Var_{p_i}((J u)_i). Both are
-    computed in float64 from log-probabilities. ``scope`` "one" counts the token ``position`` (B,) alone; that is never
-    compared between a text readout and another decoder. Raises ValueError where it is needed and missing.
+    rho = sum_i JS(p_i(z + ru), p_i(z - ru)) = r^2/2 u'Fu + O(r^4), with u'Fu = sum_i Var_{p_i}((J u)_i). Both are
+    computed in float64 from log-probabilities.
     """
 
-    scope: Literal["all", "one"] = "all"
-
     @torch.no_grad()
-    def finite(self, decode: Decode, z: Tensor, u: Tensor, radius: float, position: Tensor | None = None) -> Tensor:
-        """The divergence between ``z + radius u`` and ``z - radius u`` (B,) float64, nats."""
+    def finite(self, decode: Decode, z: Tensor, u: Tensor, radius: float) -> Tensor:
+        """rho (B,) float64 in nats; two evaluations of ``decode``."""
 
-        def found(part: Decode, z: Tensor, u: Tensor, position: Tensor | None) -> Tensor:
-            ahead, behind = (self._counted(part(z + sign * radius * u), position) for sign in (1, -1))
-            return _in_slices(_jensen_shannon, ahead, behind)
+        def divergence(part: Decode, z: Tensor, u: Tensor) -> Tensor:
+            return _in_slices(_jensen_shannon, part(z + radius * u), part(z - radius * u))
 
-        return in_parts(decode, found, z, u, position)
+        return in_parts(decode, divergence, z, u)
 
-    def local(self, decode: Decode, z: Tensor, u: Tensor, position: Tensor | None = None) -> Tensor:
-        """The Fisher information along ``u`` (B,) float64, nats per squared unit of the latent."""
+    def local(self, decode: Decode, z: Tensor, u: Tensor) -> Tensor:
+        """u'Fu (B,) float64, not divided by |u|^2; one forward-mode pass."""
+        return in_parts(decode, lambda part, z, u: _in_slices(_variance, *directional(part, z, u)), z, u)
 
-        def found(part: Decode, z: Tensor, u: Tensor, position: Tensor | None) -> Tensor:
-            logits, change = directional(part, z, u)
-            return _in_slices(_variance, self._counted(logits, position), self._counted(change, position))
-
-        return in_parts(decode, found, z, u, position)
-
-    def product(self, decode: Decode, z: Tensor, u: Tensor, position: Tensor | None = None) -> Tensor:
-        """J' (diag p - pp') J u (B, ...)."""
-        return in_parts(decode, self._product, z, u, position)
-
-    def _product(self, decode: Decode, z: Tensor, u: Tensor, position: Tensor | None) -> Tensor:
-        logits, change = directional(decode, z, u)
-        weights = _in_slices(_centred, logits, change)
-        if self.scope == "one":
-            here = torch.arange(logits.shape[1], device=z.device) == self._needed(position, z)[:, None]
-            weights = weights * here[..., None]
-        return pullback(decode, z, weights)
-
-    def _counted(self, logits: Tensor, position: Tensor | None) -> Tensor:
-        if self.scope == "all":
-            return logits
-        rows = torch.arange(len(logits), device=logits.device)
-        return logits[rows, self._needed(position, logits)].unsqueeze(1)
-
-    def _needed(self, position: Tensor | None, like: Tensor) -> Tensor:
-        if position is None:
-            raise ValueError('position is None: scope "one" needs the token position of each example, pass (B,) int64.')
-        return position.to(like.device)
+    def product(self, decode: Decode, z: Tensor, u: Tensor) -> Tensor:
+        """F u = J' (diag p - pp') J u (B, ...); one forward-mode pass, one evaluation and one backward pass."""
+        return in_parts(
+            decode, lambda part, z, u: pullback(part, z, _in_slices(_centred, *directional(part, z, u))), z, u
+        )
 
 
-@dataclass(frozen=True)
 class ContinuousResponse:
-    """Of a decoder with outputs (B, ...): squared difference, summed over all outputs. It ignores ``position``.
+    """Response of a decoder with outputs (B, ...): squared difference, summed over all outputs.
 
-    rho = |y(z + ru) - y(z - ru)|^2 = 4 r^2 |J u|^2 + O(r^4).
+    rho = |y(z + ru) - y(z - ru)|^2 = 4 r^2 |J u|^2 + O(r^4). Methods and costs as in :class:`CategoricalResponse`.
     """
 
-    @property
-    def scope(self) -> Literal["all", "one"]:
-        """Always all outputs."""
-        return "all"
-
     @torch.no_grad()
-    def finite(self, decode: Decode, z: Tensor, u: Tensor, radius: float, position: Tensor | None = None) -> Tensor:
-        """The squared distance of the outputs at ``z + radius u`` and ``z - radius u`` (B,) float64."""
+    def finite(self, decode: Decode, z: Tensor, u: Tensor, radius: float) -> Tensor:
+        """rho (B,) float64."""
 
-        def found(part: Decode, z: Tensor, u: Tensor) -> Tensor:
+        def distance(part: Decode, z: Tensor, u: Tensor) -> Tensor:
             return _in_slices(_squared_distance, part(z + radius * u), part(z - radius * u))
 
-        return in_parts(decode, found, z, u)
+        return in_parts(decode, distance, z, u)
 
-    def local(self, decode: Decode, z: Tensor, u: Tensor, position: Tensor | None = None) -> Tensor:
+    def local(self, decode: Decode, z: Tensor, u: Tensor) -> Tensor:
         """|J u|^2 (B,) float64."""
 
-        def found(part: Decode, z: Tensor, u: Tensor) -> Tensor:
+        def squared(part: Decode, z: Tensor, u: Tensor) -> Tensor:
             change = directional(part, z, u)[1]
             return _in_slices(_squared_distance, change, torch.zeros_like(change))
 
-        return in_parts(decode, found, z, u)
+        return in_parts(decode, squared, z, u)
 
-    def product(self, decode: Decode, z: Tensor, u: Tensor, position: Tensor | None = None) -> Tensor:
+    def product(self, decode: Decode, z: Tensor, u: Tensor) -> Tensor:
         """J'J u (B, ...)."""
         return in_parts(decode, lambda part, z, u: pullback(part, z, directional(part, z, u)[1]), z, u)
+
+
+Response = CategoricalResponse | ContinuousResponse
 
 
 def _in_slices(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:

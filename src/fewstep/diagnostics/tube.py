@@ -1,24 +1,27 @@
 """Theorem 3 of arXiv:2606.30705 as measured curves: latents within reach of a flip, and tokens that do flip.
 
-This project's definition: the theorem's statement is known from the abstract. With s(t) = sigma_t / alpha_t, the noise
-of a state in the unit of the data, the predicted curve is the tube mass T(c s) = share of points whose boundary is no
-farther than c s, with one constant c fitted to the flips. Legend: B examples, P positions, L tokens, V vocabulary,
-S noise scales.
+With s(t) = sigma_t / alpha_t, the noise of a state in units of the data, the theorem predicts flips at the rate of the
+tube mass T(c s) = share of points whose boundary is no farther than c s, with one constant c. Legend: B examples,
+P positions, L tokens, V vocabulary, S noise scales.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.curves import estimate_series
-from fewstep.diagnostics.geometry import norms, random_directions
-from fewstep.diagnostics.margins import require_positions
-from fewstep.diagnostics.results import NUM_RESAMPLES, DiagnosticRow, Estimate, Picture, mean_estimate
-from fewstep.metrics import bootstrap_interval
+from fewstep.diagnostics.decoding import Decode, norms, random_directions, require_positions
+from fewstep.diagnostics.result import (
+    NUM_RESAMPLES,
+    Axes,
+    Estimate,
+    Result,
+    Row,
+    estimate_series,
+    mean_estimate,
+)
+from fewstep.metrics.intervals import bootstrap_interval
 from fewstep.paths import Path
 from fewstep.shapes import expand_like, randn
 
@@ -26,59 +29,9 @@ GRID_SIZE = 128
 """Values of c tried in one pass of the fit."""
 
 
-@dataclass(frozen=True)
-class Tube:
-    """Flip rates and tube mass at the noise scales s (``noise_scales``, rising; ``times`` beside them).
-
-    ``flip_rates`` phi: tokens of the posterior mean x1_hat against those of the data; ``isotropic_flip_rates``
-    phi_iso: tokens of z + s noise; ``matched_flip_rates``: tokens of z moved isotropically just as far as x1_hat lies
-    from it. ``tube_masses`` T(c s) at the fitted ``c``, whose interval refits it; ``fit_error`` is the root mean
-    square of T - phi. The three are undetermined where every c fits alike: no token flips, all do, or no boundary is
-    known. This project's definition, after arXiv:2606.30705.
-    """
-
-    name: str
-    times: tuple[float, ...]
-    noise_scales: tuple[float, ...]
-    flip_rates: tuple[Estimate, ...]
-    isotropic_flip_rates: tuple[Estimate, ...]
-    matched_flip_rates: tuple[Estimate, ...]
-    tube_masses: tuple[Estimate, ...]
-    c: Estimate
-    fit_error: Estimate
-    num_points: int
-    num_noises: int
-
-    def rows(self) -> tuple[DiagnosticRow, ...]:
-        """The fitted c and how well it fits."""
-        note = f"{self.num_points} points, {self.num_noises} noises, {len(self.times)} times"
-        if self.c.value is None:
-            note += "; undetermined: no token flips, all do, or no boundary is known"
-        return (
-            DiagnosticRow(f"{self.name}_c", self.c, note=note),
-            DiagnosticRow(f"{self.name}_fit_error", self.fit_error, "share of points", "rms over the times"),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
-        return asdict(self)
-
-    def picture(self) -> Picture:
-        """The curves over s."""
-        label = "tube mass T(c s)" if self.c.value is None else f"tube mass T(c s), c = {self.c.value:.3g}"
-        series = (
-            estimate_series(label, self.noise_scales, self.tube_masses),
-            estimate_series("flips, posterior mean", self.noise_scales, self.flip_rates),
-            estimate_series("flips, isotropic noise", self.noise_scales, self.isotropic_flip_rates),
-            estimate_series("flips, isotropic, same norm", self.noise_scales, self.matched_flip_rates),
-        )
-        title = "Flips and the tube around the boundaries"
-        return Picture(title, "noise scale s = sigma / alpha", "share of points", series, log_x=True)
-
-
 @torch.no_grad()
 def tube(
-    decode: Callable[[Tensor], Tensor],
+    decode: Decode,
     denoise: Callable[[Tensor, Tensor], Tensor],
     path: Path,
     z: Tensor,
@@ -89,18 +42,16 @@ def tube(
     num_noises: int = 1,
     generator: torch.Generator,
     name: str = "tube",
-) -> Tube:
-    """Flip rates of data latents ``z`` (B, ...) at ``positions`` (B, P) over ``times``, and the tube mass beside them.
+) -> Result:
+    """Flip rates of data latents ``z`` (B, ...) at ``positions`` (B, P) over ``times``, and the tube mass.
 
-    ``decode`` gives logits (B, L, V) and the token is their argmax; ``denoise(x_t, t)`` with t (B,) float32 gives
-    x1_hat, of the model that was trained on ``path``. ``distances`` (B, P): m / |grad m| of the leading token there, in
-    the unit of z, infinite where nothing leads to another token (:attr:`Margins.distance`). The same ``num_noises``
-    draws of noise serve all times, so that times differ by the noise scale alone. c minimises the squared distance of
-    T(c s) from phi over the times. Intervals resample examples. Costs 3 S ``num_noises`` + 1 evaluations of ``decode``
-    and S ``num_noises`` of ``denoise``. This project's definition, after arXiv:2606.30705.
-
-    Raises ValueError for times outside (0, 1) or none, ``num_noises`` < 1, positions or distances that do not fit,
-    and distances that are negative or NaN.
+    ``decode`` gives logits (B, L, V), whose argmax is the token; ``denoise(x_t, t)`` with t (B,) float32 gives x1_hat
+    of a model trained on ``path``; ``distances`` (B, P) are m / |grad m| there (:attr:`Margins.distance`). Curves over
+    s: ``mass`` T(c s); ``flips`` phi, tokens of the posterior mean x1_hat that differ from the data's; ``isotropic``,
+    those of z + s noise; ``matched``, those of z moved isotropically exactly as far as x1_hat lies from it. Rows:
+    ``NAME_c``, which minimises the squared distance of T from phi over the times, and ``NAME_fit_error``, its root mean
+    square; both are undetermined where every c fits alike. The same ``num_noises`` draws serve all times. Costs
+    3 S ``num_noises`` + 1 evaluations of ``decode`` and S ``num_noises`` of ``denoise``.
     """
     _check(z, positions, times, distances, num_noises)
     positions = positions.to(z.device)
@@ -119,11 +70,31 @@ def tube(
             matched = z + expand_like(norms(x1_hat - z), z).to(z.dtype) * direction
             for curve, moved in enumerate((x1_hat, z + s * noise, matched)):
                 flips[curve, k] += (_tokens(decode, moved, positions) != tokens).cpu() / num_noises
-    curves = [tuple(_mean(values, generator) for values in curve) for curve in flips]
+    curves = [[_mean(values, generator) for values in curve] for curve in flips]
     c, masses, error = _fit_with_interval(torch.tensor(scales).double(), flips[0], distances.double().cpu(), generator)
-    phi, phi_iso, phi_matched = curves
-    return Tube(
-        name, tuple(times), tuple(scales), phi, phi_iso, phi_matched, masses, c, error, positions.numel(), num_noises
+    note = f"{positions.numel()} points, {num_noises} noises, {len(times)} times"
+    if c.value is None:
+        note += "; undetermined: no token flips, all do, or no boundary is known"
+    label = "tube mass T(c s)" if c.value is None else f"tube mass T(c s), c = {c.value:.3g}"
+    labels = {
+        "flips": "flips, posterior mean",
+        "isotropic": "flips, isotropic noise",
+        "matched": "flips, isotropic, same norm",
+    }
+    return Result(
+        name,
+        (
+            Row(f"{name}_c", c, note=note),
+            Row(f"{name}_fit_error", error, "share of points", "rms over the times"),
+        ),
+        {
+            "mass": estimate_series(label, scales, masses),
+            **{key: estimate_series(labels[key], scales, curve) for key, curve in zip(labels, curves, strict=True)},
+        },
+        Axes(
+            "Flips and the tube around the boundaries", "noise scale s = sigma / alpha", "share of points", log_x=True
+        ),
+        {"times": tuple(times), "num_points": positions.numel(), "num_noises": num_noises},
     )
 
 
@@ -131,7 +102,7 @@ def _mean(values: Tensor, generator: torch.Generator) -> Estimate:
     return mean_estimate(values, torch.ones_like(values), generator)
 
 
-def _tokens(decode: Callable[[Tensor], Tensor], z: Tensor, positions: Tensor) -> Tensor:
+def _tokens(decode: Decode, z: Tensor, positions: Tensor) -> Tensor:
     """Argmax tokens (B, P)."""
     return decode(z).argmax(-1).gather(1, positions)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel
-from fewstep.diagnostics import Cci, cci
+from fewstep.diagnostics.cci import cci
+from fewstep.diagnostics.result import Result
 from fewstep.evaluation.conditionals import HeadConditionals, all_real, decoder_of
 from fewstep.evaluation.readout_measurements import draws_in_a_batch
 from fewstep.evaluation.subject import Subject
@@ -24,7 +25,7 @@ NUM_STEPS = 8
 
 def cci_as_read(
     conditionals: HeadConditionals, z: Tensor, noise: torch.Generator, *, draws_at_once: int | None = None
-) -> Cci:
+) -> Result:
     """CCI of a head at latents ``z`` (B, K, D), blurred to its level as the head blurs what it reads.
 
     ``draws_at_once`` as in :func:`fewstep.diagnostics.cci`; None makes batches of 128.

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.bundle import ModelBundle
-from fewstep.diagnostics import Stiffness
 from fewstep.evaluation.comparison import Compared, Quality
 from fewstep.evaluation.image_row import COLUMNS as IMAGE_COLUMNS
 from fewstep.evaluation.image_row import ImageRow
@@ -72,7 +70,7 @@ class TextBench:
 
     def __init__(
         self,
-        bundle: ModelBundle,
+        bundle: SavedModel,
         scorer: Scorer,
         protocol: ScoringProtocol,
         beside: Sequence[TextGroup],
@@ -124,7 +122,7 @@ class TextBench:
         rows = [self._measured(self.bundle, group)[0] for group in self.beside]
         return [replace(row, objective=name) for name, row in zip(names, rows, strict=True)]
 
-    def _measured(self, bundle: ModelBundle, group: TextGroup) -> list[Compared]:
+    def _measured(self, bundle: SavedModel, group: TextGroup) -> list[Compared]:
         kept, count = KeptScores(self.scorer), len(group.settings)
         swept = list(self._sweep(bundle, kept, [group]).rows())
         return [
@@ -144,7 +142,7 @@ class TextBench:
             for index, row in enumerate(swept)
         ]
 
-    def _sweep(self, bundle: ModelBundle, scorer: Scorer, groups: Sequence[TextGroup]) -> Sweep:
+    def _sweep(self, bundle: SavedModel, scorer: Scorer, groups: Sequence[TextGroup]) -> Sweep:
         return Sweep(
             bundle,
             scorer,
@@ -155,22 +153,21 @@ class TextBench:
             cci_examples=self.cci_examples,
         )
 
-    def _load(self, folder: Path) -> ModelBundle:
-        return ModelBundle.from_pretrained(folder).to(self.device)
+    def _load(self, folder: Path) -> SavedModel:
+        return SavedModel.from_pretrained(folder).to(self.device)
 
-    def _peak(self, folder: Path, bundle: ModelBundle) -> float | None:
+    def _peak(self, folder: Path, bundle: SavedModel) -> float | None:
         """Of the model, so asked for once a folder."""
         if self._stiffness is None or self._stiffness[0] != folder:
             count = min(FEW, int(self.held_out.mask.all(1).sum()))
             subject = make_subject(
                 TextGenerator(bundle), self.held_out, num_examples=count, num_positions=1, seed=self.protocol.seeds[0]
             )
-            (found,) = measure_stiffness(subject)
-            self._stiffness = folder, found.peak.value if isinstance(found, Stiffness) else None
+            self._stiffness = folder, measure_stiffness(subject)["stiffness_peak"].value
         return self._stiffness[1]
 
 
-def own_texts(bundle: ModelBundle, num_steps: int, reinjection: float, readouts: Sequence[str]) -> FlowTexts:
+def own_texts(bundle: SavedModel, num_steps: int, reinjection: float, readouts: Sequence[str]) -> FlowTexts:
     """The model's own samples, all readouts of the same latents; whether the sampler fits was asked before."""
     return FlowTexts(TextGenerator(bundle), flow_setting(num_steps, f"{reinjection:g}"), readouts)
 

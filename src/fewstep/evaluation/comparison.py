@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.metrics import Interval
+from fewstep.metrics.intervals import Interval
 from fewstep.objectives import OBJECTIVES, Objective
 from fewstep.registry import resolve
 

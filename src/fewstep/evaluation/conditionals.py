@@ -6,7 +6,7 @@ Every latent position counts as real.
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics import Decode
+from fewstep.diagnostics.decoding import Decode
 from fewstep.readouts import CommitmentHead
 from fewstep.shapes import rand
 from fewstep.types import Readout

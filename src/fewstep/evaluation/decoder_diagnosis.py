@@ -1,7 +1,7 @@
-"""Another's decoder under the questions that our own are asked. B examples, L tokens, P positions, V vocabulary."""
+"""Diagnostics of a third-party decoder. Legend: B examples, L tokens, P positions, V vocabulary."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,46 +9,28 @@ import torch
 from torch import Tensor
 
 from fewstep.adapters import ImageDecoder, TextDecoder
-from fewstep.diagnostics import (
-    Decode,
-    DecodeInParts,
-    Diagnostic,
-    TokenConditionals,
-    draw_positions,
-    reconstruction_error,
-    rms,
-)
+from fewstep.diagnostics.cci import TokenConditionals
+from fewstep.diagnostics.decoding import Decode, DecodeInParts, draw_positions, rms
 from fewstep.errors import UserError
-from fewstep.evaluation.diagnosis import Diagnosis, Progress, choose, run_all
-from fewstep.evaluation.diagnosis_protocol import diagnosis_protocol
-from fewstep.evaluation.image_diagnosis import IMAGE_MEASUREMENTS, ImageSubject, image_result
+from fewstep.evaluation import image_diagnosis
+from fewstep.evaluation.diagnosis import Diagnosis, Progress, diagnose
+from fewstep.evaluation.measurement import Measurement, choose
+from fewstep.evaluation.measurements import MEASUREMENTS
 from fewstep.evaluation.processes import Processes
-from fewstep.evaluation.readout_measurements import (
-    ReadoutSubject,
-    Results,
-    measure_boundary_distance,
-    measure_cci_noise,
-    measure_committed_accuracy,
-    measure_dabi,
-    measure_dabi_commit,
-    measure_dabi_flip,
-    measure_dabi_worst,
-    measure_noise_robustness,
-    measure_token_accuracy,
-)
-from fewstep.evaluation.subject import noise_source
+from fewstep.evaluation.readout_measurements import measure_cci_noise, measure_head_accuracy, measure_token_accuracy
+from fewstep.evaluation.subject import ImageSubject, noise_source
 from fewstep.shapes import example_generators
 
 NUMBERS_AT_ONCE = 2**25
 """Outputs of a decoder that are held at once, 128 MiB in float32; a diagnostic holds a few such tensors."""
-CONDITIONALS = "conditionals"
+HEAD, CONDITIONALS = "head", "conditionals"
 
 
 @dataclass(frozen=True)
 class DecoderSubject:
-    """A text decoder and what it is measured on; ``z`` (B, ...) are its latents over ``unit``, their rms.
+    """A text decoder and the data that it is measured on; ``z`` (B, ...) are its latents over ``unit``, their rms.
 
-    So every radius and noise level is in units of the rms, as it is for our own latents, which are whitened.
+    So radii and noise levels are in units of the rms, as they are for our own, whitened latents.
     """
 
     decoder: TextDecoder
@@ -61,19 +43,19 @@ class DecoderSubject:
 
     @property
     def decode(self) -> Decode:
-        """The decoder for latents in units of their rms, a few examples at a time."""
+        """The parallel readout for latents in units of their rms, a few examples at a time."""
         return DecodeInParts(lambda z: self.decoder.decode(z * self.unit), self.examples_at_once)
 
     def conditionals(self, level: float) -> TokenConditionals:
-        """The readout that decides token after token; it is not told the noise ``level``."""
+        """The autoregressive readout; it does not take the noise ``level``."""
         return self._conditionals()
 
-    def committed(self) -> Decode:
-        """The same with the text's own tokens before each position, as a decoder."""
+    def given_text(self) -> Decode:
+        """That readout as a decoder, given the text's own tokens before each position."""
         return DecodeInParts(self._conditionals().logits, self.examples_at_once, (self.ids,))
 
     def noise(self, name: str) -> torch.Generator:
-        """The source of noise of the measurement ``name``: the same whatever else is measured."""
+        """The source of noise of the measurement ``name``."""
         return noise_source(self.seed, name)
 
     def first(self, num_examples: int, num_positions: int | None = None) -> "DecoderSubject":
@@ -103,26 +85,22 @@ class _InUnits:
         return self.inner.logits(z * self.unit, ids)
 
 
-Measure = Callable[[ReadoutSubject], Results]
-
-DECODER_MEASUREMENTS: Mapping[str, tuple[bool, Measure]] = {
-    "token_accuracy": (False, measure_token_accuracy),
-    "dabi": (False, measure_dabi),
-    "dabi_worst": (False, measure_dabi_worst),
-    "dabi_flip": (False, measure_dabi_flip),
-    "boundary_distance": (False, measure_boundary_distance),
-    "noise_robustness": (False, measure_noise_robustness),
-    "token_accuracy_commit": (True, measure_committed_accuracy),
-    "dabi_commit": (True, measure_dabi_commit),
-    "cci": (True, measure_cci_noise),
+DECODER_MEASUREMENTS: Mapping[str, Measurement] = {
+    "token_accuracy": Measurement(measure_token_accuracy),
+    **{
+        name: MEASUREMENTS[name]
+        for name in ("dabi", "dabi_worst", "dabi_flip", "boundary_distance", "noise_robustness")
+    },
+    "token_accuracy_head": Measurement(measure_head_accuracy, (HEAD,)),
+    "dabi_head": MEASUREMENTS["dabi_head"],
+    "cci": Measurement(measure_cci_noise, (HEAD,), thresholds=MEASUREMENTS["cci"].thresholds),
 }
-"""Every question to a text decoder by its name, and whether it is one to its conditionals."""
+"""Measurements of a text decoder by name; those of the part "head" need its conditionals."""
 
 
 def check_chosen(only: Sequence[str] | None, *, images: bool) -> None:
-    """Raise ``UserError`` for a name in ``only`` that is no question to a decoder of text, or of ``images``."""
-    offered: Mapping[str, object] = {"reconstruction": None, **IMAGE_MEASUREMENTS} if images else DECODER_MEASUREMENTS
-    choose(offered, only)
+    """Raise ``UserError`` for a name in ``only`` that is no measurement of a decoder of text, or of ``images``."""
+    choose(image_diagnosis.DECODER_MEASUREMENTS if images else DECODER_MEASUREMENTS, only)
 
 
 def make_decoder_subject(decoder: TextDecoder, *, num_examples: int, num_positions: int, seed: int) -> DecoderSubject:
@@ -163,55 +141,40 @@ def diagnose_decoder(
 ) -> Diagnosis:
     """Measure a decoder of text or images on its first ``num_examples`` examples.
 
-    ``only`` names some of :data:`DECODER_MEASUREMENTS`, for images of :data:`~fewstep.evaluation.image_diagnosis.\
-IMAGE_MEASUREMENTS` or "reconstruction"; a figure does not depend on what else is measured, so ``processes`` share
-    them. ``data`` names what was measured on and ``packages`` what the decoder is made of, for the protocol. Raises
-    ``UserError`` for an unknown name, one that asks for conditionals that are not there, and for what
-    :func:`make_decoder_subject` does.
+    ``only`` names some of :data:`DECODER_MEASUREMENTS`, for images of those in image_diagnosis.py, or dotted paths;
+    ``processes`` share the measurements. ``data`` names the data and ``packages`` what the decoder is made of, for the
+    protocol. Raises ``UserError`` for an unknown name, and for one that needs parts that the decoder lacks.
     """
+    shared: dict[str, Any] = {
+        "notes": decoder.notes,
+        "progress": progress,
+        "processes": processes,
+        "data": data,
+        "packages": packages,
+    }
     if isinstance(decoder, ImageDecoder):
-        return _diagnose_images(decoder, num_examples, seed, only, progress, processes, data, packages)
+        images = _image_subject(decoder, num_examples, seed)
+        chosen = choose(image_diagnosis.DECODER_MEASUREMENTS, only)
+        return diagnose(images, chosen, decoder.name, effort=image_diagnosis.IMAGE_EFFORT, **shared)
     chosen = choose(DECODER_MEASUREMENTS, only)
-    lacking = [name for name, (needs, _) in chosen.items() if needs and decoder.conditionals is None]
-    if only is not None and lacking:
+    has = {"autoencoder", "readout", *([HEAD] if decoder.conditionals else [])}
+    missing = {name: [part for part in measurement.parts if part not in has] for name, measurement in chosen.items()}
+    left_out = {
+        name: ", ".join(CONDITIONALS if part == HEAD else part for part in parts)
+        for name, parts in missing.items()
+        if parts
+    }
+    if only is not None and left_out:
         raise UserError(
-            f"{decoder.name} reads all tokens at once: {', '.join(lacking)} needs conditionals, leave it out of --only"
+            f"the decoder {decoder.name} has no {', '.join(dict.fromkeys(left_out.values()))}, which "
+            f"{', '.join(left_out)} needs: leave it out of --only"
         )
     subject = make_decoder_subject(decoder, num_examples=num_examples, num_positions=num_positions, seed=seed)
-    runs = {name: (lambda run=run: run(subject)) for name, (_, run) in chosen.items() if name not in lacking}
-    results = run_all(runs, progress, processes)
-    protocol = diagnosis_protocol(
-        seed=seed,
-        num_examples=num_examples,
-        num_positions=num_positions,
-        block_length=decoder.ids.shape[1],
-        data=data,
-        packages=packages,
-    )
-    return Diagnosis(
-        kind="text",
-        model=decoder.name,
-        results=results,
-        n=subject.z[0].numel(),
-        num_examples=num_examples,
-        num_positions=num_positions,
-        seed=seed,
-        left_out=dict.fromkeys(lacking, CONDITIONALS),
-        protocol=protocol,
-        notes=decoder.notes,
-    )
+    chosen = {name: measurement for name, measurement in chosen.items() if name not in left_out}
+    return diagnose(subject, chosen, decoder.name, left_out=left_out, **shared)
 
 
-def _diagnose_images(
-    decoder: ImageDecoder,
-    num_examples: int,
-    seed: int,
-    only: Sequence[str] | None,
-    progress: Progress | None,
-    processes: Processes | None,
-    data: Mapping[str, Any] | None,
-    packages: tuple[str, ...],
-) -> Diagnosis:
+def _image_subject(decoder: ImageDecoder, num_examples: int, seed: int) -> ImageSubject:
     if not 2 <= num_examples <= len(decoder.z):
         raise UserError(
             f"examples is {num_examples}: expected a number from 2 to {len(decoder.z)}, the decoder's examples"
@@ -220,20 +183,7 @@ def _diagnose_images(
     unit = _unit_of(z, decoder.name)
     images = _probe(decoder.decode, z[:1], decoder.name)
     in_units = DecodeInParts(lambda x: decoder.decode(x * unit), _at_once(images))
-    subject = ImageSubject(_Images(in_units), z / unit, seed)
-
-    def reconstruction() -> tuple[Diagnostic, ...]:
-        noise = noise_source(seed, "reconstruction_error")
-        return (reconstruction_error(in_units, subject.z, decoder.images[:num_examples], generator=noise),)
-
-    asked = {name: (lambda run=run: run(subject)) for name, run in IMAGE_MEASUREMENTS.items()}
-    results = run_all(choose({"reconstruction": reconstruction, **asked}, only), progress, processes)
-    return image_result(subject, decoder.name, results, data, packages=packages, notes=decoder.notes)
-
-
-@dataclass(frozen=True)
-class _Images:
-    decode: Decode
+    return ImageSubject(in_units, z / unit, seed, decoder.images[:num_examples])
 
 
 def _unit_of(z: Tensor, name: str) -> float:

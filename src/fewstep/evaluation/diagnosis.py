@@ -3,37 +3,38 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from fewstep.diagnostics import Diagnostic, DiagnosticRow, Estimate, Picture
+from fewstep.diagnostics.result import Estimate, Picture, Result, Row
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns
-from fewstep.evaluation.diagnosis_protocol import diagnosis_protocol
+from fewstep.evaluation.measurement import Measurement, Threshold, choose
 from fewstep.evaluation.measurements import MEASUREMENTS
 from fewstep.evaluation.processes import Processes
-from fewstep.evaluation.subject import Subject
+from fewstep.evaluation.readout_measurements import FULL, NOISE_LEVELS, DabiEffort, ReadoutSubject
+from fewstep.evaluation.subject import ImageSubject, Subject
+from fewstep.storage import versions
 
 Progress = Callable[[int, int, str], object]
 """Called before each measurement, and after the last, as (measurements done, measurements in all, name)."""
 
-Thing = TypeVar("Thing")
-
+PACKAGES = ("transformers", "tokenizers")
+"""Packages beside torch that our text models depend on."""
 COLUMNS = ("diagnostic", "value", "95 % interval", "unit", "examples", "note")
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """``results`` in the order of the table, and what they share.
+    """``results`` in the order of the table, and how they were measured.
 
-    ``kind`` "text" or "images"; ``n`` numbers in one latent; ``left_out`` names the measurements that the model lacks
-    the parts for, with those parts; ``protocol`` is what two diagnoses must share for their rows to compare, and
-    ``notes`` say what a reader should know beside. ``provenance``: code, versions, command and machine, None where
-    nobody told.
+    ``kind`` "text" or "images"; ``n`` numbers in one latent; ``left_out`` maps the measurements that the model lacks
+    parts for to those parts; ``protocol`` is what two diagnoses must share for their rows to compare; ``notes`` are for
+    the reader; ``thresholds`` those of the measurements, by row; ``provenance``: code, versions, command and machine.
     """
 
     kind: str
     model: str
-    results: tuple[Diagnostic, ...]
+    results: tuple[Result, ...]
     n: int
     num_examples: int
     num_positions: int | None
@@ -42,13 +43,14 @@ class Diagnosis:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] | None = None
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
 
-    def rows(self) -> tuple[DiagnosticRow, ...]:
+    def rows(self) -> tuple[Row, ...]:
         """Every line of the table."""
-        return tuple(row for result in self.results for row in result.rows())
+        return tuple(row for result in self.results for row in result.rows)
 
     def estimate(self, name: str) -> Estimate:
-        """The estimate of the row ``name``. Raises ``KeyError`` where there is none."""
+        """The estimate of the row ``name``."""
         return {row.name: row.estimate for row in self.rows()}[name]
 
     def pictures(self) -> dict[str, Picture]:
@@ -57,7 +59,7 @@ class Diagnosis:
         return {name: picture for name, picture in drawn.items() if picture is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Plain values for JSON: ``table`` has every row's estimate, ``results`` the whole of each result."""
         shared = {
             "kind": self.kind,
             "model": self.model,
@@ -68,13 +70,14 @@ class Diagnosis:
             "left_out": dict(self.left_out),
             "protocol": dict(self.protocol),
             "notes": list(self.notes),
+            "thresholds": {name: asdict(threshold) for name, threshold in self.thresholds.items()},
             "provenance": None if self.provenance is None else dict(self.provenance),
         }
         table = {row.name: asdict(row.estimate) for row in self.rows()}
         return {**shared, "table": table, "results": {result.name: result.to_dict() for result in self.results}}
 
     def to_json(self) -> str:
-        """Indented JSON. Raises ``ValueError`` should a number be NaN or infinite, which JSON does not have."""
+        """Indented JSON. Raises ``ValueError`` for NaN and infinity, which JSON does not have."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_text(self) -> str:
@@ -82,7 +85,7 @@ class Diagnosis:
         blank = ("",) * len(COLUMNS)  # between results
         lines: list[tuple[str, ...]] = [COLUMNS]
         for result in self.results:
-            lines += [*([blank] if len(lines) > 1 else []), *(_cells(row) for row in result.rows())]
+            lines += [*([blank] if len(lines) > 1 else []), *(_cells(row) for row in result.rows)]
         notes = [f"left out: {name}, since the model has no {parts}" for name, parts in self.left_out.items()]
         positions = "" if self.num_positions is None else f", {self.num_positions} positions in each"
         caption = f"{self.num_examples} examples of {self.kind}{positions}; latents of n = {self.n}; seed {self.seed}."
@@ -98,11 +101,11 @@ def diagnose_text(
     processes: Processes | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
-    """Measure a text model. ``only`` names some of :data:`~fewstep.evaluation.measurements.MEASUREMENTS`.
+    """Measure a text model by :data:`~fewstep.evaluation.measurements.MEASUREMENTS`, or by those named in ``only``.
 
-    Without it, all are made that the model has the parts for. A measurement's figures depend on the subject alone, not
-    on what else is measured, so several ``processes`` share them (:func:`run_all`). ``data`` names the text, for the
-    protocol. Raises ``UserError`` for an unknown name, and for one that the model lacks a part for.
+    ``only`` may name measurements outside the package by dotted paths; without it, those are left out that the model
+    lacks parts for. A figure depends on the subject alone, not on what else is measured, so several ``processes`` share
+    the work. ``data`` names the text, for the protocol. Raises ``UserError`` for an unknown name or a missing part.
     """
     parts = subject.generator.bundle.parts()
     chosen = choose(MEASUREMENTS, only)
@@ -112,58 +115,87 @@ def diagnose_text(
     left_out = {name: lacking for name, lacking in missing.items() if lacking}
     if only is not None and left_out:
         for name in left_out:
-            subject.generator.bundle.require(*MEASUREMENTS[name].parts, source=f"{model}, asked for {name},")
-    runs = {
-        name: (lambda run=measurement.run: run(subject)) for name, measurement in chosen.items() if name not in left_out
-    }
-    results = run_all(runs, progress, processes)
-    count, positions = subject.positions.shape
-    n = subject.z[0].numel()
-    protocol = diagnosis_protocol(
-        seed=subject.seed,
-        num_examples=count,
-        num_positions=positions,
-        block_length=subject.ids.shape[1],
-        data=data,
-        packages=("transformers", "tokenizers"),
+            if unknown := [part for part in chosen[name].parts if not hasattr(subject.generator.bundle, part)]:
+                raise UserError(f"measurement {name} needs the part {unknown[0]!r}, which no text model has")
+            subject.generator.bundle.require(*chosen[name].parts, source=f"{model}, asked for {name},")
+    chosen = {name: measurement for name, measurement in chosen.items() if name not in left_out}
+    return diagnose(
+        subject, chosen, model, left_out=left_out, progress=progress, processes=processes, data=data, packages=PACKAGES
     )
-    return Diagnosis("text", model, results, n, count, positions, subject.seed, left_out, protocol)
 
 
-def choose(offered: Mapping[str, Thing], only: Sequence[str] | None) -> dict[str, Thing]:
-    """Those of ``offered`` that ``only`` names, in the order of ``offered``; all where it is None.
-
-    Raises ``UserError`` for a name that is not offered.
-    """
-    if only is None:
-        return dict(offered)
-    if unknown := [name for name in only if name not in offered]:
-        raise UserError(f"unknown measurement {', '.join(unknown)}: expected some of {', '.join(offered)}")
-    return {name: item for name, item in offered.items() if name in only}
+def diagnose(
+    subject: ReadoutSubject | ImageSubject,
+    chosen: Mapping[str, Measurement],
+    model: str,
+    *,
+    left_out: Mapping[str, str] | None = None,
+    effort: DabiEffort = FULL,
+    progress: Progress | None = None,
+    processes: Processes | None = None,
+    data: Mapping[str, Any] | None = None,
+    packages: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> Diagnosis:
+    """Measure ``subject`` by ``chosen``. ``effort`` of DABI and ``packages`` beside torch are for the protocol."""
+    results = run_all(chosen, subject, progress, processes)
+    declared = (item for measurement in chosen.values() for item in measurement.thresholds.items())
+    names = {row.name for result in results for row in result.rows}
+    positions, length = None, None
+    if not isinstance(subject, ImageSubject):
+        positions, length = subject.positions.shape[1], subject.ids.shape[1]
+    protocol = {
+        "response": "whole output",  # one token or pixel alone has a ratio of n in any decoder
+        "unit": "rms of the latents",
+        "radii": list(effort.radii),
+        "num_isotropic": effort.num_isotropic,
+        "num_probes": effort.num_probes,
+        "noise_levels": None if positions is None else list(NOISE_LEVELS),
+        "examples": len(subject.z),
+        "positions": positions,
+        "block_length": length,
+        "seed": subject.seed,
+        "data": None if data is None else dict(data),
+        "versions": versions(*packages),
+    }
+    return Diagnosis(
+        "text" if positions else "images",
+        model,
+        results,
+        subject.z[0].numel(),
+        len(subject.z),
+        positions,
+        subject.seed,
+        left_out or {},
+        protocol,
+        notes,
+        thresholds={name: threshold for name, threshold in declared if name in names},
+    )
 
 
 def run_all(
-    runs: Mapping[str, Callable[[], tuple[Diagnostic, ...]]],
+    chosen: Mapping[str, Measurement],
+    subject: object,
     progress: Progress | None,
     processes: Processes | None = None,
-) -> tuple[Diagnostic, ...]:
-    """The results of all ``runs``, telling ``progress`` before each and at the end.
+) -> tuple[Result, ...]:
+    """The results of all measurements, in order; ``progress`` is called before each and at the end.
 
-    Of several ``processes`` each makes a share, and the first has all results, in order; the others have none. Raises
-    ``UserError`` in the first for what any of them meets.
+    Several ``processes`` share the measurements: the first returns all results, or raises the ``UserError`` that any of
+    them met; the others return none.
     """
     processes = Processes() if processes is None else processes
-    share = processes.share(list(enumerate(runs.items())))
-    found: list[tuple[int, tuple[Diagnostic, ...], str]] = []
-    for done, (place, (name, run)) in enumerate(share):
+    share = processes.share(list(enumerate(chosen.items())))
+    found: list[tuple[int, tuple[Result, ...], str]] = []
+    for done, (place, (name, measurement)) in enumerate(share):
         if progress is not None:
             progress(done, len(share), name)
         try:
-            found.append((place, run(), ""))
-        except UserError as error:  # told to all, or the others would wait
+            found.append((place, measurement.run(subject), ""))
+        except UserError as error:  # gathered from all, or the others would wait
             found.append((place, (), str(error)))
             break
-    gathered = sorted(processes.gather(found), key=lambda one: one[0])
+    gathered = sorted(processes.gather(found), key=lambda part: part[0])
     for _, _, problem in gathered:
         if problem:
             raise UserError(problem)
@@ -172,7 +204,7 @@ def run_all(
     return tuple(result for _, results, _ in gathered for result in results)
 
 
-def _cells(row: DiagnosticRow) -> tuple[str, ...]:
+def _cells(row: Row) -> tuple[str, ...]:
     estimate = row.estimate
     value = "undetermined" if estimate.value is None else f"{estimate.value:.4g}"
     interval = "" if estimate.interval is None else f"{estimate.interval.low:.4g} - {estimate.interval.high:.4g}"

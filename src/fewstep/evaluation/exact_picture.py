@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from fewstep.diagnostics import Picture, Series
+from fewstep.diagnostics.result import Picture, Series
 from fewstep.evaluation.exact_rows import ExactRow
-from fewstep.metrics import bootstrap_interval
+from fewstep.metrics.intervals import bootstrap_interval
 
 NUM_RESAMPLES = 2000
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.evaluation.columns import markdown_table
-from fewstep.metrics import Interval, bootstrap_interval
+from fewstep.metrics.intervals import Interval, bootstrap_interval
 from fewstep.theory.latents import CapRule
 
 NUM_RESAMPLES = 2000

@@ -11,7 +11,8 @@ from fewstep.errors import UserError
 from fewstep.evaluation.baselines import shuffled_blocks, unigram_blocks
 from fewstep.evaluation.scoring import corpus_perplexity, perplexity_of_blocks, score_blocks
 from fewstep.evaluation.table import GenerationRow, GenerationTable
-from fewstep.metrics import bootstrap_interval, distinct_n, pooled_entropy_nats, unigram_entropy_nats
+from fewstep.metrics.intervals import bootstrap_interval
+from fewstep.metrics.text import distinct_n, pooled_entropy_nats, unigram_entropy_nats
 from fewstep.pipeline import TextGenerator, decode_blocks
 from fewstep.readouts import LanguageModel, tokens_to_first_end
 from fewstep.shapes import example_generators

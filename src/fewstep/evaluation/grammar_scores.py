@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.evaluation.grammar import Judged
-from fewstep.metrics import Interval, Share, bootstrap_interval, share_of
+from fewstep.metrics.intervals import Interval, Share, bootstrap_interval, share_of
 from fewstep.theory.grammar import AGREEMENTS
 from fewstep.theory.grammar_law import GrammarLaw
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fewstep.evaluation.columns import shown
-from fewstep.metrics import Interval
+from fewstep.metrics.intervals import Interval
 
 YARDSTICK = "train images"
 """Name of the rows of real images."""

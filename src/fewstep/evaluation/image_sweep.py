@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewstep.diagnostics import stiffness
+from fewstep.diagnostics.stiffness import stiffness
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import velocity_of
 from fewstep.evaluation.image_row import YARDSTICK, ImageRow, ImageSetting
 from fewstep.evaluation.protocol import HASH_DIGITS, canonical_json
 from fewstep.evaluation.scorers import weights_digest
 from fewstep.evaluation.subject import noise_source
-from fewstep.metrics import Interval, Moments, frechet_distance, moments
+from fewstep.metrics.frechet import Moments, frechet_distance, moments
+from fewstep.metrics.intervals import mean_interval
 from fewstep.model import SavedModel
 from fewstep.pipeline import GeneratedImages, ImageGenerator
 from fewstep.samplers import FlowSampler, incompatibility
@@ -33,8 +34,6 @@ MAX_STATES = 8
 """States of a trajectory at which stiffness is measured, at most, evenly spread."""
 NUM_ITERATIONS = 20
 """Of the power iteration for stiffness."""
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % quantiles of Student's t for 1 to 9 degrees of freedom; more are given the last one."""
 
 
 @dataclass(frozen=True)
@@ -173,10 +172,10 @@ class ImageSweep:
             num_samples=self.num_samples,
             seeds=self.seeds,
             latents=sum(latents) / len(latents),
-            latents_interval=seed_interval(latents),
+            latents_interval=mean_interval(latents),
             latents_by_seed=latents,
             pixels=sum(pixels) / len(pixels),
-            pixels_interval=seed_interval(pixels),
+            pixels_interval=mean_interval(pixels),
             pixels_by_seed=pixels,
             off_flow=off_flow,
             stiffness_peak=stiffness_peak,
@@ -239,19 +238,7 @@ class ImageSweep:
             num_iterations=NUM_ITERATIONS,
             generator=noise_source(self.seeds[0], "stiffness"),
         )
-        return found.peak.value
-
-
-def seed_interval(values: Sequence[float]) -> Interval | None:
-    """Student's 95 % interval of the mean of ``values``, one a seed; None for fewer than 2.
-
-    Images of one seed are not resampled: a bootstrap sample holds images twice, which raises a Frechet distance.
-    """
-    if len(values) < 2:
-        return None
-    found = torch.tensor(values, dtype=torch.float64)
-    half = _STUDENT[min(len(values) - 1, len(_STUDENT)) - 1] * float(found.std()) / len(values) ** 0.5
-    return Interval(float(found.mean()) - half, float(found.mean()) + half)
+        return found["stiffness_peak"].value
 
 
 def relative_rms(images: Tensor, expected: Tensor) -> float:

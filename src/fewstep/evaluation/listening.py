@@ -1,25 +1,21 @@
-"""Whether the commitment head listens to its latents, or is fluent without them (this project's definition).
+"""Whether the commitment head uses its latents, or is fluent without them.
 
-The head scores held-out text three times, told the same tokens before each: with the text's own latent, with another
-text's, and with none. Perplexity that does not rise without the latent was the head's own. B examples, K latent
-positions of D dimensions, L tokens.
+The head scores held-out text three times, given the same tokens before each: with the text's own latent, with another
+text's, and with none. If perplexity does not rise without the latent, the fluency is the head's own. Legend:
+B examples, K latent positions of D dimensions, L tokens.
 
-"No latent" is isotropic noise that the head is told to be ``blank_level`` strong: rms sqrt(1 + blank_level^2), that of
-a latent of unit variance with such noise. A mask that hides every latent would not do, since attention without anything
-to see averages over all.
+"No latent" is isotropic noise that the head takes for noise of ``blank_level``: rms sqrt(1 + blank_level^2), that of a
+latent of unit variance with such noise. Masking every latent would not do: attention without keys averages over all.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from math import exp, sqrt
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics import DiagnosticRow, Estimate, Picture, estimate_series
-from fewstep.diagnostics.results import ratio_estimate
-from fewstep.metrics import Interval
+from fewstep.diagnostics.result import Axes, Estimate, Result, Row, estimate_series, ratio_estimate
+from fewstep.metrics.intervals import Interval
 from fewstep.readouts import CommitmentHead
 from fewstep.shapes import randn
 
@@ -29,73 +25,6 @@ BLANK_LEVEL = 2.0
 
 MAX_NATS = 700.0
 """Nats per token whose exponential is still a float."""
-
-
-@dataclass(frozen=True)
-class Listening:
-    """Perplexities of text under a head that reads latents with noise of ``level`` (rms).
-
-    ``right``, ``other`` and ``blank``: with the text's own latent, with another text's and with none (noise told as
-    ``blank_level``). ``gain_nats`` per token that the right latent saves against none, and ``misled_nats`` per token
-    that another's costs against none: both near 0 for a head that does not listen. Intervals resample examples.
-    """
-
-    name: str
-    level: float
-    blank_level: float
-    right: Estimate
-    other: Estimate
-    blank: Estimate
-    gain_nats: Estimate
-    misled_nats: Estimate
-
-    def rows(self) -> tuple[DiagnosticRow, ...]:
-        """Three perplexities and two differences."""
-        note = f"noise level {self.level:g}"
-        return (
-            DiagnosticRow(f"{self.name}_perplexity_right", self.right, note=note),
-            DiagnosticRow(f"{self.name}_perplexity_other", self.other, note=f"{note}; another text's latent"),
-            DiagnosticRow(f"{self.name}_perplexity_none", self.blank, note=f"pure noise, level {self.blank_level:g}"),
-            DiagnosticRow(f"{self.name}_gain_nats", self.gain_nats, "nats per token", "saved by the right latent"),
-            DiagnosticRow(f"{self.name}_misled_nats", self.misled_nats, "nats per token", "cost of another's latent"),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
-        return asdict(self)
-
-    def picture(self) -> Picture | None:
-        """None: three numbers are read, not looked at."""
-        return None
-
-
-@dataclass(frozen=True)
-class ListeningCurve:
-    """:class:`Listening` at several noise ``levels``, ascending or not; ``results`` one each."""
-
-    name: str
-    levels: tuple[float, ...]
-    results: tuple[Listening, ...]
-
-    def rows(self) -> tuple[DiagnosticRow, ...]:
-        """The nats that the right latent saves, a line a level."""
-        unit, note = "nats per token", "saved by the right latent"
-        return tuple(DiagnosticRow(f"{one.name}_gain_nats", one.gain_nats, unit, note) for one in self.results)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
-        return asdict(self)
-
-    def picture(self) -> Picture:
-        """Perplexity over the noise level, a line a latent."""
-        lines = {
-            "right latent": [one.right for one in self.results],
-            "another text's": [one.other for one in self.results],
-            "no latent": [one.blank for one in self.results],
-        }
-        series = tuple(estimate_series(label, self.levels, estimates) for label, estimates in lines.items())
-        title = "Does the commitment head listen?"
-        return Picture(title, "noise level", "perplexity of held-out text", series, log_y=True)
 
 
 @torch.no_grad()
@@ -109,13 +38,13 @@ def listening(
     *,
     blank_level: float = BLANK_LEVEL,
     name: str = "listening",
-) -> Listening:
+) -> Result:
     """Perplexity of ``ids`` (B, L), ``mask`` (B, L) true at real tokens, under ``head`` with three kinds of latents.
 
-    ``z`` (B, K, D) are the texts' own; another's are those of the example before. Both get the same noise of ``level``
-    (rms), which the head is told. See the module for what stands for no latent. Sums run over all real tokens, in
-    float64. Raises ``ValueError`` for fewer than two examples, shapes that do not fit, and levels that are not finite
-    or below 0.
+    ``z`` (B, K, D) are the texts' own latents; another text's are those of the example before. Both get the same noise
+    of ``level`` (rms), which the head is given. Rows ``NAME_perplexity_right``, ``_other`` and ``_none``;
+    ``NAME_gain_nats`` per token that the right latent saves against none, and ``NAME_misled_nats`` that another's costs
+    against none: both near 0 for a head that does not use its latents. Sums run over all real tokens, in float64.
     """
     if len(z) < 2 or len(ids) != len(z) or ids.shape != mask.shape:
         raise ValueError(
@@ -134,22 +63,22 @@ def listening(
     )
     counted = mask.double()
     right, other, none = (
-        head.token_nats(latent, ids, mask, latent.new_full((len(z),), told)).double() * counted for latent, told in read
+        head.token_nats(latent, ids, mask, latent.new_full((len(z),), noise_level)).double() * counted
+        for latent, noise_level in read
     )
 
     def mean(nats: Tensor) -> Estimate:
         return ratio_estimate(nats, counted, generator)
 
-    return Listening(
-        name,
-        float(level),
-        float(blank_level),
-        right=_exponential(mean(right)),
-        other=_exponential(mean(other)),
-        blank=_exponential(mean(none)),
-        gain_nats=mean(none - right),
-        misled_nats=mean(other - none),
+    note = f"noise level {level:g}"
+    rows = (
+        Row(f"{name}_perplexity_right", _exponential(mean(right)), note=note),
+        Row(f"{name}_perplexity_other", _exponential(mean(other)), note=f"{note}; another text's latent"),
+        Row(f"{name}_perplexity_none", _exponential(mean(none)), note=f"pure noise, level {blank_level:g}"),
+        Row(f"{name}_gain_nats", mean(none - right), "nats per token", "saved by the right latent"),
+        Row(f"{name}_misled_nats", mean(other - none), "nats per token", "cost of another's latent"),
     )
+    return Result(name, rows, facts={"level": float(level), "blank_level": float(blank_level)})
 
 
 def listening_curve(
@@ -162,23 +91,29 @@ def listening_curve(
     *,
     blank_level: float = BLANK_LEVEL,
     name: str = "listening_noise",
-) -> ListeningCurve:
-    """:func:`listening` at each of ``levels``, noise drawn anew at each. Raises ``ValueError`` for none, and where
-    :func:`listening` does."""
+) -> Result:
+    """:func:`listening` at each of ``levels``, each with noise of its own: rows ``NAME_LEVEL_gain_nats``."""
     if not levels:
         raise ValueError("no noise level to listen at: expected at least one.")
-    results = tuple(
+    results = [
         listening(head, z, ids, mask, level, generator, blank_level=blank_level, name=f"{name}_{level:g}")
         for level in levels
+    ]
+    labels = {"right": "right latent", "other": "another text's", "none": "no latent"}
+    return Result(
+        name,
+        tuple(result.rows[3] for result in results),
+        {
+            key: estimate_series(label, levels, [result.rows[place].estimate for result in results])
+            for place, (key, label) in enumerate(labels.items())
+        },
+        Axes("Does the commitment head listen?", "noise level", "perplexity of held-out text", log_y=True),
+        {"levels": tuple(map(float, levels)), "misled_nats": tuple(result.rows[4].estimate for result in results)},
     )
-    return ListeningCurve(name, tuple(float(level) for level in levels), results)
 
 
 def _exponential(nats: Estimate) -> Estimate:
-    """The perplexity of mean nats per token; the exponential keeps the order, so the interval's ends go along.
-
-    Undetermined where it is beyond what a float holds.
-    """
+    """The perplexity of mean nats per token and its interval; undetermined where a float cannot hold it."""
     if nats.value is None or nats.interval is None or not nats.interval.high < MAX_NATS:
         return Estimate(None, None, nats.num_examples)
     interval = Interval(exp(nats.interval.low), exp(nats.interval.high))

@@ -1,6 +1,6 @@
-"""What is asked of any text decoder, ours or another's: one function a question. B examples, L tokens, P positions.
+"""Measurements of any text decoder, ours or another's: one function for each question.
 
-All definitions are those of :mod:`fewstep.diagnostics`.
+Legend: B examples, L tokens, P positions, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -10,42 +10,28 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics import (
-    BoundaryPoints,
-    CategoricalResponse,
-    Dabi,
-    Decode,
-    Diagnostic,
-    TokenConditionals,
-    boundary_distance,
-    boundary_width,
-    cci_curve,
-    dabi,
-    dabi_flip,
-    data_points,
-    margins,
-    noise_robustness,
-    normal_boundary,
-    rms,
-    segment_boundary,
-    token_accuracy,
-    worst_direction,
-)
-from fewstep.diagnostics.dabi import RADII
+from fewstep.diagnostics.accuracy import noise_robustness, token_accuracy
+from fewstep.diagnostics.boundary import BoundaryPoints, data_points, normal_boundary, segment_boundary, worst_direction
+from fewstep.diagnostics.cci import TokenConditionals, cci_curve
+from fewstep.diagnostics.dabi import RADII, dabi
+from fewstep.diagnostics.decoding import Decode, rms
+from fewstep.diagnostics.flips import dabi_flip
+from fewstep.diagnostics.margins import boundary_distance, boundary_width, margins
+from fewstep.diagnostics.response import CategoricalResponse, Response
+from fewstep.diagnostics.result import Result
+from fewstep.evaluation.subject import ImageSubject
 
 NOISE_LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.2, 2.0)
 FEW = 16
-"""Examples that dear measurements look at, at most."""
+"""Examples of expensive measurements, at most."""
 DRAWS_IN_A_BATCH = 128
 """Token sequences that an autoregressive readout draws side by side."""
 
-Results = tuple[Diagnostic, ...]
-
 
 class ReadoutSubject(Protocol):
-    """A readout and what it is measured on.
+    """A readout and the data that it is measured on.
 
-    ``ids`` (B, L) are the tokens that the latents ``z`` (B, ...) stand for, ``positions`` (B, P) those looked at, and
+    ``ids`` (B, L) are the tokens that the latents ``z`` (B, ...) stand for, ``positions`` (B, P) those measured, and
     ``decode`` gives logits (B, L, V).
     """
 
@@ -66,7 +52,7 @@ class ReadoutSubject(Protocol):
 
     @property
     def decode(self) -> Decode:
-        """The readout that decides every token by itself."""
+        """The parallel readout: it decides every token by itself."""
         ...
 
     @property
@@ -75,11 +61,16 @@ class ReadoutSubject(Protocol):
         ...
 
     def conditionals(self, level: float) -> TokenConditionals:
-        """The readout that decides token after token, for latents with noise of ``level``."""
+        """The autoregressive readout, for latents with noise of ``level``."""
         ...
 
-    def committed(self) -> Decode:
-        """The same with the text's own tokens before each position, as a decoder."""
+    def given_text(self) -> Decode:
+        """That readout as a decoder, given the text's own tokens before each position."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Everything random comes from it."""
         ...
 
     def noise(self, name: str) -> torch.Generator:
@@ -93,26 +84,34 @@ class ReadoutSubject(Protocol):
 
 @dataclass(frozen=True)
 class DabiEffort:
-    """How hard DABI is tried: at which radii beside the limit, with how many random directions and probes a point.
+    """Radii beside the local limit, random directions and probes per point, for :func:`~fewstep.diagnostics.dabi.dabi`.
 
-    See :func:`~fewstep.diagnostics.dabi`. Few directions a point will do, since all points share one mean.
+    Few directions per point suffice, since all points share one mean.
     """
 
     radii: tuple[float, ...] = RADII
     num_isotropic: int = 4
     num_probes: int = 8
 
-    def run(self, subject: ReadoutSubject, decode: Decode, points: BoundaryPoints, name: str) -> Dabi:
-        """DABI of ``decode`` at ``points``."""
+    def run(
+        self,
+        subject: ReadoutSubject | ImageSubject,
+        decode: Decode,
+        points: BoundaryPoints,
+        name: str,
+        noise: str | None = None,
+        response: Response | None = None,
+    ) -> Result:
+        """DABI of ``decode`` at ``points``; ``noise`` names the source of noise where it is not called ``name``."""
         return dabi(
             decode,
-            CategoricalResponse(),
+            CategoricalResponse() if response is None else response,
             points,
             rms=rms(subject.z),
             radii=self.radii,
             num_isotropic=self.num_isotropic,
             num_probes=self.num_probes,
-            generator=subject.noise(name),
+            generator=subject.noise(noise or name),
             name=name,
         )
 
@@ -120,80 +119,73 @@ class DabiEffort:
 FULL = DabiEffort()
 
 
-def measure_dabi(subject: ReadoutSubject, *, effort: DabiEffort = FULL, segments: bool = True) -> Results:
-    """DABI of the parallel readout: at boundaries along the normal and a segment (``segments``), and at data."""
+def measure_dabi(subject: ReadoutSubject, *, effort: DabiEffort = FULL, segments: bool = True) -> tuple[Result, ...]:
+    """DABI of the parallel readout at boundaries, along the normal and a segment (``segments``), and at data."""
     decode, z, positions = subject.decode, subject.z, subject.positions
-    found = {"dabi": normal_boundary(decode, z, positions)}
+    points = {"dabi": normal_boundary(decode, z, positions)}
     if segments:
-        found["dabi_segment"] = segment_boundary(decode, z, z.roll(1, 0), positions)
-    found["dabi_data"] = data_points(decode, z, positions)
-    return tuple(effort.run(subject, decode, points, name) for name, points in found.items())
+        points["dabi_segment"] = segment_boundary(decode, z, z.roll(1, 0), positions)
+    points["dabi_data"] = data_points(decode, z, positions)
+    return tuple(effort.run(subject, decode, where, name) for name, where in points.items())
 
 
-def measure_dabi_worst(subject: ReadoutSubject, *, effort: DabiEffort = FULL, num_iterations: int = 10) -> Results:
-    """DABI where a segment crosses a boundary, in the direction of the largest response: no other exceeds it."""
+def measure_dabi_worst(subject: ReadoutSubject, *, effort: DabiEffort = FULL, num_iterations: int = 10) -> Result:
+    """DABI where a segment crosses a boundary, in the direction of the largest response: an upper bound."""
     decode, z, noise = subject.decode, subject.z, subject.noise("worst_direction")
     points = segment_boundary(decode, z, z.roll(1, 0), subject.positions)
     points = worst_direction(decode, CategoricalResponse(), points, num_iterations=num_iterations, generator=noise)
-    return (effort.run(subject, decode, points, "dabi_worst"),)
+    return effort.run(subject, decode, points, "dabi_worst")
 
 
-def measure_dabi_commit(subject: ReadoutSubject, *, effort: DabiEffort = FULL) -> Results:
-    """DABI of the autoregressive readout, the text's own tokens standing before each position."""
-    decode = subject.committed()
+def measure_dabi_head(subject: ReadoutSubject, *, effort: DabiEffort = FULL) -> Result:
+    """DABI of the autoregressive readout, given the text's own tokens before each position."""
+    decode = subject.given_text()
     points = normal_boundary(decode, subject.z, subject.positions)
-    return (effort.run(subject, decode, points, "dabi_commit"),)
+    return effort.run(subject, decode, points, "dabi_head", noise="dabi_commit")  # its first name: seeds depend on it
 
 
-def measure_dabi_flip(subject: ReadoutSubject, *, num_isotropic: int = 12) -> Results:
-    """How often a token flips along its normal and isotropically, in ``num_isotropic`` draws an example."""
-    decode, noise = subject.decode, subject.noise("dabi_flip")
-    return (dabi_flip(decode, subject.z, subject.positions, num_isotropic=num_isotropic, generator=noise),)
+def measure_dabi_flip(subject: ReadoutSubject, *, num_isotropic: int = 12) -> Result:
+    """How often a token flips along its normal and isotropically, in ``num_isotropic`` draws per example."""
+    noise = subject.noise("dabi_flip")
+    return dabi_flip(subject.decode, subject.z, subject.positions, num_isotropic=num_isotropic, generator=noise)
 
 
-def measure_boundary_distance(subject: ReadoutSubject) -> Results:
-    """How far data lies from a flip, and how wide the band of doubt around a boundary is there."""
-    z, positions, noise = subject.z, subject.positions, subject.noise("boundary_distance")
-    decode = subject.decode
-    measured = margins(decode, z, positions)
+def measure_boundary_distance(subject: ReadoutSubject) -> tuple[Result, ...]:
+    """How far data lies from a flip, and how wide the band around a boundary is there."""
+    noise, measured = subject.noise("boundary_distance"), margins(subject.decode, subject.z, subject.positions)
     return (
-        boundary_distance(decode, z, positions, generator=noise, measured=measured),
-        boundary_width(decode, z, positions, generator=noise, measured=measured),
+        boundary_distance(measured, subject.z, generator=noise),
+        boundary_width(measured, subject.z, generator=noise),
     )
 
 
-def measure_noise_robustness(subject: ReadoutSubject) -> Results:
+def measure_noise_robustness(subject: ReadoutSubject) -> Result:
     """Token accuracy against displacement, isotropic and towards the runner-up."""
-    decode = subject.decode
-    real = torch.ones_like(subject.ids, dtype=torch.bool)
-    noise = subject.noise("noise_robustness")
-    return (noise_robustness(decode, subject.z, subject.ids, real, subject.positions, generator=noise),)
+    real, noise = torch.ones_like(subject.ids, dtype=torch.bool), subject.noise("noise_robustness")
+    return noise_robustness(subject.decode, subject.z, subject.ids, real, subject.positions, generator=noise)
 
 
-def measure_token_accuracy(subject: ReadoutSubject) -> Results:
-    """How many tokens the parallel readout gets back from their own latents."""
-    noise = subject.noise("token_accuracy")
-    return (token_accuracy(subject.decode, subject.z, subject.ids, generator=noise),)
+def measure_token_accuracy(subject: ReadoutSubject) -> Result:
+    """Share of the tokens that the parallel readout reads correctly from their own latents."""
+    return token_accuracy(subject.decode, subject.z, subject.ids, generator=subject.noise("token_accuracy"))
 
 
-def measure_committed_accuracy(subject: ReadoutSubject) -> Results:
-    """The same of the autoregressive readout, the text's own tokens standing before each position."""
-    name = "token_accuracy_commit"
-    return (token_accuracy(subject.committed(), subject.z, subject.ids, generator=subject.noise(name), name=name),)
+def measure_head_accuracy(subject: ReadoutSubject) -> Result:
+    """The same of the autoregressive readout, given the text's own tokens before each position."""
+    noise = subject.noise("token_accuracy_commit")  # its first name: seeds depend on it
+    return token_accuracy(subject.given_text(), subject.z, subject.ids, generator=noise, name="token_accuracy_head")
 
 
-def measure_cci_noise(subject: ReadoutSubject, *, levels: Sequence[float] = NOISE_LEVELS) -> Results:
+def measure_cci_noise(subject: ReadoutSubject, *, levels: Sequence[float] = NOISE_LEVELS) -> Result:
     """CCI of the autoregressive readout at data with noise of ``levels``."""
     few = subject.first(FEW)
-    return (
-        cci_curve(
-            few.conditionals,
-            few.z,
-            levels,
-            draws_at_once=draws_in_a_batch(len(few.z)),
-            examples_at_once=few.examples_at_once,
-            generator=few.noise("cci_noise"),
-        ),
+    return cci_curve(
+        few.conditionals,
+        few.z,
+        levels,
+        draws_at_once=draws_in_a_batch(len(few.z)),
+        examples_at_once=few.examples_at_once,
+        generator=few.noise("cci_noise"),
     )
 
 

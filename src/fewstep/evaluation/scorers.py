@@ -10,7 +10,7 @@ from fewstep.data import tokenizer_fingerprint
 from fewstep.evaluation.scored_text import DIGEST_DIGITS, ScoredText, Scorer, weights_digest
 from fewstep.evaluation.scoring import score_blocks
 from fewstep.evaluation.transformers_scorer import TransformersScorer
-from fewstep.metrics import sample_entropies_nats
+from fewstep.metrics.text import sample_entropies_nats
 from fewstep.readouts import LanguageModel
 
 if TYPE_CHECKING:

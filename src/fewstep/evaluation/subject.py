@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics import Decode, draw_positions
+from fewstep.diagnostics.decoding import Decode, draw_positions
 from fewstep.errors import UserError
 from fewstep.evaluation.conditionals import HeadConditionals, decoder_of
 from fewstep.pipeline import TextGenerator
@@ -48,8 +48,8 @@ class Subject:
         """The commitment head for latents with noise of ``level``. Raises ``UserError`` where there is none."""
         return HeadConditionals(self.generator.bundle.commitment_head(), level)
 
-    def committed(self) -> Decode:
-        """The commitment head with the text's own tokens before each position, as a decoder."""
+    def given_text(self) -> Decode:
+        """The commitment head as a decoder, given the text's own tokens before each position."""
         return self.conditionals(0.0).given(self.ids)
 
     def noise(self, name: str) -> torch.Generator:
@@ -94,3 +94,20 @@ def make_subject(
     (source,) = example_generators(seed, 0, 1)
     positions = draw_positions(num_examples, length, num_positions, source).to(device)
     return Subject(generator, ids, z, positions, seed)
+
+
+@dataclass(frozen=True)
+class ImageSubject:
+    """An image decoder and the latents ``z`` (B, ...) of held-out ``images``; everything random comes from ``seed``.
+
+    ``decode`` maps latents (B, ...) to images (B, C, H, W), differentiable in forward mode too.
+    """
+
+    decode: Decode
+    z: Tensor
+    seed: int
+    images: Tensor
+
+    def noise(self, name: str) -> torch.Generator:
+        """The source of noise of the measurement ``name``."""
+        return noise_source(self.seed, name)

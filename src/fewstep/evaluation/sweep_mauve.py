@@ -8,8 +8,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation.scorers import Scorer
 from fewstep.evaluation.sweep_measures import texts_of
 from fewstep.evaluation.sweep_row import HELD_OUT, Setting
-from fewstep.metrics import mauve_package_version, mauve_score
-from fewstep.metrics.mauve import SCALING, SEED
+from fewstep.metrics.text import MAUVE_SCALING, MAUVE_SEED, mauve_package_version, mauve_score
 from fewstep.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -40,8 +39,8 @@ class MauveReference:
         """What values depend on beside scorer, samples and held-out text, as plain values for the protocol."""
         return {
             "mauve_features": "last hidden state of the scorer at the last token",
-            "mauve_scaling": SCALING,
-            "mauve_seed": SEED,
+            "mauve_scaling": MAUVE_SCALING,
+            "mauve_seed": MAUVE_SEED,
             "mauve_text": self.version,
         }
 

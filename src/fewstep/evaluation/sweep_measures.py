@@ -6,21 +6,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fewstep.bundle import ModelBundle
-from fewstep.diagnostics import Estimate
+from fewstep.diagnostics.result import Estimate
 from fewstep.evaluation.adapters import cci_as_read
 from fewstep.evaluation.scorers import ScoredText
 from fewstep.evaluation.scoring import corpus_perplexity, perplexity_of_blocks
 from fewstep.evaluation.subject import noise_source
 from fewstep.evaluation.sweep_texts import head_conditionals
-from fewstep.metrics import (
-    CopyIndex,
-    bootstrap_interval,
-    distinct_n,
-    longest_copies,
-    memorised_share,
-    repeated_ngrams,
-)
+from fewstep.metrics.intervals import bootstrap_interval
+from fewstep.metrics.text import distinct_n, longest_copies, match_lengths, memorised_share, repeated_ngrams
+from fewstep.model import SavedModel
 from fewstep.pipeline import decode_blocks
 
 if TYPE_CHECKING:
@@ -33,22 +27,15 @@ REPEATED = 4
 
 
 class TrainText:
-    """The train text as one stream of tokens (T,), indexed when copies are first looked for in it.
-
-    Copies are followed for ``max_length`` tokens, which is the length of a sample.
-    """
+    """The train text as one stream of tokens (T,); copies of up to ``max_length`` tokens are looked for in it."""
 
     def __init__(self, stream: Tensor, max_length: int) -> None:
         self.stream = stream
         self.max_length = max_length
-        self._index: CopyIndex | None = None
 
     def match_lengths(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Tokens of the longest piece of train text from each token of ``ids`` (N, L) on; see
-        :meth:`fewstep.metrics.CopyIndex.match_lengths`."""
-        if self._index is None:
-            self._index = CopyIndex(self.stream, max(self.max_length, MEMORISED))
-        return self._index.match_lengths(ids, mask)
+        """Length of the longest piece of train text that starts at each token of ``ids`` (N, L)."""
+        return match_lengths(self.stream, ids, mask, max_length=max(self.max_length, MEMORISED))
 
 
 class Measures:
@@ -107,7 +94,7 @@ class Measures:
 class CommitmentProbe:
     """CCI at generated latents ``x_1`` (B, K, D), which are blurred as the head blurs what it reads."""
 
-    def __init__(self, bundle: ModelBundle, x_1: Tensor, seed: int) -> None:
+    def __init__(self, bundle: SavedModel, x_1: Tensor, seed: int) -> None:
         self.bundle = bundle
         self.x_1 = x_1
         self.seed = seed
@@ -118,7 +105,7 @@ class CommitmentProbe:
         if head is None:
             return None
         z = self.x_1.to(next(head.head.parameters()).device)
-        return cci_as_read(head, z, noise_source(self.seed, "cci")).cci
+        return cci_as_read(head, z, noise_source(self.seed, "cci"))["cci"]
 
 
 def texts_of(tokenizer: "PreTrainedTokenizerFast", ids: Tensor, mask: Tensor) -> list[str]:

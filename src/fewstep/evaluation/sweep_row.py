@@ -6,7 +6,7 @@ from typing import Any
 
 from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded, shown
 from fewstep.evaluation.grammar_scores import SWEEP_COLUMNS, GrammarScores
-from fewstep.metrics import Interval
+from fewstep.metrics.intervals import Interval
 
 FLOW, HELD_OUT, NOISE = "flow", "held-out text", "pure noise"
 """Names of the rows of a model's own samples, of real text, and of noise that was read; others have their own."""

@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals
 from fewstep.evaluation.sweep_row import FLOW, FRESH, NO_SNAP, REUSED, Setting
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.readouts import READOUTS, CommitmentHead
 from fewstep.registry import resolve
@@ -150,7 +150,7 @@ def flow_setting(
     return Setting(FLOW, None, num_steps, reinjection, noise_temperature, initial_temperature, noise, snap)
 
 
-def head_conditionals(bundle: ModelBundle, readout: str | None) -> HeadConditionals | None:
+def head_conditionals(bundle: SavedModel, readout: str | None) -> HeadConditionals | None:
     """The head of a readout, at the level that it blurs latents to; None for a readout without one."""
     head = None if readout is None else bundle.open_readout(resolve(READOUTS, readout, "readout"))
     return HeadConditionals(head, head.trust_level) if isinstance(head, CommitmentHead) else None

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded
-from fewstep.metrics import Interval
+from fewstep.metrics.intervals import Interval
 
 COLUMNS = (
     "text",

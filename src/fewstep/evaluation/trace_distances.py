@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics import Decode
-from fewstep.diagnostics.geometry import norms
+from fewstep.diagnostics.decoding import Decode, norms
 
 NUMBERS_AT_ONCE = 2**23
 """Logits that are held at a time, for which a graph is kept: a bound on memory."""

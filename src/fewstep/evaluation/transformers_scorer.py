@@ -13,7 +13,7 @@ from fewstep.data import load_tokenizer, tokenizer_fingerprint
 from fewstep.errors import UserError
 from fewstep.evaluation.protocol import canonical_json
 from fewstep.evaluation.scored_text import DIGEST_DIGITS, ScoredText, weights_digest
-from fewstep.metrics import sample_entropies_nats
+from fewstep.metrics.text import sample_entropies_nats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,6 +1,6 @@
 """Network parts: attention, blocks, time embedding."""
 
-from fewstep.nn.attention import Context, CrossAttention, KeyValueCache, ProjectedContext, Rotary, SelfAttention
+from fewstep.nn.attention import Context, CrossAttention, KeyValueCache, ProjectedContext, SelfAttention
 from fewstep.nn.backbone import AdaptiveTransformer
 from fewstep.nn.blocks import AdaptiveBlock, Block, FeedForward, TimeEmbedding, initialise, transformer_blocks
 from fewstep.nn.local import LocalMixing
@@ -15,7 +15,6 @@ __all__ = [
     "KeyValueCache",
     "LocalMixing",
     "ProjectedContext",
-    "Rotary",
     "SelfAttention",
     "TimeEmbedding",
     "initialise",

@@ -11,56 +11,49 @@ SHORT_SEQUENCE = 128
 """Keys up to which attention on a CPU is written out."""
 
 
-class Rotary(nn.Module):
-    """Rotary position embedding (arXiv:2104.09864, eq. 15) for heads of even dimension.
-
-    Raises ``ValueError`` for an odd head dimension.
-    """
-
-    def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
-        super().__init__()
-        if head_dim % 2:
-            raise ValueError(f"rotary positions need an even head dimension, got {head_dim}: change width or num_heads")
-        self.head_dim = head_dim
-        self.base = base
-
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Rotate ``x`` (B, H, N, head_dim) by its ``positions`` (N,), which may be fractions. Same shape and dtype."""
-        return self.rotation(positions, x).turn(x)
-
-    def rotation(self, positions: Tensor, like: Tensor) -> "Rotation":
-        """The rotation of ``positions`` (N,), on the device of ``like`` and in its dtype, but at least float32."""
-        half = self.head_dim // 2
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        frequencies = self.base ** (-torch.arange(half, device=like.device, dtype=dtype) / half)
-        angles = positions.to(like.device, dtype)[:, None] * frequencies
-        cos, sin = angles.cos(), angles.sin()
-        return Rotation(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))
-
-
 @dataclass(frozen=True)
 class Rotation:
-    """The tables of N positions, both (N, head_dim): ``cos`` is (cos, cos), ``sin`` is (-sin, sin) of the angles."""
+    """Rotary tables of N positions, both (N, head_dim): ``cos`` is (cos, cos), ``sin`` is (-sin, sin) of the angles."""
 
     cos: Tensor
     sin: Tensor
 
-    def turn(self, x: Tensor) -> Tensor:
+    def rotate(self, x: Tensor) -> Tensor:
         """Rotate ``x`` (..., N, head_dim), each position by its own angles. Same shape and dtype."""
         a, b = x.chunk(2, dim=-1)
         return x * self.cos.to(x.dtype) + torch.cat([b, a], -1) * self.sin.to(x.dtype)
 
-    def part(self, start: int, stop: int) -> "Rotation":
-        """The rotation of the positions from number ``start`` up to ``stop``."""
-        return Rotation(self.cos[start:stop], self.sin[start:stop])
+
+def rotary(positions: Tensor, head_dim: int, like: Tensor, base: float = 10_000.0) -> Rotation:
+    """Rotary position embedding (arXiv:2104.09864, eq. 15) of ``positions`` (N,), which may be fractions.
+
+    On the device of ``like`` and in its dtype, but at least float32.
+    """
+    half = head_dim // 2
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    frequencies = base ** (-torch.arange(half, device=like.device, dtype=dtype) / half)
+    angles = positions.to(like.device, dtype)[:, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    return Rotation(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1))
+
+
+def head_dim_of(width: int, num_heads: int) -> int:
+    """Width of a head; ``ValueError`` unless the heads divide the width into even numbers."""
+    if width % num_heads:
+        raise ValueError(f"width {width} is not divisible by num_heads {num_heads}")
+    if width // num_heads % 2:
+        raise ValueError(
+            f"rotary positions need an even head dimension, got {width // num_heads}: change width or num_heads"
+        )
+    return width // num_heads
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *, causal: bool = False) -> Tensor:
     """Softmax attention of queries (B, H, Q, d) to keys and values (B, H, N, d), (B, H, Q, d).
 
-    ``seen`` (broadcastable to (B, H, Q, N), bool) marks what may be seen. ``causal`` in place of it, with Q = N, lets
-    every query see the keys up to its own: kernels that know this hold no mask. Torch's fused kernels do it, except for
-    short sequences on a CPU, where their backward pass in bf16 takes several times as long as two plain products.
+    ``seen`` (broadcastable to (B, H, Q, N), bool) is true at keys that may be seen. Alternatively ``causal``, with
+    Q = N, lets every query see the keys up to its own, without a mask in memory. Torch's fused kernels are used, except
+    for short sequences on a CPU, where their backward pass in bf16 takes several times as long as two plain products.
     """
     if q.device.type != "cpu" or k.shape[-2] > SHORT_SEQUENCE:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
@@ -70,14 +63,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *, causal: bool
 
 
 def attend_unfused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-    """:func:`attend` written out, for short sequences and where forward-mode derivatives are taken."""
+    """:func:`attend` written out, for short sequences on a CPU."""
     scaled = q * q.shape[-1] ** -0.5
     if seen is None:
         return (scaled @ k.transpose(-1, -2)).softmax(-1) @ v
     batch, heads, keys = q.shape[0], q.shape[1], k.shape[-2]
     # Added by the product itself, the mask costs no pass of its own over the scores, neither forward nor backward.
     hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, _floor(q))
-    if hidden.shape[:-2].numel() == 1:  # one for all examples and heads: a view of it will do
+    if hidden.shape[:-2].numel() == 1:  # the same for all examples and heads
         hidden = hidden.reshape(-1, hidden.shape[-1]).expand(batch * heads, -1, keys)
     else:
         hidden = hidden.expand(batch, heads, -1, keys).reshape(batch * heads, -1, keys)
@@ -86,8 +79,8 @@ def attend_unfused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tens
 
 
 def _floor(q: Tensor) -> float:
-    """The score of what must not be seen: finite, also after autocast, so that a row that sees nothing becomes an
-    average and not NaN; its owner masks it."""
+    """The score of a hidden key: finite, also after autocast, so that a row that sees no key becomes an average and not
+    NaN; the caller masks that row."""
     floor = torch.finfo(q.dtype).min
     if torch.is_autocast_enabled(q.device.type):
         floor = max(floor, torch.finfo(torch.get_autocast_dtype(q.device.type)).min)
@@ -95,10 +88,9 @@ def _floor(q: Tensor) -> float:
 
 
 class KeyValueCache:
-    """What one causal block keeps while up to ``room`` positions are decoded, so that nothing is computed twice.
+    """Keys and values (B, H, N, head_dim) of the N positions that one causal block has decoded so far.
 
-    Keys and values (B, H, N, head_dim) of the N positions so far, the ``rotation`` of all ``room`` positions, and keys
-    and values of the ``context`` that the block attends to, if any. :meth:`SelfAttention.new_cache` makes one.
+    It also holds the ``rotation`` of all ``room`` positions, and keys and values of the ``context``, if any.
     """
 
     def __init__(self, rotation: Rotation, context: "ProjectedContext | None" = None) -> None:
@@ -112,44 +104,42 @@ class KeyValueCache:
 
     @property
     def room(self) -> int:
-        """Number of positions that the cache may hold."""
+        """The largest number of positions."""
         return len(self.rotation.cos)
 
     def upcoming(self, count: int) -> Rotation:
-        """The rotation of the next ``count`` positions. Raises ``ValueError`` if there is no room for them."""
-        start = len(self)
-        if start + count > self.room:
+        """The rotation of the next ``count`` positions; ``ValueError`` if there is no room for them."""
+        start, stop = len(self), len(self) + count
+        if stop > self.room:
             raise ValueError(f"{start} + {count} positions are too many for a cache with room for {self.room}")
-        return self.rotation.part(start, start + count)
+        return Rotation(self.rotation.cos[start:stop], self.rotation.sin[start:stop])
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values (B, H, Q, head_dim); return all of them so far.
 
-        Joined, not written into a block set aside: at the lengths of a text block that is the faster of the two.
+        Concatenated, not written into a preallocated block: faster at the lengths of a text block.
         """
         if self.keys is not None and self.values is not None:
             keys, values = torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
         self.keys, self.values = keys, values
         return keys, values
 
-    def keep(self, kept: Tensor) -> None:
-        """Go on with those rows of the batch only at which ``kept`` (B,) bool is true."""
+    def keep(self, rows: Tensor) -> None:
+        """Drop the examples at which ``rows`` (B,) bool is false."""
         if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[kept], self.values[kept]
+            self.keys, self.values = self.keys[rows], self.values[rows]
         if self.context is not None:
-            self.context = self.context.rows(kept)
+            self.context = self.context.rows(rows)
 
 
 class SelfAttention(nn.Module):
-    """Attention of a sequence (B, N, W) to itself, causal or not, through torch's fused kernels."""
+    """Attention of a sequence (B, N, W) to itself, causal or not."""
 
     def __init__(self, width: int, num_heads: int, *, causal: bool = False) -> None:
         super().__init__()
-        if width % num_heads:
-            raise ValueError(f"width {width} is not divisible by num_heads {num_heads}")
+        self.head_dim = head_dim_of(width, num_heads)
         self.num_heads = num_heads
         self.causal = causal
-        self.rotary = Rotary(width // num_heads)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
@@ -158,14 +148,14 @@ class SelfAttention(nn.Module):
         qkv = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         start = 0 if cache is None else len(cache)
         if cache is None:
-            rotation = self.rotary.rotation(torch.arange(x.shape[1], device=x.device), qkv)
+            rotation = rotary(torch.arange(x.shape[1], device=x.device), self.head_dim, qkv)
         else:
             rotation = cache.upcoming(x.shape[1])
-        (q, k), v = rotation.turn(qkv[:2]), qkv[2]
+        (q, k), v = rotation.rotate(qkv[:2]), qkv[2]
         if cache is not None:
             k, v = cache.append(k, v)
         seen = None if mask is None else mask[:, None, None, :]
-        # One new query against the cache sees every key, which is what causality allows it.
+        # A single new query against the cache sees every key, as causality allows.
         causal = self.causal and q.shape[-2] > 1
         if causal and (seen is not None or start):
             earlier = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=x.device).tril(start)
@@ -174,9 +164,9 @@ class SelfAttention(nn.Module):
         return self.out(rearrange(y, "b h n d -> b n (h d)"))
 
     def new_cache(self, room: int, context: "ProjectedContext | None" = None) -> KeyValueCache:
-        """An empty cache for up to ``room`` positions and what the block attends to beside them."""
+        """An empty cache for up to ``room`` positions, and a context for cross-attention."""
         weight = self.qkv.weight
-        return KeyValueCache(self.rotary.rotation(torch.arange(room, device=weight.device), weight), context)
+        return KeyValueCache(rotary(torch.arange(room, device=weight.device), self.head_dim, weight), context)
 
 
 class CrossAttention(nn.Module):
@@ -184,30 +174,25 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
+        self.head_dim = head_dim_of(width, num_heads)
         self.num_heads = num_heads
-        self.rotary = Rotary(width // num_heads)
         self.q = nn.Linear(width, width, bias=False)
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(
-        self, x: Tensor, context: "Context | ProjectedContext", start: int = 0, rotation: Rotation | None = None
-    ) -> Tensor:
-        """``x`` (B, Q, W), whose first position is number ``start``. Returns (B, Q, W).
-
-        ``rotation`` of the Q positions, where it is at hand, spares its computation; ``start`` is not looked at then.
-        """
+    def forward(self, x: Tensor, context: "Context | ProjectedContext", rotation: Rotation | None = None) -> Tensor:
+        """``x`` (B, Q, W) to (B, Q, W); ``rotation`` of its positions, 0 to Q - 1 by default."""
         q = rearrange(self.q(x), "b n (h d) -> b h n d", h=self.num_heads)
         if rotation is None:
-            rotation = self.rotary.rotation(torch.arange(start, start + x.shape[1], device=x.device), q)
+            rotation = rotary(torch.arange(x.shape[1], device=x.device), self.head_dim, q)
         seen = context if isinstance(context, ProjectedContext) else self.project(context)
-        y = attend(rotation.turn(q), seen.keys, seen.values, seen.mask[:, None, None, :])
+        y = attend(rotation.rotate(q), seen.keys, seen.values, seen.mask[:, None, None, :])
         return self.out(rearrange(y, "b h n d -> b n (h d)"))
 
     def project(self, context: "Context") -> "ProjectedContext":
-        """Keys and values of a context, which do not depend on what attends to it."""
+        """Keys and values of a context, which do not depend on the queries."""
         k, v = rearrange(self.kv(context.states), "b n (two h d) -> two b h n d", two=2, h=self.num_heads)
-        return ProjectedContext(self.rotary(k, context.positions), v, context.mask)
+        return ProjectedContext(rotary(context.positions, self.head_dim, k).rotate(k), v, context.mask)
 
 
 @dataclass(frozen=True)
@@ -221,16 +206,16 @@ class Context:
 
 @dataclass(frozen=True)
 class ProjectedContext:
-    """A context as one block sees it: ``keys``, rotated, and ``values`` (B, H, N, head_dim), and ``mask`` (B, N)."""
+    """A context for one block: ``keys``, rotated, and ``values`` (B, H, N, head_dim), and ``mask`` (B, N)."""
 
     keys: Tensor
     values: Tensor
     mask: Tensor
 
-    def laid_out(self) -> "ProjectedContext":
-        """The same numbers, laid out in memory for products with many queries one after the other."""
+    def contiguous(self) -> "ProjectedContext":
+        """The same numbers in contiguous memory, for many products one after the other."""
         return ProjectedContext(self.keys.contiguous(), self.values.contiguous(), self.mask)
 
-    def rows(self, kept: Tensor) -> "ProjectedContext":
-        """Those rows of the batch at which ``kept`` (B,) bool is true."""
-        return ProjectedContext(self.keys[kept], self.values[kept], self.mask[kept])
+    def rows(self, rows: Tensor) -> "ProjectedContext":
+        """The examples at which ``rows`` (B,) bool is true."""
+        return ProjectedContext(self.keys[rows], self.values[rows], self.mask[rows])

@@ -1,4 +1,4 @@
-"""The body that every denoiser shares: latent positions in, hidden states out, steered by time."""
+"""The body of every denoiser: latent positions in, hidden states out, conditioned on time."""
 
 import math
 
@@ -13,10 +13,10 @@ class AdaptiveTransformer(nn.Module):
     """Stack of adaptive blocks over (B, K, W), conditioned on one time ``t`` or on two, ``t`` and ``s``.
 
     With ``two_times`` the second time enters as the distance ``s - t`` (as in mean flow, arXiv:2505.13447, section 4);
-    without it, passing ``s`` raises ``ValueError``. Times are seen through sines and cosines of 1 to ``max_frequency``
-    radians per unit of time. The usual 1000 tells times a thousandth apart, and makes the derivative in time as large
-    and as rough: objectives that train on that derivative want a low one (this project's measurement; for the same
-    reason arXiv:2410.11081, section 4.1, gives up fast Fourier features). Raises ``ValueError`` below 1.
+    without it, passing ``s`` raises ``ValueError``. Times enter as sines and cosines of 1 to ``max_frequency`` radians
+    per unit of time. The usual 1000 separates times a thousandth apart, and makes the derivative in time as large and
+    as rough: objectives that train on that derivative need a low one (measured in docs/objectives.md; for the same
+    reason arXiv:2410.11081, section 4.1, gives up fast Fourier features).
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class AdaptiveTransformer(nn.Module):
             nn.init.zeros_(block.modulation.weight)
 
     def ignore_second_time(self) -> None:
-        """Make the output the same wherever a jump ends, until training changes it. ``ValueError`` for one time."""
+        """Make the output independent of where a jump ends, until training changes it."""
         if self.distance is None:
-            raise ValueError("this network has one time only: there is no second one to ignore")
+            raise ValueError("this network has one time only: there is no second time to ignore")
         last = self.distance.mlp[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
@@ -56,7 +56,7 @@ class AdaptiveTransformer(nn.Module):
         if self.distance is not None:
             condition = condition + self.distance(torch.zeros_like(t) if s is None else s - t)
         elif s is not None:
-            raise ValueError("this denoiser knows one time only: build it with two_times=True to pass s")
+            raise ValueError("this denoiser has one time only: build it with two_times=True to pass s")
         condition = F.silu(condition).to(h.dtype)
         for block in self.blocks:
             h = block(h, condition, mask)

@@ -24,8 +24,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block; with ``cross`` it also attends to a context.
 
-    With ``local_reach`` each position first takes in that many neighbours on either side (:class:`LocalMixing`); later
-    ones too, so a causal block has none: ``ValueError``.
+    With ``local_reach`` each position first mixes with that many neighbours on either side (:class:`LocalMixing`); a
+    causal block must not.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """``x`` (B, N, W), ``mask`` (B, N), true at positions that may be seen. Returns (B, N, W).
 
-        With a ``cache``, of :meth:`new_cache`, what is attended to is the cache's, and ``context`` is not looked at.
+        With a ``cache`` from :meth:`new_cache` its context replaces ``context``.
         """
         rotation = None if cache is None else cache.upcoming(x.shape[1])
         seen = context if cache is None else cache.context
@@ -66,7 +66,7 @@ class Block(nn.Module):
 
     def new_cache(self, room: int, context: Context | None = None) -> KeyValueCache:
         """An empty cache for up to ``room`` positions, with the keys and values of ``context`` in it."""
-        projected = None if self.cross is None or context is None else self.cross.project(context).laid_out()
+        projected = None if self.cross is None or context is None else self.cross.project(context).contiguous()
         return self.attention.new_cache(room, projected)
 
 
@@ -74,8 +74,8 @@ class AdaptiveBlock(nn.Module):
     """Block whose norms are scaled, shifted and gated by a condition (adaLN, arXiv:2212.09748, section 3.2).
 
     The modulation starts at zero and the gates at one, so a fresh block is a plain one. Gates that start at zero, as
-    in adaLN-Zero, would have to open first, which a run of a thousand steps has no time for. Before attention each
-    position takes in its ``local_reach`` neighbours on either side (:class:`LocalMixing`).
+    in adaLN-Zero, would have to open first, which costs much of a run of a thousand steps. Before attention each
+    position mixes with its ``local_reach`` neighbours on either side (:class:`LocalMixing`).
     """
 
     def __init__(self, width: int, num_heads: int, *, local_reach: int = 2) -> None:
@@ -99,7 +99,7 @@ class AdaptiveBlock(nn.Module):
 
 
 def transformer_blocks(module: nn.Module) -> list[Block | AdaptiveBlock]:
-    """All blocks in ``module``: they are alike, and nearly all of a network."""
+    """All blocks in ``module``, for compiling or recomputing them."""
     return [part for part in module.modules() if isinstance(part, Block | AdaptiveBlock)]
 
 
@@ -121,9 +121,9 @@ class TimeEmbedding(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Normal(0, 0.02) for linear and embedding weights, zeros for biases, once, at construction.
+    """Normal(0, 0.02) for linear and embedding weights, zeros for biases; call it once, at construction.
 
-    Layers that must start at zero are reset after this call by their owner.
+    Reset layers that must start at zero after this call.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Embedding):

@@ -1,5 +1,7 @@
 """How autoencoders are trained: tokens or images from noised latents. B batch, L tokens, K positions, D dimension."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,12 +33,16 @@ class Reconstruction:
     def forward(
         self, autoencoder: LatentEncoder, readout: Readout, tokens: TokenBatch, *, generator: torch.Generator
     ) -> LossOutput:
-        """Mean nats per token over the batch; ``per_example`` (B,)."""
+        """Mean nats per token over the batch; ``per_example`` (B,).
+
+        Token masking needs an encoder whose ``encode`` takes the hidden tokens (B, L) as a third argument.
+        """
+        encode: Any = autoencoder.encode
         if self.token_masking > 0:
             hidden = rand(tuple(tokens.ids.shape), tokens.ids, generator) < self.token_masking
-            latents = autoencoder.encode(tokens.ids, tokens.mask, hidden)  # type: ignore[call-arg]  # ours alone
+            latents = encode(tokens.ids, tokens.mask, hidden)
         else:
-            latents = autoencoder.encode(tokens.ids, tokens.mask)
+            latents = encode(tokens.ids, tokens.mask)
         per_example = readout.loss(self.corrupt(latents, generator), tokens.ids, tokens.mask)
         return LossOutput(per_example.mean(), per_example.detach())
 

@@ -1,6 +1,6 @@
 """What a picture shows, in words, for those who do not see it."""
 
-from fewstep.diagnostics import Picture, Series
+from fewstep.diagnostics.result import Picture, Series
 from fewstep.report.wording import figure
 
 MOST_SERIES = 8

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from fewstep.diagnostics import Picture, Series
+from fewstep.diagnostics.result import Picture, Series
 from fewstep.report.alternative_text import alternative_text
 from fewstep.report.evidence import Evidence
 from fewstep.report.svg import picture_svg
@@ -81,10 +81,12 @@ def overlay(
     kind: str = "lines",
     log_x: bool = False,
     log_y: bool = False,
+    density: bool = False,
 ) -> Picture | None:
     """The same quantities of all runs in one picture: ``curves`` gives the label of each curve's name.
 
-    Several runs say their names. None where no run has any of them.
+    Several runs say their names. ``density`` turns shares of bars into densities, which compare where bars differ in
+    width. None where no run has any of the curves.
     """
     several = sum(any(one.curve(name) is not None for name in curves) for one in evidences) > 1
     series = []
@@ -94,13 +96,19 @@ def overlay(
             if curve is not None and curve.x:
                 named = f"{evidence.run.name}: {label}" if several and len(curves) > 1 else label
                 named = evidence.run.name if several and len(curves) == 1 else named
-                series.append(Series(named, curve.x, curve.y, curve.low, curve.high))
+                heights = _density(curve) if density else curve.y
+                series.append(Series(named, curve.x, heights, curve.low, curve.high))
     if not series:
         return None
     bars = kind == "bars" and len(series) == 1
     return Picture(title, x_label, y_label, tuple(series), "bars" if bars else "lines", log_x, log_y)
 
 
+def _density(bars: Series) -> tuple[float, ...]:
+    width = bars.x[1] - bars.x[0] if len(bars.x) > 1 else 1.0
+    return tuple(value / width for value in bars.y) if width > 0 else bars.y
+
+
 def present(blocks: Sequence[Block | None]) -> tuple[Block, ...]:
-    """Those that are there."""
+    """Drop the Nones."""
     return tuple(block for block in blocks if block is not None)

@@ -16,8 +16,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded
 from fewstep.evaluation.comparison import FLOW, Compared, Quality
-from fewstep.evaluation.image_sweep import seed_interval
-from fewstep.metrics import Interval, bootstrap_interval
+from fewstep.metrics.intervals import Interval, bootstrap_interval, mean_interval
 from fewstep.report.canvas import write_png
 
 RULED_OUT = "ruled out"
@@ -59,7 +58,7 @@ def gain_over(
 
     value = float(ratio(pairs[None])[0])
     if quality.of_seeds:
-        logarithms = seed_interval([math.log(float(ratio(pair[None, None])[0])) for pair in pairs])
+        logarithms = mean_interval([math.log(float(ratio(pair[None, None])[0])) for pair in pairs])
         return value, None if logarithms is None else Interval(math.exp(logarithms.low), math.exp(logarithms.high))
     noise = torch.Generator().manual_seed(0)
     return value, bootstrap_interval(pairs, ratio, num_resamples, noise, batched=True)

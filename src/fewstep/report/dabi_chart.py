@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from fewstep.diagnostics import Estimate
+from fewstep.diagnostics.result import Estimate
 from fewstep.report.blocks import Chart, Table
 from fewstep.report.canvas import SERIES
 from fewstep.report.evidence import Evidence
@@ -19,7 +19,7 @@ TEXT_PLACES = {
     "dabi_segment": "boundary on a segment, along it",
     "dabi_data": "data, normal",
     "dabi_generated": "boundary next to generated, normal",
-    "dabi_commit": "commitment head, boundary, normal",
+    "dabi_head": "commitment head, boundary, normal",
 }
 IMAGE_PLACES = {
     "dabi_worst": "middle of a segment, worst direction",

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from fewstep.diagnostics import Estimate, Series
+from fewstep.diagnostics.result import Estimate, Series
+from fewstep.evaluation.measurements import FEW_STEPS
 from fewstep.evaluation.sweep_row import AXES, FLOW, HELD_OUT, SweepRow
 from fewstep.evaluation.table import GenerationRow
-from fewstep.metrics import Interval
+from fewstep.metrics.intervals import Interval
 from fewstep.report.diagnosed import Diagnosed
 from fewstep.report.figures import ENTROPY_BAND_NATS
 from fewstep.report.run_folder import RunReport
-from fewstep.report.thresholds import FEW_STEPS
 from fewstep.report.wording import change
 
 PARALLEL, HEAD = "parallel", "head"
@@ -101,12 +101,12 @@ class Evidence:
         return None if estimate is None else estimate.value
 
     def curve(self, name: str) -> Series | None:
-        """The first curve of that name."""
-        return next((one.curves[name] for one in self.run.diagnoses if name in one.curves), None)
+        """The first curve called ``RESULT/KEY``, such as "tube/flips"."""
+        return next((curve for one in self.run.diagnoses if (curve := one.curve(name)) is not None), None)
 
     def told_by(self, name: str) -> Diagnosed | None:
-        """Who tells the figure or the curve of that name."""
-        return next((one for one in self.run.diagnoses if name in one.table or name in one.curves), None)
+        """The diagnosis that holds the figure or the curve of that name."""
+        return next((one for one in self.run.diagnoses if name in one.table or one.curve(name) is not None), None)
 
     def first_value(self, names: Iterable[str]) -> float | None:
         """The value of the first name that has one."""

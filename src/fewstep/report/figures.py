@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from fewstep.evaluation import GenerationTable
+from fewstep.evaluation.table import GenerationTable
 from fewstep.report.canvas import SERIES, write_png
 
 YARDSTICKS = {

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fewstep.evaluation.measurement import Threshold
 from fewstep.report.evidence import Evidence
-from fewstep.report.thresholds import State, Threshold
+from fewstep.report.thresholds import State, threshold_text
 
 DIAGNOSE, EVALUATE = "fewstep diagnose RUN/model", "fewstep evaluate RUN/model"
 
@@ -40,6 +41,11 @@ class Rule:
     kinds: tuple[str, ...] = ("text",)
     reads: tuple[str, ...] = ()
     of_decoder: bool = False
+
+    @property
+    def threshold_text(self) -> str:
+        """The threshold in words."""
+        return threshold_text(self.threshold)
 
 
 def without_measurement(rule: Rule, evidence: Evidence) -> Outcome:

@@ -2,16 +2,15 @@
 
 from itertools import pairwise
 
-from fewstep.diagnostics import Series
+from fewstep.diagnostics.result import Series
+from fewstep.evaluation.measurements import HALF_WAY, NOISE_LEVEL_RMS
 from fewstep.report.evidence import PARALLEL, Evidence, escapes, judged_steps, ways_out
 from fewstep.report.rules import DIAGNOSE, Outcome, Rule
 from fewstep.report.thresholds import (
     DECIDED_HALF_WAY,
     GENERATED_DISTANCE,
-    HALF_WAY,
     LATE_FLIPS,
     NOISE_ACCURACY,
-    NOISE_LEVEL_RMS,
     SHARPNESS_RATIO,
     TOKEN_ACCURACY,
     TUBE_MASS,
@@ -123,8 +122,8 @@ def _why_late(evidence: Evidence) -> str:
 
 
 def is_open_half_way(evidence: Evidence) -> Outcome | None:
-    """Commitment at the state nearest to half-way."""
-    curve = evidence.curve("commitment")
+    """Decidedness at the state nearest to half-way."""
+    curve = evidence.curve("decidedness/decidedness")
     if curve is None or not curve.x:
         return None
     index = min(range(len(curve.x)), key=lambda place: abs(curve.x[place] - HALF_WAY))
@@ -136,8 +135,8 @@ def is_open_half_way(evidence: Evidence) -> Outcome | None:
         f"Continued with fresh noise from t = {figure(time)}, two ends agree on a token {percent(value)} of the way "
     )
     found += "from chance to always."
-    settles = evidence.value("commit_step")
-    told = evidence.told_by("commit_step")
+    settles = evidence.value("decision_step")
+    told = evidence.told_by("decision_step")
     if settles is not None and told is not None and told.num_predictions:
         found += (
             f" On a deterministic path a token settles at step {figure(settles)} of {told.num_predictions} on average."
@@ -168,17 +167,16 @@ def last_tube_mass(evidence: Evidence) -> tuple[float, float] | None:
 
     None where tube or trajectory was not measured, or the last step starts outside of the times that were.
     """
-    states, masses, scales = (evidence.curve(name) for name in ("commitment", "tube_mass_over_time", "tube_mass"))
-    told = evidence.told_by("commitment")
-    if states is None or masses is None or scales is None or not states.x or not masses.x or told is None:
+    states, masses = evidence.curve("decidedness/decidedness"), evidence.curve("tube/mass")
+    told, of_tube = evidence.told_by("decidedness/decidedness"), evidence.told_by("tube/mass")
+    if states is None or masses is None or not states.x or not masses.x or told is None or of_tube is None:
         return None
     if len(states.x) != told.num_predictions:  # training looks at some of the states only
         return None
-    time = states.x[-1]
-    if not min(masses.x) <= time <= max(masses.x):
+    time, times = states.x[-1], of_tube.results["tube"].facts.get("times")
+    if not isinstance(times, list) or len(times) != len(masses.x) or not min(times) <= time <= max(times):
         return None
-    over_time = Series("s", masses.x, scales.x)
-    return between(masses, time), between(over_time, time)
+    return between(Series("mass", tuple(times), masses.y), time), between(Series("s", tuple(times), masses.x), time)
 
 
 def between(series: Series, x: float) -> float:
@@ -238,18 +236,18 @@ READOUT_RULES = (
         "Are tokens still open half-way?",
         DECIDED_HALF_WAY,
         is_open_half_way,
-        f"{DIAGNOSE} --only commitment,late_flips",
-        "commitment",
-        reads=("commitment",),
+        f"{DIAGNOSE} --only decidedness,late_flips",
+        "decidedness",
+        reads=("decidedness/decidedness",),
     ),
     Rule(
         "tube",
         "How much of the data lies within reach of the last step?",
         TUBE_MASS,
         has_mass_in_the_tube,
-        f"{DIAGNOSE} --only tube,commitment",
+        f"{DIAGNOSE} --only tube,decidedness",
         "tube",
-        reads=("tube_mass",),
+        reads=("tube/mass",),
     ),
     Rule(
         "late",

@@ -1,15 +1,14 @@
 """Rules about the map, about the ways out, and about what the samples are like."""
 
+from fewstep.evaluation.measurements import FEW_STEPS, NOISE_LEVEL_RMS
 from fewstep.report.evidence import HEAD, PARALLEL, Evidence, Gain, Sampled
 from fewstep.report.rules import DIAGNOSE, EVALUATE, Outcome, Rule
 from fewstep.report.thresholds import (
     COMMITMENT_INDEX,
     COPIES,
     ENTROPY_GAP,
-    FEW_STEPS,
     GAIN,
     LISTENING_NATS,
-    NOISE_LEVEL_RMS,
     SATURATION,
     STEPPED_STIFFNESS,
     STILL_FALLING,
@@ -25,7 +24,7 @@ ROUNDING = 1e-9
 
 def is_steep(evidence: Evidence) -> Outcome | None:
     """Stiffness times the length of a step, before the last step."""
-    curve = evidence.curve("stiffness")
+    curve = evidence.curve("stiffness/stiffness")
     last = 1 - 1 / FEW_STEPS + ROUNDING
     points = [] if curve is None else [(y, x) for x, y in zip(curve.x, curve.y, strict=True) if x <= last]
     if not points:

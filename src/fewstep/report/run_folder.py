@@ -11,15 +11,13 @@ from fewstep.errors import UserError
 from fewstep.evaluation.protocol import same_protocol
 from fewstep.evaluation.sweep_row import SweepRow
 from fewstep.evaluation.table import GenerationTable
-from fewstep.report.diagnosed import Diagnosed, read_diagnosis, read_robustness, read_training_line
+from fewstep.report.diagnosed import Diagnosed, read_diagnosis, read_training_line
 from fewstep.report.strict_json import Node, read_json, read_json_lines, read_text
 from fewstep.report.training_curves import STAGES, StageLog, read_stage_logs
 from fewstep.typed import check_types
 
 DIAGNOSIS, ROWS = "diagnostics.json", "rows.jsonl"
-NOTHING = (
-    "model/, table.json, diagnosis/diagnostics.json, evaluation/rows.jsonl, */csv or autoencoder/noise_robustness.json"
-)
+NOTHING = "model/, table.json, diagnosis/diagnostics.json, evaluation/rows.jsonl or */csv"
 LONGEST_HEADER_BYTES = 1 << 26
 
 
@@ -160,9 +158,6 @@ def _diagnoses(folder: Path) -> tuple[Diagnosed, ...]:
     for file in (folder / "diagnosis" / DIAGNOSIS, folder / DIAGNOSIS):
         if file.is_file():
             found.append(read_diagnosis(read_json(file)))
-    for file in (folder / "autoencoder" / "noise_robustness.json", folder / "noise_robustness.json"):
-        if file.is_file():
-            found.append(read_robustness(read_json(file)))
     for stage, file in [(folder.resolve().name, folder / "diagnostics.jsonl")] + [
         (name, folder / name / "diagnostics.jsonl") for name in STAGES
     ]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from fewstep.diagnostics import Picture, Series
+from fewstep.diagnostics.result import Picture, Series
 from fewstep.evaluation.sweep_row import table_lines
 from fewstep.evaluation.table import COLUMNS
 from fewstep.report.alternative_text import alternative_text

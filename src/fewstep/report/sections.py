@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
-from fewstep.diagnostics import Picture, Series
+from fewstep.diagnostics.result import Picture, Row, Series
 from fewstep.evaluation.sweep_row import FLOW
-from fewstep.report.blocks import Block, Chart, Section, TextGroup, Texts, chart_of, overlay, present
-from fewstep.report.dabi_chart import sharpness_charts, sharpness_of, sharpness_table
+from fewstep.report.blocks import Block, Chart, Section, Table, TextGroup, Texts, chart_of, overlay, present
+from fewstep.report.dabi_chart import IMAGE_PLACES, TEXT_PLACES, sharpness_charts, sharpness_of, sharpness_table
+from fewstep.report.diagnosed import Diagnosed
 from fewstep.report.evidence import Evidence, Sampled, judged_steps
 from fewstep.report.rules import DIAGNOSE, EVALUATE
 from fewstep.report.score_charts import score_charts, score_table
-from fewstep.report.wording import figure
+from fewstep.report.thresholds import threshold_text
+from fewstep.report.wording import estimate_text, figure
 
 SPREAD_FOR_LOG = 30.0
 """Losses that fall by more than this factor are drawn on a logarithmic axis."""
@@ -24,6 +26,7 @@ def sections(evidences: Sequence[Evidence]) -> tuple[Section, ...]:
         trajectory_section(evidences),
         scores_section(evidences),
         texts_section(evidences),
+        further_section(evidences),
     )
 
 
@@ -60,17 +63,18 @@ def readout_section(evidences: Sequence[Evidence]) -> Section:
     rows = sharpness_of(evidences)
     robustness = overlay(
         evidences,
-        {"robustness": "isotropic noise", "robustness_aligned": "towards the next token"},
+        {"noise_robustness/isotropic": "isotropic noise", "noise_robustness/aligned": "towards the next token"},
         "Token accuracy under displacement",
         "displacement (rms of the latents)",
         "token accuracy",
     )
     distances = overlay(
         evidences,
-        {"boundary_distance": "data", "boundary_distance_generated": "generated"},
+        {"boundary_distance/histogram": "data", "boundary_distance_generated/histogram": "generated"},
         "Distance to the nearest flip",
         "distance (rms of the latents)",
         "density",
+        density=True,
     )
     blocks = present(
         [
@@ -110,10 +114,10 @@ def trajectory_section(evidences: Sequence[Evidence]) -> Section:
 
 def _trajectory_pictures(evidences: Sequence[Evidence]) -> list[tuple[Picture | None, str, str]]:
     """Picture, name and caption of each chart."""
-    several = sum(one.curve("tube_mass") is not None for one in evidences) > 1
-    tube_curves = {"tube_mass": "tube mass T(c s)", "tube_flips": "flips, posterior mean"}
+    several = sum(one.curve("tube/mass") is not None for one in evidences) > 1
+    tube_curves = {"tube/mass": "tube mass T(c s)", "tube/flips": "flips, posterior mean"}
     if not several:
-        tube_curves["tube_isotropic"] = "flips, isotropic noise"
+        tube_curves["tube/isotropic"] = "flips, isotropic noise"
     return [
         (
             overlay(
@@ -130,29 +134,33 @@ def _trajectory_pictures(evidences: Sequence[Evidence]) -> list[tuple[Picture | 
         ),
         (
             overlay(
-                evidences, {"commitment": "commitment"}, "Commitment over time", "t (0 noise, 1 data)", "commitment"
+                evidences,
+                {"decidedness/decidedness": "decidedness"},
+                "Decidedness over time",
+                "t (0 noise, 1 data)",
+                "decidedness",
             ),
-            "chart-commitment",
+            "chart-decidedness",
             "Whether two continuations with fresh noise end in the same token: 0 as often as random tokens of the "
             "text, 1 always.",
         ),
         (
             overlay(
                 evidences,
-                {"commit_step": "tokens"},
+                {"decision_step/shares": "tokens"},
                 "Step at which a token settles",
                 "step",
                 "share of tokens",
                 kind="bars",
             ),
-            "chart-commit-step",
+            "chart-decision-step",
             "The step after which a token never changes again, on a deterministic path. Tokens at the right are "
             "decided last.",
         ),
         (
             overlay(
                 evidences,
-                {"stiffness": "largest singular value"},
+                {"stiffness/stiffness": "largest singular value"},
                 "Stiffness over time",
                 "t",
                 "largest singular value",
@@ -162,7 +170,7 @@ def _trajectory_pictures(evidences: Sequence[Evidence]) -> list[tuple[Picture | 
             "How much the velocity changes with the state. Near t = 1 it is about 1 / (1 - t) for any model.",
         ),
         (
-            overlay(evidences, {"cci": "CCI"}, "Commitment of the head under noise", "noise (rms)", "CCI"),
+            overlay(evidences, {"cci_noise/cci": "CCI"}, "Commitment of the head under noise", "noise (rms)", "CCI"),
             "chart-cci",
             "Share of a token's uncertainty that the head's earlier tokens take away, on data with noise.",
         ),
@@ -191,6 +199,52 @@ def texts_section(evidences: Sequence[Evidence]) -> Section:
         present([_texts(one) for one in evidences]),
         f"No samples: {EVALUATE}, or fewstep sample RUN/model.",
     )
+
+
+DRAWN = (
+    "boundary_distance",
+    "boundary_distance_generated",
+    "cci_noise",
+    "decidedness",
+    "decision_step",
+    "noise_robustness",
+    "stiffness",
+    "tube",
+    *TEXT_PLACES,
+    *IMAGE_PLACES,
+)
+"""Results that have a place in another section."""
+
+
+def further_section(evidences: Sequence[Evidence]) -> Section:
+    """Every other result as it was stored, those of measurements from outside the package among them."""
+    blocks: list[Block | None] = []
+    for evidence in evidences:
+        rows = []
+        for diagnosed in evidence.run.diagnoses:
+            for name, result in diagnosed.results.items():
+                if name in DRAWN:
+                    continue
+                rows += [_row(row, diagnosed) for row in result.rows]
+                chart = f"chart-{_identifier(f'{evidence.run.name} {name} {len(blocks)}')}"
+                blocks.append(_chart(result.picture(), chart, f"{evidence.run.name}: {name}, {diagnosed.origin}."))
+        if rows:
+            heading = ("row", "value", "unit", "note", "measured by", "state")
+            table = f"table-further-{_identifier(evidence.run.name)}"
+            blocks.append(Table(table, f"{evidence.run.name}: estimates with 95 % intervals.", heading, tuple(rows)))
+    return Section(
+        "further",
+        "Further measurements",
+        "Results that no other section shows, as they were measured.",
+        present(blocks),
+        f"None: {DIAGNOSE}",
+    )
+
+
+def _row(row: Row, diagnosed: Diagnosed) -> tuple[str, ...]:
+    threshold, value = diagnosed.thresholds.get(row.name), row.estimate.value
+    state = "" if threshold is None or value is None else f"{threshold.state(value)} ({threshold_text(threshold)})"
+    return (row.name, estimate_text(row.estimate), row.unit, row.note, diagnosed.origin, state)
 
 
 def _chart(picture: Picture | None, name: str, caption: str) -> Chart | None:

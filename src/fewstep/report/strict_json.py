@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fewstep.diagnostics import Estimate
+from fewstep.diagnostics.result import Estimate
 from fewstep.errors import UserError, first_line
-from fewstep.metrics import Interval
+from fewstep.metrics.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from fewstep.diagnostics import Picture
+from fewstep.diagnostics.result import Picture
 from fewstep.report.pictures import draw_picture
 from fewstep.report.wording import figure as figure_text
 

@@ -19,7 +19,7 @@ def tables(report: Report) -> dict[str, TableData]:
             finding.rule.question,
             finding.outcome.state,
             finding.outcome.figure,
-            finding.rule.threshold.text(),
+            finding.rule.threshold_text,
             finding.outcome.finding,
             finding.outcome.advice,
         ]

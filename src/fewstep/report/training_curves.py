@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.diagnostics import Series
+from fewstep.diagnostics.result import Series
 from fewstep.errors import UserError
 from fewstep.report.strict_json import read_text
 

@@ -71,7 +71,7 @@ def verdict_text(verdict: Verdict) -> str:
     lines: list[tuple[str, ...]] = [("state", "question", "figure", "threshold")]
     for finding in verdict.findings:
         outcome, rule = finding.outcome, finding.rule
-        lines.append((outcome.state, rule.question, outcome.figure, rule.threshold.text()))
+        lines.append((outcome.state, rule.question, outcome.figure, rule.threshold_text))
     told = [
         f"- {' '.join(part for part in (one.outcome.finding, one.outcome.advice) if part)}"
         for state in ("bad", "look")

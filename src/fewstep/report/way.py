@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fewstep.evaluation.measurements import NOISE_LEVEL_RMS
 from fewstep.report.blocks import Table
 from fewstep.report.evidence import HEAD, PARALLEL, Evidence, judged_steps
-from fewstep.report.thresholds import NOISE_LEVEL_RMS
 from fewstep.report.wording import estimate_text, figure, percent
 
 NOTHING = "–"

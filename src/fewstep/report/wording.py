@@ -1,7 +1,7 @@
 """How figures are written in the sentences and tables of a report."""
 
-from fewstep.diagnostics import Estimate
-from fewstep.metrics import Interval
+from fewstep.diagnostics.result import Estimate
+from fewstep.metrics.intervals import Interval
 
 MINUS = "−"
 

@@ -253,13 +253,19 @@ def parse_rule(value: RuleLike) -> Rule:
         )
     try:
         factory = resolve(RULES, name, "reinjection")
-        signature = inspect.signature(factory)
-        signature.bind(*numbers)
+        _check_count(name, factory, len(numbers))
         return factory(*numbers)
-    except TypeError:
-        raise ValueError(f"reinjection is {value!r}: got {len(numbers)} numbers for {name}{signature}") from None
     except (ValueError, UserError) as error:
         raise ValueError(f"reinjection is {value!r}: {error}") from None
+
+
+def _check_count(name: str, factory: Callable[..., Rule], count: int) -> None:
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(*[0.0] * count)
+    except TypeError:
+        usage = ", ".join(str(each.replace(annotation=each.empty)) for each in signature.parameters.values())
+        raise ValueError(f"{count} numbers for {name}({usage})") from None
 
 
 def _numbers(text: str) -> list[float] | None:

@@ -214,7 +214,7 @@ class FlowSampler:
                 f"decidedness has shape {tuple(decided.shape)} and values from {decided.min():g} to "
                 f"{decided.max():g}: expected {tuple(real.shape)}, from 0 (undecided) to 1 (decided)."
             )
-        fresh = expand_like(strength * (1 - decided.to(x1_hat.dtype).masked_fill(~real, 1.0)), x1_hat)
+        fresh = expand_like(strength * (1 - decided.to(x1_hat.dtype)), x1_hat)
         return (1 - fresh**2).sqrt(), fresh
 
     def _reinject(

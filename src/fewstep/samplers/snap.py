@@ -11,11 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MaskedDecode = Callable[[Tensor, Tensor], Tensor]
-"""Latents (B, K, D) and their mask (B, K) to logits (B, L, V)."""
-
-Encode = Callable[[Tensor, Tensor], Tensor]
-"""Token ids (B, L) and their mask (B, L) to latents (B, K, D)."""
+Masked = Callable[[Tensor, Tensor], Tensor]
+"""A function of a tensor (B, N, ...) and its mask (B, N)."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +50,13 @@ def parse_snap(text: str) -> SnapRule:
 class Snap:
     """The correction x1_hat -> likeliest tokens -> encode -> x1_hat, for :class:`fewstep.samplers.FlowSampler`.
 
-    ``decode`` and ``encode`` are a parallel readout and the autoencoder it reads, ``rule`` a :class:`SnapRule` or its
-    text. A position snaps when all its tokens exceed the bound; all tokens are encoded together, so the encoder sees
-    the likeliest text as a whole. Costs two forward passes at each step that snaps. After the commitment of
-    arXiv:2606.30705.
+    ``decode`` (latents to logits) and ``encode`` (ids to latents) are a parallel readout and the autoencoder it reads,
+    ``rule`` a :class:`SnapRule` or its text. A position snaps when all its tokens exceed the bound; all tokens are
+    encoded together, so the encoder sees the likeliest text as a whole. Costs two forward passes at each step that
+    snaps. After the commitment of arXiv:2606.30705.
     """
 
-    def __init__(self, decode: MaskedDecode, encode: Encode, rule: str | SnapRule = "every") -> None:
+    def __init__(self, decode: Masked, encode: Masked, rule: str | SnapRule = "every") -> None:
         self.decode = decode
         self.encode = encode
         self.rule = parse_snap(rule) if isinstance(rule, str) else rule
@@ -76,6 +73,6 @@ class Snap:
         snapped = self.encode(logits.argmax(-1), mask.repeat_interleave(stride, dim=1)).to(x1_hat.dtype)
         if self.rule.confidence is None:
             return snapped, 2
-        likeliest = logits.double().softmax(-1).amax(-1).clamp(max=1.0)
+        likeliest = logits.double().softmax(-1).amax(-1)
         snaps = (likeliest > self.rule.confidence).unflatten(1, (-1, stride)).all(-1)
         return torch.where(snaps[..., None], snapped, x1_hat), 2

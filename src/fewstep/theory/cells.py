@@ -13,8 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fewstep.metrics import Interval
-from fewstep.metrics.shares import NORMAL_QUANTILE
+from fewstep.metrics.intervals import NORMAL_QUANTILE, Interval
 from fewstep.shapes import Generators
 from fewstep.theory.mixtures import Mixture
 from fewstep.types import FlowLike, SamplerState

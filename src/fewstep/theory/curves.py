@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.metrics import Interval, bootstrap_interval
-from fewstep.metrics.shares import NORMAL_QUANTILE
+from fewstep.metrics.intervals import NORMAL_QUANTILE, Interval, bootstrap_interval
 
 NUM_RESAMPLES, MAX_ROWS = 1000, 500
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.metrics.shares import Share, share_of
+from fewstep.metrics.intervals import Share, share_of
 from fewstep.paths import Path
 from fewstep.theory.cells import Sampler, final_states
 from fewstep.theory.curves import Fit

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from fewstep.metrics import Interval
+from fewstep.metrics.intervals import Interval
 from fewstep.paths import Path
 from fewstep.theory.cells import boundary_distances, boundary_integral, nearest_modes
 from fewstep.theory.curves import Curve, Fit, Line, log_log_slope, mean_line, ratio

@@ -16,7 +16,7 @@ from fewstep.errors import UserError
 from fewstep.training.module import TrainingModule, announce
 
 if TYPE_CHECKING:
-    from fewstep.diagnostics import Diagnostic, DiagnosticRow
+    from fewstep.diagnostics.result import Result, Row
 
 FILE, PICTURES = "diagnostics.jsonl", "diagnostics"
 STAGES = ("autoencoder", "flow", "head")
@@ -31,7 +31,7 @@ class Diagnostics(Callback):
     """Measures the averaged weights at every ``every_n_validations``-th validation and after the last step; 0: never.
 
     ``measurements`` are names of :data:`fewstep.evaluation.measurements.MEASUREMENTS` or dotted paths of one's own;
-    None: those of the stage (:data:`.measuring.BRIEF`). Rank 0 measures a copy of the model on ``num_examples``
+    None: those of the stage. Rank 0 measures a copy of the model on ``num_examples``
     held-out blocks, at ``num_positions`` tokens in each, with the noise of ``seed``; training is not touched. Every
     value is logged as ``diag/NAME``. ``folder/diagnostics.jsonl`` gets a line with all results and intervals,
     ``folder/diagnostics/`` the latest figures, wandb figures and histograms; at the end the latest values are printed.
@@ -60,7 +60,7 @@ class Diagnostics(Callback):
         self.seed = seed
         self.every_n_validations = every_n_validations
         self.measurements = measurements
-        self._latest: tuple[DiagnosticRow, ...] = ()
+        self._latest: tuple[Row, ...] = ()
         self._problem = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,7 +80,7 @@ class Diagnostics(Callback):
         values: dict[str, float] = {}
         if trainer.is_global_zero:
             results = self._measure(trainer, pl_module)
-            self._latest = tuple(row for result in results for row in result.rows())
+            self._latest = tuple(row for result in results for row in result.rows)
             values = {f"diag/{row.name}": row.estimate.value for row in self._latest if _is_finite(row)}  # type: ignore[misc]
             if results and trainer.state.fn == TrainerFn.FITTING:
                 self._append(trainer.global_step, results)
@@ -106,7 +106,7 @@ class Diagnostics(Callback):
         batches = trainer.global_step * trainer.accumulate_grad_batches
         return round(batches / (trainer.val_check_batch or math.inf)) % self.every_n_validations == 0
 
-    def _measure(self, trainer: Trainer, module: TrainingModule) -> "tuple[Diagnostic, ...]":
+    def _measure(self, trainer: Trainer, module: TrainingModule) -> "tuple[Result, ...]":
         from fewstep.training.callbacks.measuring import make_brief_subject, measure
 
         model, device = module.saved_model(), module.device
@@ -123,7 +123,7 @@ class Diagnostics(Callback):
                 return ()
             return measure(module.stage_name, self.measurements, subject)
 
-    def _append(self, step: int, results: "tuple[Diagnostic, ...]") -> None:
+    def _append(self, step: int, results: "tuple[Result, ...]") -> None:
         line = {
             "step": step,
             "seed": self.seed,
@@ -139,9 +139,9 @@ class Diagnostics(Callback):
         except OSError as error:
             raise UserError(f"cannot write into {self.folder}: {error.strerror or error}") from None
 
-    def _show(self, trainer: Trainer, results: "tuple[Diagnostic, ...]", values: dict[str, float]) -> None:
+    def _show(self, trainer: Trainer, results: "tuple[Result, ...]", values: dict[str, float]) -> None:
         """Figures to the folder; metrics, figures and histograms to wandb."""
-        from fewstep.report import write_picture
+        from fewstep.report.pictures import write_picture
 
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         for logger in loggers:
@@ -170,7 +170,7 @@ def histogram(centres: Any, heights: Any) -> Any:
     return wandb.Histogram(np_histogram=(np.array(heights), np.array(edges)))
 
 
-def table(rows: "tuple[DiagnosticRow, ...]") -> str:
+def table(rows: "tuple[Row, ...]") -> str:
     """Name, value, interval and unit of each row, in columns."""
     cells = []
     for row in rows:
@@ -183,5 +183,5 @@ def table(rows: "tuple[DiagnosticRow, ...]") -> str:
     return "\n".join(lines)
 
 
-def _is_finite(row: "DiagnosticRow") -> bool:
+def _is_finite(row: "Row") -> bool:
     return row.estimate.value is not None and math.isfinite(row.estimate.value)

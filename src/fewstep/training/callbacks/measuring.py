@@ -3,81 +3,42 @@ callback imports it when something is measured."""
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from fewstep.data import PreparedCorpus
-from fewstep.diagnostics import Diagnostic, rms
+from fewstep.diagnostics.decoding import rms
+from fewstep.diagnostics.result import Result
 from fewstep.errors import UserError
-from fewstep.evaluation import Subject, held_out_blocks, make_subject, measurements
-from fewstep.evaluation.measurements import MEASUREMENTS, DabiEffort
+from fewstep.evaluation.baselines import held_out_blocks
+from fewstep.evaluation.measurement import MIN_EXAMPLES, choose
+from fewstep.evaluation.measurements import MEASUREMENTS
+from fewstep.evaluation.subject import Subject, make_subject
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.types import TokenBatch
 
 NUM_BLOCKS = 256
 """Held-out blocks that are read, at most."""
-MIN_EXAMPLES = 2
-"""One example has no interval."""
 MAX_LOGITS = 2**28
 """Of one call of the readout: a large vocabulary takes fewer blocks."""
 
-LOCAL = DabiEffort(radii=(), num_probes=4)
-TUBE_TIMES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
-STIFFNESS_TIMES = (0.6, 0.95)
 
-Results = tuple[Diagnostic, ...]
+def measure(stage: str, names: Sequence[str] | None, subject: Subject) -> tuple[Result, ...]:
+    """The results of the measurements ``names``, each in its brief version; None: those of the ``stage``.
 
-
-def share(subject: Subject, divisor: int, num_positions: int | None = None) -> Subject:
-    """One in ``divisor`` of the examples, at least two, with their first positions."""
-    return subject.first(max(MIN_EXAMPLES, len(subject.z) // divisor), num_positions)
-
-
-def cci(subject: Subject) -> Results:
-    """CCI at generated latents; without a denoiser at data with noise of the head's trust level."""
-    bundle = subject.generator.bundle
-    levels = () if bundle.denoiser is not None else (bundle.identity.trust_level,)
-    return measurements.measure_cci(share(subject, 8), levels=levels)
-
-
-BRIEF: dict[str, dict[str, Callable[[Subject], Results]]] = {
-    "autoencoder": {
-        "dabi": lambda s: measurements.measure_dabi(share(s, 1, 1), effort=LOCAL, segments=False),
-        "boundary_distance": measurements.measure_boundary_distance,
-        "dabi_flip": lambda s: measurements.measure_dabi_flip(share(s, 2), num_isotropic=6),
-        "noise_robustness": lambda s: measurements.measure_noise_robustness(share(s, 2)),
-    },
-    "flow": {
-        "dabi_generated": lambda s: measurements.measure_dabi_generated(share(s, 2, 1), effort=LOCAL),
-        "tube": lambda s: measurements.measure_tube(share(s, 2), times=TUBE_TIMES),
-        "stiffness": lambda s: measurements.measure_stiffness(share(s, 4), times=STIFFNESS_TIMES, num_iterations=4),
-        "late_flips": lambda s: measurements.measure_late_flips(share(s, 2)),
-        "commitment": lambda s: measurements.measure_commitment(share(s, 4), num_continuations=2, every=3),
-    },
-    "head": {
-        "cci": cci,
-        "dabi_commit": lambda s: measurements.measure_dabi_commit(share(s, 4, 1), effort=LOCAL),
-    },
-}
-"""Stage -> measurements, on so few examples, times and iterations that they add less than a tenth to a stage of the
-quickstart; ``fewstep diagnose`` makes them in full."""
-
-
-def measure(stage: str, names: Sequence[str] | None, subject: Subject) -> Results:
-    """The results of the measurements ``names``; None: those of the ``stage``.
-
-    A name is one of the stage, measured briefly, or any other one, measured in full. Raises ``UserError`` for an
-    unknown one.
+    Raises ``UserError`` for an unknown name, and for one that needs parts that the model does not have yet.
     """
-    brief = BRIEF.get(stage, {})
-    results: list[Diagnostic] = []
-    for name in brief if names is None else names:
-        run = brief.get(name) or MEASUREMENTS[name].run
-        results += run(subject)
-    return tuple(results)
+    chosen = choose(MEASUREMENTS, names)
+    if names is None:
+        chosen = {name: measurement for name, measurement in chosen.items() if stage in measurement.stages}
+    bundle = subject.generator.bundle
+    for name, measurement in chosen.items():
+        if missing := [part for part in measurement.parts if part not in bundle.parts()]:
+            raise UserError(f"diagnostics.measurements: {name} needs {missing[0]}, which the stage {stage} has not")
+    return tuple(result for measurement in chosen.values() for result in measurement.run_brief(subject))
 
 
 def copy_of(bundle: SavedModel, device: torch.device) -> SavedModel:

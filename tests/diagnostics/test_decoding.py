@@ -1,30 +1,69 @@
-"""A decoder asked for a few examples at a time gives the very figures of one that is asked for all."""
+"""Jacobian products against the whole Jacobian, and decoders that are asked for a few examples at a time."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewstep.diagnostics import (
-    CategoricalResponse,
-    ContinuousResponse,
-    DecodeInParts,
-    boundary_distance,
-    cci,
-    dabi,
-    dabi_flip,
-    data_points,
-    noise_robustness,
-    normal_boundary,
-    reconstruction_error,
-    segment_boundary,
-    segment_midpoint,
-    token_accuracy,
-    worst_direction,
-)
-from tests.diagnostics.decoders import ParallelConditionals, SmoothReadout, normal
+from fewstep.diagnostics.accuracy import noise_robustness, reconstruction_error, token_accuracy
+from fewstep.diagnostics.boundary import normal_boundary, segment_boundary, segment_midpoint, worst_direction
+from fewstep.diagnostics.cci import cci
+from fewstep.diagnostics.dabi import dabi
+from fewstep.diagnostics.decoding import DecodeInParts, directional, pullback, value_and_gradient
+from fewstep.diagnostics.flips import dabi_flip
+from fewstep.diagnostics.margins import boundary_distance, margins
+from fewstep.diagnostics.response import CategoricalResponse, ContinuousResponse
+from tests.diagnostics.decoders import ConstantReadout, ParallelConditionals, SmoothReadout, normal
+
+MODES = [torch.enable_grad, torch.no_grad, torch.inference_mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_products_are_those_of_the_whole_jacobian_in_every_gradient_mode(
+    mode: Callable[[], AbstractContextManager[None]],
+) -> None:
+    decode = SmoothReadout(6, 2, 5)
+    jacobian = torch.func.jacrev(decode)(normal(1, 6))[0, :, :, 0]
+    with mode():
+        z, u, w = normal(1, 6), normal(1, 6, seed=1), normal(1, 2, 5, seed=2)  # inference tensors in the last mode
+        value, forward = directional(decode, z, u)
+        back = pullback(decode, z, w)
+    torch.testing.assert_close(value, decode(normal(1, 6)))
+    torch.testing.assert_close(forward[0], jacobian @ normal(6, seed=1))
+    torch.testing.assert_close(back[0], torch.einsum("lvn,lv->n", jacobian, normal(2, 5, seed=2)))
+    assert not (value.requires_grad or forward.requires_grad or back.requires_grad)
+    assert not (value.is_inference() or forward.is_inference() or back.is_inference())  # fit for further autograd
+
+
+def test_products_pass_through_attention_and_leave_no_gradient_on_parameters() -> None:
+    project = nn.Linear(8, 8).double()
+
+    def attend(x: Tensor) -> Tensor:
+        heads = project(x)[:, None]
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads)[:, 0]
+
+    x, u, w = normal(2, 5, 8), normal(2, 5, 8, seed=1), normal(2, 5, 8, seed=2)
+    torch.testing.assert_close((directional(attend, x, u)[1] * w).sum(), (pullback(attend, x, w) * u).sum())
+    value_and_gradient(lambda z: attend(z).flatten(1).sum(1), x)
+    assert project.weight.grad is None
+    assert x.grad is None
+
+
+def test_gradients_of_all_examples_come_from_one_pass() -> None:
+    x = normal(4, 3)
+    value, gradient = value_and_gradient(lambda z: z.pow(3).sum(1), x)
+    torch.testing.assert_close(value, x.pow(3).sum(1))
+    torch.testing.assert_close(gradient, 3 * x.square())
+
+
+def test_a_constant_has_zero_products() -> None:
+    decode, z = ConstantReadout(normal(2, 5)), normal(3, 6)
+    assert not directional(decode, z, z)[1].any()
+    assert not pullback(decode, z, normal(3, 2, 5)).any()
+
 
 EXAMPLES, TOKENS, VOCABULARY, N = 5, 4, 32, 6
 """An example's logits fill whole vectors of the processor: what is left over would be computed in another way."""
@@ -63,13 +102,12 @@ CATEGORICAL, CONTINUOUS = CategoricalResponse(), ContinuousResponse()
 REAL = torch.ones_like(IDS, dtype=torch.bool)
 QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "normal": of_points(lambda decode: normal_boundary(decode, Z, POSITIONS), CATEGORICAL),
-    "one": of_points(lambda decode: data_points(decode, Z, POSITIONS), CategoricalResponse(scope="one")),
     "segment": of_points(lambda decode: segment_boundary(decode, Z, Z.roll(1, 0), POSITIONS), CATEGORICAL),
     "worst": of_points(lambda decode: worst(decode, CATEGORICAL), CATEGORICAL),
     "continuous": of_points(lambda decode: segment_midpoint(Z, Z.roll(1, 0)), CONTINUOUS),
     "worst continuous": of_points(lambda decode: worst(decode, CONTINUOUS), CONTINUOUS),
     "flip": lambda decode: dabi_flip(decode, Z, POSITIONS, generator=generator()),
-    "distance": lambda decode: boundary_distance(decode, Z, POSITIONS, generator=generator()),
+    "distance": lambda decode: boundary_distance(margins(decode, Z, POSITIONS), Z, generator=generator()),
     "robustness": lambda decode: noise_robustness(decode, Z, IDS, REAL, POSITIONS, generator=generator()),
     "accuracy": lambda decode: token_accuracy(decode, Z, IDS, generator=generator()),
     "reconstruction": lambda decode: reconstruction_error(
@@ -84,18 +122,6 @@ def test_the_figures_are_equal_to_the_last_bit_and_no_more_than_the_part_is_aske
     whole, parted = RowByRow(), RowByRow()
     assert QUESTIONS[name](DecodeInParts(parted, at_once)) == QUESTIONS[name](whole)
     assert (whole.largest, parted.largest) == (EXAMPLES, at_once)
-
-
-class NeverWhole(DecodeInParts):
-    """Gives nothing to who asks for all examples together."""
-
-    def __call__(self, z: Tensor) -> Tensor:
-        raise AssertionError(f"asked for {len(z)} examples together")
-
-
-@pytest.mark.parametrize("name", QUESTIONS)
-def test_the_output_of_all_examples_is_never_held_at_once(name: str) -> None:
-    assert QUESTIONS[name](NeverWhole(RowByRow(), 2)) == QUESTIONS[name](RowByRow())
 
 
 def test_what_belongs_to_an_example_goes_with_it() -> None:
@@ -116,25 +142,3 @@ def test_cci_of_a_few_examples_at_a_time_is_that_of_all() -> None:
         for at_once in (None, 1, 2)
     ]
     assert found[0] == found[1] == found[2]
-
-
-def test_no_example_at_once_is_refused() -> None:
-    with pytest.raises(ValueError, match="examples_at_once is 0"):
-        DecodeInParts(RowByRow(), 0)
-    with pytest.raises(ValueError, match="examples_at_once is 0"):
-        cci(ParallelConditionals(RowByRow()), Z, examples_at_once=0, generator=generator())
-
-
-def test_accuracy_and_error_are_shares_that_one_can_count() -> None:
-    def answer(ids: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda z: torch.nn.functional.one_hot(ids, VOCABULARY).double()
-
-    right = token_accuracy(answer(IDS), Z, IDS, generator=generator())
-    assert (right.value.value, right.note) == (1.0, "20 tokens")
-    other = (IDS + (torch.arange(TOKENS) == 1)) % VOCABULARY
-    shifted = token_accuracy(answer(other), Z, IDS, generator=generator())
-    assert shifted.value.value == pytest.approx(3 / 4)
-    mean = reconstruction_error(lambda z: Z.mean(0).expand_as(Z), Z, Z, generator=generator())
-    half = reconstruction_error(lambda z: (z + Z.mean(0)) / 2, Z, Z, generator=generator())
-    assert mean.value.value == pytest.approx(1)
-    assert half.value.value == pytest.approx(1 / 4)

@@ -1,0 +1,167 @@
+"""What a diagnostic returns: numbers with intervals, curves, and the facts behind them.
+
+A number that the input does not determine (a constant decoder, a trajectory of one step) is None, never NaN.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.metrics.intervals import Interval, bootstrap_interval
+
+NUM_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number measured on ``num_examples`` examples, with its 95 % bootstrap interval over them.
+
+    ``value`` and ``interval`` are None where the examples do not determine it.
+    """
+
+    value: float | None
+    interval: Interval | None
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. ``name`` is its key in the JSON, and after ``diag/`` its name in the logs."""
+
+    name: str
+    estimate: Estimate
+    unit: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line or set of bars: ``x`` and ``y`` of equal length; ``low`` and ``high`` bound y where they are known."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How curves are drawn: as "lines", or as "bars" with x at the middles of bars of equal width."""
+
+    title: str
+    x_label: str
+    y_label: str
+    kind: Literal["lines", "bars"] = "lines"
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as data, drawn by :func:`fewstep.report.pictures.write_picture`; fields as in :class:`Axes`."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    kind: Literal["lines", "bars"] = "lines"
+    log_x: bool = False
+    log_y: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of one diagnostic, ours or a user's.
+
+    ``name`` is the key of its curves in the JSON and the name of its picture. ``rows`` are its lines in the table;
+    ``curves``, by their keys, are drawn on ``axes`` (None: no picture); ``facts`` are further values fit for JSON.
+    """
+
+    name: str
+    rows: tuple[Row, ...] = ()
+    curves: Mapping[str, Series] = field(default_factory=dict)
+    axes: Axes | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Estimate:
+        """The estimate of the row ``name``."""
+        return {row.name: row.estimate for row in self.rows}[name]
+
+    def picture(self) -> Picture | None:
+        """The curves on their axes; None where there is no point to draw."""
+        if self.axes is None or not any(series.x for series in self.curves.values()):
+            return None
+        return Picture(series=tuple(self.curves.values()), **asdict(self.axes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def estimate_series(label: str, x: Sequence[float], estimates: Sequence[Estimate]) -> Series:
+    """``estimates`` over ``x`` with their intervals; an undetermined one has no point."""
+    known = [
+        (float(place), estimate.value, estimate.interval)
+        for place, estimate in zip(x, estimates, strict=True)
+        if estimate.value is not None and estimate.interval is not None
+    ]
+    return Series(
+        label,
+        tuple(place for place, _, _ in known),
+        tuple(value for _, value, _ in known),
+        tuple(interval.low for _, _, interval in known),
+        tuple(interval.high for _, _, interval in known),
+    )
+
+
+def mean_estimate(values: Tensor, weights: Tensor, generator: torch.Generator) -> Estimate:
+    """Mean of ``values`` (N, P) over the places where ``weights`` (N, P) is not 0; examples (rows) are resampled.
+
+    Values at weight 0 are ignored, NaN included.
+    """
+    weights = weights.double().cpu()
+    values = values.double().cpu()
+    return ratio_estimate(torch.where(weights != 0, values * weights, 0.0), weights, generator)
+
+
+def ratio_estimate(numerators: Tensor, denominators: Tensor, generator: torch.Generator) -> Estimate:
+    """Sum of ``numerators`` (N, ...) over the sum of ``denominators`` (N, ...); examples (rows) are resampled.
+
+    Undetermined where the denominators add up to 0.
+    """
+    stacked = torch.stack([_row_sums(numerators), _row_sums(denominators)], 1)
+    counted = stacked[stacked[:, 1] != 0]  # an example without a valid place says nothing and is not resampled
+    value = float(_ratio(stacked))
+    if not math.isfinite(value):
+        return Estimate(None, None, len(counted))
+    interval = bootstrap_interval(counted, _ratio, NUM_RESAMPLES, generator, batched=True)
+    return Estimate(value, interval, len(counted))
+
+
+def quantile_estimate(values: Tensor, weights: Tensor, q: float, generator: torch.Generator) -> Estimate:
+    """Quantile ``q`` in [0, 1] of ``values`` (N, P) over the places where ``weights`` (N, P) is not 0."""
+    counted = weights.cpu() != 0
+    rows = torch.where(counted, values.double().cpu(), torch.nan)[counted.any(1)]
+    if not len(rows):
+        return Estimate(None, None, 0)
+
+    def statistic(picked: Tensor) -> Tensor:
+        return torch.nanquantile(picked.flatten(-2), q, dim=-1)
+
+    interval = bootstrap_interval(rows, statistic, NUM_RESAMPLES, generator, batched=True)
+    return Estimate(float(statistic(rows)), interval, len(rows))
+
+
+def _row_sums(values: Tensor) -> Tensor:
+    return values.double().cpu().reshape(len(values), -1).sum(1)
+
+
+def _ratio(stacked: Tensor) -> Tensor:
+    """Sum of the first column of (..., N, 2) over that of the second, NaN where the latter is 0."""
+    numerator, denominator = stacked.sum(-2).unbind(-1)
+    return torch.where(denominator != 0, numerator / denominator, torch.nan)

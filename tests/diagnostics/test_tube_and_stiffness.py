@@ -1,0 +1,374 @@
+"""Tube and stiffness against mixtures of Gaussians in closed form, and input that determines nothing."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fewstep.diagnostics.margins import margins
+from fewstep.diagnostics.result import Result
+from fewstep.diagnostics.stiffness import stiffness
+from fewstep.diagnostics.tube import tube
+from fewstep.paths import Path, linear_path, variance_preserving_path
+from fewstep.theory.mixtures import Mixture
+from tests.diagnostics.decoders import heights, normal, plain, seeded
+
+PATHS = [linear_path(), variance_preserving_path()]
+each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "vp"])
+TIMES = (0.3, 0.5, 0.7, 0.85)
+
+
+class Positions:
+    """Latents (B, L, n) of L independent draws of a mixture, with the readout of the nearest mode."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.mixture, self.path = mixture, mixture.path
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, L, M)."""
+        return x @ self.mixture.means.T - self.mixture.means.square().sum(-1) / 2
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Posterior mean (B, L, n)."""
+        flat = x_t.flatten(0, 1)
+        return self.mixture.denoise(flat, t.repeat_interleave(x_t.shape[1])).reshape(x_t.shape)
+
+
+def two_token_mixture(path: Path, half_distance: float, width: float) -> Positions:
+    """Two Gaussians on a line, at plus and minus ``half_distance``.
+
+    By symmetry the posterior mean has the sign of x_t: it flips a token with probability Phi(-|z| / s), exactly as
+    isotropic noise does.
+    """
+    means = torch.tensor([[-half_distance], [half_distance]], dtype=torch.float64)
+    return Positions(Mixture(path, means, width))
+
+
+def folded_tube_mass(reach: Tensor, half_distance: float, width: float) -> Tensor:
+    """Share of the two-token mixture that lies within ``reach`` of its boundary at 0."""
+    return normal_cdf((reach - half_distance) / width) - normal_cdf((-reach - half_distance) / width)
+
+
+def normal_cdf(x: Tensor) -> Tensor:
+    """Phi."""
+    return torch.special.ndtr(x)
+
+
+def _all_positions(num_examples: int, num_tokens: int) -> Tensor:
+    return torch.arange(num_tokens).expand(num_examples, -1)
+
+
+def _of_mixture(mixture: Positions, z: Tensor, times=TIMES, num_noises: int = 1, seed: int = 0) -> Result:
+    positions = _all_positions(*z.shape[:2])
+    return tube(
+        mixture.logits,
+        mixture.denoise,
+        mixture.path,
+        z,
+        positions,
+        times,
+        distances=margins(mixture.logits, z, positions).distance,
+        num_noises=num_noises,
+        generator=seeded(seed),
+    )
+
+
+def _scales(result: Result) -> Tensor:
+    return torch.tensor(result.curves["flips"].x, dtype=torch.float64)
+
+
+def _two_token_data(num_examples: int, num_tokens: int, spread: float) -> Tensor:
+    sign = torch.where(normal(num_examples, num_tokens, 1, seed=8) > 0, 1.0, -1.0)
+    return sign + spread * normal(num_examples, num_tokens, 1, seed=9)
+
+
+@each_path
+def test_noise_scales_are_sigma_over_alpha_and_rise(path: Path) -> None:
+    result = _of_mixture(two_token_mixture(path, 1.0, 0.2), _two_token_data(5, 4, 0.2))
+    t = torch.tensor(result.facts["times"], dtype=torch.float64)
+    expected = (1 - t) / t if path is PATHS[0] else 1 / (math.pi * t / 2).tan()
+    torch.testing.assert_close(_scales(result), expected, rtol=1e-6, atol=0)
+    assert result.facts["times"] == tuple(sorted(TIMES, reverse=True))
+    assert _scales(result).tolist() == sorted(_scales(result).tolist())
+
+
+@each_path
+def test_flips_of_two_points_are_those_of_a_gaussian_tail_for_posterior_mean_and_noise_alike(path: Path) -> None:
+    result = _of_mixture(two_token_mixture(path, 1.0, 0.0), _two_token_data(100, 50, 0.0), num_noises=4)
+    exact = normal_cdf(-1 / _scales(result))
+    assert float(exact.max()) > 0.3 and float(exact.min()) < 0.01
+    for curve in ("flips", "isotropic"):
+        torch.testing.assert_close(heights(result, curve), exact, atol=0.012, rtol=0)
+    assert result.facts["num_points"] == 5000
+
+
+def test_isotropic_steps_of_the_posterior_means_length_spread_over_all_positions() -> None:
+    z = _two_token_data(200, 100, 0.0)
+    result = _of_mixture(two_token_mixture(linear_path(), 1.0, 0.0), z)
+    x_0 = torch.linspace(-8, 8, 20001, dtype=torch.float64)
+    density = torch.exp(-(x_0**2) / 2)
+    for t, rate in zip(result.facts["times"], heights(result, "matched").tolist(), strict=True):
+        x1_hat = (t * (t + (1 - t) * x_0) / (1 - t) ** 2).tanh()  # posterior mean of the point at 1
+        squared = ((x1_hat - 1) ** 2 * density).sum() / density.sum()
+        assert rate == pytest.approx(float(normal_cdf(-1 / squared.sqrt())), abs=0.012)
+
+
+@each_path
+def test_spread_data_flip_by_their_own_distance_and_the_tube_is_a_folded_gaussian(path: Path) -> None:
+    spread, z = 0.4, _two_token_data(150, 40, 0.4)
+    result = _of_mixture(two_token_mixture(path, 1.0, spread), z, num_noises=2)
+    scales = _scales(result)
+    exact = normal_cdf(-z.abs().flatten()[:, None] / scales).mean(0)
+    torch.testing.assert_close(heights(result, "flips"), exact, atol=0.012, rtol=0)
+    torch.testing.assert_close(heights(result, "isotropic"), exact, atol=0.012, rtol=0)
+    mass = folded_tube_mass(result["tube_c"].value * scales, 1.0, spread)
+    torch.testing.assert_close(heights(result, "mass"), mass, atol=0.02, rtol=0)
+
+
+def test_c_minimises_the_squared_distance_between_the_curves_in_closed_form() -> None:
+    path, spread = linear_path(), 0.4
+    z = _two_token_data(300, 40, spread)
+    result = _of_mixture(two_token_mixture(path, 1.0, spread), z, num_noises=4)
+    scales = _scales(result)
+    far = torch.linspace(-6, 6, 4001, dtype=torch.float64) * spread + 1  # the data's density, by quadrature
+    density = torch.exp(-(((far - 1) / spread) ** 2) / 2)
+    phi = (normal_cdf(-far.abs() / scales[:, None]) * density).sum(1) / density.sum()
+    candidates = torch.linspace(0.05, 3, 6000, dtype=torch.float64)
+    errors = (folded_tube_mass(candidates[:, None] * scales, 1.0, spread) - phi).square().mean(1).sqrt()
+    assert result["tube_c"].value == pytest.approx(float(candidates[errors.argmin()]), rel=0.05)
+    assert result["tube_fit_error"].value == pytest.approx(float(errors.min()), abs=0.01)
+    assert result["tube_c"].interval.low < result["tube_c"].value < result["tube_c"].interval.high
+
+
+class _SharpTube:
+    """A denoiser that flips exactly the points closer to 0 than ``c`` s, knowing the data."""
+
+    def __init__(self, path: Path, z: Tensor, c: float) -> None:
+        self.path, self.z, self.c = path, z, c
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """z, or its mirror image."""
+        alpha, sigma = self.path.alpha_sigma(t.double(), self.z)
+        return torch.where(self.z.abs() <= self.c * sigma / alpha, -self.z, self.z)
+
+
+@each_path
+@pytest.mark.parametrize("c", [0.02, 1.0, 7.0])
+def test_flips_that_are_the_tube_are_fitted_without_error(path: Path, c: float) -> None:
+    z, scale = _two_token_data(60, 30, 0.4), 0.4 * c
+    z = z * scale  # so that some but not all points lie within the tube
+    positions = _all_positions(60, 30)
+    result = tube(
+        lambda z: torch.cat([-z, z], -1),
+        _SharpTube(path, z, c).denoise,
+        path,
+        z,
+        positions,
+        TIMES,
+        distances=z.abs()[..., 0],
+        generator=seeded(),
+    )
+    assert 0 < heights(result, "flips")[1] < 1
+    assert result["tube_c"].value == pytest.approx(c, rel=1e-2)
+    assert result["tube_fit_error"].value < 1e-3
+    torch.testing.assert_close(heights(result, "mass"), heights(result, "flips"), atol=2e-3, rtol=0)
+    assert result["tube_c"].interval.low <= result["tube_c"].value <= result["tube_c"].interval.high
+
+
+def test_rows_curves_and_json_carry_the_fit_and_every_curve() -> None:
+    result = _of_mixture(two_token_mixture(linear_path(), 1.0, 0.4), _two_token_data(20, 10, 0.4))
+    assert [row.name for row in result.rows] == ["tube_c", "tube_fit_error"]
+    assert list(result.curves) == ["mass", "flips", "isotropic", "matched"]
+    assert all(line.x == tuple(_scales(result).tolist()) for line in result.curves.values())
+    assert f"c = {result['tube_c'].value:.3g}" in result.picture().series[0].label
+    assert len(plain(result)["curves"]["flips"]["y"]) == len(TIMES)
+
+
+def test_one_seed_gives_one_result_also_under_inference_mode() -> None:
+    mixture, z = two_token_mixture(linear_path(), 1.0, 0.4), _two_token_data(10, 5, 0.4)
+    positions, distances = _all_positions(10, 5), z.abs()[..., 0]
+
+    def run(z: Tensor, seed: int) -> Result:
+        return tube(
+            mixture.logits,
+            mixture.denoise,
+            mixture.path,
+            z,
+            positions,
+            TIMES,
+            distances=distances,
+            generator=seeded(seed),
+        )
+
+    first = run(z, 0)
+    with torch.inference_mode():
+        assert run(z.clone(), 0) == first
+    assert run(z, 1) != first
+
+
+@pytest.mark.parametrize("case", ["constant_decoder", "one_token_vocabulary", "all_flip", "no_boundary_known"])
+def test_where_every_c_fits_alike_it_is_undetermined_and_says_so(case: str) -> None:
+    z = _two_token_data(10, 3, 0.3)
+    decode = {
+        "constant_decoder": lambda z: torch.zeros(*z.shape[:2], 4),
+        "one_token_vocabulary": lambda z: z,
+    }.get(case, lambda z: torch.cat([-z, z], -1))
+    distances = torch.ones(10, 3) if case == "all_flip" else torch.full((10, 3), torch.inf)
+    result = tube(
+        decode,
+        (lambda x_t, t: -z) if case == "all_flip" else (lambda x_t, t: x_t),
+        linear_path(),
+        z,
+        _all_positions(10, 3),
+        TIMES,
+        distances=distances,
+        generator=seeded(),
+    )
+    assert result["tube_c"].value is None and result["tube_fit_error"].value is None
+    assert len(heights(result, "flips")) == len(heights(result, "isotropic")) == len(TIMES)
+    assert "undetermined" in result.rows[0].note
+    assert result.curves["mass"].x == ()
+    plain(result)
+
+
+@pytest.mark.parametrize("times", [(), (0.0, 0.5), (0.5, 1.0), (-0.1,), (float("nan"),), (1 - 1e-12,)])
+def test_times_outside_the_open_interval_are_refused(times: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="all strictly between 0 and 1"):
+        _of_mixture(two_token_mixture(linear_path(), 1.0, 0.3), _two_token_data(3, 4, 0.3), times=times)
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    seed=st.integers(0, 2**31),
+    num_examples=st.integers(1, 4),
+    num_tokens=st.integers(1, 3),
+    time=st.floats(0.001, 0.999),
+    scale=st.sampled_from([0.0, 1e-6, 1.0, 1e6]),
+)
+def test_shares_stay_within_0_and_1_and_nothing_is_nan(
+    seed: int, num_examples: int, num_tokens: int, time: float, scale: float
+) -> None:
+    z = scale * normal(num_examples, num_tokens, 1, seed=seed)
+    result = _of_mixture(two_token_mixture(linear_path(), 1.0, 0.3), z, times=(time, 0.5), seed=seed)
+    plain(result)
+    assert all(0 <= share <= 1 for line in result.curves.values() for share in line.y)
+    assert result["tube_c"].value is None or (result["tube_c"].value > 0 and 0 <= result["tube_fit_error"].value <= 1)
+
+
+def _finite_difference_jacobian(velocity, x: Tensor, t: Tensor, h: float) -> Tensor:
+    """d v / d x (B, n, n) by central differences, for x (B, n)."""
+    columns = [
+        (velocity(x + h * e, t) - velocity(x - h * e, t)) / (2 * h) for e in torch.eye(x.shape[1], dtype=x.dtype)
+    ]
+    return torch.stack(columns, -1)
+
+
+def _largest(jacobian: Tensor) -> Tensor:
+    return torch.linalg.svdvals(jacobian)[:, 0]
+
+
+def test_a_linear_velocity_has_its_largest_singular_value_not_its_largest_eigenvalue() -> None:
+    shear = torch.tensor([[1.0, 10.0], [0.0, 1.0]], dtype=torch.float64)
+    result = stiffness(lambda x, t: x @ shear.T, [(0.5, normal(4, 2))], generator=seeded())
+    assert float(heights(result, "stiffness")[0]) == pytest.approx(float(torch.linalg.svdvals(shear)[0]), rel=1e-9)
+    assert result["stiffness_peak"].value == result.curves["stiffness"].y[0]
+
+
+def test_a_diagonal_velocity_gives_its_largest_scale_for_each_example_by_itself() -> None:
+    scales = torch.tensor([[1.0, -5.0, 2.0], [0.5, 0.1, 0.2]], dtype=torch.float64)
+    result = stiffness(lambda x, t: x * scales, [(0.1, normal(2, 3))], num_iterations=40, generator=seeded())
+    assert float(heights(result, "stiffness")[0]) == pytest.approx((5 + 0.5) / 2, rel=1e-4)
+    assert result.curves["stiffness"].low[0] == pytest.approx(0.5, rel=1e-3)
+    assert result["stiffness_peak"].num_examples == 2
+
+
+@each_path
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_the_flow_of_a_gaussian_mixture_agrees_with_its_closed_form_and_finite_differences(
+    path: Path, spread: float
+) -> None:
+    mixture = Mixture(path, normal(6, 5), spread)
+    times = (0.1, 0.5, 0.8, 0.95)
+    x_1, x_0 = mixture.means[[0, 1, 2, 3]] + spread * normal(4, 5, seed=1), normal(4, 5, seed=2)
+    states = []
+    for time in times:
+        t = torch.full((4,), time)
+        states.append((time, path.sample(x_1, x_0, t)))
+    result = stiffness(mixture.velocity, states, num_iterations=200, generator=seeded())
+    exact, differences = [], []
+    for time, x_t in states:
+        t = torch.full((4,), time)
+        exact.append(float(mixture.spectral_norm(x_t, t).mean()))
+        differences.append(float(_largest(_finite_difference_jacobian(mixture.velocity, x_t, t, 1e-5)).mean()))
+    assert differences == pytest.approx(exact, rel=1e-6)
+    assert list(result.curves["stiffness"].y) == pytest.approx(exact, rel=5e-3)
+    assert all(y <= limit * (1 + 1e-9) for y, limit in zip(result.curves["stiffness"].y, exact, strict=True))
+    assert result["stiffness_peak"].value == max(result.curves["stiffness"].y)
+    assert result.facts["peak_time"] == times[max(range(4), key=exact.__getitem__)]
+    assert result.rows[0].name == "stiffness_peak"
+    plain(result)
+
+
+class _Attending(nn.Module):
+    """A small attention network in float32, told the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(4, 12)
+        generator = seeded(5)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(2 * torch.randn(parameter.shape, generator=generator))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """(B, K, 4)."""
+        q, k, v = self.mix(x * t[:, None, None]).unsqueeze(1).chunk(3, -1)
+        return x + nn.functional.scaled_dot_product_attention(q, k, v)[:, 0]
+
+
+def test_an_attention_network_in_float32_agrees_with_finite_differences() -> None:
+    network, x = _Attending(), normal(3, 5, 4, dtype=torch.float32)
+    result = stiffness(network, [(0.3, x)], num_iterations=200, generator=seeded())
+
+    def flat(x: Tensor, t: Tensor) -> Tensor:
+        return network.double()(x.unflatten(1, (5, 4)), t).flatten(1)
+
+    with torch.no_grad():
+        jacobian = _finite_difference_jacobian(flat, x.double().flatten(1), torch.full((3,), 0.3), 1e-5)
+    assert float(heights(result, "stiffness")[0]) == pytest.approx(float(_largest(jacobian).mean()), rel=5e-3)
+
+
+def test_it_works_in_every_gradient_mode_and_leaves_no_gradient_behind() -> None:
+    network, x = _Attending(), normal(3, 5, 4, dtype=torch.float32)
+    plainly = stiffness(network, [(0.3, x), (0.6, 2 * x)], generator=seeded())
+    with torch.no_grad():
+        assert stiffness(network, [(0.3, x), (0.6, 2 * x)], generator=seeded()) == plainly
+    with torch.inference_mode():
+        assert stiffness(network, [(0.3, x.clone()), (0.6, 2 * x)], generator=seeded()) == plainly
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("velocity", [lambda x, t: torch.ones_like(x), lambda x, t: 0 * x], ids=["constant", "zero"])
+def test_a_velocity_that_ignores_the_state_has_stiffness_0(velocity) -> None:
+    result = stiffness(velocity, [(0.0, normal(2, 3)), (1.0, normal(2, 3))], generator=seeded())
+    assert list(result.curves["stiffness"].y) == [0, 0]
+    assert result["stiffness_peak"].value == 0 and result.facts["last_growth"] == 0
+    plain(result)
+
+
+def test_a_velocity_that_is_not_finite_is_undetermined_not_nan() -> None:
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return x * (torch.nan if float(t[0]) == 1 else 2.0)
+
+    result = stiffness(velocity, [(0.5, normal(2, 3)), (1.0, normal(2, 3))], generator=seeded())
+    assert float(heights(result, "stiffness")[0]) == pytest.approx(2)
+    assert (
+        len(result.curves["stiffness"].y) == 1
+        and result["stiffness_peak"].value is None
+        and result.facts["peak_time"] is None
+    )
+    assert result.curves["stiffness"].x == (0.5,)
+    plain(result)
