@@ -187,48 +187,6 @@ def test_an_earlier_diagnosis_is_replaced_only_when_asked_and_by_a_good_one(
     assert {file for file in files(tmp_path) if "flip" in file} == set()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            "--only dabi,sharpness",
-            f"measurement is 'sharpness': expected one of {', '.join(MEASUREMENTS)}, or a dotted path",
-        ),
-        ("--only ,", "--only ',' names nothing"),
-        ("--examples 0", "examples"),
-        ("--examples 10000", "examples is 10000: expected a number from 1 to"),
-        ("--positions 0", "positions"),
-        ("--positions 9", "positions is 9: expected a number from 1 to 8, the tokens of a block"),
-        ("--seed x", "seed"),
-        ("--device tpu", "tpu"),
-        ("--example 3", "--example 3"),
-        ("--source {tmp}/none.jsonl", "none.jsonl"),
-        ("--out {tmp}/mine.txt", "mine.txt is no folder"),
-        ("--out {tmp}/mine.txt/inner", "mine.txt is no folder"),
-        ("--out {tmp}/held", "diagnostics.json exists already"),
-        ("--out {tmp}/odd", "no regular file"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_2_and_nothing_is_written(
-    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
-) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    (tmp_path / "held").mkdir()
-    (tmp_path / "held" / "diagnostics.json").write_text("an earlier one")
-    (tmp_path / "odd" / "diagnostics.json").mkdir(parents=True)
-    before = files(tmp_path)
-    given = options.format(tmp=tmp_path).split()
-    out = [] if "--out" in given else ["--out", tmp_path / "out"]
-    assert main(command(shop, "--only", "boundary_distance", *out, *given)) == 2
-    captured = capsys.readouterr()
-    assert not captured.out
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("fewstep: error: ")
-    assert message in captured.err
-    assert files(tmp_path) == before
-    assert not (tmp_path / "out").exists()
-
-
 def test_what_is_no_model_or_lacks_the_part_asked_for_is_one_line(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
