@@ -1,8 +1,15 @@
 """Network parts: attention, blocks, time embedding."""
 
 from fewstep.nn.attention import Context, CrossAttention, KeyValueCache, ProjectedContext, SelfAttention
-from fewstep.nn.backbone import AdaptiveTransformer
-from fewstep.nn.blocks import AdaptiveBlock, Block, FeedForward, TimeEmbedding, initialise, transformer_blocks
+from fewstep.nn.blocks import (
+    AdaptiveBlock,
+    AdaptiveTransformer,
+    Block,
+    FeedForward,
+    TimeEmbedding,
+    initialise,
+    transformer_blocks,
+)
 from fewstep.nn.local import LocalMixing
 
 __all__ = [

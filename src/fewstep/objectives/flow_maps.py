@@ -60,13 +60,13 @@ class FlowMapObjective(Objective):
     def times(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
         """``t`` and ``s`` (B,) with t <= s <= 1, and the number of examples with s = t, which come first."""
         size = len(batch.x_1)
-        one, two = (self.time_sampler.sample(size, batch.generator, batch.x_1.device) for _ in range(2))
+        draw, other = (self.time_sampler.sample(size, batch.generator, batch.x_1.device) for _ in range(2))
         first = round(self.instant_share * size)
         last = size - min(round(self.end_share * size), size - first)
-        t, s = torch.minimum(one, two), torch.maximum(one, two)
+        t, s = torch.minimum(draw, other), torch.maximum(draw, other)
         # A single draw has the sampler's distribution; the smaller of two has another.
-        t = torch.cat([one[:first], t[first:last], one[last:]])
-        s = torch.cat([one[:first], s[first:last], torch.ones_like(s[last:])])
+        t = torch.cat([draw[:first], t[first:last], draw[last:]])
+        s = torch.cat([draw[:first], s[first:last], torch.ones_like(s[last:])])
         return t, s, first
 
     def regressions(self, model: FlowModel, batch: Batch, teacher: FlowModel | None) -> Iterator[Regression]:

@@ -1,4 +1,4 @@
-"""How the commitment head is trained: next tokens from noised latents. B batch, K positions, D latent dimension."""
+"""Training of the commitment head, apart because it trains a readout. B batch, K positions, D latent dimension."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""How autoencoders are trained: tokens or images from noised latents. B batch, L tokens, K positions, D dimension."""
+"""Training of autoencoders, apart because no denoiser takes part. B batch, L tokens, K positions, D dimension."""
 
 from typing import Any
 
