@@ -43,12 +43,6 @@ def place(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def untouched(shop: Path, place: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """What both folders hold before the first case."""
-    return listing(shop), listing(place)
-
-
 def words(command: str, shop: Path) -> list[str]:
     """The command line, its placeholders filled in and its escapes read."""
     data = f"--data.source={shop / 'text.jsonl'} --data.cache_dir={shop / 'cache'} --data.block_size={BLOCK_SIZE} "
@@ -75,7 +69,6 @@ def test_it_is_one_line_with_the_value_and_the_remedy(
     case: Case,
     shop: Path,
     place: Path,
-    untouched: tuple[dict[str, int], dict[str, int]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -83,6 +76,7 @@ def test_it_is_one_line_with_the_value_and_the_remedy(
     monkeypatch.chdir(place)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
+    before = listing(shop), listing(place)
     code = main(words(case.command, shop))
     out, err = capfd.readouterr()
     assert code == 2, err
@@ -93,4 +87,4 @@ def test_it_is_one_line_with_the_value_and_the_remedy(
     assert case.value in line
     assert case.advice in line
     assert not out
-    assert (listing(shop), listing(place)) == untouched
+    assert (listing(shop), listing(place)) == before

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.common import corpus_of, packed_blocks
 from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.cli.main import main
@@ -20,6 +19,7 @@ from fewstep.data import CorpusSettings, prepare_corpus
 from fewstep.diagnostics.result import Estimate, Result, Row
 from fewstep.evaluation.diagnosis import Diagnosis
 from fewstep.evaluation.measurements import MEASUREMENTS, Measurement, measure_stiffness
+from fewstep.model import SavedModel
 from tests.bundles import BLOCK_SIZE, only, tiny_bundle, with_identity, write_checkpoint
 from tests.cli.test_evaluate import start_two
 from tests.images import tiny_image_model
@@ -187,48 +187,6 @@ def test_an_earlier_diagnosis_is_replaced_only_when_asked_and_by_a_good_one(
     assert {file for file in files(tmp_path) if "flip" in file} == set()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            "--only dabi,sharpness",
-            f"measurement is 'sharpness': expected one of {', '.join(MEASUREMENTS)}, or a dotted path",
-        ),
-        ("--only ,", "--only ',' names nothing"),
-        ("--examples 0", "examples"),
-        ("--examples 10000", "examples is 10000: expected a number from 1 to"),
-        ("--positions 0", "positions"),
-        ("--positions 9", "positions is 9: expected a number from 1 to 8, the tokens of a block"),
-        ("--seed x", "seed"),
-        ("--device tpu", "tpu"),
-        ("--example 3", "--example 3"),
-        ("--source {tmp}/none.jsonl", "none.jsonl"),
-        ("--out {tmp}/mine.txt", "mine.txt is no folder"),
-        ("--out {tmp}/mine.txt/inner", "mine.txt is no folder"),
-        ("--out {tmp}/held", "diagnostics.json exists already"),
-        ("--out {tmp}/odd", "no regular file"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_2_and_nothing_is_written(
-    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
-) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    (tmp_path / "held").mkdir()
-    (tmp_path / "held" / "diagnostics.json").write_text("an earlier one")
-    (tmp_path / "odd" / "diagnostics.json").mkdir(parents=True)
-    before = files(tmp_path)
-    given = options.format(tmp=tmp_path).split()
-    out = [] if "--out" in given else ["--out", tmp_path / "out"]
-    assert main(command(shop, "--only", "boundary_distance", *out, *given)) == 2
-    captured = capsys.readouterr()
-    assert not captured.out
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("fewstep: error: ")
-    assert message in captured.err
-    assert files(tmp_path) == before
-    assert not (tmp_path / "out").exists()
-
-
 def test_what_is_no_model_or_lacks_the_part_asked_for_is_one_line(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,7 +195,7 @@ def test_what_is_no_model_or_lacks_the_part_asked_for_is_one_line(
     only(tiny_bundle(), "autoencoder", "readout").save_pretrained(tmp_path / "early")
     only(tiny_bundle(), "language_model").save_pretrained(tmp_path / "scorer")
     for name, message in (
-        ("none", "none does not exist: give a model folder or a .ckpt file"),
+        ("none", "none does not exist: give a model folder"),
         ("empty", "empty is not a model folder: it has no config.json"),
         ("mine.txt", "mine.txt cannot be read as a checkpoint"),
         ("early", "early, asked for tube, has no denoiser (it holds: autoencoder, readout): train the stage flow"),
@@ -290,7 +248,7 @@ def test_a_home_folder_is_filled_in(shop: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_text_is_the_held_out_part_of_what_the_model_was_trained_on_spread_evenly(shop: Path) -> None:
-    bundle, validation = ModelBundle.from_pretrained(shop / "text" / "model"), validation_of(shop)
+    bundle, validation = SavedModel.from_pretrained(shop / "text" / "model"), validation_of(shop)
     # One more than asked for: the last one of a split may hold padding.
     for asked, given in ((3, 4), (10_000, len(validation))):
         options = parse_options("diagnose", DiagnoseOptions, command(shop, examples=str(asked))[1:])

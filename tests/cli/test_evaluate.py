@@ -207,47 +207,6 @@ def test_controls_and_snap_are_axes_whose_columns_show_where_they_differ(
     assert lines[0][4:7] == ["", "", ""]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--steps 1,x", "--steps holds 'x': expected a whole number"),
-        ("--steps 0", "expected whole numbers of at least 1"),
-        ("--steps ,", "--steps ',' names nothing"),
-        ("--steps 1,1", "comes twice"),
-        ("--reinjection 2", "reinjection is '2'"),
-        ("--reinjection spiral:1", "reinjection is 'spiral:1': expected a strength from 0 to 1, NAME"),
-        ("--reinjection listed:0.5,0.5,0.5,0.5", "with reinjection listed:0.5,0.5,0.5,0.5"),
-        ("--readout paralel", "readout is 'paralel': expected some of parallel, head, head_off"),
-        ("--noise_temperature -1", "noise_temperature is -1"),
-        ("--noise_temperature cold", "--noise_temperature holds 'cold': expected a number"),
-        ("--initial_temperature -1", "initial_temperature is -1"),
-        ("--initial_temperature hot", "--initial_temperature holds 'hot': expected a number"),
-        ("--noise fresh,old", "noise is 'old': expected some of fresh, reused"),
-        ("--snap confidence", "snap is 'confidence': expected every, last:N"),
-        ("--snap none,none", "comes twice"),
-        ("--samples 0", "samples"),
-        ("--seeds three", "three"),
-        ("--samples 100000", "100000 samples for each of 2 seeds: the held-out text has"),
-        ("--cci_examples -1", "cci_examples"),
-        ("--scorer {tmp}/none", "none"),
-        ("--scorer_dtype int8", "int8"),
-        ("--source {tmp}/none.jsonl", "none.jsonl"),
-        ("--step 3", "--step 3"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_2(
-    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
-) -> None:
-    out = tmp_path / "out"
-    assert main(command(shop, "--out", out, *options.format(tmp=tmp_path).split())) == 2
-    captured = capsys.readouterr()
-    assert not captured.out
-    assert captured.err.count("\n") == 1, captured.err
-    assert captured.err.startswith("fewstep: error: ")
-    assert message in captured.err
-    assert not out.exists() or not list(out.iterdir())
-
-
 def test_places_that_cannot_be_written_and_models_that_lack_a_part_are_one_line(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,42 +106,6 @@ def test_without_output_the_texts_are_printed_numbered(model: str, capsys: pytes
     assert "7 network evaluations each" in err
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--steps 0", "steps"),
-        ("--num_samples 0", "num_samples"),
-        ("--batch_size x", "batch_size"),
-        ("--readout serial", "readout"),
-        ("--step 3", "--step 3"),
-        ("--reinjection 2", "re-injection strength is 2.0"),
-        ("--reinjection listed:0.5,0.5", "2 re-injection strengths for 4 steps"),
-        ("--reinjection elf:x", "reinjection is 'elf:x': expected a strength from 0 to 1"),
-        ("--noise stale", "stale"),
-        ("--noise_temperature -1", "noise_temperature is -1.0"),
-        ("--initial_temperature nan", "initial_temperature"),
-        ("--temperature -1", "temperature is -1.0"),
-        ("--top_k 0", "top_k"),
-        ("--head_context off", "head_context=False is for readout 'head'"),
-        ("--output {tmp}/none/samples.jsonl", "none does not exist"),
-        ("--output {tmp}", "no regular file"),
-        ("--output {tmp}/there.jsonl", "exists already"),
-        ("--output {tmp}/there.jsonl/samples.jsonl", "Not a directory"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_2(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, message: str
-) -> None:
-    (tmp_path / "there.jsonl").write_text("mine")
-    assert main(["sample", model, "--device", "cpu", *options.format(tmp=tmp_path).split()]) == 2
-    out, err = capsys.readouterr()
-    assert not out
-    assert err.count("\n") == 1
-    assert message in err
-    assert (tmp_path / "there.jsonl").read_text() == "mine"
-    assert [item.name for item in tmp_path.iterdir()] == ["there.jsonl"]
-
-
 def test_the_output_is_checked_before_the_model_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", str(tmp_path / "no_model"), "--output", str(tmp_path / "none" / "a.jsonl")]) == 2
     assert "none does not exist" in capsys.readouterr().err
