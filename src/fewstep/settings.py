@@ -26,6 +26,10 @@ PARSER: Mapping[str, Any] = MappingProxyType(
     {"parser_mode": STRICT_YAML, "exit_on_error": False, "allow_abbrev": False}
 )
 """Arguments of every parser: errors are raised, options are written out, duplicate keys are refused."""
+PARSER_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value type", "Expected a <class 'NoneType'>")
+"""How the lines of jsonargparse begin that do not say what is wrong."""
+LONGEST_PART = 400
+"""Longer lines repeat all settings of a class."""
 _HOME = re.compile(r"~[^/\s]*(/|$)")
 
 
@@ -127,6 +131,13 @@ def expand_home(value: Any) -> Any:
         return type(value)(Path(value).expanduser())
     except RuntimeError:
         raise UserError(f"{value}: no home folder is known for what follows the ~: write the whole path") from None
+
+
+def parser_message(error: Exception) -> str:
+    """A message of jsonargparse in one line, without what the parser says about its own workings."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    text = " ".join(line for line in lines if not line.startswith(PARSER_NOISE) and len(line) < LONGEST_PART)
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.(?=Literal)", r"\1", text)
 
 
 class ConfigOption(ActionConfigFile):

@@ -10,7 +10,7 @@ from docstring_parser import parse
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
 from fewstep.errors import UserError
-from fewstep.settings import PARSER, ConfigOption, expand_home
+from fewstep.settings import PARSER, ConfigOption, expand_home, parser_message
 
 Options = TypeVar("Options")
 Number = TypeVar("Number", int, float)
@@ -69,7 +69,7 @@ def parse_options(command: str, options: type[Options], argv: Sequence[str]) -> 
     try:
         parsed = expand_home(command_parser(command, options).parse_args(list(argv)))
     except ArgumentError as error:
-        raise UserError(f"{error}; see fewstep {command} --help") from None
+        raise UserError(f"{parser_message(error)}; see fewstep {command} --help") from None
     return options(**{field.name: parsed[field.name] for field in fields(options)})  # type: ignore[arg-type]
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fewstep.errors import UserError
-from fewstep.settings import PARSER, ConfigOption, SizeOption, expand_home
+from fewstep.settings import PARSER, ConfigOption, SizeOption, expand_home, parser_message
 from fewstep.training.callbacks import (
     CompiledBlocks,
     Diagnostics,
@@ -55,11 +55,6 @@ INTENDED = (
     ".*isinstance.treespec.*",
 )
 """Warnings about what is done on purpose."""
-
-PARSER_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value type", "Expected a <class 'NoneType'>")
-"""How the lines of jsonargparse begin that do not say what is wrong."""
-LONGEST_PART = 400
-"""Longer lines repeat all settings of a class."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -151,7 +146,7 @@ class FewstepCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
-            raise UserError(one_line(error)) from error
+            raise UserError(parser_message(error)) from error
 
     # LightningCLI calls it without arguments and offers **kwargs to subclasses only, so none are taken here.
     def instantiate_trainer(self) -> Trainer:  # type: ignore[override]
@@ -183,7 +178,7 @@ class FewstepCLI(LightningCLI):
             # weights_only: no code of the checkpoint is run.
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         except MisconfigurationException as error:
-            raise UserError(one_line(error)) from error
+            raise UserError(parser_message(error)) from error
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
@@ -235,12 +230,6 @@ def named(class_path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def one_line(error: Exception) -> str:
-    """A message in one line, without what the parser says about its own workings."""
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    return " ".join(line for line in lines if not line.startswith(PARSER_NOISE) and len(line) < LONGEST_PART)
-
-
 def run_training(arguments: list[str]) -> None:
     """Train with ``arguments`` (``fit --config FILE ...``).
 
@@ -269,6 +258,6 @@ def run_training(arguments: list[str]) -> None:
         if end.code not in (None, 0):
             raise
     except ArgumentError as error:
-        raise UserError(one_line(error)) from None
+        raise UserError(parser_message(error)) from None
     finally:
         finish_wandb()
