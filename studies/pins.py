@@ -122,8 +122,8 @@ GONE = re.compile(
     r"|^results\..*(num_examples|scope|num_draws|num_predictions|name|times\.\d)$"
 )
 """Names of values that changed on purpose: the trade-off table of a diagnosis, accuracies that moved from validation
-to diagnostics, the fingerprint of a corpus, with the hash of the protocols that hold it, and counts and names beside the
-figures of a diagnosis, which have another layout."""
+to diagnostics, the fingerprint of a corpus with the hash of the protocols that hold it, and counts and names beside the
+figures of a diagnosis, whose layout is new."""
 
 
 def write(folder: Path, only: set[str]) -> int:
