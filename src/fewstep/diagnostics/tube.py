@@ -110,7 +110,7 @@ def _tokens(decode: Decode, z: Tensor, positions: Tensor) -> Tensor:
 
 
 def _noise_scale(path: Path, time: float) -> float:
-    t = torch.tensor([time], dtype=torch.float32).double()  # the time that the model is told
+    t = torch.tensor([time], dtype=torch.float32).double()  # the time that the model is given
     return float(path.schedule.sigma(t) / path.schedule.alpha(t))
 
 

@@ -107,7 +107,7 @@ class TextBench:
         return incompatibility(generator.bundle.identity, sampler, num_steps)
 
     def rows(self, folder: Path, num_steps: int, reinjection: float) -> list[Compared]:
-        """One row a readout, all of the same latents."""
+        """One row per readout, all of the same latents."""
         bundle = self._load(folder)
         group = own_texts(bundle, num_steps, reinjection, self.readouts)
         found = self._measured(bundle, group)
@@ -219,9 +219,9 @@ class ImageBench:
     def incompatibility(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
         """What :func:`fewstep.samplers.incompatibility` says."""
         model = ImageModel.from_pretrained(folder)
-        told = model.require_flow(str(folder))
-        sampler = FlowSampler(model.flow().path, grid=told.default_grid(), reinjection=reinjection)
-        return incompatibility(told, sampler, num_steps)
+        identity = model.require_flow(str(folder))
+        sampler = FlowSampler(model.flow().path, grid=identity.default_grid(), reinjection=reinjection)
+        return incompatibility(identity, sampler, num_steps)
 
     def rows(self, folder: Path, num_steps: int, reinjection: float) -> list[Compared]:
         """One row."""

@@ -22,7 +22,7 @@ def decoder_of(readout: ParallelReadout) -> Decode:
 
 
 class HeadConditionals:
-    """A commitment head at latents that hold noise of ``level`` (rms), which it is told.
+    """A commitment head at latents that hold noise of ``level`` (rms), which it is given.
 
     Unlike :meth:`~fewstep.readouts.CommitmentHead.generate` it adds no noise: it reads what it is given.
     """

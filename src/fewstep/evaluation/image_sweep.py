@@ -1,7 +1,7 @@
 """The image control over steps and re-injection: how far generated images are from real ones.
 
 N images a seed, K steps. No network that was trained on photographs is asked: the features are the model's own latents,
-and pixels (this project's definition).
+and pixels.
 """
 
 import hashlib
@@ -67,7 +67,8 @@ class ImageSweep:
         stiffness_examples: int = 0,
         batch_size: int = 64,
     ) -> None:
-        told, path = model.require_flow(), model.flow().path
+        flow_info, path = model.require_flow(), model.flow().path
+        grid = flow_info.default_grid()
         self.model, self.base, self.seeds = model, base, tuple(dict.fromkeys(seeds))
         self.num_samples, self.batch_size, self.stiffness_examples = num_samples, batch_size, stiffness_examples
         if not 2 <= num_samples <= model.source().num_train or not self.seeds:
@@ -77,12 +78,12 @@ class ImageSweep:
             )
         asked = dict.fromkeys((count, float(gamma)) for gamma in reinjections for count in steps)
         self.settings = tuple(
-            ImageSetting(name or told.objective or "flow", count, gamma)
+            ImageSetting(name or flow_info.objective or "flow", count, gamma)
             for count, gamma in asked
-            if incompatibility(told, FlowSampler(path, grid=told.default_grid(), reinjection=gamma), count) is None
+            if incompatibility(flow_info, FlowSampler(path, grid=grid, reinjection=gamma), count) is None
         )
         if not self.settings:
-            raise UserError(f"{told.objective} was trained for none of steps {steps}, re-injection {reinjections}")
+            raise UserError(f"{flow_info.objective} was trained for none of steps {steps}, re-injection {reinjections}")
         self.autoencoder = weights_digest(model.autoencoder)[:HASH_DIGITS]
         self.digest = _hash([model.manifest(), {name: weights_digest(part) for name, part in model.parts().items()}])
         if base is not None and weights_digest(base.model.autoencoder)[:HASH_DIGITS] != self.autoencoder:
@@ -118,7 +119,7 @@ class ImageSweep:
         )
 
     def rows(self, done: Collection[ImageRow] = ()) -> Iterator[ImageRow]:
-        """The yardstick, then one row a setting, but for what is ``done``."""
+        """The yardstick, then one row per setting that is not ``done``."""
         have = {(row.model, row.setting) for row in done}
         if (self.autoencoder, ImageSetting(YARDSTICK)) not in have:
             yield self._yardstick()
@@ -220,11 +221,11 @@ class ImageSweep:
     def _stiffness_peak(self, setting: ImageSetting) -> float | None:
         """Over the states at which the sampler evaluated the model, for the first images of the first seed."""
         assert setting.num_steps is not None and setting.reinjection is not None
-        told, flow = self.model.require_flow(), self.model.flow()
+        flow_info, flow = self.model.require_flow(), self.model.flow()
         generators = example_generators(self.seeds[0], 0, self.stiffness_examples)
         channels, height, width = self.model.latent_shape
         x_0 = randn((len(generators), height * width, channels), next(flow.parameters()), generators)
-        sampler = FlowSampler(flow.path, grid=told.default_grid(), reinjection=setting.reinjection)
+        sampler = FlowSampler(flow.path, grid=flow_info.default_grid(), reinjection=setting.reinjection)
         mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=x_0.device)
         states = list(
             sampler.iterate(flow, x_0, num_steps=setting.num_steps, mask=mask, generator=generators),

@@ -28,7 +28,7 @@ from fewstep.shapes import example_generators, rand, randn
 NUM_SAMPLES = 6
 STEPS = (1, 2, 4, 8, 16)
 MAX_TOKENS = 64
-"""Tokens of a block that are looked at: more would neither fit a screen nor a minute."""
+"""Tokens of a block that are shown: more would neither fit a screen nor a minute."""
 
 DIGITS = 3
 """Significant digits of a distance."""
@@ -71,7 +71,7 @@ class TracePath:
 class Traces:
     """Tokens and boundary distances at every step, for several ways and numbers of steps (see :func:`collect_traces`).
 
-    ``num_tokens`` are the tokens L that are looked at, the first of ``block_size``. ``vocabulary`` holds the text of
+    ``num_tokens`` are the tokens L that are traced, the first of ``block_size``. ``vocabulary`` holds the text of
     each token that occurs and ``token_ids`` its number in the tokenizer; ``model`` is
     :func:`~fewstep.evaluation.sweep.model_digest`. This project's definition.
     """
@@ -86,7 +86,7 @@ class Traces:
     paths: tuple[TracePath, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod
@@ -127,7 +127,7 @@ def collect_traces(
     commitment head: it reads the deterministic latents (or the model's own, where it cannot go that way), at every step
     blurred by the same noise and with the same uniform numbers, so that only the latent moves. What the model was not
     trained for is left out (:func:`~fewstep.evaluation.trace_plan.planned_paths`). Of a block longer than
-    ``max_tokens`` its first tokens are looked at.
+    ``max_tokens`` its first tokens are traced.
 
     A distance is that to the nearest flip of the likeliest token, to first order: m / |grad m|, in rms of data
     latents, which are whitened to 1. Of the head it is the likeliest token given the tokens that it drew before;
