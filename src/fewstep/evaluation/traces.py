@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from math import isfinite
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -19,11 +19,13 @@ from fewstep.evaluation.adapters import HeadConditionals, decoder_of
 from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.trace_distances import block_distances, row_slices, rows_within_memory
 from fewstep.evaluation.trace_plan import PlannedPath, Way, planned_paths
-from fewstep.evaluation.trace_text import token_text
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import example_generators, rand, randn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 NUM_SAMPLES = 6
 STEPS = (1, 2, 4, 8, 16)
@@ -258,3 +260,16 @@ def _is_distance(value: Any) -> bool:
 
 def _numbered(rows: Sequence[Sequence[int]], low: int, high: int) -> bool:
     return all(type(number) is int and low <= number <= high for row in rows for number in row)
+
+
+def token_text(tokenizer: "PreTrainedTokenizerFast", token: int) -> str:
+    """The text of ``token`` after another token, with the space before it; special tokens by their names.
+
+    A part of a character shows U+FFFD. Tokenizers drop the space of a text's first word, or mark a continued word, at
+    the first token: therefore the second of two is taken.
+    """
+    alone, twice = (
+        str(tokenizer.decode([token] * count, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        for count in (1, 2)
+    )
+    return twice[len(alone) :] or alone
