@@ -19,7 +19,7 @@ from fewstep.data import ImageSource, image_source, tokenizer_fingerprint
 from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionType
 from fewstep.errors import UserError, first_line
 from fewstep.model_card import model_card
-from fewstep.paths import PATHS
+from fewstep.paths import PATHS, PathName
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, ReadoutChoice
 from fewstep.registry import import_attribute
 from fewstep.schedules import TimeGrid, quantile_grid
@@ -28,7 +28,6 @@ from fewstep.typed import validated
 from fewstep.types import LatentEncoder, Readout
 
 Kind = Literal["text", "images"]
-PathName = Literal["linear", "variance_preserving"]
 
 PART_TYPES: dict[Kind, dict[str, type]] = {
     "text": {

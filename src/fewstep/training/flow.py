@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
 
 from fewstep.autoencoders import to_positions
-from fewstep.denoisers import FlowModel, PredictionType, RegressionDenoiser
+from fewstep.denoisers import FlowModel, PredictionType, ReadsCodebook, RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.model import Identity, PathName, SavedModel, check_same_autoencoder
+from fewstep.model import Identity, SavedModel, check_same_autoencoder
 from fewstep.objectives import Objective
-from fewstep.paths import PATHS
+from fewstep.paths import PATHS, PathName
 from fewstep.training.data_modules import Batch, ImageDataModule, StepDataModule, TextDataModule
 from fewstep.training.latent_cache import LatentCache
 from fewstep.training.module import Shared, TrainingModule, load_base, tokens_of
@@ -25,6 +26,9 @@ from fewstep.training.teacher import (
     start_from,
 )
 from fewstep.types import Latents, LossOutput
+
+MAX_COUNTED_BLOCKS = 50_000
+"""Train blocks whose tokens are counted for a prior over tokens."""
 
 
 class FlowModule(TrainingModule):
@@ -64,6 +68,8 @@ class FlowModule(TrainingModule):
         self.latent_cache_dir = latent_cache_dir
         self._cache: LatentCache | None = None
         self.denoiser = denoiser(*self.latent_size())
+        if isinstance(self.denoiser, ReadsCodebook):
+            self._give_codebook(self.denoiser, path)
         check_objective(objective, self.denoiser, teacher)
         self._teacher: Shared[Any] = Shared(None)
         if teacher is not None:
@@ -86,6 +92,22 @@ class FlowModule(TrainingModule):
         model = self.load(path, self.data, needs_flow=True, allow=allow)
         check_same_autoencoder(self.base.autoencoder, model.autoencoder, base_path, path)
         return model
+
+    def _give_codebook(self, denoiser: ReadsCodebook, path: PathName) -> None:
+        """Give the denoiser the autoencoder's code and the tokens' log-frequencies in the train split."""
+        own_path = getattr(denoiser, "config", {}).get("path", path)
+        if self.prediction != "x1" or own_path != path:
+            raise UserError(
+                f"model.prediction is {self.prediction} and model.path {path}, but this denoiser predicts x1 on the "
+                f"{own_path} path: give the same"
+            )
+        if not hasattr(self.base.autoencoder, "codebook"):
+            raise UserError("this autoencoder has no codebook, which model.denoiser needs: give a RegressionDenoiser")
+        codebook = self.base.autoencoder.codebook()
+        counts = torch.ones(len(codebook), dtype=torch.float64)  # of each token one more, so that none is impossible
+        for row in islice(self.data.corpus.train, MAX_COUNTED_BLOCKS):
+            counts += torch.as_tensor(row["input_ids"][: row["length"]]).bincount(minlength=len(codebook))
+        denoiser.set_codebook(codebook, (counts / counts.sum()).log().float())
 
     def latent_size(self) -> tuple[int, int]:
         """Latent dimension D and positions K."""
