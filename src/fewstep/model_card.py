@@ -1,4 +1,4 @@
-"""The README.md of a saved model. A card is for readers: nothing of it is ever read when a model is loaded."""
+"""The card (README.md) of a saved model, apart from `model` because it is prose."""
 
 from fewstep.storage import Manifest
 
