@@ -34,7 +34,7 @@ def measure(stage: str, names: Sequence[str] | None, subject: Subject) -> tuple[
     chosen = choose(MEASUREMENTS, names)
     if names is None:
         chosen = {name: measurement for name, measurement in chosen.items() if stage in measurement.stages}
-    bundle = subject.generator.bundle
+    bundle = subject.generator.model
     for name, measurement in chosen.items():
         if missing := [part for part in measurement.parts if part not in bundle.parts()]:
             raise UserError(f"diagnostics.measurements: {name} needs {missing[0]}, which the stage {stage} has not")
