@@ -59,7 +59,7 @@ BUDGETS = {
     "objectives": (1150, 1150),
     "samplers": (768, 600),
     "data": (1803, 900),
-    "model storage pipeline provenance model_card locking typed": (1400, 1150),
+    "model storage pipeline provenance locking typed": (1400, 1150),
     "metrics diagnostics": (2080, 1750),
     "training": (2700, 1950),
     "cli settings __main__": (2600, 1300),
