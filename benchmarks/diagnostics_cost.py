@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from fewstep.bundle import ModelBundle
 from fewstep.data import CorpusSettings, prepare_corpus
 from fewstep.diagnostics.boundary import normal_boundary
 from fewstep.diagnostics.dabi import dabi
@@ -25,6 +24,7 @@ from fewstep.diagnostics.response import CategoricalResponse
 from fewstep.evaluation.adapters import decoder_of
 from fewstep.evaluation.baselines import held_out_blocks
 from fewstep.evaluation.subject import make_subject
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.settings import configs_folder
 from fewstep.training.callbacks import Diagnostics
@@ -44,7 +44,7 @@ def seconds(function: Callable[[], object], repeats: int) -> list[float]:
 
 def forward_equivalents(model: Path, repeats: int) -> None:
     """Print the cost of local DABI in decoder forward passes."""
-    bundle = ModelBundle.from_pretrained(model)
+    bundle = SavedModel.from_pretrained(model)
     corpus = prepare_corpus(CorpusSettings(tokenizer=str(model / "tokenizer"), block_size=bundle.identity.block_size))
     tokens, _ = held_out_blocks(corpus.validation, 65)
     subject = make_subject(TextGenerator(bundle), tokens, num_examples=64, num_positions=4, seed=0)

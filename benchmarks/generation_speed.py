@@ -27,11 +27,11 @@ import torch
 from arguments import OneLineParser, at_least_one
 from torch import nn
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.cli.output import new_text_file
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.readouts import CausalTransformer, LanguageModel
 from fewstep.shapes import example_generators
@@ -182,7 +182,7 @@ def language_way(name: str, model: LanguageModel, block_size: int) -> Way:
     return Way(name, None, block_size, parameter_count(model), make)
 
 
-def all_ways(bundle: ModelBundle, steps: Sequence[int]) -> tuple[list[Way], CausalTransformer]:
+def all_ways(bundle: SavedModel, steps: Sequence[int]) -> tuple[list[Way], CausalTransformer]:
     """Every way of the table, and the baseline's network. Raises ``UserError`` where the model lacks a part."""
     bundle.require("autoencoder", "denoiser", "readout", "head", "language_model")
     denoiser, generator = bundle.denoiser, TextGenerator(bundle)

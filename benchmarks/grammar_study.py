@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from grammar_table import Row, write_table
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.quickstart import STAGES
 from fewstep.data import CorpusSettings, PreparedCorpus, prepare_corpus
 from fewstep.evaluation.baselines import held_out_blocks, token_counts
@@ -28,10 +27,11 @@ from fewstep.evaluation.grammar_scores import GrammarMeasures
 from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.sweep_row import Setting
-from fewstep.evaluation.sweep_texts import SWEEP_READOUTS, Batch, FlowTexts, Made, TextGroup, flow_setting
+from fewstep.evaluation.sweep_texts import Batch, FlowTexts, Made, TextGroup, flow_setting
 from fewstep.evaluation.yardsticks import yardsticks
-from fewstep.merging import merge_bundles
+from fewstep.model import SavedModel, merge_models
 from fewstep.pipeline import TextGenerator
+from fewstep.readouts import READOUTS
 from fewstep.settings import configs_folder
 from fewstep.shapes import example_generators
 from fewstep.training.command import run_training
@@ -127,7 +127,7 @@ class Study:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         folders = [str(args.out / name / "model") for name in ("head", "language_model")]
-        self.bundle = merge_bundles([ModelBundle.from_pretrained(folder) for folder in folders], folders).to("cpu")
+        self.bundle = merge_models([SavedModel.from_pretrained(folder) for folder in folders], folders).to("cpu")
         self.bundle.save_pretrained(args.out / "model", overwrite=True)
         self.corpus: PreparedCorpus = prepare_corpus(
             CorpusSettings(
@@ -236,10 +236,10 @@ READ = ("parallel", "head")
 class ReadBack:
     """Held-out text ``ids`` (N, L) encoded and read again: what a readout loses without any sampling."""
 
-    def __init__(self, bundle: ModelBundle, ids: torch.Tensor, num_samples: int, readout: str) -> None:
+    def __init__(self, bundle: SavedModel, ids: torch.Tensor, num_samples: int, readout: str) -> None:
         self.settings: tuple[Setting, ...] = (Setting("read back", readout),)
         self.bundle, self.ids, self.num_samples = bundle, ids, num_samples
-        self.choice = SWEEP_READOUTS[readout]
+        self.choice = READOUTS[readout]
 
     @torch.no_grad()
     def make(self, batch: Batch, settings: list[Setting]) -> list[Made]:
@@ -248,7 +248,7 @@ class ReadBack:
         ids = self.ids[start : start + batch.count]
         assert self.bundle.autoencoder is not None
         latents = self.bundle.autoencoder.encode(ids, torch.ones_like(ids, dtype=torch.bool))
-        drawn = self.choice.get(self.bundle).generate(
+        drawn = self.bundle.open_readout(self.choice).generate(
             latents.z,
             latents.mask,
             temperature=self.choice.temperature,

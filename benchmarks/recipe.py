@@ -23,12 +23,12 @@ from recipe_settings import AUTOENCODER_FIELDS, SETTINGS, Recipe
 from torch import nn
 
 from fewstep.autoencoders import TransformerAutoencoder
-from fewstep.bundle import Identity, ModelBundle
 from fewstep.data import CorpusSettings, StepBatchSampler, prepare_corpus, tokenizer_fingerprint
 from fewstep.denoisers import CategoricalDenoiser, FlowModel, RegressionDenoiser
 from fewstep.diagnostics.accuracy import noise_robustness
 from fewstep.evaluation.baselines import held_out_blocks, token_counts
 from fewstep.evaluation.generation import evaluate_generation
+from fewstep.model import Identity, SavedModel
 from fewstep.objectives import FlowMatching, Reconstruction
 from fewstep.paths import PATHS
 from fewstep.pipeline import TextGenerator
@@ -123,7 +123,7 @@ def run(name: str, recipe: Recipe, minutes: float, folder: Path, budget: NewBudg
         grid_mean=recipe.time_mean,
         grid_std=recipe.time_std if recipe.time_mean is not None else None,
     )
-    bundle = ModelBundle(
+    bundle = SavedModel(
         lab.corpus.tokenizer, identity, autoencoder, readout, flow.network, language_model=lab.language_model
     ).to("cpu")
     bundle.save_pretrained(folder / f"{name}-{minutes:g}", overwrite=True)

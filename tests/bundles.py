@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from fewstep import storage
 from fewstep.autoencoders import TransformerAutoencoder
-from fewstep.bundle import Identity, ModelBundle
 from fewstep.data import tokenizer_fingerprint, train_tokenizer
 from fewstep.denoisers import RegressionDenoiser
+from fewstep.model import Identity, SavedModel
 from fewstep.readouts import CausalTransformer, TransformerReadout
 
 BLOCK_SIZE, STRIDE, LATENT_DIM = 8, 2, 6
@@ -25,7 +25,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(LINES * 5, 290)
 
 
-def tiny_bundle(seed: int = 0, *, self_conditioning: bool = False, width: int = 16) -> ModelBundle:
+def tiny_bundle(seed: int = 0, *, self_conditioning: bool = False, width: int = 16) -> SavedModel:
     """All five parts, in evaluation mode. Weights are random but not those of initialisation, which zero outputs."""
     with torch.random.fork_rng():  # constructors draw from the global generator
         torch.manual_seed(seed)
@@ -36,10 +36,10 @@ def tiny_bundle(seed: int = 0, *, self_conditioning: bool = False, width: int = 
     return bundle.to("cpu")
 
 
-def _fresh_bundle(self_conditioning: bool, width: int) -> ModelBundle:
+def _fresh_bundle(self_conditioning: bool, width: int) -> SavedModel:
     vocab_size = len(tokenizer())
     sizes = {"width": width, "depth": 1, "num_heads": 2}
-    return ModelBundle(
+    return SavedModel(
         tokenizer(),
         Identity(BLOCK_SIZE, tokenizer_fingerprint(tokenizer()), grid_mean=-0.2, grid_std=1.1, source="tests"),
         autoencoder=TransformerAutoencoder(vocab_size, LATENT_DIM, stride=STRIDE, **sizes),
@@ -57,18 +57,18 @@ def randomise(part: nn.Module, generator: torch.Generator) -> None:
         parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
 
 
-def only(bundle: ModelBundle, *names: str) -> ModelBundle:
+def only(bundle: SavedModel, *names: str) -> SavedModel:
     """The same model with no other parts than ``names``."""
     kept = {name: part for name, part in bundle.parts().items() if name in names}
-    return ModelBundle(bundle.tokenizer, bundle.identity, **kept)
+    return SavedModel(bundle.tokenizer, bundle.identity, **kept)
 
 
-def with_identity(bundle: ModelBundle, **changes: object) -> ModelBundle:
+def with_identity(bundle: SavedModel, **changes: object) -> SavedModel:
     """The same parts under another identity."""
-    return ModelBundle(bundle.tokenizer, replace(bundle.identity, **changes), **bundle.parts())
+    return SavedModel(bundle.tokenizer, replace(bundle.identity, **changes), **bundle.parts())
 
 
-def write_checkpoint(bundle: ModelBundle, file: Path, trained: str) -> Path:
+def write_checkpoint(bundle: SavedModel, file: Path, trained: str) -> Path:
     """A checkpoint as training writes it: ``trained`` in ``state_dict``, the other parts frozen beside it."""
     weights = {name: part.state_dict() for name, part in bundle.parts().items()}
     state = {f"{trained}.{key}": value for key, value in weights.pop(trained).items()}

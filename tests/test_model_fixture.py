@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.main import main
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -36,5 +36,5 @@ def test_a_model_of_version_0_1_is_sampled_and_saved_again(
 
 
 def test_the_fixture_holds_every_part() -> None:
-    parts = ModelBundle.from_pretrained(FIXTURES / "model_v1").parts()
+    parts = SavedModel.from_pretrained(FIXTURES / "model_v1").parts()
     assert list(parts) == ["autoencoder", "readout", "denoiser", "head", "language_model"]

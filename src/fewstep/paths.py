@@ -80,3 +80,8 @@ def variance_preserving_path() -> Path:
 
 PATHS: dict[str, Callable[[], Path]] = {"linear": linear_path, "variance_preserving": variance_preserving_path}
 """The paths by their names in saved models and settings."""
+
+
+def name_of_path(path: Path) -> str:
+    """The name of a path in :data:`PATHS`."""
+    return next(name for name, make in PATHS.items() if type(make().schedule) is type(path.schedule))

@@ -1,63 +1,28 @@
-"""The main door: noise to latents to text. B samples, L tokens, K latent positions, D latent dimension."""
+"""The main door: noise to latents to text or images. B samples, L tokens, K latent positions, D latent dimension."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from fewstep.bundle import Identity, ModelBundle
+from fewstep.autoencoders import from_positions
 from fewstep.data.tokenizer import decode_blocks
 from fewstep.data.tokenizer import decode_documents as decode_documents
 from fewstep.denoisers import FlowModel
 from fewstep.errors import UserError
+from fewstep.model import Identity, SavedModel
 from fewstep.paths import PATHS
-from fewstep.readouts import Ending, check_draw
+from fewstep.readouts import READOUTS, check_draw
+from fewstep.registry import resolve
 from fewstep.samplers import FlowSampler, RuleLike, Snap, SnapRule, Solver, check_compatible, check_numbers
 from fewstep.schedules import TimeGrid
-from fewstep.shapes import Generators, example_generators, randn
-from fewstep.types import TokenSample
-
-Choice = TypeVar("Choice")
-
-
-class Generating(Protocol):
-    """A readout whose noise may come from one generator an example."""
-
-    def generate(
-        self,
-        z: Tensor,
-        mask: Tensor,
-        *,
-        temperature: float,
-        top_p: float,
-        top_k: int | None,
-        ending: Ending | None,
-        generator: Generators,
-    ) -> TokenSample:
-        """Tokens (B, L) for latents (B, K, D)."""
-        ...
-
-
-@dataclass(frozen=True)
-class ReadoutChoice:
-    """One way to read latents: the part that does it, how to get it, and its usual temperature."""
-
-    part: str
-    get: Callable[[ModelBundle], Generating]
-    temperature: float
-
-
-READOUTS: dict[str, ReadoutChoice] = {
-    # Each position on its own: drawing them independently would only add noise, so the likeliest token is taken.
-    "parallel": ReadoutChoice("readout", lambda bundle: bundle.reader(), temperature=0.0),
-    "head": ReadoutChoice("head", lambda bundle: bundle.commitment_head(), temperature=1.0),
-}
+from fewstep.shapes import example_generators, randn
+from fewstep.types import Ending
 
 
 @dataclass(frozen=True)
@@ -87,28 +52,52 @@ class GeneratedText:
         return len(self.texts)
 
 
+@dataclass(frozen=True)
+class GeneratedImages:
+    """``images`` (N, C, H, W) in [0, 1] and the latents ``x_1`` (N, K, c) that were decoded, both on the CPU.
+
+    ``nfe``: evaluations of the denoiser per image. ``seconds``: wall time from noise to images.
+    """
+
+    images: Tensor
+    x_1: Tensor
+    nfe: int
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
 class TextGenerator:
     """Samples text with a saved or freshly trained model.
 
-    The parts of ``bundle`` are used where they are and as they are: put them on their device, in evaluation mode,
-    with ``bundle.to(device)`` (:meth:`from_pretrained` does).
+    The parts of ``model`` are used where they are and as they are: put them on their device, in evaluation mode, with
+    ``model.to(device)`` (:meth:`from_pretrained` does).
     """
 
-    def __init__(self, bundle: ModelBundle) -> None:
-        self.bundle = bundle
+    def __init__(self, model: SavedModel) -> None:
+        self.model = model
+        self.bundle = model  # until all rooms have moved
 
     @classmethod
-    def from_pretrained(cls, path: str | FilePath, device: torch.device | str = "cpu") -> "TextGenerator":
-        """Load a model folder or a ``.ckpt`` file. Raises ``UserError`` with one line for whatever is wrong with it."""
-        return cls(ModelBundle.from_pretrained(path).to(device))
+    def from_pretrained(
+        cls,
+        path: str | FilePath,
+        device: torch.device | str = "cpu",
+        *,
+        allow: Sequence[str] = (),
+        revision: str | None = None,
+    ) -> "TextGenerator":
+        """Load a model folder, a ``.ckpt`` file or a hub name; see :meth:`fewstep.model.SavedModel.from_pretrained`."""
+        return cls(SavedModel.from_pretrained(path, allow=allow, revision=revision, kind="text").to(device))
 
     def save_pretrained(self, folder: str | FilePath, *, overwrite: bool = False) -> None:
-        """Write the model folder, whole or not at all; see :meth:`fewstep.bundle.ModelBundle.save_pretrained`."""
-        self.bundle.save_pretrained(folder, overwrite=overwrite)
+        """Write the model folder, all of it or nothing; see :meth:`fewstep.model.SavedModel.save_pretrained`."""
+        self.model.save_pretrained(folder, overwrite=overwrite)
 
     def default_grid(self) -> TimeGrid:
-        """Where the identity says that training spent its time: logit-normal quantiles, or equal steps."""
-        return self.bundle.identity.default_grid()
+        """The time grid that the model's training suggests."""
+        return self.model.identity.default_grid()
 
     @torch.no_grad()
     def decidedness(self, z: Tensor, mask: Tensor) -> Tensor:
@@ -118,18 +107,14 @@ class TextGenerator:
         For re-injection by position (:func:`fewstep.samplers.rules.by_position`). Raises ``UserError`` without a
         readout.
         """
-        reader = self.bundle.reader()
-        likeliest = reader(z, mask).float().softmax(-1).amax(-1)
+        likeliest = self.model.reader().logits(z, mask).float().softmax(-1).amax(-1)
         return likeliest.unflatten(1, (z.shape[1], -1)).amin(-1)
 
     def snap(self, rule: str | SnapRule = "every") -> Snap:
         """Snaps estimates to the parallel readout's likeliest tokens, as ``rule`` says: see
         :func:`fewstep.samplers.parse_snap`. Raises ``UserError`` without a readout or an autoencoder."""
-        self.bundle.require("autoencoder")
-        encoder, reader = self.bundle.autoencoder, self.bundle.reader()
-        assert encoder is not None
-        encode = encoder.encode
-        return Snap(reader, lambda ids, mask: encode(ids, mask).z, rule)
+        encode = self.model.encoder().encode
+        return Snap(self.model.reader().logits, lambda ids, mask: encode(ids, mask).z, rule)
 
     @torch.no_grad()
     def generate(
@@ -158,29 +143,33 @@ class TextGenerator:
         """``num_samples`` texts in ``num_steps`` steps of ``solver`` ("euler", "heun" or a function).
 
         Sample i depends on ``seed`` and i alone, not on ``num_samples`` or ``batch_size`` (but for the last bits of
-        matrix products, which may tip a token over at a tie); they begin at ``first_sample``. ``readout`` is "parallel"
-        or "head"; ``temperature``, ``top_p`` and ``top_k`` are for its draw: by default the parallel readout takes
-        the likeliest token (0) and the commitment head draws (1). ``stop``: a text ends at its first end-of-text.
-        ``head_context`` False cuts the head off from its earlier tokens, for the ablation. ``snap`` "every",
-        "confidence:0.9" or another rule of :func:`fewstep.samplers.parse_snap` replaces estimates on the way by
-        those of their likeliest tokens. ``reinjection``: whatever :func:`fewstep.samplers.parse_rule` reads; for its
-        controls, ``reuse_noise`` and two temperatures, see :class:`fewstep.samplers.FlowSampler`. ``grid``: where
-        the steps end, see :meth:`default_grid`. ``progress`` is called with the number just finished.
+        matrix products, which may tip a token over at a tie); they begin at ``first_sample``. ``readout`` is one of
+        :data:`fewstep.readouts.READOUTS`; ``temperature``, ``top_p`` and ``top_k`` are for its draw: by default the
+        parallel readout takes the likeliest token (0) and the commitment head draws (1). ``stop``: a text ends at its
+        first end-of-text. ``head_context`` False hides its earlier tokens from the head, for the ablation. ``snap``
+        "every", "confidence:0.9" or another rule of :func:`fewstep.samplers.parse_snap` replaces estimates by those of
+        their likeliest tokens. ``reinjection``: whatever :func:`fewstep.samplers.parse_rule` reads; for its controls,
+        ``reuse_noise`` and two temperatures, see :class:`fewstep.samplers.FlowSampler`. ``grid``: where the steps end
+        (None: the identity's own). ``progress`` is called with the number just finished.
 
         Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
         rules out.
         """
-        chosen = _choose(READOUTS, readout, "readout")
+        choice = resolve(READOUTS, readout, "readout")
+        if not head_context:
+            if readout != "head":
+                raise UserError("head_context=False is for readout 'head': no other sees earlier tokens")
+            choice = READOUTS["head_off"]
         check_numbers(num_samples, num_steps, batch_size)
-        temperature = chosen.temperature if temperature is None else temperature
-        self.bundle.require("denoiser", chosen.part)
-        flow, reader = self.bundle.flow(), self._reader(chosen, head_context)
+        self.model.require("denoiser", choice.part)
+        flow, reader = self.model.flow(), self.model.open_readout(choice)
+        temperature = choice.temperature if temperature is None else temperature
         ending = self._ending() if stop else None
-        with _told_in_a_line():
+        with _as_user_error():
             check_draw(temperature, top_p, top_k)
             sampler = FlowSampler(
                 flow.path,
-                grid=self.default_grid() if grid is None else grid,
+                grid=self.model.identity.default_grid() if grid is None else grid,
                 reinjection=reinjection,
                 solver=solver,
                 reuse_noise=reuse_noise,
@@ -189,66 +178,88 @@ class TextGenerator:
                 correct=None if snap is None else self.snap(snap),
                 decidedness=self.decidedness,
             )
-            check_compatible(self.bundle.identity, sampler, num_steps)
-            draw = partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
-        indices = range(first_sample, first_sample + num_samples)
-        return self._written(flow, sampler, draw, indices, num_steps, seed, readout, batch_size, progress)
-
-    def _reader(self, chosen: ReadoutChoice, head_context: bool) -> Generating:
-        if head_context:
-            return chosen.get(self.bundle)
-        if chosen.part != "head":
-            raise UserError("head_context=False is for readout 'head': the parallel readout never sees earlier tokens")
-        return self.bundle.commitment_head().without_tokens()
-
-    def _ending(self) -> Ending:
-        tokenizer = self.bundle.tokenizer
-        return Ending(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id))
-
-    def _written(
-        self,
-        flow: FlowModel,
-        sampler: FlowSampler,
-        draw: Callable[..., TokenSample],
-        indices: range,
-        num_steps: int,
-        seed: int,
-        readout: str,
-        batch_size: int,
-        progress: Callable[[int], object] | None,
-    ) -> GeneratedText:
-        """The batches one after the other, and as one with their texts."""
+            check_compatible(self.model.identity, sampler, num_steps)
+        draw = partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
         samples, latents, nfe, start = [], [], 0, time.perf_counter()
-        for first in indices[::batch_size]:
-            generators = example_generators(seed, first, min(batch_size, indices.stop - first))
-            x_1, mask, nfe = self._latents(flow, sampler, num_steps, generators)
+        for generators in _batches(seed, first_sample, num_samples, batch_size):
+            x_1, mask, nfe = sample_latents(flow, sampler, self.model.latent_shape(), num_steps, generators)
             samples.append(draw(x_1, mask, generator=generators).cpu())
             latents.append(x_1.cpu())
             if progress is not None:
                 progress(len(x_1))
         seconds = time.perf_counter() - start
         ids, log_probs, mask = (
-            torch.cat(parts) for parts in zip(*((one.ids, one.log_probs, one.written) for one in samples), strict=True)
+            torch.cat(parts) for parts in zip(*((s.ids, s.log_probs, s.written) for s in samples), strict=True)
         )
-        texts = decode_blocks(self.bundle.tokenizer, ids)
+        texts = decode_blocks(self.model.tokenizer, ids)
         return GeneratedText(texts, ids, log_probs, torch.cat(latents), nfe, seconds, num_steps, seed, readout, mask)
 
-    def _latents(
-        self, flow: FlowModel, sampler: FlowSampler, num_steps: int, generators: list[torch.Generator]
-    ) -> tuple[Tensor, Tensor, int]:
-        """x_1 (B, K, D), its mask (B, K) of ones, and the evaluations spent."""
-        like = next(flow.parameters())
-        shape = (len(generators), *self.bundle.latent_shape())
-        x_0 = randn(shape, like, generators)
-        mask = torch.ones(shape[:2], dtype=torch.bool, device=like.device)
-        for state in sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators):
-            last = state
-        return last.x_t, mask, last.nfe
+    def _ending(self) -> Ending:
+        tokenizer = self.model.tokenizer
+        return Ending(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id))
+
+
+class ImageGenerator:
+    """Samples images with a saved or freshly trained model, whose parts are used where they are and as they are."""
+
+    def __init__(self, model: SavedModel) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def generate(
+        self,
+        num_samples: int,
+        num_steps: int = 4,
+        seed: int = 0,
+        *,
+        reinjection: RuleLike = 0.0,
+        solver: str | Solver = "euler",
+        grid: TimeGrid | None = None,
+        batch_size: int = 64,
+    ) -> GeneratedImages:
+        """``num_samples`` images; the arguments are those of :meth:`TextGenerator.generate`.
+
+        Image i depends on ``seed`` and i alone. Raises ``UserError`` for numbers out of range, a missing flow, and a
+        sampler that the model's identity rules out.
+        """
+        check_numbers(num_samples, num_steps, batch_size)
+        flow, autoencoder = self.model.flow(), self.model.image_autoencoder()
+        images, latents, nfe, start = [], [], 0, time.perf_counter()
+        with _as_user_error():
+            grid = self.model.identity.default_grid() if grid is None else grid
+            sampler = FlowSampler(flow.path, grid=grid, reinjection=reinjection, solver=solver)
+            check_compatible(self.model.identity, sampler, num_steps)
+        for generators in _batches(seed, 0, num_samples, batch_size):
+            x_1, _, nfe = sample_latents(flow, sampler, self.model.latent_shape(), num_steps, generators)
+            images.append(autoencoder.decode(from_positions(x_1, autoencoder.latent_shape[1])).clamp(0, 1).cpu())
+            latents.append(x_1.cpu())
+        return GeneratedImages(torch.cat(images), torch.cat(latents), nfe, time.perf_counter() - start)
+
+
+def sample_latents(
+    flow: FlowModel,
+    sampler: FlowSampler,
+    shape: tuple[int, int],
+    num_steps: int,
+    generators: Sequence[torch.Generator],
+) -> tuple[Tensor, Tensor, int]:
+    """x_1 (B, K, D) of ``shape`` (K, D) from noise of ``generators`` (B), its mask (B, K) of ones, and the NFE."""
+    like = next(flow.parameters())
+    x_0 = randn((len(generators), *shape), like, generators)
+    mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=like.device)
+    for state in sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators):
+        last = state
+    return last.x_t, mask, last.nfe
+
+
+def _batches(seed: int, first: int, count: int, batch_size: int) -> Iterator[list[torch.Generator]]:
+    for start in range(first, first + count, batch_size):
+        yield example_generators(seed, start, min(batch_size, first + count - start))
 
 
 @contextmanager
-def _told_in_a_line() -> Iterator[None]:
-    """What the sampler's arguments do wrong, as a ``UserError``."""
+def _as_user_error() -> Iterator[None]:
+    """Raise a ``ValueError`` about the sampler's arguments as a ``UserError``."""
     try:
         yield
     except ValueError as error:
@@ -257,12 +268,6 @@ def _told_in_a_line() -> Iterator[None]:
 
 def check_sampler(identity: Identity, num_steps: int, reinjection: RuleLike = 0.0) -> None:
     """Raise ``UserError`` where the model was not trained for ``num_steps`` Euler steps with ``reinjection``."""
-    with _told_in_a_line():
+    with _as_user_error():
         sampler = FlowSampler(PATHS[identity.path](), grid=identity.default_grid(), reinjection=reinjection)
         check_compatible(identity, sampler, num_steps)
-
-
-def _choose(choices: dict[str, Choice], name: str, what: str) -> Choice:
-    if name not in choices:
-        raise UserError(f"{what} is {name!r}: expected one of {', '.join(choices)}")
-    return choices[name]

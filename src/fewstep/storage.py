@@ -1,69 +1,219 @@
-"""Model folders and training checkpoints on disk: written whole or not at all, read strictly."""
+"""Model folders, training checkpoints and models on the hub: written whole or not at all, read strictly.
 
+No code is ever unpickled. What a model *is* (identity, classes of its parts) is :mod:`fewstep.model`'s business.
+"""
+
+import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
+import torch
 from packaging.version import InvalidVersion, Version
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from fewstep.data import load_tokenizer
 from fewstep.errors import UserError, first_line
-from fewstep.typed import check_types
-from fewstep.weights import file_digest, flush, load_checkpoint, read_safetensors
-from fewstep.weights import load_strictly as load_strictly  # what is built of a stored model is filled by it
-from fewstep.weights import misfit as misfit
+from fewstep.typed import validated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _log = logging.getLogger(__name__)
 
+FORMAT = 2
 CHECKPOINT_KEY = "fewstep"
-"""Key under which a training checkpoint carries what the weights alone do not say."""
+"""Key under which a training checkpoint carries what makes it a whole model."""
+CARD = "README.md"
+MODEL_FILES = ("config.json", "*.safetensors", "tokenizer/*", CARD)
+"""What a model folder holds, as patterns: nothing else is fetched from the hub or replaced on disk."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+FORMAT_1_NAMES = {"head": "commitment"}
+"""Parts whose weights format 1 stores under another name."""
+FORMAT_1_CLASSES = {
+    "TransformerAutoencoder": "fewstep.autoencoders.TransformerAutoencoder",
+    "ImageAutoencoder": "fewstep.autoencoders.ImageAutoencoder",
+    "LinearReadout": "fewstep.readouts.LinearReadout",
+    "TransformerReadout": "fewstep.readouts.TransformerReadout",
+    "CausalTransformer": "fewstep.readouts.CausalTransformer",
+    "RegressionDenoiser": "fewstep.denoisers.RegressionDenoiser",
+    "CategoricalDenoiser": "fewstep.denoisers.CategoricalDenoiser",
+}
 
-DIGESTS = "sha256"
-"""Key of ``config.json`` for the digest of each weight file, by its name; models saved before it was kept have none."""
-_DIGEST = re.compile("[0-9a-f]{64}")
 
-Kind = Literal["text", "images"]
-"""What a model is a model of; manifests without the entry ``kind`` are of text."""
+@dataclass(frozen=True)
+class PartSpec:
+    """How to build a part: its class and the arguments of its constructor."""
+
+    class_path: str
+    init_args: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``config.json`` of a model folder; ``sha256`` holds the digest of each weight file by the file's name."""
+
+    identity: dict[str, Any]
+    parts: dict[str, PartSpec]
+    format: int = FORMAT
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a model folder or a checkpoint holds: manifest, weights by part and name, tokenizer (None: of images)."""
+    """Content of a model folder or a checkpoint: weights by part and name; ``tokenizer`` is None for images."""
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     weights: dict[str, dict[str, Tensor]]
     tokenizer: "PreTrainedTokenizerFast | None"
 
 
-PART_WAS = {"commitment": "head"}
-"""Parts that models of format 1 name differently."""
+def locate(path: str | Path, revision: str | None = None) -> Path:
+    """The folder or ``.ckpt`` file at ``path``, or the local snapshot of the hub's model of that name.
+
+    A local path wins over a hub name. Raises ``UserError`` where there is neither, or the hub is out of reach.
+    """
+    local = Path(path).expanduser()
+    if local.exists():
+        return local
+    if not HUB_NAME.fullmatch(str(path)):
+        raise UserError(f"{path} does not exist: give a model folder, a .ckpt file or the name of a model on the hub")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path), revision=revision, allow_patterns=list(MODEL_FILES)))
+    except Exception as error:  # the HTTP library, and so the exception, depends on the hub library's version
+        raise UserError(
+            f"{path} does not exist here and could not be fetched from the hub "
+            f"({type(error).__name__}: {first_line(error)}): give a model folder, a .ckpt file or a hub name"
+        ) from None
 
 
-def _renamed(stored: Stored) -> Stored:
-    """What was stored under old names, under today's."""
-    manifest, weights = dict(stored.manifest), stored.weights
-    manifest["parts"] = {PART_WAS.get(name, name): part for name, part in manifest["parts"].items()}
-    return Stored(manifest, {PART_WAS.get(name, name): part for name, part in weights.items()}, stored.tokenizer)
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a model folder or a checkpoint, without its weights. Raises ``UserError`` in one line."""
+    if path.is_file():
+        return _checkpoint_manifest(_checkpoint_entry(path), path)
+    config = path / "config.json"
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not a model folder: it has no config.json") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{config} cannot be read: {first_line(error)}") from None
+    return _as_manifest(values, str(config))
+
+
+def read_model(path: Path) -> Stored:
+    """Read a model folder, or a ``.ckpt`` file whose trained parts come from its (averaged) ``state_dict``.
+
+    Raises ``UserError`` in one line for whatever is missing or broken.
+    """
+    return _read_checkpoint(path) if path.is_file() else _read_folder(path)
+
+
+def _read_folder(folder: Path) -> Stored:
+    manifest = read_manifest(folder)
+    weights = {}
+    for name in manifest.parts:
+        file = folder / f"{_stored_name(manifest, name)}.safetensors"
+        weights[name] = read_safetensors(file, manifest.sha256.get(file.name))
+    if manifest.identity.get("kind") == "images":
+        return Stored(manifest, weights, None)
+    if not (folder / "tokenizer").is_dir():  # otherwise its name would be looked up on the hub
+        raise UserError(f"{folder / 'tokenizer'} is missing: the model folder is incomplete")
+    return Stored(manifest, weights, load_tokenizer(folder / "tokenizer"))
+
+
+def _read_checkpoint(file: Path) -> Stored:
+    entry = _checkpoint_entry(file)
+    manifest = _checkpoint_manifest(entry, file)
+    weights = {}
+    for name in manifest.parts:
+        stored = _stored_name(manifest, name)
+        trained = {
+            key.removeprefix(f"{stored}."): value
+            for key, value in entry["trained"].items()
+            if key.startswith(f"{stored}.")
+        }
+        weights[name] = entry["frozen"].get(stored, trained)
+    return Stored(manifest, weights, None if manifest.identity.get("kind") == "images" else _tokenizer_of(entry, file))
+
+
+def _stored_name(manifest: Manifest, part: str) -> str:
+    return FORMAT_1_NAMES.get(part, part) if manifest.format == 1 else part
+
+
+def _as_manifest(values: Any, source: str) -> Manifest:
+    """Check the outline of a manifest. Raises ``UserError`` where it is not one, or of a format unknown here."""
+    refusal = UserError(f"{source} does not describe a fewstep model: give a folder written by save_pretrained")
+    try:
+        number = values["format"]
+        if number == 1:
+            values = _from_format_1(values)
+        elif number != FORMAT:
+            raise UserError(f"{source}: model format {number!r}, this fewstep reads 1 and {FORMAT}")
+    except (KeyError, TypeError, AttributeError):
+        raise refusal from None
+    manifest = validated(Manifest, values, source)
+    if not all(name.isidentifier() for name in manifest.parts):  # names of files
+        raise refusal
+    return manifest
+
+
+def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The same manifest as of format 2, but for its number: it tells where weights are stored under old names.
+
+    Raises ``KeyError``, ``TypeError`` or ``AttributeError`` for what never was a manifest of format 1.
+    """
+    new_name = {old: new for new, old in FORMAT_1_NAMES.items()}
+    identity = dict(manifest["identity"])
+    parts = {}
+    for name, part in manifest["parts"].items():
+        class_path = FORMAT_1_CLASSES.get(part["class"], part["class"])
+        parts[new_name.get(name, name)] = {"class_path": class_path, "init_args": dict(part["config"])}
+        if part["class"] == "CategoricalDenoiser":
+            parts[name]["init_args"]["path"] = identity["path"]
+    if manifest.get("kind", "text") == "images":
+        identity = _image_identity(identity)
+    else:
+        identity = {"estimate": "posterior_mean", "source_config": {}, **identity}
+    identity["kind"] = manifest.get("kind", "text")
+    return {"format": 1, "identity": identity, "parts": parts, "sha256": manifest.get("sha256", {})}
+
+
+def _image_identity(old: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 kept an image model's flow apart, and shapes that its autoencoder has anyway."""
+    new = {"source": old["data"], "source_config": old["data_config"], "versions": old["versions"]}
+    flow = old.get("flow") or {
+        "time_convention": "t=0 noise, t=1 data",
+        "path": "linear",
+        "prediction": "x1",
+        "objective": old["objective"],
+        "trained_nfe": None,
+        "estimate": "posterior_mean",
+        "grid_mean": None,
+        "grid_std": None,
+    }
+    return {**new, **flow, "block_size": 0, "tokenizer_fingerprint": "", "trust_level": 0.5}
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Raise ``UserError`` unless a model folder may be written at ``folder``.
 
-    An empty or missing folder always may be. One that holds something is replaced with ``overwrite`` only, and only if
-    it holds a model and nothing else: nothing of others is deleted.
+    An empty or missing folder may always be. A model is replaced with ``overwrite`` only, and only if nothing else lies
+    beside it in the folder.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -71,31 +221,29 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         raise UserError(f"{folder} is a file: choose another place for the model folder")
     if not overwrite:
         raise UserError(f"{folder} exists already: choose another folder, or pass --overwrite to replace it")
-    _read_manifest(folder)
-    names = sorted(item.name for item in folder.iterdir())
-    strangers = [
-        name for name in names if name not in ("config.json", "tokenizer") and not name.endswith(".safetensors")
-    ]
-    if strangers:
-        raise UserError(f"{folder} holds {', '.join(strangers)[:200]} beside a model: move that away, then overwrite")
+    read_manifest(folder)
+    ours = {file for pattern in MODEL_FILES for file in folder.glob(pattern.removesuffix("/*"))}
+    others = sorted(file.name for file in folder.iterdir() if file not in ours)
+    if others:
+        raise UserError(f"{folder} holds {', '.join(others)[:200]} beside a model: move that away, then overwrite")
 
 
 def write_folder(
     folder: Path,
-    manifest: dict[str, Any],
-    weights: dict[str, dict[str, Tensor]],
+    manifest: Manifest,
+    weights: Mapping[str, Mapping[str, Tensor]],
     tokenizer: "PreTrainedTokenizerFast | None",
+    card: str,
     *,
     overwrite: bool,
 ) -> None:
-    """Write a model folder beside its place and move it in when it is complete.
+    """Write a model folder beside its place and move it there once it is complete.
 
-    ``config.json`` holds the ``manifest`` and the digests of the weight files (:data:`DIGESTS`). What stood there
-    before is moved aside and deleted only when the new one is in place: a write that fails, or is interrupted, loses
+    A folder that is replaced is moved aside first and deleted last: a write that fails, or is interrupted, loses
     nothing. Raises ``UserError`` as :func:`check_target` does, and where the disk refuses.
     """
     check_target(folder, overwrite=overwrite)
-    folder = folder.resolve()  # a link to a folder stays a link, its target is what is replaced
+    folder = folder.resolve()  # a link to a folder stays a link, its target is replaced
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -106,14 +254,14 @@ def write_folder(
         new.mkdir()  # not mkdtemp's own folder, which only its owner may read
         digests = {}
         for name, tensors in weights.items():
-            plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
             file = new / f"{name}.safetensors"
-            save_file(plain, file)
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
             digests[file.name] = file_digest(file)
         if tokenizer is not None:
             tokenizer.save_pretrained(new / "tokenizer")
-        config = json.dumps({**manifest, DIGESTS: digests}, indent=2)
+        config = json.dumps({"format": manifest.format, **asdict(manifest), "sha256": digests}, indent=2)
         (new / "config.json").write_text(config + "\n", encoding="utf-8")
+        (new / CARD).write_text(card, encoding="utf-8")
         for file in filter(Path.is_file, new.rglob("*")):
             flush(file)
         if folder.exists():
@@ -128,9 +276,9 @@ def write_folder(
 
 
 def recover_folder(folder: Path) -> None:
-    """Put back the model that a killed :func:`write_folder` had moved aside, and remove what else it left.
+    """Put back the model that a killed :func:`write_folder` had moved aside, and delete its scratch folders.
 
-    For a caller who knows that nobody writes ``folder`` at the moment.
+    Only for a caller who knows that nobody writes ``folder`` at the moment.
     """
     for scratch in folder.parent.glob(f".{folder.name}-*"):
         if (scratch / "old").is_dir() and not folder.exists():
@@ -138,114 +286,15 @@ def recover_folder(folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def read_model(path: Path, kind: Kind) -> Stored:
-    """Read a model folder, or a ``.ckpt`` file, that must be of ``kind``. Raises ``UserError`` in one line."""
-    require_kind(path, kind)
-    return _renamed(read_checkpoint(path) if path.is_file() else read_folder(path))
-
-
-def kind_of(path: str | Path) -> Kind:
-    """Whether a model folder or a ``.ckpt`` file holds a model of text or of images.
-
-    Raises ``UserError`` where it holds none; a folder's weights are not looked at.
-    """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give a model folder or a .ckpt file")
-    manifest = _checkpoint_entry(path)["manifest"] if path.is_file() else _read_manifest(path)
-    kind = manifest.get("kind", "text")
-    if kind not in get_args(Kind):
-        raise UserError(f"{path} holds a model of {kind!r}: this fewstep knows {' and '.join(get_args(Kind))}")
-    return kind
-
-
-def require_kind(path: str | Path, kind: Kind) -> None:
-    """Raise ``UserError`` unless :func:`kind_of` ``path`` is ``kind``."""
-    if (found := kind_of(path)) != kind:
-        raise UserError(f"{path} holds a model of {found}, expected one of {kind}: give a model trained on {kind}")
-
-
-def read_folder(folder: Path) -> Stored:
-    """Read what :func:`write_folder` wrote. Raises ``UserError`` in one line for whatever is missing or broken."""
-    if not folder.exists():
-        raise UserError(f"{folder} does not exist: give a model folder or a .ckpt file")
-    manifest = _read_manifest(folder)
-    digests = _digests(manifest.pop(DIGESTS, {}), folder)  # of these files: a manifest that goes on has no use for them
-    files = {name: folder / f"{name}.safetensors" for name in manifest["parts"]}
-    weights = {name: read_safetensors(file, digests.get(file.name)) for name, file in files.items()}
-    if manifest.get("kind") == "images":
-        return Stored(manifest, weights, None)
-    if not (folder / "tokenizer").is_dir():  # else its name would be looked up on the hub
-        raise UserError(f"{folder / 'tokenizer'} is missing: the model folder is incomplete")
-    return Stored(manifest, weights, load_tokenizer(folder / "tokenizer"))
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    config = folder / "config.json"
-    try:
-        manifest = json.loads(config.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not a model folder: it has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{config} cannot be read: {first_line(error)}") from None
-    check_manifest(manifest, str(config))
-    return manifest
-
-
-def check_identity(identity: Any, source: str) -> None:
-    """Raise ``UserError`` where a field of an identity is of another type than annotated, or its time grid is none."""
-    try:
-        check_types(identity)
-        if hasattr(identity, "default_grid"):
-            identity.default_grid()
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{source}: {error}: save the model again") from None
-
-
-def check_manifest(manifest: Any, source: str) -> None:
-    """Raise ``UserError`` unless a manifest has the outline of one: format, identity, parts with class and config."""
-    whole = isinstance(manifest, dict) and isinstance(manifest.get("identity"), dict)
-    parts = manifest.get("parts") if whole else None
-    if not isinstance(parts, dict) or not all(
-        name.isidentifier() and isinstance(part, dict) and isinstance(part.get("config"), dict) and "class" in part
-        for name, part in parts.items()
-    ):
-        raise UserError(f"{source} does not describe a fewstep model: give a folder written by save_pretrained")
-
-
-def _digests(found: Any, folder: Path) -> dict[str, str]:
-    """The digests of a folder's files by their names. Raises ``UserError`` where ``found`` is something else."""
-    if isinstance(found, dict) and all(isinstance(one, str) and _DIGEST.fullmatch(one) for one in found.values()):
-        return found
-    raise UserError(
-        f"{folder / 'config.json'}: {DIGESTS} is {str(found)[:80]}, expected 64 hexadecimal digits for each weight "
-        "file: copy or save the model again"
-    )
-
-
 def checkpoint_entry(
-    manifest: dict[str, Any], frozen: dict[str, dict[str, Tensor]], tokenizer: "PreTrainedTokenizerFast | None"
+    manifest: Manifest, frozen: dict[str, dict[str, Tensor]], tokenizer: "PreTrainedTokenizerFast | None"
 ) -> dict[str, Any]:
     """What a checkpoint carries beside the trained weights: manifest, weights of frozen parts, tokenizer if any."""
-    if tokenizer is None:
-        return {"manifest": manifest, "frozen": frozen}
-    return {
-        "manifest": manifest,
-        "frozen": frozen,
-        "tokenizer": tokenizer.backend_tokenizer.to_str(),
-        "special_tokens": {"eos_token": str(tokenizer.eos_token), "pad_token": str(tokenizer.pad_token)},
-    }
-
-
-def read_checkpoint(file: Path) -> Stored:
-    """Read a training checkpoint; trained parts come from its ``state_dict`` (the averaged weights where EMA ran)."""
-    entry = _checkpoint_entry(file)
-    manifest, weights, trained = entry["manifest"], dict(entry["frozen"]), entry["trained"]
-    for name in manifest["parts"]:
-        if name not in weights:
-            prefix = f"{name}."
-            weights[name] = {key[len(prefix) :]: value for key, value in trained.items() if key.startswith(prefix)}
-    return Stored(manifest, weights, None if manifest.get("kind") == "images" else _tokenizer_of(entry, file))
+    entry: dict[str, Any] = {"manifest": asdict(manifest), "frozen": frozen}
+    if tokenizer is not None:
+        special_tokens = {"eos_token": str(tokenizer.eos_token), "pad_token": str(tokenizer.pad_token)}
+        entry |= {"tokenizer": tokenizer.backend_tokenizer.to_str(), "special_tokens": special_tokens}
+    return entry
 
 
 def _checkpoint_entry(file: Path) -> dict[str, Any]:
@@ -253,13 +302,15 @@ def _checkpoint_entry(file: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(file)
     if CHECKPOINT_KEY not in checkpoint:
         raise UserError(f"{file} is a checkpoint, but not of fewstep: it has no {CHECKPOINT_KEY!r} entry")
-    entry = checkpoint[CHECKPOINT_KEY]
     try:
-        found = {**entry, "manifest": entry["manifest"], "frozen": entry["frozen"], "trained": checkpoint["state_dict"]}
-    except (KeyError, TypeError) as error:
+        entry = {**checkpoint[CHECKPOINT_KEY], "trained": dict(checkpoint["state_dict"])}
+        return {**entry, "manifest": entry["manifest"], "frozen": dict(entry["frozen"])}
+    except (KeyError, TypeError, ValueError) as error:
         raise _another_version(file, error) from None
-    check_manifest(found["manifest"], str(file))
-    return found
+
+
+def _checkpoint_manifest(entry: dict[str, Any], file: Path) -> Manifest:
+    return _as_manifest(entry["manifest"], str(file))
 
 
 def _tokenizer_of(entry: dict[str, Any], file: Path) -> "PreTrainedTokenizerFast":
@@ -277,14 +328,101 @@ def _another_version(file: Path, error: Exception) -> UserError:
     return UserError(f"{file} is a checkpoint of another fewstep version ({first_line(error)})")
 
 
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """The raw dictionary of a ``.ckpt`` file, tensors only.
+
+    Raises ``UserError`` where the file is cut short or corrupt (torch itself does not check the records' checksums),
+    and where it asks for code to be run.
+    """
+    try:
+        damaged = _damaged_record(file)
+        if damaged is not None:
+            raise UserError(f"{file} cannot be read as a checkpoint: its record {damaged} is damaged on the disk")
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        blocked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks to run code ({blocked[1]}), which is refused" if blocked else first_line(error)
+        raise UserError(f"{file} cannot be read as a checkpoint: {reason}") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, BadZipFile) as error:
+        raise UserError(f"{file} cannot be read as a checkpoint: {first_line(error)}") from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{file} is not a training checkpoint: it holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def _damaged_record(file: Path) -> str | None:
+    """Name of the first record of a checkpoint whose checksum is wrong; None where all are right."""
+    if not is_zipfile(file):
+        return None
+    with ZipFile(file) as archive:
+        return archive.testzip()
+
+
+def read_safetensors(file: Path, digest: str | None) -> dict[str, Tensor]:
+    """The tensors of a weight file, whose SHA-256 must be ``digest`` (None: not recorded, not checked).
+
+    Raises ``UserError`` where the file is missing or damaged.
+    """
+    try:
+        tensors = load_file(file)
+        whole = digest is None or digest == file_digest(file)
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: the model folder is incomplete") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged or cut short ({first_line(error)}): copy or save the model again") from None
+    if not whole:
+        raise UserError(f"{file} is damaged: its SHA-256 is not the recorded one; copy or save the model again")
+    return tensors
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file as hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def load_strictly(part: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load ``weights`` into ``part``. Raises ``UserError`` for missing, unexpected or differently shaped tensors."""
+    problems = state_dict_mismatch(part.state_dict(), weights)
+    if problems:
+        raise UserError(f"{source}: weights do not fit: {problems}")
+    part.load_state_dict(dict(weights), strict=True)
+
+
+def state_dict_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """How many tensors are missing, unexpected or of another shape, with the first names of each; empty if none."""
+    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found}
+    listed = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} {ours} for {needed}" for name, (ours, needed) in shapes.items() if ours != needed
+        ],
+    }
+    return "; ".join(f"{len(names)} {what} ({_first_two(names)})" for what, names in listed.items() if names)
+
+
+def _first_two(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Versions of fewstep, torch and further ``packages`` that a saved model depends on."""
     return {name: version(name) for name in ("fewstep", "torch", *packages)}
 
 
 def warn_of_newer(saved: Mapping[str, str], source: str) -> None:
-    """Log one line where a model was saved by a newer fewstep than this one: what that added is unknown here."""
-    ours, theirs = version("fewstep"), str(saved.get("fewstep", ""))
+    """Log one line where a model was saved by a newer fewstep than this one."""
+    ours, theirs = version("fewstep"), saved.get("fewstep", "")
     try:
         newer = Version(theirs) > Version(ours)
     except InvalidVersion:

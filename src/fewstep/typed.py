@@ -1,63 +1,38 @@
-"""Whether the fields of a result that came from a file are what their annotations say."""
+"""Strict checks of values that come from files, by the annotations of a dataclass (pydantic)."""
 
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from functools import cache
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+import json
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from fewstep.errors import UserError, first_line
+
+T = TypeVar("T")
+
+
+def validated(kind: type[T], values: Any, source: str) -> T:
+    """A dataclass from plain values, strictly: no unknown or missing key, no conversion between types.
+
+    Raises ``UserError`` that names the first key that is wrong.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(values, dict) or set(values) != known:
+        wrong = sorted(set(values) ^ known, key=str) if isinstance(values, dict) else repr(values)[:80]
+        raise UserError(f"{source}: unexpected or missing keys: {wrong}: save the model again")
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise UserError(f"{source}: {name} is {str(first['input'])[:80]!r}: {first['msg']}") from None
+    except (TypeError, ValueError, RecursionError) as error:  # no JSON: a checkpoint may hold anything
+        raise UserError(f"{source}: {first_line(error)}") from None
 
 
 def check_types(result: Any) -> None:
-    """Raise ``TypeError`` where a field of the dataclass ``result``, at any depth, is of another type than annotated.
+    """Raise ``ValueError`` where a field of the dataclass ``result``, at any depth, has another type than annotated."""
+    from pydantic import TypeAdapter
 
-    Whole numbers pass as floats, and no bool as a number. Raises ``OverflowError`` for a whole number that is no float.
-    """
-    hints = _hints(result.__class__)
-    for item in fields(result):
-        _check(getattr(result, item.name), hints[item.name], item.name)
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _check(value: Any, kind: Any, name: str) -> None:
-    if not _fits(value, kind, name):
-        raise TypeError(f"{name} is {value!r}, expected {kind}")
-
-
-def _fits(value: Any, kind: Any, name: str) -> bool:
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return True
-    if origin in (Union, UnionType):
-        return any(_fits(value, one, name) for one in inner)
-    if origin is Literal:
-        return value in inner
-    if origin is tuple:
-        many = inner[-1:] == (Ellipsis,)
-        return (
-            isinstance(value, tuple)
-            and (many or len(value) == len(inner))
-            and all(_fits(one, inner[0] if many else inner[place], name) for place, one in enumerate(value))
-        )
-    if origin in (dict, Mapping):
-        return isinstance(value, dict) and all(
-            _fits(key, inner[0], name) and _fits(item, inner[1], name) for key, item in value.items()
-        )
-    if kind in (None, NoneType):
-        return value is None
-    if kind in (int, float):
-        return not isinstance(value, bool) and (isinstance(value, kind) or (kind is float and _is_float(value)))
-    if is_dataclass(kind):
-        if not isinstance(value, kind):  # type: ignore[arg-type]
-            return False
-        check_types(value)
-        return True
-    return isinstance(value, kind)
-
-
-def _is_float(value: Any) -> bool:
-    """Whether a whole number stands for a float."""
-    return isinstance(value, int) and float(value) == float(value)
+    adapter = TypeAdapter(type(result))
+    adapter.validate_json(adapter.dump_json(result, warnings=False), strict=True)

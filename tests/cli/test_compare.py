@@ -123,7 +123,7 @@ def test_finished_comparisons_are_drawn_beside_each_other(
         ("--budget 0", "budget"),
         ("--objectives progressive --steps 2,3", "goes from 3 to 2, which does not divide it"),
         ("--samples 100000", "the held-out text has"),
-        ("--readout aloud", "readout is 'aloud': expected some of parallel, head, head_off"),
+        ("--readout aloud", "readout is 'aloud': expected one of parallel, head, head_off"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_trained(

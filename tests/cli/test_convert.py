@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.main import main
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from tests.bundles import only, tiny_bundle, write_checkpoint
 
@@ -20,7 +20,7 @@ def test_checkpoints_of_the_stages_become_one_model_that_writes_the_same_text(
     sources = [str(flow), str(head), str(tmp_path / "scorer")]
     assert main(["convert", *sources, str(tmp_path / "model")]) == 0
     assert "autoencoder, readout, denoiser, head, language_model" in capsys.readouterr().out
-    loaded = ModelBundle.from_pretrained(tmp_path / "model")
+    loaded = SavedModel.from_pretrained(tmp_path / "model")
     for readout in ("parallel", "head"):
         texts = TextGenerator(loaded).generate(2, readout=readout).texts
         assert texts == TextGenerator(whole).generate(2, readout=readout).texts

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.common import corpus_of, packed_blocks
 from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.cli.main import main
@@ -20,6 +19,7 @@ from fewstep.data import CorpusSettings, prepare_corpus
 from fewstep.diagnostics.result import Estimate, Result, Row
 from fewstep.evaluation.diagnosis import Diagnosis
 from fewstep.evaluation.measurements import MEASUREMENTS, Measurement, measure_stiffness
+from fewstep.model import SavedModel
 from tests.bundles import BLOCK_SIZE, only, tiny_bundle, with_identity, write_checkpoint
 from tests.cli.test_evaluate import start_two
 from tests.images import tiny_image_model
@@ -195,7 +195,7 @@ def test_what_is_no_model_or_lacks_the_part_asked_for_is_one_line(
     only(tiny_bundle(), "autoencoder", "readout").save_pretrained(tmp_path / "early")
     only(tiny_bundle(), "language_model").save_pretrained(tmp_path / "scorer")
     for name, message in (
-        ("none", "none does not exist: give a model folder or a .ckpt file"),
+        ("none", "none does not exist: give a model folder"),
         ("empty", "empty is not a model folder: it has no config.json"),
         ("mine.txt", "mine.txt cannot be read as a checkpoint"),
         ("early", "early, asked for tube, has no denoiser (it holds: autoencoder, readout): train the stage flow"),
@@ -248,7 +248,7 @@ def test_a_home_folder_is_filled_in(shop: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_text_is_the_held_out_part_of_what_the_model_was_trained_on_spread_evenly(shop: Path) -> None:
-    bundle, validation = ModelBundle.from_pretrained(shop / "text" / "model"), validation_of(shop)
+    bundle, validation = SavedModel.from_pretrained(shop / "text" / "model"), validation_of(shop)
     # One more than asked for: the last one of a split may hold padding.
     for asked, given in ((3, 4), (10_000, len(validation))):
         options = parse_options("diagnose", DiagnoseOptions, command(shop, examples=str(asked))[1:])

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from fewstep.autoencoders import TransformerAutoencoder
-from fewstep.bundle import Identity, ModelBundle
 from fewstep.cli.main import main
 from fewstep.data import tokenizer_fingerprint, train_tokenizer
 from fewstep.denoisers import RegressionDenoiser
@@ -12,6 +11,7 @@ from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.sweep_grammar import GrammarReference, grammar_reference
 from fewstep.evaluation.sweep_row import SweepRow
+from fewstep.model import Identity, SavedModel
 from fewstep.readouts import CausalTransformer, TransformerReadout
 from fewstep.theory.grammar import GrammarSentences
 
@@ -30,7 +30,7 @@ def rows(tokenizer, tmp_path_factory) -> dict[str, SweepRow]:
     sizes = {"width": 16, "depth": 1, "num_heads": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        bundle = ModelBundle(
+        bundle = SavedModel(
             tokenizer,
             Identity(NUM_WORDS + 1, tokenizer_fingerprint(tokenizer), source=SOURCE),
             autoencoder=TransformerAutoencoder(len(tokenizer), 6, stride=1, **sizes),

@@ -2,14 +2,14 @@
 
 import torch
 
-from fewstep.bundle import ModelBundle
 from fewstep.evaluation.subject import Subject, make_subject
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from tests.bundles import tiny_bundle
 from tests.evaluation.test_generation_table import real_blocks
 
 
-def mild_bundle(*, self_conditioning: bool = False) -> ModelBundle:
+def mild_bundle(*, self_conditioning: bool = False) -> SavedModel:
     """The tiny bundle with a denoiser so smooth that tokens settle on the way."""
     bundle = tiny_bundle(self_conditioning=self_conditioning)
     assert bundle.denoiser is not None
@@ -21,7 +21,7 @@ def mild_bundle(*, self_conditioning: bool = False) -> ModelBundle:
 
 
 def tiny_subject(
-    bundle: ModelBundle | None = None, *, num_examples: int = 4, num_positions: int = 2, seed: int = 0
+    bundle: SavedModel | None = None, *, num_examples: int = 4, num_positions: int = 2, seed: int = 0
 ) -> Subject:
     """``bundle`` (else the mild one) on the lines of the tests."""
     generator = TextGenerator(mild_bundle() if bundle is None else bundle)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep.bundle import ModelBundle
 from fewstep.diagnostics.result import Estimate, Result, Row
 from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis, diagnose_text, run_all
 from fewstep.evaluation.measurements import MEASUREMENTS, DabiEffort, Measurement
 from fewstep.evaluation.processes import Processes
+from fewstep.model import SavedModel
 from fewstep.report import write_picture
 from tests.bundles import only
 from tests.evaluation.subjects import mild_bundle, tiny_subject
@@ -50,7 +50,7 @@ def measurements() -> Iterator[None]:
         yield
 
 
-def state_of(bundle: ModelBundle) -> dict[str, Any]:
+def state_of(bundle: SavedModel) -> dict[str, Any]:
     """All that a diagnosis must leave alone."""
     found: dict[str, Any] = {"random numbers": torch.get_rng_state().tolist()}
     for part, module in bundle.parts().items():
@@ -63,12 +63,12 @@ def state_of(bundle: ModelBundle) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def bundle() -> ModelBundle:
+def bundle() -> SavedModel:
     return mild_bundle()
 
 
 @pytest.fixture(scope="module")
-def watched(bundle: ModelBundle, measurements: None) -> tuple[Diagnosis, dict[str, Any], dict[str, Any]]:
+def watched(bundle: SavedModel, measurements: None) -> tuple[Diagnosis, dict[str, Any], dict[str, Any]]:
     """The whole diagnosis, and the model's state before and after it; some of its weights are frozen."""
     bundle.readout.requires_grad_(False)
     before = state_of(bundle)
@@ -94,7 +94,7 @@ def test_measuring_leaves_weights_flags_gradients_modes_and_random_numbers_as_th
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
 def test_alone_with_just_its_parts_and_under_inference_mode_a_measurement_gives_the_figures_of_the_whole(
-    bundle: ModelBundle, whole: Diagnosis, name: str
+    bundle: SavedModel, whole: Diagnosis, name: str
 ) -> None:
     # CCI says more with a denoiser, which it does not need.
     parts = TEXT_PARTS if name == "cci" else ("autoencoder", "readout", *MEASUREMENTS[name].parts)
@@ -114,7 +114,7 @@ RESULTS = {
 
 
 def test_other_noise_in_the_same_places_gives_other_figures_in_every_measurement(
-    bundle: ModelBundle, whole: Diagnosis
+    bundle: SavedModel, whole: Diagnosis
 ) -> None:
     other = diagnose_text(replace(tiny_subject(bundle), seed=1), "a model")
     ours, theirs = figures(whole), figures(other)

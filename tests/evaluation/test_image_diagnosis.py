@@ -121,7 +121,7 @@ def test_table_json_and_pictures_are_those_of_images(diagnosis: Diagnosis, tmp_p
 def test_the_latents_are_those_of_held_out_images() -> None:
     model = tiny_image_model()
     with torch.no_grad():
-        assert torch.equal(subject_of().z, model.encode(model.held_out(NUM)))
+        assert torch.equal(subject_of().z, model.image_autoencoder().encode(model.image_source().held_out(NUM)))
 
 
 @pytest.mark.parametrize("num_examples", [1, 98])

@@ -6,6 +6,7 @@ from scipy import stats
 
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
+from fewstep.evaluation import image_sweep
 from fewstep.evaluation.image_row import (
     COLUMNS,
     YARDSTICK,
@@ -13,35 +14,37 @@ from fewstep.evaluation.image_row import (
     ImageSetting,
 )
 from fewstep.evaluation.image_sweep import BaseFlow, ImageSweep, relative_rms
-from fewstep.image_bundle import GeneratedImages, ImageModel
 from fewstep.metrics.frechet import frechet_distance, moments
 from fewstep.metrics.intervals import Interval, mean_interval
+from fewstep.model import SavedModel
+from fewstep.pipeline import GeneratedImages, ImageGenerator
 from fewstep.shapes import example_generators
-from tests.images import tiny_image_model
-from tests.test_image_bundle import tiny_image_flow
+from tests.images import tiny_image_flow, tiny_image_model
 
 
-class Copying(ImageModel):
-    """A model that gives train images as its own: the k-th seed's share of the yardstick."""
+class Copying(ImageGenerator):
+    """A generator that gives train images as its own: the k-th seed's share of the yardstick."""
 
     def generate(self, num_samples: int, *_: object, **__: object) -> GeneratedImages:  # type: ignore[override]
         seed = _[1]
         (generator,) = example_generators(seed, 0, 1)
-        images = self.source().train()
+        images, autoencoder = self.model.image_source().train(), self.model.image_autoencoder()
         images = images[torch.randperm(len(images), generator=generator)[:num_samples]]
         with torch.no_grad():
-            return GeneratedImages(self.decode(self.encode(images)).clamp(0, 1), torch.zeros(0), 1, 0.5)
+            return GeneratedImages(autoencoder.decode(autoencoder.encode(images)).clamp(0, 1), torch.zeros(0), 1, 0.5)
 
 
-def small(model: ImageModel, **options: object) -> ImageSweep:
+def small(model: SavedModel, **options: object) -> ImageSweep:
     """A sweep of 20 images for two seeds at one and two steps."""
     given = {"steps": (1, 2), "reinjections": (0.0, 1.0), "num_samples": 20, "seeds": (0, 1), **options}
     return ImageSweep(model, **given)
 
 
-def test_a_model_that_gives_train_images_is_as_far_as_the_yardstick() -> None:
+def test_a_model_that_gives_train_images_is_as_far_as_the_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_image_flow()
-    real, copied, *_ = small(Copying(model.identity, model.autoencoder, model.denoiser)).rows()
+    with monkeypatch.context() as patched:
+        patched.setattr(image_sweep, "ImageGenerator", Copying)
+        real, copied, *_ = small(model).rows()
     assert real.setting == ImageSetting(YARDSTICK)
     for space in ("latents", "pixels"):
         assert copied.value(space)[0] == pytest.approx(real.value(space)[0])
@@ -55,10 +58,11 @@ def test_the_distance_is_that_of_decoded_images_to_all_decoded_held_out_ones() -
     _, row = small(model, steps=(2,), reinjections=(0.5,), name="mine").rows()
     assert row.setting == ImageSetting("mine", 2, 0.5)
     with torch.no_grad():
-        held_out = model.decode(model.encode(model.held_out())).clamp(0, 1)
+        autoencoder = model.image_autoencoder()
+        held_out = autoencoder.decode(autoencoder.encode(model.image_source().held_out())).clamp(0, 1)
         for seed, latents, pixels in zip((0, 1), row.latents_by_seed, row.pixels_by_seed, strict=True):
-            images = model.generate(20, 2, seed, reinjection=0.5).images
-            expected = frechet_distance(moments(model.encode(images)), moments(model.encode(held_out)))
+            images = ImageGenerator(model).generate(20, 2, seed, reinjection=0.5).images
+            expected = frechet_distance(moments(autoencoder.encode(images)), moments(autoencoder.encode(held_out)))
             assert latents == pytest.approx(expected, rel=1e-5)
             assert pixels == pytest.approx(frechet_distance(moments(images), moments(held_out)), rel=1e-5)
     assert row.latents == pytest.approx(sum(row.latents_by_seed) / 2)
@@ -106,7 +110,7 @@ def test_settings_that_the_model_was_not_trained_for_are_left_out() -> None:
     assert [(one.num_steps, one.reinjection) for one in endpoint] == [(1, 0.0), (1, 1.0), (2, 1.0)]
     with pytest.raises(UserError, match="trained for none of"):
         small(tiny_image_flow(trained_nfe=3))
-    with pytest.raises(UserError, match="has no flow"):
+    with pytest.raises(UserError, match="has no denoiser"):
         small(tiny_image_model())
     with pytest.raises(UserError, match="from 2 to 1700, the train images"):
         small(tiny_image_flow(), num_samples=1701)

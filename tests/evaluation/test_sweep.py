@@ -339,7 +339,7 @@ def test_a_setting_that_comes_twice_and_what_does_not_fit_are_refused() -> None:
     generator = TextGenerator(tiny_bundle())
     with pytest.raises(UserError, match=r"parallel K=3 gamma=0.5 T=0.9 comes twice"):
         sweep([flow_texts(generator), flow_texts(generator)])
-    with pytest.raises(UserError, match="readout is 'paralel': expected some of parallel, head, head_off"):
+    with pytest.raises(UserError, match="readout is 'paralel': expected one of parallel, head, head_off"):
         FlowTexts(generator, flow_setting(3, "0"), ("paralel",))
     without = TextGenerator(only(tiny_bundle(), "autoencoder", "denoiser"))
     with pytest.raises(UserError, match="has no head"):

@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fewstep.bundle import ModelBundle
 from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.trajectories import decision_step
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals, decoder_of
 from fewstep.evaluation.trace_plan import planned_paths
 from fewstep.evaluation.traces import SampleTrace, TracePath, Traces, collect_traces
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import example_generators, randn
@@ -138,7 +138,7 @@ def test_of_a_long_block_the_first_tokens_are_looked_at(generator_and_traces: tu
             torch.testing.assert_close(*distances, rtol=1e-2, atol=0)
 
 
-def plans_of(bundle: ModelBundle, reinjection: float = 1.0) -> list[tuple[str, int, float]]:
+def plans_of(bundle: SavedModel, reinjection: float = 1.0) -> list[tuple[str, int, float]]:
     return [(p.way, p.num_steps, p.reinjection) for p in planned_paths(bundle, (4, 1), reinjection)]
 
 

@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fewstep.bundle import ModelBundle
 from fewstep.data.readers import READERS, read_file
 from fewstep.errors import UserError
 from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.sweep_row import SweepRow, sweep_text
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from tests.bundles import tiny_bundle
 
@@ -58,7 +58,7 @@ def manifest(content: bytes) -> object:
     """``config.json`` of a model folder whose other files are whole: a model that samples."""
     folder = scratch() / "spoilt"
     (folder / "config.json").write_bytes(content)
-    bundle = ModelBundle.from_pretrained(folder)
+    bundle = SavedModel.from_pretrained(folder)
     if {"autoencoder", "readout", "denoiser"} <= set(bundle.parts()) and bundle.identity.block_size <= 64:
         return TextGenerator(bundle).generate(1, 1).texts
     return bundle

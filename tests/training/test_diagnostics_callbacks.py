@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.train import main
 from fewstep.data import prepare_corpus
 from fewstep.diagnostics.result import Estimate, Result, Row
@@ -15,6 +14,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks
 from fewstep.evaluation.measurements import measure_boundary_distance, measure_cci, measure_late_flips
 from fewstep.evaluation.subject import Subject, make_subject
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.storage import load_checkpoint
 from fewstep.training.callbacks import Diagnostics
@@ -35,7 +35,7 @@ def lines_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "diagnostics.jsonl").read_text().splitlines()]
 
 
-def subject_of(workshop: Workshop, bundle: ModelBundle) -> Subject:
+def subject_of(workshop: Workshop, bundle: SavedModel) -> Subject:
     """The one that a run with the flags SMALL looks at."""
     validation = prepare_corpus(workshop.settings()).validation
     tokens, _ = held_out_blocks(validation, len(validation))
@@ -51,7 +51,7 @@ def flow(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_measured_is_the_averaged_model(workshop: Workshop, flow: Path) -> None:
-    bundle = ModelBundle.from_pretrained(flow / "model")
+    bundle = SavedModel.from_pretrained(flow / "model")
 
     def measure() -> list[float | None]:
         quarter = subject_of(workshop, bundle).first(4)
@@ -91,7 +91,7 @@ def test_every_determined_row_is_logged_at_every_validation_and_stands_in_the_fi
 def test_cci_is_that_of_generated_latents(workshop: Workshop, flow: Path, tmp_path: Path) -> None:
     flags = [ON, *SMALL, f"--model.autoencoder={flow / 'model'}", f"--run_dir={tmp_path}"]
     assert main(workshop.arguments("head", *flags, steps=2)) == 0
-    subject = subject_of(workshop, ModelBundle.from_pretrained(tmp_path / "model")).first(2)
+    subject = subject_of(workshop, SavedModel.from_pretrained(tmp_path / "model")).first(2)
     (expected,) = measure_cci(subject, levels=())
     assert lines_of(tmp_path)[-1]["table"]["cci"]["value"] == pytest.approx(expected["cci"].value, rel=1e-4)
 
@@ -166,7 +166,7 @@ def test_two_processes_log_what_one_does(workshop: Workshop, tmp_path: Path) -> 
     assert output.count("diagnostics of held-out text") == 1
     (first, last), metrics = lines_of(tmp_path), logged(tmp_path)
     assert [first["step"], last["step"]] == [1, 2]
-    bundle = ModelBundle.from_pretrained(tmp_path / "model")
+    bundle = SavedModel.from_pretrained(tmp_path / "model")
     results = measure_late_flips(subject_of(workshop, bundle).first(4))
     (expected,) = (row.estimate.value for row in results[1].rows)
     column = metrics["diag/decision_step"]
@@ -207,7 +207,7 @@ def test_measurements_are_chosen_by_name_or_dotted_path(workshop: Workshop, tmp_
 
 
 def test_the_trained_module_is_left_as_it_was(workshop: Workshop) -> None:
-    bundle = ModelBundle.from_pretrained(workshop.autoencoder)
+    bundle = SavedModel.from_pretrained(workshop.autoencoder)
     before = measure_boundary_distance(subject_of(workshop, bundle))
     assert all(parameter.grad is None for part in bundle.parts().values() for parameter in part.parameters())
     assert measure_boundary_distance(subject_of(workshop, bundle)) == before

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.main import main as command
 from fewstep.cli.train import main
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
+from fewstep.model import SavedModel
 from fewstep.objectives import ConsistencyDistillation
 from fewstep.shapes import randn
 from fewstep.storage import load_checkpoint
@@ -36,7 +36,7 @@ def test_an_objective_trains_and_its_model_says_what_it_is(workshop: Workshop, t
     run_dir = tmp_path / "run"
     arguments = upon_a_flow(workshop, objective, run_dir, "--diagnostics.every_n_validations=2")
     assert main([*arguments, "--diagnostics.num_examples=2", "--trainer.precision=bf16-mixed"]) == 0
-    identity = ModelBundle.from_pretrained(run_dir / "model").identity
+    identity = SavedModel.from_pretrained(run_dir / "model").identity
     assert identity.estimate == ESTIMATES.get(objective, "flow_map")
     assert identity.trained_nfe == (4 if objective == "progressive" else None)
     found = logged(run_dir)
@@ -202,7 +202,7 @@ def test_a_teacher_for_a_number_of_steps_teaches_that_number_alone(
     given = [f"--model.teacher={four}", f"--model.initialise_from={four}"]
     round_two = [*given, "--model.objective.num_steps=2"]
     assert main(flow_arguments(workshop, "progressive", tmp_path / "two", *round_two)) == 0
-    assert ModelBundle.from_pretrained(tmp_path / "two" / "model").identity.trained_nfe == 2
+    assert SavedModel.from_pretrained(tmp_path / "two" / "model").identity.trained_nfe == 2
     cases = {
         ("progressive", *given): "trained for 4 steps, but ProgressiveDistillation asks it for others",
         ("reflow", *given): "trained for 4 steps, but Reflow asks it for others: give a flow for any number",

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.bundle import Identity
 from fewstep.cli.train import main
 from fewstep.errors import UserError
+from fewstep.model import Identity
 from fewstep.pipeline import TextGenerator
 from fewstep.shapes import randn
 from fewstep.training import HeadModule

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fewstep.cli.main import main
-from fewstep.image_bundle import ImageModel
-from fewstep.storage import kind_of, load_checkpoint
+from fewstep.model import SavedModel, kind_of
+from fewstep.storage import load_checkpoint
 from tests.images import image_arguments
 from tests.runs import CONFIGS, Workshop, logged
 from tests.training.test_resume import assert_equal
@@ -25,10 +25,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_short_run_explains_half_of_what_the_mean_image_leaves(trained: Path) -> None:
-    model = ImageModel.from_pretrained(trained / "model")
-    held_out, mean = model.held_out(), model.source().train().mean(0)
+    model = SavedModel.from_pretrained(trained / "model")
+    held_out, mean = model.image_source().held_out(), model.image_source().train().mean(0)
+    autoencoder = model.image_autoencoder()
     with torch.no_grad():
-        error = (model.decode(model.encode(held_out)) - held_out).square()
+        error = (autoencoder.decode(autoencoder.encode(held_out)) - held_out).square()
     constant = (mean - held_out).square().mean()
     assert error.mean() < 0.5 * constant
     metrics = logged(trained)
@@ -39,9 +40,9 @@ def test_a_short_run_explains_half_of_what_the_mean_image_leaves(trained: Path) 
 
 
 def test_latents_of_held_out_images_have_unit_variance_after_training(trained: Path) -> None:
-    model = ImageModel.from_pretrained(trained / "checkpoints" / "last.ckpt")
+    model = SavedModel.from_pretrained(trained / "checkpoints" / "last.ckpt")
     with torch.no_grad():
-        z = model.encode(model.held_out())
+        z = model.image_autoencoder().encode(model.image_source().held_out())
     assert z.mean().abs() < 0.2
     assert z.var() == pytest.approx(1, abs=0.15)
     assert (z.flatten(1).var(0) - 1).abs().max() < 0.5
@@ -77,9 +78,9 @@ def test_the_drawn_set_is_one_flag_away(tmp_path: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert "2 steps of 16 images" in out
     assert "DrawnShapes (num_train 40, num_held_out 5, size 32, seed 0): 3 x 32 x 32; 40 to train on, 5 held out" in out
-    model = ImageModel.from_pretrained(tmp_path / "model")
-    assert model.latent_shape == (4, 8, 8)
-    assert tuple(model.held_out().shape) == (5, 3, 32, 32)
+    model = SavedModel.from_pretrained(tmp_path / "model")
+    assert model.latent_shape() == (64, 4)
+    assert tuple(model.image_source().held_out().shape) == (5, 3, 32, 32)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:

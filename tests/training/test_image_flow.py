@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from fewstep.autoencoders import to_positions
 from fewstep.cli.main import main
 from fewstep.data import Digits
 from fewstep.denoisers import FlowModel, RegressionDenoiser
-from fewstep.image_bundle import ImageModel
 from fewstep.metrics.frechet import frechet_distance, moments
+from fewstep.model import SavedModel, kind_of
 from fewstep.objectives import OBJECTIVES, FlowMatching, MeanFlow, Objective
+from fewstep.pipeline import ImageGenerator
 from fewstep.schedules import LogitNormalTime, UniformTime
-from fewstep.storage import kind_of, load_checkpoint
+from fewstep.storage import load_checkpoint
 from fewstep.training import ImageDataModule, ImageFlowModule
 from fewstep.types import LossOutput
-from tests.images import tiny_image_model
+from tests.images import tiny_image_flow, tiny_image_model
 from tests.runs import CONFIGS, logged
-from tests.test_image_bundle import tiny_image_flow
 from tests.training.flows import STUDENTS
 from tests.training.test_resume import assert_equal
 
@@ -35,7 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def white_image_model() -> ImageModel:
+def white_image_model() -> SavedModel:
     """The tiny image model, its latents of unit variance as those of a trained one are."""
     model = tiny_image_model()
     with torch.no_grad():
@@ -83,24 +84,23 @@ def module(base: Path, objective: Objective, **options: str) -> ImageFlowModule:
 
 def test_a_run_leaves_the_frozen_autoencoder_with_its_flow(base: Path, flow: Path) -> None:
     assert kind_of(flow / "model") == "images"
-    model, before = ImageModel.from_pretrained(flow / "model"), white_image_model()
+    model, before = SavedModel.from_pretrained(flow / "model"), white_image_model()
     assert_equal(model.autoencoder.state_dict(), before.autoencoder.state_dict(), "autoencoder")
-    told = model.require_flow()
+    told = model.identity
     assert (told.objective, told.estimate, told.trained_nfe) == ("FlowMatching", "posterior_mean", None)
     assert (told.path, told.prediction, told.grid_mean, told.grid_std) == ("linear", "x1", 0.0, 1.0)
-    assert model.identity.noise_level_max == before.identity.noise_level_max
-    from_checkpoint = ImageModel.from_pretrained(flow / "checkpoints" / "last.ckpt")
-    assert torch.equal(from_checkpoint.generate(2).images, model.generate(2).images)
+    from_checkpoint = SavedModel.from_pretrained(flow / "checkpoints" / "last.ckpt")
+    assert torch.equal(ImageGenerator(from_checkpoint).generate(2).images, ImageGenerator(model).generate(2).images)
     metrics = logged(flow)
     assert metrics["val/loss"][99] < metrics["val/loss"][49] < 1.0, "of data of unit variance"
     assert len(metrics["train/images_per_second"]) == 100
 
 
 def test_training_brings_generated_latents_to_those_of_the_images(flow: Path) -> None:
-    model = ImageModel.from_pretrained(flow / "model")
+    model = SavedModel.from_pretrained(flow / "model")
     with torch.no_grad():
-        z = model.to_positions(model.encode(model.source().train()))
-    made = model.generate(200, 8).x_1
+        z = to_positions(model.image_autoencoder().encode(IMAGES.train()))
+    made = ImageGenerator(model).generate(200, 8).x_1
     noise = torch.randn(200, 4, 2, generator=torch.Generator().manual_seed(0))
     distance = [frechet_distance(moments(z), moments(x)) for x in (made, noise)]
     assert distance[0] < 0.5 * distance[1]
@@ -126,11 +126,11 @@ def test_every_objective_trains_on_images(base: Path, flow: Path, tmp_path: Path
     given += [f"--model.teacher={flow / 'model'}"] if OBJECTIVES[objective].needs_teacher else []
     flags = [*given, "--data.batch_size=16", f"--run_dir={tmp_path}"]
     assert main(["train", *arguments(base, *flags, objective=objective, steps=2)]) == 0
-    model = ImageModel.from_pretrained(tmp_path / "model")
-    told = model.require_flow()
+    model = SavedModel.from_pretrained(tmp_path / "model")
+    told = model.identity
     expected = OBJECTIVES[objective]
     assert (told.objective, told.estimate) == (expected.__name__, expected.estimate.name)
-    made = model.generate(2, told.trained_nfe or 1)
+    made = ImageGenerator(model).generate(2, told.trained_nfe or 1)
     assert made.images.isfinite().all()
     assert all(
         torch.tensor(list(logged(tmp_path)[f"{part}/loss"].values())).isfinite().all() for part in ("train", "val")
@@ -156,7 +156,7 @@ def test_the_objective_sees_the_latents_of_the_images_and_no_tokens(base: Path) 
     assert seen["modes"] == (False, False), "validation takes derivatives, but records none"
     reference, latents = white_image_model(), seen["latents"]
     with torch.no_grad():
-        assert torch.equal(latents.z, reference.to_positions(reference.encode(images)))
+        assert torch.equal(latents.z, to_positions(reference.image_autoencoder().encode(images)))
     assert latents.mask.shape == (3, 4) and bool(latents.mask.all())
     assert not latents.z.requires_grad
     assert [seen[name] for name in ("tokens", "readout", "teacher", "progress")] == [None, None, None, 1.0]
@@ -166,7 +166,7 @@ def test_the_objective_sees_the_latents_of_the_images_and_no_tokens(base: Path) 
 
 def test_a_flow_map_starts_as_the_flow_that_it_comes_from(base: Path, flow: Path) -> None:
     started = module(base, MeanFlow(UniformTime()), initialise_from=str(flow / "model"))
-    trained = ImageModel.from_pretrained(flow / "model").flow()
+    trained = SavedModel.from_pretrained(flow / "model").flow()
     noise = torch.Generator().manual_seed(0)
     x_t, t = torch.randn(3, 4, 2, generator=noise), torch.tensor([0.0, 0.3, 0.9])
     with torch.no_grad():
@@ -201,11 +201,11 @@ def refusal(capsys: pytest.CaptureFixture[str], given: list[str]) -> str:
         (None, ["--model.objective.cross_entropy_weight=1"], "cross_entropy_weight is 1.0, but images have no tokens"),
         (None, ["--model.denoiser.two_times=true"], "two_times is true, but FlowMatching"),
         (None, ["--model.teacher={flow}"], "FlowMatching learns from data alone"),
-        (None, ["--model.initialise_from={base}"], "has no flow: train one"),
+        (None, ["--model.initialise_from={base}"], "no denoiser"),
         (None, ["--model.initialise_from={flow}", "--model.denoiser.width=16"], "width 32 against 16"),
         (None, ["--model.initialise_from={flow}", "--model.path=variance_preserving"], "its path is linear"),
         ("reflow", [], "model.teacher is missing"),
-        ("reflow", ["--model.teacher={base}"], "has no flow: train one"),
+        ("reflow", ["--model.teacher={base}"], "no denoiser"),
         ("reflow", ["--model.teacher={other}"], "hold different autoencoders"),
         ("reflow", ["--model.teacher={endpoint}"], "the teacher's estimate is of kind endpoint"),
         (None, ["--model.autoencoder=nowhere"], "nowhere does not exist"),

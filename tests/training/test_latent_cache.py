@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fewstep.autoencoders import TransformerAutoencoder
-from fewstep.bundle import ModelBundle
 from fewstep.cli.train import main
 from fewstep.data import collate, train_tokenizer
 from fewstep.errors import UserError
+from fewstep.model import SavedModel
 from fewstep.training import TextDataModule, latent_cache
 from fewstep.training.latent_cache import LatentCache, cache_key, is_complete
 from tests.runs import BLOCK_SIZE, DOCUMENTS, Workshop, logged
@@ -33,7 +33,7 @@ def data_of(workshop: Workshop, streaming: bool = False) -> TextDataModule:
 def test_cached_latents_are_the_encoded_ones_and_are_computed_once(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, base = data_of(workshop), ModelBundle.from_pretrained(workshop.autoencoder)
+    data, base = data_of(workshop), SavedModel.from_pretrained(workshop.autoencoder)
     cache = LatentCache.open(tmp_path, base, data)
     index = torch.tensor([5, 0, len(data.corpus.train) - 1])
     batch = collate([data.corpus.train[int(row)] for row in index])
@@ -55,10 +55,10 @@ def test_cached_latents_are_the_encoded_ones_and_are_computed_once(
 
 
 def test_the_name_of_a_cache_follows_text_tokenizer_weights_and_settings(workshop: Workshop) -> None:
-    corpus, base = data_of(workshop).corpus, ModelBundle.from_pretrained(workshop.autoencoder)
+    corpus, base = data_of(workshop).corpus, SavedModel.from_pretrained(workshop.autoencoder)
     encoder = base.autoencoder
     names = [cache_key(encoder, corpus)]
-    assert cache_key(ModelBundle.from_pretrained(workshop.autoencoder).autoencoder, corpus) == names[0]
+    assert cache_key(SavedModel.from_pretrained(workshop.autoencoder).autoencoder, corpus) == names[0]
     heads = TransformerAutoencoder(**{**encoder.config, "num_heads": encoder.config["num_heads"] * 2})
     heads.load_state_dict(encoder.state_dict())
     names.append(cache_key(heads, corpus))
@@ -74,7 +74,7 @@ def test_a_killed_process_leaves_nothing_that_passes_for_whole(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latent_cache, "BATCH_SIZE", 100)
-    data, base = data_of(workshop), ModelBundle.from_pretrained(workshop.autoencoder)
+    data, base = data_of(workshop), SavedModel.from_pretrained(workshop.autoencoder)
     place = tmp_path / cache_key(base.autoencoder, data.corpus)
     child = os.fork()
     if child == 0:
@@ -115,6 +115,6 @@ def test_losses_with_and_without_the_cache_are_the_same(workshop: Workshop, tmp_
 
 
 def test_a_stream_has_no_cache(workshop: Workshop, tmp_path: Path) -> None:
-    data, base = data_of(workshop, streaming=True), ModelBundle.from_pretrained(workshop.autoencoder)
+    data, base = data_of(workshop, streaming=True), SavedModel.from_pretrained(workshop.autoencoder)
     with pytest.raises(UserError, match="streamed corpus has no latent cache"):
         LatentCache.open(tmp_path, base, data)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.bundle import ModelBundle
 from fewstep.cli.train import main
+from fewstep.model import SavedModel
 from fewstep.storage import load_checkpoint
 from fewstep.training.callbacks import ExportModel
 from tests.runs import Workshop, logged, start
@@ -113,8 +113,8 @@ def test_a_longer_run_killed_before_its_export_does_not_leave_the_shorter_ones_m
         assert main(longer) == 0
     assert (tmp_path / "model" / "language_model.safetensors").read_bytes() == short
     assert main(longer) == 0
-    model = ModelBundle.from_pretrained(tmp_path / "model")
-    trained = ModelBundle.from_pretrained(tmp_path / "checkpoints" / "last.ckpt")
+    model = SavedModel.from_pretrained(tmp_path / "model")
+    trained = SavedModel.from_pretrained(tmp_path / "checkpoints" / "last.ckpt")
     assert_equal(dict(model.language_model.state_dict()), dict(trained.language_model.state_dict()))
     assert (tmp_path / "model" / "language_model.safetensors").read_bytes() != short
 

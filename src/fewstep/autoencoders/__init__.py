@@ -1,7 +1,7 @@
 """Text, or images, to continuous latents."""
 
-from fewstep.autoencoders.images import ImageAutoencoder
+from fewstep.autoencoders.images import ImageAutoencoder, from_positions, to_positions
 from fewstep.autoencoders.transformer import TransformerAutoencoder
 from fewstep.autoencoders.whitening import Whitening
 
-__all__ = ["ImageAutoencoder", "TransformerAutoencoder", "Whitening"]
+__all__ = ["ImageAutoencoder", "TransformerAutoencoder", "Whitening", "from_positions", "to_positions"]

@@ -12,6 +12,16 @@ from fewstep.schedules import upcast
 from fewstep.shapes import check_sizes
 
 
+def to_positions(z: Tensor) -> Tensor:
+    """Latents ``z`` (B, c, s, s) as a flow sees them: (B, K, c), read row by row."""
+    return rearrange(z, "b c h w -> b (h w) c")
+
+
+def from_positions(x: Tensor, side: int) -> Tensor:
+    """The inverse of :func:`to_positions`: (B, K, c) to latents (B, c, s, s) with s = ``side``."""
+    return rearrange(x, "b (h w) c -> b c h w", h=side)
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a SiLU beside the identity, on (B, W, H, H). The block starts as the identity."""
 

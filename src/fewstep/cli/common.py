@@ -10,8 +10,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
-    from fewstep.bundle import ModelBundle
     from fewstep.data import PreparedCorpus
+    from fewstep.model import SavedModel
     from fewstep.types import TokenBatch
 
 
@@ -21,9 +21,16 @@ class DeviceOptions:
 
     Args:
         device: where models run; auto takes a GPU if there is one.
+        allow: packages beside fewstep whose classes a saved model may have, with commas between; their code is run.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    allow: str = ""
+
+    @property
+    def allowed(self) -> list[str]:
+        """The packages of ``allow``."""
+        return [name for name in self.allow.split(",") if name]
 
     def pick_device(self) -> str:
         """The name of a torch device. Raises ``UserError`` for "cuda" without a GPU."""
@@ -79,7 +86,7 @@ def folder_beside(model: str, name: str) -> Path:
     return Path(model).resolve().parent / name
 
 
-def corpus_of(bundle: "ModelBundle", options: TextOptions, *, pack: bool = True) -> "PreparedCorpus":
+def corpus_of(bundle: "SavedModel", options: TextOptions, *, pack: bool = True) -> "PreparedCorpus":
     """The text of the options in blocks of the model's tokens."""
     from fewstep.data import CorpusSettings, prepare_corpus
 

@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"--steps {options.steps} --reinjection {options.reinjection}: expected K >= 1 and strengths in [0, 1]"
         )
-    from fewstep.storage import kind_of
+    from fewstep.model import kind_of
 
     out, kind = options.out or Path("runs/compare"), kind_of(options.model)
     plan = planned_runs(options, kind, out, steps)
@@ -154,9 +154,9 @@ def training_arguments(run: "Run", options: CompareOptions, kind: str) -> list[s
 
 def text_data(options: CompareOptions) -> list[str]:
     """Flags of the text that the model was trained on, cut as it reads it, or of another."""
-    from fewstep.bundle import ModelBundle
+    from fewstep.model import SavedModel
 
-    identity = ModelBundle.from_pretrained(options.model).identity
+    identity = SavedModel.from_pretrained(options.model, allow=options.allowed, kind="text").identity
     flags = [f"--data.source={options.source or identity.source}", f"--data.block_size={identity.block_size}"]
     flags.append(f"--data.cache_dir={options.cache_dir}")
     return flags + ([f"--data.max_documents={options.max_documents}"] if options.max_documents else [])
@@ -164,35 +164,34 @@ def text_data(options: CompareOptions) -> list[str]:
 
 def image_data(options: CompareOptions) -> list[str]:
     """Flags of the images that the model was trained on."""
-    from fewstep.image_bundle import ImageModel
+    from fewstep.model import SavedModel
 
-    identity = ImageModel.from_pretrained(options.model).identity
-    images = {"class_path": f"fewstep.data.{identity.data}", "init_args": identity.data_config}
+    identity = SavedModel.from_pretrained(options.model, kind="images").identity
+    images = {"class_path": f"fewstep.data.{identity.source}", "init_args": identity.source_config}
     return [f"--data.images={json.dumps(images)}"]
 
 
 def text_bench(options: CompareOptions) -> "TextBench":
     """Scorer, real text and protocol, as ``fewstep evaluate`` makes them. Raises ``UserError``."""
-    from fewstep.bundle import ModelBundle
     from fewstep.cli.sweeping import held_out_text, make_protocol, make_scorer, prepared_text
     from fewstep.evaluation.baselines import token_counts
     from fewstep.evaluation.compare_bench import TextBench
     from fewstep.evaluation.processes import Processes
     from fewstep.evaluation.sweep_measures import TrainText
-    from fewstep.evaluation.sweep_texts import SWEEP_READOUTS
     from fewstep.evaluation.train_text import train_stream
     from fewstep.evaluation.yardsticks import yardsticks
+    from fewstep.model import SavedModel
+    from fewstep.readouts import READOUTS
+    from fewstep.registry import resolve
 
     device = options.pick_device()
-    bundle = ModelBundle.from_pretrained(options.model).to(device)
+    bundle = SavedModel.from_pretrained(options.model, allow=options.allowed, kind="text").to(device)
     scorer, corpus = make_scorer(options, bundle, device), prepared_text(options, bundle, Processes())
     held_out = held_out_text(options, corpus)
     own = [name for name, part in {"parallel": "readout", "head": "head"}.items() if part in bundle.parts()]
     readouts = comma_parts(options.readout, "readout") if options.readout else own
     for name in readouts:
-        if name not in SWEEP_READOUTS:
-            raise UserError(f"readout is {name!r}: expected some of {', '.join(SWEEP_READOUTS)}")
-        bundle.require(SWEEP_READOUTS[name].part, source=options.model)
+        bundle.require(resolve(READOUTS, name, "readout").part, source=options.model)
     return TextBench(
         bundle,
         scorer,

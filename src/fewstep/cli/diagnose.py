@@ -78,7 +78,7 @@ def default_folder(options: DiagnoseOptions) -> Path:
 
 def diagnose(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
     """Load the model, of text or images, ours or another's, and measure it; ``shared`` goes to every diagnosis."""
-    from fewstep.storage import kind_of
+    from fewstep.model import kind_of
 
     if options.adapter is not None:
         return diagnose_adapter(options, shared)
@@ -105,12 +105,12 @@ def diagnose_adapter(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagn
 
 def diagnose_text_model(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
     """A text model on the held-out part of its text."""
-    from fewstep.bundle import ModelBundle
     from fewstep.evaluation.diagnosis import diagnose_text
     from fewstep.evaluation.subject import make_subject
+    from fewstep.model import SavedModel
     from fewstep.pipeline import TextGenerator
 
-    bundle = ModelBundle.from_pretrained(options.model).to(options.pick_device())
+    bundle = SavedModel.from_pretrained(options.model, allow=options.allowed, kind="text").to(options.pick_device())
     corpus = corpus_of(bundle, options)
     subject = make_subject(
         TextGenerator(bundle),
@@ -126,11 +126,11 @@ def diagnose_text_model(options: DiagnoseOptions, shared: dict[str, Any]) -> "Di
 def diagnose_image_model(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
     """The image control on held-out images."""
     from fewstep.evaluation.image_diagnosis import diagnose_images, make_image_subject
-    from fewstep.image_bundle import ImageModel
+    from fewstep.model import SavedModel
 
-    model = ImageModel.from_pretrained(options.model).to(options.pick_device())
+    model = SavedModel.from_pretrained(options.model, kind="images").to(options.pick_device())
     subject = make_image_subject(model, num_examples=options.examples, seed=options.seed)
-    data = {"source": model.identity.data, **model.identity.data_config}
+    data = {"source": model.identity.source, **model.identity.source_config}
     return diagnose_images(subject, options.model, data=data, **shared)
 
 

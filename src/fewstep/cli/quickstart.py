@@ -102,15 +102,14 @@ def train_stage(stage: str, options: QuickstartOptions) -> None:
 
 def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "GenerationTable":
     """Merge the stages into one model folder, evaluate it, and write table and picture. ``recipe``: provenance."""
-    from fewstep.bundle import ModelBundle
     from fewstep.evaluation.baselines import held_out_blocks, token_counts
     from fewstep.evaluation.generation import evaluate_generation
-    from fewstep.merging import merge_bundles
+    from fewstep.model import SavedModel, merge_models
     from fewstep.pipeline import TextGenerator
     from fewstep.report import write_generation_figure
 
     folders = [str(options.out / name / "model") for name in ("head", "language_model")]
-    bundle = merge_bundles([ModelBundle.from_pretrained(folder) for folder in folders], folders)
+    bundle = merge_models([SavedModel.from_pretrained(folder) for folder in folders], folders)
     bundle.save_pretrained(options.out / "model", overwrite=True)
     sections = size_sections(options.size) if options.size else {}  # the same documents: held-out text stays held out
     documents = sections.get("autoencoder", {}).get("data", {}).get("max_documents")

@@ -70,7 +70,7 @@ class SampleOptions(SamplerOptions, ReadoutOptions, DeviceOptions):
     """Write text with a saved model.
 
     Args:
-        model: a model folder, or a .ckpt file of the flow or a later stage.
+        model: a model folder, a .ckpt file of the flow or a later stage, or owner/name on the hub.
         num_samples: how many texts.
         seed: the same seed gives the same texts.
         batch_size: texts generated at a time; changes speed only.
@@ -136,7 +136,7 @@ def generate(options: SampleOptions, cost: SamplingCost) -> "Iterator[tuple[int,
         snap = None if options.snap is None else parse_snap(options.snap)
     except ValueError as error:
         raise UserError(str(error)) from None
-    generator = TextGenerator.from_pretrained(options.model, device=options.pick_device())
+    generator = TextGenerator.from_pretrained(options.model, options.pick_device(), allow=options.allowed)
     with tqdm(total=options.num_samples, desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
         for first in range(0, options.num_samples, options.batch_size):
             generated = generator.generate(
@@ -168,7 +168,7 @@ def json_lines(
 ) -> Iterator[str]:
     """One JSON object per text, from index ``first`` on, each with all that reproduces it."""
     settings = asdict(options)
-    for name in ("model", "num_samples", "batch_size", "output", "overwrite", "device"):
+    for name in ("model", "num_samples", "batch_size", "output", "overwrite", "device", "allow"):
         del settings[name]
     settings["provenance"] = recipe
     for index, (text, ids) in enumerate(zip(generated.texts, generated.ids.tolist(), strict=True), first):

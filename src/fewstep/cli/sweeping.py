@@ -11,13 +11,13 @@ from fewstep.cli.parser import comma_numbers, comma_parts
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
-    from fewstep.bundle import ModelBundle
     from fewstep.data import PreparedCorpus
     from fewstep.evaluation.processes import Processes
     from fewstep.evaluation.protocol import ScoringProtocol
     from fewstep.evaluation.scorers import Scorer
     from fewstep.evaluation.sweep import Sweep
     from fewstep.evaluation.sweep_row import Setting
+    from fewstep.model import SavedModel
     from fewstep.types import TokenBatch
 
 
@@ -109,7 +109,6 @@ def make_sweep(
     options: SweepOptions, settings: "Sequence[Setting]", processes: "Processes", provenance: dict[str, Any]
 ) -> "Sweep":
     """Model, scorer, real text and every row's setting, checked before the first sample."""
-    from fewstep.bundle import ModelBundle
     from fewstep.evaluation.baselines import token_counts
     from fewstep.evaluation.sweep import Sweep
     from fewstep.evaluation.sweep_grammar import grammar_reference
@@ -119,12 +118,13 @@ def make_sweep(
     from fewstep.evaluation.train_text import train_stream
     from fewstep.evaluation.yardsticks import yardsticks
     from fewstep.metrics.text import mauve_package_version
+    from fewstep.model import SavedModel
     from fewstep.pipeline import TextGenerator
 
     if options.mauve:
         mauve_package_version()
     device = local_device(options)
-    bundle = ModelBundle.from_pretrained(options.model).to(device)
+    bundle = SavedModel.from_pretrained(options.model, allow=options.allowed, kind="text").to(device)
     check_steps(bundle, list(dict.fromkeys(setting.num_steps for setting in settings)))
     generator = TextGenerator(bundle)
     readouts = comma_parts(options.readout, "readout")
@@ -153,7 +153,7 @@ def make_sweep(
     )
 
 
-def check_steps(bundle: "ModelBundle", steps: "Sequence[int | None]") -> None:
+def check_steps(bundle: "SavedModel", steps: "Sequence[int | None]") -> None:
     """Raise ``UserError`` if the model was trained for another number of steps than a given one."""
     trained = bundle.identity.trained_nfe
     if trained is not None and set(steps) != {trained}:
@@ -174,7 +174,7 @@ def local_device(options: DeviceOptions) -> str:
     return f"cuda:{int(local_rank) % torch.cuda.device_count()}"
 
 
-def make_scorer(options: ScoringOptions, bundle: "ModelBundle", device: str) -> "Scorer":
+def make_scorer(options: ScoringOptions, bundle: "SavedModel", device: str) -> "Scorer":
     """The scorer that ``--scorer`` names."""
     from fewstep.evaluation.scorers import RunScorer, TransformersScorer
 
@@ -184,7 +184,7 @@ def make_scorer(options: ScoringOptions, bundle: "ModelBundle", device: str) -> 
 
 
 def prepared_text(
-    options: TextOptions, bundle: "ModelBundle", processes: "Processes", *, pack: bool = True
+    options: TextOptions, bundle: "SavedModel", processes: "Processes", *, pack: bool = True
 ) -> "PreparedCorpus":
     """The text as training packed it; rank 0 packs it, the others read its cache."""
     if not processes.is_first:
@@ -237,7 +237,7 @@ def other_held_out(options: SweepOptions, corpus: "PreparedCorpus") -> "TokenBat
 
 def make_protocol(
     options: ScoringOptions,
-    bundle: "ModelBundle",
+    bundle: "SavedModel",
     scorer: "Scorer",
     corpus: "PreparedCorpus",
     extra: Mapping[str, Any],

@@ -42,16 +42,16 @@ def run(options: LatentsOptions, model: str, folder: Path, recipe: dict[str, Any
 
     ``recipe``: provenance of the rows. An interrupted run resumes.
     """
-    from fewstep.bundle import ModelBundle
     from fewstep.evaluation.exact import train_blocks, train_latents
     from fewstep.evaluation.exact_picture import exact_picture
     from fewstep.evaluation.exact_rows import ExactRow, table_of
     from fewstep.evaluation.exact_study import ExactStudy, StudySettings
     from fewstep.evaluation.row_file import RowFile
     from fewstep.evaluation.sweep import model_digest
+    from fewstep.model import SavedModel
     from fewstep.report import write_picture
 
-    bundle = ModelBundle.from_pretrained(model).to(options.pick_device())
+    bundle = SavedModel.from_pretrained(model, allow=options.allowed, kind="text").to(options.pick_device())
     bundle.require("autoencoder", "readout", source=model)
     corpus = corpus_of(bundle, options)
     latents = train_latents(bundle, train_blocks(corpus.train, options.num_latents))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fewstep.denoisers.output import DenoiserOutput
 from fewstep.denoisers.regression import RegressionDenoiser, zero_linear
-from fewstep.paths import Path
+from fewstep.paths import PATHS, Path, name_of_path
 from fewstep.schedules import upcast
 from fewstep.shapes import check_sizes
 
@@ -29,7 +29,7 @@ class CategoricalDenoiser(RegressionDenoiser):
         latent_dim: int,
         num_positions: int,
         vocab_size: int,
-        path: Path,
+        path: Path | str,
         *,
         width: int = 192,
         depth: int = 6,
@@ -51,8 +51,8 @@ class CategoricalDenoiser(RegressionDenoiser):
             local_reach=local_reach,
             max_frequency=max_frequency,
         )
-        self.config["vocab_size"] = vocab_size
-        self.path = path
+        self.config |= {"vocab_size": vocab_size, "path": path if isinstance(path, str) else name_of_path(path)}
+        self.path = PATHS[path]() if isinstance(path, str) else path
         self.register_buffer("codebook", torch.zeros(vocab_size, latent_dim))
         self.register_buffer("log_prior", torch.zeros(vocab_size))
         self.evidence = nn.Embedding(vocab_size, width)

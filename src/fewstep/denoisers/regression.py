@@ -1,5 +1,7 @@
 """The plain denoiser: a transformer that regresses its target. B batch, K positions, D latent dimension, W width."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +37,7 @@ class RegressionDenoiser(nn.Module):
         check_sizes(type(self).__name__, sizes)
         check_sizes(type(self).__name__, {"depth": depth, "local_reach": local_reach}, least=0)
         options = {"two_times": two_times, "local_reach": local_reach, "max_frequency": max_frequency}
-        self.config = {**sizes, "depth": depth, "self_conditioning": self_conditioning, **options}
+        self.config: dict[str, Any] = {**sizes, "depth": depth, "self_conditioning": self_conditioning, **options}
         self.self_conditioning = self_conditioning
         self.inputs = nn.Linear(latent_dim * (2 if self_conditioning else 1), width)
         self.positions = nn.Parameter(torch.zeros(num_positions, width))

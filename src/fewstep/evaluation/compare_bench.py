@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.bundle import ModelBundle
 from fewstep.evaluation.comparison import Compared, Quality
 from fewstep.evaluation.image_row import COLUMNS as IMAGE_COLUMNS
 from fewstep.evaluation.image_row import ImageRow
@@ -22,7 +21,7 @@ from fewstep.evaluation.sweep import Sweep, model_digest
 from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import COLUMNS
 from fewstep.evaluation.sweep_texts import FlowTexts, TextGroup, flow_setting
-from fewstep.image_bundle import ImageModel
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers import FlowSampler, default_sampling, incompatibility
 from fewstep.types import TokenBatch
@@ -71,7 +70,7 @@ class TextBench:
 
     def __init__(
         self,
-        bundle: ModelBundle,
+        bundle: SavedModel,
         scorer: Scorer,
         protocol: ScoringProtocol,
         beside: Sequence[TextGroup],
@@ -123,7 +122,7 @@ class TextBench:
         rows = [self._measured(self.bundle, group)[0] for group in self.beside]
         return [replace(row, objective=name) for name, row in zip(names, rows, strict=True)]
 
-    def _measured(self, bundle: ModelBundle, group: TextGroup) -> list[Compared]:
+    def _measured(self, bundle: SavedModel, group: TextGroup) -> list[Compared]:
         kept, count = KeptScores(self.scorer), len(group.settings)
         swept = list(self._sweep(bundle, kept, [group]).rows())
         return [
@@ -143,7 +142,7 @@ class TextBench:
             for index, row in enumerate(swept)
         ]
 
-    def _sweep(self, bundle: ModelBundle, scorer: Scorer, groups: Sequence[TextGroup]) -> Sweep:
+    def _sweep(self, bundle: SavedModel, scorer: Scorer, groups: Sequence[TextGroup]) -> Sweep:
         return Sweep(
             bundle,
             scorer,
@@ -154,10 +153,10 @@ class TextBench:
             cci_examples=self.cci_examples,
         )
 
-    def _load(self, folder: Path) -> ModelBundle:
-        return ModelBundle.from_pretrained(folder).to(self.device)
+    def _load(self, folder: Path) -> SavedModel:
+        return SavedModel.from_pretrained(folder).to(self.device)
 
-    def _peak(self, folder: Path, bundle: ModelBundle) -> float | None:
+    def _peak(self, folder: Path, bundle: SavedModel) -> float | None:
         """Of the model, so asked for once a folder."""
         if self._stiffness is None or self._stiffness[0] != folder:
             count = min(FEW, int(self.held_out.mask.all(1).sum()))
@@ -168,7 +167,7 @@ class TextBench:
         return self._stiffness[1]
 
 
-def own_texts(bundle: ModelBundle, num_steps: int, reinjection: float, readouts: Sequence[str]) -> FlowTexts:
+def own_texts(bundle: SavedModel, num_steps: int, reinjection: float, readouts: Sequence[str]) -> FlowTexts:
     """The model's own samples, all readouts of the same latents; whether the sampler fits was asked before."""
     return FlowTexts(TextGenerator(bundle), flow_setting(num_steps, f"{reinjection:g}"), readouts)
 
@@ -218,10 +217,11 @@ class ImageBench:
 
     def incompatibility(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
         """What :func:`fewstep.samplers.incompatibility` says."""
-        model = ImageModel.from_pretrained(folder)
-        told = model.require_flow(str(folder))
-        sampler = FlowSampler(model.flow().path, grid=told.default_grid(), reinjection=reinjection)
-        return incompatibility(told, sampler, num_steps)
+        model = SavedModel.from_pretrained(folder, kind="images")
+        model.require("denoiser", source=str(folder))
+        identity = model.identity
+        sampler = FlowSampler(model.flow().path, grid=identity.default_grid(), reinjection=reinjection)
+        return incompatibility(identity, sampler, num_steps)
 
     def rows(self, folder: Path, num_steps: int, reinjection: float) -> list[Compared]:
         """One row."""
@@ -255,10 +255,10 @@ class ImageBench:
 
     def _sweep(self, folder: Path, setting: tuple[int, float] | None = None) -> ImageSweep:
         """Of one setting, or of one that fits the model where only the protocol is asked for."""
-        model = ImageModel.from_pretrained(folder).to(self.device)
+        model = SavedModel.from_pretrained(folder, kind="images").to(self.device)
         if self._base is None:
-            self._base = BaseFlow(ImageModel.from_pretrained(self.base).to(self.device))
-        own = default_sampling(model.require_flow(str(folder)), 1)
+            self._base = BaseFlow(SavedModel.from_pretrained(self.base, kind="images").to(self.device))
+        own = default_sampling(model.identity, 1)
         num_steps, reinjection = setting or (own.num_steps, own.reinjection)
         return ImageSweep(
             model,

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from fewstep.diagnostics.decoding import Decode
-from fewstep.readouts import CommitmentHead, ParallelReadout
+from fewstep.readouts import CommitmentHead
 from fewstep.shapes import rand
+from fewstep.types import Readout
 
 
 def all_real(z: Tensor) -> Tensor:
@@ -16,9 +17,9 @@ def all_real(z: Tensor) -> Tensor:
     return torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
 
 
-def decoder_of(readout: ParallelReadout) -> Decode:
+def decoder_of(readout: Readout) -> Decode:
     """Latents (B, K, D) to the parallel readout's logits (B, L, V)."""
-    return lambda z: readout(z, all_real(z))
+    return lambda z: readout.logits(z, all_real(z))
 
 
 class HeadConditionals:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
 from fewstep.evaluation.sweep_texts import FlowTexts, flow_setting
+from fewstep.model import SavedModel
 from fewstep.paths import PATHS
 from fewstep.pipeline import TextGenerator
 from fewstep.theory.latents import CapRule, LatentPosterior
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def train_latents(bundle: ModelBundle, ids: Tensor) -> Tensor:
+def train_latents(bundle: SavedModel, ids: Tensor) -> Tensor:
     """Latents (N, K, D) of blocks ``ids`` (N, L) without padding. Raises ``UserError`` without an autoencoder."""
     bundle.require("autoencoder")
     assert bundle.autoencoder is not None
@@ -42,7 +42,7 @@ def train_blocks(train: "Dataset", count: int) -> Tensor:
 
 
 def exact_flow(
-    bundle: ModelBundle, latents: Tensor, h: float, cap: float | None = None, rule: CapRule = "point"
+    bundle: SavedModel, latents: Tensor, h: float, cap: float | None = None, rule: CapRule = "point"
 ) -> LatentPosterior:
     """The exact denoiser of ``latents`` (N, K, D) on the path that the model was trained on; it needs no denoiser."""
     return LatentPosterior(latents, h, PATHS[bundle.identity.path](), cap, rule=rule)
@@ -61,7 +61,7 @@ class ExactTexts(FlowTexts):
     """
 
     def __init__(
-        self, bundle: ModelBundle, flow: LatentPosterior, num_steps: int, reinjection: float, readouts: Sequence[str]
+        self, bundle: SavedModel, flow: LatentPosterior, num_steps: int, reinjection: float, readouts: Sequence[str]
     ) -> None:
         super().__init__(TextGenerator(bundle), flow_setting(num_steps, f"{reinjection:g}"), readouts)
         self.flow = flow  # type: ignore[assignment]

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.bundle import ModelBundle
 from fewstep.evaluation.exact import exact_flow
 from fewstep.evaluation.exact_rows import ExactRow, ExactSetting
+from fewstep.model import SavedModel
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import example_generators, randn
 
@@ -56,7 +56,7 @@ class ExactStudy:
 
     def __init__(
         self,
-        bundle: ModelBundle,
+        bundle: SavedModel,
         latents: Tensor,
         settings: StudySettings,
         model: str,
@@ -148,7 +148,7 @@ class ExactStudy:
         reader = self.bundle.reader()
         parts = z.float().split(64)
         return torch.cat(
-            [reader(one, torch.ones_like(one[..., 0], dtype=torch.bool)).argmax(-1) for one in parts]
+            [reader.logits(one, torch.ones_like(one[..., 0], dtype=torch.bool)).argmax(-1) for one in parts]
         ).cpu()
 
     def _distance(self, x_1: Tensor) -> float:

@@ -15,7 +15,7 @@ from fewstep.evaluation.measurement import Measurement, choose
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.readout_measurements import DabiEffort
 from fewstep.evaluation.subject import ImageSubject
-from fewstep.image_bundle import ImageModel
+from fewstep.model import SavedModel
 
 IMAGE_EFFORT = DabiEffort(num_isotropic=12)
 """One point per example, and so more directions at each than in a text."""
@@ -64,14 +64,14 @@ DECODER_MEASUREMENTS = {"reconstruction": Measurement(measure_reconstruction), *
 
 
 @torch.no_grad()
-def make_image_subject(model: ImageModel, *, num_examples: int, seed: int) -> ImageSubject:
+def make_image_subject(model: SavedModel, *, num_examples: int, seed: int) -> ImageSubject:
     """The latents of the first ``num_examples`` held-out images, at least 2."""
-    images = model.held_out()
+    images, autoencoder = model.image_source().held_out(), model.image_autoencoder()
     if not 2 <= num_examples <= len(images):
         raise UserError(f"examples is {num_examples}: expected a number from 2 to {len(images)}, the held-out images")
-    device = next(model.autoencoder.parameters()).device
+    device = next(autoencoder.parameters()).device
     images = images[:num_examples].to(device)
-    return ImageSubject(model.decode, model.encode(images), seed, images)
+    return ImageSubject(autoencoder.decode, autoencoder.encode(images), seed, images)
 
 
 def diagnose_images(

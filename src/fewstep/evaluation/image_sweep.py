@@ -6,7 +6,7 @@ and pixels (this project's definition).
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from fewstep.evaluation.image_row import YARDSTICK, ImageRow, ImageSetting
 from fewstep.evaluation.protocol import HASH_DIGITS, canonical_json
 from fewstep.evaluation.scorers import weights_digest
 from fewstep.evaluation.subject import noise_source
-from fewstep.image_bundle import GeneratedImages, ImageModel
 from fewstep.metrics.frechet import Moments, frechet_distance, moments
 from fewstep.metrics.intervals import mean_interval
+from fewstep.model import SavedModel
+from fewstep.pipeline import GeneratedImages, ImageGenerator
 from fewstep.samplers import FlowSampler, incompatibility
 from fewstep.shapes import example_generators, randn
 from fewstep.storage import versions
@@ -40,7 +41,7 @@ class BaseFlow:
     """What images are compared with one by one: the flow of ``model``, followed in ``num_steps`` steps without fresh
     noise, for the first ``num_samples`` images of the first seed."""
 
-    model: ImageModel
+    model: SavedModel
     num_steps: int = 64
     num_samples: int = 64
 
@@ -56,7 +57,7 @@ class ImageSweep:
 
     def __init__(
         self,
-        model: ImageModel,
+        model: SavedModel,
         steps: Sequence[int] = (1, 2, 4, 8, 32),
         reinjections: Sequence[float] = (0.0, 1.0),
         *,
@@ -67,25 +68,27 @@ class ImageSweep:
         stiffness_examples: int = 0,
         batch_size: int = 64,
     ) -> None:
-        told, path = model.require_flow(), model.flow().path
+        identity, path, grid = model.identity, model.flow().path, model.identity.default_grid()
         self.model, self.base, self.seeds = model, base, tuple(dict.fromkeys(seeds))
         self.num_samples, self.batch_size, self.stiffness_examples = num_samples, batch_size, stiffness_examples
-        if not 2 <= num_samples <= model.source().num_train or not self.seeds:
+        if not 2 <= num_samples <= model.image_source().num_train or not self.seeds:
             raise UserError(
                 f"{num_samples} samples for seeds {self.seeds}: expected at least 1 seed and a number from 2 to "
-                f"{model.source().num_train}, the train images of the yardstick"
+                f"{model.image_source().num_train}, the train images of the yardstick"
             )
         asked = dict.fromkeys((count, float(gamma)) for gamma in reinjections for count in steps)
         self.settings = tuple(
-            ImageSetting(name or told.objective or "flow", count, gamma)
+            ImageSetting(name or identity.objective or "flow", count, gamma)
             for count, gamma in asked
-            if incompatibility(told, FlowSampler(path, grid=told.default_grid(), reinjection=gamma), count) is None
+            if incompatibility(identity, FlowSampler(path, grid=grid, reinjection=gamma), count) is None
         )
         if not self.settings:
-            raise UserError(f"{told.objective} was trained for none of steps {steps}, re-injection {reinjections}")
-        self.autoencoder = weights_digest(model.autoencoder)[:HASH_DIGITS]
-        self.digest = _hash([model.manifest(), {name: weights_digest(part) for name, part in model.parts().items()}])
-        if base is not None and weights_digest(base.model.autoencoder)[:HASH_DIGITS] != self.autoencoder:
+            raise UserError(f"{identity.objective} was trained for none of steps {steps}, re-injection {reinjections}")
+        self.autoencoder = weights_digest(model.image_autoencoder())[:HASH_DIGITS]
+        self.digest = _hash(
+            [asdict(model.manifest()), {name: weights_digest(part) for name, part in model.parts().items()}]
+        )
+        if base is not None and weights_digest(base.model.image_autoencoder())[:HASH_DIGITS] != self.autoencoder:
             raise UserError("the base flow is on another autoencoder: the same noise means other images there")
         self.protocol = self._protocol()
         self.protocol_hash = _hash(self.protocol)
@@ -97,7 +100,7 @@ class ImageSweep:
         return {
             "num_samples": self.num_samples,
             "seeds": list(self.seeds),
-            "data": {identity.data: identity.data_config},
+            "data": {identity.source: identity.source_config},
             "reference": "all held-out images, encoded and decoded",
             "autoencoder": self.autoencoder,
             "features": f"whitened latents; pixels pooled to at most {POOLED} a side",
@@ -110,8 +113,8 @@ class ImageSweep:
         """What the numbers of a table are, in a few sentences."""
         identity = self.model.identity
         return (
-            f"{identity.data}, protocol {self.protocol_hash}. FD: Frechet distance of {self.num_samples} images to all "
-            "held-out ones, decoded, in the whitened latents of the autoencoder and in pixels pooled to at most "
+            f"{identity.source}, protocol {self.protocol_hash}. FD: Frechet distance of {self.num_samples} images to "
+            "all held-out ones, decoded, in the whitened latents of the autoencoder and in pixels pooled to at most "
             f"{POOLED} a side; mean over {len(self.seeds)} seeds with Student's interval over them; x real: over that "
             "of as many train images; off the flow: rms distance from the base flow's image of the same noise, 1.4 for "
             "an unrelated one; stiffness: its peak over the sampler's states."
@@ -130,7 +133,7 @@ class ImageSweep:
 
     def _yardstick(self) -> ImageRow:
         """Train images drawn without replacement, decoded like the held-out ones."""
-        images = self.model.source().train()
+        images = self.model.image_source().train()
         pairs = []
         for seed in self.seeds:
             (generator,) = example_generators(seed, 0, 1)
@@ -147,7 +150,7 @@ class ImageSweep:
             if index == 0 and self.base is not None:
                 off_flow = relative_rms(made.images[: self.base.num_samples], self._of_base(self.base))
         peak = self._stiffness_peak(setting) if self.stiffness_examples else None
-        objective = self.model.require_flow().objective
+        objective = self.model.identity.objective
         return self._measured(setting, objective, self.digest, pairs, off_flow, peak, nfe, seconds)
 
     def _measured(
@@ -184,47 +187,46 @@ class ImageSweep:
 
     def _make(self, setting: ImageSetting, seed: int, count: int) -> GeneratedImages:
         assert setting.num_steps is not None and setting.reinjection is not None
-        return self.model.generate(
+        return ImageGenerator(self.model).generate(
             count, setting.num_steps, seed, reinjection=setting.reinjection, batch_size=self.batch_size
         )
 
     def _distances(self, images: Tensor) -> tuple[float, float]:
         """Of ``images`` (N, C, H, W) to the held-out ones, in latents and in pixels."""
         if self._reference is None:
-            self._reference = self._moments(self._decoded(self.model.held_out()))
+            self._reference = self._moments(self._decoded(self.model.image_source().held_out()))
         return tuple(map(frechet_distance, self._moments(images), self._reference))  # type: ignore[return-value]
 
     @torch.no_grad()
     def _moments(self, images: Tensor) -> tuple[Moments, Moments]:
-        latents = torch.cat([self.model.encode(part).cpu() for part in self._batches(images)])
+        latents = torch.cat([self.model.image_autoencoder().encode(part).cpu() for part in self._batches(images)])
         pooled = F.adaptive_avg_pool2d(images, (min(POOLED, images.shape[2]), min(POOLED, images.shape[3])))
         return moments(latents), moments(pooled)
 
     @torch.no_grad()
     def _decoded(self, images: Tensor) -> Tensor:
         """Images after a way through the autoencoder, so that what it loses is not held against a flow."""
-        model = self.model
+        model = self.model.image_autoencoder()
         return torch.cat([model.decode(model.encode(part)).clamp(0, 1).cpu() for part in self._batches(images)])
 
     def _batches(self, images: Tensor) -> list[Tensor]:
-        device = next(self.model.autoencoder.parameters()).device
+        device = next(self.model.image_autoencoder().parameters()).device
         return [part.to(device) for part in images.split(self.batch_size)]
 
     def _of_base(self, base: BaseFlow) -> Tensor:
         if self._base_images is None:
             count = min(base.num_samples, self.num_samples)
-            self._base_images = base.model.generate(count, base.num_steps, self.seeds[0]).images
+            self._base_images = ImageGenerator(base.model).generate(count, base.num_steps, self.seeds[0]).images
         return self._base_images
 
     @torch.no_grad()
     def _stiffness_peak(self, setting: ImageSetting) -> float | None:
         """Over the states at which the sampler evaluated the model, for the first images of the first seed."""
         assert setting.num_steps is not None and setting.reinjection is not None
-        told, flow = self.model.require_flow(), self.model.flow()
+        flow = self.model.flow()
         generators = example_generators(self.seeds[0], 0, self.stiffness_examples)
-        channels, height, width = self.model.latent_shape
-        x_0 = randn((len(generators), height * width, channels), next(flow.parameters()), generators)
-        sampler = FlowSampler(flow.path, grid=told.default_grid(), reinjection=setting.reinjection)
+        x_0 = randn((len(generators), *self.model.latent_shape()), next(flow.parameters()), generators)
+        sampler = FlowSampler(flow.path, grid=self.model.identity.default_grid(), reinjection=setting.reinjection)
         mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=x_0.device)
         states = list(
             sampler.iterate(flow, x_0, num_steps=setting.num_steps, mask=mask, generator=generators),

@@ -5,13 +5,12 @@ N samples a seed, L tokens.
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import TO_FIRST_END, ScoringProtocol, canonical_json, differences
@@ -22,6 +21,7 @@ from fewstep.evaluation.sweep_mauve import MauveReference
 from fewstep.evaluation.sweep_measures import CommitmentProbe, Measures, TrainText, texts_of
 from fewstep.evaluation.sweep_row import Setting, SweepRow
 from fewstep.evaluation.sweep_texts import Batch, Made, TextGroup
+from fewstep.model import SavedModel
 from fewstep.readouts import tokens_to_first_end
 
 DIGEST_DIGITS = 12
@@ -52,7 +52,7 @@ class Sweep:
 
     def __init__(
         self,
-        bundle: ModelBundle,
+        bundle: SavedModel,
         scorer: Scorer,
         protocol: ScoringProtocol,
         groups: Sequence[TextGroup],
@@ -228,8 +228,8 @@ class Sweep:
             seen.add(row.setting)
 
 
-def model_digest(bundle: ModelBundle) -> str:
+def model_digest(bundle: SavedModel) -> str:
     """12 hex digits that tell models apart: identity, architectures and weights of all parts."""
     weights = {name: weights_digest(part) for name, part in bundle.parts().items()}
-    text = canonical_json([bundle.manifest(), weights])
+    text = canonical_json([asdict(bundle.manifest()), weights])
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fewstep.bundle import ModelBundle
 from fewstep.diagnostics.result import Estimate
 from fewstep.evaluation.adapters import cci_as_read
 from fewstep.evaluation.scorers import ScoredText
@@ -15,6 +14,7 @@ from fewstep.evaluation.subject import noise_source
 from fewstep.evaluation.sweep_texts import head_conditionals
 from fewstep.metrics.intervals import bootstrap_interval
 from fewstep.metrics.text import distinct_n, longest_copies, match_lengths, memorised_share, repeated_ngrams
+from fewstep.model import SavedModel
 from fewstep.pipeline import decode_blocks
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Measures:
 class CommitmentProbe:
     """CCI at generated latents ``x_1`` (B, K, D), which are blurred as the head blurs what it reads."""
 
-    def __init__(self, bundle: ModelBundle, x_1: Tensor, seed: int) -> None:
+    def __init__(self, bundle: SavedModel, x_1: Tensor, seed: int) -> None:
         self.bundle = bundle
         self.x_1 = x_1
         self.seed = seed

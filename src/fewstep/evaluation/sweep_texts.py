@@ -1,19 +1,20 @@
 """The texts that a sweep measures, made batch by batch. B samples, L tokens, K latent positions, D latent dimension."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals
 from fewstep.evaluation.sweep_row import FLOW, FRESH, NO_SNAP, REUSED, Setting
-from fewstep.pipeline import READOUTS, Generating, TextGenerator
-from fewstep.readouts import CommitmentHead
+from fewstep.model import SavedModel
+from fewstep.pipeline import TextGenerator
+from fewstep.readouts import READOUTS, CommitmentHead
+from fewstep.registry import resolve
 from fewstep.samplers import FlowSampler, check_compatible
 from fewstep.shapes import example_generators, randn
 
@@ -55,44 +56,6 @@ class TextGroup(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SweepReadout:
-    """A way to read latents in a sweep: what ``get`` gives draws tokens at ``temperature``.
-
-    It needs the model's ``part`` and takes ``passes(L)`` forward passes for L tokens. Where it is a commitment head,
-    whose CCI can be measured, ``head`` gives it.
-    """
-
-    part: str
-    get: Callable[[ModelBundle], Generating]
-    temperature: float
-    head: Callable[[ModelBundle], CommitmentHead] | None
-    passes: Callable[[int], int]
-
-
-def cut_off_head(bundle: ModelBundle) -> CommitmentHead:
-    """The commitment head with its view of earlier tokens cut off."""
-    return bundle.commitment_head().without_tokens()
-
-
-def _one(num_tokens: int) -> int:
-    return 1
-
-
-def _each(num_tokens: int) -> int:
-    return num_tokens
-
-
-SWEEP_READOUTS: dict[str, SweepReadout] = {
-    "parallel": SweepReadout("readout", READOUTS["parallel"].get, READOUTS["parallel"].temperature, None, _one),
-    "head": SweepReadout(
-        "head", READOUTS["head"].get, READOUTS["head"].temperature, lambda bundle: bundle.commitment_head(), _each
-    ),
-    "head_off": SweepReadout("head", cut_off_head, READOUTS["head"].temperature, cut_off_head, _one),
-}
-"""``head_off`` is the ablation: the same head in one pass, without a view of the tokens before a position."""
-
-
 class FlowTexts:
     """The model's own samples by one way from noise to latents, read by several readouts.
 
@@ -105,16 +68,14 @@ class FlowTexts:
     def __init__(self, generator: TextGenerator, sampler: Setting, readouts: Sequence[str]) -> None:
         self.bundle = generator.bundle
         for name in readouts:
-            if name not in SWEEP_READOUTS:
-                raise UserError(f"readout is {name!r}: expected some of {', '.join(SWEEP_READOUTS)}")
-        parts = dict.fromkeys(SWEEP_READOUTS[name].part for name in readouts)
-        self.bundle.require("autoencoder", "denoiser", *parts)
+            self.bundle.require(resolve(READOUTS, name, "readout").part)
+        self.bundle.require("autoencoder", "denoiser")
         num_steps, cold, start = sampler.num_steps, sampler.noise_temperature, sampler.initial_temperature
         assert num_steps is not None and cold is not None and start is not None and sampler.reinjection is not None
         self.settings: tuple[Setting, ...] = tuple(replace(sampler, readout=name) for name in readouts)
         self.num_steps = num_steps
         self.flow = self.bundle.flow()
-        self.readers = {name: SWEEP_READOUTS[name].get(self.bundle) for name in readouts}
+        self.readers = {name: self.bundle.open_readout(resolve(READOUTS, name, "readout")) for name in readouts}
         try:
             self.sampler = FlowSampler(
                 self.flow.path,
@@ -143,7 +104,7 @@ class FlowTexts:
         mask = torch.ones(x_1.shape[:2], dtype=torch.bool, device=x_1.device)
         for setting in settings:
             assert setting.readout is not None
-            choice = SWEEP_READOUTS[setting.readout]
+            choice = resolve(READOUTS, setting.readout, "readout")
             for source, state in zip(noise, left, strict=True):
                 source.set_state(state)
             start = time.perf_counter()
@@ -172,7 +133,7 @@ class FlowTexts:
         if len(predictions) < 2 or self.bundle.readout is None:
             return None
         mask = torch.ones(predictions[0].shape[:2], dtype=torch.bool, device=predictions[0].device)
-        before, last = (self.bundle.readout(x1_hat, mask).argmax(-1) for x1_hat in predictions)
+        before, last = (self.bundle.readout.logits(x1_hat, mask).argmax(-1) for x1_hat in predictions)
         return (before != last).double().mean(-1).cpu()
 
 
@@ -189,10 +150,7 @@ def flow_setting(
     return Setting(FLOW, None, num_steps, reinjection, noise_temperature, initial_temperature, noise, snap)
 
 
-def head_conditionals(bundle: ModelBundle, readout: str | None) -> HeadConditionals | None:
+def head_conditionals(bundle: SavedModel, readout: str | None) -> HeadConditionals | None:
     """The head of a readout, at the level that it blurs latents to; None for a readout without one."""
-    choice = SWEEP_READOUTS.get(readout or "")
-    if choice is None or choice.head is None:
-        return None
-    head = choice.head(bundle)
-    return HeadConditionals(head, head.trust_level)
+    head = None if readout is None else bundle.open_readout(resolve(READOUTS, readout, "readout"))
+    return HeadConditionals(head, head.trust_level) if isinstance(head, CommitmentHead) else None

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fewstep.bundle import ModelBundle
 from fewstep.errors import UserError
+from fewstep.model import SavedModel
 from fewstep.samplers import FlowSampler, default_sampling, incompatibility
 
 Way = Literal["deterministic", "reinjection", "commitment"]
@@ -21,7 +21,7 @@ class PlannedPath:
     reinjection: float
 
 
-def planned_paths(bundle: ModelBundle, steps: Sequence[int], reinjection: float) -> tuple[PlannedPath, ...]:
+def planned_paths(bundle: SavedModel, steps: Sequence[int], reinjection: float) -> tuple[PlannedPath, ...]:
     """Every way with every number of ``steps``, in rising order, where the model can go it.
 
     A model that was trained for a number of steps has only that one. ``reinjection`` is the strength of the way of
@@ -47,7 +47,7 @@ def planned_paths(bundle: ModelBundle, steps: Sequence[int], reinjection: float)
     return tuple(plan for plan in plans if _fits(bundle, plan))
 
 
-def _fits(bundle: ModelBundle, plan: PlannedPath) -> bool:
+def _fits(bundle: SavedModel, plan: PlannedPath) -> bool:
     grid = bundle.identity.default_grid()
     sampler = FlowSampler(bundle.flow().path, grid=grid, reinjection=plan.reinjection)
     return incompatibility(bundle.identity, sampler, plan.num_steps) is None

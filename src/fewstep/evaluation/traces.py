@@ -12,7 +12,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from fewstep.bundle import ModelBundle
 from fewstep.diagnostics.decoding import Decode
 from fewstep.diagnostics.trajectories import settling_steps
 from fewstep.errors import UserError
@@ -21,6 +20,7 @@ from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.trace_distances import block_distances, row_slices, rows_within_memory
 from fewstep.evaluation.trace_plan import PlannedPath, Way, planned_paths
 from fewstep.evaluation.trace_text import token_text
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import example_generators, rand, randn
@@ -202,13 +202,13 @@ Read = tuple[Tensor, Tensor, Callable[[slice], Decode]]
 """Latents (N B, K, D), the tokens (N B, L) read there, and for a slice of these rows what gives their logits."""
 
 
-def _readout_reads(bundle: ModelBundle, clean: Tensor, sources: list[torch.Generator], rows_at_once: int) -> Read:
+def _readout_reads(bundle: SavedModel, clean: Tensor, sources: list[torch.Generator], rows_at_once: int) -> Read:
     decode, z = decoder_of(bundle.reader()), clean.flatten(0, 1)
     ids = torch.cat([decode(z[rows]).argmax(-1) for rows in row_slices(len(z), rows_at_once)])
     return z, ids, lambda rows: decode
 
 
-def _head_reads(bundle: ModelBundle, clean: Tensor, sources: list[torch.Generator], rows_at_once: int) -> Read:
+def _head_reads(bundle: SavedModel, clean: Tensor, sources: list[torch.Generator], rows_at_once: int) -> Read:
     """As the head's own ``generate`` reads, noise and uniform numbers drawn in its order, for all steps the same."""
     head, level = bundle.commitment_head(), bundle.commitment_head().trust_level
     blurred = clean + level * randn(tuple(clean.shape[1:]), clean, sources) if level > 0 else clean

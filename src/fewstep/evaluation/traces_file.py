@@ -12,8 +12,8 @@ from fewstep.errors import UserError, first_line
 from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.trace_plan import PlannedPath, planned_paths
 from fewstep.evaluation.traces import MAX_TOKENS, NUM_SAMPLES, STEPS, Progress, Traces, collect_traces
+from fewstep.model import kind_of
 from fewstep.pipeline import TextGenerator
-from fewstep.storage import kind_of
 
 FILE = "traces.json"
 PARTS = ("autoencoder", "denoiser", "readout")

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fewstep.bundle import ModelBundle
 from fewstep.evaluation.baselines import shuffled_blocks, unigram_blocks
 from fewstep.evaluation.sweep_row import HELD_OUT, NOISE, Setting
 from fewstep.evaluation.sweep_texts import Batch, Made, TextGroup
+from fewstep.model import SavedModel
 from fewstep.shapes import example_generators, randn
 from fewstep.types import TokenBatch
 
@@ -39,7 +39,7 @@ class FixedTexts:
 class LanguageModelTexts:
     """What the run's language model writes at temperature 1, with its cache of keys and values."""
 
-    def __init__(self, bundle: ModelBundle) -> None:
+    def __init__(self, bundle: SavedModel) -> None:
         self.settings: tuple[Setting, ...] = (Setting("language model"),)
         self.model = bundle.scorer()
         self.block_size = bundle.identity.block_size
@@ -60,9 +60,9 @@ class NoiseTexts:
     done nothing for the text. This project's definition.
     """
 
-    def __init__(self, bundle: ModelBundle) -> None:
+    def __init__(self, bundle: SavedModel) -> None:
         self.settings: tuple[Setting, ...] = (Setting(NOISE),)
-        self.reader = bundle.reader()
+        self.reader, self.parts = bundle.reader(), bundle.parts()
         self.shape = bundle.latent_shape()
 
     @torch.no_grad()
@@ -70,13 +70,13 @@ class NoiseTexts:
         """Blocks of which each depends on the seed and its index alone; one forward pass each."""
         start = time.perf_counter()
         noise = example_generators(batch.seed, batch.first, batch.count)
-        z = randn((batch.count, *self.shape), next(self.reader.parameters()), noise)
-        ids = self.reader(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)).argmax(-1).cpu()
+        z = randn((batch.count, *self.shape), next(self.parts["readout"].parameters()), noise)
+        ids = self.reader.logits(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)).argmax(-1).cpu()
         return [Made(ids, None, seconds=time.perf_counter() - start, nfe=1) for _ in settings]
 
 
 def yardsticks(
-    bundle: ModelBundle, held_out: TokenBatch, train_counts: Tensor, num_samples: int, seed: int
+    bundle: SavedModel, held_out: TokenBatch, train_counts: Tensor, num_samples: int, seed: int
 ) -> list[TextGroup]:
     """Held-out text (N, L), the same with its words shuffled, unigram draws from ``train_counts`` (V,), and where the
     model has the parts, pure noise as its parallel readout reads it, and its language model's samples. ``num_samples``

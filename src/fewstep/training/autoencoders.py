@@ -11,10 +11,9 @@ from torch import nn
 from fewstep.autoencoders import ImageAutoencoder
 from fewstep.data import vocabulary_size
 from fewstep.errors import UserError
-from fewstep.image_bundle import ImageIdentity, ImageModel
+from fewstep.model import Identity, SavedModel
 from fewstep.objectives import ImageReconstruction, Reconstruction
 from fewstep.readouts import token_accuracy
-from fewstep.storage import versions
 from fewstep.training.data_modules import Batch, ImageDataModule, StepDataModule, TextDataModule
 from fewstep.training.module import TrainingModule, new_model, tokens_of
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
@@ -62,7 +61,7 @@ class AutoencoderModule(TrainingModule):
         if objective.token_masking == 0 and mask_embedding is not None:
             mask_embedding.requires_grad_(False)  # DDP waits for the gradient of every parameter
 
-    def identity(self) -> Any:
+    def identity(self) -> Identity:
         """The identity with this stage's objective."""
         return replace(super().identity(), objective=type(self.objective).__name__)
 
@@ -81,7 +80,7 @@ class AutoencoderModule(TrainingModule):
         return scores
 
 
-def implements(module: nn.Module, protocol: type, option: str) -> nn.Module:
+def implements(module: nn.Module, protocol: Any, option: str) -> Any:
     """Return ``module``. Raises ``UserError`` if it lacks a member of ``protocol``."""
     if not isinstance(module, protocol):
         raise UserError(
@@ -101,7 +100,6 @@ class ImageAutoencoderModule(TrainingModule):
     trained: ClassVar[tuple[str, ...]] = ("autoencoder",)
     stage_name: ClassVar[str] = "image_autoencoder"
     data_class: ClassVar[type[StepDataModule]] = ImageDataModule
-    saved_class: ClassVar[Any] = ImageModel
 
     def __init__(
         self,
@@ -111,28 +109,18 @@ class ImageAutoencoderModule(TrainingModule):
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         seed: int = 0,
     ) -> None:
-        super().__init__(data, optimizer, seed)
         channels, height, width = data.images.image_shape
         if height != width:
             raise UserError(f"images of {height} x {width} pixels: the autoencoder takes square ones only")
+        identity = Identity(
+            kind="images",
+            source=data.images.name,
+            source_config=data.images.config,
+            objective=type(objective).__name__,
+        )
+        super().__init__(data, optimizer, seed, SavedModel(None, identity))
         self.autoencoder = autoencoder(channels, height)
         self.objective = objective
-
-    def identity(self) -> ImageIdentity:
-        """What the model is."""
-        return ImageIdentity(
-            data=self.data.images.name,
-            data_config=self.data.images.config,
-            image_shape=self.autoencoder.image_shape,
-            latent_shape=self.autoencoder.latent_shape,
-            objective=type(self.objective).__name__,
-            noise_level_max=self.objective.noise_level_max,
-            versions=versions("scikit-learn"),
-        )
-
-    def saved_model(self) -> ImageModel:
-        """The model as it is now."""
-        return ImageModel(self.identity(), self.autoencoder)
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """Squared error of images decoded from noised latents."""

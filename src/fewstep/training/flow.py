@@ -2,17 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
+from fewstep.autoencoders import to_positions
 from fewstep.denoisers import FlowModel, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.image_bundle import ImageFlowIdentity, ImageModel
-from fewstep.merging import check_same_autoencoder
+from fewstep.model import Identity, PathName, SavedModel, check_same_autoencoder
 from fewstep.objectives import Objective
 from fewstep.paths import PATHS
-from fewstep.storage import versions
 from fewstep.training.data_modules import Batch, ImageDataModule, StepDataModule, TextDataModule
 from fewstep.training.latent_cache import LatentCache
 from fewstep.training.module import Shared, TrainingModule, load_base, tokens_of
@@ -27,8 +26,6 @@ from fewstep.training.teacher import (
 )
 from fewstep.types import Latents, LossOutput
 
-PathName = Literal["linear", "variance_preserving"]
-
 
 class FlowModule(TrainingModule):
     """Trains a denoiser on the frozen autoencoder's latents, by flow matching or a few-step objective.
@@ -37,6 +34,7 @@ class FlowModule(TrainingModule):
     model with the trained flow that some objectives learn from. ``initialise_from`` is one with a flow of the same
     architecture, path and prediction to start from; if the network here has a second time, its tensors are new and
     start without effect (:func:`.start_from`). ``latent_cache_dir`` keeps the latents of the train split on disk.
+    ``allow`` names packages beside fewstep whose classes these models may have.
     Raises ``UserError`` if parts and data do not fit.
     """
 
@@ -55,9 +53,10 @@ class FlowModule(TrainingModule):
         initialise_from: str | None = None,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         latent_cache_dir: str | None = None,
+        allow: list[str] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(data, optimizer, seed, self.load(autoencoder, data))
+        super().__init__(data, optimizer, seed, self.load(autoencoder, data, allow=allow))
         self.path = PATHS[path]()
         self.prediction: PredictionType = prediction
         self.objective = objective
@@ -68,36 +67,36 @@ class FlowModule(TrainingModule):
         check_objective(objective, self.denoiser, teacher)
         self._teacher: Shared[Any] = Shared(None)
         if teacher is not None:
-            self._teacher = Shared(self._load_flow(teacher, autoencoder))
+            self._teacher = Shared(self._load_flow(teacher, autoencoder, allow))
             check_teacher(info_of_model(self._teacher.value), self.info, objective, teacher)
         self._started = ""
         if initialise_from is not None:
-            start = self._load_flow(initialise_from, autoencoder)
+            start = self._load_flow(initialise_from, autoencoder, allow)
             check_start(info_of_model(start), self.info, initialise_from)
-            new = start_from(self.denoiser, start.denoiser, initialise_from)
+            new = start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
             tensors = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"
             self._started = f"starts from {initialise_from}; {tensors}"
 
     @classmethod
-    def load(cls, path: str, data: Any, *, needs_flow: bool = False) -> Any:
+    def load(cls, path: str, data: Any, *, needs_flow: bool = False, allow: list[str] | None = None) -> SavedModel:
         """The frozen model at ``path``, which must fit ``data``."""
-        return load_base(path, data, "autoencoder", "denoiser" if needs_flow else "readout")
+        return load_base(path, data, "autoencoder", "denoiser" if needs_flow else "readout", allow=allow or ())
 
-    def _load_flow(self, path: str, base_path: str) -> Any:
-        model = self.load(path, self.data, needs_flow=True)
+    def _load_flow(self, path: str, base_path: str, allow: list[str] | None) -> SavedModel:
+        model = self.load(path, self.data, needs_flow=True, allow=allow)
         check_same_autoencoder(self.base.autoencoder, model.autoencoder, base_path, path)
         return model
 
     def latent_size(self) -> tuple[int, int]:
         """Latent dimension D and positions K."""
-        encoder = self.base.autoencoder
-        return encoder.latent_dim, encoder.num_latents(self.data.block_size)
+        positions, latent_dim = self.base.latent_shape()
+        return latent_dim, positions
 
     def report(self) -> str:
         """What the network starts from, unless it starts from scratch."""
         return self._started
 
-    def identity(self) -> Any:
+    def identity(self) -> Identity:
         """The identity with the flow's path, prediction, objective and time grid."""
         return replace(super().identity(), **asdict(self.info))
 
@@ -122,7 +121,7 @@ class FlowModule(TrainingModule):
         if self._cache is not None and self.training:
             return self._cache.rows(batch["index"])
         with torch.no_grad():
-            return self.base.autoencoder.encode(batch["ids"], batch["mask"])
+            return self.base.encoder().encode(batch["ids"], batch["mask"])
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """The objective's loss on the batch's latents."""
@@ -149,7 +148,6 @@ class ImageFlowModule(FlowModule):
 
     stage_name: ClassVar[str] = "image_flow"
     data_class: ClassVar[type[StepDataModule]] = ImageDataModule
-    saved_class: ClassVar[Any] = ImageModel
 
     def __init__(
         self,
@@ -178,40 +176,25 @@ class ImageFlowModule(FlowModule):
             teacher,
             initialise_from,
             optimizer,
-            None,
-            seed,
+            seed=seed,
         )
 
     @classmethod
-    def load(cls, path: str, data: Any, *, needs_flow: bool = False) -> ImageModel:
+    def load(cls, path: str, data: Any, *, needs_flow: bool = False, allow: list[str] | None = None) -> SavedModel:
         """The frozen model at ``path``, of the same images: what its autoencoder did not see stays held out."""
-        model = ImageModel.from_pretrained(path)
-        theirs, ours = (model.identity.data, model.identity.data_config), (data.images.name, data.images.config)
+        model = SavedModel.from_pretrained(path, allow=allow or (), kind="images")
+        theirs, ours = (model.identity.source, model.identity.source_config), (data.images.name, data.images.config)
         if theirs != ours:
             flags = " ".join(f"--data.images.{name}={value}" for name, value in theirs[1].items())
             raise UserError(f"{path} was trained on other images: give --data.images={theirs[0]} {flags}")
         if needs_flow:
-            model.require_flow(path)
+            model.require("denoiser", source=path)
         for part in model.parts().values():
             part.requires_grad_(False)
         return model
 
-    def latent_size(self) -> tuple[int, int]:
-        """Channels c and positions K."""
-        channels, height, width = self.base.latent_shape
-        return channels, height * width
-
-    def identity(self) -> Any:
-        """The identity with the flow."""
-        flow = ImageFlowIdentity(**asdict(self.info))
-        return replace(self.base.identity, flow=flow, versions=versions("scikit-learn"))
-
-    def saved_model(self) -> ImageModel:
-        """The frozen autoencoder and the denoiser as it is now."""
-        return ImageModel(self.identity(), self.base.autoencoder, self.denoiser)
-
     @torch.no_grad()
     def latents(self, batch: Batch) -> Latents:
         """Latents (B, K, c) of the batch's images; every position is real."""
-        z = self.base.to_positions(self.base.encode(batch["images"]))
+        z = to_positions(self.base.image_autoencoder().encode(batch["images"]))
         return Latents(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device))

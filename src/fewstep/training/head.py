@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fewstep.bundle import Identity
 from fewstep.data import vocabulary_size
 from fewstep.errors import UserError
+from fewstep.model import Identity
 from fewstep.objectives import HeadTraining
 from fewstep.pipeline import TextGenerator, check_sampler
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel
@@ -28,7 +28,8 @@ class HeadModule(TrainingModule):
     with ``latent_dim`` and ``stride`` filled in. ``trust_level`` (rms) is the noise level at which generation reads
     latents by default. ``language_model`` is a model whose language model, of the same tokenizer, width and depth, the
     head starts from; None: from scratch. If the objective has a ``generated_share``, the frozen denoiser samples in
-    ``generated_steps`` steps. Raises ``UserError`` if parts and data do not fit.
+    ``generated_steps`` steps. ``allow`` names packages beside fewstep whose classes these models may have. Raises
+    ``UserError`` if parts and data do not fit.
     """
 
     trained: ClassVar[tuple[str, ...]] = ("head",)
@@ -43,20 +44,21 @@ class HeadModule(TrainingModule):
         language_model: str | None = None,
         trust_level: float = 0.5,
         generated_steps: int = 4,
+        allow: list[str] | None = None,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         seed: int = 0,
     ) -> None:
         generates = objective.generated_share > 0
         needed = ("autoencoder", "denoiser") if generates else ("autoencoder",)
-        super().__init__(data, optimizer, seed, load_base(autoencoder, data, *needed))
+        super().__init__(data, optimizer, seed, load_base(autoencoder, data, *needed, allow=allow or ()))
         if generates:
             check_generation(self.base.identity, generated_steps)
         self.generated_steps = generated_steps
-        encoder = self.base.autoencoder
+        positions, latent_dim = self.base.latent_shape()
         make: Callable[..., CausalTransformer] = network  # the parser must know the number of positional arguments
-        self.head = make(vocabulary_size(data.tokenizer), latent_dim=encoder.latent_dim, stride=encoder.stride)
+        self.head = make(vocabulary_size(data.tokenizer), latent_dim=latent_dim, stride=data.block_size // positions)
         if language_model is not None:
-            scorer = load_base(language_model, data, "language_model").language_model
+            scorer = load_base(language_model, data, "language_model", allow=allow or ()).language_model
             assert scorer is not None
             self.head.start_from(scorer)
         self.trust_level = trust_level
@@ -70,7 +72,7 @@ class HeadModule(TrainingModule):
         """Nats per token of the head on noised latents."""
         tokens = tokens_of(batch)
         with torch.no_grad():
-            latents = self.base.autoencoder.encode(tokens.ids, tokens.mask)
+            latents = self.base.encoder().encode(tokens.ids, tokens.mask)
         head = CommitmentHead(self.head, trust_level=self.trust_level)
         return self.objective.forward(head, latents, tokens=tokens, generator=generator, regenerate=self.regenerate)
 

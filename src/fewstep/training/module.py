@@ -1,5 +1,6 @@
 """What all stages share: exact randomness, optimizer, logging, and whole models in checkpoints."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -9,11 +10,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from tqdm import tqdm
 
-from fewstep.bundle import COMPONENTS, Identity, ModelBundle
 from fewstep.data import tokenizer_fingerprint
 from fewstep.errors import UserError
+from fewstep.model import Identity, SavedModel
 from fewstep.shapes import example_generators
-from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry, misfit, versions
+from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry, state_dict_mismatch, versions
 from fewstep.training.data_modules import Batch, StepDataModule, TextDataModule
 from fewstep.training.optimizer import OptimizerSettings
 from fewstep.types import LossOutput, TokenBatch
@@ -37,9 +38,9 @@ class Shared(Generic[T]):
 class TrainingModule(LightningModule):
     """Base of all stages.
 
-    A subclass sets ``stage_name``, the attributes that it trains (``trained``: names of a model's parts), the data that
-    it takes (``data_class``) and the model that it saves (``saved_class``), and defines :meth:`batch_loss`. ``base``
-    are the frozen parts of earlier stages; checkpoints carry them, so they need no other file.
+    A subclass sets ``stage_name``, the attributes that it trains (``trained``: names of a model's parts) and the data
+    that it takes (``data_class``), and defines :meth:`batch_loss`. ``base`` is the frozen model of earlier stages;
+    checkpoints carry its parts, so they need no other file.
 
     All randomness of a batch comes from a generator seeded by (seed, number of the batch in the run): a resumed run
     repeats an uninterrupted one, and W processes draw what one process draws that accumulates W batches.
@@ -48,9 +49,8 @@ class TrainingModule(LightningModule):
     stage_name: ClassVar[str] = ""
     trained: ClassVar[tuple[str, ...]] = ()
     data_class: ClassVar[type[StepDataModule]] = TextDataModule
-    saved_class: ClassVar[Any] = ModelBundle
 
-    def __init__(self, data: Any, optimizer: OptimizerSettings, seed: int, base: Any = None) -> None:
+    def __init__(self, data: Any, optimizer: OptimizerSettings, seed: int, base: SavedModel) -> None:
         super().__init__()
         self.optimizer_settings = optimizer
         self.seed = seed
@@ -65,8 +65,8 @@ class TrainingModule(LightningModule):
         return self._data.value
 
     @property
-    def base(self) -> Any:
-        """The frozen parts of earlier stages: a model, of class ``saved_class``."""
+    def base(self) -> SavedModel:
+        """The frozen parts of earlier stages."""
         return self._base.value
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
@@ -77,15 +77,15 @@ class TrainingModule(LightningModule):
         """Lines to print before the first step."""
         return ""
 
-    def identity(self) -> Any:
+    def identity(self) -> Identity:
         """What the model is after this stage."""
-        return replace(self.base.identity, versions=versions("transformers"))
+        depends_on = "transformers" if self.base.identity.kind == "text" else "scikit-learn"
+        return replace(self.base.identity, versions=versions(depends_on))
 
-    def saved_model(self) -> Any:
+    def saved_model(self) -> SavedModel:
         """The frozen parts and the trained ones as they are now."""
-        parts = {name: getattr(self.base, name) for name in COMPONENTS}
-        parts |= {name: getattr(self, name) for name in self.trained}
-        return ModelBundle(self.base.tokenizer, self.identity(), **parts)
+        parts = self.base.parts() | {name: getattr(self, name) for name in self.trained}
+        return SavedModel(self.base.tokenizer, self.identity(), **parts)
 
     def step_generator(self, step: int) -> torch.Generator:
         """CPU generator of this process's batch ``step``; validation uses negative numbers.
@@ -133,8 +133,7 @@ class TrainingModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Move the frozen parts to the device of the trained ones."""
-        if self.base is not None:
-            self.base.to(self.device)
+        self.base.to(self.device)
 
     def on_validation_start(self) -> None:
         """Move the frozen parts to the device of the trained ones."""
@@ -159,12 +158,12 @@ class TrainingModule(LightningModule):
         """Add what makes the checkpoint a whole model, and the name of the stage."""
         model = self.saved_model()
         frozen = {name: part.state_dict() for name, part in model.parts().items() if name not in self.trained}
-        entry = checkpoint_entry(model.manifest(), frozen, getattr(model, "tokenizer", None))
+        entry = checkpoint_entry(model.manifest(), frozen, model.tokenizer)
         checkpoint[CHECKPOINT_KEY] = {**entry, "stage": self.stage_name}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network before its tensors are copied."""
-        problems = misfit(self.state_dict(), checkpoint["state_dict"])
+        problems = state_dict_mismatch(self.state_dict(), checkpoint["state_dict"])
         if problems:
             raise UserError(
                 f"the checkpoint does not fit the model of this run: {problems}; give the settings it was trained with"
@@ -191,7 +190,7 @@ def tokens_of(batch: Batch) -> TokenBatch:
     return TokenBatch(batch["ids"], batch["mask"])
 
 
-def new_model(data: TextDataModule) -> ModelBundle:
+def new_model(data: TextDataModule) -> SavedModel:
     """A text model without parts, for the first stages."""
     identity = Identity(
         block_size=data.block_size,
@@ -199,15 +198,15 @@ def new_model(data: TextDataModule) -> ModelBundle:
         source=data.source_name,
         versions=versions("transformers"),
     )
-    return ModelBundle(data.tokenizer, identity)
+    return SavedModel(data.tokenizer, identity)
 
 
-def load_base(path: str | Path, data: TextDataModule, *needed: str) -> ModelBundle:
-    """Load the frozen text model that a stage builds on.
+def load_base(path: str | Path, data: TextDataModule, *needed: str, allow: Sequence[str] = ()) -> SavedModel:
+    """Load the frozen text model that a stage builds on; ``allow`` names packages whose classes may be built.
 
     Raises ``UserError`` if a ``needed`` part is missing, or if tokenizer or block size differ from the data's.
     """
-    model = ModelBundle.from_pretrained(path)
+    model = SavedModel.from_pretrained(path, allow=allow, kind="text")
     model.require(*needed, source=str(path))
     identity = model.identity
     if identity.block_size != data.block_size:

@@ -14,8 +14,8 @@ from fewstep.data import tokenizer_fingerprint
 from fewstep.data.cache import cached_folder
 from fewstep.errors import UserError
 from fewstep.locking import LOCK_FILE, FolderLock, folder_lock
-from fewstep.storage import CHECKPOINT_KEY, read_checkpoint, recover_folder, require_kind
-from fewstep.weights import flush, load_checkpoint
+from fewstep.model import kind_of
+from fewstep.storage import CHECKPOINT_KEY, flush, load_checkpoint, locate, read_model, recover_folder
 
 CHECKPOINTS, MODEL, NONFINITE = "checkpoints", "model", "nonfinite"
 LAST, PREVIOUS, SET_ASIDE = "last.ckpt", "previous.ckpt", "set_aside.ckpt"
@@ -189,25 +189,22 @@ def cannot_write(place: Path, error: OSError) -> str:
 
 
 def tokenizer_of(model: str, cache_dir: str) -> str:
-    """The folder with the tokenizer of a model folder or checkpoint; that of a checkpoint is written to the cache.
+    """The folder with the tokenizer of a text model; that of a checkpoint is written to the cache.
 
-    Raises ``UserError`` if ``model`` is neither.
+    Raises ``UserError`` if ``model`` is no model folder, checkpoint or hub name.
     """
-    path = Path(model).expanduser()
-    if not path.exists():
-        raise UserError(f"--model.autoencoder {model} does not exist: give a model folder or .ckpt file of stage one")
-    if path.is_file() or (path / "config.json").is_file():
-        require_kind(path, "text")
-    if path.is_dir():
-        if not (path / "tokenizer").is_dir():
-            raise UserError(f"--model.autoencoder {model} has no tokenizer: give a folder that training wrote")
+    path = locate(model)
+    if (kind := kind_of(path)) != "text":
+        raise UserError(f"{model} holds a model of {kind}, expected one of text: give a model trained on text")
+    if not path.is_file():
         return str(path / "tokenizer")
-    tokenizer = read_checkpoint(path).tokenizer
+    tokenizer = read_model(path).tokenizer
     assert tokenizer is not None
+    key = f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
+    root = Path(cache_dir).expanduser()
 
     def write(folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
     # Several processes may ask at once: the cache lets one write and the others wait.
-    key = f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
-    return str(cached_folder(Path(cache_dir).expanduser(), key, lambda folder: any(folder.glob("*.json")), write))
+    return str(cached_folder(root, key, lambda folder: any(folder.glob("*.json")), write))

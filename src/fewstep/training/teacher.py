@@ -46,8 +46,7 @@ def info_of_run(objective: Objective, path: str, prediction: PredictionType) -> 
 
 def info_of_model(model: Any) -> FlowInfo:
     """Of the flow in a saved model of text or images."""
-    identity = getattr(model.identity, "flow", None) or model.identity
-    return FlowInfo(**{name: getattr(identity, name) for name in FlowInfo.__dataclass_fields__})
+    return FlowInfo(**{name: getattr(model.identity, name) for name in FlowInfo.__dataclass_fields__})
 
 
 def check_objective(objective: Objective, denoiser: nn.Module, teacher: str | None) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from fewstep.bundle import ModelBundle
 from fewstep.data import PreparedCorpus
 from fewstep.diagnostics.decoding import rms
 from fewstep.diagnostics.result import Result
@@ -16,6 +15,7 @@ from fewstep.evaluation.baselines import held_out_blocks
 from fewstep.evaluation.measurement import MIN_EXAMPLES, choose
 from fewstep.evaluation.measurements import MEASUREMENTS
 from fewstep.evaluation.subject import Subject, make_subject
+from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.types import TokenBatch
 
@@ -40,16 +40,16 @@ def measure(stage: str, names: Sequence[str] | None, subject: Subject) -> tuple[
     return tuple(result for measurement in chosen.values() for result in measurement.run_brief(subject))
 
 
-def copy_of(bundle: ModelBundle, device: torch.device) -> ModelBundle:
+def copy_of(bundle: SavedModel, device: torch.device) -> SavedModel:
     """The model in float32 and evaluation mode on ``device``, with weights of its own that need no gradient."""
     parts: dict[str, Any] = {name: copy.deepcopy(part).float().eval() for name, part in bundle.parts().items()}
     for part in parts.values():
         part.requires_grad_(False)
-    return ModelBundle(bundle.tokenizer, bundle.identity, **parts).to(device)
+    return SavedModel(bundle.tokenizer, bundle.identity, **parts).to(device)
 
 
 def make_brief_subject(
-    bundle: ModelBundle, corpus: PreparedCorpus, device: torch.device, num_examples: int, num_positions: int, seed: int
+    bundle: SavedModel, corpus: PreparedCorpus, device: torch.device, num_examples: int, num_positions: int, seed: int
 ) -> Subject:
     """A copy of the model with held-out blocks without padding.
 

@@ -1,0 +1,394 @@
+"""The saved model of text or of images: its identity and its parts, in a folder, a checkpoint or on the hub.
+
+K latent positions, D latent dimension.
+"""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path as FilePath
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fewstep import storage
+from fewstep.autoencoders import ImageAutoencoder
+from fewstep.data import ImageSource, image_source, tokenizer_fingerprint
+from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionType
+from fewstep.errors import UserError, first_line
+from fewstep.model_card import model_card
+from fewstep.paths import PATHS
+from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, ReadoutChoice
+from fewstep.registry import import_attribute
+from fewstep.schedules import TimeGrid, quantile_grid
+from fewstep.storage import Manifest, PartSpec, Stored
+from fewstep.typed import validated
+from fewstep.types import LatentEncoder, Readout
+
+Kind = Literal["text", "images"]
+PathName = Literal["linear", "variance_preserving"]
+
+PART_TYPES: dict[Kind, dict[str, type]] = {
+    "text": {
+        "autoencoder": LatentEncoder,
+        "readout": Readout,
+        "denoiser": nn.Module,
+        "head": CausalTransformer,
+        "language_model": CausalTransformer,
+    },
+    "images": {"autoencoder": ImageAutoencoder, "denoiser": nn.Module},
+}
+"""What each part must be, by the kind of model, in the order in which the stages train them."""
+STAGE_OF = {"readout": "autoencoder", "denoiser": "flow"}
+"""The training stage of a part, where the two have different names."""
+BUILT_IN = ("fewstep.autoencoders", "fewstep.readouts", "fewstep.denoisers")
+"""Packages whose classes are always built; others have to be allowed by the caller."""
+FIELDS_OF_PART = {
+    "denoiser": ("path", "prediction", "objective", "trained_nfe", "estimate", "grid_mean", "grid_std"),
+    "head": ("trust_level",),
+}
+"""Fields of an identity that describe one part, and go with it where models are merged."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a model is, so that it is never used as something else.
+
+    ``block_size`` tokens and ``tokenizer_fingerprint`` are of text (0 and empty for images). ``path`` and
+    ``prediction`` say what the denoiser was trained on, ``objective`` how, ``trained_nfe`` for how many network
+    evaluations (None: any number). ``estimate``: its output is the mean of the data given x_t, the end of the
+    trajectory, or the point that a jump aims at. ``grid_mean`` and ``grid_std`` place the sampler's steps where
+    training spent its time (logit-normal quantiles; None: equal steps). ``trust_level`` (rms) is the commitment
+    head's. ``source`` names the training data and ``source_config`` its settings, for images.
+    """
+
+    block_size: int = 0
+    tokenizer_fingerprint: str = ""
+    kind: Kind = "text"
+    time_convention: Literal["t=0 noise, t=1 data"] = "t=0 noise, t=1 data"
+    path: PathName = "linear"
+    prediction: PredictionType = "x1"
+    objective: str = ""
+    trained_nfe: int | None = None
+    estimate: str = POSTERIOR_MEAN.name
+    grid_mean: float | None = None
+    grid_std: float | None = None
+    trust_level: float = 0.5
+    source: str = ""
+    source_config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def default_grid(self) -> TimeGrid:
+        """The time grid that training suggests: logit-normal quantiles, or equal steps."""
+        return quantile_grid(self.grid_mean, self.grid_std)
+
+
+@dataclass
+class SavedModel:
+    """A model with its identity; a part that was not trained yet is None, and so is the tokenizer of an image model.
+
+    ``denoiser``, ``head`` and ``language_model`` are networks alone: :meth:`flow`, :meth:`commitment_head` and
+    :meth:`scorer` give them their meaning. All accessors raise ``UserError`` for a missing part.
+    """
+
+    tokenizer: Any  # a PreTrainedTokenizerFast; None for images
+    identity: Identity
+    autoencoder: Any = None  # see encoder() and image_autoencoder()
+    readout: Readout | None = None
+    denoiser: nn.Module | None = None
+    head: CausalTransformer | None = None
+    language_model: CausalTransformer | None = None
+
+    def parts(self) -> dict[str, Any]:
+        """The parts that exist, by name."""
+        parts = {name: getattr(self, name) for name in PART_TYPES["text"]}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def require(self, *names: str, source: str = "this model") -> None:
+        """Raise ``UserError`` unless the model has all parts ``names``."""
+        missing = [name for name in names if getattr(self, name) is None]
+        if missing:
+            stages = dict.fromkeys(STAGE_OF.get(name, name) for name in missing)
+            raise UserError(
+                f"{source} has no {' and no '.join(missing)} (it holds: {', '.join(self.parts()) or 'nothing'}): "
+                f"train the stage {' and '.join(stages)} first, and merge several checkpoints by `fewstep convert`"
+            )
+
+    def encoder(self) -> LatentEncoder:
+        """The encoder of tokens to latents."""
+        self.require("autoencoder")
+        encoder: LatentEncoder = self.autoencoder
+        return encoder
+
+    def image_autoencoder(self) -> ImageAutoencoder:
+        """The autoencoder of an image model."""
+        self.require("autoencoder")
+        assert isinstance(self.autoencoder, ImageAutoencoder)
+        return self.autoencoder
+
+    def reader(self) -> Readout:
+        """The parallel readout."""
+        self.require("readout")
+        assert self.readout is not None
+        return self.readout
+
+    def flow(self) -> FlowModel:
+        """The denoiser as a flow model on its path."""
+        self.require("denoiser")
+        assert self.denoiser is not None
+        return FlowModel(self.denoiser, PATHS[self.identity.path](), self.identity.prediction)
+
+    def commitment_head(self) -> CommitmentHead:
+        """The commitment head."""
+        self.require("head")
+        assert self.head is not None
+        return CommitmentHead(self.head, trust_level=self.identity.trust_level)
+
+    def open_readout(self, choice: ReadoutChoice) -> Any:
+        """The readout of a choice, such as one of :data:`fewstep.readouts.READOUTS`."""
+        self.require(choice.part)
+        return choice.open(getattr(self, choice.part), self.identity.trust_level)
+
+    def scorer(self) -> LanguageModel:
+        """The language model."""
+        self.require("language_model")
+        assert self.language_model is not None
+        return LanguageModel(self.language_model)
+
+    def latent_shape(self) -> tuple[int, int]:
+        """K and D of the latents of one block of tokens, or of one image read row by row."""
+        if self.identity.kind == "images":
+            channels, height, width = self.image_autoencoder().latent_shape
+            return height * width, channels
+        return self.encoder().num_latents(self.identity.block_size), self.encoder().latent_dim
+
+    def image_source(self) -> ImageSource:
+        """The images that the model was trained on. Raises ``UserError`` for a source unknown to this fewstep."""
+        return image_source(self.identity.source, self.identity.source_config)
+
+    def to(self, device: torch.device | str) -> "SavedModel":
+        """Move every part to a device, in evaluation mode; returns itself."""
+        for part in self.parts().values():
+            part.to(device).eval()
+        return self
+
+    def manifest(self) -> Manifest:
+        """Identity, and class and constructor arguments of every part. Raises ``UserError`` for a class in a script."""
+        specs = {name: PartSpec(class_path(type(part)), dict(part.config)) for name, part in self.parts().items()}
+        return Manifest(asdict(self.identity), specs)
+
+    def save_pretrained(
+        self, folder: str | FilePath, *, overwrite: bool = False, scores: str = "", license: str | None = None
+    ) -> None:
+        """Write config, one safetensors file a part, tokenizer and model card: all of it or nothing.
+
+        ``scores`` (Markdown, such as the table of ``fewstep evaluate``) and ``license`` go into the card. Raises
+        ``UserError`` where the folder holds something already (unless ``overwrite``) or cannot be written.
+        """
+        folder = FilePath(folder).expanduser()
+        self._write(folder, model_card(folder.name, self.manifest(), scores=scores, license=license), overwrite)
+
+    def _write(self, folder: FilePath, card: str, overwrite: bool) -> None:
+        weights = {name: part.state_dict() for name, part in self.parts().items()}
+        storage.write_folder(folder, self.manifest(), weights, self.tokenizer, card, overwrite=overwrite)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        scores: str = "",
+        license: str | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a fewstep model",
+    ) -> str:
+        """Upload to the hub's model ``owner/name``, which is created if need be; returns its address.
+
+        ``token`` None takes that of ``hf auth login``. Raises ``UserError`` where the hub refuses.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = FilePath(scratch) / "model"
+            self._write(folder, model_card(repo_id, self.manifest(), scores=scores, license=license), overwrite=False)
+            try:
+                address = api.create_repo(repo_id, private=private, exist_ok=True)
+                api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+            except Exception as error:  # the HTTP library, and so the exception, depends on the hub library's version
+                raise UserError(
+                    f"{repo_id} could not be written to the hub ({type(error).__name__}: {first_line(error)}): check "
+                    "the name owner/name and your token (hf auth login)"
+                ) from None
+        return str(address)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | FilePath,
+        *,
+        allow: Sequence[str] = (),
+        revision: str | None = None,
+        kind: Kind | None = None,
+    ) -> "SavedModel":
+        """Load a model folder, a ``.ckpt`` file of any training stage, or ``owner/name`` from the hub, on the CPU.
+
+        Classes of fewstep are built, and those of the packages in ``allow``, whose code is run. ``revision`` of a hub
+        model: branch, tag or commit. Strict: every tensor must exist and fit. Raises ``UserError`` with one line for
+        whatever is wrong, and for a model of another ``kind``.
+        """
+        stored = storage.read_model(storage.locate(path, revision))
+        return cls.from_stored(stored, str(path), allow=allow, kind=kind)
+
+    @classmethod
+    def from_stored(
+        cls, stored: Stored, source: str, *, allow: Sequence[str] = (), kind: Kind | None = None
+    ) -> "SavedModel":
+        """Build and fill the parts that a manifest names. ``source`` is for messages."""
+        identity = _checked_identity(stored.manifest, source)
+        if kind is not None and identity.kind != kind:
+            raise UserError(
+                f"{source} holds a model of {identity.kind}, expected one of {kind}: give a model trained on {kind}"
+            )
+        model = cls(stored.tokenizer, identity)
+        for name, spec in stored.manifest.parts.items():
+            part = build_part(identity.kind, name, spec, source, allow=allow)
+            storage.load_strictly(part, stored.weights[name], f"{source} ({name})")
+            setattr(model, name, part)
+        model.to("cpu").check(source)
+        storage.warn_of_newer(identity.versions, source)
+        return model
+
+    def check(self, source: str) -> None:
+        """Raise ``UserError`` unless the parts fit together, and the tokenizer is that of the identity."""
+        configs = {name: part.config for name, part in self.parts().items()}
+        for key in ("vocab_size", "latent_dim", "stride"):
+            values = {name: config[key] for name, config in configs.items() if config.get(key) is not None}
+            if key == "stride":
+                values.pop("language_model", None)
+            if len(set(map(repr, values.values()))) > 1:
+                listed = ", ".join(f"{name} {value}" for name, value in values.items())
+                raise UserError(f"{source}: parts that do not fit together, {key} is {listed}")
+        if self.identity.kind == "images":
+            self.require("autoencoder", source=source)
+        elif tokenizer_fingerprint(self.tokenizer) != self.identity.tokenizer_fingerprint:
+            raise UserError(f"{source}: its tokenizer is not the one that the model was trained with")
+        if self.denoiser is not None:
+            self._check_denoiser(source)
+        try:
+            self.head and self.commitment_head()
+            self.language_model and self.scorer()
+        except ValueError as error:
+            raise UserError(f"{source}: {error}") from None
+
+    def _check_denoiser(self, source: str) -> None:
+        if ESTIMATES[self.identity.estimate].two_times and not self.flow().two_times:
+            raise UserError(f"{source}: a flow map, but its denoiser has one time only")
+        if self.autoencoder is None:
+            return
+        (positions, latent_dim), config = self.latent_shape(), self.parts()["denoiser"].config
+        if config.get("num_positions", positions) < positions or config.get("latent_dim", latent_dim) != latent_dim:
+            raise UserError(
+                f"{source}: the denoiser is built for {config.get('num_positions')} latent positions of "
+                f"{config.get('latent_dim')} dimensions, the model needs {positions} of {latent_dim}"
+            )
+
+
+def class_path(cls: type) -> str:
+    """The shortest dotted path that imports ``cls``. Raises ``UserError`` for a class of a script."""
+    packages = cls.__module__.split(".")
+    if packages[0] == "__main__" or "<locals>" in cls.__qualname__:
+        raise UserError(f"{cls.__qualname__} is defined in a script or a function: a saved part's class needs a module")
+    for length in range(1, len(packages)):
+        package = ".".join(packages[:length])
+        if getattr(sys.modules.get(package), cls.__name__, None) is cls:
+            return f"{package}.{cls.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def build_part(kind: Kind, name: str, spec: PartSpec, source: str, *, allow: Sequence[str] = ()) -> nn.Module:
+    """A part with fresh weights. Raises ``UserError`` unless its class is allowed and fits the part's protocol."""
+    types = PART_TYPES[kind]
+    if name not in types:
+        raise UserError(f"{source}: unknown part {name!r}, expected some of {', '.join(types)}")
+    trusted = (*BUILT_IN, *([allow] if isinstance(allow, str) else allow))
+    if not _within(spec.class_path, trusted):
+        package = spec.class_path.partition(".")[0]
+        raise UserError(
+            f"{source}: {name} is of class {spec.class_path}, outside of fewstep: if you trust the code of {package}, "
+            f"allow it (allow=({package!r},), or --allow {package})"
+        )
+    cls = import_attribute(spec.class_path, f"{source}: class of {name}")
+    if not isinstance(cls, type) or not issubclass(cls, nn.Module) or not _within(cls.__module__, trusted):
+        raise UserError(f"{source}: {name} is of class {spec.class_path}, which is no network of these packages")
+    try:
+        part = cls(**spec.init_args)
+    except Exception as error:  # a class from outside may raise anything
+        raise UserError(
+            f"{source}: {spec.class_path} cannot be built from its init_args ({first_line(error)})"
+        ) from None
+    if not isinstance(part, types[name]) or not hasattr(part, "config"):
+        raise UserError(f"{source}: {name} is of class {spec.class_path}, which is no {types[name].__name__}")
+    return part
+
+
+def _within(dotted: str, packages: Sequence[str]) -> bool:
+    return any(dotted == package or dotted.startswith(f"{package}.") for package in packages)
+
+
+def kind_of(path: str | FilePath, *, revision: str | None = None) -> Kind:
+    """Whether a saved model is of text or of images, without reading a folder's weights. Raises ``UserError``."""
+    return _checked_identity(storage.read_manifest(storage.locate(path, revision)), str(path)).kind
+
+
+def _checked_identity(manifest: Manifest, source: str) -> Identity:
+    identity = validated(Identity, manifest.identity, f"{source}: identity")
+    try:
+        identity.default_grid()
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{source}: {error}: save the model again") from None
+    if identity.estimate not in ESTIMATES:
+        raise UserError(f"{source}: unknown estimate {identity.estimate!r}, expected one of {', '.join(ESTIMATES)}")
+    if identity.kind == "text" and identity.block_size < 1:
+        raise UserError(f"{source}: block_size is {identity.block_size}, expected at least 1")
+    return identity
+
+
+def merge_models(models: Sequence[SavedModel], sources: Sequence[str]) -> SavedModel:
+    """One model from the parts of several; of a part that comes twice the later one is taken.
+
+    The identity is the last model's, except that fields that describe one part go with the part. Raises ``UserError``
+    where kind, tokenizer, block size or the autoencoder's weights differ.
+    """
+    parts: dict[str, Any] = {}
+    origin: dict[str, int] = {}
+    for index, model in enumerate(models):
+        for what in ("kind", "tokenizer_fingerprint", "block_size"):
+            ours, first = getattr(model.identity, what), getattr(models[0].identity, what)
+            if ours != first:
+                raise UserError(f"{sources[index]} and {sources[0]} differ in {what} ({ours}, {first}): cannot merge")
+        if "autoencoder" in parts and "autoencoder" in model.parts():
+            known = sources[origin["autoencoder"]]
+            check_same_autoencoder(parts["autoencoder"], model.parts()["autoencoder"], known, sources[index])
+        parts |= model.parts()
+        origin |= dict.fromkeys(model.parts(), index)
+    identity = models[-1].identity
+    for part, names in FIELDS_OF_PART.items():
+        if part in origin:
+            theirs = models[origin[part]].identity
+            identity = replace(identity, **{name: getattr(theirs, name) for name in names})
+    merged = SavedModel(models[-1].tokenizer, identity, **parts)
+    merged.check(" + ".join(sources))
+    return merged
+
+
+def check_same_autoencoder(first: Any, second: Any, first_source: str, second_source: str) -> None:
+    """Raise ``UserError`` unless both autoencoders have the same weights; the sources name them in the message."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in ours):
+        raise UserError(
+            f"{first_source} and {second_source} hold different autoencoders: their latents do not mean the same; "
+            "use together only what was trained on one autoencoder"
+        )
