@@ -86,6 +86,11 @@ def test_every_train_document_comes_once_a_pass_and_none_of_validation(open_corp
     assert "7 of the first 90 documents are the validation split" in str(corpus.report)
 
 
+def test_a_stream_of_long_documents_is_not_read_far_for_its_validation_split(open_corpus, monkeypatch):
+    monkeypatch.setattr("fewstep.data.corpus.FIRST_CHARACTERS", 5000)
+    assert "4 of the first 40 documents are the validation split" in str(open_corpus().report)
+
+
 @pytest.mark.parametrize("count", [40, 1001])
 def test_a_stream_holds_out_the_share_that_was_asked_for_of_what_is_there(tmp_path, make_settings, count):
     path = write_jsonl(tmp_path / "a.jsonl", [make_text(seed, words=9) for seed in range(count)])

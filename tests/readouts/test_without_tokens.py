@@ -37,9 +37,9 @@ def test_cci_is_exactly_zero_without_earlier_tokens_and_not_with_them(generator:
     on, (z, *_) = head(), inputs(generator)
     for at_once in (1, 8):
         off = cci(HeadConditionals(on.without_tokens(), 0.5), z, draws_at_once=at_once, generator=generator)
-        assert off.cci.value == 0 and off.cci.interval.low == off.cci.interval.high == 0
-        assert off.marginal_nats.value > 0.1
-    assert cci(HeadConditionals(on, 0.5), z, generator=generator).cci.interval.low > 1e-3
+        assert off["cci"].value == 0 and off["cci"].interval.low == off["cci"].interval.high == 0
+        assert off["cci_marginal_nats"].value > 0.1
+    assert cci(HeadConditionals(on, 0.5), z, generator=generator)["cci"].interval.low > 1e-3
 
 
 def test_cut_off_reading_draws_each_token_from_its_own_logits(generator: torch.Generator) -> None:

@@ -50,6 +50,31 @@ def flow(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+OUTSIDE = """
+from fewstep.diagnostics.result import Result, Row, mean_estimate
+
+def latent_norm(subject):
+    squared, noise = subject.z.square().mean(-1), subject.noise("latent_norm")
+    return Result("latent_norm", (Row("latent_norm", mean_estimate(squared, squared > -1, noise)),))
+"""
+
+
+def test_measurements_are_named_in_the_settings_those_from_outside_the_package_by_dotted_paths(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside_measures.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = "--diagnostics.measurements=[late_flips,outside_measures.latent_norm]"
+    run_dir = tmp_path / "run"
+    assert main(workshop.arguments("flow", ON, *SMALL, names, f"--run_dir={run_dir}", steps=2)) == 0
+    assert list(lines_of(run_dir)[-1]["table"]) == ["late_flip_rate", "decision_step", "latent_norm"]
+    assert "diag/latent_norm" in logged(run_dir)
+    for name, message in (("cci", "cci needs head"), ("sharpness", "measurement is 'sharpness'")):
+        flags = (f"--diagnostics.measurements=[{name}]", f"--run_dir={tmp_path / name}")
+        with pytest.raises(UserError, match=message):
+            main(workshop.arguments("flow", ON, *SMALL, *flags, steps=2))
+
+
 def test_what_is_measured_is_the_averaged_model(workshop: Workshop, flow: Path) -> None:
     bundle = SavedModel.from_pretrained(flow / "model")
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 _FORMAT = 2
 """Raise it when the files of a prepared corpus change their meaning."""
-FIRST_DOCUMENTS = 20_000
-"""Documents of a stream that its validation split and its tokenizer are taken from."""
+FIRST_DOCUMENTS, FIRST_CHARACTERS = 20_000, 1 << 26
+"""What a stream's validation split and tokenizer are taken from: at most so many documents, with about so much text."""
 _WARN_UNKNOWN, _REFUSE_UNKNOWN = 0.01, 0.5
 
 
@@ -85,8 +86,9 @@ def prepare_corpus(settings: CorpusSettings) -> PreparedCorpus:
 def streaming_corpus(settings: CorpusSettings, rank: int = 0, world_size: int = 1) -> StreamingCorpus:
     """A corpus whose train split is never stored, for sources larger than the disk; ``world_size`` ranks share it.
 
-    The validation split is held out of the first 20,000 documents as :func:`prepare_corpus` would, and the tokenizer
-    is trained on the others of them; both are prepared once and kept in ``cache_dir``. Raises ``UserError`` like it.
+    The validation split is held out of the first documents (at most 20,000, or 64 million characters) as
+    :func:`prepare_corpus` would, and the tokenizer is trained on the others of them; both are prepared once and kept in
+    ``cache_dir``. Raises ``UserError`` like it.
     """
     if not settings.streaming:
         raise UserError("streaming is off: set streaming to true, or use prepare_corpus")
@@ -130,7 +132,7 @@ def build_corpus(
 
     Raises ``UserError`` for no documents, a split that is too short, and text that the tokenizer loses.
     """
-    records = source.records.take(FIRST_DOCUMENTS) if settings.streaming else source.records
+    records = _first(source.records) if settings.streaming else source.records
     scratch = folder / "scratch"
     scratch.mkdir()
     split = split_documents(write_documents(records, scratch / "documents.arrow"), settings)
@@ -149,11 +151,13 @@ def build_corpus(
     }
     check_splits(reports, settings)
     tokenizer.save_pretrained(folder / "tokenizer")
+    first = next(split.validation.iter(rows_at_once(split.validation)))["text"]
+    known = not any(report.unknown_share for report in reports.values())
     report = PackingReport(
         source=settings.source,
         block_size=settings.block_size,
         vocabulary=vocabulary_size(tokenizer),
-        is_lossless=_is_lossless(tokenizer, split.validation, reports),
+        is_lossless=known and DocumentEncoder(tokenizer).is_lossless(first),
         train=reports.get("train"),
         validation=reports["validation"],
         empty_documents=split.empty_documents,
@@ -163,6 +167,16 @@ def build_corpus(
     shutil.rmtree(scratch)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.arrow"))}
     (folder / "report.json").write_text(json.dumps({"report": report.to_dict(), "bytes": sizes}, indent=2))
+
+
+def _first(records: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """The first documents of a stream."""
+    size = 0
+    for record in islice(records, FIRST_DOCUMENTS):
+        yield record
+        size += len(record["text"])
+        if size >= FIRST_CHARACTERS:
+            return
 
 
 def check_splits(reports: dict[str, SplitReport], settings: CorpusSettings) -> None:
@@ -193,12 +207,6 @@ def unknown_text_notes(reports: dict[str, SplitReport], settings: CorpusSettings
         raise UserError(f"{note}: choose another tokenizer, or leave it out to train one on {settings.source}")
     if worst.unknown_share:
         yield f"WARNING: {note}" if worst.unknown_share > _WARN_UNKNOWN else note
-
-
-def _is_lossless(tokenizer: "PreTrainedTokenizerFast", documents: "Dataset", reports: dict[str, SplitReport]) -> bool:
-    """By the counts of both splits, and by reading the first held-out ``documents`` back from their tokens."""
-    texts = next(documents.iter(rows_at_once(documents)))["text"]
-    return not any(split.unknown_share for split in reports.values()) and DocumentEncoder(tokenizer).is_lossless(texts)
 
 
 def write_documents(records: Iterable[dict[str, str]], path: Path) -> "Dataset":

@@ -27,9 +27,10 @@ def text_digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "big")
 
 
-def _beginning() -> dict[str, Any]:
-    """The snapshot of a stream of which nothing has been read."""
-    return {"blocks": 0, "source": None, "rest_ids": [], "rest_bytes": []}
+_BEGINNING: dict[str, Any] = {"blocks": 0, "source": None, "rest_ids": [], "rest_bytes": []}
+"""The snapshot of a stream of which nothing has been read."""
+_HISTORY_BLOCKS = 8192
+"""How far back a stream knows its position."""
 
 
 class BlockStream(IterableDataset):
@@ -48,22 +49,15 @@ class BlockStream(IterableDataset):
         held_out: frozenset[int],
         rank: int = 0,
         world_size: int = 1,
-        history_blocks: int = 8192,
     ) -> None:
         from datasets.distributed import split_dataset_by_node
 
         self._records = split_dataset_by_node(source.records, rank=rank, world_size=world_size)
         self._tokenizer, self._settings, self._held_out = tokenizer, settings, held_out
-        self._rank, self._history_blocks = rank, history_blocks
-        identity = (
-            source.fingerprint,
-            tokenizer_fingerprint(tokenizer),
-            settings.block_size,
-            settings.pack,
-            world_size,
-        )
-        self._identity = "/".join(map(str, identity))
-        self._start = _beginning()
+        self._rank = rank
+        tokens = tokenizer_fingerprint(tokenizer)
+        self._identity = f"{source.fingerprint}/{tokens}/{settings.block_size}/{settings.pack}/{world_size}"
+        self._start = _BEGINNING
         self._skip = 0
         self._yielded = 0
         self._history: deque[dict[str, Any]] = deque([self._start])
@@ -72,7 +66,7 @@ class BlockStream(IterableDataset):
         """The position of this process after ``blocks`` blocks (default: all yielded so far), in plain Python values.
 
         A loader may have fetched ahead, so give the number of blocks that were used. Raises ``UserError`` for blocks
-        not yet yielded (those of a DataLoader's workers never are, here), or longer ago than ``history_blocks``.
+        not yet yielded (those of a DataLoader's workers never are, here), or 8,192 blocks ago.
         """
         used = self._yielded if blocks is None else blocks
         past = [snapshot for snapshot in self._history if snapshot["blocks"] <= used]
@@ -93,7 +87,7 @@ class BlockStream(IterableDataset):
             raise UserError(
                 "the stream's saved state is of another source, tokenizer, block_size, pack or number of processes"
             )
-        self._start = copy.deepcopy(state["snapshot"]) if state["rank"] == self._rank else _beginning()
+        self._start = copy.deepcopy(state["snapshot"]) if state["rank"] == self._rank else _BEGINNING
         self._skip = state["yielded"] - self._start["blocks"]
         self._yielded, self._history = state["yielded"], deque([self._start])
 
@@ -154,5 +148,5 @@ class BlockStream(IterableDataset):
                 "rest_bytes": packer.rest_bytes.tolist(),
             }
         )
-        while len(self._history) > 2 and self._history[1]["blocks"] <= blocks - self._history_blocks:
+        while len(self._history) > 2 and self._history[1]["blocks"] <= blocks - _HISTORY_BLOCKS:
             self._history.popleft()
