@@ -117,9 +117,13 @@ RENAMED = {
     **{"snap": "every", "snap:last,1": "last:1"},
 }
 """Old word -> new word, in the names of files and where it is a whole value."""
-GONE = re.compile(r"trade_off|_K\d+_gamma|token_accuracy_noise|protocol_hash|yardsticks\.corpus|data\.fingerprint")
+GONE = re.compile(
+    r"trade_off|_K\d+_gamma|token_accuracy_noise|protocol_hash|yardsticks\.corpus|data\.fingerprint"
+    r"|^results\..*(num_examples|scope|num_draws|num_predictions|name|times\.\d)$"
+)
 """Names of values that changed on purpose: the trade-off table of a diagnosis, accuracies that moved from validation
-to diagnostics, and the fingerprint of a corpus, with the hash of the protocols that hold it."""
+to diagnostics, the fingerprint of a corpus with the hash of the protocols that hold it, and counts and names beside the
+figures of a diagnosis, whose layout is new."""
 
 
 def write(folder: Path, only: set[str]) -> int:

@@ -61,7 +61,7 @@ BUDGETS = {
     "data": (1803, 900),
     "model storage pipeline provenance locking typed": (1400, 1150),
     "metrics diagnostics": (2080, 1750),
-    "training": (2700, 1950),
+    "training": (2540, 1950),
     "cli settings __main__": (2600, 1300),
     "evaluation": (5841, 1700),
     "theory adapters report lab": (6700, 4000),

@@ -10,7 +10,7 @@ from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.objectives.derivative import estimate_and_change, forward_derivative
 from fewstep.paths import linear_path
 from tests.nn.builders import first, normal, randomised
-from tests.objectives.toys import D, exact_map, seed
+from tests.objectives.toys import D, seed
 
 T = torch.tensor([0.2, 0.5, 0.6], dtype=torch.float64)
 STEP = 1e-3
@@ -76,17 +76,6 @@ def test_the_gradient_of_a_derivative_is_that_of_difference_quotients() -> None:
         assert (slope is None) == (other is None)
         if slope is not None and other is not None:
             assert float((other - slope).norm()) < 1e-3 * float(slope.norm()) + 1e-5
-
-
-def test_the_end_of_a_jump_stays_where_it_is_along_the_exact_flow() -> None:
-    model, (x, _) = exact_map(linear_path(), "x1"), places()
-    exact, s = model.network.exact, torch.tensor([0.3, 0.8, 1.0], dtype=torch.float64)
-    velocity = exact.velocity_of(x, exact.denoise(x, T), T)
-    for factor, least, most in ((1.0, 0.0, 1e-5), (1.1, 1e-2, 10.0)):
-        _, change = forward_derivative(
-            lambda y, time: model.network.jump(y, time, s), (x, T), (factor * velocity, torch.ones_like(T))
-        )
-        assert least <= change.abs().max() <= most
 
 
 def test_derivatives_are_taken_in_float32_under_autocast() -> None:

@@ -112,20 +112,6 @@ def test_pairs_with_equal_times_are_flow_matching_bit_for_bit(
     assert all(torch.equal(*both) for both in zip(*results, strict=True))
 
 
-@each_path
-@both_predictions
-def test_mean_flow_is_flow_matching_where_the_two_times_meet(
-    path: Path, prediction: PredictionType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Fixed times make s = t of pairs that are treated as jumps, with a derivative.
-    losses = []
-    for share in (1.0, 0.0):
-        monkeypatch.setattr(FlowMapObjective, "instant_share", share)
-        monkeypatch.setattr(FlowMapObjective, "end_share", 0.0)
-        losses.append(loss_of(MeanFlow(FixedTimes()), exact_map(path, prediction), data(16, seed(0)), seed(1)))
-    torch.testing.assert_close(losses[1].per_example, losses[0].per_example, rtol=0, atol=1e-6)
-
-
 def test_on_the_linear_path_mean_flow_is_the_identity_of_the_paper() -> None:
     """u is pulled to v + (s - t) du/dt, with u the velocity of the estimate (arXiv:2505.13447, eq. 6)."""
     model, latents = moved(linear_path(), "velocity"), data(4, seed(0))

@@ -1,6 +1,5 @@
 """What every objective of a denoiser promises: masks, costs, refusals, precision, seeds, teachers, and its optimum."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -253,10 +252,3 @@ def test_an_objective_brings_its_own_kind_of_estimate_and_a_taken_name_is_refuse
     assert ESTIMATES["noisy"] is Noisy.estimate
     with pytest.raises(TypeError, match="another estimate is already called 'noisy'"):
         type("Other", (Objective,), {"estimate": EstimateKind("noisy", two_times=True)})
-
-
-@each
-def test_every_option_is_a_keyword_with_a_default_but_the_time_sampler(name: str) -> None:
-    first_option, *options = inspect.signature(OBJECTIVES[name]).parameters.values()
-    assert first_option.name == "time_sampler"
-    assert all(option.kind is inspect.Parameter.KEYWORD_ONLY for option in options)

@@ -20,7 +20,7 @@ from fewstep.shapes import randn
 from fewstep.types import Trajectory
 
 NUM_STEPS = 8
-"""Steps of the trajectory that is looked at: few enough to fail, enough to see a token change."""
+"""Steps of the measured trajectory: few enough to fail, enough to see a token change."""
 
 
 def cci_as_read(
@@ -62,7 +62,7 @@ def reading(subject: Subject) -> Callable[[Tensor], Tensor]:
 def continuation(
     generator: TextGenerator, num_steps: int, times: Tensor
 ) -> Callable[[Tensor, float, torch.Generator], Tensor]:
-    """A function that goes on from (x_t, t), t one of ``times`` (N+1,), to x_1 with all noise drawn anew every step."""
+    """A function that goes on from (x_t, t), t one of ``times`` (N+1,), to x_1 with fresh noise in every step."""
     flow = generator.model.flow()
     sampler = FlowSampler(flow.path, grid=generator.default_grid(), reinjection=1.0)
 

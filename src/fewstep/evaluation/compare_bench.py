@@ -106,7 +106,7 @@ class TextBench:
         return incompatibility(generator.model.identity, sampler, num_steps)
 
     def rows(self, folder: Path, num_steps: int, reinjection: float) -> list[Compared]:
-        """One row a readout, all of the same latents."""
+        """One row per readout, all of the same latents."""
         bundle = self._load(folder)
         group = own_texts(bundle, num_steps, reinjection, self.readouts)
         found = self._measured(bundle, group)

@@ -1,4 +1,4 @@
-"""What a diagnosis looks at: held-out text, its latents and the places in it. B examples, L tokens, P positions."""
+"""What a diagnosis measures: held-out text, its latents and positions in it. B examples, L tokens, P positions."""
 
 import zlib
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Subject:
     """A text model and what it is measured on.
 
     ``ids`` (B, L) held-out tokens without padding, ``z`` (B, K, D) their latents, ``positions`` (B, P) int64 the tokens
-    looked at. Everything random comes from ``seed``.
+    measured. Everything random comes from ``seed``.
     """
 
     generator: TextGenerator
@@ -61,7 +61,7 @@ class Subject:
         return randn(tuple(self.z.shape), self.z, self.noise(name))
 
     def first(self, num_examples: int, num_positions: int | None = None) -> "Subject":
-        """The same with the first examples, and the first positions in each, only: for what is dear."""
+        """The same with the first examples, and the first positions in each, only: for expensive measurements."""
         ids, z, positions = (value[:num_examples] for value in (self.ids, self.z, self.positions))
         return Subject(self.generator, ids, z, positions[:, :num_positions], self.seed)
 

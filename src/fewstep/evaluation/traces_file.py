@@ -1,4 +1,4 @@
-"""The traces of a run, kept beside its model and made anew when that is another."""
+"""The traces of a run, kept beside its model and re-created when the model changes."""
 
 import json
 import os
@@ -78,9 +78,9 @@ def read_traces(file: Path) -> Traces:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from None
     except KeyError as error:
-        raise UserError(f"{file} has no {error}: delete it, and it is made anew") from None
+        raise UserError(f"{file} has no {error}: delete it, and it is re-created") from None
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{file} holds no traces ({first_line(error)}): delete it, and it is made anew") from None
+        raise UserError(f"{file} holds no traces ({first_line(error)}): delete it, and it is re-created") from None
 
 
 def write_traces(traces: Traces, file: Path) -> None:

@@ -1,5 +1,4 @@
-"""Measurements of a model in training. A file of its own because it loads the whole of ``fewstep.evaluation``: the
-callback imports it when something is measured."""
+"""Measurements of a model in training, apart because they load the whole of ``fewstep.evaluation``."""
 
 import copy
 import math
