@@ -10,8 +10,8 @@ import yaml
 
 import fewstep
 from fewstep.cli.main import COMMANDS, main
-from fewstep.settings import configs_folder, read_yaml, shipped_configs
-from tests.runs import CONFIGS, ROOT
+from fewstep.settings import configs_folder, expand_home, read_yaml, shipped_configs
+from tests.runs import CONFIGS, ROOT, Workshop
 
 NAMES = ["--config", "flow", "--config", "objectives/mean_flow", "--size", "hour"]
 
@@ -123,6 +123,26 @@ def test_a_key_that_comes_twice_is_refused_with_its_line(
         assert main(arguments) == 2
         err = capsys.readouterr().err
         assert named in err and err.count("\n") == 1, err
+
+
+def test_a_home_folder_is_filled_in_every_path(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "mine.yaml").write_text("run_dir: ~/run\ndata: {cache_dir: ~/cache}\n")
+    flags = [flag for flag in workshop.arguments("autoencoder", steps=2) if "cache_dir" not in flag]
+    assert main(["train", *flags, "--config", "~/mine.yaml"]) == 0
+    assert (tmp_path / "run" / "model").is_dir() and (tmp_path / "cache").is_dir()
+    assert main(["convert", "~/run/model", "~/converted"]) == 0
+    assert (tmp_path / "converted" / "config.json").is_file()
+    assert not list((tmp_path / "work").iterdir())
+    for arguments in (["sample", "~nobody_is_called_so/m"], ["train", *flags, "--run_dir=~nobody_is_called_so/r"]):
+        capsys.readouterr()
+        assert main(arguments) == 2
+        assert "write the whole path" in capsys.readouterr().err
+    assert expand_home({"a": ["~/x", 1, "b~/c", Path("~/y")]}) == {"a": [f"{tmp_path}/x", 1, "b~/c", tmp_path / "y"]}
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])

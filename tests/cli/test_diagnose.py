@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -239,14 +237,6 @@ def test_a_diagnosis_that_came_up_meanwhile_is_not_replaced(
     assert json.loads(file.read_text())["table"]["late_flip_rate"]["value"] == 0.5
 
 
-def test_a_home_folder_is_filled_in(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    assert main(command(shop, "--only", "boundary_distance", "--out", "~/results")) == 0
-    assert (tmp_path / "home" / "results" / "diagnostics.json").is_file()
-    assert not (tmp_path / "~").exists()
-
-
 def test_the_text_is_the_held_out_part_of_what_the_model_was_trained_on_spread_evenly(shop: Path) -> None:
     bundle, validation = SavedModel.from_pretrained(shop / "text" / "model"), validation_of(shop)
     # One more than asked for: the last one of a split may hold padding.
@@ -267,16 +257,6 @@ def test_the_bar_appears_with_the_first_call_and_shows_what_is_measured_and_how_
         assert "tube" in stream.getvalue()
         progress(2, 2, "")
         assert "2/2" in stream.getvalue()
-
-
-def test_help_loads_no_heavy_library() -> None:
-    script = (
-        "import sys\nfrom fewstep.cli.main import main\n"
-        "try: main(['diagnose', '--help'])\nexcept SystemExit as end: assert end.code == 0\n"
-        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'tqdm', 'matplotlib')))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "usage: fewstep diagnose" in done.stdout
 
 
 @pytest.mark.slow

@@ -330,13 +330,3 @@ def test_a_scorer_of_transformers_reads_the_text_itself_and_needs_no_language_mo
         ("GPT2LMHeadModel", "bfloat16")
     }
     assert "Perplexity under gpt" in (tmp_path / "out" / "table.md").read_text()
-
-
-def test_help_loads_no_heavy_library() -> None:
-    script = (
-        "import sys\nfrom fewstep.cli.main import main\n"
-        "try: main(['evaluate', '--help'])\nexcept SystemExit as end: assert end.code == 0\n"
-        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'tqdm', 'matplotlib')))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "usage: fewstep evaluate" in done.stdout

@@ -5,16 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
-import fewstep
 from fewstep.cli.exit_codes import LONGEST_LINE, errors_to_exit_code, one_line
 from fewstep.cli.main import COMMANDS, main
 from fewstep.errors import UserError
-from fewstep.settings import configs_folder
 
 
 def failing(error: BaseException) -> Callable[[list[str]], int]:
@@ -151,16 +148,3 @@ def test_a_reader_that_leaves_ends_the_command_quietly_but_another_broken_pipe_d
     code, err = exit_and_stderr("raise BrokenPipeError('of a worker')", reader_leaves=False)
     assert code == 1
     assert "of a worker" in err
-
-
-def test_configs_are_found_in_a_checkout_and_in_an_installed_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "src" / "fewstep"
-    package.mkdir(parents=True)
-    monkeypatch.setattr(fewstep, "__file__", str(package / "__init__.py"))
-    with pytest.raises(UserError, match="no configs folder"):
-        configs_folder()
-    for folder in (tmp_path / "configs", package / "configs"):  # the package's own comes first where both are
-        folder.mkdir()
-        assert configs_folder() == folder

@@ -126,15 +126,6 @@ def test_a_report_goes_to_wandb_when_asked(
     assert b"report/mine/clean" in records  # in the summary
 
 
-def test_help_tells_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["report", "--help"])
-    assert end.value.code == 0
-    out = capsys.readouterr().out
-    for option in ("--out", "--overwrite", "--title", "--traces", "--device", "--wandb"):
-        assert option in out
-
-
 @pytest.mark.slow
 def test_a_wheel_holds_the_files_of_the_page(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="hatchling is not installed, so no wheel is built without a network")
