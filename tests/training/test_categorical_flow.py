@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_refused_in_a_line(
     vocab_size = SavedModel.from_pretrained(code).autoencoder.vocab_size
     cases = [
         (code, vocab_size + 1, "linear", f"give vocab_size={vocab_size}"),
-        (code, vocab_size, "variance_preserving", "predicts x1 on the variance_preserving path"),
+        (code, vocab_size, "variance_preserving", "predicts x1 on path variance_preserving"),
         (workshop.autoencoder, vocab_size, "linear", "has no codebook"),
     ]
     for autoencoder, size, path, message in cases:

@@ -37,7 +37,7 @@ class Subject:
     @property
     def decode(self) -> Decode:
         """The parallel readout: latents (B, K, D) to logits (B, L, V). Raises ``UserError`` where there is none."""
-        return decoder_of(self.generator.bundle.reader())
+        return decoder_of(self.generator.model.reader())
 
     @property
     def examples_at_once(self) -> int | None:
@@ -46,7 +46,7 @@ class Subject:
 
     def conditionals(self, level: float) -> HeadConditionals:
         """The commitment head for latents with noise of ``level``. Raises ``UserError`` where there is none."""
-        return HeadConditionals(self.generator.bundle.commitment_head(), level)
+        return HeadConditionals(self.generator.model.commitment_head(), level)
 
     def given_text(self) -> Decode:
         """The commitment head as a decoder, given the text's own tokens before each position."""
@@ -75,7 +75,7 @@ def make_subject(
     Raises ``UserError`` for a model without autoencoder and readout, for numbers that the text cannot give, and for
     a model in training mode.
     """
-    bundle = generator.bundle
+    bundle = generator.model
     bundle.require("autoencoder", "readout")
     assert bundle.autoencoder is not None
     if any(part.training for part in bundle.parts().values()):

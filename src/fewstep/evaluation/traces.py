@@ -140,7 +140,7 @@ def collect_traces(
     ``UserError`` for numbers out of range and a model without autoencoder, denoiser or readout. ``progress`` hears of
     each way and number of steps.
     """
-    bundle = generator.bundle
+    bundle = generator.model
     plans = planned_paths(bundle, steps, reinjection)
     for name, value in (("num_samples", num_samples), ("max_tokens", max_tokens)):
         if value < 1:
@@ -183,7 +183,7 @@ class _Followed:
 
 
 def _follow(generator: TextGenerator, plan: PlannedPath, num_samples: int, num_tokens: int, seed: int) -> _Followed:
-    bundle, flow = generator.bundle, generator.bundle.flow()
+    bundle, flow = generator.model, generator.model.flow()
     like = next(flow.parameters())
     sources = example_generators(seed, 0, num_samples)
     x_0 = randn((num_samples, *bundle.latent_shape()), like, sources)

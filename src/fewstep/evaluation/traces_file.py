@@ -46,7 +46,7 @@ def traces_of_run(
     if kind_of(run / "model") != "text":
         return None
     generator = TextGenerator.from_pretrained(run / "model", device)
-    bundle = generator.bundle
+    bundle = generator.model
     if any(getattr(bundle, part) is None for part in PARTS):
         return None
     plans = planned_paths(bundle, steps, reinjection)
