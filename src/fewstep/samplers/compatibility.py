@@ -7,7 +7,7 @@ from fewstep.errors import UserError
 from fewstep.samplers.sampler import FlowSampler, euler
 
 TrainedFlow = Any
-"""A :class:`fewstep.model.Identity`, a room above: its ``objective``, ``estimate`` and ``trained_nfe`` are read here."""
+"""A :class:`fewstep.model.Identity`, from above: ``objective``, ``estimate`` and ``trained_nfe`` are read here."""
 
 
 class DefaultSampling(NamedTuple):
