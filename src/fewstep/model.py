@@ -8,17 +8,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from fewstep import storage
 from fewstep.autoencoders import ImageAutoencoder
-from fewstep.data import ImageSource, image_source, tokenizer_fingerprint
+from fewstep.data import tokenizer_fingerprint
 from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionType
 from fewstep.errors import UserError, first_line
-from fewstep.model_card import model_card
 from fewstep.paths import PATHS
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, ReadoutChoice
 from fewstep.registry import import_attribute
@@ -26,6 +25,9 @@ from fewstep.schedules import TimeGrid, quantile_grid
 from fewstep.storage import Manifest, PartSpec, Stored
 from fewstep.typed import validated
 from fewstep.types import LatentEncoder, Readout
+
+if TYPE_CHECKING:
+    from fewstep.data import ImageSource
 
 Kind = Literal["text", "images"]
 PathName = Literal["linear", "variance_preserving"]
@@ -164,8 +166,10 @@ class SavedModel:
             return height * width, channels
         return self.encoder().num_latents(self.identity.block_size), self.encoder().latent_dim
 
-    def image_source(self) -> ImageSource:
+    def image_source(self) -> "ImageSource":
         """The images that the model was trained on. Raises ``UserError`` for a source unknown to this fewstep."""
+        from fewstep.data import image_source
+
         return image_source(self.identity.source, self.identity.source_config)
 
     def to(self, device: torch.device | str) -> "SavedModel":
@@ -188,7 +192,12 @@ class SavedModel:
         ``UserError`` where the folder holds something already (unless ``overwrite``) or cannot be written.
         """
         folder = FilePath(folder).expanduser()
-        self._write(folder, model_card(folder.name, self.manifest(), scores=scores, license=license), overwrite)
+        self._write(folder, self._card(folder.name, scores, license), overwrite)
+
+    def _card(self, name: str, scores: str, license: str | None) -> str:
+        from fewstep.model_card import model_card  # loading a model needs none
+
+        return model_card(name, self.manifest(), scores=scores, license=license)
 
     def _write(self, folder: FilePath, card: str, overwrite: bool) -> None:
         weights = {name: part.state_dict() for name, part in self.parts().items()}
@@ -213,7 +222,7 @@ class SavedModel:
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
             folder = FilePath(scratch) / "model"
-            self._write(folder, model_card(repo_id, self.manifest(), scores=scores, license=license), overwrite=False)
+            self._write(folder, self._card(repo_id, scores, license), overwrite=False)
             try:
                 address = api.create_repo(repo_id, private=private, exist_ok=True)
                 api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
