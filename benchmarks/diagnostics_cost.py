@@ -20,7 +20,7 @@ from fewstep.data import CorpusSettings, prepare_corpus
 from fewstep.diagnostics.boundary import normal_boundary
 from fewstep.diagnostics.dabi import dabi
 from fewstep.diagnostics.decoding import rms
-from fewstep.diagnostics.response import CategoricalResponse
+from fewstep.diagnostics.response import CATEGORICAL
 from fewstep.evaluation.adapters import decoder_of
 from fewstep.evaluation.baselines import held_out_blocks
 from fewstep.evaluation.subject import make_subject
@@ -59,7 +59,7 @@ def forward_equivalents(model: Path, repeats: int) -> None:
     def local() -> None:
         points = normal_boundary(counted, z, subject.positions)
         generator = torch.Generator().manual_seed(0)
-        dabi(counted, CategoricalResponse(), points, rms=rms(z), radii=(), generator=generator)
+        dabi(counted, CATEGORICAL, points, rms=rms(z), radii=(), generator=generator)
 
     def forward() -> None:
         with torch.no_grad():

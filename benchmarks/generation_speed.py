@@ -156,7 +156,7 @@ def matched_baseline(target: int, vocab_size: int, depth: int) -> CausalTransfor
 
 def flow_way(generator: TextGenerator, readout: str, num_steps: int) -> Way:
     """Flow of ``num_steps`` and a readout, "parallel" or "head"."""
-    bundle = generator.bundle
+    bundle = generator.model
     reader, passes = (
         (bundle.reader(), 1) if readout == "parallel" else (bundle.commitment_head(), bundle.identity.block_size)
     )
@@ -236,14 +236,14 @@ def command(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     generator = TextGenerator.from_pretrained(args.model)
-    ways, baseline = all_ways(generator.bundle, PARALLEL_STEPS)
+    ways, baseline = all_ways(generator.model, PARALLEL_STEPS)
     file = nullcontext(None) if args.out is None else new_text_file(args.out, overwrite=args.overwrite)
     with file as write:
         before = os.getloadavg()
         rows = measure(ways, BATCHES, args.repeats)
         facts = {
             "model": str(args.model),
-            "block_size": generator.bundle.identity.block_size,
+            "block_size": generator.model.identity.block_size,
             "repeats": args.repeats,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,

@@ -30,7 +30,7 @@ from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.diagnostics.boundary import normal_boundary
 from fewstep.diagnostics.dabi import dabi
 from fewstep.diagnostics.decoding import draw_positions
-from fewstep.diagnostics.response import CategoricalResponse
+from fewstep.diagnostics.response import CATEGORICAL
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.scored_text import ScoredText
@@ -113,7 +113,7 @@ def diagnosing(num_examples: int) -> Work:
     def diagnose() -> object:
         points = normal_boundary(decode, z, positions)
         settings = {"radii": (0.01,), "num_isotropic": 2, "num_probes": 2}
-        return dabi(decode, CategoricalResponse(), points, rms=1.0, generator=generator, **settings)
+        return dabi(decode, CATEGORICAL, points, rms=1.0, generator=generator, **settings)
 
     return diagnose
 

@@ -197,7 +197,8 @@ def accuracy_under_noise(
     latents, generator = autoencoder.encode(tokens.ids, tokens.mask), torch.Generator().manual_seed(0)
     decode = lambda z: readout(z, latents.mask)  # noqa: E731
     result = noise_robustness(decode, latents.z, tokens.ids, tokens.mask, None, generator=generator)
-    return {str(level): one.value for level, one in zip(result.levels, result.isotropic, strict=True)}
+    line = result.curves["isotropic"]
+    return {str(level): accuracy for level, accuracy in zip(line.x, line.y, strict=True)}
 
 
 def train_flow(recipe: Recipe, lab: Lab, autoencoder, readout, minutes: float) -> tuple[FlowModel, int]:

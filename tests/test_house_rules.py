@@ -31,10 +31,11 @@ OUTSIDE_USERS_IMPLEMENT = {
 
 # Rule -> (today, aim). Lower today's number when you have done better; the aim is what issue 16 asks for.
 LEFT = {
-    "small files with one importer": (19, 10),
-    "small files without a reason": (16, 0),
-    "forbidden words": (242, 0),
-    "forbidden names": (269, 0),
+    "small files with one importer": (18, 10),
+    "small files without a reason": (15, 0),
+    "protocols with one implementation": (1, 0),
+    "forbidden words": (188, 0),
+    "forbidden names": (248, 0),
 }
 
 FORBIDDEN_WORDS = re.compile(
@@ -59,17 +60,17 @@ BUDGETS = {
     "objectives": (1150, 1150),
     "samplers": (768, 600),
     "data": (1803, 900),
-    "model storage pipeline provenance model_card locking typed": (1700, 1150),
-    "metrics diagnostics": (2080, 1750),
-    "training": (2700, 1950),
+    "model storage pipeline provenance locking typed": (1400, 1150),
+    "metrics diagnostics": (2010, 1750),
+    "training": (2560, 1950),
     "cli settings __main__": (2600, 1300),
     "evaluation": (5841, 1700),
     "theory adapters report lab": (6700, 4000),
 }
 NOT_CORE = {"evaluation", "report", "adapters", "theory", "lab"}
-CORE_LINES = (15_000, 11_000)  # without NOT_CORE
-SRC_LINES = (27_200, 15_000)
-TEST_SHARE = (0.87, 0.75)  # lines of tests to lines of src
+CORE_LINES = (14_600, 11_000)  # without NOT_CORE
+SRC_LINES = (26_800, 15_000)
+TEST_SHARE = (0.86, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ LAYERS = [
     {"autoencoders", "denoisers", "readouts"},
     {"objectives", "samplers", "data", "locking"},
     {"storage", "provenance", "settings"},
-    {"model_card"},
     {"model"},
     {"adapters"},
     {"pipeline"},

@@ -7,7 +7,7 @@ import pytest
 
 from fewstep.cli.main import main
 from fewstep.model import SavedModel
-from fewstep.pipeline import TextGenerator
+from fewstep.pipeline import ImageGenerator, TextGenerator
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STEPS, SEED, COUNT = 4, 0, 3
@@ -33,6 +33,22 @@ def test_a_model_of_version_0_1_is_sampled_and_saved_again(
     expected = json.loads((FIXTURES / "ids_v1.json").read_text())["parallel"]
     again = TextGenerator.from_pretrained(tmp_path / "again")
     assert again.generate(COUNT, STEPS, SEED).ids.tolist() == expected
+
+
+def test_an_image_model_of_version_0_1_generates_the_same_images(tmp_path: Path) -> None:
+    model = SavedModel.from_pretrained(FIXTURES / "image_v1")
+    identity = model.identity
+    assert (identity.kind, identity.source, identity.source_config) == (
+        "images",
+        "Digits",
+        {"num_held_out": 97, "seed": 3},
+    )
+    assert (identity.objective, identity.trained_nfe, identity.grid_mean) == ("ProgressiveDistillation", 2, 0.3)
+    model.save_pretrained(tmp_path / "again")
+    for path in (FIXTURES / "image_v1", tmp_path / "again"):
+        images = ImageGenerator(SavedModel.from_pretrained(path, kind="images")).generate(2, 2, 0).images.double()
+        assert float(images.sum()) == pytest.approx(53.51235294342041, rel=1e-5)
+        assert float(images.square().sum()) == pytest.approx(52.64919618526817, rel=1e-5)
 
 
 def test_the_fixture_holds_every_part() -> None:

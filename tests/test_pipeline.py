@@ -36,7 +36,7 @@ def test_a_sample_depends_on_seed_and_place_not_on_the_batches(
 
 def test_latents_are_those_of_the_sampler_that_the_identity_names(generator: TextGenerator) -> None:
     made = generator.generate(3, 4, 11, reinjection=0.5)
-    flow = generator.bundle.flow()
+    flow = generator.model.flow()
     generators = example_generators(11, 0, 3)
     sampler = FlowSampler(flow.path, grid=LogitNormalGrid(-0.2, 1.1), reinjection=0.5)
     x_0 = randn((3, BLOCK_SIZE // STRIDE, LATENT_DIM), torch.zeros(1), generators)
@@ -49,7 +49,7 @@ def test_latents_are_those_of_the_sampler_that_the_identity_names(generator: Tex
 def test_the_parallel_readout_takes_the_likeliest_token_by_default(generator: TextGenerator) -> None:
     made = generator.generate(3, 2)
     mask = torch.ones(3, BLOCK_SIZE // STRIDE, dtype=torch.bool)
-    assert torch.equal(made.ids, generator.bundle.readout(made.x_1, mask).argmax(-1))
+    assert torch.equal(made.ids, generator.model.readout(made.x_1, mask).argmax(-1))
 
 
 def test_solver_grid_reinjection_and_temperature_reach_their_place(generator: TextGenerator) -> None:
@@ -84,7 +84,7 @@ def test_decidedness_is_the_confidence_of_a_positions_least_certain_token(genera
     z = torch.randn(2, BLOCK_SIZE // STRIDE, LATENT_DIM, generator=torch.Generator().manual_seed(3))
     mask = torch.ones(z.shape[:2], dtype=torch.bool)
     decidedness = generator.decidedness(z, mask)
-    probabilities = generator.bundle.readout(z, mask).softmax(-1)
+    probabilities = generator.model.readout(z, mask).softmax(-1)
     for row in range(2):
         for position in range(BLOCK_SIZE // STRIDE):
             tokens = probabilities[row, position * STRIDE : (position + 1) * STRIDE]
@@ -113,8 +113,8 @@ def test_snapped_estimates_are_those_of_the_readout_and_the_encoder(generator: T
     late = generator.generate(3, 4, snap="last:1")
     assert late.nfe == 6
     mask = torch.ones(3, BLOCK_SIZE // STRIDE, dtype=torch.bool)
-    read = generator.bundle.readout(plain.x_1, mask).argmax(-1)
-    torch.testing.assert_close(late.x_1, generator.bundle.autoencoder.encode(read, torch.ones_like(read)).z)
+    read = generator.model.readout(plain.x_1, mask).argmax(-1)
+    torch.testing.assert_close(late.x_1, generator.model.autoencoder.encode(read, torch.ones_like(read)).z)
     assert torch.equal(generator.generate(3, 4, snap="confidence:1").x_1, plain.x_1)
 
 

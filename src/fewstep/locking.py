@@ -1,4 +1,4 @@
-"""One writer a folder: a lock that a process holds as long as it lives."""
+"""One writer per folder: a lock that a process holds until it ends, and whose file names the holder."""
 
 import fcntl
 import logging
@@ -11,16 +11,15 @@ from pathlib import Path
 from fewstep.errors import UserError
 
 LOCK_FILE = ".lock"
-"""Is there while the lock is held, and after a process that was killed with it, where it means nothing."""
+"""Exists while the lock is held, and after a holder was killed; the file alone does not mean that it is locked."""
 
 _log = logging.getLogger(__name__)
 
 
 class FolderLock:
-    """An exclusive ``flock`` on ``folder/.lock`` (this project's definition).
+    """An exclusive ``flock`` on ``folder/.lock``, which the kernel releases when the process ends, however it ends.
 
-    The kernel gives it back when the process ends, however it ends, so a killed run leaves no stale lock. On network
-    file systems it holds between machines only where the server keeps locks; where it keeps none, that is logged and
+    On network file systems it holds between machines only if the server supports locks; otherwise that is logged and
     nothing is locked. ``option`` is the flag that names the folder, for messages.
     """
 

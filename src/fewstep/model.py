@@ -52,6 +52,18 @@ FIELDS_OF_PART = {
     "head": ("trust_level",),
 }
 """Fields of an identity that describe one part, and go with it where models are merged."""
+CORPORA = {
+    "sotu": "State of the Union addresses, 1790 to 2026 (US federal texts, in the public domain)",
+    "grammar": "sentences drawn from the project's own grammar",
+    "Digits": "scikit-learn's handwritten digits (UCI, CC BY 4.0)",
+    "DrawnShapes": "shapes drawn by the project",
+}
+"""Training data whose origin and licence are known."""
+ABOUT = {
+    "text": "A few-step text generator: a flow on continuous latents, and readouts from latents to tokens.",
+    "images": "An image autoencoder with a flow on its latents, the continuous counterpart of a text model.",
+}
+TASK = {"text": "text-generation", "images": "unconditional-image-generation"}
 
 
 @dataclass(frozen=True)
@@ -192,12 +204,7 @@ class SavedModel:
         ``UserError`` where the folder holds something already (unless ``overwrite``) or cannot be written.
         """
         folder = FilePath(folder).expanduser()
-        self._write(folder, self._card(folder.name, scores, license), overwrite)
-
-    def _card(self, name: str, scores: str, license: str | None) -> str:
-        from fewstep.model_card import model_card  # loading a model needs none
-
-        return model_card(name, self.manifest(), scores=scores, license=license)
+        self._write(folder, model_card(folder.name, self.manifest(), scores=scores, license=license), overwrite)
 
     def _write(self, folder: FilePath, card: str, overwrite: bool) -> None:
         weights = {name: part.state_dict() for name, part in self.parts().items()}
@@ -222,7 +229,7 @@ class SavedModel:
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
             folder = FilePath(scratch) / "model"
-            self._write(folder, self._card(repo_id, scores, license), overwrite=False)
+            self._write(folder, model_card(repo_id, self.manifest(), scores=scores, license=license), overwrite=False)
             try:
                 address = api.create_repo(repo_id, private=private, exist_ok=True)
                 api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
@@ -363,6 +370,45 @@ def _checked_identity(manifest: Manifest, source: str) -> Identity:
     if identity.kind == "text" and identity.block_size < 1:
         raise UserError(f"{source}: block_size is {identity.block_size}, expected at least 1")
     return identity
+
+
+def model_card(name: str, manifest: Manifest, *, scores: str = "", license: str | None = None) -> str:
+    """Markdown with YAML front matter. ``scores`` is a Markdown table, ``license`` the hub's name of one."""
+    identity = manifest.identity
+    kind, steps = identity["kind"], identity["trained_nfe"]
+    front = ["---", "library_name: fewstep", f"pipeline_tag: {TASK[kind]}", "tags: [flow-matching, few-step]"]
+    front += [f"license: {license}"] if license else []
+    parts = [f"| {part} | `{spec.class_path}` |" for part, spec in manifest.parts.items()]
+    facts = [
+        f"- Training data: {CORPORA.get(identity['source'], identity['source'] or 'not recorded')}",
+        f"- License of the weights: {license or 'not stated'}",
+        f"- Objective: {identity['objective'] or 'not recorded'}; path: {identity['path']}",
+        f"- Sampling steps that it was trained for: {'any number' if steps is None else steps}",
+    ]
+    if kind == "text":
+        facts.append(f"- Block: {identity['block_size']} tokens")
+    lines = [
+        *front,
+        "---",
+        "",
+        f"# {name}",
+        "",
+        ABOUT[kind],
+        "",
+        *facts,
+        "",
+        "| part | class |",
+        "|---|---|",
+        *parts,
+        "",
+    ]
+    if scores:
+        lines += ["## Scores", "", scores.strip(), ""]
+    if kind == "text" and "denoiser" in manifest.parts:
+        command = f"fewstep sample {name} --num_samples 4 --steps {4 if steps is None else steps}"
+        lines += ["## Use", "", "```bash", "pip install fewstep", command, "```", ""]
+    lines += ["Saved by fewstep " + identity["versions"].get("fewstep", "(version not recorded)") + ".", ""]
+    return "\n".join(lines)
 
 
 def merge_models(models: Sequence[SavedModel], sources: Sequence[str]) -> SavedModel:

@@ -77,7 +77,6 @@ class TextGenerator:
 
     def __init__(self, model: SavedModel) -> None:
         self.model = model
-        self.bundle = model  # until all rooms have moved
 
     @classmethod
     def from_pretrained(

@@ -1,4 +1,4 @@
-"""What a result was made with: code, versions, command and machine, without a secret in any of them."""
+"""What a result was computed with: code, versions, command and machine, without any secrets."""
 
 import os
 import platform
@@ -20,14 +20,12 @@ _GIT_SECONDS = 10
 
 
 def provenance(command: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What ``fewstep COMMAND ARGUMENTS`` makes its results with, as plain values (this project's definition).
+    """What ``fewstep COMMAND ARGUMENTS`` computes its results with, as plain values.
 
-    ``commit``: of the checkout that the code is run from, None for an installed package; ``changed`` whether tracked
-    files differ from it. ``versions`` by package, Python's own among them. ``command``: one line for a shell, secrets
-    of the environment blanked. ``hardware``: processor, number of cores, GPU or None, and operating system. There is no
-    time and no name of a machine or person in it, so that the same command gives the same values.
-
-    It belongs beside results, never into what is hashed: two machines of one protocol may share a table.
+    ``commit`` of the checkout that the code runs from (None for an installed package), ``changed`` whether tracked
+    files differ from it, ``versions`` by package, ``command`` as one line for a shell without the environment's
+    secrets, ``hardware``. No time and no name of a machine or person: the same command gives the same values. It is
+    stored beside results and never hashed, so that rows of two machines may share a table.
     """
     commit, changed = checkout(Path(__file__).parent)
     line = without_secrets(shlex.join(["fewstep", command, *arguments]))
@@ -43,8 +41,7 @@ def provenance(command: str, arguments: Sequence[str]) -> dict[str, Any]:
 def checkout(package: Path) -> tuple[str | None, bool | None]:
     """The commit of the git checkout that tracks ``package``, and whether its tracked files were changed since.
 
-    None for both without git, and where the package merely lies below somebody else's checkout, as an installed one in
-    a project's environment does.
+    None for both without git, and for a package that is not tracked, such as one installed inside another checkout.
     """
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None, None
@@ -55,7 +52,7 @@ def checkout(package: Path) -> tuple[str | None, bool | None]:
 
 @cache
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says, None where it fails or is not there. Asked once: the code that runs is loaded already."""
+    """Output of a git command, None if it fails. Asked once: the code that runs is loaded already."""
     command = ["git", "-C", str(folder), *arguments]
     # Inside a git hook these name the hook's repository, whatever the folder.
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
@@ -83,34 +80,18 @@ def hardware() -> Mapping[str, Any]:
     import torch  # takes seconds, which --help should not
 
     return {
-        "processor": _processor(),
-        "cores": _cores(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
-def _processor() -> str:
-    """Its name, which ``platform`` does not know on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _cores() -> int:
-    """Those that this process may use, or all where the system does not tell."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
-
-
 def without_secrets(text: str) -> str:
-    """``text`` with every value of a secret environment variable, told by its name, blanked: "[WANDB_API_KEY]".
+    """``text`` with the value of every secret environment variable replaced by its name: "[WANDB_API_KEY]".
 
-    A secret variable is one whose name has the word key, token, secret, password or credential between underscores.
-    Values of fewer than 8 characters stay: a text holds those by chance.
+    A variable is secret if its name has the word key, token, secret, password or credential between underscores.
+    Values of fewer than 8 characters stay: a text contains those by chance.
     """
     for name, value in sorted(os.environ.items(), key=lambda item: -len(item[1])):
         if len(value) >= FEWEST_SECRET_CHARACTERS and _SECRET_NAME.search(name):

@@ -27,7 +27,7 @@ from fewstep.adapters import (
 from fewstep.adapters.text import special_tokens
 from fewstep.data import load_tokenizer
 from fewstep.diagnostics.cci import cci
-from fewstep.diagnostics.response import CategoricalResponse
+from fewstep.diagnostics.response import CATEGORICAL
 from tests.adapters.folders import TOKENS
 from tests.diagnostics.decoders import ParallelConditionals
 
@@ -47,7 +47,7 @@ def check_smooth(decode: Any, z: Tensor) -> None:
     """Forward mode agrees with differences of the decoder itself: nothing inside cuts the derivative."""
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
     u = noise / noise.flatten(1).norm(dim=1).reshape(-1, 1, 1)
-    response, radius = CategoricalResponse(), 0.02
+    response, radius = CATEGORICAL, 0.02
     local = response.local(decode, z, u)
     finite = 2 * response.finite(decode, z, u, radius) / radius**2
     torch.testing.assert_close(finite, local, rtol=0.05, atol=1e-6)
@@ -124,8 +124,8 @@ def test_an_encoder_decoder_draws_from_the_conditionals_that_it_reports(
 def test_the_parallel_readout_of_an_encoder_decoder_commits_to_nothing(shop: Path, source: TextSource) -> None:
     decoder, _ = load_seq2seq(str(shop / "t5"), source, LOADING)
     found = cci(ParallelConditionals(decoder.decode), decoder.z, generator=torch.Generator().manual_seed(0))
-    assert found.cci.value == 0
-    assert found.marginal_nats.value is not None and found.marginal_nats.value > 0.1
+    assert found["cci"].value == 0
+    assert found["cci_marginal_nats"].value is not None and found["cci_marginal_nats"].value > 0.1
 
 
 @torch.no_grad()

@@ -18,14 +18,14 @@ from fewstep.diagnostics.boundary import (
     data_points,
     normal_boundary,
     segment_boundary,
-    segment_midpoint,
+    segment_points,
     worst_direction,
 )
 from fewstep.diagnostics.dabi import RADII, dabi, fisher_trace
 from fewstep.diagnostics.decoding import Decode, draw_positions, rms
 from fewstep.diagnostics.flips import dabi_flip
 from fewstep.diagnostics.margins import boundary_distance, margins
-from fewstep.diagnostics.response import CategoricalResponse, ContinuousResponse
+from fewstep.diagnostics.response import CATEGORICAL, CONTINUOUS
 from fewstep.diagnostics.result import Result
 from tests.diagnostics.decoders import (
     ConstantReadout,
@@ -38,7 +38,6 @@ from tests.diagnostics.decoders import (
     two_token_readout,
 )
 
-CATEGORICAL, CONTINUOUS = CategoricalResponse(), ContinuousResponse()
 FIRST = torch.zeros(6, 1, dtype=torch.int64)
 
 
@@ -82,7 +81,7 @@ def test_a_linear_readout_of_many_tokens_has_the_closed_form_at_any_point() -> N
 
 def test_an_orthonormal_decoder_has_dabi_one_in_every_direction_and_at_every_radius() -> None:
     basis = torch.linalg.qr(normal(9, 5))[0].T
-    points = segment_midpoint(normal(6, 5), normal(6, 5, seed=1))
+    points = segment_points(normal(6, 5), normal(6, 5, seed=1), "midpoint")
     found = dabi(lambda z: z @ basis, CONTINUOUS, points, rms=1.0, num_probes=None, generator=seeded())
     assert value(found) == pytest.approx(1)
     assert [found[f"dabi_at_{c}"].value for c in RADII] == pytest.approx([1, 1, 1])
@@ -90,7 +89,7 @@ def test_an_orthonormal_decoder_has_dabi_one_in_every_direction_and_at_every_rad
 
 def test_a_diagonal_decoder_has_the_closed_form_of_its_singular_values() -> None:
     singular = torch.tensor([4.0, 2.0, 1.0, 0.5], dtype=torch.float64)
-    points = segment_midpoint(normal(6, 4), normal(6, 4, seed=1))
+    points = segment_points(normal(6, 4), normal(6, 4, seed=1), "midpoint")
     squares = (points.direction[:, 0] * singular).square().sum(1)
     assert value(local(ScalingDecoder(singular), points)) == pytest.approx(
         float((4 * squares / singular.square().sum()).mean())
@@ -147,7 +146,7 @@ def test_finite_radii_of_two_tokens_follow_the_closed_form() -> None:
 
 def test_a_constant_decoder_is_undetermined_and_not_a_number_nowhere() -> None:
     decode, z = ConstantReadout(normal(3, 5)), normal(6, 4)
-    points = segment_midpoint(z, normal(6, 4, seed=1))
+    points = segment_points(z, normal(6, 4, seed=1), "midpoint")
     found = dabi(decode, CATEGORICAL, points, rms=1.0, generator=seeded())
     assert found.facts["num_determined"] == 0
     assert all(row.estimate.value is None for row in found.rows)
@@ -179,7 +178,7 @@ def test_rows_and_picture_carry_the_name_the_radius_and_n() -> None:
 
 
 def test_bad_numbers_are_refused() -> None:
-    decode, points = two_token_readout(normal(4)), segment_midpoint(normal(2, 4), normal(2, 4, seed=1))
+    decode, points = two_token_readout(normal(4)), segment_points(normal(2, 4), normal(2, 4, seed=1), "midpoint")
     for options in ({"rms": 0.0}, {"rms": 1.0, "radii": (0.0,)}, {"rms": 1.0, "num_isotropic": 0}):
         with pytest.raises(ValueError, match="positive rms"):
             dabi(decode, CATEGORICAL, points, generator=seeded(), **options)  # type: ignore[arg-type]
@@ -291,7 +290,7 @@ def check(
     decode: Decode, z: torch.Tensor, other: torch.Tensor, positions: torch.Tensor, num_probes: int | None
 ) -> None:
     """Every result is fit for JSON, which has no NaN, and DABI keeps its bounds."""
-    n, response = z.shape[1], CategoricalResponse()
+    n, response = z.shape[1], CATEGORICAL
     normals = normal_boundary(decode, z, positions, max_steps=5)
     segments = segment_boundary(decode, z, other, positions, num_steps=5)
     worst = worst_direction(decode, response, segments, num_iterations=2, generator=seeded())

@@ -74,15 +74,6 @@ def test_a_constant_decoder_has_no_normal_to_move_along() -> None:
     plain(result)
 
 
-def test_rows_are_named_by_radius_and_bad_radii_refused() -> None:
-    decode = two_token_readout(FIRST_AXIS)
-    result = dabi_flip(decode, slab(1.0), POSITION, generator=seeded())
-    assert [row.name for row in result.rows] == ["dabi_flip_at_0.05", "dabi_flip_at_0.1", "dabi_flip_at_0.2"]
-    assert result.picture() is not None
-    with pytest.raises(ValueError, match="at least one positive radius"):
-        dabi_flip(decode, slab(1.0), POSITION, radii=(), generator=seeded())
-
-
 N = 16
 AXES = torch.eye(N, dtype=torch.float64)
 

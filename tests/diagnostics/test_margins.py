@@ -3,17 +3,10 @@
 import pytest
 import torch
 
-from fewstep.diagnostics.boundary import (
-    data_points,
-    data_segments,
-    normal_boundary,
-    segment_boundary,
-    segment_midpoint,
-    worst_direction,
-)
+from fewstep.diagnostics.boundary import data_points, normal_boundary, segment_boundary, segment_points, worst_direction
 from fewstep.diagnostics.decoding import draw_positions, rms
 from fewstep.diagnostics.margins import QUANTILES, boundary_distance, boundary_width, margins
-from fewstep.diagnostics.response import CategoricalResponse, ContinuousResponse
+from fewstep.diagnostics.response import CATEGORICAL, CONTINUOUS
 from tests.diagnostics.decoders import (
     ConstantReadout,
     LinearReadout,
@@ -150,18 +143,16 @@ def test_segments_between_equal_latents_are_not_accepted() -> None:
     z = normal(3, 2, 4)
     other = z.clone()
     other[0] += 1
-    assert segment_midpoint(z, other).accepted[:, 0].tolist() == [True, False, False]
-    assert data_segments(z, other).accepted[:, 0].tolist() == [True, False, False]
-    torch.testing.assert_close(segment_midpoint(z, other).z[0, 0], z[0] + 0.5)
-    with pytest.raises(ValueError, match="expected equal shapes"):
-        segment_midpoint(z, other[:2])
+    assert segment_points(z, other, "midpoint").accepted[:, 0].tolist() == [True, False, False]
+    assert segment_points(z, other, "data").accepted[:, 0].tolist() == [True, False, False]
+    torch.testing.assert_close(segment_points(z, other, "midpoint").z[0, 0], z[0] + 0.5)
 
 
 def test_worst_direction_is_the_leading_eigenvector_of_the_information() -> None:
     decode = LinearReadout(3 * normal(2, 5, 6), normal(2, 5, seed=1))
     z = normal(3, 6, seed=2)
     points = worst_direction(
-        decode, CategoricalResponse(), data_points(decode, z, torch.zeros(3, 1, dtype=torch.int64)),
+        decode, CATEGORICAL, data_points(decode, z, torch.zeros(3, 1, dtype=torch.int64)),
         num_iterations=300, generator=seeded(),
     )  # fmt: skip
     leading = torch.linalg.eigh(decode.fisher(z)).eigenvectors[..., -1]
@@ -169,8 +160,8 @@ def test_worst_direction_is_the_leading_eigenvector_of_the_information() -> None
     assert points.kind == "worst"
 
     scaling = ScalingDecoder(torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64))
-    segment = segment_midpoint(normal(2, 3), normal(2, 3, seed=1))
-    found = worst_direction(scaling, ContinuousResponse(), segment, num_iterations=50, generator=seeded())
+    segment = segment_points(normal(2, 3), normal(2, 3, seed=1), "midpoint")
+    found = worst_direction(scaling, CONTINUOUS, segment, num_iterations=50, generator=seeded())
     torch.testing.assert_close(found.direction[..., 1].abs(), torch.ones(2, 1, dtype=torch.float64))
 
 

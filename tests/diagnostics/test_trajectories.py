@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewstep.diagnostics.trajectories import decidedness, decision_step, late_flip_rate, unigram_collision
+from fewstep.diagnostics.trajectories import decidedness, decision_step, late_flip_rate
 from fewstep.paths import linear_path
 from fewstep.samplers import FlowSampler
 from tests.diagnostics.decoders import normal, plain, seeded
@@ -99,11 +99,6 @@ def test_a_corpus_of_one_token_leaves_it_undetermined() -> None:
     assert result.rows[0].estimate.value is None
     assert result.curves["decidedness"].x == ()
     plain(result)
-
-
-def test_unigram_collision_is_the_sum_of_squared_shares() -> None:
-    ids = torch.tensor([[0, 0, 1], [2, 9, 9]])
-    assert unigram_collision(ids) == pytest.approx((4 + 1 + 1 + 4) / 36)
 
 
 PREDICTIONS = [

@@ -79,7 +79,7 @@ def test_the_head_is_told_the_level_and_adds_no_noise(subject: Subject) -> None:
 
 
 def test_decoder_velocity_and_estimate_are_the_parts_own_with_every_position_real(subject: Subject) -> None:
-    bundle, x_t, t = subject.generator.bundle, subject.starts("x"), torch.tensor([0.1, 0.4, 0.6, 0.9])
+    bundle, x_t, t = subject.generator.model, subject.starts("x"), torch.tensor([0.1, 0.4, 0.6, 0.9])
     flow, mask = bundle.flow(), torch.ones(subject.z.shape[:2], dtype=torch.bool)
     with torch.no_grad():
         logits = bundle.readout(subject.z, mask)
@@ -113,7 +113,7 @@ def test_a_trajectory_is_the_samplers_on_the_models_grid_from_the_subjects_noise
     subject: Subject, gamma: float
 ) -> None:
     found = sampled(subject, 5, gamma)
-    flow, grid = subject.generator.bundle.flow(), subject.generator.default_grid()
+    flow, grid = subject.generator.model.flow(), subject.generator.default_grid()
     times = grid.times(5).float()
     assert not torch.allclose(times, torch.linspace(0, 1, 6), atol=0.01)
     torch.testing.assert_close(found.times, times)
@@ -151,7 +151,7 @@ def counted(flow: FlowModel, call: Callable[[], Tensor]) -> tuple[Tensor, int]:
 
 
 def test_going_on_takes_exactly_the_steps_that_are_left_with_all_noise_anew(subject: Subject) -> None:
-    path, flow = sampled(subject), subject.generator.bundle.flow()
+    path, flow = sampled(subject), subject.generator.model.flow()
     go_on = continuation(subject.generator, NUM_STEPS, path.times)
     for step in (0, 3, NUM_STEPS - 1):
         x_t, t = path.states[step], float(path.times[step])

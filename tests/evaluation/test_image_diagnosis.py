@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.boundary import BoundaryPoints, segment_midpoint, worst_direction
-from fewstep.diagnostics.response import ContinuousResponse
+from fewstep.diagnostics.boundary import BoundaryPoints, segment_points, worst_direction
+from fewstep.diagnostics.response import CONTINUOUS
 from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis
 from fewstep.evaluation.image_diagnosis import IMAGE_MEASUREMENTS, diagnose_images, make_image_subject
@@ -77,17 +77,15 @@ def test_the_worst_direction_is_the_leading_one_and_none_exceeds_it(
 
 def test_at_every_point_the_worst_direction_responds_at_least_as_much_as_the_segment() -> None:
     subject = subject_of()
-    points = segment_midpoint(subject.z, subject.z.roll(1, 0))
-    worst = worst_direction(
-        subject.decode, ContinuousResponse(), points, generator=noise_source(subject.seed, "worst_direction")
-    )
+    points = segment_points(subject.z, subject.z.roll(1, 0), "midpoint")
+    worst = worst_direction(subject.decode, CONTINUOUS, points, generator=noise_source(subject.seed, "worst_direction"))
 
     def local(of: BoundaryPoints) -> Tensor:
         (column,) = of.columns()
-        return ContinuousResponse().local(subject.decode, *column)
+        return CONTINUOUS.local(subject.decode, *column)
 
     assert torch.equal(worst.z, points.z)
-    assert torch.equal(points.z, segment_midpoint(subject.z, subject.z.roll(1, 0)).z)
+    assert torch.equal(points.z, segment_points(subject.z, subject.z.roll(1, 0), "midpoint").z)
     assert bool((local(worst) >= local(points)).all())
     assert bool((local(points) > 0).all())
 

@@ -92,7 +92,7 @@ def test_the_right_and_the_other_latent_hold_the_same_noise_and_none_has_the_rms
 
 def test_a_real_head_is_measured_by_its_own_loss(generator: torch.Generator) -> None:
     subject = tiny_subject()
-    head, mask = subject.generator.bundle.commitment_head(), torch.ones_like(subject.ids).bool()
+    head, mask = subject.generator.model.commitment_head(), torch.ones_like(subject.ids).bool()
     found = listening(head, subject.z, subject.ids, mask, 0.0, generator)
     with torch.no_grad():
         log_probs = HeadConditionals(head, 0.0).logits(subject.z, subject.ids).double().log_softmax(-1)

@@ -170,7 +170,7 @@ def test_numbers_of_a_row_are_those_of_a_plain_calculation(rows: list[SweepRow])
             for seed in SEEDS
         ]
     )
-    network = generator.bundle.language_model
+    network = generator.model.language_model
     with torch.no_grad():
         log_probs = network(network.shift_right(ids)).double().log_softmax(-1)
     nats = -log_probs.gather(-1, ids[..., None])[..., 0]
@@ -195,17 +195,17 @@ def test_text_of_the_train_split_is_all_copies_and_shuffled_words_are_not(rows: 
 
 def test_the_late_flip_rate_is_that_of_the_diagnostics(rows: list[SweepRow]) -> None:
     generator = TextGenerator(mild_bundle())
-    flow, rates = generator.bundle.flow(), []
+    flow, rates = generator.model.flow(), []
     for seed in SEEDS:
         noise = example_generators(seed, 0, SAMPLES)
         sampler = FlowSampler(flow.path, grid=generator.default_grid(), reinjection=0.5, noise_temperature=0.9)
-        x_0 = randn((SAMPLES, *generator.bundle.latent_shape()), next(flow.parameters()), noise)
+        x_0 = randn((SAMPLES, *generator.model.latent_shape()), next(flow.parameters()), noise)
         mask = torch.ones(x_0.shape[:2], dtype=torch.bool)
         with torch.no_grad():
             path = sampler.sample(flow, x_0, num_steps=3, mask=mask, generator=noise)
 
         def read(z: Tensor) -> Tensor:
-            return generator.bundle.reader()(z, torch.ones(z.shape[:2], dtype=torch.bool)).argmax(-1)
+            return generator.model.reader()(z, torch.ones(z.shape[:2], dtype=torch.bool)).argmax(-1)
 
         rates.append(late_flip_rate(path.predictions, read, generator=torch.Generator())["late_flip_rate"].value)
     for readout in READOUTS:

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedTokenizerFast
 
-from fewstep.evaluation.trace_text import token_text
+from fewstep.evaluation.traces import token_text
 from tests.bundles import tiny_bundle
 
 

@@ -66,7 +66,7 @@ def test_at_the_start_the_ways_of_the_parallel_readout_and_all_numbers_of_steps_
 def test_every_row_is_read_from_the_estimate_of_its_step_and_settles_as_diagnostics_say(
     generator_and_traces: tuple[TextGenerator, Traces], generator: torch.Generator
 ) -> None:
-    bundle, traces = generator_and_traces[0].bundle, generator_and_traces[1]
+    bundle, traces = generator_and_traces[0].model, generator_and_traces[1]
     sources = example_generators(5, 0, 3)
     flow = bundle.flow()
     x_0 = randn((3, *bundle.latent_shape()), next(flow.parameters()), sources)
@@ -97,7 +97,7 @@ def test_a_token_changes_at_the_step_where_it_settles_and_never_after(
 @pytest.mark.parametrize("way", ["deterministic", "commitment"])
 def test_distances_are_those_of_the_diagnostics(generator_and_traces: tuple[TextGenerator, Traces], way: str) -> None:
     """The parallel readout's at the estimate; the head's at the blurred estimate, given the tokens that it drew."""
-    bundle, traces = generator_and_traces[0].bundle, generator_and_traces[1]
+    bundle, traces = generator_and_traces[0].model, generator_and_traces[1]
     sources = example_generators(5, 0, 3)
     flow = bundle.flow()
     x_0 = randn((3, *bundle.latent_shape()), next(flow.parameters()), sources)

@@ -20,7 +20,7 @@ def test_samples_are_those_of_the_averaged_weights(workshop: Workshop, tmp_path:
         assert texts == list(generator.generate(4, steps, seed=0).texts)
     current = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["current_model_state"]
     weights = {name.removeprefix("denoiser."): value for name, value in current.items()}
-    generator.bundle.denoiser.load_state_dict(weights)
+    generator.model.denoiser.load_state_dict(weights)
     raw = [generator.generate(4, steps, seed=0).texts for steps in (1, 4, 32)]
     assert raw != [tuple(r["text"] for r in rows if r["step"] == 20 and r["num_steps"] == n) for n in (1, 4, 32)]
 

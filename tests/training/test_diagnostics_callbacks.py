@@ -9,6 +9,7 @@ import torch
 
 from fewstep.cli.train import main
 from fewstep.data import prepare_corpus
+from fewstep.diagnostics.result import Estimate, Result, Row
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks
 from fewstep.evaluation.measurements import measure_boundary_distance, measure_cci, measure_late_flips
@@ -18,7 +19,7 @@ from fewstep.pipeline import TextGenerator
 from fewstep.storage import load_checkpoint
 from fewstep.training.callbacks import Diagnostics
 from tests.runs import Workshop, logged, start
-from tests.training.test_tracking import wandb_records, wandb_rows
+from tests.training.test_tracking import wandb_rows
 
 ON = "--diagnostics.every_n_validations=1"
 SMALL = ["--diagnostics.num_examples=8"]
@@ -47,6 +48,31 @@ def flow(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("flow")
     assert main(workshop.arguments("flow", ON, *SMALL, *FAST_WEIGHTS, f"--run_dir={run_dir}", steps=20)) == 0
     return run_dir
+
+
+OUTSIDE = """
+from fewstep.diagnostics.result import Result, Row, mean_estimate
+
+def latent_norm(subject):
+    squared, noise = subject.z.square().mean(-1), subject.noise("latent_norm")
+    return Result("latent_norm", (Row("latent_norm", mean_estimate(squared, squared > -1, noise)),))
+"""
+
+
+def test_measurements_are_named_in_the_settings_those_from_outside_the_package_by_dotted_paths(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside_measures.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = "--diagnostics.measurements=[late_flips,outside_measures.latent_norm]"
+    run_dir = tmp_path / "run"
+    assert main(workshop.arguments("flow", ON, *SMALL, names, f"--run_dir={run_dir}", steps=2)) == 0
+    assert list(lines_of(run_dir)[-1]["table"]) == ["late_flip_rate", "decision_step", "latent_norm"]
+    assert "diag/latent_norm" in logged(run_dir)
+    for name, message in (("cci", "cci needs head"), ("sharpness", "measurement is 'sharpness'")):
+        flags = (f"--diagnostics.measurements=[{name}]", f"--run_dir={tmp_path / name}")
+        with pytest.raises(UserError, match=message):
+            main(workshop.arguments("flow", ON, *SMALL, *flags, steps=2))
 
 
 def test_what_is_measured_is_the_averaged_model(workshop: Workshop, flow: Path) -> None:
@@ -172,9 +198,7 @@ def test_two_processes_log_what_one_does(workshop: Workshop, tmp_path: Path) -> 
     assert column[max(column)] == pytest.approx(expected) == pytest.approx(last["table"]["decision_step"]["value"])
 
 
-def test_wandb_holds_metrics_summaries_pictures_and_histograms(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_holds_metrics_and_figures(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     for stage in ("autoencoder", "flow"):
         run_dir = tmp_path / stage
@@ -185,28 +209,26 @@ def test_wandb_holds_metrics_summaries_pictures_and_histograms(
         for name in EXPECTED[stage]:
             values = [row[f"diag/{name}"] for row in rows if f"diag/{name}" in row]
             assert values == pytest.approx(list(metrics[f"diag/{name}"].values())), name
-        (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-        defined = {item.metric.name: item.metric for item in wandb_records(file) if item.HasField("metric")}
-        assert all(defined[f"diag/{name}"].summary.last for name in EXPECTED[stage] if name != "stiffness_peak")
-        assert all(defined[f"diag/{name}"].step_metric == "trainer/global_step" for name in EXPECTED[stage])
-        if stage == "flow":
-            assert defined["diag/stiffness_peak"].summary.max
-
         bars = {"autoencoder": "boundary_distance", "flow": "decision_step"}[stage]
         pictures = [row for row in rows if f"diag_pictures/{bars}" in row]
         assert [row["trainer/global_step"] for row in pictures] == [2, 4]
         media = next(run_dir.glob("wandb/offline-run-*/files"))
         stored = media / pictures[-1][f"diag_pictures/{bars}"]["filenames"][0]
         assert stored.read_bytes() == (run_dir / "diagnostics" / f"{bars}.png").read_bytes()
-        histograms = [row[f"diag_histograms/{bars}"] for row in rows if f"diag_histograms/{bars}" in row]
-        assert len(histograms) == 2
-        assert sum(histograms[-1]["values"]) == pytest.approx(1)
-        assert len(histograms[-1]["bins"]) == len(histograms[-1]["values"]) + 1
-        if stage == "flow":
-            assert histograms[-1]["bins"] == [k + 0.5 for k in range(9)]
-            assert (
-                histograms[-1]["values"] == lines_of(run_dir)[-1]["results"]["decision_step"]["curves"]["shares"]["y"]
-            )
+
+
+def own_measurement(subject: Subject) -> Result:
+    """A measurement from outside the package."""
+    return Result("own", (Row("own_rms", Estimate(float(subject.z.square().mean().sqrt()), None, len(subject.z))),))
+
+
+def test_measurements_are_chosen_by_name_or_dotted_path(workshop: Workshop, tmp_path: Path) -> None:
+    chosen = f"--diagnostics.measurements=[late_flips, {__name__}.own_measurement]"
+    assert main(workshop.arguments("flow", ON, *SMALL, chosen, f"--run_dir={tmp_path}", steps=2)) == 0
+    assert set(lines_of(tmp_path)[-1]["table"]) == {"late_flip_rate", "decision_step", "own_rms"}
+    assert len(logged(tmp_path)["diag/own_rms"]) == 2
+    with pytest.raises(UserError, match="measurement is 'nothing'"):
+        main(workshop.arguments("flow", ON, "--diagnostics.measurements=[nothing]", f"--run_dir={tmp_path / 'no'}"))
 
 
 def test_the_trained_module_is_left_as_it_was(workshop: Workshop) -> None:

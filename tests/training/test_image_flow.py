@@ -161,7 +161,7 @@ def test_the_objective_sees_the_latents_of_the_images_and_no_tokens(base: Path) 
     assert not latents.z.requires_grad
     assert [seen[name] for name in ("tokens", "readout", "teacher", "progress")] == [None, None, None, 1.0]
     assert seen["generator"] is noise
-    assert (built.info.grid_mean, built.info.grid_std) == (0.2, 0.9)
+    assert (built.flow_identity.grid_mean, built.flow_identity.grid_std) == (0.2, 0.9)
 
 
 def test_a_flow_map_starts_as_the_flow_that_it_comes_from(base: Path, flow: Path) -> None:

@@ -66,11 +66,6 @@ def noise_robustness(
     Further curves: the tokens at ``positions`` under noise, and moved by level rms along the normal. A point with a
     zero gradient stays in place. Costs 1 + 2P evaluations per level, and the margins.
     """
-    if not levels or min(levels) < 0 or ids.shape != mask.shape or len(ids) != len(z):
-        raise ValueError(
-            f"levels {list(levels)}, ids {tuple(ids.shape)}, mask {tuple(mask.shape)}, {len(z)} latents: expected "
-            "levels of at least 0, and ids and mask of equal shape with a row for each latent."
-        )
     ids, mask = ids.to(z.device), mask.to(z.device)
     noise, unit, n = randn(tuple(z.shape), z, generator).to(z.dtype), rms(z), numbers_per_latent(z)
     labels = {

@@ -73,7 +73,6 @@ def segment_boundary(
     ``num_steps`` bisections, each P evaluations of ``decode`` (logits (B, L, V)), for the token read at z_a; the
     direction is that of z_b - z_a. Not accepted where both ends read the same token.
     """
-    _require_pair(z_a, z_b)
     require_positions(z_a, positions)
     columns = [_bisect(decode, z_a, z_b, column.to(z_a.device), num_steps) for column in positions.unbind(1)]
     points, flips = (torch.stack(parts, 1) for parts in zip(*columns, strict=True))
@@ -99,16 +98,6 @@ def _bisect(decode: Decode, z_a: Tensor, z_b: Tensor, position: Tensor, num_step
     return _between(z_a, z_b, (low + high) / 2), flips
 
 
-def segment_midpoint(z_a: Tensor, z_b: Tensor) -> BoundaryPoints:
-    """Midpoints of ``z_a`` and ``z_b`` (B, ...) with the direction of the segment, for decoders without tokens: P = 1.
-
-    Not accepted where both are the same latent.
-    """
-    _require_pair(z_a, z_b)
-    half = torch.full((len(z_a),), 0.5, dtype=torch.float64, device=z_a.device)
-    return _along_segment(_between(z_a, z_b, half), z_b - z_a, "midpoint")
-
-
 def data_points(decode: Decode, z: Tensor, positions: Tensor) -> BoundaryPoints:
     """The data latents ``z`` (B, ...) themselves, with the normal of the margin at ``positions`` (B, P) there.
 
@@ -119,13 +108,15 @@ def data_points(decode: Decode, z: Tensor, positions: Tensor) -> BoundaryPoints:
     return BoundaryPoints(_repeat(z.detach(), direction), direction, measured.gradient_norm > 0, "normal", "data")
 
 
-def data_segments(z_a: Tensor, z_b: Tensor) -> BoundaryPoints:
-    """The data latents ``z_a`` (B, ...) themselves with the direction to ``z_b``: P = 1.
+def segment_points(z_a: Tensor, z_b: Tensor, at: Literal["midpoint", "data"]) -> BoundaryPoints:
+    """Midpoints of ``z_a`` and ``z_b`` (B, ...), or z_a itself ("data"), with the direction of the segment: P = 1.
 
-    Not accepted where both are the same latent.
+    For decoders without tokens. Not accepted where both are the same latent.
     """
-    _require_pair(z_a, z_b)
-    return _along_segment(z_a.detach(), z_b - z_a, "data")
+    step = z_b - z_a
+    half = torch.full((len(z_a),), 0.5, dtype=torch.float64, device=z_a.device)
+    z = _between(z_a, z_b, half) if at == "midpoint" else z_a.detach()
+    return BoundaryPoints(z[:, None], unit_rows(step)[:, None], norms(step)[:, None] > 0, "segment", at)
 
 
 def worst_direction(
@@ -152,10 +143,6 @@ def worst_direction(
     return replace(points, direction=torch.stack([iterate(z) for z, _ in points.columns()], 1), kind="worst")
 
 
-def _along_segment(z: Tensor, step: Tensor, at: Literal["midpoint", "data"]) -> BoundaryPoints:
-    return BoundaryPoints(z[:, None], unit_rows(step)[:, None], norms(step)[:, None] > 0, "segment", at)
-
-
 def _repeat(x: Tensor, like: Tensor) -> Tensor:
     """``x`` (B, ...) for each of the P points of ``like`` (B, P, ...)."""
     return x.unsqueeze(1).expand_as(like)
@@ -163,8 +150,3 @@ def _repeat(x: Tensor, like: Tensor) -> Tensor:
 
 def _between(z_a: Tensor, z_b: Tensor, share: Tensor) -> Tensor:
     return torch.lerp(z_a.double(), z_b.double(), expand_like(share, z_a)).to(z_a.dtype)
-
-
-def _require_pair(z_a: Tensor, z_b: Tensor) -> None:
-    if z_a.shape != z_b.shape:
-        raise ValueError(f"latents of shape {tuple(z_a.shape)} and {tuple(z_b.shape)}: expected equal shapes.")

@@ -61,9 +61,6 @@ def cci(
         raise ValueError(
             f"num_draws is {num_draws}: expected at least {MIN_DRAWS}, with fewer CCI comes out too low; draw more."
         )
-    for what, value in (("draws_at_once", draws_at_once), ("examples_at_once", examples_at_once)):
-        if value is not None and value < 1:
-            raise ValueError(f"{what} is {value}: expected at least 1.")
     drawn = torch.stack(list(_draws(conditionals, z, num_draws, draws_at_once, generator)))
     size = examples_at_once or len(z)
     parts = [_entropies(conditionals, *rows) for rows in zip(z.split(size), drawn.split(size, 1), strict=True)]

@@ -27,7 +27,6 @@ def directional(f: Decode, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
     Costs about two evaluations of f. Runs on the plain attention kernel, since fused ones have no forward mode.
     """
-    _require_same_shape(x, u, "u", "x")
     with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         value, tangent = torch.func.jvp(f, (_plain(x),), (_plain(u).to(x.dtype),))[:2]
     return value.detach(), tangent.detach()
@@ -38,7 +37,6 @@ def pullback(f: Decode, x: Tensor, w: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         x = _plain(x).requires_grad_()
         value = f(x)
-        _require_same_shape(value, w, "w", "f(x)")
         return _gradient(value, x, _plain(w).to(value.dtype))
 
 
@@ -157,8 +155,3 @@ def _gradient(value: Tensor, x: Tensor, w: Tensor) -> Tensor:
         return torch.zeros_like(x)
     (gradient,) = torch.autograd.grad(value, x, w, allow_unused=True)
     return torch.zeros_like(x) if gradient is None else gradient.detach()
-
-
-def _require_same_shape(x: Tensor, u: Tensor, name: str, other: str) -> None:
-    if x.shape != u.shape:
-        raise ValueError(f"{name} has shape {tuple(u.shape)} and {other} {tuple(x.shape)}: expected equal shapes.")

@@ -35,10 +35,6 @@ def dabi_flip(
     the ratio is a lower bound, ``share along the normal`` N / 3 (rule of three: one-sided 95 %), marked ">="; resamples
     without an isotropic flip use that bound as well. Points with a zero gradient have no normal and are left out.
     """
-    if num_isotropic < 1 or not radii or not all(c > 0 for c in radii):
-        raise ValueError(
-            f"radii {list(radii)}, {num_isotropic} isotropic draws: expected at least one positive radius and one draw."
-        )
     measured, n = margins(decode, z, positions), numbers_per_latent(z)
     lengths = [c * math.sqrt(n) * rms(z) for c in radii]
     usable = (measured.gradient_norm > 0).cpu()

@@ -1,13 +1,13 @@
 """How much a decoder's whole output changes along a direction (after arXiv:2606.30705).
 
-Legend: z (B, ...) latents, u (B, ...) directions, p_i the distribution over V tokens at position i of L, y an output of
-any shape, J the Jacobian of logits or output. ``finite`` is rho(z, u, r), symmetric about z; ``local`` is u'Fu, its
-quadratic form for small r, with F the Fisher information of a categorical readout or J'J of a continuous decoder. All
+Legend: z (B, ...) latents, u (B, ...) directions, y an output of any shape, J its Jacobian in z, p_i the distribution
+over V tokens at position i. rho(z, u, r) is the response, symmetric about z; u'Fu its quadratic form for small r. All
 outputs count: along its own gradient a single pixel, or one token's margin, has a ratio of exactly n in any decoder.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,67 +16,41 @@ from fewstep.diagnostics.decoding import Decode, directional, in_parts, pullback
 
 NUMBERS_AT_ONCE = 2**20  # float64 work on logits goes in slices of this size: larger ones take twice the time on a CPU
 
+Pairwise = Callable[[Tensor, Tensor], Tensor]
 
-class CategoricalResponse:
-    """Response of a readout with logits (B, L, V): Jensen-Shannon divergence in nats, summed over positions.
 
-    rho = sum_i JS(p_i(z + ru), p_i(z - ru)) = r^2/2 u'Fu + O(r^4), with u'Fu = sum_i Var_{p_i}((J u)_i). Both are
-    computed in float64 from log-probabilities.
+@dataclass(frozen=True)
+class Response:
+    """The response of a kind of output, by three functions of float64 tensors (B, ...).
+
+    ``distance`` of two outputs (B,); ``quadratic`` of y and J u: u'Fu (B,); ``weights`` of y and J u: w with F u = J'w.
     """
+
+    distance: Pairwise
+    quadratic: Pairwise
+    weights: Pairwise
 
     @torch.no_grad()
     def finite(self, decode: Decode, z: Tensor, u: Tensor, radius: float) -> Tensor:
-        """rho (B,) float64 in nats; two evaluations of ``decode``."""
+        """rho(z, u, r), the distance of y(z + ru) and y(z - ru): (B,) float64; two evaluations of ``decode``."""
 
-        def divergence(part: Decode, z: Tensor, u: Tensor) -> Tensor:
-            return _in_slices(_jensen_shannon, part(z + radius * u), part(z - radius * u))
+        def between(part: Decode, z: Tensor, u: Tensor) -> Tensor:
+            return _in_slices(self.distance, part(z + radius * u), part(z - radius * u))
 
-        return in_parts(decode, divergence, z, u)
+        return in_parts(decode, between, z, u)
 
     def local(self, decode: Decode, z: Tensor, u: Tensor) -> Tensor:
         """u'Fu (B,) float64, not divided by |u|^2; one forward-mode pass."""
-        return in_parts(decode, lambda part, z, u: _in_slices(_variance, *directional(part, z, u)), z, u)
+        return in_parts(decode, lambda part, z, u: _in_slices(self.quadratic, *directional(part, z, u)), z, u)
 
     def product(self, decode: Decode, z: Tensor, u: Tensor) -> Tensor:
-        """F u = J' (diag p - pp') J u (B, ...); one forward-mode pass, one evaluation and one backward pass."""
+        """F u (B, ...); one forward-mode pass, one evaluation and one backward pass."""
         return in_parts(
-            decode, lambda part, z, u: pullback(part, z, _in_slices(_centred, *directional(part, z, u))), z, u
+            decode, lambda part, z, u: pullback(part, z, _in_slices(self.weights, *directional(part, z, u))), z, u
         )
 
 
-class ContinuousResponse:
-    """Response of a decoder with outputs (B, ...): squared difference, summed over all outputs.
-
-    rho = |y(z + ru) - y(z - ru)|^2 = 4 r^2 |J u|^2 + O(r^4). Methods and costs as in :class:`CategoricalResponse`.
-    """
-
-    @torch.no_grad()
-    def finite(self, decode: Decode, z: Tensor, u: Tensor, radius: float) -> Tensor:
-        """rho (B,) float64."""
-
-        def distance(part: Decode, z: Tensor, u: Tensor) -> Tensor:
-            return _in_slices(_squared_distance, part(z + radius * u), part(z - radius * u))
-
-        return in_parts(decode, distance, z, u)
-
-    def local(self, decode: Decode, z: Tensor, u: Tensor) -> Tensor:
-        """|J u|^2 (B,) float64."""
-
-        def squared(part: Decode, z: Tensor, u: Tensor) -> Tensor:
-            change = directional(part, z, u)[1]
-            return _in_slices(_squared_distance, change, torch.zeros_like(change))
-
-        return in_parts(decode, squared, z, u)
-
-    def product(self, decode: Decode, z: Tensor, u: Tensor) -> Tensor:
-        """J'J u (B, ...)."""
-        return in_parts(decode, lambda part, z, u: pullback(part, z, directional(part, z, u)[1]), z, u)
-
-
-Response = CategoricalResponse | ContinuousResponse
-
-
-def _in_slices(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+def _in_slices(function: Pairwise, a: Tensor, b: Tensor) -> Tensor:
     """``function`` of ``a`` and ``b`` (B, ...), a few rows at a time: float64 copies of all logits can be large."""
     size = max(1, NUMBERS_AT_ONCE // max(1, math.prod(a.shape[1:])))
     return torch.cat([function(x.double(), y.double()) for x, y in zip(a.split(size), b.split(size), strict=True)])
@@ -94,6 +68,13 @@ def _relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
 
 
+def _deviation(logits: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities, and the change of the logits less its mean: never a difference of two large squares."""
+    p = logits.softmax(-1)
+    change = torch.where(p > 0, change, 0.0)  # the change of a logit of minus infinity is no number
+    return p, change - (p * change).sum(-1, keepdim=True)
+
+
 def _variance(logits: Tensor, change: Tensor) -> Tensor:
     p, deviation = _deviation(logits, change)
     return (p * deviation.square()).flatten(1).sum(1)
@@ -104,12 +85,17 @@ def _centred(logits: Tensor, change: Tensor) -> Tensor:
     return p * deviation
 
 
-def _deviation(logits: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities, and the change of the logits less its mean: never a difference of two large squares."""
-    p = logits.softmax(-1)
-    change = torch.where(p > 0, change, 0.0)  # the change of a logit of minus infinity is no number
-    return p, change - (p * change).sum(-1, keepdim=True)
+def _squared_norm(a: Tensor) -> Tensor:
+    return a.flatten(1).square().sum(1)
 
 
-def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
-    return (a - b).flatten(1).square().sum(1)
+CATEGORICAL = Response(_jensen_shannon, _variance, _centred)
+"""A readout with logits (B, L, V): Jensen-Shannon divergence in nats, summed over positions.
+
+rho = sum_i JS(p_i(z + ru), p_i(z - ru)) = r^2/2 u'Fu + O(r^4), with the Fisher information
+u'Fu = sum_i Var_{p_i}((J u)_i) and w = (diag p - pp') J u; all from log-probabilities.
+"""
+CONTINUOUS = Response(
+    lambda a, b: _squared_norm(a - b), lambda y, change: _squared_norm(change), lambda y, change: change
+)
+"""A decoder with outputs (B, ...): rho = |y(z + ru) - y(z - ru)|^2 = 4 r^2 u'Fu + O(r^4), with F = J'J."""

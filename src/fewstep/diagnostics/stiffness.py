@@ -43,11 +43,6 @@ def stiffness(
     least; an iteration costs one forward-mode and one reverse-mode derivative, about 4 evaluations. A velocity that is
     not finite gives an undetermined value.
     """
-    if not states or num_iterations < 1 or any(x_t.shape != states[0][1].shape for _, x_t in states):
-        raise ValueError(
-            f"states of shapes {[tuple(x_t.shape) for _, x_t in states]}, num_iterations {num_iterations}: "
-            "expected at least 1 iteration and at least 1 state, all of one shape."
-        )
     columns = [_largest_singular_values(velocity, float(t), x_t, num_iterations, generator) for t, x_t in states]
     times = tuple(float(t) for t, _ in states)
     table = torch.stack([values for values, _ in columns], 1)

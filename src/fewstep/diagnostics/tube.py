@@ -53,7 +53,9 @@ def tube(
     square; both are undetermined where every c fits alike. The same ``num_noises`` draws serve all times. Costs
     3 S ``num_noises`` + 1 evaluations of ``decode`` and S ``num_noises`` of ``denoise``.
     """
-    _check(z, positions, times, distances, num_noises)
+    require_positions(z, positions)
+    if not times or not all(0 < float(torch.tensor(time, dtype=torch.float32)) < 1 for time in times):
+        raise ValueError(f"times are {list(times)}: expected at least one, all strictly between 0 and 1.")
     positions = positions.to(z.device)
     times = sorted((float(time) for time in times), reverse=True)
     scales = [_noise_scale(path, time) for time in times]
@@ -108,7 +110,7 @@ def _tokens(decode: Decode, z: Tensor, positions: Tensor) -> Tensor:
 
 
 def _noise_scale(path: Path, time: float) -> float:
-    t = torch.tensor([time], dtype=torch.float32).double()  # the time that the model is told
+    t = torch.tensor([time], dtype=torch.float32).double()  # the time that the model is given
     return float(path.schedule.sigma(t) / path.schedule.alpha(t))
 
 
@@ -162,16 +164,3 @@ def _fit(scales: Tensor, phi: Tensor, distances: Tensor) -> float | None:
         last = first + run - 1
         low, high = float(grid[max(first - 1, 0)]), float(grid[min(last + 1, GRID_SIZE - 1)])
     return math.exp((float(grid[first]) + float(grid[last])) / 2)
-
-
-def _check(z: Tensor, positions: Tensor, times: Sequence[float], distances: Tensor, num_noises: int) -> None:
-    require_positions(z, positions)
-    if not times or not all(0 < float(torch.tensor(time, dtype=torch.float32)) < 1 for time in times):
-        raise ValueError(f"times are {list(times)}: expected at least one, all strictly between 0 and 1.")
-    if num_noises < 1:
-        raise ValueError(f"num_noises is {num_noises}: expected at least 1 draw.")
-    if distances.shape != positions.shape or not bool((distances >= 0).all()):
-        raise ValueError(
-            f"distances have shape {tuple(distances.shape)} for positions {tuple(positions.shape)}: expected equal "
-            "shapes and no value that is negative or NaN, pass Margins.distance."
-        )

@@ -20,7 +20,7 @@ from fewstep.shapes import randn
 from fewstep.types import Trajectory
 
 NUM_STEPS = 8
-"""Steps of the trajectory that is looked at: few enough to fail, enough to see a token change."""
+"""Steps of the measured trajectory: few enough to fail, enough to see a token change."""
 
 
 def cci_as_read(
@@ -42,12 +42,12 @@ def sampled(subject: Subject, num_steps: int | None = None, reinjection: float |
     Where nothing is said they are ``NUM_STEPS`` deterministic steps, or what fits the model in their place
     (:func:`fewstep.samplers.default_sampling`). Raises ``UserError`` for what the model was not trained for.
     """
-    identity = subject.generator.bundle.identity
+    identity = subject.generator.model.identity
     own = default_sampling(identity, NUM_STEPS)
     num_steps = own.num_steps if num_steps is None else num_steps
     reinjection = own.reinjection if reinjection is None else reinjection
     check_sampler(identity, num_steps, reinjection)
-    flow, x_0 = subject.generator.bundle.flow(), subject.starts("trajectory")
+    flow, x_0 = subject.generator.model.flow(), subject.starts("trajectory")
     sampler = FlowSampler(flow.path, grid=subject.generator.default_grid(), reinjection=reinjection)
     noise = subject.noise("reinjection")
     return sampler.sample(flow, x_0, num_steps=num_steps, mask=all_real(x_0), generator=noise)
@@ -55,15 +55,15 @@ def sampled(subject: Subject, num_steps: int | None = None, reinjection: float |
 
 def reading(subject: Subject) -> Callable[[Tensor], Tensor]:
     """Latents (B, K, D) to the tokens (B, L) that the parallel readout finds likeliest."""
-    decode = decoder_of(subject.generator.bundle.reader())
+    decode = decoder_of(subject.generator.model.reader())
     return torch.no_grad()(lambda z: decode(z).argmax(-1))
 
 
 def continuation(
     generator: TextGenerator, num_steps: int, times: Tensor
 ) -> Callable[[Tensor, float, torch.Generator], Tensor]:
-    """A function that goes on from (x_t, t), t one of ``times`` (N+1,), to x_1 with all noise drawn anew every step."""
-    flow = generator.bundle.flow()
+    """A function that goes on from (x_t, t), t one of ``times`` (N+1,), to x_1 with fresh noise in every step."""
+    flow = generator.model.flow()
     sampler = FlowSampler(flow.path, grid=generator.default_grid(), reinjection=1.0)
 
     @torch.no_grad()

@@ -102,11 +102,11 @@ class TextBench:
     def incompatibility(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
         """What :func:`fewstep.samplers.incompatibility` says."""
         generator = TextGenerator(self._load(folder))
-        sampler = FlowSampler(generator.bundle.flow().path, grid=generator.default_grid(), reinjection=reinjection)
-        return incompatibility(generator.bundle.identity, sampler, num_steps)
+        sampler = FlowSampler(generator.model.flow().path, grid=generator.default_grid(), reinjection=reinjection)
+        return incompatibility(generator.model.identity, sampler, num_steps)
 
     def rows(self, folder: Path, num_steps: int, reinjection: float) -> list[Compared]:
-        """One row a readout, all of the same latents."""
+        """One row per readout, all of the same latents."""
         bundle = self._load(folder)
         group = own_texts(bundle, num_steps, reinjection, self.readouts)
         found = self._measured(bundle, group)

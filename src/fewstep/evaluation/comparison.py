@@ -61,7 +61,7 @@ class Compared:
         return self.readout, self.num_steps, self.reinjection
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod
@@ -115,7 +115,7 @@ class Bench(Protocol):
         ...
 
     def rows(self, folder: Path, num_steps: int, reinjection: float) -> list[Compared]:
-        """Samples of the model in ``folder``, measured: a row a readout, with an empty ``objective``."""
+        """Samples of the model in ``folder``, measured: a row per readout, with an empty ``objective``."""
         ...
 
     def yardsticks(self) -> list[Compared]:
@@ -221,7 +221,7 @@ def measured(
     progress: Callable[[int, int, str], object],
     provenance: dict[str, Any] | None = None,
 ) -> list[Compared]:
-    """The yardsticks, and every objective at every number of steps and strength, a row a readout.
+    """The yardsticks, and every objective at every number of steps and strength, a row per readout.
 
     ``seconds`` tells how long the run of each folder took. Each objective has a file ``rows.jsonl`` in its own folder
     below ``folder``; what stands there is not measured again. ``provenance`` goes into every row that is. Raises
@@ -246,8 +246,8 @@ def measured(
             else:
                 found = bench.rows(run.model, count, gamma)
             took = sum(seconds[one.folder] for one in mine[: mine.index(run) + 1])
-            told: dict[str, Any] = {"objective": name, "passes": run.passes, "seconds": took, "provenance": provenance}
-            found = file.add([replace(row, **told) for row in found], stamp)
+            extra: dict[str, Any] = {"objective": name, "passes": run.passes, "seconds": took, "provenance": provenance}
+            found = file.add([replace(row, **extra) for row in found], stamp)
         rows += [row for row in found if row.readout in bench.readouts]
         progress(done, len(settings), f"{name} K={count} gamma={gamma:g}")
     return rows

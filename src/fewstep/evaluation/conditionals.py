@@ -23,7 +23,7 @@ def decoder_of(readout: Readout) -> Decode:
 
 
 class HeadConditionals:
-    """A commitment head at latents that hold noise of ``level`` (rms), which it is told.
+    """A commitment head at latents that hold noise of ``level`` (rms), which it is given.
 
     Unlike :meth:`~fewstep.readouts.CommitmentHead.generate` it adds no noise: it reads what it is given.
     """

@@ -107,7 +107,7 @@ def diagnose_text(
     lacks parts for. A figure depends on the subject alone, not on what else is measured, so several ``processes`` share
     the work. ``data`` names the text, for the protocol. Raises ``UserError`` for an unknown name or a missing part.
     """
-    parts = subject.generator.bundle.parts()
+    parts = subject.generator.model.parts()
     chosen = choose(MEASUREMENTS, only)
     missing = {
         name: ", ".join(part for part in measurement.parts if part not in parts) for name, measurement in chosen.items()
@@ -115,9 +115,9 @@ def diagnose_text(
     left_out = {name: lacking for name, lacking in missing.items() if lacking}
     if only is not None and left_out:
         for name in left_out:
-            if unknown := [part for part in chosen[name].parts if not hasattr(subject.generator.bundle, part)]:
+            if unknown := [part for part in chosen[name].parts if not hasattr(subject.generator.model, part)]:
                 raise UserError(f"measurement {name} needs the part {unknown[0]!r}, which no text model has")
-            subject.generator.bundle.require(*chosen[name].parts, source=f"{model}, asked for {name},")
+            subject.generator.model.require(*chosen[name].parts, source=f"{model}, asked for {name},")
     chosen = {name: measurement for name, measurement in chosen.items() if name not in left_out}
     return diagnose(
         subject, chosen, model, left_out=left_out, progress=progress, processes=processes, data=data, packages=PACKAGES

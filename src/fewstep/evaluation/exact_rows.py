@@ -1,4 +1,4 @@
-"""Rows of the study of the exact denoiser: one a setting, each with its numbers sample by sample, and the table."""
+"""Rows of the study of the exact denoiser, one per setting, with the numbers of each sample; and their table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -47,7 +47,7 @@ class ExactRow:
     Sample by sample: ``wrong_shares``, the share of tokens that differ from those of the nearest latent, and
     ``distances`` to it. ``rms`` of all numbers of the samples; ``num_texts`` distinct token sequences among them;
     ``num_latents_reached`` distinct nearest latents. ``temperature`` of a control, and whether it was ``matched``.
-    ``provenance``: code, versions, command and machine, None where nobody told; it does not tell rows apart.
+    ``provenance``: code, versions, command and machine, or None; it does not distinguish rows.
     """
 
     setting: ExactSetting
@@ -70,7 +70,7 @@ class ExactRow:
         return self.setting, self.model, self.num_latents, self.num_samples, self.seed
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod

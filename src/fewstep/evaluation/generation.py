@@ -60,7 +60,7 @@ def evaluate_generation(
     ``seed``, the same for each of its rows. Raises ``UserError`` for a missing part, and for blocks of another length
     than the model's.
     """
-    bundle = generator.bundle
+    bundle = generator.model
     bundle.require("language_model")
     if not len(held_out.ids) or held_out.ids.shape[1] != bundle.identity.block_size:
         raise UserError(
@@ -97,7 +97,7 @@ class ComparedTexts:
         self.train_counts = train_counts
         self.seed = seed
         self.batch_size = batch_size
-        self.device = next(generator.bundle.scorer().parameters()).device
+        self.device = next(generator.model.scorer().parameters()).device
 
     def all(self, steps: Sequence[int], readouts: Sequence[str], reinjections: Sequence[float]) -> Iterator[Sampled]:
         """The four yardsticks, then the flow by readout, strength of re-injection and number of steps."""
@@ -112,7 +112,7 @@ class ComparedTexts:
     def yardsticks(self) -> Iterator[Sampled]:
         """Held-out text, its words shuffled, unigram draws, the language model's samples."""
         num_samples, block_size = self.held_out.ids.shape
-        bundle = self.generator.bundle
+        bundle = self.generator.model
         shuffling, drawing = (example_generators(self.seed + offset, 0, 1)[0] for offset in (1, 2))
         yield Sampled("held-out text", self.held_out)
         yield Sampled("words shuffled", shuffled_blocks(self.held_out, bundle.tokenizer, shuffling))
@@ -140,7 +140,7 @@ class ComparedTexts:
         """``ids`` (N, L) with the mask of the tokens that count."""
         if bool(self.held_out.mask.all()):
             return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
-        return TokenBatch(ids, tokens_to_first_end(ids, int(self.generator.bundle.tokenizer.eos_token_id)))
+        return TokenBatch(ids, tokens_to_first_end(ids, int(self.generator.model.tokenizer.eos_token_id)))
 
 
 def score_sampled(
@@ -153,7 +153,7 @@ def score_sampled(
 ) -> GenerationRow:
     """One row of the table; ``resampling`` draws the bootstrap's resamples of whole samples."""
     ids, mask = sampled.tokens.ids, sampled.tokens.mask
-    scores = score_blocks(generator.bundle.scorer(), ids, mask, batch_size=batch_size).stacked()
+    scores = score_blocks(generator.model.scorer(), ids, mask, batch_size=batch_size).stacked()
     shown = [block[seen] for block, seen in zip(ids[:num_examples], mask, strict=False)]
     return GenerationRow(
         name=sampled.name,
@@ -169,7 +169,7 @@ def score_sampled(
         distinct_2=distinct_n(ids, 2, mask),
         # Time is spent on whole blocks, whatever part of them counts.
         seconds_per_1000_tokens=None if sampled.seconds is None else 1000 * sampled.seconds / ids.numel(),
-        examples=tuple(decode_blocks(generator.bundle.tokenizer, block[None])[0] for block in shown),
+        examples=tuple(decode_blocks(generator.model.tokenizer, block[None])[0] for block in shown),
     )
 
 

@@ -67,7 +67,7 @@ class GrammarScores:
         return tuple(cells["95 % interval" if name == "of texts" else name] for name in SWEEP_COLUMNS)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod

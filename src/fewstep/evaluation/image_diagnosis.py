@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from fewstep.diagnostics.accuracy import reconstruction_error
-from fewstep.diagnostics.boundary import BoundaryPoints, data_segments, segment_midpoint, worst_direction
-from fewstep.diagnostics.response import ContinuousResponse
+from fewstep.diagnostics.boundary import BoundaryPoints, segment_points, worst_direction
+from fewstep.diagnostics.response import CONTINUOUS
 from fewstep.diagnostics.result import Result
 from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis, Progress, diagnose
@@ -23,11 +23,11 @@ IMAGE_EFFORT = DabiEffort(num_isotropic=12)
 
 def _segments(subject: ImageSubject) -> BoundaryPoints:
     """Midpoints of the segments from each latent to the next one."""
-    return segment_midpoint(subject.z, subject.z.roll(1, 0))
+    return segment_points(subject.z, subject.z.roll(1, 0), "midpoint")
 
 
 def _dabi(subject: ImageSubject, points: BoundaryPoints, name: str) -> Result:
-    return IMAGE_EFFORT.run(subject, subject.decode, points, name, response=ContinuousResponse())
+    return IMAGE_EFFORT.run(subject, subject.decode, points, name, response=CONTINUOUS)
 
 
 def measure_segment(subject: ImageSubject) -> Result:
@@ -37,13 +37,13 @@ def measure_segment(subject: ImageSubject) -> Result:
 
 def measure_data(subject: ImageSubject) -> Result:
     """DABI at an image, in the direction of another."""
-    return _dabi(subject, data_segments(subject.z, subject.z.roll(1, 0)), "dabi_data_segment")
+    return _dabi(subject, segment_points(subject.z, subject.z.roll(1, 0), "data"), "dabi_data_segment")
 
 
 def measure_worst(subject: ImageSubject) -> Result:
     """DABI half-way between two images, in the direction of the largest response: an upper bound."""
     noise = subject.noise("worst_direction")
-    points = worst_direction(subject.decode, ContinuousResponse(), _segments(subject), generator=noise)
+    points = worst_direction(subject.decode, CONTINUOUS, _segments(subject), generator=noise)
     return _dabi(subject, points, "dabi_worst")
 
 

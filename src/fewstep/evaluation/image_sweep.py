@@ -1,7 +1,7 @@
 """The image control over steps and re-injection: how far generated images are from real ones.
 
 N images a seed, K steps. No network that was trained on photographs is asked: the features are the model's own latents,
-and pixels (this project's definition).
+and pixels.
 """
 
 import hashlib
@@ -121,7 +121,7 @@ class ImageSweep:
         )
 
     def rows(self, done: Collection[ImageRow] = ()) -> Iterator[ImageRow]:
-        """The yardstick, then one row a setting, but for what is ``done``."""
+        """The yardstick, then one row per setting that is not ``done``."""
         have = {(row.model, row.setting) for row in done}
         if (self.autoencoder, ImageSetting(YARDSTICK)) not in have:
             yield self._yardstick()

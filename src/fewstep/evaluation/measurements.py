@@ -60,8 +60,8 @@ def measure_cci(subject: Subject, *, levels: Sequence[float] | None = NOISE_LEVE
 
     None: at generated latents alone, or without a denoiser at data with noise of the head's trust level.
     """
-    head, few = subject.generator.bundle.commitment_head(), subject.first(FEW)
-    results, generates = [], subject.generator.bundle.denoiser is not None
+    head, few = subject.generator.model.commitment_head(), subject.first(FEW)
+    results, generates = [], subject.generator.model.denoiser is not None
     if generates:
         results.append(cci_as_read(HeadConditionals(head, head.trust_level), sampled(few).x_1, few.noise("cci")))
     if levels is None:
@@ -73,7 +73,7 @@ def measure_cci(subject: Subject, *, levels: Sequence[float] | None = NOISE_LEVE
 
 def measure_listening(subject: Subject, *, levels: Sequence[float] = NOISE_LEVELS) -> tuple[Result, ...]:
     """Whether the head uses its latents: at the noise level that it blurs them by, and at ``levels``."""
-    head, real = subject.generator.bundle.commitment_head(), torch.ones_like(subject.ids, dtype=torch.bool)
+    head, real = subject.generator.model.commitment_head(), torch.ones_like(subject.ids, dtype=torch.bool)
     z, ids = subject.z, subject.ids
     if len(z) < 2:  # there is no other text
         return ()
@@ -109,7 +109,7 @@ def measure_late_flips(subject: Subject) -> tuple[Result, ...]:
 
 def measure_tube(subject: Subject, *, times: Sequence[float] = TIMES) -> Result:
     """Theorem 3 as a curve: flips of the posterior mean against the mass next to a boundary."""
-    flow, decode = subject.generator.bundle.flow(), subject.decode
+    flow, decode = subject.generator.model.flow(), subject.decode
     return tube(
         decode,
         estimate_of(flow),
@@ -124,7 +124,7 @@ def measure_tube(subject: Subject, *, times: Sequence[float] = TIMES) -> Result:
 
 def measure_stiffness(subject: Subject, *, times: Sequence[float] = TIMES, num_iterations: int = 20) -> Result:
     """How much the velocity changes with the state, along noised data."""
-    flow, few = subject.generator.bundle.flow(), subject.first(FEW)
+    flow, few = subject.generator.model.flow(), subject.first(FEW)
     noise, x_0 = few.noise("stiffness"), few.starts("stiffness_start")
     states = []
     for time in times:

@@ -16,7 +16,7 @@ HASH_KEY, PROTOCOL_KEY = "protocol_hash", "protocol"
 
 @dataclass(frozen=True)
 class ScoringProtocol:
-    """How text is made countable and scored (this project's definition, after the points on which papers differ).
+    """How text is made countable and scored (the points on which papers differ).
 
     ``scorer``: :meth:`fewstep.evaluation.scorers.Scorer.identity`. ``num_samples``: texts of one setting for each of
     ``seeds``. ``block_size``: tokens of the model in a text. ``end_of_text``: which tokens of a generated block count
@@ -50,7 +50,7 @@ class ScoringProtocol:
         return _hash_of(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Plain values for JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return json.loads(canonical_json(values))
 

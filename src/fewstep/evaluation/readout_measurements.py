@@ -17,7 +17,7 @@ from fewstep.diagnostics.dabi import RADII, dabi
 from fewstep.diagnostics.decoding import Decode, rms
 from fewstep.diagnostics.flips import dabi_flip
 from fewstep.diagnostics.margins import boundary_distance, boundary_width, margins
-from fewstep.diagnostics.response import CategoricalResponse, Response
+from fewstep.diagnostics.response import CATEGORICAL, Response
 from fewstep.diagnostics.result import Result
 from fewstep.evaluation.subject import ImageSubject
 
@@ -105,7 +105,7 @@ class DabiEffort:
         """DABI of ``decode`` at ``points``; ``noise`` names the source of noise where it is not called ``name``."""
         return dabi(
             decode,
-            CategoricalResponse() if response is None else response,
+            CATEGORICAL if response is None else response,
             points,
             rms=rms(subject.z),
             radii=self.radii,
@@ -133,7 +133,7 @@ def measure_dabi_worst(subject: ReadoutSubject, *, effort: DabiEffort = FULL, nu
     """DABI where a segment crosses a boundary, in the direction of the largest response: an upper bound."""
     decode, z, noise = subject.decode, subject.z, subject.noise("worst_direction")
     points = segment_boundary(decode, z, z.roll(1, 0), subject.positions)
-    points = worst_direction(decode, CategoricalResponse(), points, num_iterations=num_iterations, generator=noise)
+    points = worst_direction(decode, CATEGORICAL, points, num_iterations=num_iterations, generator=noise)
     return effort.run(subject, decode, points, "dabi_worst")
 
 

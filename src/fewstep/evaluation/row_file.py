@@ -1,4 +1,4 @@
-"""A file of rows that a stopped study goes on from."""
+"""Append-only JSONL results file; an interrupted sweep resumes from it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ class Row(Protocol):
     """What stands on one line."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Plain values for JSON."""
         ...
 
     @classmethod

@@ -44,13 +44,13 @@ class RunScorer:
         }
 
     def score(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> ScoredText:
-        """Score ``ids`` (N, L) where ``mask`` (N, L) is true; ``texts`` is not looked at."""
+        """Score ``ids`` (N, L) where ``mask`` (N, L) is true; ``texts`` is not used."""
         scores = score_blocks(self.model, ids, mask, batch_size=self.batch_size)
         return ScoredText(scores.nats, scores.tokens, sample_entropies_nats(ids.cpu(), mask.cpu()))
 
     @torch.no_grad()
     def features(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> Tensor:
-        """The normed state that has read a text up to its last token, (N, H) float32; ``texts`` is not looked at.
+        """The normed state that has read a text up to its last token, (N, H) float32; ``texts`` is not used.
 
         It is the one that would predict a token behind it: ids stand unshifted behind the begin-of-block state. A text
         without a token has the state at the begin of a block.

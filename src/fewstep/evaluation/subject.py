@@ -1,4 +1,4 @@
-"""What a diagnosis looks at: held-out text, its latents and the places in it. B examples, L tokens, P positions."""
+"""What a diagnosis measures: held-out text, its latents and positions in it. B examples, L tokens, P positions."""
 
 import zlib
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Subject:
     """A text model and what it is measured on.
 
     ``ids`` (B, L) held-out tokens without padding, ``z`` (B, K, D) their latents, ``positions`` (B, P) int64 the tokens
-    looked at. Everything random comes from ``seed``.
+    measured. Everything random comes from ``seed``.
     """
 
     generator: TextGenerator
@@ -37,7 +37,7 @@ class Subject:
     @property
     def decode(self) -> Decode:
         """The parallel readout: latents (B, K, D) to logits (B, L, V). Raises ``UserError`` where there is none."""
-        return decoder_of(self.generator.bundle.reader())
+        return decoder_of(self.generator.model.reader())
 
     @property
     def examples_at_once(self) -> int | None:
@@ -46,7 +46,7 @@ class Subject:
 
     def conditionals(self, level: float) -> HeadConditionals:
         """The commitment head for latents with noise of ``level``. Raises ``UserError`` where there is none."""
-        return HeadConditionals(self.generator.bundle.commitment_head(), level)
+        return HeadConditionals(self.generator.model.commitment_head(), level)
 
     def given_text(self) -> Decode:
         """The commitment head as a decoder, given the text's own tokens before each position."""
@@ -61,7 +61,7 @@ class Subject:
         return randn(tuple(self.z.shape), self.z, self.noise(name))
 
     def first(self, num_examples: int, num_positions: int | None = None) -> "Subject":
-        """The same with the first examples, and the first positions in each, only: for what is dear."""
+        """The same with the first examples, and the first positions in each, only: for expensive measurements."""
         ids, z, positions = (value[:num_examples] for value in (self.ids, self.z, self.positions))
         return Subject(self.generator, ids, z, positions[:, :num_positions], self.seed)
 
@@ -75,7 +75,7 @@ def make_subject(
     Raises ``UserError`` for a model without autoencoder and readout, for numbers that the text cannot give, and for
     a model in training mode.
     """
-    bundle = generator.bundle
+    bundle = generator.model
     bundle.require("autoencoder", "readout")
     assert bundle.autoencoder is not None
     if any(part.training for part in bundle.parts().values()):

@@ -109,7 +109,7 @@ class Sweep:
         )
 
     def finished(self, file: RowFile[SweepRow]) -> list[SweepRow]:
-        """The rows that ``file`` holds already, so that a sweep that was stopped goes on behind them.
+        """The rows that ``file`` holds already; an interrupted sweep resumes after them.
 
         Raises ``UserError``, in every process, where it cannot be read, or a row is of another protocol or model.
         """

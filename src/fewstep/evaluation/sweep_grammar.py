@@ -29,7 +29,7 @@ class GrammarReference:
         return {"grammar": self.judge.fingerprint}
 
     def scores(self, ids: Tensor, mask: Tensor, seeds: Sequence[int]) -> GrammarScores:
-        """The columns of blocks ``ids`` (N, L), whose ``mask`` (N, L) is false at padding; ``seeds`` has one a text."""
+        """The columns of blocks ``ids`` (N, L), ``mask`` (N, L) false at padding; ``seeds`` has one per text."""
         ended = ids.masked_fill(~mask.bool(), int(self.tokenizer.eos_token_id))
         return self.measures.scores(self.judge.judge(block_texts(self.tokenizer, ended)), seeds)
 

@@ -104,7 +104,7 @@ class SweepRow:
     denoiser's, and 1 for the parallel readout or L for the head. ``seconds``: computing time from noise to ids,
     summed over batches (and so over processes). ``protocol`` is the scoring protocol as plain values and
     ``protocol_hash`` its hash: rows compare where it is equal. ``model`` is the hash of the model's parts.
-    ``provenance``: code, versions, command and machine, None where nobody told; rows compare whatever it is.
+    ``provenance``: code, versions, command and machine, or None; rows compare whatever it is.
     """
 
     setting: Setting
@@ -164,14 +164,14 @@ class SweepRow:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SweepRow":
         """The inverse of :meth:`to_dict`, also after a way through JSON.
 
-        Raises ``KeyError`` or ``TypeError`` for values that are none.
+        Raises ``KeyError`` or ``TypeError`` for missing, unknown or mistyped values.
         """
         values = {"grammar": None, "provenance": None, **values}  # rows of before these were kept lack them
         for found, kind in ((values, cls), (values["setting"], Setting)):

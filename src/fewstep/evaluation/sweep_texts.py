@@ -66,7 +66,7 @@ class FlowTexts:
     """
 
     def __init__(self, generator: TextGenerator, sampler: Setting, readouts: Sequence[str]) -> None:
-        self.bundle = generator.bundle
+        self.bundle = generator.model
         for name in readouts:
             self.bundle.require(resolve(READOUTS, name, "readout").part)
         self.bundle.require("autoencoder", "denoiser")

@@ -71,7 +71,7 @@ class GenerationRow:
 class GenerationTable:
     """All rows, and what they share: ``block_size`` tokens a sample, the ``scorer``'s name, the ``seed``, and
     ``batch_size`` and ``device``, on which the seconds depend. ``provenance``: code, versions, command and machine,
-    None where nobody told."""
+    None where they are unknown."""
 
     rows: tuple[GenerationRow, ...]
     block_size: int
@@ -105,7 +105,7 @@ class GenerationTable:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
     def to_json(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from math import isfinite
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -19,16 +19,18 @@ from fewstep.evaluation.adapters import HeadConditionals, decoder_of
 from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.trace_distances import block_distances, row_slices, rows_within_memory
 from fewstep.evaluation.trace_plan import PlannedPath, Way, planned_paths
-from fewstep.evaluation.trace_text import token_text
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import example_generators, rand, randn
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 NUM_SAMPLES = 6
 STEPS = (1, 2, 4, 8, 16)
 MAX_TOKENS = 64
-"""Tokens of a block that are looked at: more would neither fit a screen nor a minute."""
+"""Tokens of a block that are shown: more would neither fit a screen nor a minute."""
 
 DIGITS = 3
 """Significant digits of a distance."""
@@ -71,7 +73,7 @@ class TracePath:
 class Traces:
     """Tokens and boundary distances at every step, for several ways and numbers of steps (see :func:`collect_traces`).
 
-    ``num_tokens`` are the tokens L that are looked at, the first of ``block_size``. ``vocabulary`` holds the text of
+    ``num_tokens`` are the tokens L that are traced, the first of ``block_size``. ``vocabulary`` holds the text of
     each token that occurs and ``token_ids`` its number in the tokenizer; ``model`` is
     :func:`~fewstep.evaluation.sweep.model_digest`. This project's definition.
     """
@@ -86,7 +88,7 @@ class Traces:
     paths: tuple[TracePath, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod
@@ -127,7 +129,7 @@ def collect_traces(
     commitment head: it reads the deterministic latents (or the model's own, where it cannot go that way), at every step
     blurred by the same noise and with the same uniform numbers, so that only the latent moves. What the model was not
     trained for is left out (:func:`~fewstep.evaluation.trace_plan.planned_paths`). Of a block longer than
-    ``max_tokens`` its first tokens are looked at.
+    ``max_tokens`` its first tokens are traced.
 
     A distance is that to the nearest flip of the likeliest token, to first order: m / |grad m|, in rms of data
     latents, which are whitened to 1. Of the head it is the likeliest token given the tokens that it drew before;
@@ -138,7 +140,7 @@ def collect_traces(
     ``UserError`` for numbers out of range and a model without autoencoder, denoiser or readout. ``progress`` hears of
     each way and number of steps.
     """
-    bundle = generator.bundle
+    bundle = generator.model
     plans = planned_paths(bundle, steps, reinjection)
     for name, value in (("num_samples", num_samples), ("max_tokens", max_tokens)):
         if value < 1:
@@ -181,7 +183,7 @@ class _Followed:
 
 
 def _follow(generator: TextGenerator, plan: PlannedPath, num_samples: int, num_tokens: int, seed: int) -> _Followed:
-    bundle, flow = generator.bundle, generator.bundle.flow()
+    bundle, flow = generator.model, generator.model.flow()
     like = next(flow.parameters())
     sources = example_generators(seed, 0, num_samples)
     x_0 = randn((num_samples, *bundle.latent_shape()), like, sources)
@@ -258,3 +260,16 @@ def _is_distance(value: Any) -> bool:
 
 def _numbered(rows: Sequence[Sequence[int]], low: int, high: int) -> bool:
     return all(type(number) is int and low <= number <= high for row in rows for number in row)
+
+
+def token_text(tokenizer: "PreTrainedTokenizerFast", token: int) -> str:
+    """The text of ``token`` after another token, with the space before it; special tokens by their names.
+
+    A part of a character shows U+FFFD. Tokenizers drop the space of a text's first word, or mark a continued word, at
+    the first token: therefore the second of two is taken.
+    """
+    alone, twice = (
+        str(tokenizer.decode([token] * count, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        for count in (1, 2)
+    )
+    return twice[len(alone) :] or alone

@@ -1,4 +1,4 @@
-"""The traces of a run, kept beside its model and made anew when that is another."""
+"""The traces of a run, kept beside its model and re-created when the model changes."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def traces_of_run(
     if kind_of(run / "model") != "text":
         return None
     generator = TextGenerator.from_pretrained(run / "model", device)
-    bundle = generator.bundle
+    bundle = generator.model
     if any(getattr(bundle, part) is None for part in PARTS):
         return None
     plans = planned_paths(bundle, steps, reinjection)
@@ -78,9 +78,9 @@ def read_traces(file: Path) -> Traces:
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from None
     except KeyError as error:
-        raise UserError(f"{file} has no {error}: delete it, and it is made anew") from None
+        raise UserError(f"{file} has no {error}: delete it, and it is re-created") from None
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{file} holds no traces ({first_line(error)}): delete it, and it is made anew") from None
+        raise UserError(f"{file} holds no traces ({first_line(error)}): delete it, and it is re-created") from None
 
 
 def write_traces(traces: Traces, file: Path) -> None:

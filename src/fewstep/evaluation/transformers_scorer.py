@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 POSITIONS_AT_ONCE = 256
 """Positions whose logits are held in float64 at once: a vocabulary of 50,000 takes 100 MB."""
 PLACES = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
-"""Entries of a model's config that do not change its numbers: where it lay, and what is told by itself."""
+"""Entries of a model's config that do not change its numbers: its path, and what is recorded separately."""
 
 
 class TransformersScorer:
     """Scores text under a causal language model of transformers, a local folder or a name on the hub.
 
-    The rules (this project's definition): a text is tokenised anew by the model's own tokenizer. Its begin-of-text
+    The rules: a text is tokenised by the model's own tokenizer. Its begin-of-text
     token, where it has one, stands in front, so that the first token is scored; else that token only conditions the
     others. A text counts up to its first end-of-text token, that included. Nothing is cut off: a text longer than the
     model's positions is refused. Padding stands on the right and is not attended to. Logits are taken in ``dtype``
@@ -85,7 +85,7 @@ class TransformersScorer:
 
     @torch.no_grad()
     def score(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> ScoredText:
-        """Score N ``texts``; ``ids`` and ``mask`` (N, L) are another tokenizer's and not looked at.
+        """Score N ``texts``; ``ids`` and ``mask`` (N, L) are another tokenizer's and not used.
 
         Raises ``UserError`` for a text that is longer than the model's positions.
         """
@@ -106,7 +106,7 @@ class TransformersScorer:
     def features(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> Tensor:
         """Last hidden state at the last token of each text (N, H) float32, on the CPU: what MAUVE compares.
 
-        ``ids`` and ``mask`` (N, L) are not looked at. A text without a token, where the tokenizer has no begin-of-text
+        ``ids`` and ``mask`` (N, L) are not used. A text without a token, where the tokenizer has no begin-of-text
         token either, has the vector of zeros. Raises ``UserError`` for a text that is too long.
         """
         rows = self.tokens(texts)

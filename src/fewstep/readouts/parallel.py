@@ -16,7 +16,7 @@ class ParallelReadout(nn.Module):
     A subclass that sets ``vocab_size`` reads large batches in parts, so that their logits are not held all at once.
     """
 
-    stride: int
+    stride: int = 1
     vocab_size: int | None = None
 
     def logits(self, z: Tensor, mask: Tensor) -> Tensor:

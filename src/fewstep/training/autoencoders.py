@@ -11,11 +11,11 @@ from torch import nn
 from fewstep.autoencoders import ImageAutoencoder
 from fewstep.data import vocabulary_size
 from fewstep.errors import UserError
-from fewstep.model import Identity, SavedModel
+from fewstep.model import Identity
 from fewstep.objectives import ImageReconstruction, Reconstruction
 from fewstep.readouts import token_accuracy
 from fewstep.training.data_modules import Batch, ImageDataModule, StepDataModule, TextDataModule
-from fewstep.training.module import TrainingModule, new_model, tokens_of
+from fewstep.training.module import TrainingModule, tokens_of
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.types import LatentEncoder, LossOutput, Readout
 
@@ -40,7 +40,7 @@ class AutoencoderModule(TrainingModule):
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         seed: int = 0,
     ) -> None:
-        super().__init__(data, optimizer, seed, new_model(data))
+        super().__init__(data, optimizer, seed, data.new_model())
         vocab_size = vocabulary_size(data.tokenizer)
         # The parser builds subclasses of nn.Module; it cannot check protocols with attributes.
         self.autoencoder: Any = implements(autoencoder(vocab_size), LatentEncoder, "model.autoencoder")
@@ -112,15 +112,13 @@ class ImageAutoencoderModule(TrainingModule):
         channels, height, width = data.images.image_shape
         if height != width:
             raise UserError(f"images of {height} x {width} pixels: the autoencoder takes square ones only")
-        identity = Identity(
-            kind="images",
-            source=data.images.name,
-            source_config=data.images.config,
-            objective=type(objective).__name__,
-        )
-        super().__init__(data, optimizer, seed, SavedModel(None, identity))
+        super().__init__(data, optimizer, seed, data.new_model())
         self.autoencoder = autoencoder(channels, height)
         self.objective = objective
+
+    def identity(self) -> Identity:
+        """The identity with this stage's objective."""
+        return replace(super().identity(), objective=type(self.objective).__name__)
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """Squared error of images decoded from noised latents."""

@@ -18,8 +18,10 @@ from fewstep.data import (
     collate,
     prepare_corpus,
     streaming_corpus,
+    tokenizer_fingerprint,
 )
 from fewstep.errors import UserError
+from fewstep.model import Identity, Kind, SavedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,10 +33,12 @@ Batch = dict[str, Tensor]
 class StepDataModule(LightningDataModule):
     """Base of the data modules: which rows a process sees at which step.
 
-    A subclass sets ``example_name`` (a row), ``unit`` (what is counted), ``validation_name`` (its option for
-    ``num_validation``), and defines the loaders and ``report``. Raises ``UserError`` for numbers out of range.
+    A subclass sets ``kind`` (of the models on it), ``example_name`` (a row), ``unit`` (what is counted) and
+    ``validation_name`` (its option for ``num_validation``), and defines the loaders, ``report``, ``new_model`` and
+    ``check_model``. Raises ``UserError`` for numbers out of range.
     """
 
+    kind: ClassVar[Kind]
     example_name: ClassVar[str]
     unit: ClassVar[str]
     validation_name: ClassVar[str]
@@ -55,6 +59,26 @@ class StepDataModule(LightningDataModule):
     def report(self) -> str:
         """What the data are, in a line or two."""
         raise NotImplementedError
+
+    def new_model(self) -> SavedModel:
+        """A model of these data without parts, for the first stages."""
+        raise NotImplementedError
+
+    def check_model(self, identity: Identity, path: str) -> None:
+        """Raise ``UserError`` if the model at ``path`` is of other data."""
+        raise NotImplementedError
+
+    def load_model(self, path: str, *needed: str, allow: Sequence[str] = ()) -> SavedModel:
+        """Load the frozen model that a stage builds on; ``allow`` names packages whose classes may be built.
+
+        Raises ``UserError`` if a ``needed`` part is missing, or if the model is of other data.
+        """
+        model = SavedModel.from_pretrained(path, allow=allow, kind=self.kind)
+        model.require(*needed, source=path)
+        self.check_model(model.identity, path)
+        for part in model.parts().values():
+            part.requires_grad_(False)
+        return model
 
     def units_in(self, batch: Batch) -> Tensor | int:
         """How many of ``unit`` a batch holds."""
@@ -135,6 +159,7 @@ class TextDataModule(StepDataModule):
         seed: decides the order of the blocks.
     """
 
+    kind: ClassVar[Kind] = "text"
     example_name: ClassVar[str] = "blocks"
     unit: ClassVar[str] = "tokens"
     validation_name: ClassVar[str] = "num_validation_blocks"
@@ -192,14 +217,26 @@ class TextDataModule(StepDataModule):
         """Tokens in a block."""
         return self.settings.block_size
 
-    @property
-    def source_name(self) -> str:
-        """The source as the user named it."""
-        return self.settings.source
-
     def report(self) -> str:
         """What became of the documents."""
         return str(self.corpus.report)
+
+    def new_model(self) -> SavedModel:
+        """A text model without parts."""
+        fingerprint = tokenizer_fingerprint(self.tokenizer)
+        return SavedModel(self.tokenizer, Identity(self.block_size, fingerprint, source=self.settings.source))
+
+    def check_model(self, identity: Identity, path: str) -> None:
+        """Raise ``UserError`` for another block size or tokenizer."""
+        if identity.block_size != self.block_size:
+            raise UserError(
+                f"{path} was trained on blocks of {identity.block_size} tokens, the data has {self.block_size}: "
+                f"pass --data.block_size={identity.block_size}"
+            )
+        if identity.tokenizer_fingerprint != tokenizer_fingerprint(self.tokenizer):
+            raise UserError(
+                f"the data's tokenizer is not the one of {path}: leave --data.tokenizer out, or point it there"
+            )
 
     def units_in(self, batch: Batch) -> Tensor | int:
         """Real tokens of a batch."""
@@ -244,6 +281,7 @@ class ImageDataModule(StepDataModule):
         seed: decides the order of the images.
     """
 
+    kind: ClassVar[Kind] = "images"
     example_name: ClassVar[str] = "images"
     unit: ClassVar[str] = "images"
     validation_name: ClassVar[str] = "num_validation_images"
@@ -281,6 +319,16 @@ class ImageDataModule(StepDataModule):
             f"{self.images.name} ({settings}): {shape}; {len(train):,} to train on, {len(held_out):,} held out\n"
             f"the mean image has a squared error of {self.constant_error:.4f} on the held-out ones"
         )
+
+    def new_model(self) -> SavedModel:
+        """An image model without parts."""
+        return SavedModel(None, Identity(kind="images", source=self.images.name, source_config=self.images.config))
+
+    def check_model(self, identity: Identity, path: str) -> None:
+        """Raise ``UserError`` for other images: what an autoencoder did not see stays held out."""
+        if (identity.source, identity.source_config) != (self.images.name, self.images.config):
+            flags = " ".join(f"--data.images.{name}={value}" for name, value in identity.source_config.items())
+            raise UserError(f"{path} was trained on other images: give --data.images={identity.source} {flags}")
 
     def train_dataloader(self) -> DataLoader:
         """Batches from the current step to the end. Raises ``UserError`` for too few images."""

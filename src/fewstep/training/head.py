@@ -16,7 +16,7 @@ from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel
 from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import rand, randn
 from fewstep.training.data_modules import Batch, TextDataModule
-from fewstep.training.module import TrainingModule, load_base, new_model, tokens_of
+from fewstep.training.module import TrainingModule, tokens_of
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.types import Latents, LossOutput
 
@@ -50,7 +50,7 @@ class HeadModule(TrainingModule):
     ) -> None:
         generates = objective.generated_share > 0
         needed = ("autoencoder", "denoiser") if generates else ("autoencoder",)
-        super().__init__(data, optimizer, seed, load_base(autoencoder, data, *needed, allow=allow or ()))
+        super().__init__(data, optimizer, seed, data.load_model(autoencoder, *needed, allow=allow or ()))
         if generates:
             check_generation(self.base.identity, generated_steps)
         self.generated_steps = generated_steps
@@ -58,7 +58,7 @@ class HeadModule(TrainingModule):
         make: Callable[..., CausalTransformer] = network  # the parser must know the number of positional arguments
         self.head = make(vocabulary_size(data.tokenizer), latent_dim=latent_dim, stride=data.block_size // positions)
         if language_model is not None:
-            scorer = load_base(language_model, data, "language_model", allow=allow or ()).language_model
+            scorer = data.load_model(language_model, "language_model", allow=allow or ()).language_model
             assert scorer is not None
             self.head.start_from(scorer)
         self.trust_level = trust_level
@@ -118,7 +118,7 @@ class LanguageModelModule(TrainingModule):
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         seed: int = 0,
     ) -> None:
-        super().__init__(data, optimizer, seed, new_model(data))
+        super().__init__(data, optimizer, seed, data.new_model())
         self.language_model = network(vocabulary_size(data.tokenizer))
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:

@@ -1,8 +1,6 @@
 """What all stages share: exact randomness, optimizer, logging, and whole models in checkpoints."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -10,7 +8,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from tqdm import tqdm
 
-from fewstep.data import tokenizer_fingerprint
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel
 from fewstep.shapes import example_generators
@@ -188,34 +185,3 @@ def announce(trainer: Trainer, text: str) -> None:
 def tokens_of(batch: Batch) -> TokenBatch:
     """Ids and mask of a batch of text."""
     return TokenBatch(batch["ids"], batch["mask"])
-
-
-def new_model(data: TextDataModule) -> SavedModel:
-    """A text model without parts, for the first stages."""
-    identity = Identity(
-        block_size=data.block_size,
-        tokenizer_fingerprint=tokenizer_fingerprint(data.tokenizer),
-        source=data.source_name,
-        versions=versions("transformers"),
-    )
-    return SavedModel(data.tokenizer, identity)
-
-
-def load_base(path: str | Path, data: TextDataModule, *needed: str, allow: Sequence[str] = ()) -> SavedModel:
-    """Load the frozen text model that a stage builds on; ``allow`` names packages whose classes may be built.
-
-    Raises ``UserError`` if a ``needed`` part is missing, or if tokenizer or block size differ from the data's.
-    """
-    model = SavedModel.from_pretrained(path, allow=allow, kind="text")
-    model.require(*needed, source=str(path))
-    identity = model.identity
-    if identity.block_size != data.block_size:
-        raise UserError(
-            f"{path} was trained on blocks of {identity.block_size} tokens, the data has {data.block_size}: "
-            f"pass --data.block_size={identity.block_size}"
-        )
-    if identity.tokenizer_fingerprint != tokenizer_fingerprint(data.tokenizer):
-        raise UserError(f"the data's tokenizer is not the one of {path}: leave --data.tokenizer out, or point it there")
-    for part in model.parts().values():
-        part.requires_grad_(False)
-    return model

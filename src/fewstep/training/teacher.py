@@ -1,39 +1,24 @@
 """Trained flows that a run learns from or starts from, and whether they fit it."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from fewstep.denoisers import ESTIMATES, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
+from fewstep.model import Identity, PathName
 from fewstep.objectives import Objective
 from fewstep.schedules import LogitNormalTime
 from fewstep.storage import load_strictly
 
 
-@dataclass(frozen=True)
-class FlowInfo:
-    """What a model's identity says of its flow.
-
-    ``estimate`` is the kind of its clean estimate, ``trained_nfe`` the number of steps that it was trained for (None:
-    any), ``grid_mean`` and ``grid_std`` those of its time grid (None: equal steps).
-    """
-
-    path: str
-    prediction: str
-    objective: str
-    trained_nfe: int | None
-    estimate: str
-    grid_mean: float | None
-    grid_std: float | None
-
-
-def info_of_run(objective: Objective, path: str, prediction: PredictionType) -> FlowInfo:
-    """Of the flow that a run trains; the time grid follows the objective's times."""
+def identity_of_flow(model: Identity, objective: Objective, path: PathName, prediction: PredictionType) -> Identity:
+    """The identity ``model`` with the flow that a run trains; the time grid follows the objective's times."""
     sampler = objective.time_sampler
     mean, std = (sampler.mean, sampler.std) if isinstance(sampler, LogitNormalTime) else (None, None)
-    return FlowInfo(
+    return replace(
+        model,
         path=path,
         prediction=prediction,
         objective=type(objective).__name__,
@@ -44,12 +29,7 @@ def info_of_run(objective: Objective, path: str, prediction: PredictionType) -> 
     )
 
 
-def info_of_model(model: Any) -> FlowInfo:
-    """Of the flow in a saved model of text or images."""
-    return FlowInfo(**{name: getattr(model.identity, name) for name in FlowInfo.__dataclass_fields__})
-
-
-def check_objective(objective: Objective, denoiser: nn.Module, teacher: str | None) -> None:
+def check_objective(objective: Objective, denoiser: nn.Module, teacher: str | None, *, has_readout: bool) -> None:
     """Raise ``UserError`` unless the objective can train this network, and gets a teacher exactly if it needs one."""
     name, config = type(objective).__name__, getattr(denoiser, "config", {})
     expected, given = objective.estimate.two_times, bool(config.get("two_times", False))
@@ -66,9 +46,14 @@ def check_objective(objective: Objective, denoiser: nn.Module, teacher: str | No
         raise UserError(f"model.teacher is missing: {name} learns from a trained flow; give its model folder")
     if not objective.needs_teacher and teacher is not None:
         raise UserError(f"model.teacher is {teacher}, but {name} learns from data alone: leave it out")
+    weight = getattr(objective, "cross_entropy_weight", 0.0)
+    if weight > 0 and not has_readout:
+        raise UserError(
+            f"model.objective.cross_entropy_weight is {weight}, but images have no tokens and no readout: give 0"
+        )
 
 
-def check_teacher(teacher: FlowInfo, student: FlowInfo, objective: Objective, source: str) -> None:
+def check_teacher(teacher: Identity, student: Identity, objective: Objective, source: str) -> None:
     """Raise ``UserError`` unless the objective can learn from the teacher's estimates on the student's path.
 
     A teacher has a velocity. One trained for a number of steps can be asked for those only, on the same grid:
@@ -94,7 +79,7 @@ def check_teacher(teacher: FlowInfo, student: FlowInfo, objective: Objective, so
         raise UserError(f"{source}: the teacher's steps lie at other times: give its time_sampler")
 
 
-def check_start(trained: FlowInfo, student: FlowInfo, source: str) -> None:
+def check_start(trained: Identity, student: Identity, source: str) -> None:
     """Raise ``UserError`` if the weights would mean something else: another path or another prediction."""
     for name in ("path", "prediction"):
         theirs, ours = getattr(trained, name), getattr(student, name)

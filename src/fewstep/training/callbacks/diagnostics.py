@@ -4,9 +4,8 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -21,20 +20,16 @@ if TYPE_CHECKING:
 FILE, PICTURES = "diagnostics.jsonl", "diagnostics"
 STAGES = ("autoencoder", "flow", "head")
 """Stages that have measurements of their own."""
-STEP = "trainer/global_step"
-"""The axis of WandbLogger's own metrics."""
-HIGHEST = ("diag/stiffness_peak",)
-"""Metrics whose highest value is the run's summary in wandb; for the others it is the last one."""
 
 
 class Diagnostics(Callback):
     """Measures the averaged weights at every ``every_n_validations``-th validation and after the last step; 0: never.
 
     ``measurements`` are names of :data:`fewstep.evaluation.measurements.MEASUREMENTS` or dotted paths of one's own;
-    None: those of the stage. Rank 0 measures a copy of the model on ``num_examples``
-    held-out blocks, at ``num_positions`` tokens in each, with the noise of ``seed``; training is not touched. Every
-    value is logged as ``diag/NAME``. ``folder/diagnostics.jsonl`` gets a line with all results and intervals,
-    ``folder/diagnostics/`` the latest figures, wandb figures and histograms; at the end the latest values are printed.
+    None: those of the stage. Rank 0 measures a copy of the model on ``num_examples`` held-out blocks, at
+    ``num_positions`` tokens in each, with the noise of ``seed``; training is not touched. Every value is logged as
+    ``diag/NAME``. ``folder/diagnostics.jsonl`` gets a line with all results and intervals, ``folder/diagnostics/`` the
+    latest figures, which wandb gets too; at the end the latest values are printed.
 
     Listed before :class:`.WeightAverage`, which takes the average out of the model when the validation epoch ends. A
     resumed run keeps the lines up to its first step.
@@ -84,7 +79,7 @@ class Diagnostics(Callback):
             values = {f"diag/{row.name}": row.estimate.value for row in self._latest if _is_finite(row)}  # type: ignore[misc]
             if results and trainer.state.fn == TrainerFn.FITTING:
                 self._append(trainer.global_step, results)
-                self._show(trainer, results, values)
+                self._show(trainer, results)
         # The other ranks wait here; all must log the same names, or the next all-reduce would deadlock.
         for name, value in trainer.strategy.broadcast(values).items():
             pl_module.log(name, value, sync_dist=True)
@@ -139,48 +134,33 @@ class Diagnostics(Callback):
         except OSError as error:
             raise UserError(f"cannot write into {self.folder}: {error.strerror or error}") from None
 
-    def _show(self, trainer: Trainer, results: "tuple[Result, ...]", values: dict[str, float]) -> None:
-        """Figures to the folder; metrics, figures and histograms to wandb."""
+    def _show(self, trainer: Trainer, results: "tuple[Result, ...]") -> None:
+        """Figures to the folder and to wandb."""
         from fewstep.report.pictures import write_picture
 
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        for logger in loggers:
-            for name in values:  # wandb must know axis and summary before it sees the metric
-                summary = "max" if name in HIGHEST else "last"
-                logger.experiment.define_metric(name, step_metric=STEP, step_sync=True, summary=summary)
         for result in results:
             picture = result.picture()
             if picture is None:
                 continue
             file = self.folder / PICTURES / f"{result.name}.png"
             write_picture(picture, file)
-            for logger in loggers:
-                logger.log_image(f"diag_pictures/{result.name}", [str(file)], step=trainer.global_step)
-                if picture.kind == "bars" and picture.series[0].x:
-                    bars = histogram(picture.series[0].x, picture.series[0].y)
-                    logger.experiment.log({f"diag_histograms/{result.name}": bars, STEP: trainer.global_step})
-
-
-def histogram(centres: Any, heights: Any) -> Any:
-    """A ``wandb.Histogram`` of bars of equal width."""
-    import wandb
-
-    half = (centres[1] - centres[0]) / 2 if len(centres) > 1 else 0.5
-    edges = [centres[0] - half, *(x + half for x in centres)]
-    return wandb.Histogram(np_histogram=(np.array(heights), np.array(edges)))
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"diag_pictures/{result.name}", [str(file)], step=trainer.global_step)
 
 
 def table(rows: "tuple[Row, ...]") -> str:
     """Name, value, interval and unit of each row, in columns."""
-    cells = []
+    from fewstep.evaluation.columns import aligned_columns
+
+    lines = [("name", "value", "interval", "unit")]
     for row in rows:
         value, interval = row.estimate.value, row.estimate.interval
         shown = "undetermined" if value is None else f"{value:.4g}"
-        between = "" if interval is None else f"{interval.low:.4g} - {interval.high:.4g}"
-        cells.append((row.name, shown, between, row.unit))
-    first, second, third = (max(len(line[column]) for line in cells) for column in range(3))
-    lines = (f"    {a:<{first}}  {b:>{second}}  {c:>{third}}  {d}".rstrip() for a, b, c, d in cells)
-    return "\n".join(lines)
+        lines.append(
+            (row.name, shown, "" if interval is None else f"{interval.low:.4g} - {interval.high:.4g}", row.unit)
+        )
+    return aligned_columns(lines, {0, 3})
 
 
 def _is_finite(row: "Row") -> bool:

@@ -1,5 +1,4 @@
-"""Measurements of a model in training. A file of its own because it loads the whole of ``fewstep.evaluation``: the
-callback imports it when something is measured."""
+"""Measurements of a model in training, apart because they load the whole of ``fewstep.evaluation``."""
 
 import copy
 import math
@@ -34,7 +33,7 @@ def measure(stage: str, names: Sequence[str] | None, subject: Subject) -> tuple[
     chosen = choose(MEASUREMENTS, names)
     if names is None:
         chosen = {name: measurement for name, measurement in chosen.items() if stage in measurement.stages}
-    bundle = subject.generator.bundle
+    bundle = subject.generator.model
     for name, measurement in chosen.items():
         if missing := [part for part in measurement.parts if part not in bundle.parts()]:
             raise UserError(f"diagnostics.measurements: {name} needs {missing[0]}, which the stage {stage} has not")

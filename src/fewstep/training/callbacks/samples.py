@@ -52,7 +52,7 @@ class SampleTable(Callback):
             return
         assert isinstance(pl_module, FlowModule)
         generator = TextGenerator(pl_module.saved_model().to(pl_module.device))
-        identity = generator.bundle.identity
+        identity = generator.model.identity
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as stream:
             for own in dict.fromkeys(default_sampling(identity, steps) for steps in self.num_steps):
