@@ -10,14 +10,6 @@ from fewstep.objectives import ImageReconstruction
 from tests.images import tiny_image_model
 
 
-@pytest.mark.parametrize(("channels", "size", "halvings"), [(1, 8, 2), (3, 12, 2), (2, 6, 1)])
-def test_an_image_comes_back_in_its_shape(channels: int, size: int, halvings: int) -> None:
-    autoencoder = ImageAutoencoder(channels, size, latent_channels=3, num_halvings=halvings, width=4).eval()
-    z = autoencoder.encode(torch.rand(2, channels, size, size))
-    assert tuple(z.shape) == (2, *autoencoder.latent_shape) == (2, 3, size // 2**halvings, size // 2**halvings)
-    assert tuple(autoencoder.decode(z).shape) == (2, channels, size, size)
-
-
 def test_after_fit_every_number_of_the_latents_has_unit_variance() -> None:
     autoencoder, images = tiny_image_model().autoencoder, Digits().train()[:256]
     raw = autoencoder.encode_raw(images).flatten(1)[:, None]
