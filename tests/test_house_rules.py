@@ -70,7 +70,7 @@ BUDGETS = {
 NOT_CORE = {"evaluation", "report", "adapters", "theory", "lab"}
 CORE_LINES = (14_600, 11_000)  # without NOT_CORE
 SRC_LINES = (26_800, 15_000)
-TEST_SHARE = (0.86, 0.75)  # lines of tests to lines of src
+TEST_SHARE = (0.88, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
