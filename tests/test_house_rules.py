@@ -26,6 +26,7 @@ OUTSIDE_USERS_IMPLEMENT = {
     "FlowLike",
     "FlowMapLike",
     "LatentEncoder",
+    "ReadsCodebook",
     "Readout",
 }
 
@@ -55,7 +56,7 @@ BUDGETS = {
     "__init__ errors tensors shapes types registry schedules paths": (760, 700),
     "nn": (532, 400),
     "autoencoders": (260, 260),
-    "denoisers": (320, 230),
+    "denoisers": (344, 260),
     "readouts": (640, 500),
     "objectives": (1150, 1150),
     "samplers": (768, 600),

@@ -18,7 +18,7 @@ from fewstep.autoencoders import ImageAutoencoder
 from fewstep.data import tokenizer_fingerprint
 from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionType
 from fewstep.errors import UserError, first_line
-from fewstep.paths import PATHS
+from fewstep.paths import PATHS, PathName
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, ReadoutChoice
 from fewstep.registry import import_attribute
 from fewstep.schedules import TimeGrid, quantile_grid
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from fewstep.data import ImageSource
 
 Kind = Literal["text", "images"]
-PathName = Literal["linear", "variance_preserving"]
 
 PART_TYPES: dict[Kind, dict[str, type]] = {
     "text": {
