@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from fewstep.data import hub
-from fewstep.data.readers import END_OF_TEXT
 from fewstep.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
@@ -61,8 +61,11 @@ def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
         name = str(path)
     elif path.exists() or name.startswith((".", "/", "~")):
         raise UserError(f"tokenizer {name} is no folder: give a folder written by save_pretrained, or a hub name")
-    elif not hub.is_downloaded(name):
-        hub.check_on_hub("tokenizer", name)
+    else:
+        from fewstep.data import hub  # for hub names only
+
+        if not hub.is_downloaded(name):
+            hub.check_on_hub("tokenizer", name)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
