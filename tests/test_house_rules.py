@@ -63,7 +63,7 @@ BUDGETS = {
     "data": (1804, 900),
     "model storage pipeline provenance locking typed": (1400, 1150),
     "metrics diagnostics": (2010, 1750),
-    "training": (2560, 1950),
+    "training": (2580, 1950),
     "cli settings __main__": (2600, 1300),
     "evaluation": (5841, 1700),
     "theory adapters report lab": (6700, 4000),
