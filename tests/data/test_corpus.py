@@ -176,7 +176,7 @@ def test_a_damaged_or_half_written_corpus_is_built_anew(texts, tmp_path, make_se
     first = prepare_corpus(make_settings(path))
     blocks = first.train[:]["input_ids"]
     (first.folder / "train.arrow").write_bytes((first.folder / "train.arrow").read_bytes()[:500])
-    stale = first.folder.parent / f".{first.folder.name}.dead.partial"
+    stale = first.folder.parent / f".{first.folder.name}.partial"
     stale.mkdir()
     again = prepare_corpus(make_settings(path))
     assert np.array_equal(again.train[:]["input_ids"], blocks)
@@ -187,7 +187,7 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path, make_settings):
     settings = make_settings(write_jsonl(tmp_path / "a.jsonl", ["tiny", "small"]), block_size=500)
     with pytest.raises(UserError, match="fewer than one block of 500"):
         prepare_corpus(settings)
-    assert [path.suffix for path in settings.cache_folder.iterdir()] == [".lock"]
+    assert [path.suffix for path in Path(settings.cache_dir).iterdir()] == [".lock"]
 
 
 def test_two_processes_at_once_build_one_corpus(texts, tmp_path):
