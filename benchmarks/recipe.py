@@ -210,7 +210,7 @@ def train_flow(recipe: Recipe, lab: Lab, autoencoder, readout, minutes: float) -
     network: CategoricalDenoiser | RegressionDenoiser
     if recipe.categorical:
         network = CategoricalDenoiser(
-            recipe.latent_dim, positions, lab.vocab_size, PATHS[recipe.path](), self_conditioning=conditioned, **body
+            recipe.latent_dim, positions, lab.vocab_size, recipe.path, self_conditioning=conditioned, **body
         )
         counts = token_counts(lab.corpus.train, lab.vocab_size)
         network.set_codebook(autoencoder.codebook(), ((counts + 1) / (counts + 1).sum()).log().float())

@@ -26,6 +26,7 @@ OUTSIDE_USERS_IMPLEMENT = {
     "FlowLike",
     "FlowMapLike",
     "LatentEncoder",
+    "ReadsCodebook",
     "Readout",
 }
 
@@ -55,11 +56,11 @@ BUDGETS = {
     "__init__ errors tensors shapes types registry schedules paths": (760, 700),
     "nn": (532, 400),
     "autoencoders": (260, 260),
-    "denoisers": (320, 230),
+    "denoisers": (344, 260),
     "readouts": (640, 500),
     "objectives": (1150, 1150),
     "samplers": (768, 600),
-    "data": (1803, 900),
+    "data": (1804, 900),
     "model storage pipeline provenance locking typed": (1400, 1150),
     "metrics diagnostics": (2010, 1750),
     "training": (2560, 1950),

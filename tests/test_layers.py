@@ -174,7 +174,6 @@ def test_a_fit_of_text_executes_at_most_40_files(fit: dict[str, list[str]]) -> N
     assert len(fit["executed"]) <= 40, "\n".join(fit["executed"])
 
 
-@pytest.mark.xfail(strict=True, reason="49 of them before the rooms are merged")
 def test_sampling_loads_at_most_45_modules(tmp_path: Path) -> None:
     tiny_bundle().save_pretrained(tmp_path / "model")
     options = ["--num_samples", "1", "--steps", "2", "--device", "cpu", "--readout", "parallel"]

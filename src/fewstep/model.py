@@ -8,17 +8,17 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from fewstep import storage
 from fewstep.autoencoders import ImageAutoencoder
-from fewstep.data import ImageSource, image_source, tokenizer_fingerprint
+from fewstep.data import tokenizer_fingerprint
 from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionType
 from fewstep.errors import UserError, first_line
-from fewstep.paths import PATHS
+from fewstep.paths import PATHS, PathName
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, ReadoutChoice
 from fewstep.registry import import_attribute
 from fewstep.schedules import TimeGrid, quantile_grid
@@ -26,8 +26,10 @@ from fewstep.storage import Manifest, PartSpec, Stored
 from fewstep.typed import validated
 from fewstep.types import LatentEncoder, Readout
 
+if TYPE_CHECKING:
+    from fewstep.data import ImageSource
+
 Kind = Literal["text", "images"]
-PathName = Literal["linear", "variance_preserving"]
 
 PART_TYPES: dict[Kind, dict[str, type]] = {
     "text": {
@@ -175,8 +177,10 @@ class SavedModel:
             return height * width, channels
         return self.encoder().num_latents(self.identity.block_size), self.encoder().latent_dim
 
-    def image_source(self) -> ImageSource:
+    def image_source(self) -> "ImageSource":
         """The images that the model was trained on. Raises ``UserError`` for a source unknown to this fewstep."""
+        from fewstep.data import image_source
+
         return image_source(self.identity.source, self.identity.source_config)
 
     def to(self, device: torch.device | str) -> "SavedModel":

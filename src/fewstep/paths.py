@@ -11,6 +11,7 @@ vanishes too and eps is 0. The samplers never convert there.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -78,10 +79,7 @@ def variance_preserving_path() -> Path:
     return Path(VariancePreservingSchedule())
 
 
+PathName = Literal["linear", "variance_preserving"]
+
 PATHS: dict[str, Callable[[], Path]] = {"linear": linear_path, "variance_preserving": variance_preserving_path}
 """The paths by their names in saved models and settings."""
-
-
-def name_of_path(path: Path) -> str:
-    """The name of a path in :data:`PATHS`."""
-    return next(name for name, make in PATHS.items() if type(make().schedule) is type(path.schedule))

@@ -8,21 +8,19 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from fewstep.denoisers import CategoricalDenoiser
-from fewstep.paths import Path, linear_path, variance_preserving_path
+from fewstep.paths import PATHS
 from tests.nn.builders import first, normal, randomised, seeded
 
 V, D, K = 4, 3, 2
 PRIOR = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
-each_path = pytest.mark.parametrize(
-    "path", [linear_path(), variance_preserving_path()], ids=["linear", "variance_preserving"]
-)
+each_path = pytest.mark.parametrize("path", PATHS)
 
 
 def code(dim: int = D) -> Tensor:
     return normal((V, dim), torch.Generator().manual_seed(5))
 
 
-def build(path: Path, dim: int = D, *, self_conditioning: bool = False) -> CategoricalDenoiser:
+def build(path: str, dim: int = D, *, self_conditioning: bool = False) -> CategoricalDenoiser:
     denoiser = CategoricalDenoiser(
         dim, 8, V, path, width=8, depth=2, num_heads=2, self_conditioning=self_conditioning
     ).double()
@@ -30,32 +28,32 @@ def build(path: Path, dim: int = D, *, self_conditioning: bool = False) -> Categ
     return denoiser
 
 
-def brute_force(x_t: Tensor, t: Tensor, path: Path) -> Tensor:
+def brute_force(x_t: Tensor, t: Tensor, path: str) -> Tensor:
     """E[x_1 | x_t] (B, K, D) by weighing each of the V^K sequences."""
     sequences = torch.tensor(list(product(range(V), repeat=K)))
-    alpha, sigma = path.alpha_sigma(t, x_t[:, None])
+    alpha, sigma = PATHS[path]().alpha_sigma(t, x_t[:, None])
     points = code()[sequences]
     log_weight = Normal(alpha * points, sigma).log_prob(x_t[:, None]).sum((-1, -2)) + PRIOR[sequences].log().sum(-1)
     return torch.einsum("bm,mkd->bkd", log_weight.softmax(-1), points)
 
 
 @each_path
-def test_with_its_zero_start_the_estimate_is_the_exact_posterior_mean(path: Path, generator: torch.Generator) -> None:
+def test_with_its_zero_start_the_estimate_is_the_exact_posterior_mean(path: str, generator: torch.Generator) -> None:
     t = torch.tensor([0.0, 0.05, 0.3, 0.5, 0.8, 0.95], dtype=torch.float64).repeat(8)
     token = torch.multinomial(PRIOR, len(t) * K, True, generator=generator).reshape(-1, K)
-    x_t = path.sample(code()[token], normal((len(t), K, D), generator), t)
+    x_t = PATHS[path]().sample(code()[token], normal((len(t), K, D), generator), t)
     output = seeded(lambda: build(path))(x_t, t)
     torch.testing.assert_close(output.value, brute_force(x_t, t, path), rtol=1e-9, atol=1e-9)
 
 
 @each_path
-def test_under_autocast_the_posterior_keeps_float32_accuracy(path: Path) -> None:
+def test_under_autocast_the_posterior_keeps_float32_accuracy(path: str) -> None:
     denoiser = seeded(lambda: build(path)).float()
     pairs = torch.tensor([(a, b) for a in range(V) for b in range(V) if a != b])
     t = torch.full((len(pairs),), 0.97)
     # Half-way between two tokens, where a small error of the log-likelihood turns the posterior over.
     x_t = (
-        path.schedule.alpha(t.double())[:, None, None] * code()[pairs].mean(1, keepdim=True).expand(-1, K, -1)
+        PATHS[path]().schedule.alpha(t.double())[:, None, None] * code()[pairs].mean(1, keepdim=True).expand(-1, K, -1)
     ).float()
     with torch.autocast("cpu", torch.bfloat16):
         value = denoiser(x_t, t).value
@@ -66,7 +64,7 @@ def test_under_autocast_the_posterior_keeps_float32_accuracy(path: Path) -> None
 
 @each_path
 @pytest.mark.parametrize("time", [0.0, 0.4, 0.99, 1.0])
-def test_the_estimate_stays_in_the_hull_of_the_code(path: Path, time: float, generator: torch.Generator) -> None:
+def test_the_estimate_stays_in_the_hull_of_the_code(path: str, time: float, generator: torch.Generator) -> None:
     denoiser = randomised(lambda: build(path), std=1.0)
     denoiser.set_codebook(code(), PRIOR.log())
     x_t = 10 * normal((50, K, D), generator)
@@ -78,7 +76,7 @@ def test_the_estimate_stays_in_the_hull_of_the_code(path: Path, time: float, gen
 
 
 @each_path
-def test_padding_changes_nothing_at_real_positions(path: Path, generator: torch.Generator) -> None:
+def test_padding_changes_nothing_at_real_positions(path: str, generator: torch.Generator) -> None:
     denoiser = randomised(lambda: build(path, self_conditioning=True))
     x_t, t, previous = normal((2, 5, D), generator), torch.tensor([0.3, 0.6]), normal((2, 5, D), generator)
     output = denoiser(x_t, t, mask=first([3, 5], 5), self_cond=previous)
@@ -93,7 +91,7 @@ def test_padding_changes_nothing_at_real_positions(path: Path, generator: torch.
 
 
 def test_neighbours_speak_once_trained_and_a_missing_estimate_reads_as_zero(generator: torch.Generator) -> None:
-    denoiser = randomised(lambda: build(linear_path(), self_conditioning=True))
+    denoiser = randomised(lambda: build("linear", self_conditioning=True))
     x_t, t = normal((1, 4, D), generator), torch.tensor([0.4])
     moved = x_t.clone()
     moved[:, 3] += 1
@@ -103,7 +101,7 @@ def test_neighbours_speak_once_trained_and_a_missing_estimate_reads_as_zero(gene
 
 
 def test_too_many_positions_and_an_unknown_second_time_are_refused(generator: torch.Generator) -> None:
-    denoiser, t = seeded(lambda: build(linear_path())), torch.tensor([0.4])
+    denoiser, t = seeded(lambda: build("linear")), torch.tensor([0.4])
     with pytest.raises(ValueError, match=r"9 latent positions.*built for 8"):
         denoiser(normal((1, 9, D), generator), t)
     with pytest.raises(ValueError, match="two_times=True"):

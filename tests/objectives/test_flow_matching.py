@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 from fewstep.denoisers import CategoricalDenoiser, DenoiserOutput, FlowModel, PredictionType
 from fewstep.objectives import FlowMatching
-from fewstep.paths import Path, linear_path
+from fewstep.paths import linear_path
 from fewstep.readouts import LinearReadout, TransformerReadout
 from fewstep.schedules import UniformTime
 from fewstep.types import Latents, TokenBatch
 from tests.nn.builders import normal, randomised
-from tests.objectives.toys import D, K, both_predictions, data, each_path, loss_of, seed
+from tests.objectives.toys import D, K, both_predictions, data, loss_of, seed
 
 V = 5
 Asked = list[tuple[Tensor, Tensor, Tensor | None]]
@@ -80,11 +80,8 @@ def test_own_logits_and_the_readout_give_one_cross_entropy_when_they_say_the_sam
     assert torch.equal(other, own), "own logits win over another readout"
 
 
-@each_path
-def test_padding_contributes_nothing_to_a_categorical_denoiser_that_is_fed_back(path: Path) -> None:
-    network = randomised(
-        lambda: CategoricalDenoiser(D, K, V, path, width=8, depth=1, num_heads=2, self_conditioning=True)
-    )
+def test_padding_contributes_nothing_to_a_categorical_denoiser_that_is_fed_back() -> None:
+    network = randomised(lambda: CategoricalDenoiser(D, K, V, width=8, depth=1, num_heads=2, self_conditioning=True))
     network.set_codebook(normal((V, D), seed(9)), torch.zeros(V))
     objective = FlowMatching(UniformTime(), cross_entropy_weight=1.0, self_conditioning_probability=1.0)
     latents, tokens = batch([3, 1, 2])
@@ -92,7 +89,7 @@ def test_padding_contributes_nothing_to_a_categorical_denoiser_that_is_fed_back(
     other = TokenBatch(torch.where(tokens.mask, tokens.ids, (tokens.ids + 1) % V), tokens.mask)
     clean, padded = (
         objective.forward(
-            FlowModel(network, path, "x1"), z, tokens=ids, readout=linear_readout(), generator=seed(2)
+            FlowModel(network, linear_path(), "x1"), z, tokens=ids, readout=linear_readout(), generator=seed(2)
         ).per_example
         for z, ids in ((latents, tokens), (junk, other))
     )

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fewstep.data.tokenizer import END_OF_TEXT
 from fewstep.errors import UserError, first_line
 
-END_OF_TEXT = "<|endoftext|>"
 _SEPARATOR = re.compile(r"\f|" + re.escape(END_OF_TEXT))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CHUNK_BYTES = 1 << 20

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from fewstep.data import hub
-from fewstep.data.readers import END_OF_TEXT
 from fewstep.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
@@ -59,6 +59,8 @@ def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
     elif path.exists() or name.startswith((".", "/", "~")):
         raise UserError(f"tokenizer {name} is no folder: give a folder written by save_pretrained, or a hub name")
     elif not isinstance(try_to_load_from_cache(name, "tokenizer.json"), str):
+        from fewstep.data import hub  # for hub names only
+
         hub.check_on_hub("tokenizer", name)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name)

@@ -2,7 +2,15 @@
 
 from fewstep.denoisers.categorical import CategoricalDenoiser
 from fewstep.denoisers.flow_model import FlowModel, PredictionType
-from fewstep.denoisers.output import ENDPOINT, ESTIMATES, FLOW_MAP, POSTERIOR_MEAN, DenoiserOutput, EstimateKind
+from fewstep.denoisers.output import (
+    ENDPOINT,
+    ESTIMATES,
+    FLOW_MAP,
+    POSTERIOR_MEAN,
+    DenoiserOutput,
+    EstimateKind,
+    ReadsCodebook,
+)
 from fewstep.denoisers.regression import RegressionDenoiser
 
 __all__ = [
@@ -15,5 +23,6 @@ __all__ = [
     "EstimateKind",
     "FlowModel",
     "PredictionType",
+    "ReadsCodebook",
     "RegressionDenoiser",
 ]

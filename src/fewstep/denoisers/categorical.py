@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from fewstep.denoisers.output import DenoiserOutput
 from fewstep.denoisers.regression import RegressionDenoiser, zero_linear
-from fewstep.paths import PATHS, Path, name_of_path
+from fewstep.errors import UserError
+from fewstep.paths import PATHS, PathName
 from fewstep.schedules import upcast
 from fewstep.shapes import check_sizes
 
@@ -29,7 +30,7 @@ class CategoricalDenoiser(RegressionDenoiser):
         latent_dim: int,
         num_positions: int,
         vocab_size: int,
-        path: Path | str,
+        path: PathName = "linear",
         *,
         width: int = 192,
         depth: int = 6,
@@ -51,15 +52,20 @@ class CategoricalDenoiser(RegressionDenoiser):
             local_reach=local_reach,
             max_frequency=max_frequency,
         )
-        self.config |= {"vocab_size": vocab_size, "path": path if isinstance(path, str) else name_of_path(path)}
-        self.path = PATHS[path]() if isinstance(path, str) else path
+        self.config |= {"vocab_size": vocab_size, "path": path}
+        self.path = PATHS[path]()
         self.register_buffer("codebook", torch.zeros(vocab_size, latent_dim))
         self.register_buffer("log_prior", torch.zeros(vocab_size))
         self.evidence = nn.Embedding(vocab_size, width)
         self.outputs = zero_linear(width, vocab_size)
 
     def set_codebook(self, codebook: Tensor, log_prior: Tensor) -> None:
-        """Store the code (V, D) and the tokens' log-frequencies (V,) in nats; they are saved with the weights."""
+        """See :class:`~fewstep.denoisers.ReadsCodebook`; both are saved with the weights."""
+        if codebook.shape != self.codebook.shape:
+            raise UserError(
+                f"the denoiser is built for {len(self.codebook)} tokens of {self.codebook.shape[1]} dimensions, the "
+                f"codebook has {len(codebook)} of {codebook.shape[1]}: give vocab_size={len(codebook)}"
+            )
         self.codebook.copy_(codebook)
         self.log_prior.copy_(log_prior)
 

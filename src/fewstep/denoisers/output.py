@@ -1,6 +1,7 @@
 """What a denoising network returns, and what the clean estimate of a trained model is."""
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -14,6 +15,15 @@ class DenoiserOutput:
 
     value: Tensor
     token_logits: Tensor | None = None
+
+
+@runtime_checkable
+class ReadsCodebook(Protocol):
+    """A denoiser of x_1 that is given the code of single tokens before training. ``config`` names its path, if any."""
+
+    def set_codebook(self, codebook: Tensor, log_prior: Tensor) -> None:
+        """Store the code (V, D) and the tokens' log-frequencies (V,) in nats, as buffers."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,13 @@
 """Which samplers fit a trained model, and which one it was trained for."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from fewstep.denoisers import ESTIMATES
 from fewstep.errors import UserError
 from fewstep.samplers.sampler import FlowSampler, euler
 
-
-class TrainedFlow(Protocol):
-    """What the identity of a text or image model says about its training."""
-
-    @property
-    def objective(self) -> str:
-        """The objective's name, or ""."""
-
-    @property
-    def estimate(self) -> str:
-        """What the clean estimate is, by its name in :data:`~fewstep.denoisers.ESTIMATES`."""
-
-    @property
-    def trained_nfe(self) -> int | None:
-        """The number of steps the model was trained for; None: any."""
+TrainedFlow = Any
+"""A :class:`fewstep.model.Identity`, from above: ``objective``, ``estimate`` and ``trained_nfe`` are read here."""
 
 
 class DefaultSampling(NamedTuple):

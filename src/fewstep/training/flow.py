@@ -1,22 +1,25 @@
 """Stage two: a flow on the latents of text, and on those of images."""
 
 from collections.abc import Callable
+from itertools import islice
 from typing import ClassVar
 
 import torch
 
 from fewstep.autoencoders import to_positions
-from fewstep.denoisers import FlowModel, PredictionType, RegressionDenoiser
+from fewstep.denoisers import FlowModel, PredictionType, ReadsCodebook, RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.model import Identity, PathName, SavedModel, check_same_autoencoder
+from fewstep.model import Identity, SavedModel, check_same_autoencoder
 from fewstep.objectives import Objective
-from fewstep.paths import PATHS
+from fewstep.paths import PATHS, PathName
 from fewstep.training.data_modules import Batch, ImageDataModule, StepDataModule
 from fewstep.training.latent_cache import LatentCache
 from fewstep.training.module import Shared, TrainingModule, tokens_of
 from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
 from fewstep.training.teacher import check_objective, check_start, check_teacher, identity_of_flow, start_from
 from fewstep.types import Latents, LossOutput
+
+MAX_COUNTED_BLOCKS = 50_000  # enough for a prior over tokens
 
 
 class FlowModule(TrainingModule):
@@ -58,6 +61,8 @@ class FlowModule(TrainingModule):
         self._cache: LatentCache | None = None
         positions, latent_dim = self.base.latent_shape()
         self.denoiser = denoiser(latent_dim, positions)
+        if isinstance(self.denoiser, ReadsCodebook):
+            self._give_codebook(self.denoiser)
         check_objective(objective, self.denoiser, teacher, has_readout=data.kind == "text")
 
         def load_flow(source: str) -> SavedModel:
@@ -77,6 +82,20 @@ class FlowModule(TrainingModule):
             new = start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
             tensors = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"
             self._started = f"starts from {initialise_from}; {tensors}"
+
+    def _give_codebook(self, denoiser: ReadsCodebook) -> None:
+        """Give the denoiser the autoencoder's code and the tokens' log-frequencies in the train split."""
+        path, prediction = self.flow_identity.path, self.flow_identity.prediction
+        own_path = getattr(denoiser, "config", {}).get("path", path)
+        if prediction != "x1" or own_path != path:
+            raise UserError(f"prediction is {prediction}, path {path}: this denoiser predicts x1 on path {own_path}")
+        if not hasattr(self.base.autoencoder, "codebook"):
+            raise UserError("this autoencoder has no codebook, which model.denoiser needs: give a RegressionDenoiser")
+        codebook = self.base.autoencoder.codebook()
+        counts = torch.ones(len(codebook), dtype=torch.float64)  # of each token one more, so that none is impossible
+        for row in islice(self.data.corpus.train, MAX_COUNTED_BLOCKS):
+            counts += torch.as_tensor(row["input_ids"][: row["length"]]).bincount(minlength=len(codebook))
+        denoiser.set_codebook(codebook, (counts / counts.sum()).log().float())
 
     def report(self) -> str:
         """What the network starts from, unless it starts from scratch."""

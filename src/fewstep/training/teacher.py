@@ -7,8 +7,9 @@ from torch import nn
 
 from fewstep.denoisers import ESTIMATES, PredictionType, RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.model import Identity, PathName
+from fewstep.model import Identity
 from fewstep.objectives import Objective
+from fewstep.paths import PathName
 from fewstep.schedules import LogitNormalTime
 from fewstep.storage import load_strictly
 
