@@ -8,17 +8,9 @@ from pathlib import Path
 import pytest
 
 import fewstep.data
-from fewstep.data import CorpusSettings, load_tokenizer, prepare_corpus
+from fewstep.data import CorpusSettings, prepare_corpus
 from fewstep.errors import UserError
 from tests.data.texts import make_text
-
-
-def message(settings) -> str:
-    with pytest.raises(UserError) as caught:
-        prepare_corpus(settings)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 @pytest.mark.parametrize(
@@ -65,21 +57,8 @@ def test_a_hub_out_of_reach_is_one_line_and_soon(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_offline_mode_is_one_line_too(make_settings):
-    assert "'nobody/nothing' is no local path" in message(make_settings("nobody/nothing"))
-    with pytest.raises(UserError, match="nobody/nothing cannot be loaded"):
-        load_tokenizer("nobody/nothing")
-
-
 def test_one_document_cannot_be_streamed(tmp_path, make_settings):
     path = tmp_path / "a.txt"
     path.write_text(make_text(1))
     with pytest.raises(UserError, match="is one document, which cannot be streamed"):
         prepare_corpus(make_settings(path, streaming=True))
-
-
-def test_a_file_as_tokenizer_is_refused(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    path.write_text("{}")
-    with pytest.raises(UserError, match="is no folder"):
-        load_tokenizer(path)

@@ -73,6 +73,8 @@ def test_a_folder_without_a_tokenizer_and_an_empty_one_are_refused(tmp_path):
     empty.save_pretrained(tmp_path / "empty")
     with pytest.raises(UserError, match="is empty"):
         load_tokenizer(tmp_path / "empty")
+    with pytest.raises(UserError, match="is no folder"):
+        load_tokenizer(tmp_path / "empty" / "tokenizer.json")
     (tmp_path / "empty" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_tokenizer(tmp_path / "empty")
