@@ -59,7 +59,7 @@ BUDGETS = {
     "readouts": (601, 540),
     "objectives": (1150, 1150),
     "samplers": (752, 690),
-    "data": (1804, 900),
+    "data": (1640, 900),
     "model storage pipeline provenance locking typed": (1400, 1150),
     "metrics diagnostics": (2010, 1750),
     "training": (2580, 1950),
