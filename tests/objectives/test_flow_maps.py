@@ -135,7 +135,7 @@ def test_the_end_of_a_jump_and_its_change_are_those_of_the_jump(path: Path, pred
     state, value = end_and_change(model, x_t, t, s, estimate, change)
     end, speed = torch.func.jvp(lambda end: model.jump(x_t, t, end), (s,), (ones,))
     torch.testing.assert_close(state, end, rtol=0, atol=1e-12)
-    velocity = value if prediction == "velocity" else model.velocity_of(state, value, s)
+    velocity = value if prediction == "velocity" else model.path.velocity_from_x1(state, value, s)
     torch.testing.assert_close(velocity, speed, rtol=0, atol=1e-10)
 
 
