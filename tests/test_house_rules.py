@@ -53,7 +53,7 @@ GLOBAL_SEEDS = {
 
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
-    "__init__ errors tensors shapes types registry schedules paths": (760, 700),
+    "__init__ errors shapes types registry schedules paths": (760, 700),
     "nn": (532, 400),
     "autoencoders": (260, 260),
     "denoisers": (344, 260),
@@ -61,7 +61,7 @@ BUDGETS = {
     "objectives": (1150, 1150),
     "samplers": (768, 600),
     "data": (1803, 900),
-    "model storage pipeline provenance locking typed": (1400, 1150),
+    "model storage pipeline provenance locking": (1400, 1150),
     "metrics diagnostics": (2010, 1750),
     "training": (2560, 1950),
     "cli settings __main__": (2600, 1300),

@@ -11,10 +11,10 @@ from fewstep.errors import UserError
 from fewstep.evaluation.protocol import same_protocol
 from fewstep.evaluation.sweep_row import SweepRow
 from fewstep.evaluation.table import GenerationTable
+from fewstep.registry import check_types
 from fewstep.report.diagnosed import Diagnosed, read_diagnosis, read_training_line
 from fewstep.report.strict_json import Node, read_json, read_json_lines, read_text
 from fewstep.report.training_curves import STAGES, StageLog, read_stage_logs
-from fewstep.typed import check_types
 
 DIAGNOSIS, ROWS = "diagnostics.json", "rows.jsonl"
 NOTHING = "model/, table.json, diagnosis/diagnostics.json, evaluation/rows.jsonl or */csv"
