@@ -60,10 +60,10 @@ BUDGETS = {
     "readouts": (640, 500),
     "objectives": (1150, 1150),
     "samplers": (768, 600),
-    "data": (1803, 900),
+    "data": (1804, 900),
     "model storage pipeline provenance locking": (1400, 1150),
     "metrics diagnostics": (2010, 1750),
-    "training": (2560, 1950),
+    "training": (2580, 1950),
     "cli settings __main__": (2600, 1300),
     "evaluation": (5841, 1700),
     "theory adapters report lab": (6700, 4000),
@@ -71,7 +71,7 @@ BUDGETS = {
 NOT_CORE = {"evaluation", "report", "adapters", "theory", "lab"}
 CORE_LINES = (14_600, 11_000)  # without NOT_CORE
 SRC_LINES = (26_800, 15_000)
-TEST_SHARE = (0.86, 0.75)  # lines of tests to lines of src
+TEST_SHARE = (0.88, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fewstep.diagnostics.cci import TokenConditionals, cci, cci_curve
 from tests.diagnostics.decoders import (
+    LOG_2,
     BalancedCopies,
     MarkovReadout,
     ParallelConditionals,
@@ -57,6 +58,30 @@ def test_a_markov_chain_has_its_entropy_rate_over_its_marginal_entropy() -> None
     assert result["cci_committed_nats"].value == pytest.approx(committed / 5, rel=1e-9)  # all rows have one entropy
     assert result["cci_marginal_nats"].value == pytest.approx(marginal / 5, rel=2e-3)
     assert result["cci"].value == pytest.approx(1 - committed / marginal, abs=2e-3)
+
+
+def test_every_draw_weighs_the_same() -> None:
+    head = BalancedCopies(2, 2)  # first tokens take turns: one leaves the second open, one does not
+    head.transition = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
+    result = cci(head, normal(1, 2), num_draws=32, generator=seeded())
+    marginal = torch.special.entr(torch.tensor([0.75, 0.25], dtype=torch.float64)).sum().item()
+    assert result["cci_committed_nats"].value == pytest.approx((LOG_2 + LOG_2 / 2) / 2, rel=1e-12)
+    assert result["cci_marginal_nats"].value == pytest.approx((LOG_2 + marginal) / 2, rel=1e-12)
+
+
+def test_an_uneven_markov_chain_agrees_with_its_closed_form() -> None:
+    transition = torch.tensor([[0.05, 0.9, 0.05], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0]])
+    chain = MarkovReadout(torch.tensor([0.7, 0.2, 0.1]), transition, 4)
+    committed, marginal = chain.committed_and_marginal_nats()
+    result = cci(chain, normal(20, 2), num_draws=400, generator=seeded())
+    assert result["cci"].value == pytest.approx(1 - committed / marginal, abs=5e-3)
+
+
+def test_few_draws_bias_the_marginal_entropy_and_so_cci_downward() -> None:
+    chain = MarkovReadout(torch.full((64,), 1 / 64), torch.eye(64), 2)
+    few, many = (cci(chain, normal(20, 2), num_draws=num, generator=seeded())["cci"].value for num in (32, 512))
+    assert few < many < 0.5
+    assert few < 0.47
 
 
 def _certain(z: Tensor) -> Tensor:
@@ -114,6 +139,13 @@ def test_a_curve_adds_one_noise_at_every_level_and_tells_the_readout_the_level()
     plain(curve)
 
 
+def test_a_level_where_cci_is_undetermined_is_left_off_the_line() -> None:
+    silent = ParallelConditionals(_certain)
+    curve = cci_curve(lambda level: _Copier(level) if level else silent, normal(3, 2), (0.0, 1.0), generator=seeded())
+    assert curve.curves["cci"].x == (1.0,)
+    assert plain(curve)["rows"][0]["estimate"]["value"] is None
+
+
 def test_one_seed_gives_one_result_also_under_inference_mode() -> None:
     chain, z = MarkovReadout(UNIFORM_3, SYMMETRIC_CHAIN, 4), normal(3, 2)
     first = cci(chain, z, generator=seeded(3))
@@ -126,6 +158,12 @@ def test_one_seed_gives_one_result_also_under_inference_mode() -> None:
 def test_too_few_draws_are_refused(num_draws: int) -> None:
     with pytest.raises(ValueError, match=f"num_draws is {num_draws}: expected at least 32"):
         cci(BalancedCopies(2, 2), normal(2, 3), num_draws=num_draws, generator=seeded())
+
+
+@pytest.mark.parametrize("levels", [(), (-0.1, 0.2), (float("nan"),)])
+def test_bad_levels_are_refused(levels: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="levels are"):
+        cci_curve(_Copier, normal(2, 3), levels, generator=seeded())
 
 
 @settings(deadline=None, max_examples=30)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewstep.diagnostics import flips, result
+from fewstep.diagnostics import flips, response, result
 from fewstep.diagnostics.accuracy import noise_robustness
 from fewstep.diagnostics.boundary import (
     BoundaryPoints,
@@ -29,6 +29,7 @@ from fewstep.diagnostics.response import CATEGORICAL, CONTINUOUS
 from fewstep.diagnostics.result import Result
 from tests.diagnostics.decoders import (
     ConstantReadout,
+    Counted,
     LinearReadout,
     ScalingDecoder,
     SmoothReadout,
@@ -62,11 +63,14 @@ def test_one_position_of_two_tokens_has_dabi_n_wherever_it_is_measured(num_probe
         assert found["dabi_pooled"].value == pytest.approx(7, rel=1e-12)
 
 
-def test_two_orthogonal_positions_at_a_boundary_share_the_sensitivity() -> None:
+@pytest.mark.parametrize(("second", "expected"), [(0.0, 3), (40.0, 6)], ids=["at_a_boundary", "saturated"])
+def test_two_orthogonal_positions_share_the_sensitivity_and_a_saturated_second_one_has_none(
+    second: float, expected: float
+) -> None:
     a, b = torch.linalg.qr(normal(6, 2))[0].T * 3
-    decode = two_token_readout(a, b)
+    decode = two_token_readout(a, b, bias=torch.tensor([0.0, second], dtype=torch.float64))
     points = normal_boundary(decode, torch.zeros(6, 6, dtype=torch.float64), FIRST)
-    assert value(local(decode, points)) == pytest.approx(3)
+    assert value(local(decode, points)) == pytest.approx(expected)
 
 
 def test_a_linear_readout_of_many_tokens_has_the_closed_form_at_any_point() -> None:
@@ -113,6 +117,49 @@ def test_random_probes_agree_with_the_exact_trace() -> None:
     torch.testing.assert_close(one[0], along)
     near, far = ((found[1] / exact - 1).square().mean().sqrt() for found in (drawn, one))
     assert near < 0.05 and far / near == pytest.approx((400 / 12) ** 0.5, rel=0.3)
+
+
+def test_the_exact_trace_is_that_of_the_matrix() -> None:
+    decode = LinearReadout(normal(3, 7, 5), normal(3, 7, seed=1))
+    z, u = normal(4, 5, seed=2), torch.nn.functional.normalize(normal(4, 5, seed=3))
+    along, across = fisher_trace(decode, CATEGORICAL, z, u, num_probes=None, generator=seeded())
+    torch.testing.assert_close(along + across, decode.fisher(z).diagonal(dim1=1, dim2=2).sum(1))
+
+
+@pytest.mark.parametrize("num_probes", [1, 2, 8])
+def test_probes_never_lift_dabi_above_n(num_probes: int) -> None:
+    decode, z = two_token_readout(normal(30), 1e-3 * normal(30, seed=1)), normal(6, 30, seed=2)
+    assert value(local(decode, normal_boundary(decode, z, FIRST), num_probes=num_probes)) <= 30
+
+
+def test_local_dabi_of_64_examples_and_4_positions_costs_at_most_150_evaluations() -> None:
+    sharp = Counted(SmoothReadout(16, 8, 6, scale=30.0))
+    points = normal_boundary(sharp, normal(64, 16), draw_positions(64, 8, 4, seeded()))
+    dabi(sharp, CATEGORICAL, points, rms=1.0, radii=(), generator=seeded())
+    assert 0 < sharp.cost / 4 <= 150  # a fourth of the 256 points at a time
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_half_precision_readouts_under_any_gradient_mode_give_a_result(mode: type) -> None:
+    decode = SmoothReadout(8, 4, 6, dtype=torch.float32)
+
+    def half(z: Tensor) -> Tensor:
+        return decode(z).bfloat16()
+
+    with mode():
+        z, positions = normal(30, 8, dtype=torch.float32), draw_positions(30, 4, 1, seeded())
+        found, exact = (value(local(readout, data_points(readout, z, positions))) for readout in (half, decode))
+    assert found == pytest.approx(exact, rel=0.1)
+
+
+def test_intervals_are_over_examples_and_one_seed_gives_one_result() -> None:
+    decode, z = SmoothReadout(8, 4, 6), normal(20, 8)
+    points = data_points(decode, z, draw_positions(20, 4, 3, seeded()))
+    found, again = (dabi(decode, CATEGORICAL, points, rms=rms(z), generator=seeded(5)) for _ in range(2))
+    assert found == again
+    assert (found.facts["num_examples"], found.facts["num_points"], found["dabi"].num_examples) == (20, 60, 20)
+    for estimate in (row.estimate for row in found.rows):
+        assert estimate.interval.low <= estimate.value <= estimate.interval.high
 
 
 def test_isotropic_draws_at_the_smallest_radius_agree_with_the_local_limit() -> None:
@@ -249,6 +296,28 @@ def test_a_token_whose_logit_has_no_derivative_because_it_is_impossible_does_not
     z, u = normal(4, 1).abs(), torch.ones(4, 1, dtype=torch.float64)
     p = torch.sigmoid(z[:, 0])
     torch.testing.assert_close(CATEGORICAL.local(decode, z, u), p * (1 - p))
+
+
+def test_a_constant_decoder_has_no_response() -> None:
+    decode, z = ConstantReadout(normal(3, 5)), normal(2, 6)
+    for kind in (CATEGORICAL, CONTINUOUS):
+        assert not any(x.any() for x in (kind.finite(decode, z, z, 0.1), kind.local(decode, z, z)))
+        assert not kind.product(decode, z, z).any()
+
+
+def test_work_in_slices_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, z, u = SmoothReadout(6, 3, 5), normal(5, 6, seed=2), normal(5, 6, seed=3)
+
+    def numbers() -> list[Tensor]:
+        return [
+            CATEGORICAL.finite(decode, z, u, 0.1),
+            CATEGORICAL.local(decode, z, u),
+            CATEGORICAL.product(decode, z, u),
+        ]
+
+    whole = numbers()
+    monkeypatch.setattr(response, "NUMBERS_AT_ONCE", 2 * 15)
+    torch.testing.assert_close(numbers(), whole, rtol=1e-12, atol=0)
 
 
 DTYPES = st.sampled_from([torch.float64, torch.float32, torch.bfloat16])

@@ -60,6 +60,13 @@ def test_without_an_isotropic_flip_the_ratio_is_the_rule_of_three_marked_as_a_bo
     plain(result)
 
 
+def test_positions_of_one_example_share_their_draws_and_do_not_tighten_the_bound() -> None:
+    both, c = torch.tensor([[0, 1]]).expand(50, 2), 1.1 / (8 * rms(slab(1.0)))
+    decode = two_token_readout(FIRST_AXIS, FIRST_AXIS)
+    result = dabi_flip(decode, slab(1.0), both, radii=(c,), generator=seeded())
+    assert result.rows[0].estimate.value == pytest.approx(50 * 12 / 3)
+
+
 def test_where_nothing_flips_at_all_the_ratio_is_undetermined() -> None:
     result = flips(1.0, 0.01)
     assert result.rows[0].estimate.value is None
@@ -107,6 +114,21 @@ def test_padding_does_not_count() -> None:
     found = measure((0.5,), mask)
     assert (found.facts["num_tokens"], found.facts["num_points"]) == (2500, 500)
     assert found["aligned_accuracy_at_0.5"].num_examples == 500
+
+
+def test_without_positions_isotropic_accuracy_is_the_same_and_nothing_else_is_there() -> None:
+    z, decode = torch.ones(2000, N, dtype=torch.float64), two_token_readout(AXES[0], AXES[1])
+    ids = decode(z).argmax(-1)
+    found = noise_robustness(decode, z, ids, ids >= 0, None, levels=(0.0, 0.5), generator=seeded())
+    assert found.curves["isotropic"].y == measure((0.0, 0.5)).curves["isotropic"].y
+    assert [row.name for row in found.rows] == ["noise_accuracy_at_0", "noise_accuracy_at_0.5"]
+    assert list(found.curves) == ["isotropic"] and found.facts["num_points"] == 0
+
+
+def test_a_constant_readout_of_one_token_is_robust_to_everything() -> None:
+    ids = torch.zeros(5, 3, dtype=torch.int64)
+    found = noise_robustness(ConstantReadout(normal(3, 1)), normal(5, 4), ids, ids == 0, ids[:, :2], generator=seeded())
+    assert all(row.estimate.value == 1 for row in found.rows)
 
 
 def test_accuracy_and_error_are_shares_that_one_can_count() -> None:

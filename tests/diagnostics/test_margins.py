@@ -107,6 +107,55 @@ def test_a_token_that_overtakes_becomes_the_runner_up() -> None:
     assert top_two_gap(logits) < 1e-3
 
 
+def test_accepted_points_of_a_curved_readout_have_two_leaders_and_the_normal_of_their_margin() -> None:
+    decode, z = SmoothReadout(8, 4, 6), normal(20, 8, seed=3)
+    positions = draw_positions(20, 4, 2, seeded())
+    points = normal_boundary(decode, z, positions)
+    assert points.accepted.double().mean() > 0.9
+    for p in range(2):
+        x, ok = points.z[:, p], points.accepted[:, p]
+        logits = decode(x)[torch.arange(20), positions[:, p]]
+        assert (top_two_gap(logits)[ok] <= 1e-3).all()
+        before = decode(z)[torch.arange(20), positions[:, p]].argmax(-1)
+        assert (logits.topk(2, -1).indices == before[:, None]).any(1)[ok].all()
+        step = 1e-5 * points.direction[:, p]
+        ahead, behind = (decode(x + s * step)[torch.arange(20), positions[:, p]] for s in (1, -1))
+        growth = (ahead - behind).gather(1, before[:, None])[:, 0]
+        assert (growth[ok] > 0).all()  # towards the leader
+    lengths = points.direction[points.accepted].norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
+def test_points_do_not_depend_on_the_gradient_mode_of_the_caller() -> None:
+    decode, found = SmoothReadout(8, 4, 6), []
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode():
+            found.append(normal_boundary(decode, normal(20, 8), draw_positions(20, 4, 2, seeded())).z)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_a_latent_at_a_boundary_is_its_own_boundary_point_at_distance_zero() -> None:
+    decode, z, position = two_token_readout(normal(4)), torch.zeros(3, 4).double(), torch.zeros(3, 1, dtype=torch.int64)
+    points = normal_boundary(decode, z, position)
+    assert points.accepted.all() and not points.z.any()
+    result = boundary_distance(margins(decode, z, position), z, generator=seeded())
+    assert result.facts["mean"].value == 0 and result.picture() is not None
+
+
+def test_a_vanishing_slope_leads_to_no_point_rather_than_to_infinity() -> None:
+    decode = two_token_readout(torch.full((4,), 1e-41), bias=torch.ones(1))
+    points = normal_boundary(decode, normal(3, 4, dtype=torch.float32), torch.zeros(3, 1, dtype=torch.int64))
+    assert points.z.isfinite().all()
+    assert not points.accepted.any()
+
+
+def test_data_points_are_the_latents_with_their_normals() -> None:
+    w, z = normal(6), normal(3, 6, seed=1)
+    points = data_points(two_token_readout(w), z, torch.zeros(3, 2, dtype=torch.int64))
+    torch.testing.assert_close(points.z[:, 1], z)
+    torch.testing.assert_close((points.direction[:, 1] @ w).abs(), w.norm().expand(3))
+
+
 @pytest.mark.parametrize("vocab_size", [1, 5])
 def test_without_a_gradient_no_point_is_accepted(vocab_size: int) -> None:
     z, positions = normal(3, 6), torch.zeros(3, 1, dtype=torch.int64)
@@ -163,6 +212,8 @@ def test_worst_direction_is_the_leading_eigenvector_of_the_information() -> None
     segment = segment_points(normal(2, 3), normal(2, 3, seed=1), "midpoint")
     found = worst_direction(scaling, CONTINUOUS, segment, num_iterations=50, generator=seeded())
     torch.testing.assert_close(found.direction[..., 1].abs(), torch.ones(2, 1, dtype=torch.float64))
+    flat = worst_direction(ConstantReadout(normal(2, 4)), CATEGORICAL, segment, generator=seeded())
+    torch.testing.assert_close(flat.direction.norm(dim=-1), torch.ones(2, 1, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("positions", [torch.zeros(2, 1, dtype=torch.int64), torch.zeros(3), torch.zeros(3, 1)])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewstep.diagnostics.trajectories import decidedness, decision_step, late_flip_rate
+from fewstep.diagnostics.trajectories import decidedness, decision_step, late_flip_rate, unigram_collision
 from fewstep.paths import linear_path
 from fewstep.samplers import FlowSampler
 from tests.diagnostics.decoders import normal, plain, seeded
@@ -101,6 +101,18 @@ def test_a_corpus_of_one_token_leaves_it_undetermined() -> None:
     plain(result)
 
 
+def test_unigram_collision_is_the_sum_of_squared_shares() -> None:
+    assert unigram_collision(torch.tensor([[0, 0, 1], [2, 9, 9]])) == pytest.approx((4 + 1 + 1 + 4) / 36)
+
+
+def test_pairs_need_two_continuations() -> None:
+    with pytest.raises(ValueError, match="num_continuations is 1"):
+        decidedness(
+            _draws(torch.ones(2), 3), _same, [(0.0, normal(2, 2))],
+            num_continuations=1, unigram_collision=0.1, generator=seeded(),
+        )  # fmt: skip
+
+
 PREDICTIONS = [
     torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]),
     torch.tensor([[1, 2, 1, 1], [0, 0, 5, 0]]),
@@ -126,6 +138,12 @@ def test_a_trajectory_of_one_step_settles_at_once_and_has_no_late_flip() -> None
     steps = decision_step(PREDICTIONS[:1], _same, generator=seeded())
     assert steps.curves["shares"].y == (1.0,) and steps["decision_step"].value == 1
     plain(late), plain(steps)
+
+
+def test_no_prediction_leaves_late_flips_undetermined_and_has_no_step() -> None:
+    assert late_flip_rate([], _same, generator=seeded())["late_flip_rate"].value is None
+    with pytest.raises(ValueError, match="no predictions"):
+        decision_step([], _same, generator=seeded())
 
 
 @settings(deadline=None, max_examples=30)

@@ -105,6 +105,12 @@ def test_flips_of_two_points_are_those_of_a_gaussian_tail_for_posterior_mean_and
     assert result.facts["num_points"] == 5000
 
 
+def test_isotropic_steps_of_the_posterior_means_length_flip_half_as_often_on_a_line() -> None:
+    # Whatever reaches over the boundary does so in one of two directions.
+    result = _of_mixture(two_token_mixture(linear_path(), 1.0, 0.0), _two_token_data(5000, 1, 0.0), num_noises=4)
+    torch.testing.assert_close(heights(result, "matched"), normal_cdf(-1 / _scales(result)) / 2, atol=0.012, rtol=0)
+
+
 def test_isotropic_steps_of_the_posterior_means_length_spread_over_all_positions() -> None:
     z = _two_token_data(200, 100, 0.0)
     result = _of_mixture(two_token_mixture(linear_path(), 1.0, 0.0), z)
@@ -178,6 +184,47 @@ def test_flips_that_are_the_tube_are_fitted_without_error(path: Path, c: float) 
     assert result["tube_c"].interval.low <= result["tube_c"].value <= result["tube_c"].interval.high
 
 
+def test_a_tube_twice_as_far_has_twice_the_c_for_the_same_flips() -> None:
+    mixture, z, positions = two_token_mixture(linear_path(), 1.0, 0.4), _two_token_data(60, 20, 0.4), (60, 20)
+    near, far = (
+        tube(
+            mixture.logits, mixture.denoise, mixture.path, z, _all_positions(*positions), TIMES,
+            distances=scale * z.abs()[..., 0], generator=seeded(),
+        )["tube_c"].value
+        for scale in (1, 2)
+    )  # fmt: skip
+    assert far == pytest.approx(2 * near, rel=1e-9)
+
+
+def test_only_the_given_positions_are_looked_at() -> None:
+    mixture, z = two_token_mixture(linear_path(), 1.0, 0.0), _two_token_data(40, 6, 0.0)
+    z[:, :3] = 1e3  # never flips
+    still, flipping = (
+        tube(
+            mixture.logits, mixture.denoise, mixture.path, z, torch.tensor([[0, 2]]).expand(40, 2) + first, TIMES,
+            distances=torch.ones(40, 2), generator=seeded(),
+        )
+        for first in (0, 3)
+    )  # fmt: skip
+    assert not heights(still, "isotropic").any()
+    assert heights(flipping, "isotropic")[-1] > 0.2
+
+
+def test_many_tokens_are_told_apart_by_the_nearest_centre() -> None:
+    centres = 2 * normal(7, 4)
+    z = centres[torch.randint(7, (20, 5), generator=seeded())] + 0.1 * normal(20, 5, 4, seed=3)
+    result = _of_mixture(Positions(Mixture(linear_path(), centres, 0.1)), z, times=(0.05, 0.5, 0.98))
+    assert heights(result, "flips")[0] == 0
+    assert 0.5 < heights(result, "flips")[-1] <= 6 / 7 + 0.1  # next to no data left: a guess among seven
+
+
+def test_latents_on_a_boundary_always_count_to_the_tube() -> None:
+    z = _two_token_data(30, 4, 0.3)
+    z[:, 0] = 0
+    mass = heights(_of_mixture(two_token_mixture(linear_path(), 1.0, 0.3), z), "mass")
+    assert len(mass) == len(TIMES) and bool(((mass >= 0.25) & (mass <= 1)).all())
+
+
 def test_rows_curves_and_json_carry_the_fit_and_every_curve() -> None:
     result = _of_mixture(two_token_mixture(linear_path(), 1.0, 0.4), _two_token_data(20, 10, 0.4))
     assert [row.name for row in result.rows] == ["tube_c", "tube_fit_error"]
@@ -238,6 +285,15 @@ def test_where_every_c_fits_alike_it_is_undetermined_and_says_so(case: str) -> N
 def test_times_outside_the_open_interval_are_refused(times: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="all strictly between 0 and 1"):
         _of_mixture(two_token_mixture(linear_path(), 1.0, 0.3), _two_token_data(3, 4, 0.3), times=times)
+
+
+def test_positions_of_another_batch_are_refused() -> None:
+    mixture, z = two_token_mixture(linear_path(), 1.0, 0.3), _two_token_data(3, 4, 0.3)
+    with pytest.raises(ValueError, match="positions have shape"):
+        tube(
+            mixture.logits, mixture.denoise, mixture.path, z, torch.zeros(2, 4, dtype=torch.long), TIMES,
+            distances=torch.ones(3, 4), generator=seeded(),
+        )  # fmt: skip
 
 
 @settings(deadline=None, max_examples=15)
@@ -310,6 +366,19 @@ def test_the_flow_of_a_gaussian_mixture_agrees_with_its_closed_form_and_finite_d
     assert result.facts["peak_time"] == times[max(range(4), key=exact.__getitem__)]
     assert result.rows[0].name == "stiffness_peak"
     plain(result)
+
+
+def test_more_iterations_only_raise_the_value_towards_the_largest_singular_value() -> None:
+    matrix = normal(30, 30)
+    results = [
+        stiffness(lambda x, t: x @ matrix.T, [(0.5, normal(3, 30))], num_iterations=num, generator=seeded())
+        for num in (1, 3, 10, 100)
+    ]
+    values, largest = [result["stiffness_peak"].value for result in results], float(torch.linalg.svdvals(matrix)[0])
+    assert values == sorted(values) and values[0] < 0.95 * values[-1]
+    assert values[-1] <= largest * (1 + 1e-12)
+    assert values[-1] == pytest.approx(largest, rel=2e-2)
+    assert results[0].facts["last_growth"] == 1 and results[-1].facts["last_growth"] < 1e-3
 
 
 class _Attending(nn.Module):

@@ -20,6 +20,7 @@ from fewstep.evaluation.adapters import (
 )
 from fewstep.evaluation.measurements import measure_decidedness, measure_late_flips
 from fewstep.evaluation.subject import Subject
+from fewstep.samplers import FlowSampler
 from fewstep.shapes import randn
 from tests.bundles import BLOCK_SIZE, tiny_bundle, with_identity
 from tests.evaluation.subjects import mild_bundle, tiny_subject
@@ -76,6 +77,20 @@ def test_the_head_is_told_the_level_and_adds_no_noise(subject: Subject) -> None:
             torch.testing.assert_close(found, expected)
             assert torch.equal(conditionals(level).given(subject.ids)(subject.z), found)
         assert not torch.allclose(found, conditionals(0.0).logits(subject.z, subject.ids), atol=0.1)
+
+
+def test_a_row_of_the_head_depends_on_its_own_latent_and_tokens_alone(subject: Subject) -> None:
+    z, ids = subject.z.clone(), subject.ids.clone()
+    z[1:] += 1
+    ids[1:] = ids[1:].flip(1)
+    head = conditionals()
+    with torch.no_grad():
+        ours, theirs = head.logits(subject.z, subject.ids), head.logits(z, ids)
+    torch.testing.assert_close(ours[0], theirs[0])
+    assert not torch.allclose(ours[1], theirs[1], atol=0.1)
+    drawn = [head.draw(latents, torch.Generator().manual_seed(5)) for latents in (subject.z, z)]
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 def test_decoder_velocity_and_estimate_are_the_parts_own_with_every_position_real(subject: Subject) -> None:
@@ -161,6 +176,17 @@ def test_going_on_takes_exactly_the_steps_that_are_left_with_all_noise_anew(subj
         torch.testing.assert_close(end, states[-1], rtol=1e-4, atol=1e-4)
         other = go_on(x_t, t, torch.Generator().manual_seed(8))
         assert torch.equal(end, other) == (step == NUM_STEPS - 1)
+
+
+def test_going_on_from_the_start_is_a_whole_run_with_fresh_noise(subject: Subject) -> None:
+    generator, x_0 = subject.generator, subject.starts("trajectory")
+    flow = generator.model.flow()
+    sampler = FlowSampler(flow.path, grid=generator.default_grid(), reinjection=1.0)
+    with torch.no_grad():
+        whole = sampler.sample(flow, x_0, num_steps=4, generator=torch.Generator().manual_seed(2))
+    end = continuation(generator, 4, whole.times)(x_0, 0.0, torch.Generator().manual_seed(2))
+    torch.testing.assert_close(end, whole.x_1)
+    assert not end.requires_grad
 
 
 def test_a_model_is_looked_at_by_steps_that_it_was_trained_for(subject: Subject) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.adapters import TextDecoder
+from fewstep.evaluation import decoder_diagnosis
 from fewstep.evaluation.decoder_diagnosis import DECODER_MEASUREMENTS, diagnose_decoder
 
 EXAMPLES, TOKENS, VOCABULARY, DIM = 4, 3, 8, 4
@@ -52,6 +53,15 @@ def test_the_unit_of_the_latents_moves_no_figure() -> None:
     nats = small["results"]["cci_noise"]["curves"]["marginal"]["y"]
     assert len(set(nats)) == len(nats)  # the noise is felt
     assert 0 < small["table"]["cci_noise_0"]["value"] < 1
+
+
+def test_the_number_of_examples_held_at_once_moves_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = figures(decoder(1.0))["table"]
+    monkeypatch.setattr(decoder_diagnosis, "NUMBERS_AT_ONCE", 1)
+    single = figures(decoder(1.0))["table"]
+    assert {name: row["value"] for name, row in single.items()} == pytest.approx(
+        {name: row["value"] for name, row in whole.items()}, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", DECODER_MEASUREMENTS)

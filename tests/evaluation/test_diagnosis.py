@@ -13,6 +13,7 @@ import torch
 
 from fewstep.diagnostics.result import Estimate, Result, Row
 from fewstep.errors import UserError
+from fewstep.evaluation.adapters import reading, sampled
 from fewstep.evaluation.diagnosis import Diagnosis, diagnose_text, run_all
 from fewstep.evaluation.measurements import MEASUREMENTS, DabiEffort, Measurement
 from fewstep.evaluation.processes import Processes
@@ -90,6 +91,28 @@ def test_measuring_leaves_weights_flags_gradients_modes_and_random_numbers_as_th
     _, before, after = watched
     assert before.keys() == after.keys()
     assert [name for name in before if before[name] != after[name]] == []
+
+
+def test_every_measurement_is_there_once_in_the_order_of_the_table(whole: Diagnosis) -> None:
+    results, rows = [result.name for result in whole.results], [row.name for row in whole.rows()]
+    assert len(set(results)) == len(results) == len(whole.to_dict()["results"])
+    assert len(set(rows)) == len(rows) == len(whole.to_dict()["table"])
+    assert results[:3] == ["dabi", "dabi_segment", "dabi_data"]
+    assert whole.left_out == {}
+
+
+def test_late_flips_are_those_of_the_models_own_trajectory(bundle: SavedModel, whole: Diagnosis) -> None:
+    subject = tiny_subject(bundle)
+    ids = [reading(subject)(x1_hat) for x1_hat in sampled(subject).predictions]
+    rate = float((ids[-1] != ids[-2]).double().mean())
+    assert whole.estimate("late_flip_rate").value == pytest.approx(rate)
+    assert 0 < rate < 1
+
+
+def test_cci_at_generated_latents_needs_a_flow_and_the_curve_does_not(bundle: SavedModel, whole: Diagnosis) -> None:
+    found = diagnose_text(tiny_subject(only(bundle, "autoencoder", "readout", "head")), "m", only=["cci"])
+    assert [result.name for result in found.results] == ["cci_noise"]
+    assert figures(found)["cci_noise"] == figures(whole)["cci_noise"]
 
 
 @pytest.mark.parametrize("name", MEASUREMENTS)

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from fewstep.diagnostics.boundary import BoundaryPoints, segment_points, worst_direction
+from fewstep.diagnostics.dabi import RADII
 from fewstep.diagnostics.response import CONTINUOUS
 from fewstep.errors import UserError
-from fewstep.evaluation.diagnosis import Diagnosis
+from fewstep.evaluation.diagnosis import Diagnosis, diagnose_text
 from fewstep.evaluation.image_diagnosis import IMAGE_MEASUREMENTS, diagnose_images, make_image_subject
 from fewstep.evaluation.subject import ImageSubject, noise_source
 from fewstep.report import write_picture
+from tests.evaluation.subjects import tiny_subject
 from tests.images import tiny_image_model
 
 NUM = 12
@@ -105,6 +107,17 @@ def test_a_seed_gives_the_same_figures_alone_and_under_inference_mode_and_anothe
     assert (other["seed"], other["n"], other["num_examples"]) == (1, 8, NUM)
 
 
+def test_measuring_leaves_the_model_and_random_numbers_as_they_were() -> None:
+    model = tiny_image_model()
+    module, numbers = model.image_autoencoder(), torch.get_rng_state()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    diagnose_images(make_image_subject(model, num_examples=NUM, seed=0), "images", only=["dabi_worst"])
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in module.parameters())
+    assert not module.training
+
+
 def test_table_json_and_pictures_are_those_of_images(diagnosis: Diagnosis, tmp_path: Path) -> None:
     stored = json.loads(diagnosis.to_json())
     assert (stored["kind"], stored["num_positions"], stored["left_out"]) == ("images", None, {})
@@ -114,6 +127,24 @@ def test_table_json_and_pictures_are_those_of_images(diagnosis: Diagnosis, tmp_p
     for name, picture in diagnosis.pictures().items():
         write_picture(picture, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_and_images_store_the_protocol_that_their_dabi_was_measured_by() -> None:
+    data = {"source": "lines", "fingerprint": "abc"}
+    text = diagnose_text(tiny_subject(), "a model", only=["dabi"], data=data)
+    images = diagnose_images(make_image_subject(tiny_image_model(), num_examples=5, seed=3), "images")
+    for diagnosis, expected in (
+        (text, {"examples": 4, "positions": 2, "block_length": 8, "seed": 0, "data": data}),
+        (images, {"examples": 5, "positions": None, "block_length": None, "seed": 3, "data": None}),
+    ):
+        protocol = json.loads(diagnosis.to_json())["protocol"]
+        assert {name: protocol[name] for name in expected} == expected
+        assert protocol["response"] == "whole output"
+        facts = diagnosis.results[0].facts
+        assert protocol["radii"] == list(RADII) == list(facts["radii"])
+        assert (protocol["num_isotropic"], protocol["num_probes"]) == (facts["num_isotropic"], facts["num_probes"])
+        assert {"fewstep", "torch"} <= set(protocol["versions"])
+    assert text.protocol["num_isotropic"] != images.protocol["num_isotropic"]
 
 
 def test_the_latents_are_those_of_held_out_images() -> None:

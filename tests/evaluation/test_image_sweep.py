@@ -1,5 +1,7 @@
 """The image control's sweep: what its distances mean, what a row says, and that a stopped sweep goes on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy import stats
@@ -114,6 +116,17 @@ def test_settings_that_the_model_was_not_trained_for_are_left_out() -> None:
         small(tiny_image_model())
     with pytest.raises(UserError, match="from 2 to 1700, the train images"):
         small(tiny_image_flow(), num_samples=1701)
+
+
+def test_rows_that_are_done_are_not_measured_again_and_models_on_one_autoencoder_share_the_yardstick() -> None:
+    rows = list(small(tiny_image_flow()).rows())
+    assert len(rows) == 5
+    rest = list(small(tiny_image_flow()).rows(rows[:2]))
+    assert [replace(row, seconds=None) for row in rest] == [replace(row, seconds=None) for row in rows[2:]]
+    other = list(small(tiny_image_flow(seed=1)).rows(rows))
+    assert [row.setting for row in other] == [row.setting for row in rows[1:]]
+    assert {row.protocol_hash for row in [*rows, *other]} == {rows[0].protocol_hash}
+    assert small(tiny_image_flow(), num_samples=21).protocol_hash != rows[0].protocol_hash
 
 
 def row(name: str, num_steps: int | None, reinjection: float | None, latents: float) -> ImageRow:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.diagnostics.result import Result
 from fewstep.evaluation.adapters import HeadConditionals
-from fewstep.evaluation.listening import listening
+from fewstep.evaluation.listening import listening, listening_curve
 from fewstep.evaluation.measurements import measure_listening
 from fewstep.readouts import CommitmentHead
 from tests.bundles import tiny_bundle
@@ -90,6 +90,15 @@ def test_the_right_and_the_other_latent_hold_the_same_noise_and_none_has_the_rms
     assert abs(float((blank * z).mean())) < 5 * (1 + 1.5**2) ** 0.5 / z.numel() ** 0.5
 
 
+def test_padding_does_not_count(generator: torch.Generator) -> None:
+    z, ids, mask = texts(generator)
+    plain, changed = (
+        listening(Copying(deaf=False), z, tokens, mask, 0.5, torch.Generator().manual_seed(1))
+        for tokens in (ids, torch.where(mask, ids, (ids + 1) % V))
+    )
+    assert plain == changed
+
+
 def test_a_real_head_is_measured_by_its_own_loss(generator: torch.Generator) -> None:
     subject = tiny_subject()
     head, mask = subject.generator.model.commitment_head(), torch.ones_like(subject.ids).bool()
@@ -110,3 +119,17 @@ def test_the_measurement_reads_at_the_heads_own_level_and_draws_a_curve() -> Non
     json.dumps([own.to_dict(), curve.to_dict()], allow_nan=False)
     assert own.picture() is None
     assert measure_listening(tiny_subject(num_examples=1)) == ()
+
+
+def test_input_that_does_not_fit_is_refused(generator: torch.Generator) -> None:
+    z, ids, mask = texts(generator)
+    head = Copying(deaf=True)
+    for make, message in (
+        (lambda: listening(head, z[:1], ids[:1], mask[:1], 0.0, generator), "at least two examples"),
+        (lambda: listening(head, z, ids[:-1], mask[:-1], 0.0, generator), "one latent a text"),
+        (lambda: listening(head, z, ids, mask, -1.0, generator), "level is -1.0"),
+        (lambda: listening(head, z, ids, mask, 0.0, generator, blank_level=float("nan")), "blank_level is nan"),
+        (lambda: listening_curve(head, z, ids, mask, (), generator), "at least one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from scipy.linalg import sqrtm
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from fewstep.metrics.frechet import Moments, frechet_distance, moments
 
@@ -32,6 +33,40 @@ def test_it_agrees_with_the_matrix_root_of_scipy_and_is_symmetric() -> None:
     expected = float((first.mean - second.mean).square().sum()) + traces
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
     assert frechet_distance(second, first) == pytest.approx(expected, rel=1e-9)
+
+
+class Flat(nn.Module):
+    """Pixels as features, in the form that torchmetrics asks for."""
+
+    num_features = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def test_it_agrees_with_torchmetrics() -> None:
+    noise = torch.Generator().manual_seed(0)
+    real, generated = torch.rand(60, 3, 2, 2, generator=noise), torch.rand(50, 3, 2, 2, generator=noise) ** 2
+    theirs = FrechetInceptionDistance(feature=Flat(), normalize=True, input_img_size=(3, 2, 2)).set_dtype(torch.float64)
+    theirs.update(real, real=True)
+    theirs.update(generated, real=False)
+    assert frechet_distance(moments(real), moments(generated)) == pytest.approx(float(theirs.compute()), rel=1e-4)
+
+
+def test_moments_are_those_of_the_samples_with_the_unbiased_covariance() -> None:
+    samples = gaussians(3)
+    found = moments(samples.reshape(200, 2, 3).float())
+    assert found.num_samples == 200
+    torch.testing.assert_close(found.mean, samples.mean(0), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.covariance, torch.cov(samples.T), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("features", [torch.zeros(1, 3), torch.full((3, 2), torch.nan)])
+def test_what_has_no_moments_is_refused(features: Tensor) -> None:
+    with pytest.raises(ValueError, match="at least 2, and finite"):
+        moments(features)
+    with pytest.raises(ValueError, match="6 features against 5"):
+        frechet_distance(moments(gaussians(1)), moments(gaussians(1, 5)))
 
 
 def test_it_is_zero_for_equal_samples_also_where_they_span_less_than_the_features() -> None:

@@ -85,6 +85,12 @@ def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert np.mean(widths) == pytest.approx(2 * 1.96 * 2 / math.sqrt(40), rel=0.08)
 
 
+def test_the_bootstrap_draws_whole_rows() -> None:
+    values = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
+    interval = bootstrap_interval(values, lambda rows: rows[:, 1].sum() / rows[:, 0].sum(), 50, torch.Generator())
+    assert (interval.low, interval.high) == pytest.approx((10.0, 10.0))
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -188,6 +194,12 @@ def test_repetition_shares_equal_a_plain_count_of_each_sample(n: int) -> None:
     assert repeated_ngrams(ids, n, mask) == pytest.approx(float(shares[~shares.isnan()].mean()))
 
 
+def test_a_word_over_and_over_repeats_and_a_count_does_not() -> None:
+    assert repeated_ngrams(torch.full((2, 13), 5)) == pytest.approx(0.9)
+    assert repeated_ngrams(torch.arange(26).reshape(2, 13)) == 0.0
+    assert repeated_ngrams(torch.arange(13).repeat(3, 1)) == 0.0, "equal samples repeat each other, not themselves"
+
+
 def test_without_its_package_mauve_is_one_line_that_tells_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mauve", None)
     with pytest.raises(UserError, match=r"pip install 'fewstep\[mauve\]'"):
@@ -207,3 +219,10 @@ def test_mauve_gets_the_features_the_seed_and_the_scaling(monkeypatch: pytest.Mo
     assert mauve_score(torch.zeros(4, 3).double(), torch.ones(2, 3), seed=7) == 0.25
     assert seen["samples"].shape == (2, 3) and seen["real"].shape == (4, 3)
     assert (seen["seed"], seen["mauve_scaling_factor"]) == (7, 5.0)
+
+
+def test_mauve_tells_equal_texts_from_other_ones(generator: torch.Generator) -> None:
+    pytest.importorskip("mauve")
+    real, same = torch.randn(2, 100, 4, generator=generator)
+    other = 5 + 3 * torch.randn(100, 4, generator=generator)
+    assert mauve_score(real, same) > 0.7 > 0.3 > mauve_score(real, other)

@@ -29,6 +29,7 @@ from fewstep.training.callbacks import (
     StepBar,
     WeightAverage,
 )
+from fewstep.training.callbacks.diagnostics import check_measurements
 from fewstep.training.callbacks.progress import check_wandb, default_loggers, finish_wandb
 from fewstep.training.data_modules import StepDataModule
 from fewstep.training.module import TrainingModule, announce
@@ -221,6 +222,8 @@ def check_settings(config: Namespace) -> None:
     name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", ""))
     if name.rpartition(".")[2].lower().startswith(SHARDING):
         raise UserError(f"trainer.strategy is {name}: every process keeps whole weights here; give ddp (docs/scale.md)")
+    if config.diagnostics.measurements is not None:  # before the text is read
+        check_measurements(config.diagnostics.measurements)
     model, data = config.model.class_path, config.data.class_path
     expected = named(model).data_class
     if not issubclass(named(data), expected):

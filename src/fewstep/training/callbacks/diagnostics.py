@@ -32,7 +32,7 @@ class Diagnostics(Callback):
     latest figures, which wandb gets too; at the end the latest values are printed.
 
     Listed before :class:`.WeightAverage`, which takes the average out of the model when the validation epoch ends. A
-    resumed run keeps the lines up to its first step.
+    resumed run keeps the lines up to its first step. Raises ``UserError`` for a name that is no measurement.
     """
 
     def __init__(
@@ -49,6 +49,8 @@ class Diagnostics(Callback):
                 f"diagnostics.num_examples is {num_examples}, num_positions {num_positions}, every_n_validations "
                 f"{every_n_validations}: expected at least 2, at least 1, and at least 0 (never)"
             )
+        if measurements is not None:
+            check_measurements(measurements)
         self.folder = Path(folder)
         self.num_examples = num_examples
         self.num_positions = num_positions
@@ -147,6 +149,13 @@ class Diagnostics(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(f"diag_pictures/{result.name}", [str(file)], step=trainer.global_step)
+
+
+def check_measurements(names: list[str]) -> None:
+    """Raise ``UserError`` for a name that is no measurement."""
+    from fewstep.training.callbacks.measuring import chosen_measurements
+
+    chosen_measurements(names)
 
 
 def table(rows: "tuple[Row, ...]") -> str:

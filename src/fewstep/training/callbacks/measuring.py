@@ -12,7 +12,7 @@ from fewstep.diagnostics.decoding import rms
 from fewstep.diagnostics.result import Result
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks
-from fewstep.evaluation.measurement import MIN_EXAMPLES, choose
+from fewstep.evaluation.measurement import MIN_EXAMPLES, Measurement, choose
 from fewstep.evaluation.measurements import MEASUREMENTS
 from fewstep.evaluation.subject import Subject, make_subject
 from fewstep.model import SavedModel
@@ -25,12 +25,20 @@ MAX_LOGITS = 2**28
 """Of one call of the readout: a large vocabulary takes fewer blocks."""
 
 
+def chosen_measurements(names: Sequence[str] | None) -> dict[str, Measurement]:
+    """The measurements ``names``, all for None. Raises ``UserError`` for a name that is none."""
+    try:
+        return choose(MEASUREMENTS, names)
+    except UserError as error:
+        raise UserError(f"diagnostics.measurements: {error}") from None
+
+
 def measure(stage: str, names: Sequence[str] | None, subject: Subject) -> tuple[Result, ...]:
     """The results of the measurements ``names``, each in its brief version; None: those of the ``stage``.
 
     Raises ``UserError`` for an unknown name, and for one that needs parts that the model does not have yet.
     """
-    chosen = choose(MEASUREMENTS, names)
+    chosen = chosen_measurements(names)
     if names is None:
         chosen = {name: measurement for name, measurement in chosen.items() if stage in measurement.stages}
     bundle = subject.generator.model
