@@ -28,7 +28,7 @@ def test_after_fit_every_number_of_the_latents_has_unit_variance() -> None:
 
 
 def test_a_row_depends_on_its_own_image_only() -> None:
-    model, images = tiny_image_model(), Digits().held_out(4)
+    model, images = tiny_image_model().image_autoencoder(), Digits().held_out(4)
     z = model.encode(images)
     torch.testing.assert_close(model.encode(images[2:3]), z[2:3], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.decode(z[2:3]), model.decode(z)[2:3], rtol=1e-5, atol=1e-5)
@@ -81,6 +81,6 @@ def test_sizes_that_do_not_fit_are_told() -> None:
     with pytest.raises(ValueError, match="width is 0"):
         ImageAutoencoder(1, 8, width=0)
     with pytest.raises(ValueError, match=r"\(1, 3, 8, 8\): expected \(B, \*\(1, 8, 8\)\)"):
-        tiny_image_model().encode(torch.rand(1, 3, 8, 8))
+        tiny_image_model().image_autoencoder().encode(torch.rand(1, 3, 8, 8))
     with pytest.raises(ValueError, match=r"noise_level_max is -1"):
         ImageReconstruction(noise_level_max=-1)

@@ -144,7 +144,7 @@ def test_a_base_model_that_does_not_fit_is_told(
     write_text(tmp_path / "text.jsonl")
     for base, named in (
         (tmp_path / "none", "does not exist"),
-        (tmp_path, "has no tokenizer"),
+        (tmp_path, "is not a model folder"),
         (damaged, "cannot be read"),
     ):
         message = refusal(capsys, [*arguments, f"--model.autoencoder={base}"])
