@@ -42,10 +42,9 @@ from fewstep.data import (
     collate,
     load_tokenizer,
     prepare_corpus,
-    streaming_corpus,
     train_tokenizer,
 )
-from fewstep.data.packing import make_packer
+from fewstep.data.packing import BlockPacker
 from fewstep.data.sources import speeches
 from fewstep.data.tokenizer import DocumentEncoder
 from fewstep.denoisers import RegressionDenoiser
@@ -84,7 +83,7 @@ def tokenising(tokenizer: Any, length: int, megabytes: int, repeats: int) -> dic
         for text in texts:
             tokenizer.backend_tokenizer.encode_batch_fast([text], add_special_tokens=False)
         found["tokenizer alone"].append(size / (time.process_time() - start))
-        packer, start = make_packer(tokenizer, length, True), time.process_time()
+        packer, start = BlockPacker(tokenizer, length, True), time.process_time()
         for text in texts:
             packer.add(encoder.encode([text]))
         found["tokenise and pack"].append(size / (time.process_time() - start))
@@ -103,7 +102,7 @@ def child(mode: str, settings: CorpusSettings, batch_size: int, num_batches: int
     threading.Thread(target=watch, daemon=True).start()
     start = time.perf_counter()
     if mode == "streamed":
-        loader = DataLoader(streaming_corpus(settings).train, batch_size, collate_fn=collate)
+        loader = DataLoader(prepare_corpus(settings).train, batch_size, collate_fn=collate)
     else:
         rows = prepare_corpus(settings).train
         order = StepBatchSampler(len(rows), batch_size, num_batches, seed=0)

@@ -153,7 +153,7 @@ class Study:
         """Yardsticks, then latents of real text read back, then the flow."""
         total = self.args.samples * self.args.seeds
         held_out, _ = held_out_blocks(self.corpus.validation, min(total, len(self.corpus.validation)))
-        counts = token_counts(self.corpus.train, len(self.bundle.tokenizer))
+        counts = token_counts(self.corpus.train, self.corpus.report.vocabulary)
         if len(held_out.ids) == total:
             beside = yardsticks(self.bundle, held_out, counts, self.args.samples, seed=0)
             for group in [*beside, *(ReadBack(self.bundle, held_out.ids, self.args.samples, one) for one in READ)]:

@@ -79,7 +79,7 @@ class Lab:
         self.recipe = recipe
         self.budget = budget
         self.corpus = prepare_corpus(CorpusSettings(vocab_size=recipe.vocab_size, block_size=recipe.block_size))
-        self.vocab_size = len(self.corpus.tokenizer)
+        self.vocab_size = self.corpus.report.vocabulary
         self.language_model = CausalTransformer(self.vocab_size, width=192, depth=4, num_heads=3)
         file = folder / f"scorer_{recipe.vocab_size}_{recipe.block_size}.pt"
         if file.exists():

@@ -26,17 +26,6 @@ def test_a_resumed_run_sees_exactly_the_rest(size, start):
         assert len(rest) == 25 == len(whole)
 
 
-@given(sizes)
-@settings(max_examples=60, deadline=None)
-def test_ranks_together_see_what_one_process_with_the_whole_batch_sees(size):
-    batch, world, spare, seed = size
-    count = batch * world + spare
-    ranks = zip(*(StepBatchSampler(count, batch, 20, seed, rank, world) for rank in range(world)), strict=True)
-    one = list(StepBatchSampler(count, batch * world, 20, seed))
-    assert [list(chain(*step)) for step in ranks] == one
-    assert all(len(set(step)) == batch * world for step in one)
-
-
 @given(sizes, st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
 def test_processes_share_the_batches_that_one_would_accumulate(size, accumulated):
@@ -50,6 +39,7 @@ def test_processes_share_the_batches_that_one_would_accumulate(size, accumulated
     assert list(chain(*zip(*parts, strict=True))) == list(alone)
     whole = StepBatchSampler(count, batch * world * accumulated, 12, seed)
     assert list(chain(*alone)) == list(chain(*whole)), "a step's examples depend on their number alone"
+    assert all(len(set(step)) == batch * world * accumulated for step in whole)
 
 
 @given(sizes)

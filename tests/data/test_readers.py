@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fewstep.data import prepare_corpus, streaming_corpus
+from fewstep.data import prepare_corpus
 from fewstep.data.readers import read_file
 from fewstep.errors import UserError
 from tests.data.texts import make_text, write_jsonl
@@ -57,7 +57,7 @@ def test_every_kind_of_file_gives_the_same_blocks_prepared_and_the_same_validati
     expected = prepare_corpus(make_settings(write_jsonl(tmp_path / "expected.jsonl", TEXTS)))
     path = write_kind(tmp_path, kind)
     corpus = prepare_corpus(make_settings(path))
-    streamed = streaming_corpus(make_settings(path, streaming=True))
+    streamed = prepare_corpus(make_settings(path, streaming=True))
     assert np.array_equal(corpus.train[:]["input_ids"], expected.train[:]["input_ids"])
     assert np.array_equal(streamed.validation[:]["input_ids"], expected.validation[:]["input_ids"])
     for row, block in zip(corpus.train, streamed.train, strict=False):
@@ -76,7 +76,7 @@ def test_only_the_text_column_is_looked_at(tmp_path, make_settings, streaming):
     write_table(folder / "2.csv", ",")
     settings = make_settings(folder, streaming=streaming)
     if streaming:
-        rows = streaming_corpus(settings).train
+        rows = prepare_corpus(settings).train
         blocks = [block["input_ids"] for block, _ in zip(rows, range(1000), strict=False)]
         assert len(blocks) == 1000
     else:
@@ -161,7 +161,7 @@ def test_a_bad_file_is_named_with_the_place(name, content, expected, streaming, 
     (tmp_path / name).write_bytes(content)
     settings = make_settings(tmp_path / name, streaming=streaming)
     with pytest.raises(UserError) as caught:
-        streaming_corpus(settings) if streaming else prepare_corpus(settings)
+        prepare_corpus(settings)
     assert expected in str(caught.value) or (name == "g.txt" and streaming)
     assert "\n" not in str(caught.value)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.data import StreamingCorpus, collate, prepare_corpus, streaming_corpus, tokenizer_fingerprint
+from fewstep.data import PreparedCorpus, collate, prepare_corpus, tokenizer_fingerprint
 from fewstep.errors import UserError
 from tests.data.texts import make_text, write_jsonl
 
@@ -32,13 +32,13 @@ def write_source(folder, kind="jsonl", files=1):
 
 @pytest.fixture
 def open_corpus(tmp_path, make_settings):
-    def make(kind="jsonl", files=1, rank=0, world_size=1, **changes) -> StreamingCorpus:
+    def make(kind="jsonl", files=1, rank=0, world_size=1, **changes) -> PreparedCorpus:
         folder = tmp_path / f"{kind}{files}"
         if not folder.exists():
             folder.mkdir()
             write_source(folder, kind, files)
         fields = {"streaming": True, "max_documents": DOCUMENTS, "validation_fraction": 0.1, "block_size": 16}
-        return streaming_corpus(make_settings(folder, **(fields | changes)), rank, world_size)
+        return prepare_corpus(make_settings(folder, **(fields | changes)), rank, world_size)
 
     return make
 
@@ -94,7 +94,7 @@ def test_a_stream_of_long_documents_is_not_read_far_for_its_validation_split(ope
 @pytest.mark.parametrize("count", [40, 1001])
 def test_a_stream_holds_out_the_share_that_was_asked_for_of_what_is_there(tmp_path, make_settings, count):
     path = write_jsonl(tmp_path / "a.jsonl", [make_text(seed, words=9) for seed in range(count)])
-    streamed = streaming_corpus(make_settings(path, streaming=True))
+    streamed = prepare_corpus(make_settings(path, streaming=True))
     prepared = prepare_corpus(make_settings(path))
     assert streamed.report.validation == prepared.report.validation
     assert streamed.report.validation.documents == count // 20
@@ -105,7 +105,7 @@ def test_a_stream_holds_out_the_share_that_was_asked_for_of_what_is_there(tmp_pa
 
 def test_a_source_with_splits_of_its_own_is_streamed_without_its_validation_documents(make_settings, monkeypatch):
     monkeypatch.setattr("fewstep.data.corpus.FIRST_DOCUMENTS", 20)
-    corpus = streaming_corpus(make_settings("tests.data.test_corpus.outside_splits", streaming=True))
+    corpus = prepare_corpus(make_settings("tests.data.test_corpus.outside_splits", streaming=True))
     assert corpus.report.validation.documents == 5
     assert all(number % 4 for number in documents_in(list(islice(corpus.train, 300)), corpus.tokenizer))
 
@@ -158,7 +158,7 @@ def test_streams_without_the_field_or_without_train_documents_are_refused(tmp_pa
     path = write_jsonl(tmp_path / "a.jsonl", [make_text(seed) for seed in range(4)], field="body")
     settings = {"streaming": True, "max_documents": 4, "validation_fraction": 0.9}
     with pytest.raises(UserError, match=r"no field 'text'.*\(body, id\)"):
-        streaming_corpus(make_settings(path, **settings))
-    corpus = streaming_corpus(make_settings(path, text_field="body", **settings), rank=1, world_size=2)
+        prepare_corpus(make_settings(path, **settings))
+    corpus = prepare_corpus(make_settings(path, text_field="body", **settings), rank=1, world_size=2)
     with pytest.raises(UserError, match="gives process 1 no train documents"):
         next(iter(corpus.train))

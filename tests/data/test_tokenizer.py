@@ -48,7 +48,7 @@ def test_a_text_that_spells_a_special_token_gets_no_special_token():
 @settings(max_examples=100, deadline=None)
 def test_packing_in_pieces_is_packing_at_once_and_no_token_is_lost(lengths, block, pack, cut):
     documents = [EncodedDocument(np.full(n, 5, np.int32), np.full(n, 3, np.int32)) for n in lengths]
-    once, pieces = BlockPacker(block, 0, 1, pack), BlockPacker(block, 0, 1, pack)
+    once, pieces = BlockPacker(TOKENIZER, block, pack), BlockPacker(TOKENIZER, block, pack)
     whole = once.add(documents)
     parts = [pieces.add(documents[:cut]), pieces.add(documents[cut:])]
     assert np.array_equal(whole["input_ids"], np.concatenate([part["input_ids"] for part in parts]))
@@ -73,6 +73,8 @@ def test_a_folder_without_a_tokenizer_and_an_empty_one_are_refused(tmp_path):
     empty.save_pretrained(tmp_path / "empty")
     with pytest.raises(UserError, match="is empty"):
         load_tokenizer(tmp_path / "empty")
+    with pytest.raises(UserError, match="is no folder"):
+        load_tokenizer(tmp_path / "empty" / "tokenizer.json")
     (tmp_path / "empty" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_tokenizer(tmp_path / "empty")

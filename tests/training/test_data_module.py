@@ -25,7 +25,7 @@ def data_module(workshop: Workshop, rank: int = 0, world_size: int = 1, step: in
     fields = {"source": str(folder / "text.jsonl"), "cache_dir": str(folder / "cache"), "vocab_size": 300}
     fields |= {"block_size": BLOCK_SIZE, "batch_size": BATCH_SIZE, "max_documents": DOCUMENTS, **given}
     data = TextDataModule(**fields)
-    assert data.tokenizer
+    assert data.corpus.tokenizer
     data.trainer = SimpleNamespace(
         global_rank=rank, world_size=world_size, global_step=step, max_steps=20, accumulate_grad_batches=2
     )

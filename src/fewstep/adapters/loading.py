@@ -60,6 +60,8 @@ def model_folder(path_or_name: str, loading: Loading) -> Path:
 
     Raises ``UserError`` where there is neither.
     """
+    from huggingface_hub import constants, snapshot_download
+
     path = Path(path_or_name).expanduser()
     if path.is_dir():
         return path
@@ -68,7 +70,10 @@ def model_folder(path_or_name: str, loading: Loading) -> Path:
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
     patterns += ["*.bin"] if loading.allow_pickle else []
     patterns += ["*.py"] if loading.trust_remote_code else []
-    return hub.model_snapshot(path_or_name, patterns)
+    hub.check_on_hub("model", path_or_name)
+    with hub.one_line_errors("model", path_or_name):
+        offline = constants.HF_HUB_OFFLINE
+        return Path(snapshot_download(path_or_name, allow_patterns=patterns, local_files_only=offline))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

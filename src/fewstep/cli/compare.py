@@ -196,7 +196,7 @@ def text_bench(options: CompareOptions) -> "TextBench":
         bundle,
         scorer,
         make_protocol(options, bundle, scorer, corpus, {}),
-        yardsticks(bundle, held_out, token_counts(corpus.train, len(bundle.tokenizer)), options.samples, seed=0),
+        yardsticks(bundle, held_out, token_counts(corpus.train, corpus.report.vocabulary), options.samples, seed=0),
         TrainText(train_stream(corpus.train), bundle.identity.block_size),
         held_out,
         readouts,

@@ -121,7 +121,7 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "Gen
         table = evaluate_generation(
             generator,
             held_out,
-            token_counts(corpus.train, len(bundle.tokenizer)),
+            token_counts(corpus.train, corpus.report.vocabulary),
             steps=STEPS,
             reinjections=REINJECTIONS,
             progress=progress,

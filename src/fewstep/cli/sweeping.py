@@ -132,7 +132,7 @@ def make_sweep(
     scorer = make_scorer(options, bundle, device)
     corpus = prepared_text(options, bundle, processes, pack=options.pack)
     held_out = held_out_text(options, corpus, pack=options.pack)
-    beside = yardsticks(bundle, held_out, token_counts(corpus.train, len(bundle.tokenizer)), options.samples, seed=0)
+    beside = yardsticks(bundle, held_out, token_counts(corpus.train, corpus.report.vocabulary), options.samples, seed=0)
     grammar = grammar_reference(options.source or bundle.identity.source, bundle.tokenizer)
     mauve = None
     if options.mauve:

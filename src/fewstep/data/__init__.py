@@ -8,43 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewstep.data.batches import StepBatchSampler, collate
-    from fewstep.data.corpus import PreparedCorpus, StreamingCorpus, prepare_corpus, streaming_corpus
+    from fewstep.data.corpus import PreparedCorpus, prepare_corpus
     from fewstep.data.images import Digits, DrawnShapes, ImageSource, image_source
-    from fewstep.data.settings import CorpusSettings
-    from fewstep.data.sources import SOURCES
+    from fewstep.data.sources import SOURCES, CorpusSettings
+    from fewstep.data.stream import BlockStream
     from fewstep.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer, vocabulary_size
 
 __all__ = [
     "SOURCES",
+    "BlockStream",
     "CorpusSettings",
     "Digits",
     "DrawnShapes",
     "ImageSource",
     "PreparedCorpus",
     "StepBatchSampler",
-    "StreamingCorpus",
     "collate",
     "image_source",
     "load_tokenizer",
     "prepare_corpus",
-    "streaming_corpus",
     "tokenizer_fingerprint",
     "train_tokenizer",
     "vocabulary_size",
 ]
-_FILES = {
-    "tokenizer": ("load_tokenizer", "tokenizer_fingerprint", "train_tokenizer", "vocabulary_size"),
-    "images": ("Digits", "DrawnShapes", "ImageSource", "image_source"),
-    "batches": ("StepBatchSampler", "collate"),
-    "settings": ("CorpusSettings",),
-    "sources": ("SOURCES",),
-    "corpus": ("PreparedCorpus", "StreamingCorpus", "prepare_corpus", "streaming_corpus"),
-}
 
 
 def __getattr__(name: str) -> Any:
-    """A name of ``__all__`` from the file that defines it."""
-    for file, names in _FILES.items():
-        if name in names:
-            return getattr(import_module(f"fewstep.data.{file}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """A name of ``__all__`` from the first file that has it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    files = ("tokenizer", "batches", "sources", "stream", "corpus", "images")
+    modules = (import_module(f"fewstep.data.{file}") for file in files)
+    return next(getattr(module, name) for module in modules if hasattr(module, name))

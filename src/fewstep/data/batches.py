@@ -18,13 +18,10 @@ def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     (B,) int64, the row numbers.
     """
     ids = torch.from_numpy(np.stack([np.asarray(row["input_ids"], dtype=np.int64) for row in examples]))
-    length = torch.tensor([int(row["length"]) for row in examples])
-    return {
-        "ids": ids,
-        "mask": torch.arange(ids.shape[1]) < length[:, None],
-        "num_bytes": torch.tensor([int(row["num_bytes"]) for row in examples]),
-        "index": torch.tensor([int(row["index"]) for row in examples]),
-    }
+    names = ("length", "num_bytes", "index")
+    length, num_bytes, index = (torch.tensor([int(row[name]) for row in examples]) for name in names)
+    mask = torch.arange(ids.shape[1]) < length[:, None]
+    return {"ids": ids, "mask": mask, "num_bytes": num_bytes, "index": index}
 
 
 class StepBatchSampler(Sampler[list[int]]):
@@ -35,17 +32,9 @@ class StepBatchSampler(Sampler[list[int]]):
     Batch i of a step on rank r holds the examples from ``(i * world_size + r) * batch_size`` on: the examples of a step
     depend on G alone, however many ranks and accumulated batches share them.
 
-    Args:
-        num_examples: rows of the data set.
-        batch_size: rows in a batch of one rank.
-        num_batches: batches of the whole run, those before ``start_batch`` included; also ``len()``.
-        seed: any int.
-        rank: this process, 0 <= rank < world_size.
-        world_size: number of processes.
-        start_batch: the first batch to yield.
-        batches_per_step: batches of one rank whose gradients are accumulated to one optimizer step.
-
-    Raises ``UserError`` for fewer examples than one optimizer step takes, or a number out of range.
+    ``batch_size`` rows are a batch of one rank, and ``batches_per_step`` of these accumulate to an optimizer step;
+    ``num_batches``, also ``len()``, are those of the whole run, of which ``start_batch`` is the first to yield. Raises
+    ``UserError`` for fewer examples than one optimizer step takes, or a number out of range.
     """
 
     def __init__(
@@ -64,8 +53,6 @@ class StepBatchSampler(Sampler[list[int]]):
                 f"batch_size {batch_size}, batches_per_step {batches_per_step}, rank {rank}, world_size {world_size}: "
                 "expected all but rank >= 1, and 0 <= rank < world_size"
             )
-        if num_batches < 0 or start_batch < 0:
-            raise UserError(f"num_batches {num_batches}, start_batch {start_batch}: expected both >= 0")
         step_size = batch_size * world_size * batches_per_step
         if num_examples < step_size:
             accumulated = f" x {batches_per_step} accumulated batches" if batches_per_step > 1 else ""

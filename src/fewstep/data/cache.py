@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,24 +25,15 @@ def cached_folder(root: Path, key: str, is_whole: Callable[[Path], bool], build:
         lock.acquire()
     except OSError as error:
         raise UserError(f"cache_dir {root} cannot be written ({error.strerror}): give another cache_dir") from None
+    partial = root / f".{key}.partial"
     try:
         if not is_whole(folder):
-            _build(root, key, folder, build)
-    finally:
-        lock.release()
-    return folder
-
-
-def _build(root: Path, key: str, folder: Path, build: Callable[[Path], None]) -> None:
-    # Under the lock, every other temporary folder of this key belongs to a process that died.
-    for stale in root.glob(f".{key}.*.partial"):
-        shutil.rmtree(stale, ignore_errors=True)
-    partial = root / f".{key}.{uuid.uuid4().hex[:8]}.partial"
-    partial.mkdir()
-    try:
-        build(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
+            shutil.rmtree(partial, ignore_errors=True)  # under the lock it belongs to a process that died
+            partial.mkdir()
+            build(partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
+    return folder

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,9 +17,9 @@ import numpy as np
 from fewstep import __version__
 from fewstep.data.cache import cached_folder
 from fewstep.data.packing import BATCH_BYTES, PackingReport, SplitReport, pack_split, rows_at_once, write_arrow
-from fewstep.data.settings import CorpusSettings
-from fewstep.data.sources import SPLITS, Source, open_source
-from fewstep.data.stream import BlockStream, text_digest
+from fewstep.data.readers import text_digest
+from fewstep.data.sources import SPLITS, CorpusSettings, Source, open_source
+from fewstep.data.stream import BlockStream
 from fewstep.data.tokenizer import (
     DocumentEncoder,
     load_tokenizer,
@@ -42,7 +43,7 @@ _WARN_UNKNOWN, _REFUSE_UNKNOWN = 0.01, 0.5
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """Packed blocks on disk, memory-mapped.
+    """Packed blocks on disk, memory-mapped; ``train`` is a :class:`BlockStream` if the settings say streaming.
 
     ``train`` and ``validation`` have the columns ``index`` (row number), ``input_ids`` (L), ``length`` (real tokens,
     at most L) and ``num_bytes`` (UTF-8 bytes of text that the real tokens stand for; an end-of-text stands for none).
@@ -61,57 +62,29 @@ class PreparedCorpus:
         return self.folder.name
 
 
-@dataclass(frozen=True)
-class StreamingCorpus:
-    """``train`` packs while it reads; ``validation``, held out of the first documents, is on disk, memory-mapped."""
-
-    train: BlockStream
-    validation: "Dataset"
-    tokenizer: "PreTrainedTokenizerFast"
-    report: PackingReport
-    folder: Path
-
-
-def prepare_corpus(settings: CorpusSettings) -> PreparedCorpus:
+def prepare_corpus(settings: CorpusSettings, rank: int = 0, world_size: int = 1) -> PreparedCorpus:
     """The corpus that ``settings`` describe, from ``cache_dir`` if it was prepared before, else prepared now.
 
-    Raises ``UserError`` for a bad source, tokenizer or setting.
+    A streamed train split is never stored, and ``world_size`` ranks share it. Its validation split is held out of the
+    first documents (at most 20,000, or 64 million characters), and the tokenizer is trained on the others of them;
+    these two are prepared. Raises ``UserError`` for a bad source, tokenizer or setting.
     """
-    if settings.streaming:
-        raise UserError("streaming is on: a corpus is prepared on disk with streaming off, see streaming_corpus")
-    folder, tokenizer, report, validation = _prepared(settings, open_source(settings))
-    return PreparedCorpus(_read_blocks(folder / "train.arrow"), validation, tokenizer, report, folder)
-
-
-def streaming_corpus(settings: CorpusSettings, rank: int = 0, world_size: int = 1) -> StreamingCorpus:
-    """A corpus whose train split is never stored, for sources larger than the disk; ``world_size`` ranks share it.
-
-    The validation split is held out of the first documents (at most 20,000, or 64 million characters) as
-    :func:`prepare_corpus` would, and the tokenizer is trained on the others of them; both are prepared once and kept in
-    ``cache_dir``. Raises ``UserError`` like it.
-    """
-    if not settings.streaming:
-        raise UserError("streaming is off: set streaming to true, or use prepare_corpus")
     source = open_source(settings)
-    folder, tokenizer, report, validation = _prepared(settings, source)
-    held_out = frozenset(json.loads((folder / "held_out.json").read_text()))
-    train = BlockStream(source, tokenizer, settings, held_out, rank, world_size)
-    return StreamingCorpus(train, validation, tokenizer, report, folder)
-
-
-def _prepared(
-    settings: CorpusSettings, source: Source
-) -> tuple[Path, "PreTrainedTokenizerFast", PackingReport, "Dataset"]:
     tokenizer = None if settings.tokenizer is None else load_tokenizer(settings.tokenizer)
-    key = corpus_key(settings, source.fingerprint, tokenizer)
-    folder = cached_folder(
-        settings.cache_folder, key, _is_whole, lambda empty: build_corpus(settings, source, tokenizer, empty)
-    )
+    key = _corpus_key(settings, source.fingerprint, tokenizer)
+    root = Path(settings.cache_dir).expanduser()
+    folder = cached_folder(root, key, _is_whole, lambda empty: _build_corpus(settings, source, tokenizer, empty))
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    if settings.streaming:
+        held_out = frozenset(json.loads((folder / "held_out.json").read_text()))
+        train = BlockStream(source, tokenizer, settings, held_out, rank, world_size)
+    else:
+        train = _read_blocks(folder / "train.arrow")
     report = PackingReport.from_dict(json.loads((folder / "report.json").read_text())["report"])
-    return folder, load_tokenizer(folder / "tokenizer"), report, _read_blocks(folder / "validation.arrow")
+    return PreparedCorpus(train, _read_blocks(folder / "validation.arrow"), tokenizer, report, folder)
 
 
-def corpus_key(settings: CorpusSettings, source_fingerprint: str, tokenizer: "PreTrainedTokenizerFast | None") -> str:
+def _corpus_key(settings: CorpusSettings, source_fingerprint: str, tokenizer: "PreTrainedTokenizerFast | None") -> str:
     """Hash (24 hex digits) of all that decides the blocks: settings, source, tokenizer, versions."""
     fields = asdict(settings)
     # The place of the cache and the names of tokenizer and source do not matter, their contents do.
@@ -125,7 +98,7 @@ def corpus_key(settings: CorpusSettings, source_fingerprint: str, tokenizer: "Pr
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def build_corpus(
+def _build_corpus(
     settings: CorpusSettings, source: Source, tokenizer: "PreTrainedTokenizerFast | None", folder: Path
 ) -> None:
     """Write validation.arrow, tokenizer/, report.json, and train.arrow or a stream's held_out.json into ``folder``.
@@ -135,23 +108,21 @@ def build_corpus(
     records = _first(source.records) if settings.streaming else source.records
     scratch = folder / "scratch"
     scratch.mkdir()
-    split = split_documents(write_documents(records, scratch / "documents.arrow"), settings)
+    documents, counts = _write_documents(records, scratch / "documents.arrow")
+    parts, notes = _split_documents(documents, counts, settings)
     if tokenizer is None:
-        texts = (text for batch in split.train.iter(rows_at_once(split.train)) for text in batch["text"])
+        texts = (text for batch in parts["train"].iter(rows_at_once(parts["train"])) for text in batch["text"])
         tokenizer = train_tokenizer(texts, settings.vocab_size)
-    parts = {"validation": split.validation}
     if settings.streaming:
-        digests = [text_digest(text) for batch in split.validation.iter(100) for text in batch["text"]]
-        (folder / "held_out.json").write_text(json.dumps(digests))
-    else:
-        parts["train"] = split.train
+        (folder / "held_out.json").write_text(json.dumps(parts["validation"]["digest"][:]))
+        del parts["train"]
     reports = {
-        name: pack_split(documents, tokenizer, settings.block_size, settings.pack, folder / f"{name}.arrow")
-        for name, documents in parts.items()
+        name: pack_split(part, tokenizer, settings.block_size, settings.pack, folder / f"{name}.arrow")
+        for name, part in parts.items()
     }
-    check_splits(reports, settings)
+    _check_splits(reports, settings)
     tokenizer.save_pretrained(folder / "tokenizer")
-    first = next(split.validation.iter(rows_at_once(split.validation)))["text"]
+    first = next(parts["validation"].iter(rows_at_once(parts["validation"])))["text"]
     known = not any(report.unknown_share for report in reports.values())
     report = PackingReport(
         source=settings.source,
@@ -160,13 +131,13 @@ def build_corpus(
         is_lossless=known and DocumentEncoder(tokenizer).is_lossless(first),
         train=reports.get("train"),
         validation=reports["validation"],
-        empty_documents=split.empty_documents,
-        duplicate_documents=split.duplicate_documents,
-        notes=(*source.notes, *split.notes, *unknown_text_notes(reports, settings)),
+        empty_documents=counts["empty"],
+        duplicate_documents=counts["duplicate"],
+        notes=(*source.notes, *notes, *_unknown_text_notes(reports, settings)),
     )
     shutil.rmtree(scratch)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.arrow"))}
-    (folder / "report.json").write_text(json.dumps({"report": report.to_dict(), "bytes": sizes}, indent=2))
+    (folder / "report.json").write_text(json.dumps({"report": asdict(report), "bytes": sizes}, indent=2))
 
 
 def _first(records: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
@@ -179,7 +150,7 @@ def _first(records: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
             return
 
 
-def check_splits(reports: dict[str, SplitReport], settings: CorpusSettings) -> None:
+def _check_splits(reports: dict[str, SplitReport], settings: CorpusSettings) -> None:
     """Raise ``UserError`` for a split without a block, and for more text held out than trained on, unless asked for."""
     for name, split in reports.items():
         if split.blocks == 0:
@@ -196,7 +167,7 @@ def check_splits(reports: dict[str, SplitReport], settings: CorpusSettings) -> N
             )
 
 
-def unknown_text_notes(reports: dict[str, SplitReport], settings: CorpusSettings) -> Iterator[str]:
+def _unknown_text_notes(reports: dict[str, SplitReport], settings: CorpusSettings) -> Iterator[str]:
     """What the tokenizer loses, past 1 % as a warning. Raises ``UserError`` past half of the text."""
     worst = max(reports.values(), key=lambda split: split.unknown_share)
     note = (
@@ -209,68 +180,62 @@ def unknown_text_notes(reports: dict[str, SplitReport], settings: CorpusSettings
         yield f"WARNING: {note}" if worst.unknown_share > _WARN_UNKNOWN else note
 
 
-def write_documents(records: Iterable[dict[str, str]], path: Path) -> "Dataset":
-    """Records to an arrow file with the columns ``text`` and ``split``, empty for a record without one."""
+def _write_documents(records: Iterable[dict[str, str]], path: Path) -> tuple["Dataset", Counter[str]]:
+    """The documents with text as an arrow file, and the counts ``read``, ``empty`` and ``replaced`` (characters).
+
+    Columns: ``text``, ``digest``, and ``side``, which is 0 for a record without a split, 1 for train, 2 for validation.
+    """
     import pyarrow as pa
 
+    schema = pa.schema([("text", pa.large_string()), ("digest", pa.uint64()), ("side", pa.int8())])
+    counts: Counter[str] = Counter()
+
     def tables() -> Iterator["pa.Table"]:
-        schema, batch, size = pa.schema([("text", pa.large_string()), ("split", pa.string())]), [], 0
+        batch, size = [], 0
         for record in records:
-            batch.append({"split": "", **record})
-            size += len(record["text"])
+            text, side = record["text"], ("", *SPLITS).index(record.get("split", ""))
+            counts["read"] += 1
+            counts["replaced"] += text.count("\ufffd")
+            if not text:
+                counts["empty"] += 1
+                continue
+            batch.append({"text": text, "digest": text_digest(text), "side": side})
+            size += len(text)
             if size > BATCH_BYTES or len(batch) == 1000:
                 yield pa.Table.from_pylist(batch, schema)
                 batch, size = [], 0
         yield pa.Table.from_pylist(batch, schema)
 
-    return write_arrow(tables(), path)
+    return write_arrow(tables(), path), counts
 
 
-@dataclass(frozen=True)
-class DocumentSplit:
-    """Documents of both sides (column ``text``), and what was left out."""
+def _split_documents(
+    documents: "Dataset", counts: Counter[str], settings: CorpusSettings
+) -> tuple[dict[str, "Dataset"], list[str]]:
+    """Train and validation documents, and notes: every k-th is held out, without repetitions of earlier ones.
 
-    train: "Dataset"
-    validation: "Dataset"
-    empty_documents: int
-    duplicate_documents: int
-    notes: tuple[str, ...]
-
-
-def split_documents(documents: "Dataset", settings: CorpusSettings) -> DocumentSplit:
-    """Hold out every k-th document, after empty ones and repetitions of earlier ones are left out.
-
-    If the source gives splits, these are used. A single document is cut: its tail is held out. Raises ``UserError``
-    for no document with text, and for an empty side.
+    If the source gives splits, these are used. A single document is cut: its tail is held out. Counts the
+    ``duplicate`` documents. Raises ``UserError`` for no document with text, and for an empty side.
     """
-    digests, sides = np.zeros(len(documents), np.uint64), np.zeros(len(documents), np.int8)
-    filled = np.zeros(len(documents), bool)
-    row = replaced = 0
-    for batch in documents.iter(rows_at_once(documents)):
-        for text, side in zip(batch["text"], batch["split"], strict=True):
-            filled[row], digests[row] = bool(text), text_digest(text)
-            sides[row] = ("", *SPLITS).index(side)
-            replaced += text.count("\ufffd")
-            row += 1
-    rows = np.flatnonzero(filled)
-    if not len(rows):
-        raise UserError(f"source {settings.source} holds no documents with text: {len(documents)} read, all empty")
-    _, first = np.unique(digests[rows], return_index=True)
-    used = rows[np.sort(first)]
-    notes = [f"{replaced:,} characters are U+FFFD, which stands for what is not valid Unicode"] if replaced else []
+    if not len(documents):
+        raise UserError(f"source {settings.source} holds no documents with text: {counts['read']} read, all empty")
+    digests, sides = (documents.data[name].to_numpy() for name in ("digest", "side"))
+    used = np.sort(np.unique(digests, return_index=True)[1])
+    counts["duplicate"] = len(documents) - len(used)
+    notes = []
+    if counts["replaced"]:
+        notes.append(f"{counts['replaced']:,} characters are U+FFFD, which stands for what is not valid Unicode")
     if len(used) == 1:
-        train, validation = _cut_single(documents[int(used[0])]["text"], settings)
         notes.append(f"one document only: its last {settings.validation_fraction:.0%} is the validation split")
-    else:
-        given = sides[used]
-        held_out = given == 2 if given.any() else validation_rows(len(used), settings.validation_fraction)
-        if held_out.all() or not held_out.any():
-            empty = "train" if held_out.all() else "validation"
-            raise UserError(f"source {settings.source} gives no documents of the {empty} split: let it give both")
-        train, validation = documents.select(used[~held_out]), documents.select(used[held_out])
+        return _cut_single(documents[int(used[0])]["text"], settings), notes
+    given = sides[used]
+    held_out = given == 2 if given.any() else validation_rows(len(used), settings.validation_fraction)
+    if held_out.all() or not held_out.any():
+        empty = "train" if held_out.all() else "validation"
+        raise UserError(f"source {settings.source} gives no documents of the {empty} split: let it give both")
     if settings.streaming:
-        notes.append(f"{len(validation):,} of the first {len(documents):,} documents are the validation split")
-    return DocumentSplit(train, validation, len(documents) - len(rows), len(rows) - len(used), tuple(notes))
+        notes.append(f"{held_out.sum():,} of the first {counts['read']:,} documents are the validation split")
+    return {"train": documents.select(used[~held_out]), "validation": documents.select(used[held_out])}, notes
 
 
 def validation_rows(count: int, fraction: float) -> np.ndarray:
@@ -286,7 +251,7 @@ def validation_rows(count: int, fraction: float) -> np.ndarray:
     return held_out
 
 
-def _cut_single(text: str, settings: CorpusSettings) -> tuple["Dataset", "Dataset"]:
+def _cut_single(text: str, settings: CorpusSettings) -> dict[str, "Dataset"]:
     from datasets import Dataset
 
     if settings.streaming:
@@ -294,8 +259,8 @@ def _cut_single(text: str, settings: CorpusSettings) -> tuple["Dataset", "Datase
     place = math.floor(len(text) * (1 - settings.validation_fraction))
     while place > 0 and not text[place].isspace():
         place -= 1
-    train, validation = (Dataset.from_dict({"text": [part.strip()]}) for part in (text[:place], text[place:]))
-    return train, validation
+    parts = {"train": text[:place], "validation": text[place:]}
+    return {name: Dataset.from_dict({"text": [part.strip()]}) for name, part in parts.items()}
 
 
 def _is_whole(folder: Path) -> bool:

@@ -1,6 +1,5 @@
 """Images to learn from: scikit-learn's digits, and shapes drawn here. N images, C channels, S pixels a side."""
 
-from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,26 +19,34 @@ _BACKGROUND, _SHAPE = 8, 13
 _NUM_DIGITS = 1797
 
 
-class ImageSource(ABC):
-    """A set of images in two parts that share none. A source is a frozen dataclass: its fields decide the images."""
+class ImageSource:
+    """Images in two parts that share none. A source is a frozen dataclass: its fields decide the images."""
+
+    num_held_out: int
 
     @property
-    @abstractmethod
-    def image_shape(self) -> tuple[int, int, int]:
-        """C channels, height and width in pixels."""
-
-    @property
-    @abstractmethod
     def num_train(self) -> int:
         """Number of images to train on."""
+        raise NotImplementedError
 
-    @abstractmethod
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C channels, height and width in pixels."""
+        raise NotImplementedError
+
     def train(self) -> Tensor:
-        """Images to train on, (N, C, H, W) float32 in [0, 1]."""
+        """Images to train on, (num_train, C, H, W) float32 in [0, 1]."""
+        return self._images(is_train=True, count=self.num_train)
 
-    @abstractmethod
     def held_out(self, count: int | None = None) -> Tensor:
         """The first ``count`` held-out images, or all, (N, C, H, W). Raises ``UserError`` for more than there are."""
+        if count is not None and not 1 <= count <= self.num_held_out:
+            raise UserError(f"{count} held-out images: expected a number from 1 to {self.num_held_out}")
+        return self._images(is_train=False, count=count or self.num_held_out)
+
+    def _images(self, is_train: bool, count: int) -> Tensor:
+        """The first ``count`` images of a part."""
+        raise NotImplementedError
 
     @property
     def name(self) -> str:
@@ -76,20 +83,13 @@ class Digits(ImageSource):
         """All that are not held out."""
         return _NUM_DIGITS - self.num_held_out
 
-    def train(self) -> Tensor:
-        """Images (num_train, 1, 8, 8)."""
-        return self._shuffled()[self.num_held_out :]
-
-    def held_out(self, count: int | None = None) -> Tensor:
-        """Images (count or num_held_out, 1, 8, 8)."""
-        return self._shuffled()[: _checked_count(count, self.num_held_out)]
-
-    def _shuffled(self) -> Tensor:
+    def _images(self, is_train: bool, count: int) -> Tensor:
         from sklearn.datasets import load_digits
 
         images = torch.from_numpy(load_digits().images).float()[:, None] / 16
         (generator,) = example_generators(self.seed, 0, 1)
-        return images[torch.randperm(len(images), generator=generator)]
+        images = images[torch.randperm(len(images), generator=generator)]
+        return images[self.num_held_out :] if is_train else images[:count]
 
 
 @dataclass(frozen=True)
@@ -114,33 +114,19 @@ class DrawnShapes(ImageSource):
         """(3, size, size)."""
         return 3, self.size, self.size
 
-    def train(self) -> Tensor:
-        """Images (num_train, 3, size, size)."""
-        return draw_images(self.seed, 0, self.num_train, self.size)
-
-    def held_out(self, count: int | None = None) -> Tensor:
-        """Images (count or num_held_out, 3, size, size)."""
-        return draw_images(self.seed, HELD_OUT_START, _checked_count(count, self.num_held_out), self.size)
-
-
-IMAGE_SOURCES: dict[str, type[Digits] | type[DrawnShapes]] = {cls.__name__: cls for cls in (Digits, DrawnShapes)}
-"""What a saved model may name as its data."""
+    def _images(self, is_train: bool, count: int) -> Tensor:
+        return draw_images(self.seed, 0 if is_train else HELD_OUT_START, count, self.size)
 
 
 def image_source(name: str, config: dict[str, Any]) -> ImageSource:
     """The source that a saved model names. Raises ``UserError`` if there is none of this name and these fields."""
-    if name not in IMAGE_SOURCES:
-        raise UserError(f"unknown images {name!r}: expected {' or '.join(IMAGE_SOURCES)}")
+    sources: dict[str, type[Digits] | type[DrawnShapes]] = {"Digits": Digits, "DrawnShapes": DrawnShapes}
+    if name not in sources:
+        raise UserError(f"unknown images {name!r}: expected {' or '.join(sources)}")
     try:
-        return IMAGE_SOURCES[name](**config)
+        return sources[name](**config)
     except TypeError as error:
         raise UserError(f"images {name} cannot be built from {config} ({error})") from None
-
-
-def _checked_count(count: int | None, available: int) -> int:
-    if count is not None and not 1 <= count <= available:
-        raise UserError(f"{count} held-out images: expected a number from 1 to {available}")
-    return available if count is None else count
 
 
 def draw_images(seed: int, start: int, count: int, size: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Documents to blocks of equal length, every token accounted for. L tokens in a block."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +37,9 @@ class SplitReport:
     lost_bytes: int
 
     def __str__(self) -> str:
-        text = f"{self.documents:,} documents, {self.tokens:,} tokens, {self.blocks:,} blocks"
-        if self.dropped_tokens:
-            text += f", {self.dropped_tokens:,} tail tokens dropped"
-        if self.padded_positions:
-            text += f", {self.padded_positions:,} positions padded"
-        return text
+        left = {"tail tokens dropped": self.dropped_tokens, "positions padded": self.padded_positions}
+        more = "".join(f", {count:,} {what}" for what, count in left.items() if count)
+        return f"{self.documents:,} documents, {self.tokens:,} tokens, {self.blocks:,} blocks{more}"
 
     @property
     def unknown_share(self) -> float:
@@ -75,28 +72,19 @@ class PackingReport:
             tokens = self.validation.tokens / (train.tokens + self.validation.tokens)
             validation += f" ({documents:.1%} of the documents, {tokens:.1%} of the tokens)"
         if self.empty_documents or self.duplicate_documents:
-            validation += (
-                f"; left out: {self.empty_documents:,} empty, {self.duplicate_documents:,} duplicate documents"
-            )
+            left_out = f"{self.empty_documents:,} empty, {self.duplicate_documents:,} duplicate documents"
+            validation += f"; left out: {left_out}"
         return (
             f"{self.source}: blocks of {self.block_size}, {self.vocabulary:,} token types; "
             f"train: {train or 'streamed, packed as it comes'}\n"
             f"{'; '.join([f'validation: {validation}', *self.notes])}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PackingReport":
-        """The inverse of :meth:`to_dict`."""
+        """The report of which ``values`` is ``dataclasses.asdict``."""
         train, validation = (values[name] and SplitReport(**values[name]) for name in ("train", "validation"))
         return cls(**{**values, "train": train, "validation": validation, "notes": tuple(values["notes"])})
-
-
-Blocks = dict[str, np.ndarray]
-"""n blocks: ``index`` (n,) number among all, ``input_ids`` (n, L) int32, ``length`` and ``num_bytes`` (n,)."""
 
 
 class BlockPacker:
@@ -107,15 +95,19 @@ class BlockPacker:
     named as in :class:`SplitReport`, run on over calls.
     """
 
-    def __init__(self, block_size: int, eos_id: int, pad_id: int, pack: bool) -> None:
-        self.block_size, self.eos_id, self.pad_id, self.pack = block_size, eos_id, pad_id, pack
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: bool) -> None:
+        self.eos_id, self.pad_id = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
+        self.block_size, self.pack = block_size, pack
         self.rest_ids = np.zeros(0, dtype=np.int32)
         self.rest_bytes = np.zeros(0, dtype=np.int32)
         names = ("documents", "tokens", "bytes", "blocks", "padded_positions", "unknown_tokens", "lost_bytes")
         self.counts = dict.fromkeys(names, 0)
 
-    def add(self, documents: list[EncodedDocument]) -> Blocks:
-        """The blocks that are full (all, padded, if not ``pack``) after these documents."""
+    def add(self, documents: list[EncodedDocument]) -> dict[str, np.ndarray]:
+        """The n blocks that are full (all, padded, if not ``pack``) after these documents.
+
+        ``index`` (n,) their numbers, ``input_ids`` (n, L) int32, ``length`` and ``num_bytes`` (n,).
+        """
         ids, num_bytes = [self.rest_ids], [self.rest_bytes]
         for document in documents:
             # Padding is marked by -1 bytes.
@@ -143,21 +135,6 @@ class BlockPacker:
     def report(self) -> SplitReport:
         """The counts, what is left over below one block being dropped."""
         return SplitReport(**self.counts, dropped_tokens=len(self.rest_ids))
-
-
-def make_packer(tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: bool) -> BlockPacker:
-    """A packer that ends and pads with the tokenizer's own tokens."""
-    return BlockPacker(block_size, int(tokenizer.eos_token_id), int(tokenizer.pad_token_id), pack)
-
-
-def _table(blocks: Blocks) -> "pa.Table":
-    import pyarrow as pa
-
-    ids = blocks["input_ids"]
-    columns = {name: pa.array(values.astype(np.int32)) for name, values in blocks.items() if values.ndim == 1}
-    columns["index"] = pa.array(blocks["index"])
-    columns["input_ids"] = pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), ids.shape[1])
-    return pa.table(columns)
 
 
 def write_arrow(tables: Iterable["pa.Table"], path: Path) -> "Dataset":
@@ -188,15 +165,25 @@ def pack_split(
     The documents pass one packer in order, in one process (the tokenizer itself uses all cores), so that packing
     loses less than one block in all.
     """
+    import pyarrow as pa
     from datasets.utils import tqdm
 
-    encoder, packer = DocumentEncoder(tokenizer), make_packer(tokenizer, block_size, pack)
+    encoder, packer = DocumentEncoder(tokenizer), BlockPacker(tokenizer, block_size, pack)
     size = max(1, min(len(documents) // 20, rows_at_once(documents)))  # so few that the progress bar moves
 
     def tables() -> Iterator["pa.Table"]:
         with tqdm(total=len(documents), desc=f"packing {path.stem}", unit=" documents") as progress:
             for batch in documents.iter(size):
-                yield _table(packer.add(encoder.encode(batch["text"])))
+                blocks = packer.add(encoder.encode(batch["text"]))
+                ids, length, num_bytes = (blocks[name] for name in ("input_ids", "length", "num_bytes"))
+                yield pa.table(
+                    {
+                        "index": blocks["index"],
+                        "length": length.astype(np.int32),
+                        "num_bytes": num_bytes.astype(np.int32),
+                        "input_ids": pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), block_size),
+                    }
+                )
                 progress.update(len(batch["text"]))
 
     write_arrow(tables(), path)

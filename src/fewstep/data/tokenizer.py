@@ -37,12 +37,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    special = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
 
 
 def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
@@ -51,6 +47,7 @@ def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
     A tokenizer without an end-of-text token gets ``<|endoftext|>``; one without padding pads with its end-of-text.
     Raises ``UserError`` for a missing or empty one, and for one without a fast backend.
     """
+    from huggingface_hub import try_to_load_from_cache
     from transformers import AutoTokenizer
 
     name = str(path_or_name)
@@ -61,11 +58,10 @@ def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
         name = str(path)
     elif path.exists() or name.startswith((".", "/", "~")):
         raise UserError(f"tokenizer {name} is no folder: give a folder written by save_pretrained, or a hub name")
-    else:
+    elif not isinstance(try_to_load_from_cache(name, "tokenizer.json"), str):
         from fewstep.data import hub  # for hub names only
 
-        if not hub.is_downloaded(name):
-            hub.check_on_hub("tokenizer", name)
+        hub.check_on_hub("tokenizer", name)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
@@ -110,16 +106,10 @@ def decode_blocks(tokenizer: "PreTrainedTokenizerFast", ids: Tensor) -> tuple[st
 
 def decode_documents(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int]) -> list[str]:
     """The texts of one block, split at every end-of-text: one more than it has of them, some may be empty."""
-    documents: list[list[int]] = [[]]
-    for token in ids:
-        if token == tokenizer.eos_token_id:
-            documents.append([])
-        else:
-            documents[-1].append(token)
-    return [
-        str(tokenizer.decode(document, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        for document in documents
-    ]
+    ends = [place for place, token in enumerate(ids) if token == tokenizer.eos_token_id]
+    parts = [list(ids[first + 1 : end]) for first, end in zip([-1, *ends], [*ends, len(ids)], strict=True)]
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return [str(tokenizer.decode(part, **options)) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -138,9 +128,9 @@ class EncodedDocument:
 class DocumentEncoder:
     """Tokens of documents with their bytes, on a private copy of the tokenizer's backend.
 
-    Strings in a text that look like special tokens are encoded as the ordinary text they are. Bytes: a byte-level
-    token has the bytes it spells; for other tokenizers a token has the text from the end of the token before it to
-    its own end, so that white space which the tokenizer swallows is counted too.
+    Strings in a text that look like special tokens are encoded as the ordinary text they are. A byte-level token has
+    the bytes it spells; any other has the text from the end of the token before it to its own end, so that white space
+    which the tokenizer swallows is counted too.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
@@ -152,26 +142,19 @@ class DocumentEncoder:
         self._backend.no_padding()
         self._backend.no_truncation()
         self._backend.encode_special_tokens = True
-        self._token_bytes = self._byte_table() if _is_byte_level(json.loads(state)) else None
-
-    def _byte_table(self) -> np.ndarray:
-        """Bytes by token id: a byte-level token is written with one character a byte, an added one as plain text."""
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        table = np.zeros(max(vocabulary.values()) + 1, dtype=np.int32)
-        for token, number in vocabulary.items():
-            table[number] = len(token)
-        for number, added in self._backend.get_added_tokens_decoder().items():
-            table[number] = len(added.content.encode())
-        if self._unknown_id >= 0:
-            table[self._unknown_id] = 0
-        return table
+        self._is_byte_level = _is_byte_level(json.loads(state))
+        # A byte-level token is written with one character a byte, an added one as plain text.
+        sizes = {number: len(token) for token, number in self._backend.get_vocab(with_added_tokens=True).items()}
+        added = self._backend.get_added_tokens_decoder()
+        sizes |= {number: len(token.content.encode()) for number, token in added.items()} | {self._unknown_id: 0}
+        self._token_bytes = np.array([sizes.get(number, 0) for number in range(max(sizes) + 1)], np.int32)
 
     def encode(self, texts: list[str]) -> list[EncodedDocument]:
         """Each text's tokens, without any special tokens around them.
 
         Give about a MiB of text at a time: what the tokenizer keeps meanwhile is a hundred times the size of the ids.
         """
-        if self._token_bytes is None:
+        if not self._is_byte_level:
             encodings = self._backend.encode_batch(texts, add_special_tokens=False)
             return [self._by_offsets(*pair) for pair in zip(texts, encodings, strict=True)]
         documents = []
@@ -211,12 +194,9 @@ def _is_byte_level(state: dict) -> bool:
 
 def _bytes_by_ends(text: str, ends: np.ndarray) -> np.ndarray:
     """Bytes (n,) from the end of the token before to its own, ``ends`` (n,) in characters; the last takes the rest."""
-    if not len(ends):
-        return np.zeros(0, dtype=np.int32)
-    if text.isascii():
-        bytes_before = np.arange(len(text) + 1)
-    else:
-        bytes_before = np.cumsum([0, *(len(character.encode()) for character in text)])
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)  # of a character in UTF-8
+    bytes_before = np.cumsum([0, *sizes])
     reached = bytes_before[np.maximum.accumulate(ends)]
-    reached[-1] = bytes_before[-1]
+    reached[-1:] = bytes_before[-1]
     return np.diff(reached, prepend=0).astype(np.int32)

@@ -41,7 +41,7 @@ class AutoencoderModule(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, data.new_model())
-        vocab_size = vocabulary_size(data.tokenizer)
+        vocab_size = vocabulary_size(data.corpus.tokenizer)
         # The parser builds subclasses of nn.Module; it cannot check protocols with attributes.
         self.autoencoder: Any = implements(autoencoder(vocab_size), LatentEncoder, "model.autoencoder")
         stride = data.block_size // self.autoencoder.num_latents(data.block_size)

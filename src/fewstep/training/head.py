@@ -56,7 +56,8 @@ class HeadModule(TrainingModule):
         self.generated_steps = generated_steps
         positions, latent_dim = self.base.latent_shape()
         make: Callable[..., CausalTransformer] = network  # the parser must know the number of positional arguments
-        self.head = make(vocabulary_size(data.tokenizer), latent_dim=latent_dim, stride=data.block_size // positions)
+        vocab_size, stride = vocabulary_size(data.corpus.tokenizer), data.block_size // positions
+        self.head = make(vocab_size, latent_dim=latent_dim, stride=stride)
         if language_model is not None:
             scorer = data.load_model(language_model, "language_model", allow=allow or ()).language_model
             assert scorer is not None
@@ -119,7 +120,7 @@ class LanguageModelModule(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, data.new_model())
-        self.language_model = network(vocabulary_size(data.tokenizer))
+        self.language_model = network(vocabulary_size(data.corpus.tokenizer))
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """Nats per token."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from fewstep.data import PreparedCorpus, collate, tokenizer_fingerprint
+from fewstep.data import BlockStream, PreparedCorpus, collate, tokenizer_fingerprint
 from fewstep.data.cache import cached_folder
 from fewstep.errors import UserError
 from fewstep.types import Latents
@@ -38,7 +38,7 @@ class LatentCache:
         streamed corpus, and for a folder that cannot be written.
         """
         corpus, autoencoder = data.corpus, model.autoencoder
-        if not isinstance(corpus, PreparedCorpus):
+        if isinstance(corpus.train, BlockStream):
             raise UserError("a streamed corpus has no latent cache: leave latent_cache_dir out, or turn streaming off")
         root, key = Path(folder).expanduser(), cache_key(autoencoder, corpus)
         place = cached_folder(root, key, is_complete, lambda draft: encode(draft, autoencoder, corpus))

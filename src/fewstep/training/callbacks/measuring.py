@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fewstep.data import PreparedCorpus
+from fewstep.data import PreparedCorpus, vocabulary_size
 from fewstep.diagnostics.decoding import rms
 from fewstep.diagnostics.result import Result
 from fewstep.errors import UserError
@@ -65,7 +65,7 @@ def make_brief_subject(
     """
     if missing := [name for name in ("autoencoder", "readout") if name not in bundle.parts()]:
         raise UserError(f"the model has no {' and no '.join(missing)}")
-    affordable = MAX_LOGITS // (bundle.identity.block_size * len(bundle.tokenizer))
+    affordable = MAX_LOGITS // (bundle.identity.block_size * vocabulary_size(bundle.tokenizer))
     count = min(NUM_BLOCKS, len(corpus.validation), max(affordable, MIN_EXAMPLES))
     if count < MIN_EXAMPLES:
         raise UserError(f"the number of held-out blocks is {count}, at least {MIN_EXAMPLES} are needed")
