@@ -20,10 +20,9 @@ from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionTy
 from fewstep.errors import UserError, first_line
 from fewstep.paths import PATHS, PathName
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, ReadoutChoice
-from fewstep.registry import import_attribute
+from fewstep.registry import import_attribute, validated
 from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
 from fewstep.storage import Manifest, PartSpec, Stored
-from fewstep.typed import validated
 from fewstep.types import LatentEncoder, Readout
 
 if TYPE_CHECKING:
