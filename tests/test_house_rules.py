@@ -53,16 +53,16 @@ GLOBAL_SEEDS = {
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
     "__init__ errors shapes types registry schedules paths": (650, 650),
-    "nn": (495, 450),
+    "nn": (488, 450),
     "autoencoders": (260, 260),
     "denoisers": (339, 260),
     "readouts": (601, 540),
     "objectives": (1150, 1150),
-    "samplers": (752, 690),
-    "data": (1640, 900),
-    "model storage pipeline provenance locking": (1362, 1112),
+    "samplers": (756, 690),
+    "data": (1598, 900),
+    "model storage pipeline provenance locking": (1378, 1150),
     "metrics diagnostics": (2010, 1750),
-    "training": (2580, 1950),
+    "training": (2474, 1950),
     "cli settings __main__": (2600, 1300),
     "evaluation": (5841, 1700),
     "theory adapters report lab": (6700, 4000),
@@ -70,7 +70,7 @@ BUDGETS = {
 NOT_CORE = {"evaluation", "report", "adapters", "theory", "lab"}
 CORE_LINES = (14_600, 11_000)  # without NOT_CORE
 SRC_LINES = (26_800, 15_000)
-TEST_SHARE = (0.88, 0.75)  # lines of tests to lines of src
+TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
