@@ -60,7 +60,7 @@ BUDGETS = {
     "readouts": (640, 500),
     "objectives": (1150, 1150),
     "samplers": (768, 600),
-    "data": (1640, 900),
+    "data": (1626, 900),
     "model storage pipeline provenance locking typed": (1400, 1150),
     "metrics diagnostics": (2010, 1750),
     "training": (2580, 1950),
