@@ -21,14 +21,14 @@ from matmuls import seconds_of
 from torch import Tensor
 from training_steps import seeded_start
 
-from fewstep.cli.exit_codes import errors_to_exit_code
+from fewstep.cli.main import errors_to_exit_code
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.evaluation.columns import markdown_table
 from fewstep.objectives import FlowMatching
 from fewstep.paths import linear_path
 from fewstep.samplers import FlowSampler
 from fewstep.schedules import UniformGrid, UniformTime
-from fewstep.training.optimizer import OptimizerSettings
+from fewstep.training import OptimizerSettings
 from fewstep.types import Latents
 
 Work = Callable[[], object]

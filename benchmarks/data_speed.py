@@ -34,7 +34,7 @@ from arguments import OneLineParser, at_least_one
 from matmuls import own_memory
 from torch.utils.data import DataLoader
 
-from fewstep.cli.exit_codes import errors_to_exit_code
+from fewstep.cli.main import errors_to_exit_code
 from fewstep.cli.output import new_text_file
 from fewstep.data import (
     CorpusSettings,

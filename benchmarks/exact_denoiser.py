@@ -10,7 +10,7 @@ numbers, 20 for 512; most of it the capped rows.
 
 import sys
 
-from fewstep.cli.exit_codes import errors_to_exit_code
+from fewstep.cli.main import errors_to_exit_code
 from fewstep.cli.theory_latents import main
 
 if __name__ == "__main__":

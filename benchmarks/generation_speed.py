@@ -27,7 +27,7 @@ import torch
 from arguments import OneLineParser, at_least_one
 from torch import nn
 
-from fewstep.cli.exit_codes import errors_to_exit_code
+from fewstep.cli.main import errors_to_exit_code
 from fewstep.cli.output import new_text_file
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns

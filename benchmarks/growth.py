@@ -25,7 +25,7 @@ from arguments import OneLineParser, at_least_one, comma_parts
 from matmuls import Recorder, flops_of, seconds_of
 from training_steps import Size, TrainingStep, seeded_start
 
-from fewstep.cli.exit_codes import errors_to_exit_code
+from fewstep.cli.main import errors_to_exit_code
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.diagnostics.boundary import normal_boundary
 from fewstep.diagnostics.dabi import dabi

@@ -36,7 +36,7 @@ from arguments import OneLineParser, at_least_one
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fewstep.cli.exit_codes import errors_to_exit_code
+from fewstep.cli.main import errors_to_exit_code
 from fewstep.cli.output import new_text_file
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.evaluation.columns import aligned_columns, markdown_table

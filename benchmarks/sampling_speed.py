@@ -29,7 +29,7 @@ from torch import Tensor
 from training_steps import seeded_start
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fewstep.cli.exit_codes import errors_to_exit_code
+from fewstep.cli.main import errors_to_exit_code
 from fewstep.cli.output import new_text_file
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.errors import UserError

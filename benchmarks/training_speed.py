@@ -39,7 +39,7 @@ from torch.profiler import profile
 from training_steps import PRECISIONS, SIZES, STAGES, TrainingStep
 
 import fewstep
-from fewstep.cli.exit_codes import errors_to_exit_code
+from fewstep.cli.main import errors_to_exit_code
 from fewstep.cli.output import new_text_file
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import markdown_table

@@ -19,8 +19,7 @@ from fewstep.objectives import FlowMatching, HeadTraining, Reconstruction
 from fewstep.paths import linear_path
 from fewstep.readouts import CausalTransformer, CommitmentHead, TransformerReadout
 from fewstep.schedules import LogitNormalTime
-from fewstep.training import callbacks
-from fewstep.training.optimizer import OptimizerSettings
+from fewstep.training import OptimizerSettings, callbacks
 from fewstep.types import TokenBatch
 
 STAGES = ("autoencoder", "flow", "head")

@@ -24,7 +24,6 @@ SMALL_FILE_LINES = 80
 # Protocols that a user's class or function implements, so that one implementation in src is enough.
 OUTSIDE_USERS_IMPLEMENT = {
     "FlowLike",
-    "FlowMapLike",
     "LatentEncoder",
     "ReadsCodebook",
     "Readout",
@@ -53,15 +52,15 @@ GLOBAL_SEEDS = {
 
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
-    "__init__ errors tensors shapes types registry schedules paths": (760, 700),
-    "nn": (532, 400),
+    "__init__ errors shapes types registry schedules paths": (658, 655),
+    "nn": (495, 450),
     "autoencoders": (260, 260),
-    "denoisers": (344, 260),
-    "readouts": (640, 500),
+    "denoisers": (343, 260),
+    "readouts": (601, 540),
     "objectives": (1150, 1150),
-    "samplers": (768, 600),
+    "samplers": (752, 690),
     "data": (1626, 900),
-    "model storage pipeline provenance locking typed": (1400, 1150),
+    "model storage pipeline provenance locking": (1362, 1112),
     "metrics diagnostics": (2010, 1750),
     "training": (2580, 1950),
     "cli settings __main__": (2600, 1300),
@@ -153,10 +152,29 @@ def open_signatures(sources: Sources) -> Iterator[str]:
 
 
 def missing_docstrings(sources: Sources) -> Iterator[str]:
-    """Every public class, function and method says what it is; the class speaks for its constructor."""
+    """Every public class, function and method says what it is; the class speaks for its constructor.
+
+    A method that overrides one of ours inherits what that says.
+    """
+    known = classes(sources)
+    documented = {
+        (name, item.name)
+        for name, node in known.items()
+        for item in node.body
+        if isinstance(item, Function) and ast.get_docstring(item)
+    }
+
+    def inherits(name: str, method: str) -> bool:
+        return any(
+            (base, method) in documented or inherits(base, method)
+            for base in bases(known[name])
+            if base in known and base != name
+        )
+
+    silent = {id(item) for name in known for item in known[name].body if inherits(name, getattr(item, "name", ""))}
     for source in sources:
         for node in public_definitions(source.tree):
-            if not node.name.startswith("__") and not ast.get_docstring(node):
+            if id(node) not in silent and not node.name.startswith("__") and not ast.get_docstring(node):
                 yield f"{source.name}:{node.lineno}: {node.name} has no docstring"
 
 

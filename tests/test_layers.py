@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "fewstep"
 # From the ground up. A room may import rooms of lower lines only; rooms of one line do not know each other.
 LAYERS = [
     {"errors"},
-    {"shapes", "tensors", "typed", "registry"},
+    {"shapes", "registry"},
     {"types"},
     {"schedules", "metrics"},
     {"paths"},

@@ -20,10 +20,9 @@ from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionTy
 from fewstep.errors import UserError, first_line
 from fewstep.paths import PATHS, PathName
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, ReadoutChoice
-from fewstep.registry import import_attribute
-from fewstep.schedules import TimeGrid, quantile_grid
+from fewstep.registry import import_attribute, validated
+from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
 from fewstep.storage import Manifest, PartSpec, Stored
-from fewstep.typed import validated
 from fewstep.types import LatentEncoder, Readout
 
 if TYPE_CHECKING:
@@ -95,7 +94,8 @@ class Identity:
 
     def default_grid(self) -> TimeGrid:
         """The time grid that training suggests: logit-normal quantiles, or equal steps."""
-        return quantile_grid(self.grid_mean, self.grid_std)
+        mean, std = self.grid_mean, self.grid_std
+        return UniformGrid() if mean is None or std is None else LogitNormalGrid(mean, std)
 
 
 @dataclass

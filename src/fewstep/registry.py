@@ -1,6 +1,8 @@
-"""Look things up by name: one registry (a dict) per kind, or a dotted path to something outside the package."""
+"""Names and values from outside: looked up in a registry or by dotted path, and checked by annotations (pydantic)."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -30,3 +32,38 @@ def import_attribute(path: str, what: str) -> Any:
         return getattr(import_module(module), attribute)
     except Exception as error:  # importing runs foreign code, which may raise anything
         raise UserError(f"{what} {path!r} cannot be imported: {type(error).__name__}: {first_line(error)}") from None
+
+
+def validated(kind: type[T], values: Any, source: str) -> T:
+    """A dataclass from plain values, strictly: no unknown or missing key, no conversion between types.
+
+    Raises ``UserError`` that names the first key that is wrong.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(values, dict) or set(values) != known:
+        wrong = sorted(set(values) ^ known, key=str) if isinstance(values, dict) else repr(values)[:80]
+        raise UserError(f"{source}: unexpected or missing keys: {wrong}: save the model again")
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise UserError(f"{source}: {name} is {str(first['input'])[:80]!r}: {first['msg']}") from None
+    except (TypeError, ValueError, RecursionError) as error:  # no JSON: a checkpoint may hold anything
+        raise UserError(f"{source}: {first_line(error)}") from None
+
+
+def check_types(result: Any) -> None:
+    """Raise ``ValueError`` where a field of the dataclass ``result``, at any depth, has another type than annotated.
+
+    Numbers must be finite. A text may hold any characters, a lone surrogate too.
+    """
+    from pydantic import TypeAdapter
+
+    adapter = TypeAdapter(type(result))
+    values = adapter.dump_python(result, mode="json", warnings=False)
+    # pydantic neither writes nor reads a lone surrogate, so the copy that it checks has a "?" in its place.
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+    adapter.validate_json(text, strict=True)

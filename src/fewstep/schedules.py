@@ -43,31 +43,26 @@ class Schedule(Protocol):
         ...
 
 
-class LinearSchedule:
+class LinearSchedule(Schedule):
     """Conditional optimal transport: alpha = t, sigma = 1 - t (arXiv:2210.02747 eq. 20 with sigma_min = 0)."""
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Weight of the data, t."""
         return upcast(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Weight of the noise, 1 - t."""
         return 1 - upcast(t)
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """One everywhere."""
         return torch.ones_like(upcast(t))
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """Minus one everywhere."""
         return -torch.ones_like(upcast(t))
 
     def t_of_sigma(self, sigma: Tensor) -> Tensor:
-        """Inverse of sigma, 1 - sigma."""
         return 1 - upcast(sigma)
 
 
-class VariancePreservingSchedule:
+class VariancePreservingSchedule(Schedule):
     """Trigonometric path: alpha = sin(pi t / 2), sigma = cos(pi t / 2) (arXiv:2303.08797, trigonometric interpolant).
 
     alpha^2 + sigma^2 = 1. The cosine is taken as sin(pi (1 - t) / 2), which is exactly 0 at t = 1 and keeps its
@@ -75,23 +70,18 @@ class VariancePreservingSchedule:
     """
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Weight of the data, sin(pi t / 2)."""
         return torch.sin(math.pi / 2 * upcast(t))
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Weight of the noise, cos(pi t / 2)."""
         return torch.sin(math.pi / 2 * (1 - upcast(t)))
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """Derivative (pi / 2) cos(pi t / 2)."""
         return math.pi / 2 * self.sigma(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """Derivative -(pi / 2) sin(pi t / 2)."""
         return -math.pi / 2 * self.alpha(t)
 
     def t_of_sigma(self, sigma: Tensor) -> Tensor:
-        """Inverse of sigma, 1 - (2 / pi) arcsin(sigma)."""
         return 1 - 2 / math.pi * torch.asin(upcast(sigma))
 
 
@@ -99,7 +89,10 @@ class TimeGrid(Protocol):
     """Times of a sampler's steps."""
 
     def times(self, num_steps: int) -> Tensor:
-        """Times (N+1,) float32 from exactly 0 to exactly 1, strictly increasing, for ``num_steps`` = N >= 1."""
+        """Times (N+1,) float32 from exactly 0 to exactly 1, strictly increasing, for ``num_steps`` = N >= 1.
+
+        Raises ``ValueError`` if float32 cannot separate them.
+        """
         ...
 
 
@@ -123,11 +116,10 @@ def _as_grid(times: Tensor) -> Tensor:
     return rounded
 
 
-class UniformGrid:
+class UniformGrid(TimeGrid):
     """Equal steps, t_k = k / N."""
 
     def times(self, num_steps: int) -> Tensor:
-        """Times (N+1,) float32."""
         return _as_grid(_fractions(num_steps))
 
 
@@ -138,7 +130,7 @@ def _check_logit_normal(mean: float, std: float) -> None:
         raise ValueError(f"std is {std}: the logit-normal needs a finite standard deviation above 0.")
 
 
-class LogitNormalGrid:
+class LogitNormalGrid(TimeGrid):
     """Quantiles of the logit-normal: t_k = sigmoid(mean + std Phi^-1(k / N)), with exact ends 0 and 1.
 
     With the ``mean`` and ``std`` of :class:`LogitNormalTime` every step covers an equal share of the training times
@@ -152,13 +144,7 @@ class LogitNormalGrid:
         self.std = std
 
     def times(self, num_steps: int) -> Tensor:
-        """Times (N+1,) float32; ``ValueError`` if float32 cannot separate them."""
         return _as_grid(torch.sigmoid(self.mean + self.std * torch.special.ndtri(_fractions(num_steps))))
-
-
-def quantile_grid(mean: float | None, std: float | None) -> TimeGrid:
-    """:class:`LogitNormalGrid` if both are given, else equal steps: the default grid of a saved model."""
-    return UniformGrid() if mean is None or std is None else LogitNormalGrid(mean, std)
 
 
 class TimeSampler(Protocol):
@@ -193,7 +179,7 @@ def _as_times(times: Tensor, device: torch.device | str) -> Tensor:
     return times.float().clamp(_SMALLEST_TIME, 1 - _SMALLEST_TIME).to(device)
 
 
-class UniformTime:
+class UniformTime(TimeSampler):
     """t uniform on (0, 1). ``stratified`` spreads each batch evenly, which lowers the variance of the loss.
 
     After arXiv:2107.00630 appendix I.1, with independent jitter in each bin instead of a common shift.
@@ -203,11 +189,10 @@ class UniformTime:
         self.stratified = stratified
 
     def sample(self, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-        """Times (B,) float32 in (0, 1)."""
         return _as_times(_uniforms(batch_size, generator, self.stratified), device)
 
 
-class LogitNormalTime:
+class LogitNormalTime(TimeSampler):
     """t = sigmoid(mean + std n) with n standard normal (arXiv:2403.03206 eq. 19), drawn by inverting its quantiles.
 
     ``stratified`` as in :class:`UniformTime`.
@@ -220,7 +205,6 @@ class LogitNormalTime:
         self.stratified = stratified
 
     def sample(self, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-        """Times (B,) float32 in (0, 1)."""
         u = _uniforms(batch_size, generator, self.stratified)
         return _as_times(torch.sigmoid(self.mean + self.std * torch.special.ndtri(u)), device)
 

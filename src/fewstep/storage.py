@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fewstep.data import load_tokenizer
 from fewstep.errors import UserError, first_line
-from fewstep.typed import validated
+from fewstep.registry import validated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -100,7 +100,10 @@ class Trajectory:
 
 
 class FlowLike(Protocol):
-    """What a sampler needs of a model, whatever its network predicts. ``t`` and ``s`` are (B,) float32."""
+    """What a sampler needs of a model, whatever its network predicts. ``t`` is (B,) float32.
+
+    A flow map also has ``two_times``, true, and takes the end ``s`` (B,) of a jump: ``denoise(x_t, t, s=s, ...)``.
+    """
 
     def denoise(self, x_t: Tensor, t: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None) -> Tensor:
         """The clean estimate x1_hat (B, K, D)."""
@@ -108,28 +111,6 @@ class FlowLike(Protocol):
 
     def velocity_of(self, x_t: Tensor, x1_hat: Tensor, t: Tensor) -> Tensor:
         """The velocity that belongs to x1_hat at (x_t, t), without another network evaluation."""
-        ...
-
-
-@runtime_checkable
-class FlowMapLike(FlowLike, Protocol):
-    """A model that can be told where a jump ends; whether it listens, ``two_times`` says."""
-
-    @property
-    def two_times(self) -> bool:
-        """True for a flow map, whose estimate depends on the end s of the jump."""
-        ...
-
-    def denoise(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        *,
-        s: Tensor | None = None,
-        mask: Tensor | None = None,
-        self_cond: Tensor | None = None,
-    ) -> Tensor:
-        """The x1_hat (B, K, D) towards which the jump from ``t`` to ``s`` (B,) goes."""
         ...
 
 

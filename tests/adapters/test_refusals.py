@@ -183,7 +183,7 @@ def test_a_tokenizer_of_another_model_and_a_text_in_another_script_are_told(
     greek = tmp_path / "greek.txt"
     greek.write_text("\n\n".join(f"ωμέγα άλφα {letter} βήτα γάμμα δέλτα έψιλον ζήτα " * 20 for letter in "αβγδε"))
     message = refusal("masked-lm", shop / "bert", replace(source, source=str(greek)))
-    assert "does not fit the text" in message and "are unknown to it" in message
+    assert "the tokenizer does not know 99.9% of the text" in message
 
 
 def test_blocks_that_the_model_or_the_text_cannot_give_are_told(shop: Path, source: TextSource) -> None:

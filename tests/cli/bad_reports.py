@@ -42,7 +42,7 @@ def write_runs(folder: Path) -> None:
         "junk_weights": {"model/denoiser.safetensors": b"junk"},
         "deep_weights": {"model/denoiser.safetensors": (100_000).to_bytes(8, "little") + b"[" * 100_000},
         "no_identity": {"model/config.json": b'{"parts": {}}'},
-        "no_parts": {"model/config.json": b'{"parts": {"readout": {"class": 1}}, "identity": {}}'},
+        "no_parts": {"model/config.json": b'{"format": 2, "parts": {"readout": 1}, "identity": {}, "sha256": {}}'},
     }
     for name, files in damaged.items():
         for file, content in files.items():
@@ -98,7 +98,7 @@ FILES = [
     Case("report deep_traces --device cpu", "traces.json holds no traces", "delete it"),
     Case("report junk_weights", "denoiser.safetensors", "make the model anew"),
     Case("report deep_weights", "denoiser.safetensors", "make the model anew"),
-    Case("report no_identity", "identity is missing", "make the file anew"),
-    Case("report no_parts", "parts.readout.class is 1", "expected a text"),
+    Case("report no_identity", "does not describe a fewstep model", "give a folder written by save_pretrained"),
+    Case("report no_parts", "model/config.json: parts.readout", "should be an object"),
 ]
 CASES = [*OPTIONS, *PLACES, *FILES]

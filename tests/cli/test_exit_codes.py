@@ -9,8 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fewstep.cli.exit_codes import LONGEST_LINE, errors_to_exit_code, one_line
-from fewstep.cli.main import COMMANDS, main
+from fewstep.cli.main import COMMANDS, LONGEST_LINE, errors_to_exit_code, main, one_line
 from fewstep.errors import UserError
 
 
@@ -114,7 +113,7 @@ def test_an_interrupt_exits_130_and_a_defect_keeps_its_traceback() -> None:
 
 BROKEN_PIPE = """
 import sys
-from fewstep.cli.exit_codes import errors_to_exit_code
+from fewstep.cli.main import errors_to_exit_code
 def command(argv):
     sys.stdin.readline()
     {body}

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.cli.exit_codes import EXIT_BROKEN_PIPE
-from fewstep.cli.main import main
+from fewstep.cli.main import EXIT_BROKEN_PIPE, main
 from tests.bundles import tiny_bundle
 from tests.cli.shops import diagnosis, evaluation, make_shop
 from tests.runs import Workshop

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.cli.exit_codes import errors_to_exit_code
+from fewstep.cli.main import errors_to_exit_code
 from fewstep.cli.theory_latents import PICTURE_FILE, ROWS_FILE, TABLE_FILE, main
 from fewstep.evaluation.exact_picture import exact_picture
 from fewstep.evaluation.exact_rows import ExactRow, ExactSetting

@@ -53,6 +53,7 @@ def test_weights_of_half_precision_are_refused(
 ) -> None:
     flags = [f"--run_dir={tmp_path / 'run'}", "--trainer.precision=bf16-true"]
     assert "give bf16-mixed" in refusal(capsys, workshop.arguments("autoencoder", *flags))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_file_that_is_no_settings_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

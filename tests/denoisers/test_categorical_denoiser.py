@@ -98,11 +98,3 @@ def test_neighbours_speak_once_trained_and_a_missing_estimate_reads_as_zero(gene
     assert (denoiser(moved, t).value - denoiser(x_t, t).value)[:, 0].abs().max() > 1e-4
     assert torch.equal(denoiser(x_t, t).value, denoiser(x_t, t, self_cond=0 * x_t).value)
     assert (denoiser(x_t, t, self_cond=x_t).value - denoiser(x_t, t).value).abs().max() > 1e-4
-
-
-def test_too_many_positions_and_an_unknown_second_time_are_refused(generator: torch.Generator) -> None:
-    denoiser, t = seeded(lambda: build("linear")), torch.tensor([0.4])
-    with pytest.raises(ValueError, match=r"9 latent positions.*built for 8"):
-        denoiser(normal((1, 9, D), generator), t)
-    with pytest.raises(ValueError, match="two_times=True"):
-        denoiser(normal((1, 4, D), generator), t, t)

@@ -98,14 +98,6 @@ def test_the_plain_network_tells_positions_apart_and_refuses_more_than_it_has(ge
         denoiser(normal((1, 9, 3), generator), t)
 
 
-def test_the_plain_network_takes_a_second_time_only_if_built_for_it(generator: torch.Generator) -> None:
-    x_t, t, s = normal((1, 4, 3), generator), torch.tensor([0.4]), torch.tensor([0.8])
-    with pytest.raises(ValueError, match="two_times=True"):
-        randomised(build)(x_t, t, s)
-    two = randomised(lambda: build(two_times=True))
-    assert (two(x_t, t, s).value - two(x_t, t).value).abs().max() > 1e-3
-
-
 def test_self_conditioning_reads_the_earlier_estimate_and_none_as_zero(generator: torch.Generator) -> None:
     denoiser = randomised(lambda: build(self_conditioning=True))
     x_t, t = normal((1, 4, 3), generator), torch.tensor([0.4])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.nn import Context, CrossAttention, SelfAttention
-from fewstep.nn.attention import SHORT_SEQUENCE, attend, attend_unfused
+from fewstep.nn.attention import SHORT_SEQUENCE, attend
 from tests.nn.builders import first, normal, randomised
 
 
@@ -28,10 +28,10 @@ def test_written_out_attention_is_the_softmax_over_what_is_seen(of: str, generat
     shape = {"keys": (2, 1, 1, 5), "queries and keys": (4, 5), "examples, queries and keys": (2, 1, 4, 5)}[of]
     seen = torch.rand(shape, generator=generator) < 0.6
     seen[..., 0] = True
-    y = attend_unfused(q, k, v, seen)
+    y = attend(q, k, v, seen)
     torch.testing.assert_close(y, plainly(q, k, v, seen), rtol=0, atol=1e-12)
     torch.testing.assert_close(y, F.scaled_dot_product_attention(q, k, v, attn_mask=seen), rtol=0, atol=1e-12)
-    assert torch.equal(attend_unfused(q, k, v, torch.ones(1, 1, 1, 5).bool()), attend_unfused(q, k, v, None))
+    assert torch.equal(attend(q, k, v, torch.ones(1, 1, 1, 5).bool()), attend(q, k, v, None))
 
 
 @pytest.mark.parametrize("length", [SHORT_SEQUENCE, SHORT_SEQUENCE + 1])
@@ -47,7 +47,7 @@ def test_what_is_hidden_stays_finite_under_autocast_even_for_float32_inputs(
 ) -> None:
     q, k, v = (torch.randn(2, 1, 3, 4, generator=generator, requires_grad=True) for _ in range(3))
     with torch.autocast("cpu", dtype):
-        y = attend_unfused(q, k, v, first([0, 3], 3)[:, None, None])
+        y = attend(q, k, v, first([0, 3], 3)[:, None, None])
     slopes = torch.autograd.grad(y.float().square().sum(), (q, k, v))
     assert all(bool(tensor.isfinite().all()) for tensor in (y, *slopes))
     torch.testing.assert_close(y[0].float(), v[0].mean(1, keepdim=True).expand(1, 3, 4), rtol=0, atol=2e-2)

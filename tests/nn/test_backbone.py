@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewstep.nn import AdaptiveTransformer
-from tests.nn.builders import first, normal, randomised, seeded
+from tests.nn.builders import normal, randomised, seeded
 
 
 def build(two_times: bool = False) -> AdaptiveTransformer:
@@ -44,12 +44,6 @@ def test_a_second_time_is_refused_unless_the_body_was_built_for_it(generator: to
     body = randomised(lambda: build(two_times=True))
     assert torch.equal(body(h, t), body(h, t, t)), "no second time means no distance"
     assert (body(h, t, torch.tensor([0.9])) - body(h, t)).abs().max() > 1e-2
-
-
-def test_padding_changes_nothing_at_real_positions(generator: torch.Generator) -> None:
-    body, h, t = randomised(build), normal((2, 5, 8), generator), torch.tensor([0.2, 0.7])
-    padded = torch.cat([h, 50 * normal((2, 3, 8), generator)], 1)
-    torch.testing.assert_close(body(padded, t, mask=first([5, 5], 8))[:, :5], body(h, t), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("two_times", [False, True])

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoisers import CategoricalDenoiser, DenoiserOutput, FlowModel, PredictionType
+from fewstep.denoisers import DenoiserOutput, FlowModel, PredictionType
 from fewstep.objectives import FlowMatching
 from fewstep.paths import linear_path
 from fewstep.readouts import LinearReadout, TransformerReadout
 from fewstep.schedules import UniformTime
 from fewstep.types import Latents, TokenBatch
-from tests.nn.builders import normal, randomised
-from tests.objectives.toys import D, K, both_predictions, data, loss_of, seed
+from tests.nn.builders import randomised
+from tests.objectives.toys import D, both_predictions, data, loss_of, seed
 
 V = 5
 Asked = list[tuple[Tensor, Tensor, Tensor | None]]
@@ -78,22 +78,6 @@ def test_own_logits_and_the_readout_give_one_cross_entropy_when_they_say_the_sam
     )
     torch.testing.assert_close(own, through, check_dtype=False, rtol=1e-6, atol=1e-6)
     assert torch.equal(other, own), "own logits win over another readout"
-
-
-def test_padding_contributes_nothing_to_a_categorical_denoiser_that_is_fed_back() -> None:
-    network = randomised(lambda: CategoricalDenoiser(D, K, V, width=8, depth=1, num_heads=2, self_conditioning=True))
-    network.set_codebook(normal((V, D), seed(9)), torch.zeros(V))
-    objective = FlowMatching(UniformTime(), cross_entropy_weight=1.0, self_conditioning_probability=1.0)
-    latents, tokens = batch([3, 1, 2])
-    junk = Latents(torch.where(latents.mask[..., None], latents.z, 100.0), latents.mask)
-    other = TokenBatch(torch.where(tokens.mask, tokens.ids, (tokens.ids + 1) % V), tokens.mask)
-    clean, padded = (
-        objective.forward(
-            FlowModel(network, linear_path(), "x1"), z, tokens=ids, readout=linear_readout(), generator=seed(2)
-        ).per_example
-        for z, ids in ((latents, tokens), (junk, other))
-    )
-    torch.testing.assert_close(padded, clean, rtol=0, atol=1e-9)
 
 
 @both_predictions

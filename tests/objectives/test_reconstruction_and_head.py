@@ -178,7 +178,8 @@ def test_prefix_dropout_hides_the_earlier_tokens_of_its_share_of_examples_and_ch
     )
     hidden = plain != dropped
     assert abs(hidden.double().mean() - 0.25) < 5 * (0.25 * 0.75 / 2000) ** 0.5
-    cut = HeadTraining().forward(model.without_tokens(), latents, tokens=tokens, generator=seed(1))
+    cut_off = CommitmentHead(model.network, sees_tokens=False)
+    cut = HeadTraining().forward(cut_off, latents, tokens=tokens, generator=seed(1))
     torch.testing.assert_close(dropped[hidden], cut.per_example[hidden], rtol=0, atol=1e-9)
 
 

@@ -10,22 +10,12 @@ PROBS = torch.tensor([0.05, 0.4, 0.0, 0.25, 0.2, 0.1], dtype=torch.float64)
 LOGITS = PROBS.log()
 
 
-def test_frequencies_match_the_probabilities_within_a_chi_square_bound(generator: torch.Generator) -> None:
-    count = 20_000
-    u = torch.rand(count, generator=generator)
-    ids, _ = draw_tokens(LOGITS.expand(count, -1), u)
-    expected = count * PROBS[PROBS > 0]
-    observed = ids.bincount(minlength=len(PROBS))
-    assert observed[2] == 0, "a token of probability 0 is never drawn"
-    # The 1 - 1e-5 quantile of chi-square with 4 degrees of freedom.
-    assert ((observed[PROBS > 0] - expected).square() / expected).sum() < 28.5
-
-
 def test_an_even_comb_of_uniforms_gives_every_token_its_share_to_within_one() -> None:
     u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     ids, _ = draw_tokens(LOGITS.expand(1000, -1), u)
     assert ((ids.bincount(minlength=len(PROBS)) - 1000 * PROBS).abs() <= 1).all()
     assert (ids.diff() >= 0).all(), "inversion is monotone in u"
+    assert not (ids == 2).any(), "a token of probability 0 is never drawn"
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.7), (1.0, 0.3)])

@@ -76,7 +76,7 @@ def test_ended_rows_leave_the_batch_and_the_loop_ends_with_the_last(
 def test_every_readout_stops_its_texts(generator: torch.Generator) -> None:
     z, mask = normal((B, L, D), generator), torch.ones(B, L, dtype=torch.bool)
     head = CommitmentHead(network(D))
-    readers = (head, head.without_tokens(), randomised(lambda: LinearReadout(V, D)))
+    readers = (head, CommitmentHead(head.network, sees_tokens=False), randomised(lambda: LinearReadout(V, D)))
     for reader in readers:
         free, stopped = (
             reader.generate(z, mask, temperature=3.0, ending=one, generator=torch.Generator().manual_seed(1))

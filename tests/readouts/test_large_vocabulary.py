@@ -18,7 +18,6 @@ from fewstep.readouts import (
     categorical,
     hidden_nats,
     token_accuracy,
-    token_nats,
 )
 from tests.nn.builders import first, normal, randomised
 
@@ -119,21 +118,6 @@ def keep_count(held: list[int]) -> Callable[[Tensor], Tensor]:
     return pack
 
 
-def test_the_threshold_decides_and_below_it_nothing_changes_to_the_bit(
-    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
-) -> None:
-    outputs, hidden = nn.Linear(4, V), torch.randn(2, 6, 4, generator=generator)
-    ids = torch.randint(V, (2, 6), generator=generator)
-    whole = token_nats(outputs(hidden), ids)
-    calls: list[int] = []
-    outputs.register_forward_hook(lambda module, args, out: calls.append(out.numel()))
-    assert torch.equal(hidden_nats(hidden, outputs, ids), whole) and calls == [12 * V]
-    calls.clear()
-    few_logits(monkeypatch, 5 * V)
-    torch.testing.assert_close(hidden_nats(hidden, outputs, ids), whole, rtol=0, atol=1e-6)
-    assert calls == [5 * V, 5 * V, 2 * V]
-
-
 def test_parts_keep_the_precision_that_autocast_gives_the_whole(
     monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
 ) -> None:
@@ -164,7 +148,7 @@ def test_a_large_batch_is_written_part_by_part_with_the_same_tokens(
     z, mask = normal((5, 4, D), generator), first([4, 4, 2, 1, 4], 4)
     seeded = lambda: torch.Generator().manual_seed(3)  # noqa: E731
     whole = readout.generate(z, mask, temperature=temperature, generator=seeded())
-    token_mask = readout.token_mask(mask)
+    token_mask = mask.repeat_interleave(readout.stride, dim=1)
     accuracy = token_accuracy(readout, z, whole.ids.roll(1, 0), token_mask)
     few_logits(monkeypatch, 2 * 8 * V)
     with LargestTensor() as largest:

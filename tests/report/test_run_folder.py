@@ -14,6 +14,7 @@ from fewstep.errors import UserError
 from fewstep.report.blocks import overlay
 from fewstep.report.evidence import Evidence
 from fewstep.report.run_folder import read_run, read_runs
+from fewstep.storage import Manifest, PartSpec
 from tests.report.runs_on_disk import (
     PROTOCOL,
     MadeDiagnosis,
@@ -60,11 +61,13 @@ def test_a_diagnosis_alone_is_a_run_by_file_and_by_folder(tmp_path: Path) -> Non
 def test_the_model_is_told_by_its_manifest_and_the_headers_of_its_weights(tmp_path: Path) -> None:
     model = tmp_path / "run" / "model"
     model.mkdir(parents=True)
-    manifest = {"kind": "text", "identity": {"block_size": 8}, "parts": {"denoiser": {"class": "D", "config": {}}}}
-    (model / "config.json").write_text(json.dumps(manifest))
+    parts = {"denoiser": {"class_path": "fewstep.D", "init_args": {}}}
+    values = {"format": 2, "identity": {"kind": "text", "block_size": 8}, "parts": parts, "sha256": {}}
+    (model / "config.json").write_text(json.dumps(values))
     save_file({"a": torch.zeros(2, 3), "b": torch.zeros(5), "c": torch.zeros(())}, model / "denoiser.safetensors")
     run = read_run(tmp_path / "run")
-    assert (run.manifest, run.sizes, run.block_size) == (manifest, {"denoiser": 12}, 8)
+    assert run.manifest == Manifest(values["identity"], {"denoiser": PartSpec("fewstep.D", {})})
+    assert (run.kind, run.sizes, run.block_size) == ("text", {"denoiser": 12}, 8)
     with pytest.raises(UserError, match="is a model: give the run's folder that it lies in"):
         read_run(model)
 
@@ -165,8 +168,8 @@ def test_a_broken_diagnosis_is_refused_with_its_file_and_key(break_it: Break, me
         ("flow/diagnostics.jsonl", b"{}\n", "line 1.results is missing"),
         ("flow/csv/version_0/metrics.csv", b"epoch\n1\n", "has no column step"),
         ("flow/csv/version_0/metrics.csv", b"step,train/loss\n1,low\n", "train/loss is 'low': expected a number"),
-        ("model/config.json", b'{"parts": {}}', "identity is missing"),
-        ("model/config.json", b'{"parts": {"a": 1}, "identity": {}}', "parts.a is 1"),
+        ("model/config.json", b'{"parts": {}}', "does not describe a fewstep model"),
+        ("model/config.json", b'{"format": 2, "parts": {"a": 1}, "identity": {}, "sha256": {}}', "config.json: "),
         ("model/denoiser.safetensors", b"junk", "is no safetensors file"),
         ("model/denoiser.safetensors", (2**60).to_bytes(8, "little"), "is no safetensors file"),
     ],

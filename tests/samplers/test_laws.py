@@ -53,21 +53,6 @@ def test_with_the_true_pair_each_state_has_exactly_the_paths_law_at_each_positio
 
 
 @each_path
-@pytest.mark.parametrize("rule", ["0.7", "by_position"])
-def test_samples_have_the_paths_mean_and_variance_at_each_position(path: Path, rule: str) -> None:
-    x_0 = noise(20_000, NUM_POSITIONS, 1, seed=2, dtype=torch.float32)
-    sampler = FlowSampler(path, reinjection=rule, decidedness=lambda x1_hat, mask: HOW_DECIDED.expand(x1_hat.shape[:2]))
-    states = sampler.iterate(
-        ConstantModel(path, torch.tensor([[1.5]])), x_0, num_steps=4, generator=torch.Generator().manual_seed(3)
-    )
-    for state in states:
-        t = torch.tensor(state.time)
-        mean, std = (law.expand(NUM_POSITIONS) for law in (1.5 * path.schedule.alpha(t), path.schedule.sigma(t)))
-        torch.testing.assert_close(state.x_t.mean(0).squeeze(-1), mean, rtol=0, atol=0.03)
-        torch.testing.assert_close(state.x_t.std(0).squeeze(-1), std, rtol=0.02, atol=1e-6)
-
-
-@each_path
 @each_solver
 @pytest.mark.parametrize(
     ("rule", "decided"),
@@ -115,20 +100,6 @@ def test_the_last_step_draws_nothing(solver: Solver, rule: str) -> None:
     )
     sampler.sample(MixingModel(linear()), noise(2, 2, 2), num_steps=1, generator=generator)
     assert torch.equal(generator.get_state(), before)
-
-
-@each_path
-@pytest.mark.parametrize("rule", ["1", "linear:1,1", "by_position:1"])
-def test_strength_1_is_the_re_noising_of_consistency_sampling(path: Path, rule: str) -> None:
-    x_0 = noise(2, 3, 4, seed=4)
-    sampler = FlowSampler(path, reinjection=rule, decidedness=lambda x1_hat, mask: torch.zeros(x1_hat.shape[:2]))
-    trajectory = sampler.sample(MixingModel(path), x_0, num_steps=4, generator=torch.Generator().manual_seed(5))
-    generator = torch.Generator().manual_seed(5)
-    for s, x1_hat, state in zip(
-        trajectory.times[1:-1].double(), trajectory.predictions, trajectory.states[1:-1], strict=False
-    ):
-        xi = torch.randn(2, 3, 4, generator=generator).double()
-        torch.testing.assert_close(state, path.sample(x1_hat, xi, s.expand(2)), rtol=0, atol=1e-7)
 
 
 @each_path

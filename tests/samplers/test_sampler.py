@@ -40,19 +40,6 @@ def test_iterate_and_sample_agree(path: Path, solver: Solver, gamma: float) -> N
     assert whole.nfe == states[-1].nfe
 
 
-@each_path
-@each_solver
-@each_gamma
-@pytest.mark.parametrize("num_steps", [1, 2, 5])
-def test_the_last_state_is_the_last_prediction_exactly(
-    path: Path, solver: Solver, gamma: float, num_steps: int
-) -> None:
-    trajectory = FlowSampler(path, solver=solver, reinjection=gamma).sample(
-        MixingModel(path), _noise(2, 3, 4), num_steps=num_steps, generator=_generator()
-    )
-    assert torch.equal(trajectory.x_1, trajectory.predictions[-1])
-
-
 @pytest.mark.parametrize(
     ("solver", "gamma", "per_step"),
     [
@@ -89,20 +76,6 @@ def test_each_call_is_conditioned_on_the_prediction_before_it(solver: Solver, ga
     answers = [model.denoise(x_t, t, self_cond=self_cond) for x_t, t, self_cond in calls]
     assert calls[0][2] is None
     assert all(torch.equal(call[2], answer) for call, answer in zip(calls[1:], answers[:-1], strict=True))
-
-
-@each_path
-@each_solver
-def test_predictions_are_those_made_at_the_states(path: Path, solver: Solver) -> None:
-    model = MixingModel(path)
-    trajectory = FlowSampler(path, solver=solver, reinjection=0.5).sample(
-        model, _noise(2, 3, 4), num_steps=4, generator=_generator()
-    )
-    made_at = {float(t[0]): (x_t, t, self_cond) for x_t, t, self_cond in model.calls}
-    for time, state, prediction in zip(trajectory.times, trajectory.states, trajectory.predictions, strict=False):
-        x_t, t, self_cond = made_at[float(time)]
-        assert torch.equal(x_t, state)
-        assert torch.equal(model.denoise(x_t, t, self_cond=self_cond), prediction)
 
 
 @each_path

@@ -26,15 +26,6 @@ def _end(model: object, sampler: FlowSampler, x_0: Tensor, num_steps: int) -> Te
 
 
 @each_path
-def test_the_closed_form_flow_of_the_gaussian_toy_solves_its_own_ode(path: Path) -> None:
-    model, x_0 = _gaussian(path), _noise(5, 2, 3)
-    t = torch.linspace(0.05, 0.9, 5, dtype=torch.float64)
-    x_t, derivative = torch.func.jvp(lambda t: model.flow(x_0, t), (t,), (torch.ones_like(t),))
-    v = model.velocity_of(x_t, model.denoise(x_t, t), t)
-    torch.testing.assert_close(v, derivative, rtol=1e-10, atol=1e-10)
-
-
-@each_path
 @pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2)], ids=["euler", "heun"])
 def test_measured_order_of_convergence(path: Path, solver: Solver, order: int) -> None:
     model, x_0 = _gaussian(path), _noise(8, 2, 3)

@@ -16,7 +16,7 @@ from fewstep.model import SavedModel
 from fewstep.objectives import ConsistencyDistillation
 from fewstep.shapes import randn
 from fewstep.storage import load_checkpoint
-from fewstep.training.teacher import start_from
+from fewstep.training.flow import start_from
 from tests.bundles import randomise
 from tests.runs import Workshop, logged, start
 from tests.training.flows import STUDENTS, flow_arguments, trained_flow, upon_a_flow

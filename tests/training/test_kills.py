@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.cli.exit_codes import errors_to_exit_code
+from fewstep.cli.main import errors_to_exit_code
 from fewstep.cli.train import main
 from fewstep.storage import load_checkpoint
 from tests.runs import Workshop

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.cli.exit_codes import EXIT_USER_ERROR
+from fewstep.cli.main import EXIT_USER_ERROR
 from fewstep.data import StepBatchSampler, prepare_corpus
 from fewstep.storage import load_checkpoint
 from tests.runs import BATCH_SIZE, Workshop, logged, start

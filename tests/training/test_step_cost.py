@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
-from fewstep.cli.exit_codes import EXIT_USER_ERROR, errors_to_exit_code
+from fewstep.cli.main import EXIT_USER_ERROR, errors_to_exit_code
 from fewstep.cli.train import main
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.errors import UserError

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from fewstep.autoencoders.whitening import Whitening
+from fewstep.autoencoders.transformer import Whitening
 from fewstep.errors import UserError
 from fewstep.schedules import upcast
 from fewstep.shapes import check_sizes

@@ -8,7 +8,7 @@ from jsonargparse.typing import PositiveInt
 
 from fewstep.cli.adapter_options import AdapterOptions, adapter_name, check_adapter_options, load_decoder
 from fewstep.cli.common import DeviceOptions, TextOptions, corpus_of, folder_beside, packed_blocks
-from fewstep.cli.exit_codes import rank_zero_errors
+from fewstep.cli.main import rank_zero_errors
 from fewstep.cli.output import ProgressBar, check_free, check_writable, make_folder, new_text_file
 from fewstep.cli.parser import comma_parts, parse_options
 from fewstep.provenance import provenance

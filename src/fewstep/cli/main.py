@@ -1,13 +1,40 @@
-"""The ``fewstep`` command: picks a command by its name and imports no more than that one."""
+"""The ``fewstep`` command: runs one command by its name and turns errors into exit codes.
 
+What a user can correct is one line on stderr; our own defects show a traceback.
+"""
+
+import errno
+import io
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
+from typing import Any
 
 from fewstep import __version__
-from fewstep.cli.exit_codes import errors_to_exit_code
 from fewstep.errors import UserError
+from fewstep.provenance import without_secrets
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+DEBUG = "--debug"
+"""Anywhere on the command line: show the traceback of a refusal before its line."""
+
+LONGEST_LINE = 600
+"""Characters of a message; the middle of a longer one is left out, so that value and advice stay."""
+
+MACHINE_ERRORS = (
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, "free some space, or write to another disk"),
+    (errno.EROFS, errno.EACCES, errno.EPERM, "choose a folder that is open to you"),
+    (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, "give another name"),
+    (errno.EIO, errno.ESTALE, errno.ENODEV, "the disk or its connection fails: choose another one"),
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, "the machine is at its limit: give it less at a time"),
+)
+"""Errors of the machine, whatever the command does: numbers of ``errno`` and the advice."""
 
 # name -> (help in one line, module with main(argv: list[str]) -> int)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -61,3 +88,119 @@ def dispatch(argv: list[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the installed command; ``argv`` defaults to the process's own. Returns the exit code."""
     return errors_to_exit_code(dispatch, list(sys.argv[1:] if argv is None else argv))
+
+
+class LenientStream:
+    """A text stream whose failures (closed, disk full, reader gone) are kept in ``error`` instead of raised.
+
+    What a command prints comments on its work; losing the terminal must not cost the work.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = io.StringIO() if stream is None or stream.closed else stream  # None: closed before Python began
+        self.error: OSError | None = None
+        if hasattr(self.stream, "reconfigure"):
+            self.stream.reconfigure(errors="replace")  # an ASCII terminal shows "?" for what it cannot encode
+
+    def write(self, text: str) -> int:
+        """Write ``text``, or drop it after a failure."""
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, unless the stream has failed."""
+        self._try(lambda: self.stream.flush())
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self.error is None:
+            try:
+                action()
+            except OSError as error:
+                self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def lenient_streams() -> Iterator[LenientStream]:
+    """Within it, stdout and stderr are :class:`LenientStream`; gives that of stdout."""
+    stdout, stderr = LenientStream(sys.stdout), LenientStream(sys.stderr)
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        yield stdout
+        stderr.flush()
+
+
+def check_stdout() -> None:
+    """Raise the ``OSError`` that stdout failed with, in a command whose work is what it prints."""
+    if isinstance(sys.stdout, LenientStream) and sys.stdout.error is not None:
+        raise sys.stdout.error
+
+
+def errors_to_exit_code(command: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Call ``command(argv)`` and return its exit code.
+
+    A ``UserError`` and an error of the machine (disk, memory) are one line on stderr and 2; ``--debug``, which the
+    command does not see, adds the traceback. An interrupt is 130, a reader of stdout that left 141. Every other
+    exception is a defect and passes.
+    """
+    debug = DEBUG in argv
+    with lenient_streams() as stdout:
+        try:
+            code = command([argument for argument in argv if argument != DEBUG])
+            sys.stdout.flush()
+            check_stdout()
+            return code
+        except UserError as error:
+            return _refuse(str(error), debug)
+        except KeyboardInterrupt:
+            print("fewstep: interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except (OSError, MemoryError, RuntimeError, ValueError) as error:
+            if error is stdout.error:
+                # What is still buffered is flushed at exit, where the interpreter would complain.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+                if isinstance(error, BrokenPipeError):
+                    return EXIT_BROKEN_PIPE
+            if (message := machine_message(error)) is None:
+                raise
+            return _refuse(message, debug)
+
+
+def rank_zero_errors(command: Callable[[], int]) -> int:
+    """Run ``command``; report errors on rank 0 only."""
+    try:
+        return command()
+    except UserError:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        return EXIT_USER_ERROR
+
+
+def one_line(text: str) -> str:
+    """``text`` as one printable line: white space collapsed, other characters escaped, secrets blanked, cut."""
+    plain = " ".join(without_secrets(text).split())
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in plain)
+    if len(shown) <= LONGEST_LINE:
+        return shown
+    half = LONGEST_LINE // 2 - 10
+    return f"{shown[:half]} [...] {shown[-half:]}"
+
+
+def machine_message(error: Exception) -> str | None:
+    """The line for an error of the machine; None for any other."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory ({str(error).partition('. ')[0] or 'no more available'}): give a smaller --batch_size"
+    if isinstance(error, ValueError) and "embedded null byte" in str(error):
+        return "the name of a file holds a NUL character (got '\\0'): give it without"
+    for *numbers, advice in MACHINE_ERRORS:
+        if isinstance(error, OSError) and error.errno in numbers:
+            return f"{error.filename or 'a file'}: {error.strerror}: {advice}"
+    return None
+
+
+def _refuse(message: str, debug: bool) -> int:
+    if debug:
+        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+    print("fewstep: error:", one_line(message), file=sys.stderr)
+    return EXIT_USER_ERROR

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse.typing import PositiveInt
 
 from fewstep.cli.common import DeviceOptions
-from fewstep.cli.exit_codes import check_stdout
+from fewstep.cli.main import check_stdout
 from fewstep.cli.output import new_text_file
 from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError

@@ -11,8 +11,8 @@ def main(argv: list[str]) -> int:
 
     A run that a signal stopped has written a checkpoint; one line says how to resume.
     """
+    from fewstep.training.callbacks.interruptions import TrainingStopped
     from fewstep.training.command import run_training
-    from fewstep.training.stopping import TrainingStopped
 
     try:
         run_training(argv)

@@ -93,7 +93,6 @@ class CategoricalDenoiser(RegressionDenoiser):
         mask: Tensor | None = None,
         self_cond: Tensor | None = None,
     ) -> DenoiserOutput:
-        """``x_t`` (B, K, D), times (B,), ``mask`` (B, K), ``self_cond`` (B, K, D)."""
         own = self.own_logits(x_t, t)
         h = self.embed(x_t, self_cond) + own.softmax(-1).to(x_t.dtype) @ self.evidence.weight
         logits = upcast(self.outputs(self.body(h, t, s, mask))) + own

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from fewstep.errors import UserError
-from fewstep.typed import check_types
+from fewstep.registry import check_types
 
 
 def _refused(name: str) -> float:

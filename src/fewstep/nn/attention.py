@@ -57,40 +57,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *, causal: bool
     """
     if q.device.type != "cpu" or k.shape[-2] > SHORT_SEQUENCE:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
-        seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
-    return attend_unfused(q, k, v, seen)
-
-
-def attend_unfused(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-    """:func:`attend` written out, for short sequences on a CPU."""
-    scaled = q * q.shape[-1] ** -0.5
-    if seen is None:
-        return (scaled @ k.transpose(-1, -2)).softmax(-1) @ v
-    batch, heads, keys = q.shape[0], q.shape[1], k.shape[-2]
-    # Added by the product itself, the mask costs no pass of its own over the scores, neither forward nor backward.
-    hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, _floor(q))
-    if hidden.shape[:-2].numel() == 1:  # the same for all examples and heads
-        hidden = hidden.reshape(-1, hidden.shape[-1]).expand(batch * heads, -1, keys)
-    else:
-        hidden = hidden.expand(batch, heads, -1, keys).reshape(batch * heads, -1, keys)
-    scores = torch.baddbmm(hidden, scaled.flatten(0, 1), k.flatten(0, 1).transpose(-1, -2))
-    return (scores.softmax(-1) @ v.flatten(0, 1)).unflatten(0, (batch, heads))
-
-
-def _floor(q: Tensor) -> float:
-    """The score of a hidden key: finite, also after autocast, so that a row that sees no key becomes an average and not
-    NaN; the caller masks that row."""
-    floor = torch.finfo(q.dtype).min
-    if torch.is_autocast_enabled(q.device.type):
-        floor = max(floor, torch.finfo(torch.get_autocast_dtype(q.device.type)).min)
-    return floor
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if seen is not None:
+        # Finite, so that a row that sees no key becomes an average and not NaN; the caller masks that row.
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) @ v
 
 
 class KeyValueCache:
     """Keys and values (B, H, N, head_dim) of the N positions that one causal block has decoded so far.
 
-    It also holds the ``rotation`` of all ``room`` positions, and keys and values of the ``context``, if any.
+    It also holds the ``rotation`` of all positions it has room for, and keys and values of the ``context``, if any.
     """
 
     def __init__(self, rotation: Rotation, context: "ProjectedContext | None" = None) -> None:
@@ -102,16 +81,11 @@ class KeyValueCache:
     def __len__(self) -> int:
         return 0 if self.keys is None else self.keys.shape[-2]
 
-    @property
-    def room(self) -> int:
-        """The largest number of positions."""
-        return len(self.rotation.cos)
-
     def upcoming(self, count: int) -> Rotation:
         """The rotation of the next ``count`` positions; ``ValueError`` if there is no room for them."""
-        start, stop = len(self), len(self) + count
-        if stop > self.room:
-            raise ValueError(f"{start} + {count} positions are too many for a cache with room for {self.room}")
+        start, stop, room = len(self), len(self) + count, len(self.rotation.cos)
+        if stop > room:
+            raise ValueError(f"{start} + {count} positions are too many for a cache with room for {room}")
         return Rotation(self.rotation.cos[start:stop], self.rotation.sin[start:stop])
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,15 +11,15 @@ from fewstep.nn.local import LocalMixing
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between them, (B, N, W) to (B, N, W)."""
+    """Two linear maps with a GELU between them, of every position of (B, N, W) alone."""
 
-    def __init__(self, width: int, expansion: int = 4) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, expansion * width)
-        self.down = nn.Linear(expansion * width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map every position of ``x`` (B, N, W) alone."""
+        """The same shape as ``x``."""
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
@@ -110,11 +110,11 @@ class TimeEmbedding(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, width: int, num_features: int = 128, max_frequency: float = 1_000.0) -> None:
+    def __init__(self, width: int, max_frequency: float = 1_000.0) -> None:
         super().__init__()
-        frequencies = torch.logspace(0, torch.log10(torch.tensor(max_frequency)).item(), num_features // 2)
+        frequencies = torch.logspace(0, torch.log10(torch.tensor(max_frequency)).item(), 64)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(2 * 64, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed ``t`` (B,)."""

@@ -10,8 +10,7 @@ from fewstep.objectives.flow_maps import (
     ShortcutModel,
 )
 from fewstep.objectives.flow_matching import FlowMatching
-from fewstep.objectives.head import HeadTraining
-from fewstep.objectives.reconstruction import ImageReconstruction, Reconstruction
+from fewstep.objectives.stages import HeadTraining, ImageReconstruction, Reconstruction
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "flow_matching": FlowMatching,

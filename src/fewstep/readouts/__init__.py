@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fewstep.readouts.categorical import (
@@ -43,8 +44,7 @@ class ReadoutChoice:
     """One way to read latents: the part of a model that it needs, its usual temperature, and its cost.
 
     ``open`` builds it from the part and the model's trust level (rms): anything with the ``generate`` of
-    :class:`fewstep.types.Readout`. ``passes`` counts forward passes for L
-    tokens.
+    :class:`fewstep.types.Readout`. ``passes`` counts forward passes for L tokens.
     """
 
     part: str
@@ -53,18 +53,10 @@ class ReadoutChoice:
     passes: Callable[[int], int]
 
 
-def _head(network: CausalTransformer, trust_level: float) -> CommitmentHead:
-    return CommitmentHead(network, trust_level=trust_level)
-
-
-def _head_off(network: CausalTransformer, trust_level: float) -> CommitmentHead:
-    return CommitmentHead(network, trust_level=trust_level, sees_tokens=False)
-
-
 READOUTS: dict[str, ReadoutChoice] = {
     # Each position on its own: drawing them independently would only add noise, so the likeliest token is taken.
     "parallel": ReadoutChoice("readout", 0.0, lambda part, trust_level: part, passes=lambda num_tokens: 1),
-    "head": ReadoutChoice("head", 1.0, _head, passes=lambda num_tokens: num_tokens),
-    "head_off": ReadoutChoice("head", 1.0, _head_off, passes=lambda num_tokens: 1),
+    "head": ReadoutChoice("head", 1.0, CommitmentHead, passes=lambda num_tokens: num_tokens),
+    "head_off": ReadoutChoice("head", 1.0, partial(CommitmentHead, sees_tokens=False), passes=lambda num_tokens: 1),
 }
 """The ways from latents to tokens, by name. ``head_off``, for the ablation: the head without its earlier tokens."""

@@ -71,10 +71,10 @@ def draw_tokens(
     """Tokens by inversion of the cumulative distribution, in float64.
 
     ``logits`` (..., V), ``u`` (...) uniform on [0, 1). Returns ids (...) int64 and their log-probabilities (...) in
-    nats under the distribution drawn from: after temperature, the ``top_k`` likeliest tokens, then the nucleus of mass
-    ``top_p`` among these. Temperature 0 is the argmax, with log-probability 0. One uniform per token, so that a draw
-    depends on its own row and ``u`` only; float64, since float32 sums change generative perplexity. Raises
-    ``ValueError`` where :func:`check_draw` does.
+    nats under the distribution drawn from: after temperature, the ``top_k`` likeliest tokens (arXiv:1805.04833, section
+    5.2), then the fewest of these whose mass reaches ``top_p`` (the nucleus of arXiv:1904.09751). Temperature 0 is the
+    argmax, with log-probability 0. One uniform per token, so that a draw depends on its own row and ``u`` only;
+    float64, since float32 sums change generative perplexity. Raises ``ValueError`` where :func:`check_draw` does.
     """
     check_draw(temperature, top_p, top_k)
     if temperature == 0:
@@ -84,27 +84,17 @@ def draw_tokens(
     scores = logits.double() - logits.amax(-1, keepdim=True).double()
     probs = (scores / temperature).softmax(-1)
     if top_k is not None and top_k < probs.shape[-1]:
-        probs = keep_likeliest(probs, top_k)
+        likeliest, order = probs.topk(top_k, dim=-1)
+        probs = torch.zeros_like(probs).scatter(-1, order, likeliest / likeliest.sum(-1, keepdim=True))
     if top_p < 1:
-        probs = keep_nucleus(probs, top_p)
+        ordered, order = probs.sort(dim=-1, descending=True)
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+        nucleus = torch.zeros_like(probs).scatter(-1, order, ordered)
+        probs = nucleus / nucleus.sum(-1, keepdim=True)
     cumulative = probs.cumsum(-1)
     target = u.double()[..., None] * cumulative[..., -1:]
     ids = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
     return ids[..., 0], probs.gather(-1, ids)[..., 0].log().float()
-
-
-def keep_likeliest(probs: Tensor, top_k: int) -> Tensor:
-    """Keep exactly the ``top_k`` likeliest tokens (arXiv:1805.04833, section 5.2), renormalised. (..., V)."""
-    kept, order = probs.topk(top_k, dim=-1)
-    return torch.zeros_like(probs).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
-
-
-def keep_nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """Keep the fewest likeliest tokens whose mass reaches ``top_p`` (arXiv:1904.09751), renormalised. (..., V)."""
-    ordered, order = probs.sort(dim=-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
-    kept = torch.zeros_like(probs).scatter(-1, order, torch.where(before < top_p, ordered, torch.zeros_like(ordered)))
-    return kept / kept.sum(-1, keepdim=True)
 
 
 def tokens_to_first_end(ids: Tensor, end_id: int) -> Tensor:

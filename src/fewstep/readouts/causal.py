@@ -17,7 +17,7 @@ class CausalTransformer(nn.Module):
 
     The first token is predicted from a begin-of-block embedding, number V of the table. ``stride`` places latent k at
     the middle of its tokens. The latents' noise level (rms) is an input, so that the network knows how far to trust
-    them. Raises ``ValueError`` for non-positive sizes.
+    them.
     """
 
     def __init__(
@@ -83,11 +83,9 @@ class CausalTransformer(nn.Module):
     ) -> Tensor:
         """Normed states (B, N, W) from which the logits after each of ``inputs`` (B, N) are read.
 
-        ``caches`` of :meth:`empty_caches` hold the earlier inputs and the context. Raises ``ValueError`` if they come
-        with a ``context``, or are full.
+        ``caches`` of :meth:`empty_caches` hold the earlier inputs and the context, which replaces ``context``.
+        Raises ``ValueError`` if they are full.
         """
-        if context is not None and caches is not None:
-            raise ValueError("caches hold their context already: give it to empty_caches, not beside the caches")
         h = self.embedding(inputs)
         for index, block in enumerate(self.blocks):
             h = block(h, context=context, cache=None if caches is None else caches[index])

@@ -25,7 +25,7 @@ class CommitmentHead(nn.Module):
     (:class:`fewstep.objectives.HeadTraining`) knows this state.
     """
 
-    def __init__(self, network: CausalTransformer, *, trust_level: float = 0.5, sees_tokens: bool = True) -> None:
+    def __init__(self, network: CausalTransformer, trust_level: float = 0.5, *, sees_tokens: bool = True) -> None:
         super().__init__()
         if network.latents is None:
             raise ValueError("a commitment head needs a network with latents: pass latent_dim to CausalTransformer")
@@ -34,10 +34,6 @@ class CommitmentHead(nn.Module):
         self.network = network
         self.trust_level = trust_level
         self.sees_tokens = sees_tokens
-
-    def without_tokens(self) -> "CommitmentHead":
-        """The same network as a head that does not see earlier tokens."""
-        return CommitmentHead(self.network, trust_level=self.trust_level, sees_tokens=False)
 
     def logits(self, z: Tensor, mask: Tensor, ids: Tensor, noise_level: Tensor) -> Tensor:
         """Teacher-forced logits (B, L, V) of ``ids`` (B, L) given latents that hold noise of ``noise_level`` (B,)."""

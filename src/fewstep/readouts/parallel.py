@@ -23,10 +23,6 @@ class ParallelReadout(nn.Module):
         """Logits (B, L, V) of ``z`` (B, K, D) with ``mask`` (B, K)."""
         return self(z, mask)
 
-    def token_mask(self, mask: Tensor) -> Tensor:
-        """The mask (B, L) of the tokens of latents with ``mask`` (B, K)."""
-        return mask.repeat_interleave(self.stride, dim=1)
-
     def token_nats(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Negative log-likelihood (B, L) in nats of ``ids`` (B, L) under ``z`` (B, K, D) with ``mask`` (B, K)."""
         return token_nats(self(z, mask), ids)
@@ -63,7 +59,7 @@ class ParallelReadout(nn.Module):
 
 
 class LinearReadout(ParallelReadout):
-    """One linear map from each latent to its tokens' logits. Raises ``ValueError`` for non-positive sizes."""
+    """One linear map from each latent to its tokens' logits."""
 
     def __init__(self, vocab_size: int, latent_dim: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -74,19 +70,15 @@ class LinearReadout(ParallelReadout):
         self.outputs = nn.Linear(latent_dim, stride * vocab_size)
 
     def token_nats(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """As of :class:`ParallelReadout`, logits in parts."""
         return hidden_nats(z, self.outputs, ids)
 
     def forward(self, z: Tensor, mask: Tensor) -> Tensor:
-        """Logits (B, L, V) of ``z`` (B, K, D)."""
+        """Logits (B, L, V) of ``z`` (B, K, D) with ``mask`` (B, K)."""
         return rearrange(self.outputs(z), "b k (s v) -> b (k s) v", s=self.stride)
 
 
 class TransformerReadout(ParallelReadout):
-    """Transformer over token positions, so that an undecided position can use its neighbours' latents.
-
-    Raises ``ValueError`` for non-positive sizes.
-    """
+    """Transformer over token positions, so that an undecided position can use its neighbours' latents."""
 
     def __init__(
         self,
@@ -113,16 +105,15 @@ class TransformerReadout(ParallelReadout):
         nn.init.normal_(self.inputs.weight, std=latent_dim**-0.5)
 
     def forward(self, z: Tensor, mask: Tensor) -> Tensor:
-        """Logits (B, L, V) of ``z`` (B, K, D); ``mask`` (B, K) bool."""
+        """Logits (B, L, V) of ``z`` (B, K, D) with ``mask`` (B, K)."""
         return self.outputs(self.hidden(z, mask))
 
     def token_nats(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """As of :class:`ParallelReadout`, logits in parts."""
         return hidden_nats(self.hidden(z, mask), self.outputs, ids)
 
     def hidden(self, z: Tensor, mask: Tensor) -> Tensor:
         """Normed states (B, L, W) of ``z`` (B, K, D); ``mask`` (B, K) bool."""
-        seen = self.token_mask(mask)
+        seen = mask.repeat_interleave(self.stride, dim=1)
         h = rearrange(self.inputs(z), "b k (s w) -> b (k s) w", s=self.stride)
         for block in self.blocks:
             h = block(h, seen)

@@ -5,16 +5,16 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.evaluation.protocol import same_protocol
 from fewstep.evaluation.sweep_row import SweepRow
 from fewstep.evaluation.table import GenerationTable
+from fewstep.registry import check_types
 from fewstep.report.diagnosed import Diagnosed, read_diagnosis, read_training_line
 from fewstep.report.strict_json import Node, read_json, read_json_lines, read_text
 from fewstep.report.training_curves import STAGES, StageLog, read_stage_logs
-from fewstep.typed import check_types
+from fewstep.storage import Manifest, read_manifest
 
 DIAGNOSIS, ROWS = "diagnostics.json", "rows.jsonl"
 NOTHING = "model/, table.json, diagnosis/diagnostics.json, evaluation/rows.jsonl or */csv"
@@ -32,7 +32,7 @@ class RunReport:
 
     name: str
     source: str
-    manifest: Mapping[str, Any] | None = None
+    manifest: Manifest | None = None
     sizes: Mapping[str, int] | None = None
     diagnoses: tuple[Diagnosed, ...] = ()
     stages: tuple[StageLog, ...] = ()
@@ -44,14 +44,14 @@ class RunReport:
     def kind(self) -> str:
         """ "text" or "images"."""
         told = next((one.kind for one in self.diagnoses if one.kind is not None), None)
-        return told or str((self.manifest or {}).get("kind", "text"))
+        return told or ("text" if self.manifest is None else str(self.manifest.identity.get("kind", "text")))
 
     @property
     def block_size(self) -> int | None:
         """Tokens in a text, where that is known."""
         if self.table is not None:
             return self.table.block_size
-        told = [(self.manifest or {}).get("identity", {}).get("block_size")]
+        told = [None if self.manifest is None else self.manifest.identity.get("block_size") or None]
         told += [(one.protocol or {}).get("block_length") for one in self.diagnoses]
         return next((size for size in told if isinstance(size, int)), None)
 
@@ -113,16 +113,8 @@ def _name(folder: Path) -> str:
     return name.replace("$", "").lstrip("_") or "run"  # what a picture would take for a formula, or leave out
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    file = folder / "config.json"
-    if not file.is_file():
-        return None
-    node = read_json(file)
-    for _, part in node.child("parts").items():
-        part.child("class").text()
-        part.child("config").items()
-    node.child("identity").items()
-    return node.value
+def _manifest(folder: Path) -> Manifest | None:
+    return read_manifest(folder) if (folder / "config.json").is_file() else None
 
 
 def _sizes(folder: Path) -> dict[str, int] | None:

@@ -54,15 +54,17 @@ def _facts(evidences: Sequence[Evidence], tell: Any) -> tuple[tuple[str, tuple[s
 
 
 def _identity(evidence: Evidence) -> dict[str, Any]:
-    return dict((evidence.run.manifest or {}).get("identity", {}))
+    return {} if evidence.run.manifest is None else evidence.run.manifest.identity
 
 
 def _config(evidence: Evidence, part: str) -> dict[str, Any]:
-    return dict((evidence.run.manifest or {}).get("parts", {}).get(part, {}).get("config", {}))
+    spec = None if evidence.run.manifest is None else evidence.run.manifest.parts.get(part)
+    return {} if spec is None else spec.init_args
 
 
 def _class(evidence: Evidence, part: str) -> str | None:
-    return (evidence.run.manifest or {}).get("parts", {}).get(part, {}).get("class")
+    spec = None if evidence.run.manifest is None else evidence.run.manifest.parts.get(part)
+    return None if spec is None else spec.class_path.rpartition(".")[2]
 
 
 def _size(evidence: Evidence, part: str) -> str | None:

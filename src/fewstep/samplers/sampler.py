@@ -37,7 +37,7 @@ from fewstep.registry import resolve
 from fewstep.samplers.rules import Noise, RuleLike, parse_rule
 from fewstep.schedules import TimeGrid, UniformGrid, upcast
 from fewstep.shapes import Generators, expand_like, randn
-from fewstep.types import FlowLike, FlowMapLike, SamplerState, Trajectory
+from fewstep.types import FlowLike, SamplerState, Trajectory
 
 Correction = Callable[[Tensor, int, int, Tensor], tuple[Tensor, int]]
 """(x1_hat (B, K, D), step 0..N-1, N, mask (B, K) bool) -> corrected x1_hat and the forward passes this took.
@@ -255,11 +255,8 @@ class _CountedEstimate:
 
     def __call__(self, x_t: Tensor, t: Tensor, self_cond: Tensor | None, s: Tensor | None = None) -> Tensor:
         """x1_hat (B, K, D) at (x_t, t), at least float32; ``s`` (B,), where the jump ends, is for flow maps."""
-        model, passes = self.model, 0
-        if isinstance(model, FlowMapLike) and model.two_times:
-            x1_hat = upcast(model.denoise(x_t, t, s=s, mask=self.mask, self_cond=self_cond))
-        else:
-            x1_hat = upcast(model.denoise(x_t, t, mask=self.mask, self_cond=self_cond))
+        passes, end = 0, {"s": s} if getattr(self.model, "two_times", False) else {}
+        x1_hat = upcast(self.model.denoise(x_t, t, mask=self.mask, self_cond=self_cond, **end))
         if self.correct is not None:
             x1_hat, passes = self.correct(x1_hat, self.step, self.num_steps, self.real(x1_hat))
         self.passes += 1 + passes

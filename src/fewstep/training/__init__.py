@@ -4,7 +4,7 @@ from fewstep.training.autoencoders import AutoencoderModule, ImageAutoencoderMod
 from fewstep.training.data_modules import ImageDataModule, TextDataModule
 from fewstep.training.flow import FlowModule, ImageFlowModule
 from fewstep.training.head import HeadModule, LanguageModelModule
-from fewstep.training.optimizer import OptimizerSettings
+from fewstep.training.module import OptimizerSettings
 
 __all__ = [
     "AutoencoderModule",

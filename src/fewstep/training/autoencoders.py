@@ -15,8 +15,7 @@ from fewstep.model import Identity
 from fewstep.objectives import ImageReconstruction, Reconstruction
 from fewstep.readouts import token_accuracy
 from fewstep.training.data_modules import Batch, ImageDataModule, StepDataModule, TextDataModule
-from fewstep.training.module import TrainingModule, tokens_of
-from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
+from fewstep.training.module import DEFAULT_OPTIMIZER, OptimizerSettings, TrainingModule, tokens_of
 from fewstep.types import LatentEncoder, LossOutput, Readout
 
 

@@ -30,8 +30,8 @@ from fewstep.training.callbacks import (
     WeightAverage,
 )
 from fewstep.training.callbacks.diagnostics import check_measurements
+from fewstep.training.callbacks.progress import check_wandb, default_loggers, finish_wandb
 from fewstep.training.data_modules import StepDataModule
-from fewstep.training.loggers import check_wandb, default_loggers, finish_wandb
 from fewstep.training.module import TrainingModule, announce
 from fewstep.training.run_folder import (
     CHECKPOINTS,
@@ -214,6 +214,10 @@ def check_settings(config: Namespace) -> None:
     for name, value, least, note in limits:
         if value is not None and value < least:
             raise UserError(f"{name} is {value}: expected at least {least} {note}".rstrip())
+    precision = str(trainer.precision)
+    if precision in ("bf16-true", "16-true"):  # whitening, times and paths are float32
+        mixed = precision.replace("true", "mixed")
+        raise UserError(f"trainer.precision is {precision}: the weights stay float32 here; give {mixed} or 32-true")
     strategy = trainer.strategy
     name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", ""))
     if name.rpartition(".")[2].lower().startswith(SHARDING):

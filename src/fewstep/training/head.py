@@ -16,8 +16,7 @@ from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel
 from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import rand, randn
 from fewstep.training.data_modules import Batch, TextDataModule
-from fewstep.training.module import TrainingModule, tokens_of
-from fewstep.training.optimizer import DEFAULT_OPTIMIZER, OptimizerSettings
+from fewstep.training.module import DEFAULT_OPTIMIZER, OptimizerSettings, TrainingModule, tokens_of
 from fewstep.types import Latents, LossOutput
 
 

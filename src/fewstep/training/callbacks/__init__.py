@@ -1,12 +1,9 @@
 """What happens around training: averaging, resume points, samples, diagnostics, skipped steps, compilation."""
 
-from fewstep.training.callbacks.averaging import ExportModel, WeightAverage
-from fewstep.training.callbacks.blocks import CompiledBlocks, RecomputedBlocks
 from fewstep.training.callbacks.diagnostics import Diagnostics
-from fewstep.training.callbacks.monitor import Monitor, StepBar
-from fewstep.training.callbacks.nonfinite import SkipNonFinite
-from fewstep.training.callbacks.resume_point import ResumePoint
-from fewstep.training.callbacks.samples import SampleTable
+from fewstep.training.callbacks.interruptions import ResumePoint, SkipNonFinite
+from fewstep.training.callbacks.progress import Monitor, SampleTable, StepBar
+from fewstep.training.callbacks.weights import CompiledBlocks, ExportModel, RecomputedBlocks, WeightAverage
 
 __all__ = [
     "CompiledBlocks",

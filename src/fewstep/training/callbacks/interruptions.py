@@ -1,0 +1,204 @@
+"""What a run does when something goes wrong: skip a step that is not finite, save and stop at a signal."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch.optim import Optimizer
+
+from fewstep.errors import UserError
+from fewstep.training.data_modules import Batch
+from fewstep.training.module import TrainingModule, announce
+from fewstep.training.run_folder import LAST
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C, the end of a job, and what schedulers announce that end with (SLURM's ``--signal=USR1@120``)."""
+
+
+class SkipNonFinite(Callback):
+    """Skips optimizer steps whose loss or gradient is not finite, and ends the run after ``max_in_a_row`` of them.
+
+    A skipped step changes no weight and no optimizer state; its data count as seen, and schedule and weight average go
+    on. ``train/skipped_steps`` counts them. When the run ends, rank 0 and every rank whose own loss is not finite save
+    the batches of the last step to ``folder/step-N-rank-R.pt`` (``torch.load`` reads it).
+
+    After the all-reduce every rank sees the same gradients, so all skip together. Cost per step: one gradient norm and
+    one device sync, as a ``GradScaler`` has.
+    """
+
+    def __init__(self, folder: str, max_in_a_row: int = 20) -> None:
+        if max_in_a_row < 1:
+            raise ValueError(f"nonfinite.max_in_a_row is {max_in_a_row}: expected a whole number of at least 1")
+        self.folder = Path(folder)
+        self.max_in_a_row = max_in_a_row
+        self.skipped = 0
+        self.in_a_row = 0
+        self._batches: list[Batch] = []
+        self._losses: list[torch.Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both counts, for the checkpoint."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore both counts."""
+        self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Remember the batches of the current optimizer step."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._batches, self._losses = [], []
+        self._batches.append(batch)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """Remember this rank's own loss: after the all-reduce nothing else says whose batch it was."""
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Drop the gradients if one is not finite, so that the optimizer has nothing to do.
+
+        Raises ``UserError`` at the last of too many skipped steps in a row.
+        """
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.step_was_skipped = not gradients_are_finite(pl_module)
+        if not pl_module.step_was_skipped:
+            self.in_a_row = 0
+            return
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.max_in_a_row:
+            file = self._save_batches(trainer)
+            raise UserError(
+                f"loss or gradient not finite at step {trainer.global_step}, the last of {self.in_a_row} such steps in "
+                f"a row; the weights are those from before them, the batches are in {file}: lower the learning rate, "
+                "or use bf16 or float32 in place of fp16"
+            )
+        optimizer.zero_grad(set_to_none=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log the number of skipped steps."""
+        every = trainer.log_every_n_steps * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        if every and (batch_idx + 1) % every == 0:
+            pl_module.log("train/skipped_steps", float(self.skipped))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the number of skipped steps if there were any."""
+        if self.skipped:
+            announce(trainer, f"==> {self.skipped:,} steps were skipped: their loss or gradient was not finite")
+
+    def _save_batches(self, trainer: Trainer) -> Path:
+        file = self.folder / f"step-{trainer.global_step}-rank-{trainer.global_rank}.pt"
+        if trainer.is_global_zero or not all(bool(torch.isfinite(loss)) for loss in self._losses):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save([{name: value.cpu() for name, value in batch.items()} for batch in self._batches], file)
+        trainer.strategy.barrier()  # a rank that ends early would take the others down before they have written
+        return file
+
+
+def gradients_are_finite(module: torch.nn.Module) -> bool:
+    """Whether the norm of all gradients is finite: one device sync."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """A signal stopped the run after ``step`` optimizer steps.
+
+    ``checkpoint`` is the file to resume from, None if no step was done. ``first_process`` is true on rank 0, which
+    reports it.
+    """
+
+    def __init__(self, signal_number: int, step: int, checkpoint: Path | None, *, first_process: bool = True) -> None:
+        super().__init__(f"stopped by signal {signal_number} after {step} steps")
+        self.signal_number = signal_number
+        self.step = step
+        self.checkpoint = checkpoint
+        self.first_process = first_process
+
+
+class ResumePoint(Checkpoint):
+    """Writes ``dirpath/last.ckpt`` every ``every_n_steps`` optimizer steps, after the last step, and when stopped.
+
+    SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2 take effect between two steps, when weights, average and counters
+    agree; Lightning's ``OnExceptionCheckpoint`` saves in the middle of one. A Ctrl-C after another signal ends the run
+    at once. While steps are skipped (:class:`.SkipNonFinite`) no checkpoint is written that is only due. Several ranks
+    agree to stop after every step. Listed after :class:`.WeightAverage`, whose update belongs to the step.
+    """
+
+    def __init__(self, dirpath: str = "checkpoints", every_n_steps: int = 500) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"checkpoint.every_n_steps is {every_n_steps}: expected a whole number of at least 1")
+        self.file = Path(dirpath) / LAST
+        self.every_n_steps = every_n_steps
+        self._received: int | None = None
+        self._saved_step: int | None = None
+        self._is_due = False
+        self._previous: dict[int, Any] = {}
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the signal handlers, over those that Lightning has just installed."""
+        self._install()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the signal handlers if there was no sanity check."""
+        self._install()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stop here, once the last step is logged and a due validation is done. Raises ``TrainingStopped``."""
+        is_saved = self._saved_step == trainer.global_step or trainer.global_step == 0  # 0: nothing to save
+        if self._received is not None and is_saved:
+            raise self.stopped(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is due or a signal came."""
+        assert isinstance(pl_module, TrainingModule)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        step = trainer.global_step
+        self._is_due |= step % self.every_n_steps == 0
+        due = self._is_due and not pl_module.step_was_skipped
+        if self._agree_to_stop(trainer) or due or step == trainer.max_steps:
+            trainer.save_checkpoint(self.file)
+            self._saved_step, self._is_due = step, False
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the signal handlers."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Restore the signal handlers."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def stopped(self, trainer: Trainer) -> TrainingStopped:
+        """The exception that reports the stop."""
+        checkpoint = self.file if self.file.is_file() else None
+        number = self._received or signal.SIGINT
+        return TrainingStopped(number, trainer.global_step, checkpoint, first_process=trainer.is_global_zero)
+
+    def _agree_to_stop(self, trainer: Trainer) -> bool:
+        if trainer.world_size > 1:
+            received = torch.tensor(self._received or 0, device=trainer.strategy.root_device)
+            self._received = int(trainer.strategy.reduce(received, reduce_op="max").item()) or None
+        return self._received is not None
+
+    def _install(self) -> None:
+        if not self._previous:
+            try:
+                self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            except ValueError:  # only the main thread may set handlers
+                self._previous = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = self._received or number

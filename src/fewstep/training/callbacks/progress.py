@@ -1,0 +1,236 @@
+"""What a run shows: printed lines, speed, sample texts, and the CSV and wandb logs."""
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+import wandb
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+from fewstep.errors import UserError
+from fewstep.pipeline import TextGenerator
+from fewstep.samplers import default_sampling, parse_rule
+from fewstep.training.data_modules import Batch
+from fewstep.training.flow import FlowModule
+from fewstep.training.module import TrainingModule, announce
+
+PROBE_SECONDS = 10.0
+COLUMNS = ("step", "num_steps", "text")
+
+
+class StepBar(TQDMProgressBar):
+    """Lightning's bar, for training steps only, on stderr."""
+
+    def init_train_tqdm(self) -> Tqdm:
+        """The bar."""
+        with redirect_stdout(sys.stderr):
+            return super().init_train_tqdm()
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """No bar."""
+        return Tqdm(disable=True)
+
+    init_sanity_tqdm = init_validation_tqdm
+
+
+class Monitor(Callback):
+    """Prints what is trained on which data, and logs ``train/tokens_per_second`` or ``train/images_per_second``.
+
+    Real tokens of all ranks since the last log over wall-clock time without validation. The count stays on the device
+    and is read when it is logged: Lightning's ``ThroughputMonitor`` syncs the device at every step.
+    """
+
+    def __init__(self) -> None:
+        self._count: torch.Tensor | int = 0
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the summary and start counting."""
+        assert isinstance(pl_module, TrainingModule)
+        count = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
+        data, start = pl_module.data, trainer.global_step
+        size = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        resumed = f", going on from step {start:,}" if start else ""
+        lines = [f"{trainer.max_steps:,} steps of {size:,} {data.example_name}{resumed}", *data.report().splitlines()]
+        if start == 0:
+            lines += pl_module.report().splitlines()
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            lines.append(f"writes {trainer.default_root_dir}")
+        announce(trainer, f"==> {pl_module.stage_name}: {count:,} parameters, " + "\n    ".join(lines))
+        self._restart()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the time of a validation out."""
+        self._restart()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count, and log every ``log_every_n_steps``."""
+        assert isinstance(pl_module, TrainingModule)
+        self._count = self._count + pl_module.data.units_in(batch)
+        every = trainer.log_every_n_steps * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        if every and (batch_idx + 1) % every == 0:
+            count, seconds = int(self._count) * trainer.world_size, time.perf_counter() - self._started
+            pl_module.log(f"train/{pl_module.data.unit}_per_second", count / max(seconds, 1e-9))
+            self._restart()
+
+    def _restart(self) -> None:
+        self._count, self._started = 0, time.perf_counter()
+
+
+class SampleTable(Callback):
+    """After every validation of a text flow, samples texts from fixed noise with the averaged weights.
+
+    They go to ``folder/samples.jsonl`` and to wandb as the table ``samples``: training step, number of sampling steps,
+    text. ``num_steps`` lists the numbers of sampling steps; a model trained for one number is sampled with that.
+    ``reinjection`` is a rule of re-injection such as 0.5 or "cosine:1,0" (:func:`fewstep.samplers.parse_rule`); None:
+    the model's own (:func:`fewstep.samplers.default_sampling`).
+
+    Listed before :class:`.WeightAverage`, which takes the average out of the model when the validation epoch ends. A
+    resumed run keeps the rows up to its first step.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        num_samples: int = 4,
+        num_steps: tuple[int, ...] = (1, 4, 32),
+        seed: int = 0,
+        reinjection: float | str | list[float] | None = None,
+    ) -> None:
+        self.file = Path(folder) / "samples.jsonl"
+        self.num_samples = num_samples
+        self.num_steps = tuple(num_steps)
+        self.seed = seed
+        self.reinjection = None if reinjection is None else parse_rule(reinjection)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the rows of steps that a resumed run repeats."""
+        if self._applies(trainer, pl_module) and self.file.is_file():
+            rows = [row for row in self._rows() if row["step"] <= trainer.global_step]
+            self.file.write_text("".join(map(_line, rows)), encoding="utf-8")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample, write, log; not in the sanity check before training."""
+        if trainer.sanity_checking or not self._applies(trainer, pl_module):
+            return
+        assert isinstance(pl_module, FlowModule)
+        generator = TextGenerator(pl_module.saved_model().to(pl_module.device))
+        identity = generator.model.identity
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as stream:
+            for own in dict.fromkeys(default_sampling(identity, steps) for steps in self.num_steps):
+                rule = own.reinjection if self.reinjection is None else self.reinjection
+                texts = generator.generate(self.num_samples, own.num_steps, self.seed, reinjection=rule).texts
+                for text in texts:
+                    stream.write(_line({"step": trainer.global_step, "num_steps": own.num_steps, "text": text}))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                data = [[row[name] for name in COLUMNS] for row in self._rows()]
+                logger.log_table("samples", columns=list(COLUMNS), data=data)
+
+    def _applies(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        assert isinstance(pl_module, TrainingModule)
+        is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        return pl_module.stage_name == FlowModule.stage_name and trainer.is_global_zero and not is_trial
+
+    def _rows(self) -> list[dict]:
+        with self.file.open(encoding="utf-8") as stream:
+            return [json.loads(line) for line in stream if line.endswith("\n")]
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def default_loggers(run_dir: str | Path) -> list[Logger]:
+    """A CSV logger in ``run_dir/csv``, and wandb in ``run_dir``.
+
+    wandb is online if there is an API key, else offline; ``WANDB_MODE`` overrides it, and with ``disabled`` there is no
+    wandb logger. A resumed run writes the next ``csv/version_N``.
+    """
+    run_dir = Path(run_dir)
+    # Flushed at every row, so that what a killed process leaves is complete.
+    loggers: list[Logger] = [CSVLogger(run_dir, name="csv", flush_logs_every_n_steps=1)]
+    mode = wandb_mode()
+    if mode == "disabled":
+        return loggers
+    offline = mode == "offline"
+    settings = wandb.Settings(silent=offline, console="off")
+    logger = WandbLogger(name=run_dir.name, project="fewstep", save_dir=run_dir, offline=offline, settings=settings)
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes on an option that wandb has deprecated
+    return [*loggers, logger]
+
+
+def wandb_mode() -> str:
+    """ "online", "offline" or "disabled": ``WANDB_MODE`` if it is set, else online if there is an API key."""
+    mode = os.environ.get("WANDB_MODE", "")
+    if mode == "disabled":
+        return mode
+    return "offline" if mode in ("offline", "dryrun") or (mode == "" and not _has_key()) else "online"
+
+
+def check_wandb() -> None:
+    """Raise ``UserError`` if a run would go to wandb's server and that does not answer.
+
+    wandb itself retries for a minute and a half, after the run's folder was created. Behind a proxy nothing is tried.
+    """
+    if wandb_mode() != "online" or getproxies():
+        return
+    server = urlsplit(wandb.setup().settings.base_url)
+    port = server.port or (80 if server.scheme == "http" else 443)
+    try:
+        socket.create_connection((server.hostname or "", port), PROBE_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"wandb cannot be reached at {server.hostname}:{port} ({error.strerror or error}): set WANDB_MODE=offline "
+            "and upload later by `wandb sync`, or WANDB_MODE=disabled"
+        ) from None
+
+
+def log_study(
+    folder: Path,
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
+    figures: Mapping[str, Path],
+    summary: Mapping[str, str] | None = None,
+) -> bool:
+    """Log the results of a command as a wandb run of its own, kept in ``folder``; False if wandb is disabled.
+
+    ``tables`` are columns and rows by name, ``figures`` PNG files by name.
+    """
+    for logger in default_loggers(folder):
+        if isinstance(logger, WandbLogger):
+            for name, (columns, rows) in tables.items():
+                logger.log_table(name, columns=list(columns), data=[list(row) for row in rows])
+            for name, file in figures.items():
+                logger.log_image(name, [str(file)])
+            logger.experiment.summary.update(dict(summary or {}))
+            finish_wandb()
+            return True
+    return False
+
+
+def finish_wandb() -> None:
+    """End this process's wandb run if there is one, so that the next stage starts its own."""
+    if wandb.run is not None:
+        wandb.finish()
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
