@@ -56,7 +56,7 @@ BUDGETS = {
     "nn": (495, 450),
     "autoencoders": (260, 260),
     "denoisers": (339, 260),
-    "readouts": (601, 540),
+    "readouts": (599, 540),
     "objectives": (1150, 1150),
     "samplers": (752, 690),
     "data": (1640, 900),
