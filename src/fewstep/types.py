@@ -109,10 +109,6 @@ class FlowLike(Protocol):
         """The clean estimate x1_hat (B, K, D)."""
         ...
 
-    def velocity_of(self, x_t: Tensor, x1_hat: Tensor, t: Tensor) -> Tensor:
-        """The velocity that belongs to x1_hat at (x_t, t), without another network evaluation."""
-        ...
-
 
 @runtime_checkable
 class LatentEncoder(Protocol):

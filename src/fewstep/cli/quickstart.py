@@ -131,6 +131,7 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "Gen
     write_text(options.out / "table.md", table.to_markdown())
     write_text(options.out / "samples.txt", sentences(table))
     write_generation_figure(table, options.out / "table.png")
+    bundle.save_pretrained(options.out / "model", overwrite=True, scores=table.to_markdown())  # now with its scores
     return table
 
 

@@ -67,16 +67,12 @@ class FlowModel(nn.Module):
         s = s if self.two_times else None
         return self.x1_of(self.predict(x_t, t, s, mask=mask, self_cond=self_cond), x_t, t)
 
-    def velocity_of(self, x_t: Tensor, x1_hat: Tensor, t: Tensor) -> Tensor:
-        """The velocity (B, K, D) that belongs to x1_hat at (x_t, t); no network evaluation."""
-        return self.path.velocity_from_x1(x_t, x1_hat, t)
-
     def velocity(
         self, x_t: Tensor, t: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None
     ) -> Tensor:
         """dx/dt (B, K, D) of the deterministic flow."""
         output = self.predict(x_t, t, mask=mask, self_cond=self_cond)
-        return output.value if self.prediction == "velocity" else self.velocity_of(x_t, output.value, t)
+        return output.value if self.prediction == "velocity" else self.path.velocity_from_x1(x_t, output.value, t)
 
     def jump(
         self, x_t: Tensor, t: Tensor, s: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None

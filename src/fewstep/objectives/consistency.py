@@ -81,7 +81,7 @@ class ContinuousConsistency(Objective):
         """g / (|g| + 1), (B, K, D)."""
         r, tangent = self.warmup(batch.progress), change
         if r < 1:
-            own = model.velocity_of(x_t, estimate, t)
+            own = model.path.velocity_from_x1(x_t, estimate, t)
             sigma = model.path.alpha_sigma(t, x_t)[1]
             # An x_1 estimate that is wrong near the data has an infinite velocity.
             held = (sigma / MIN_SIGMA).clamp(max=1) if model.prediction == "x1" else 1.0

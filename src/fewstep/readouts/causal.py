@@ -60,23 +60,20 @@ class CausalTransformer(nn.Module):
         positions = torch.arange(z.shape[1], device=z.device) * self.stride + (self.stride - 1) / 2
         return Context(states, mask, positions)
 
-    def shift_right(self, ids: Tensor) -> Tensor:
-        """Inputs (B, L) that predict ``ids`` (B, L): begin-of-block, then all but the last."""
-        return torch.cat([self.bos_only(ids[:, :1]), ids[:, :-1]], dim=1)
+    def shift_right(self, ids: Tensor, sees_tokens: Tensor | None = None) -> Tensor:
+        """Inputs (B, L) that predict ``ids`` (B, L): begin-of-block, then all but the last.
 
-    def bos_only(self, ids: Tensor) -> Tensor:
-        """Inputs (B, L) like :meth:`shift_right` without the tokens: begin-of-block at every place."""
-        return torch.full_like(ids, self.vocab_size)
+        Rows where ``sees_tokens`` (B,) bool is false have begin-of-block at every place.
+        """
+        begin = torch.full_like(ids, self.vocab_size)
+        inputs = torch.cat([begin[:, :1], ids[:, :-1]], dim=1)
+        return inputs if sees_tokens is None else torch.where(sees_tokens[:, None], inputs, begin)
 
     def forward(
         self, inputs: Tensor, context: Context | None = None, caches: list[KeyValueCache] | None = None
     ) -> Tensor:
         """Logits (B, N, V) of the token after each of ``inputs`` (B, N); see :meth:`hidden`."""
         return self.outputs(self.hidden(inputs, context, caches))
-
-    def token_nats(self, inputs: Tensor, ids: Tensor, context: Context | None = None) -> Tensor:
-        """Negative log-likelihood (B, N) in nats of each of ``ids`` (B, N) after ``inputs`` (B, N), logits in parts."""
-        return hidden_nats(self.hidden(inputs, context), self.outputs, ids)
 
     def hidden(
         self, inputs: Tensor, context: Context | None = None, caches: list[KeyValueCache] | None = None
@@ -163,7 +160,7 @@ class LanguageModel(nn.Module):
 
     def token_nats(self, ids: Tensor) -> Tensor:
         """Negative log-likelihood (B, L) of every token given the ones before it, in nats, float32."""
-        return self.network.token_nats(self.network.shift_right(ids), ids)
+        return hidden_nats(self.network.hidden(self.network.shift_right(ids)), self.network.outputs, ids)
 
     def loss(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Mean nats per real token (B,); ``mask`` (B, L)."""

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from fewstep.readouts.categorical import cut_at_end, draw_tokens
+from fewstep.readouts.categorical import cut_at_end, draw_tokens, hidden_nats
 from fewstep.readouts.causal import CausalTransformer, decode_cached
 from fewstep.shapes import Generators, masked_mean, rand, randn
 from fewstep.types import Ending, TokenSample
@@ -37,7 +37,7 @@ class CommitmentHead(nn.Module):
 
     def logits(self, z: Tensor, mask: Tensor, ids: Tensor, noise_level: Tensor) -> Tensor:
         """Teacher-forced logits (B, L, V) of ``ids`` (B, L) given latents that hold noise of ``noise_level`` (B,)."""
-        return self.network(self._inputs(ids, None), self.network.context(z, mask, noise_level))
+        return self.network(self._inputs(ids), self.network.context(z, mask, noise_level))
 
     def token_nats(
         self, z: Tensor, ids: Tensor, mask: Tensor, noise_level: Tensor, sees_tokens: Tensor | None = None
@@ -48,7 +48,8 @@ class CommitmentHead(nn.Module):
         """
         latent_mask = rearrange(mask, "b (k s) -> b k s", s=self.network.stride).any(-1)
         context = self.network.context(z, latent_mask, noise_level)
-        return self.network.token_nats(self._inputs(ids, sees_tokens), ids, context)
+        hidden = self.network.hidden(self._inputs(ids, sees_tokens), context)
+        return hidden_nats(hidden, self.network.outputs, ids)
 
     def loss(
         self,
@@ -104,6 +105,6 @@ class CommitmentHead(nn.Module):
         context = self.network.context(z, mask, noise_level)
         return decode_cached(self.network, u, context, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
 
-    def _inputs(self, ids: Tensor, sees_tokens: Tensor | None) -> Tensor:
-        inputs = self.network.shift_right(ids) if self.sees_tokens else self.network.bos_only(ids)
-        return inputs if sees_tokens is None else torch.where(sees_tokens[:, None], inputs, self.network.bos_only(ids))
+    def _inputs(self, ids: Tensor, sees_tokens: Tensor | None = None) -> Tensor:
+        nobody = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        return self.network.shift_right(ids, sees_tokens if self.sees_tokens else nobody)
