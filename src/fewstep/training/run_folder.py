@@ -13,7 +13,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from fewstep.data import tokenizer_fingerprint
 from fewstep.data.cache import cached_folder
 from fewstep.errors import UserError
-from fewstep.locking import LOCK_FILE, FolderLock, folder_lock
+from fewstep.locking import LOCK_FILE, FolderLock
 from fewstep.model import kind_of
 from fewstep.storage import CHECKPOINT_KEY, flush, load_checkpoint, locate, read_model, recover_folder
 
@@ -44,7 +44,7 @@ class RunFolder:
     def check(self) -> None:
         """Raise ``UserError`` for a folder that is in use or may not be overwritten. Writes nothing."""
         if (self.folder / LOCK_FILE).exists():
-            with folder_lock(self.folder, "--run_dir"):
+            with FolderLock(self.folder, "--run_dir"):
                 self._check_content()
         else:
             self._check_content()
