@@ -49,8 +49,3 @@ def test_an_image_model_of_version_0_1_generates_the_same_images(tmp_path: Path)
         images = ImageGenerator(SavedModel.from_pretrained(path, kind="images")).generate(2, 2, 0).images.double()
         assert float(images.sum()) == pytest.approx(53.51235294342041, rel=1e-5)
         assert float(images.square().sum()) == pytest.approx(52.64919618526817, rel=1e-5)
-
-
-def test_the_fixture_holds_every_part() -> None:
-    parts = SavedModel.from_pretrained(FIXTURES / "model_v1").parts()
-    assert list(parts) == ["autoencoder", "readout", "denoiser", "head", "language_model"]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fewstep.schedules import (
-    LinearSchedule,
+    LINEAR,
+    VARIANCE_PRESERVING,
     LogitNormalGrid,
     LogitNormalTime,
     Schedule,
@@ -17,13 +18,12 @@ from fewstep.schedules import (
     TimeSampler,
     UniformGrid,
     UniformTime,
-    VariancePreservingSchedule,
     grid_of,
 )
 
-SCHEDULES = [LinearSchedule(), VariancePreservingSchedule()]
+SCHEDULES = [LINEAR, VARIANCE_PRESERVING]
 GRIDS = [UniformGrid(), LogitNormalGrid(0.0, 1.0), LogitNormalGrid(-0.8, 0.6)]
-each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=["linear", "variance_preserving"])
 each_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: type(g).__name__)
 
 

@@ -5,8 +5,8 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -28,7 +28,7 @@ class FolderLock:
 
     def __init__(self, folder: Path, option: str) -> None:
         self.folder = folder
-        self.option = option
+        self._named = f"{option} {folder}"
         self._descriptor: int | None = None
 
     def acquire(self) -> "FolderLock":
@@ -57,27 +57,30 @@ class FolderLock:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def __enter__(self) -> "FolderLock":
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def _open(self, file: Path) -> int:
         """Descriptor of the locked file."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise UserError(f"{self._named()} cannot be written ({error.strerror}): choose another folder") from None
+            raise UserError(f"{self._named} cannot be written ({error.strerror}): choose another folder") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
             os.close(descriptor)
             raise UserError(
-                f"{self._named()} is in use by {holder}: wait until that has ended, or choose another folder"
+                f"{self._named} is in use by {holder}: wait until that has ended, or choose another folder"
             ) from None
         except OSError as error:
-            _log.warning("%s cannot be locked (%s): start one command at a time in it", self._named(), error.strerror)
+            _log.warning("%s cannot be locked (%s): start one command at a time in it", self._named, error.strerror)
         return descriptor
-
-    def _named(self) -> str:
-        return f"{self.option} {self.folder}"
 
 
 def _is_named(descriptor: int, file: Path) -> bool:
@@ -86,16 +89,6 @@ def _is_named(descriptor: int, file: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:
         return False
-
-
-@contextmanager
-def folder_lock(folder: Path, option: str) -> Iterator[None]:
-    """Hold the :class:`FolderLock` of ``folder`` in a block. Raises ``UserError`` as its ``acquire`` does."""
-    lock = FolderLock(folder, option).acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def cached_folder(root: Path, key: str, is_whole: Callable[[Path], bool], build: Callable[[Path], None]) -> Path:

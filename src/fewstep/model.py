@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from fewstep.paths import PATHS, PathName
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, ReadoutChoice
 from fewstep.registry import import_attribute, validated
 from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
-from fewstep.storage import Manifest, PartSpec, Stored
+from fewstep.storage import Manifest, PartSpec
 from fewstep.types import LatentEncoder, Readout
 
 if TYPE_CHECKING:
@@ -94,8 +94,9 @@ class Identity:
 
     def default_grid(self) -> TimeGrid:
         """The time grid that training suggests: logit-normal quantiles, or equal steps."""
-        mean, std = self.grid_mean, self.grid_std
-        return UniformGrid() if mean is None or std is None else LogitNormalGrid(mean, std)
+        if self.grid_mean is None or self.grid_std is None:
+            return UniformGrid()
+        return LogitNormalGrid(self.grid_mean, self.grid_std)
 
 
 @dataclass
@@ -129,46 +130,37 @@ class SavedModel:
                 f"train the stage {' and '.join(stages)} first, and merge several checkpoints by `fewstep convert`"
             )
 
+    def _part(self, name: str) -> Any:
+        self.require(name)
+        return getattr(self, name)
+
     def encoder(self) -> LatentEncoder:
         """The encoder of tokens to latents."""
-        self.require("autoencoder")
-        encoder: LatentEncoder = self.autoencoder
-        return encoder
+        return cast(LatentEncoder, self._part("autoencoder"))
 
     def image_autoencoder(self) -> ImageAutoencoder:
         """The autoencoder of an image model."""
-        self.require("autoencoder")
-        assert isinstance(self.autoencoder, ImageAutoencoder)
-        return self.autoencoder
+        return cast(ImageAutoencoder, self._part("autoencoder"))
 
     def reader(self) -> Readout:
         """The parallel readout."""
-        self.require("readout")
-        assert self.readout is not None
-        return self.readout
+        return cast(Readout, self._part("readout"))
 
     def flow(self) -> FlowModel:
         """The denoiser as a flow model on its path."""
-        self.require("denoiser")
-        assert self.denoiser is not None
-        return FlowModel(self.denoiser, PATHS[self.identity.path](), self.identity.prediction)
+        return FlowModel(self._part("denoiser"), PATHS[self.identity.path](), self.identity.prediction)
 
     def commitment_head(self) -> CommitmentHead:
         """The commitment head."""
-        self.require("head")
-        assert self.head is not None
-        return CommitmentHead(self.head, trust_level=self.identity.trust_level)
+        return CommitmentHead(self._part("head"), trust_level=self.identity.trust_level)
 
     def open_readout(self, choice: ReadoutChoice) -> Any:
         """The readout of a choice, such as one of :data:`fewstep.readouts.READOUTS`."""
-        self.require(choice.part)
-        return choice.open(getattr(self, choice.part), self.identity.trust_level)
+        return choice.open(self._part(choice.part), self.identity.trust_level)
 
     def scorer(self) -> LanguageModel:
         """The language model."""
-        self.require("language_model")
-        assert self.language_model is not None
-        return LanguageModel(self.language_model)
+        return LanguageModel(self._part("language_model"))
 
     def latent_shape(self) -> tuple[int, int]:
         """K and D of the latents of one block of tokens, or of one image read row by row."""
@@ -179,7 +171,7 @@ class SavedModel:
 
     def image_source(self) -> "ImageSource":
         """The images that the model was trained on. Raises ``UserError`` for a source unknown to this fewstep."""
-        from fewstep.data import image_source
+        from fewstep.data import image_source  # text never needs it
 
         return image_source(self.identity.source, self.identity.source_config)
 
@@ -203,11 +195,13 @@ class SavedModel:
         ``UserError`` where the folder holds something already (unless ``overwrite``) or cannot be written.
         """
         folder = FilePath(folder).expanduser()
-        self._write(folder, model_card(folder.name, self.manifest(), scores=scores, license=license), overwrite)
+        self._write(folder, folder.name, scores, license, overwrite=overwrite)
 
-    def _write(self, folder: FilePath, card: str, overwrite: bool) -> None:
-        weights = {name: part.state_dict() for name, part in self.parts().items()}
-        storage.write_folder(folder, self.manifest(), weights, self.tokenizer, card, overwrite=overwrite)
+    def _write(self, folder: FilePath, name: str, scores: str, license: str | None, *, overwrite: bool) -> None:
+        manifest = self.manifest()
+        weights = {part: network.state_dict() for part, network in self.parts().items()}
+        card = model_card(name, manifest, scores=scores, license=license)
+        storage.write_folder(folder, manifest, weights, self.tokenizer, card, overwrite=overwrite)
 
     def push_to_hub(
         self,
@@ -216,22 +210,20 @@ class SavedModel:
         private: bool = False,
         scores: str = "",
         license: str | None = None,
-        token: str | None = None,
-        commit_message: str = "Upload a fewstep model",
     ) -> str:
         """Upload to the hub's model ``owner/name``, which is created if need be; returns its address.
 
-        ``token`` None takes that of ``hf auth login``. Raises ``UserError`` where the hub refuses.
+        The token is that of ``hf auth login``. Raises ``UserError`` where the hub refuses.
         """
         from huggingface_hub import HfApi
 
-        api = HfApi(token=token)
+        api = HfApi()
         with tempfile.TemporaryDirectory() as scratch:
             folder = FilePath(scratch) / "model"
-            self._write(folder, model_card(repo_id, self.manifest(), scores=scores, license=license), overwrite=False)
+            self._write(folder, repo_id, scores, license, overwrite=False)
             try:
                 address = api.create_repo(repo_id, private=private, exist_ok=True)
-                api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
+                api.upload_folder(repo_id=repo_id, folder_path=folder)
             except Exception as error:  # the HTTP library, and so the exception, depends on the hub library's version
                 raise UserError(
                     f"{repo_id} could not be written to the hub ({type(error).__name__}: {first_line(error)}): check "
@@ -254,14 +246,7 @@ class SavedModel:
         model: branch, tag or commit. Strict: every tensor must exist and fit. Raises ``UserError`` with one line for
         whatever is wrong, and for a model of another ``kind``.
         """
-        stored = storage.read_model(storage.locate(path, revision))
-        return cls.from_stored(stored, str(path), allow=allow, kind=kind)
-
-    @classmethod
-    def from_stored(
-        cls, stored: Stored, source: str, *, allow: Sequence[str] = (), kind: Kind | None = None
-    ) -> "SavedModel":
-        """Build and fill the parts that a manifest names. ``source`` is for messages."""
+        stored, source = storage.read_model(storage.locate(path, revision)), str(path)
         identity = _checked_identity(stored.manifest, source)
         if kind is not None and identity.kind != kind:
             raise UserError(
@@ -353,9 +338,9 @@ def _within(dotted: str, packages: Sequence[str]) -> bool:
     return any(dotted == package or dotted.startswith(f"{package}.") for package in packages)
 
 
-def kind_of(path: str | FilePath, *, revision: str | None = None) -> Kind:
+def kind_of(path: str | FilePath) -> Kind:
     """Whether a saved model is of text or of images, without reading a folder's weights. Raises ``UserError``."""
-    return _checked_identity(storage.read_manifest(storage.locate(path, revision)), str(path)).kind
+    return _checked_identity(storage.read_manifest(storage.locate(path)), str(path)).kind
 
 
 def _checked_identity(manifest: Manifest, source: str) -> Identity:
@@ -386,28 +371,14 @@ def model_card(name: str, manifest: Manifest, *, scores: str = "", license: str 
     ]
     if kind == "text":
         facts.append(f"- Block: {identity['block_size']} tokens")
-    lines = [
-        *front,
-        "---",
-        "",
-        f"# {name}",
-        "",
-        ABOUT[kind],
-        "",
-        *facts,
-        "",
-        "| part | class |",
-        "|---|---|",
-        *parts,
-        "",
-    ]
-    if scores:
-        lines += ["## Scores", "", scores.strip(), ""]
+    scored = ["## Scores", "", scores.strip(), ""] if scores else []
+    usage = []
     if kind == "text" and "denoiser" in manifest.parts:
         command = f"fewstep sample {name} --num_samples 4 --steps {4 if steps is None else steps}"
-        lines += ["## Use", "", "```bash", "pip install fewstep", command, "```", ""]
-    lines += ["Saved by fewstep " + identity["versions"].get("fewstep", "(version not recorded)") + ".", ""]
-    return "\n".join(lines)
+        usage = ["## Use", "", "```bash", "pip install fewstep", command, "```", ""]
+    saved = f"Saved by fewstep {identity['versions'].get('fewstep', '(version not recorded)')}."
+    head = [*front, "---", "", f"# {name}", "", ABOUT[kind], "", *facts, ""]
+    return "\n".join([*head, "| part | class |", "|---|---|", *parts, "", *scored, *usage, saved, ""])
 
 
 def merge_models(models: Sequence[SavedModel], sources: Sequence[str]) -> SavedModel:

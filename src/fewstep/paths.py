@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fewstep.schedules import LinearSchedule, Schedule, VariancePreservingSchedule, upcast
+from fewstep.schedules import LINEAR, VARIANCE_PRESERVING, Schedule, upcast
 from fewstep.shapes import expand_like
 
 MIN_DIVISOR = 1e-5
@@ -71,12 +71,12 @@ class Path:
 
 def linear_path() -> Path:
     """The straight path, alpha = t and sigma = 1 - t."""
-    return Path(LinearSchedule())
+    return Path(LINEAR)
 
 
 def variance_preserving_path() -> Path:
     """The trigonometric path, alpha = sin(pi t / 2) and sigma = cos(pi t / 2)."""
-    return Path(VariancePreservingSchedule())
+    return Path(VARIANCE_PRESERVING)
 
 
 PathName = Literal["linear", "variance_preserving"]

@@ -13,7 +13,6 @@ from torch import Tensor
 from fewstep.autoencoders import from_positions
 from fewstep.data.tokenizer import decode_blocks
 from fewstep.data.tokenizer import decode_documents as decode_documents
-from fewstep.denoisers import FlowModel
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel
 from fewstep.paths import PATHS
@@ -23,7 +22,7 @@ from fewstep.samplers import FlowSampler, RuleLike, Snap, SnapRule, Solver
 from fewstep.samplers.sampler import check_compatible, check_numbers
 from fewstep.schedules import TimeGrid
 from fewstep.shapes import example_generators, randn
-from fewstep.types import Ending
+from fewstep.types import Ending, SamplerState
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,6 @@ class GeneratedImages:
     nfe: int
     seconds: float
 
-    def __len__(self) -> int:
-        return len(self.images)
-
 
 class TextGenerator:
     """Samples text with a saved or freshly trained model.
@@ -90,14 +86,6 @@ class TextGenerator:
     ) -> "TextGenerator":
         """Load a model folder, a ``.ckpt`` file or a hub name; see :meth:`fewstep.model.SavedModel.from_pretrained`."""
         return cls(SavedModel.from_pretrained(path, allow=allow, revision=revision, kind="text").to(device))
-
-    def save_pretrained(self, folder: str | FilePath, *, overwrite: bool = False) -> None:
-        """Write the model folder, all of it or nothing; see :meth:`fewstep.model.SavedModel.save_pretrained`."""
-        self.model.save_pretrained(folder, overwrite=overwrite)
-
-    def default_grid(self) -> TimeGrid:
-        """The time grid that the model's training suggests."""
-        return self.model.identity.default_grid()
 
     @torch.no_grad()
     def decidedness(self, z: Tensor, mask: Tensor) -> Tensor:
@@ -162,13 +150,14 @@ class TextGenerator:
             choice = READOUTS["head_off"]
         check_numbers(num_samples, num_steps, batch_size)
         self.model.require("denoiser", choice.part)
-        flow, reader = self.model.flow(), self.model.open_readout(choice)
+        reader = self.model.open_readout(choice)
         temperature = choice.temperature if temperature is None else temperature
-        ending = self._ending() if stop else None
+        tokenizer = self.model.tokenizer
+        ending = Ending(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)) if stop else None
         with _as_user_error():
             check_draw(temperature, top_p, top_k)
             sampler = FlowSampler(
-                flow.path,
+                self.model.flow().path,
                 grid=self.model.identity.default_grid() if grid is None else grid,
                 reinjection=reinjection,
                 solver=solver,
@@ -180,23 +169,20 @@ class TextGenerator:
             )
             check_compatible(self.model.identity, sampler, num_steps)
         draw = partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
-        samples, latents, nfe, start = [], [], 0, time.perf_counter()
-        for generators in _batches(seed, first_sample, num_samples, batch_size):
-            x_1, mask, nfe = sample_latents(flow, sampler, self.model.latent_shape(), num_steps, generators)
-            samples.append(draw(x_1, mask, generator=generators).cpu())
-            latents.append(x_1.cpu())
+        samples, latents, start = [], [], time.perf_counter()
+        batches = _sampled_latents(self.model, sampler, num_steps, seed, first_sample, num_samples, batch_size)
+        for generators, mask, last in batches:
+            samples.append(draw(last.x_t, mask, generator=generators).cpu())
+            latents.append(last.x_t.cpu())
             if progress is not None:
-                progress(len(x_1))
+                progress(len(mask))
         seconds = time.perf_counter() - start
         ids, log_probs, mask = (
             torch.cat(parts) for parts in zip(*((s.ids, s.log_probs, s.written) for s in samples), strict=True)
         )
-        texts = decode_blocks(self.model.tokenizer, ids)
-        return GeneratedText(texts, ids, log_probs, torch.cat(latents), nfe, seconds, num_steps, seed, readout, mask)
-
-    def _ending(self) -> Ending:
-        tokenizer = self.model.tokenizer
-        return Ending(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id))
+        texts = decode_blocks(tokenizer, ids)
+        x_1 = torch.cat(latents)
+        return GeneratedText(texts, ids, log_probs, x_1, last.nfe, seconds, num_steps, seed, readout, mask)
 
 
 class ImageGenerator:
@@ -223,38 +209,32 @@ class ImageGenerator:
         sampler that the model's identity rules out.
         """
         check_numbers(num_samples, num_steps, batch_size)
-        flow, autoencoder = self.model.flow(), self.model.image_autoencoder()
-        images, latents, nfe, start = [], [], 0, time.perf_counter()
+        autoencoder = self.model.image_autoencoder()
+        images, latents, start = [], [], time.perf_counter()
         with _as_user_error():
             grid = self.model.identity.default_grid() if grid is None else grid
-            sampler = FlowSampler(flow.path, grid=grid, reinjection=reinjection, solver=solver)
+            sampler = FlowSampler(self.model.flow().path, grid=grid, reinjection=reinjection, solver=solver)
             check_compatible(self.model.identity, sampler, num_steps)
-        for generators in _batches(seed, 0, num_samples, batch_size):
-            x_1, _, nfe = sample_latents(flow, sampler, self.model.latent_shape(), num_steps, generators)
-            images.append(autoencoder.decode(from_positions(x_1, autoencoder.latent_shape[1])).clamp(0, 1).cpu())
-            latents.append(x_1.cpu())
-        return GeneratedImages(torch.cat(images), torch.cat(latents), nfe, time.perf_counter() - start)
+        for _, _, last in _sampled_latents(self.model, sampler, num_steps, seed, 0, num_samples, batch_size):
+            latent_map = from_positions(last.x_t, autoencoder.latent_shape[1])
+            images.append(autoencoder.decode(latent_map).clamp(0, 1).cpu())
+            latents.append(last.x_t.cpu())
+        return GeneratedImages(torch.cat(images), torch.cat(latents), last.nfe, time.perf_counter() - start)
 
 
-def sample_latents(
-    flow: FlowModel,
-    sampler: FlowSampler,
-    shape: tuple[int, int],
-    num_steps: int,
-    generators: Sequence[torch.Generator],
-) -> tuple[Tensor, Tensor, int]:
-    """x_1 (B, K, D) of ``shape`` (K, D) from noise of ``generators`` (B), its mask (B, K) of ones, and the NFE."""
+def _sampled_latents(
+    model: SavedModel, sampler: FlowSampler, num_steps: int, seed: int, first: int, count: int, batch_size: int
+) -> Iterator[tuple[list[torch.Generator], Tensor, SamplerState]]:
+    """By batch: the examples' generators, the mask (B, K) of ones, and the last state, from their noise."""
+    flow, shape = model.flow(), model.latent_shape()
     like = next(flow.parameters())
-    x_0 = randn((len(generators), *shape), like, generators)
-    mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=like.device)
-    for state in sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators):
-        last = state
-    return last.x_t, mask, last.nfe
-
-
-def _batches(seed: int, first: int, count: int, batch_size: int) -> Iterator[list[torch.Generator]]:
     for start in range(first, first + count, batch_size):
-        yield example_generators(seed, start, min(batch_size, first + count - start))
+        generators = example_generators(seed, start, min(batch_size, first + count - start))
+        x_0 = randn((len(generators), *shape), like, generators)
+        mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=like.device)
+        for state in sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators):
+            last = state
+        yield generators, mask, last
 
 
 @contextmanager

@@ -6,13 +6,14 @@ import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("fewstep", "torch", "lightning", "transformers", "tokenizers", "datasets", "numpy")
-"""Those whose versions figures and texts may depend on."""
+PACKAGES = ("lightning", "transformers", "tokenizers", "datasets", "numpy")
+"""Beside fewstep and torch, those whose versions figures and texts may depend on."""
 
 FEWEST_SECRET_CHARACTERS = 8
 _SECRET_NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
@@ -32,7 +33,7 @@ def provenance(command: str, arguments: Sequence[str]) -> dict[str, Any]:
     return {
         "commit": commit,
         "changed": changed,
-        "versions": package_versions(),
+        "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
         "command": line.encode(errors="backslashreplace").decode(),  # a file's name need not be UTF-8
         "hardware": dict(hardware()),
     }
@@ -63,14 +64,12 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def package_versions() -> dict[str, str]:
-    """Versions by name: Python's, and those of :data:`PACKAGES` that are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
+def versions(*packages: str) -> dict[str, str]:
+    """Versions by name of fewstep, torch and further ``packages``, as far as they are installed."""
+    found = {}
+    for name in ("fewstep", "torch", *packages):
+        with suppress(PackageNotFoundError):  # the code may be run from a checkout that nobody installed
             found[name] = version(name)
-        except PackageNotFoundError:  # the code may be run from a checkout that nobody installed
-            continue
     return found
 
 

@@ -6,9 +6,7 @@ Training and every other command build their jsonargparse parsers from :class:`C
 import json
 import re
 from argparse import SUPPRESS, Action
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -22,9 +20,7 @@ STAGES = ("autoencoder", "flow", "head", "language_model", "image_autoencoder", 
 LARGEST_FILE_BYTES = 1_000_000
 """YAML is parsed at about 0.1 MB/s; a larger file is not a file of settings."""
 STRICT_YAML = "strict_yaml"
-PARSER: Mapping[str, Any] = MappingProxyType(
-    {"parser_mode": STRICT_YAML, "exit_on_error": False, "allow_abbrev": False}
-)
+PARSER: dict[str, Any] = {"parser_mode": STRICT_YAML, "exit_on_error": False, "allow_abbrev": False}
 """Arguments of every parser: errors are raised, options are written out, duplicate keys are refused."""
 PARSER_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value type", "Expected a <class 'NoneType'>")
 """How the lines of jsonargparse begin that do not say what is wrong."""
@@ -36,12 +32,10 @@ _HOME = re.compile(r"~[^/\s]*(/|$)")
 def configs_folder() -> Path:
     """The folder of the shipped YAML files: inside an installed package, else at the root of the checkout."""
     package = Path(fewstep.__file__).parent
-    candidates = (package / "configs", package.parents[1] / "configs")
-    for folder in candidates:
+    for folder in (package / "configs", package.parents[1] / "configs"):
         if folder.is_dir():
             return folder
-    places = " or ".join(str(folder) for folder in candidates)
-    raise UserError(f"no configs folder at {places}; expected fewstep's YAML files there; install fewstep again")
+    raise UserError(f"no configs folder in {package} or at the root of its checkout: install fewstep again")
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -87,20 +81,18 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def check_keys(text: str, source: str) -> None:
     """Raise ``UserError`` for a key that comes twice in one mapping: YAML would drop the first silently."""
-    for line, key in _duplicates(yaml.compose(text, Loader=yaml.SafeLoader)):
-        raise UserError(f"{source}, line {line}: {key!r} is given twice in one mapping; keep one of them")
-
-
-def _duplicates(node: yaml.Node | None) -> Iterator[tuple[int, str]]:
-    if isinstance(node, yaml.MappingNode):
+    nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    for node in nodes:  # to which those inside are added
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        nodes += [value for _, value in node.value]
         keys = [key.value for key, _ in node.value]
-        for index, (key, value) in enumerate(node.value):
+        for index, (key, _) in enumerate(node.value):
             if isinstance(key.value, str) and key.value in keys[:index]:
-                yield key.start_mark.line + 1, key.value
-            yield from _duplicates(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _duplicates(value)
+                line = key.start_mark.line + 1
+                raise UserError(f"{source}, line {line}: {key.value!r} is given twice in one mapping; keep one of them")
 
 
 def _load(text: str) -> Any:

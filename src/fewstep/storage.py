@@ -42,15 +42,12 @@ MODEL_FILES = ("config.json", "*.safetensors", "tokenizer/*", CARD)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FORMAT_1_NAMES = {"head": "commitment"}
 """Parts whose weights format 1 stores under another name."""
-FORMAT_1_CLASSES = {
-    "TransformerAutoencoder": "fewstep.autoencoders.TransformerAutoencoder",
-    "ImageAutoencoder": "fewstep.autoencoders.ImageAutoencoder",
-    "LinearReadout": "fewstep.readouts.LinearReadout",
-    "TransformerReadout": "fewstep.readouts.TransformerReadout",
-    "CausalTransformer": "fewstep.readouts.CausalTransformer",
-    "RegressionDenoiser": "fewstep.denoisers.RegressionDenoiser",
-    "CategoricalDenoiser": "fewstep.denoisers.CategoricalDenoiser",
+FORMAT_1_PACKAGES = {
+    "autoencoders": ("TransformerAutoencoder", "ImageAutoencoder"),
+    "readouts": ("LinearReadout", "TransformerReadout", "CausalTransformer"),
+    "denoisers": ("RegressionDenoiser", "CategoricalDenoiser"),
 }
+"""Where the classes are that format 1 names without their package."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,10 @@ class Manifest:
     parts: dict[str, PartSpec]
     format: int = FORMAT
     sha256: dict[str, str] = field(default_factory=dict)
+
+    def stored_names(self) -> dict[str, str]:
+        """The name under which the weights of each part are stored, by the part's name."""
+        return {name: FORMAT_1_NAMES.get(name, name) if self.format == 1 else name for name in self.parts}
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a model folder or a checkpoint, without its weights. Raises ``UserError`` in one line."""
+    """The manifest of a model folder or a checkpoint, without a folder's weights. Raises ``UserError`` in one line."""
     if path.is_file():
-        return _checkpoint_manifest(_checkpoint_entry(path), path)
+        return _read_checkpoint(path).manifest
     config = path / "config.json"
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
@@ -125,10 +126,8 @@ def read_model(path: Path) -> Stored:
 
 def _read_folder(folder: Path) -> Stored:
     manifest = read_manifest(folder)
-    weights = {}
-    for name in manifest.parts:
-        file = folder / f"{_stored_name(manifest, name)}.safetensors"
-        weights[name] = read_safetensors(file, manifest.sha256.get(file.name))
+    files = {name: folder / f"{stored}.safetensors" for name, stored in manifest.stored_names().items()}
+    weights = {name: read_safetensors(file, manifest.sha256.get(file.name)) for name, file in files.items()}
     if manifest.identity.get("kind") == "images":
         return Stored(manifest, weights, None)
     if not (folder / "tokenizer").is_dir():  # otherwise its name would be looked up on the hub
@@ -137,22 +136,27 @@ def _read_folder(folder: Path) -> Stored:
 
 
 def _read_checkpoint(file: Path) -> Stored:
-    entry = _checkpoint_entry(file)
-    manifest = _checkpoint_manifest(entry, file)
-    weights = {}
-    for name in manifest.parts:
-        stored = _stored_name(manifest, name)
-        trained = {
-            key.removeprefix(f"{stored}."): value
-            for key, value in entry["trained"].items()
-            if key.startswith(f"{stored}.")
-        }
-        weights[name] = entry["frozen"].get(stored, trained)
-    return Stored(manifest, weights, None if manifest.identity.get("kind") == "images" else _tokenizer_of(entry, file))
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
-
-def _stored_name(manifest: Manifest, part: str) -> str:
-    return FORMAT_1_NAMES.get(part, part) if manifest.format == 1 else part
+    checkpoint = load_checkpoint(file)
+    if CHECKPOINT_KEY not in checkpoint:
+        raise UserError(f"{file} is a checkpoint, but not of fewstep: it has no {CHECKPOINT_KEY!r} entry")
+    try:
+        entry = checkpoint[CHECKPOINT_KEY]
+        frozen, trained = dict(entry["frozen"]), dict(checkpoint["state_dict"])
+        manifest = _as_manifest(entry["manifest"], str(file))
+        weights = {}
+        for name, stored in manifest.stored_names().items():
+            own = {k.removeprefix(f"{stored}."): value for k, value in trained.items() if k.startswith(f"{stored}.")}
+            weights[name] = frozen.get(stored, own)
+        if manifest.identity.get("kind") == "images":
+            return Stored(manifest, weights, None)
+        backend, special_tokens = Tokenizer.from_str(entry["tokenizer"]), entry["special_tokens"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is a checkpoint of another fewstep version ({first_line(error)})") from None
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special_tokens)
+    return Stored(manifest, weights, tokenizer)
 
 
 def _as_manifest(values: Any, source: str) -> Manifest:
@@ -173,15 +177,16 @@ def _as_manifest(values: Any, source: str) -> Manifest:
 
 
 def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The same manifest as of format 2, but for its number: it tells where weights are stored under old names.
+    """The same manifest as of format 2, but for its number: it says where weights are stored under old names.
 
     Raises ``KeyError``, ``TypeError`` or ``AttributeError`` for what never was a manifest of format 1.
     """
     new_name = {old: new for new, old in FORMAT_1_NAMES.items()}
+    class_paths = {name: f"fewstep.{package}.{name}" for package, names in FORMAT_1_PACKAGES.items() for name in names}
     identity = dict(manifest["identity"])
     parts = {}
     for name, part in manifest["parts"].items():
-        class_path = FORMAT_1_CLASSES.get(part["class"], part["class"])
+        class_path = class_paths.get(part["class"], part["class"])
         parts[new_name.get(name, name)] = {"class_path": class_path, "init_args": dict(part["config"])}
         if part["class"] == "CategoricalDenoiser":
             parts[name]["init_args"]["path"] = identity["path"]
@@ -297,37 +302,6 @@ def checkpoint_entry(
     return entry
 
 
-def _checkpoint_entry(file: Path) -> dict[str, Any]:
-    """What :func:`checkpoint_entry` put into a checkpoint, and the trained weights beside it as ``trained``."""
-    checkpoint = load_checkpoint(file)
-    if CHECKPOINT_KEY not in checkpoint:
-        raise UserError(f"{file} is a checkpoint, but not of fewstep: it has no {CHECKPOINT_KEY!r} entry")
-    try:
-        entry = {**checkpoint[CHECKPOINT_KEY], "trained": dict(checkpoint["state_dict"])}
-        return {**entry, "manifest": entry["manifest"], "frozen": dict(entry["frozen"])}
-    except (KeyError, TypeError, ValueError) as error:
-        raise _another_version(file, error) from None
-
-
-def _checkpoint_manifest(entry: dict[str, Any], file: Path) -> Manifest:
-    return _as_manifest(entry["manifest"], str(file))
-
-
-def _tokenizer_of(entry: dict[str, Any], file: Path) -> "PreTrainedTokenizerFast":
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        backend, special_tokens = Tokenizer.from_str(entry["tokenizer"]), entry["special_tokens"]
-    except (KeyError, TypeError) as error:
-        raise _another_version(file, error) from None
-    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special_tokens)
-
-
-def _another_version(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file} is a checkpoint of another fewstep version ({first_line(error)})")
-
-
 def load_checkpoint(file: Path) -> dict[str, Any]:
     """The raw dictionary of a ``.ckpt`` file, tensors only.
 
@@ -335,9 +309,12 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     and where it asks for code to be run.
     """
     try:
-        damaged = _damaged_record(file)
-        if damaged is not None:
-            raise UserError(f"{file} cannot be read as a checkpoint: its record {damaged} is damaged on the disk")
+        if is_zipfile(file):
+            with ZipFile(file) as archive:
+                if damaged := archive.testzip():
+                    raise UserError(
+                        f"{file} cannot be read as a checkpoint: its record {damaged} is damaged on the disk"
+                    )
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         blocked = re.search(r"GLOBAL (\S+)", str(error))
@@ -348,14 +325,6 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise UserError(f"{file} is not a training checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
-
-
-def _damaged_record(file: Path) -> str | None:
-    """Name of the first record of a checkpoint whose checksum is wrong; None where all are right."""
-    if not is_zipfile(file):
-        return None
-    with ZipFile(file) as archive:
-        return archive.testzip()
 
 
 def read_safetensors(file: Path, digest: str | None) -> dict[str, Tensor]:
@@ -399,11 +368,8 @@ def state_dict_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tens
             f"{name} {ours} for {needed}" for name, (ours, needed) in shapes.items() if ours != needed
         ],
     }
-    return "; ".join(f"{len(names)} {what} ({_first_two(names)})" for what, names in listed.items() if names)
-
-
-def _first_two(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+    first = {what: ", ".join(names[:2] + ["..."] * (len(names) > 2)) for what, names in listed.items()}
+    return "; ".join(f"{len(names)} {what} ({first[what]})" for what, names in listed.items() if names)
 
 
 def flush(path: Path) -> None:
@@ -413,11 +379,6 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Versions of fewstep, torch and further ``packages`` that a saved model depends on."""
-    return {name: version(name) for name in ("fewstep", "torch", *packages)}
 
 
 def warn_of_newer(saved: Mapping[str, str], source: str) -> None:

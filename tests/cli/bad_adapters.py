@@ -73,7 +73,7 @@ PLACES = [
     Case(f"{CAUSAL} there.jsonl", "there.jsonl", "give a folder written by save_pretrained"),
     Case(f"{CAUSAL} ~nobody_is_called_so/gpt2", "~nobody_is_called_so/gpt2", "write the whole path"),
     Case(f"{CAUSAL} {{gpt2}} --text nowhere.txt", "nowhere.txt", "give a file"),
-    Case(f"{CAUSAL} {{gpt2}} --out there.jsonl", "there.jsonl", "--out"),
+    Case(f"{CAUSAL} {{gpt2}} --out there.jsonl", "there.jsonl", "choose another folder"),
     Case(f"{CAUSAL} {{gpt2}} --out occupied", "diagnostics.json", "--overwrite"),
     Case(f"{LINEAR} {{gpt2}} --linear l.safetensors", "l.safetensors", "fetch or write it again"),
     Case(f"{LINEAR} {{gpt2}} --linear there.jsonl", "there.jsonl", "fetch or write it again"),

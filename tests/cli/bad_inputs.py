@@ -128,7 +128,7 @@ NUMBERS = [
     Case(f"{SAMPLE} --initial_temperature -1", "-1.0", "initial_temperature"),
     Case(f"{SAMPLE} --snap last:0.5", "0.5", "N >= 1"),
     Case(f"{EVALUATE} --steps 0", "0", "steps"),
-    Case(f"{EVALUATE} --steps 1,two", "'two'", "a whole number"),
+    Case(f"{EVALUATE} --steps 1,two", "1,two", "a whole number"),
     Case(f"{EVALUATE} --steps 4,4", "comes twice", "only once"),
     Case(f"{EVALUATE} --reinjection 1.5", "1.5", "reinjection"),
     Case(f"{EVALUATE} --samples 1000000", "1000000", "fewer samples"),
@@ -177,7 +177,7 @@ PLACES = [
     Case("sample {model} --device cpu --output there.jsonl", "there.jsonl", "--overwrite"),
     Case("sample {model} --device cpu --output ''", "''", "give"),
     Case(f"sample {{model}} --device cpu --output {'n' * 300}", "nnn", "name"),
-    Case("evaluate {model} --out there.jsonl", "there.jsonl", "--out"),
+    Case("evaluate {model} --out there.jsonl", "there.jsonl", "choose another folder"),
     Case("evaluate {model} --device cpu --samples 2 --seeds 1 --cache_dir {cache} --out rows", "line 1", "--out"),
     Case(
         "evaluate {model} --device cpu --samples 2 --seeds 1 --cache_dir {cache} --out binary_rows", "line 1", "--out"
@@ -185,10 +185,10 @@ PLACES = [
     Case(f"{EVALUATE} --scorer nobody/nothing", "nobody/nothing", "HF_HUB_OFFLINE"),
     Case(f"{EVALUATE} --source nowhere.txt", "nowhere.txt", "give a file"),
     Case(f"{EVALUATE} --source nobody/nothing", "nobody/nothing", "HF_HUB_OFFLINE"),
-    Case("diagnose {model} --out there.jsonl", "there.jsonl", "--out"),
+    Case("diagnose {model} --out there.jsonl", "there.jsonl", "choose another folder"),
     Case("diagnose {model} --out occupied", "diagnostics.json", "--overwrite"),
     Case("diagnose nowhere --out out", "nowhere", "give a model folder"),
-    Case("theory --flips --out there.jsonl", "there.jsonl", "--out"),
+    Case("theory --flips --out there.jsonl", "there.jsonl", "choose another folder"),
     Case("convert nowhere out", "nowhere", "give a model folder"),
     Case("convert {model} no_model/../there.jsonl", "there.jsonl", "choose another place"),
     Case("compare nowhere --out out", "nowhere", "give a model folder"),
@@ -272,6 +272,8 @@ SETTINGS = [
     Case(f"{TRAIN} --run_dir=there.jsonl", "there.jsonl", "another place"),
     Case(f"{BASE} --model.objective.class_path=fewstep.objectives.Magic", "Magic", ""),
     Case(f"{BASE} --model.autoencoder=nowhere", "nowhere", "does not exist"),
+    Case(f"{BASE} --model.autoencoder=no_model", "no_model", "is not a model folder"),
+    Case(f"{BASE} --model.autoencoder=damaged.ckpt", "damaged.ckpt", "cannot be read"),
     Case(f"{BASE} --data.block_size=16", "16", "--data.block_size=8"),
     Case(
         f"{BASE} --model.denoiser.class_path=fewstep.autoencoders.TransformerAutoencoder", "TransformerAutoencoder", ""

@@ -11,7 +11,7 @@ from datasets import Dataset
 from fewstep.cli.common import corpus_of, packed_blocks
 from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.cli.main import main
-from fewstep.cli.output import ProgressBar
+from fewstep.cli.output import progress_bar
 from fewstep.cli.parser import parse_options
 from fewstep.data import CorpusSettings, prepare_corpus
 from fewstep.diagnostics.result import Estimate, Result, Row
@@ -250,7 +250,7 @@ def test_the_text_is_the_held_out_part_of_what_the_model_was_trained_on_spread_e
 
 def test_the_bar_appears_with_the_first_call_and_shows_what_is_measured_and_how_many_are_done() -> None:
     stream = io.StringIO()
-    with ProgressBar("diagnosing", "measurement", stream) as progress:
+    with progress_bar("diagnosing", "measurement", stream) as progress:
         assert not stream.getvalue()
         progress(0, 2, "tube")
         assert "0/2" in stream.getvalue()

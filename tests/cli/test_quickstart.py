@@ -40,6 +40,8 @@ def test_it_trains_samples_and_scores_and_a_second_call_only_scores(
         assert name in first
     weights = {file: file.read_bytes() for file in (out / "model").glob("*.safetensors")}
     assert {file.stem for file in weights} == {"autoencoder", "readout", "denoiser", "head", "language_model"}
+    card = (out / "model" / "README.md").read_text()
+    assert (out / "table.md").read_text().strip() in card  # scores with their entropy, under their command
     assert quickstart.main(command) == 0
     again = capsys.readouterr().out
     assert again.count("is done already") == 4

@@ -9,7 +9,7 @@ from fewstep.cli.main import main
 from fewstep.cli.output import new_text_file
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers.rules import by_position, linear
-from tests.bundles import only, tiny_bundle
+from tests.bundles import tiny_bundle
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +84,11 @@ def test_snap_and_the_head_and_the_draw_reach_their_place(model: str, tmp_path: 
     ("option", "message"),
     [
         (["--reinjection", "liner"], "reinjection is 'liner': expected a strength"),
-        (["--snap", "snip"], "snap is 'snip': expected every, last:N"),
         (["--snap", "confidence:x"], "snap is 'confidence:x': expected every, last:N"),
+        (["--output", "none/a.jsonl"], "none does not exist"),
     ],
 )
-def test_a_mistyped_rule_is_told_before_the_model_is_read(
+def test_a_mistake_is_one_line_before_the_model_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str], message: str
 ) -> None:
     assert main(["sample", str(tmp_path / "no_model"), *option]) == 2
@@ -102,23 +102,6 @@ def test_without_output_the_texts_are_printed_numbered(model: str, capsys: pytes
     texts = TextGenerator(tiny_bundle()).generate(2, solver="heun").texts
     assert out == "".join(f"[{index}] {text}\n\n" for index, text in enumerate(texts, 1))
     assert "7 network evaluations each" in err
-
-
-def test_the_output_is_checked_before_the_model_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sample", str(tmp_path / "no_model"), "--output", str(tmp_path / "none" / "a.jsonl")]) == 2
-    assert "none does not exist" in capsys.readouterr().err
-
-
-def test_a_missing_model_or_part_is_one_line_and_leaves_no_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    only(tiny_bundle(), "autoencoder", "readout").save_pretrained(tmp_path / "model")
-    for path, message in (("none", "does not exist"), ("model", "train the stage flow first")):
-        assert main(["sample", str(tmp_path / path), "--device", "cpu", "--output", str(tmp_path / "a.jsonl")]) == 2
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1
-        assert message in err
-    assert [item.name for item in tmp_path.iterdir()] == ["model"]
 
 
 def test_overwrite_replaces_and_a_failure_keeps_what_was_there(model: str, tmp_path: Path) -> None:

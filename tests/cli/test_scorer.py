@@ -24,15 +24,6 @@ def test_without_the_packages_one_line_tells_what_to_install(
     assert not (tmp_path / "new").exists()
 
 
-def test_what_stands_in_the_folder_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    for out in (tmp_path, tmp_path / "mine.txt"):
-        assert main(["scorer", str(out)]) == 2
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1 and "exists already" in err
-    assert (tmp_path / "mine.txt").read_text() == "mine"
-
-
 def test_a_file_that_is_no_model_is_one_line_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,24 +43,6 @@ def test_a_study_does_not_depend_on_which_others_are_made(tmp_path: Path) -> Non
     assert both == one
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ([], "--coarea"),
-        (["--coarea", "--max_modes", "3"], "--max_modes"),
-        (["--coarea", "--effort", "0"], "effort"),
-        (["--flipping"], "--flipping"),
-    ],
-)
-def test_a_mistake_is_one_line(
-    options: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert theory(tmp_path, *options) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert named in error
-
-
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert theory(tmp_path, "--coarea") == 0
     assert theory(tmp_path, "--coarea", "--seed", "1") == 2

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -75,12 +76,11 @@ def test_only_the_text_column_is_looked_at(tmp_path, make_settings, streaming):
         (folder / f"{number}.jsonl").write_text("\n".join(lines))
     write_table(folder / "2.csv", ",")
     settings = make_settings(folder, streaming=streaming)
+    corpus = prepare_corpus(settings)
     if streaming:
-        rows = prepare_corpus(settings).train
-        blocks = [block["input_ids"] for block, _ in zip(rows, range(1000), strict=False)]
-        assert len(blocks) == 1000
+        assert len(list(islice(corpus.train, 1000))) == 1000
     else:
-        assert "140 documents" in f"{prepare_corpus(settings).report.train.documents + 7} documents"
+        assert corpus.report.train.documents == 133
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

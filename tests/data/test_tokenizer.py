@@ -53,8 +53,8 @@ def test_packing_in_pieces_is_packing_at_once_and_no_token_is_lost(lengths, bloc
     parts = [pieces.add(documents[:cut]), pieces.add(documents[cut:])]
     assert np.array_equal(whole["input_ids"], np.concatenate([part["input_ids"] for part in parts]))
     assert np.array_equal(whole["num_bytes"], np.concatenate([part["num_bytes"] for part in parts]))
-    assert once.report() == pieces.report()
-    report = once.report()
+    assert once.report == pieces.report
+    report = once.report
     assert report.tokens == sum(lengths) + len(lengths)
     assert report.blocks * block == report.tokens - report.dropped_tokens + report.padded_positions
     assert report.dropped_tokens < block

@@ -128,7 +128,7 @@ def test_a_trajectory_is_the_samplers_on_the_models_grid_from_the_subjects_noise
     subject: Subject, gamma: float
 ) -> None:
     found = sampled(subject, 5, gamma)
-    flow, grid = subject.generator.model.flow(), subject.generator.default_grid()
+    flow, grid = subject.generator.model.flow(), subject.generator.model.identity.default_grid()
     times = grid.times(5).float()
     assert not torch.allclose(times, torch.linspace(0, 1, 6), atol=0.01)
     torch.testing.assert_close(found.times, times)
@@ -181,7 +181,7 @@ def test_going_on_takes_exactly_the_steps_that_are_left_with_all_noise_anew(subj
 def test_going_on_from_the_start_is_a_whole_run_with_fresh_noise(subject: Subject) -> None:
     generator, x_0 = subject.generator, subject.starts("trajectory")
     flow = generator.model.flow()
-    sampler = FlowSampler(flow.path, grid=generator.default_grid(), reinjection=1.0)
+    sampler = FlowSampler(flow.path, grid=generator.model.identity.default_grid(), reinjection=1.0)
     with torch.no_grad():
         whole = sampler.sample(flow, x_0, num_steps=4, generator=torch.Generator().manual_seed(2))
     end = continuation(generator, 4, whole.times)(x_0, 0.0, torch.Generator().manual_seed(2))

@@ -198,7 +198,9 @@ def test_the_late_flip_rate_is_that_of_the_diagnostics(rows: list[SweepRow]) -> 
     flow, rates = generator.model.flow(), []
     for seed in SEEDS:
         noise = example_generators(seed, 0, SAMPLES)
-        sampler = FlowSampler(flow.path, grid=generator.default_grid(), reinjection=0.5, noise_temperature=0.9)
+        sampler = FlowSampler(
+            flow.path, grid=generator.model.identity.default_grid(), reinjection=0.5, noise_temperature=0.9
+        )
         x_0 = randn((SAMPLES, *generator.model.latent_shape()), next(flow.parameters()), noise)
         mask = torch.ones(x_0.shape[:2], dtype=torch.bool)
         with torch.no_grad():

@@ -12,15 +12,12 @@ from fewstep.paths import Path, linear_path, variance_preserving_path
 from fewstep.schedules import UniformTime
 from tests.nn.builders import normal
 from tests.objectives.toys import (
-    COVARIANCE,
-    MEAN,
     FixedTimes,
     K,
     Small,
     both_predictions,
     data,
     each_path,
-    exact_end,
     exact_flow,
     gradient,
     loss_of,
@@ -28,7 +25,6 @@ from tests.objectives.toys import (
     seed,
     trained,
 )
-from tests.toys import GaussianModel
 
 both_kinds = pytest.mark.parametrize("kind", [ConsistencyTraining, ConsistencyDistillation])
 Kind = type[ConsistencyTraining] | type[ConsistencyDistillation]
@@ -41,14 +37,6 @@ def small(path: Path, prediction: PredictionType) -> FlowModel:
 def batch_of(count: int, progress: float = 1.0) -> Batch:
     latents = data(count, seed(0))
     return Batch(latents.z, normal((count, K, 2), seed(1)), latents.mask, seed(2), progress)
-
-
-@each_path
-def test_the_closed_form_end_is_where_the_exact_flow_goes(path: Path) -> None:
-    model, x_0, t = exact_end(path), normal((16, K, 2), seed(0)), torch.rand(16, generator=seed(1))
-    exact = GaussianModel(path, MEAN, COVARIANCE)
-    end = exact.flow(x_0, torch.ones(16))
-    torch.testing.assert_close(model.denoise(exact.flow(x_0, t), t), end, rtol=1e-9, atol=1e-9)
 
 
 def test_an_estimate_of_x1_is_anchored_at_the_data_and_lost_without(monkeypatch: pytest.MonkeyPatch) -> None:

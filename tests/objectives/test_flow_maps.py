@@ -47,25 +47,6 @@ def moved(path: Path, prediction: PredictionType) -> FlowModel:
     return model
 
 
-@each_path
-@both_predictions
-def test_the_exact_map_of_the_tests_is_the_flow(path: Path, prediction: PredictionType) -> None:
-    model, x_t, (t, _, s) = exact_map(path, prediction), normal((4, K, D), seed(0)), TIMES
-    network = model.network
-    jump = network.jump(x_t, t, s)
-    torch.testing.assert_close(model.jump(x_t, t, s), jump, rtol=0, atol=1e-12)
-    torch.testing.assert_close(model.denoise(x_t, t, s=s), x1_from_jump(model, jump, x_t, t, s), rtol=0, atol=1e-12)
-    torch.testing.assert_close(model.denoise(x_t, t, s=t), network.exact.denoise(x_t, t), rtol=0, atol=1e-12)
-    torch.testing.assert_close(network.jump(x_t, 0 * t, s), network.exact.flow(x_t, s), rtol=0, atol=1e-12)
-
-
-@each_path
-@both_predictions
-def test_a_jump_to_the_same_time_is_the_identity(path: Path, prediction: PredictionType) -> None:
-    x_t, t = normal((5, K, D), seed(0)), torch.tensor([0.0, 0.25, 0.5, 0.9, 1.0])
-    assert torch.equal(moved(path, prediction).jump(x_t, t, t), x_t)
-
-
 @pytest.mark.parametrize("sampler", [UniformTime(), LogitNormalTime(-0.4, 1.0)], ids=["uniform", "logit"])
 @pytest.mark.parametrize(("instant", "end"), [(0.5, 0.1), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.3, 0.6)])
 @pytest.mark.parametrize("count", [1, 3, 5, 20])

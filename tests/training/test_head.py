@@ -31,7 +31,7 @@ def test_generated_latents_go_on_from_noised_data_at_an_inner_time_of_the_grid(g
     bundle = tiny_bundle()
     shape = (3, *bundle.latent_shape())
     latents = Latents(torch.randn(shape, generator=generator), torch.ones(shape[:2], dtype=torch.bool))
-    flow, times = bundle.flow(), TextGenerator(bundle).default_grid().times(4)
+    flow, times = bundle.flow(), bundle.identity.default_grid().times(4)
     seen: set[int] = set()
     for seed in range(40):
         made = Regenerating(4).regenerate(latents, torch.Generator().manual_seed(seed))

@@ -13,7 +13,7 @@ import pytest
 from fewstep.cli import evaluate
 from fewstep.cli.main import main
 from fewstep.errors import UserError
-from fewstep.locking import FolderLock, folder_lock
+from fewstep.locking import FolderLock
 from tests.runs import Workshop
 
 HOLDER = """
@@ -72,13 +72,13 @@ def test_two_evaluations_of_one_folder_are_refused(
 
 
 def test_a_lock_is_given_back_and_taken_once(tmp_path: Path) -> None:
-    with folder_lock(tmp_path / "new", "--out"), pytest.raises(UserError, match="is in use by process"):
+    with FolderLock(tmp_path / "new", "--out"), pytest.raises(UserError, match="is in use by process"):
         FolderLock(tmp_path / "new", "--out").acquire()
     lock = FolderLock(tmp_path / "new", "--out").acquire()
     assert lock.acquire() is lock
     lock.release()
     lock.release()
-    with folder_lock(tmp_path / "new", "--out"):
+    with FolderLock(tmp_path / "new", "--out"):
         pass
     assert not list((tmp_path / "new").iterdir())
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 
 from fewstep.errors import UserError
 
@@ -58,27 +58,6 @@ class TextOptions:
     text_field: str = "text"
     max_documents: PositiveInt | None = None
     cache_dir: str = "~/.cache/fewstep"
-
-
-@dataclass(kw_only=True)
-class ScoringOptions:
-    """Scoring.
-
-    Args:
-        samples: texts or images per seed.
-        seeds: number of seeds, from 0 on.
-        scorer: run for the model's own language model, or a transformers folder or hub name.
-        scorer_dtype: precision of a transformers scorer.
-        cci_examples: samples on which CCI is measured, 0 for none.
-        batch_size: samples generated at a time.
-    """
-
-    samples: PositiveInt = 128
-    seeds: PositiveInt = 3
-    scorer: str = "run"
-    scorer_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    cci_examples: NonNegativeInt = 8
-    batch_size: PositiveInt = 64
 
 
 def folder_beside(model: str, name: str) -> Path:

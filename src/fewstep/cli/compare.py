@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt
 
-from fewstep.cli.common import DeviceOptions, ScoringOptions, TextOptions
-from fewstep.cli.output import ProgressBar, make_folder, write_text
+from fewstep.cli.common import DeviceOptions, TextOptions
+from fewstep.cli.output import make_folder, progress_bar, write_text
 from fewstep.cli.parser import comma_numbers, comma_parts, parse_options
+from fewstep.cli.sweeping import ScoringOptions
 from fewstep.errors import UserError
 from fewstep.provenance import provenance
 from fewstep.settings import configs_folder, size_sections
@@ -227,7 +228,7 @@ def compared(
     from fewstep.report.contrast import Comparison, with_gains
 
     seconds = {run.folder: json.loads((run.folder / MARKER).read_text())["seconds"] for run in runs}
-    with ProgressBar("measuring", "setting") as progress:
+    with progress_bar("measuring", "setting") as progress:
         rows = measured(bench, runs, seconds, steps, strengths, out, progress, recipe)
     if rows[0].quality is None:
         raise UserError("the real data have no quality to compare with: nothing of them was scored")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fewstep.cli.output import check_free
+from fewstep.cli.output import check_free, make_folder
 from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
 from fewstep.settings import configs_folder, shipped_configs
@@ -31,8 +31,6 @@ def main(argv: list[str]) -> int:
     options = parse_options("configs", ConfigsOptions, argv)
     shipped = shipped_configs()
     if options.action == "copy":
-        if options.folder is None:
-            raise UserError("no folder given: fewstep configs copy FOLDER")
         copy(list(shipped.values()), options.folder, overwrite=options.overwrite)
         print(f"{options.folder}: {len(shipped)} files; train with --config {options.folder}/flow.yaml")
         return 0
@@ -40,24 +38,19 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{options.folder}: fewstep configs list takes no folder")
     width = max(map(len, shipped))
     for name, file in shipped.items():
-        print(f"{name:<{width}}  {first_comment(file)}")
+        purpose = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+        print(f"{name:<{width}}  {purpose}")
     print("\nfewstep train fit --config NAME [--config objectives/NAME] [--size NAME of sizes/]")
     return 0
 
 
-def first_comment(file: Path) -> str:
-    """The text of the first line of a settings file, a comment."""
-    return file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
-
-
-def copy(files: list[Path], folder: Path, *, overwrite: bool) -> None:
+def copy(files: list[Path], folder: Path | None, *, overwrite: bool) -> None:
     """Copy the shipped ``files`` below ``folder``. Raises ``UserError`` before anything is written over."""
+    if folder is None:
+        raise UserError("no folder given: fewstep configs copy FOLDER")
     targets = {file: folder / file.relative_to(configs_folder()) for file in files}
     for target in targets.values():
         check_free(target, overwrite=overwrite)
-    try:
-        for file, target in targets.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}; choose another folder") from None
+    for file, target in targets.items():
+        make_folder(target.parent)
+        shutil.copyfile(file, target)

@@ -9,12 +9,13 @@ from jsonargparse.typing import PositiveInt
 from fewstep.cli.adapter_options import AdapterOptions, adapter_name, check_adapter_options, load_decoder
 from fewstep.cli.common import DeviceOptions, TextOptions, corpus_of, folder_beside, packed_blocks
 from fewstep.cli.main import rank_zero_errors
-from fewstep.cli.output import ProgressBar, check_free, check_writable, make_folder, new_text_file
+from fewstep.cli.output import check_free, check_writable, make_folder, new_text_file, progress_bar
 from fewstep.cli.parser import comma_parts, parse_options
 from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
     from fewstep.evaluation.diagnosis import Diagnosis
+    from fewstep.model import SavedModel
 
 JSON_FILE, FOLDER, PICTURES = "diagnostics.json", "diagnosis", "pictures"
 
@@ -54,10 +55,14 @@ def run(options: DiagnoseOptions, argv: list[str]) -> int:
 
     check_adapter_options(options, text_given=options.source is not None)
     only = None if options.only is None else comma_parts(options.only, "only")
-    folder = default_folder(options) if options.out is None else options.out
+    folder = options.out or (
+        folder_beside(options.model, FOLDER)
+        if options.adapter is None
+        else Path(f"{FOLDER}-{adapter_name(options.model)}")
+    )
     check_free(folder / JSON_FILE, overwrite=options.overwrite)
     check_writable(folder, PICTURES)
-    with Processes.join() as processes, ProgressBar("diagnosing", "measurement") as progress:
+    with Processes.join() as processes, progress_bar("diagnosing", "measurement") as progress:
         shared = {"only": only, "progress": progress if processes.is_first else None, "processes": processes}
         diagnosis = diagnose(options, shared)
         if not processes.is_first:
@@ -69,20 +74,14 @@ def run(options: DiagnoseOptions, argv: list[str]) -> int:
     return 0
 
 
-def default_folder(options: DiagnoseOptions) -> Path:
-    """Beside our own model; in the current folder for another's."""
-    if options.adapter is not None:
-        return Path(f"{FOLDER}-{adapter_name(options.model)}")
-    return folder_beside(options.model, FOLDER)
-
-
 def diagnose(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
     """Load the model, of text or images, ours or another's, and measure it; ``shared`` goes to every diagnosis."""
-    from fewstep.model import kind_of
-
     if options.adapter is not None:
         return diagnose_adapter(options, shared)
-    return {"text": diagnose_text_model, "images": diagnose_image_model}[kind_of(options.model)](options, shared)
+    from fewstep.model import SavedModel
+
+    model = SavedModel.from_pretrained(options.model, allow=options.allowed).to(options.pick_device())
+    return (diagnose_text_model if model.identity.kind == "text" else diagnose_image_model)(model, options, shared)
 
 
 def diagnose_adapter(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
@@ -92,43 +91,27 @@ def diagnose_adapter(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagn
     if options.adapter != "callable":  # whose kind is known after the call only
         check_chosen(shared["only"], images=options.adapter == "autoencoder-kl")
     decoder, data, packages = load_decoder(options)
-    return diagnose_decoder(
-        decoder,
-        num_examples=options.examples,
-        num_positions=options.positions,
-        seed=options.seed,
-        data=data,
-        packages=packages,
-        **shared,
-    )
+    numbers = {"num_examples": options.examples, "num_positions": options.positions, "seed": options.seed}
+    return diagnose_decoder(decoder, **numbers, data=data, packages=packages, **shared)
 
 
-def diagnose_text_model(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
+def diagnose_text_model(model: "SavedModel", options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
     """A text model on the held-out part of its text."""
     from fewstep.evaluation.diagnosis import diagnose_text
     from fewstep.evaluation.subject import make_subject
-    from fewstep.model import SavedModel
     from fewstep.pipeline import TextGenerator
 
-    bundle = SavedModel.from_pretrained(options.model, allow=options.allowed, kind="text").to(options.pick_device())
-    corpus = corpus_of(bundle, options)
-    subject = make_subject(
-        TextGenerator(bundle),
-        packed_blocks(corpus, options.examples),
-        num_examples=options.examples,
-        num_positions=options.positions,
-        seed=options.seed,
-    )
-    data = {"source": options.source or bundle.identity.source, "fingerprint": corpus.fingerprint}
+    corpus = corpus_of(model, options)
+    numbers = {"num_examples": options.examples, "num_positions": options.positions, "seed": options.seed}
+    subject = make_subject(TextGenerator(model), packed_blocks(corpus, options.examples), **numbers)
+    data = {"source": options.source or model.identity.source, "fingerprint": corpus.fingerprint}
     return diagnose_text(subject, options.model, data=data, **shared)
 
 
-def diagnose_image_model(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
+def diagnose_image_model(model: "SavedModel", options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
     """The image control on held-out images."""
     from fewstep.evaluation.image_diagnosis import diagnose_images, make_image_subject
-    from fewstep.model import SavedModel
 
-    model = SavedModel.from_pretrained(options.model, kind="images").to(options.pick_device())
     subject = make_image_subject(model, num_examples=options.examples, seed=options.seed)
     data = {"source": model.identity.source, **model.identity.source_config}
     return diagnose_images(subject, options.model, data=data, **shared)

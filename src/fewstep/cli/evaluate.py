@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.common import folder_beside
 from fewstep.cli.main import rank_zero_errors
-from fewstep.cli.output import ProgressBar, check_writable, make_folder, write_text
+from fewstep.cli.output import check_writable, make_folder, progress_bar, write_text
 from fewstep.cli.parser import parse_options
 from fewstep.cli.sweeping import SweepOptions, make_sweep, sampler_settings
-from fewstep.locking import folder_lock
+from fewstep.locking import FolderLock
 from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
         sweep = make_sweep(options, settings, processes, provenance("evaluate", argv))
         if processes.is_first:
             make_folder(folder)
-            locked.enter_context(folder_lock(folder, "--out"))
+            locked.enter_context(FolderLock(folder, "--out"))
         rows = run(sweep, folder)
         if processes.is_first:
             write_results(rows, sweep, folder, wandb=options.wandb)
@@ -74,7 +74,7 @@ def run(sweep: "Sweep", folder: Path) -> list["SweepRow"]:
     if sweep.processes.is_first:
         report_torn(file)
     done = {row.setting for row in rows}
-    with ProgressBar("evaluating", "row") as progress:
+    with progress_bar("evaluating", "row") as progress:
         count = len(done & set(settings))
         if sweep.processes.is_first:
             progress(count, len(settings), "done before" if count else "")

@@ -8,8 +8,8 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from typing import Any
 
@@ -122,15 +122,6 @@ class LenientStream:
         return getattr(self.stream, name)
 
 
-@contextmanager
-def lenient_streams() -> Iterator[LenientStream]:
-    """Within it, stdout and stderr are :class:`LenientStream`; gives that of stdout."""
-    stdout, stderr = LenientStream(sys.stdout), LenientStream(sys.stderr)
-    with redirect_stdout(stdout), redirect_stderr(stderr):
-        yield stdout
-        stderr.flush()
-
-
 def check_stdout() -> None:
     """Raise the ``OSError`` that stdout failed with, in a command whose work is what it prints."""
     if isinstance(sys.stdout, LenientStream) and sys.stdout.error is not None:
@@ -145,7 +136,8 @@ def errors_to_exit_code(command: Callable[[list[str]], int], argv: list[str]) ->
     exception is a defect and passes.
     """
     debug = DEBUG in argv
-    with lenient_streams() as stdout:
+    stdout, stderr = LenientStream(sys.stdout), LenientStream(sys.stderr)
+    with redirect_stdout(stdout), redirect_stderr(stderr):
         try:
             code = command([argument for argument in argv if argument != DEBUG])
             sys.stdout.flush()
@@ -165,6 +157,8 @@ def errors_to_exit_code(command: Callable[[list[str]], int], argv: list[str]) ->
             if (message := machine_message(error)) is None:
                 raise
             return _refuse(message, debug)
+        finally:
+            stderr.flush()
 
 
 def rank_zero_errors(command: Callable[[], int]) -> int:

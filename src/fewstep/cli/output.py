@@ -4,9 +4,8 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fewstep.errors import UserError
@@ -29,19 +28,14 @@ def new_text_file(path: str | Path, *, overwrite: bool) -> Iterator[Write]:
     draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         draft.touch(exist_ok=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"cannot write {path}: its folder {target.parent} does not exist; make it first") from None
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
     def write(lines: Iterable[str]) -> None:
-        try:
-            with draft.open("w", encoding="utf-8", newline="\n") as stream:
-                stream.writelines(lines)
-            check_free(target, overwrite=overwrite)  # another process may have written it meanwhile
-            os.replace(draft, target)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        with draft.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.writelines(lines)
+        check_free(target, overwrite=overwrite)  # another process may have written it meanwhile
+        os.replace(draft, target)
 
     try:
         yield write
@@ -71,46 +65,31 @@ def check_writable(folder: Path, *inner: str) -> None:
         nearest = next(parent for parent in (place, *place.parents) if parent.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
             why = "is closed to writing" if nearest.is_dir() else "is no folder"
-            raise UserError(f"cannot write into {folder}: {nearest} {why}; choose another folder by --out")
+            raise UserError(f"cannot write into {folder}: {nearest} {why}; choose another folder")
 
 
 def make_folder(folder: Path) -> None:
-    """Create ``folder``. Raises ``UserError`` if that fails, or it is closed to writing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}; choose another folder by --out") from None
+    """Create ``folder``. Raises ``UserError`` where it is no folder or closed to writing."""
     check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
-class ProgressBar:
-    """A progress function, called as (done, total, label), and the bar that it moves.
+@contextmanager
+def progress_bar(title: str, unit: str, stream: TextIO | None = None) -> Iterator[Callable[[int, int, str], None]]:
+    """Give a progress function, called as (done, total, label), that moves a bar and shows ``label`` behind it.
 
     The bar appears with the first call, so that an error before it stands alone on its line. If ``stream`` (None:
     stderr) is no terminal, each call writes a line.
     """
+    with ExitStack() as closed:
+        bars: list[tqdm[Any]] = []
 
-    def __init__(self, title: str, unit: str, stream: TextIO | None = None) -> None:
-        self.title = title
-        self.unit = unit
-        self.stream = stream
-        self._bar: tqdm[Any] | None = None
+        def move(done: int, total: int, label: str) -> None:
+            from tqdm import tqdm  # not for --help or a mistyped option
 
-    def __enter__(self) -> "ProgressBar":
-        return self
+            if not bars:
+                bars.append(closed.enter_context(tqdm(desc=title, unit=unit, file=stream or sys.stderr)))
+            bars[0].total, bars[0].n = total, done
+            bars[0].set_postfix_str(label)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, done: int, total: int, label: str) -> None:
-        """Move the bar to ``done`` of ``total`` and show ``label`` behind it."""
-        from tqdm import tqdm  # not for --help or a mistyped option
-
-        if self._bar is None:
-            self._bar = tqdm(total=total, desc=self.title, unit=self.unit, file=self.stream or sys.stderr)
-        self._bar.total, self._bar.n = total, done
-        self._bar.set_postfix_str(label)
+        yield move

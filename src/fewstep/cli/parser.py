@@ -84,12 +84,8 @@ def comma_parts(text: str | float | Sequence[Any], option: str) -> list[str]:
 
 def comma_numbers(text: str | float | Sequence[Any], option: str, kind: type[Number]) -> list[Number]:
     """The numbers of a list as in :func:`comma_parts`. Raises ``UserError``, naming ``option``."""
-    return [_number(part, option, kind) for part in comma_parts(text, option)]
-
-
-def _number(text: str, option: str, kind: type[Number]) -> Number:
     try:
-        return kind(text)
+        return [kind(part) for part in comma_parts(text, option)]
     except ValueError:
         expected = "a whole number" if kind is int else "a number"
-        raise UserError(f"--{option} holds {text!r}: expected {expected}") from None
+        raise UserError(f"--{option} is {text!r}: expected {expected}, or several with commas between") from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import PositiveInt
 
 from fewstep.cli.common import TextOptions, corpus_of
-from fewstep.cli.output import ProgressBar, write_text
+from fewstep.cli.output import progress_bar, write_text
 from fewstep.cli.parser import parse_options
 from fewstep.provenance import provenance
 from fewstep.settings import configs_folder, size_sections
@@ -78,10 +78,13 @@ def main(argv: list[str]) -> int:
     table = sample_and_score(options, provenance("quickstart", argv))
     print(sentences(table))
     print(table.to_text())
-    list_files(options.out)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )  # KiB on Linux
+    out, model = options.out, options.out / "model"
+    print(f"\nmodel     {model}   (fewstep sample {model} --steps 4 --readout head)")
+    print(f"table     {out / 'table.json'}, {out / 'table.md'}, picture {out / 'table.png'}")
+    print(f"samples   {out / 'samples.txt'}")
+    print(f"runs      {', '.join(str(out / stage) for stage in STAGES)}")
+    unit = 1 if sys.platform == "darwin" else 1024  # KiB on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     say(f"{time.perf_counter() - start:.0f} s in all, peak memory {peak / 2**30:.1f} GiB")
     return 0
 
@@ -116,21 +119,17 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "Gen
     text = TextOptions(source=options.source, max_documents=documents, cache_dir=options.cache_dir)
     corpus = corpus_of(bundle, text)
     held_out, _ = held_out_blocks(corpus.validation, min(options.num_samples, len(corpus.validation)))
-    generator = TextGenerator(bundle)
-    with ProgressBar("sampling and scoring", "row") as progress:
+    counts = token_counts(corpus.train, len(bundle.tokenizer))
+    with progress_bar("sampling and scoring", "row") as progress:
         table = evaluate_generation(
-            generator,
-            held_out,
-            token_counts(corpus.train, corpus.report.vocabulary),
-            steps=STEPS,
-            reinjections=REINJECTIONS,
-            progress=progress,
+            TextGenerator(bundle), held_out, counts, steps=STEPS, reinjections=REINJECTIONS, progress=progress
         )
     table = replace(table, provenance=recipe)
     write_text(options.out / "table.json", table.to_json())
     write_text(options.out / "table.md", table.to_markdown())
     write_text(options.out / "samples.txt", sentences(table))
     write_generation_figure(table, options.out / "table.png")
+    bundle.save_pretrained(options.out / "model", overwrite=True, scores=table.to_markdown())  # now with its scores
     return table
 
 
@@ -143,14 +142,6 @@ def sentences(table: "GenerationTable") -> str:
             title += f", {row.readout} readout, K = {row.num_steps}, gamma = {row.reinjection:g}"
         lines += ["", title, *(f"  | {' '.join(text.split())}" for text in row.examples[:2])]
     return "\n".join([*lines, ""])
-
-
-def list_files(folder: Path) -> None:
-    """List what was written, and what to do with it."""
-    print(f"\nmodel     {folder / 'model'}   (fewstep sample {folder / 'model'} --steps 4 --readout head)")
-    print(f"table     {folder / 'table.json'}, {folder / 'table.md'}, picture {folder / 'table.png'}")
-    print(f"samples   {folder / 'samples.txt'}")
-    print(f"runs      {', '.join(str(folder / stage) for stage in STAGES)}")
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import NonNegativeInt
 
 from fewstep.cli.common import DeviceOptions
-from fewstep.cli.output import ProgressBar, new_text_file
+from fewstep.cli.output import new_text_file, progress_bar
 from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
 
@@ -79,7 +79,7 @@ def collect(runs: "tuple[RunReport, ...]", count: int, device: str) -> "dict[str
     for run in runs:
         if not Path(run.source).is_dir():
             continue
-        with ProgressBar(f"following samples of {run.name}", "trajectory") as progress:
+        with progress_bar(f"following samples of {run.name}", "trajectory") as progress:
             traces = traces_of_run(run.source, num_samples=count, device=device, progress=progress)
         if traces is not None:
             found[run.name] = traces

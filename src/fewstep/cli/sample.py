@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -86,46 +86,33 @@ class SampleOptions(SamplerOptions, ReadoutOptions, DeviceOptions):
     overwrite: bool = False
 
 
-@dataclass
-class SamplingCost:
-    """Network evaluations of each text, and seconds for all texts so far."""
-
-    nfe: int = 0
-    seconds: float = 0.0
-
-
 def main(argv: list[str]) -> int:
     """Sample as ``argv`` says and return the exit code. Texts are written batch by batch, in constant memory."""
     options = parse_options("sample", SampleOptions, argv)
     to_file = options.output not in (None, "-")
-    cost = SamplingCost()
-    with new_text_file(options.output, overwrite=options.overwrite) if to_file else nullcontext() as write:  # type: ignore[arg-type]
-        recipe = provenance("sample", argv)
-        batches = generate(options, cost)
-        if write is not None:
-            write(line for first, generated in batches for line in json_lines(generated, options, first, recipe))
-        else:
-            for first, generated in batches:
-                print_texts(generated, options, first, recipe)
+    cost = {"nfe": 0, "seconds": 0.0}
+    with new_text_file(options.output, overwrite=options.overwrite) if to_file else nullcontext(print_now) as write:  # type: ignore[arg-type]
+        write(written_batches(options, provenance("sample", argv), cost))
     print(
-        f"{options.num_samples} texts, {options.steps} steps ({cost.nfe} network evaluations each), "
-        f"{cost.seconds:.2f} s" + (f", written to {options.output}" if to_file else ""),
+        f"{options.num_samples} texts, {options.steps} steps ({cost['nfe']} network evaluations each), "
+        f"{cost['seconds']:.2f} s" + (f", written to {options.output}" if to_file else ""),
         file=sys.stderr,
     )
     return 0
 
 
-def print_texts(generated: "GeneratedText", options: SampleOptions, first: int, recipe: Mapping[str, Any]) -> None:
-    """A batch on standard output; raises ``OSError`` if that is closed."""
-    if options.output == "-":
-        print(*json_lines(generated, options, first, recipe), sep="", end="", flush=True)
-    else:
-        print(*(f"[{index}] {text}\n" for index, text in enumerate(generated.texts, first + 1)), sep="\n", flush=True)
-    check_stdout()
+def print_now(batches: Iterable[str]) -> None:
+    """Write to standard output; raises ``OSError`` if that is closed."""
+    for batch in batches:
+        print(batch, end="", flush=True)
+        check_stdout()
 
 
-def generate(options: SampleOptions, cost: SamplingCost) -> "Iterator[tuple[int, GeneratedText]]":
-    """Load the model and sample; gives the index of a batch's first text and the batch, and adds to ``cost``."""
+def written_batches(options: SampleOptions, recipe: dict[str, Any], cost: dict[str, float]) -> Iterator[str]:
+    """Load the model and sample; gives the lines of each batch.
+
+    ``cost``: network evaluations of each text, and seconds for all texts so far.
+    """
     from tqdm import tqdm  # takes seconds to import with the others, which --help should not
 
     from fewstep.pipeline import TextGenerator
@@ -159,13 +146,14 @@ def generate(options: SampleOptions, cost: SamplingCost) -> "Iterator[tuple[int,
                 first_sample=first,
                 progress=bar.update,
             )
-            cost.nfe, cost.seconds = generated.nfe, cost.seconds + generated.seconds
-            yield first, generated
+            cost |= {"nfe": generated.nfe, "seconds": cost["seconds"] + generated.seconds}
+            if options.output is None:
+                yield "".join(f"[{index}] {text}\n\n" for index, text in enumerate(generated.texts, first + 1))
+            else:
+                yield "".join(json_lines(generated, options, first, recipe))
 
 
-def json_lines(
-    generated: "GeneratedText", options: SampleOptions, first: int, recipe: Mapping[str, Any]
-) -> Iterator[str]:
+def json_lines(generated: "GeneratedText", options: SampleOptions, first: int, recipe: dict[str, Any]) -> Iterator[str]:
     """One JSON object per text, from index ``first`` on, each with all that reproduces it."""
     settings = asdict(options)
     for name in ("model", "num_samples", "batch_size", "output", "overwrite", "device", "allow"):

@@ -4,9 +4,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from fewstep.cli.common import DeviceOptions, ScoringOptions, TextOptions, corpus_of, packed_blocks
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from fewstep.cli.common import DeviceOptions, TextOptions, corpus_of, packed_blocks
 from fewstep.cli.parser import comma_numbers, comma_parts
 from fewstep.errors import UserError
 
@@ -19,6 +21,27 @@ if TYPE_CHECKING:
     from fewstep.evaluation.sweep_row import Setting
     from fewstep.model import SavedModel
     from fewstep.types import TokenBatch
+
+
+@dataclass(kw_only=True)
+class ScoringOptions:
+    """Scoring.
+
+    Args:
+        samples: texts or images per seed.
+        seeds: number of seeds, from 0 on.
+        scorer: run for the model's own language model, or a transformers folder or hub name.
+        scorer_dtype: precision of a transformers scorer.
+        cci_examples: samples on which CCI is measured, 0 for none.
+        batch_size: samples generated at a time.
+    """
+
+    samples: PositiveInt = 128
+    seeds: PositiveInt = 3
+    scorer: str = "run"
+    scorer_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    cci_examples: NonNegativeInt = 8
+    batch_size: PositiveInt = 64
 
 
 @dataclass(kw_only=True)

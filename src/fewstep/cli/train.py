@@ -18,13 +18,9 @@ def main(argv: list[str]) -> int:
         run_training(argv)
     except TrainingStopped as stopped:
         if stopped.first_process:
-            print("fewstep:", stop_message(stopped.step, stopped.checkpoint is not None), file=sys.stderr)
+            resume = "stopped before anything was saved; the same command starts again from step 0"
+            if stopped.checkpoint is not None:
+                resume = f"stopped after {stopped.step:,} steps; the same command with --ckpt_path last resumes there"
+            print("fewstep:", resume, file=sys.stderr)
         return SIGNAL_EXIT + stopped.signal_number
     return 0
-
-
-def stop_message(step: int, saved: bool) -> str:
-    """The line for a run that was stopped after ``step`` steps."""
-    if not saved:
-        return "stopped before anything was saved; the same command starts again from step 0"
-    return f"stopped after {step:,} steps; the same command with --ckpt_path last resumes there"

@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fewstep import __version__
-from fewstep.data.packing import BATCH_BYTES, PackingReport, SplitReport, pack_split, rows_at_once, write_arrow
+from fewstep.data.packing import BATCH_BYTES, PackingReport, SplitReport, pack_split, text_batches, write_arrow
 from fewstep.data.readers import text_digest
 from fewstep.data.sources import SPLITS, CorpusSettings, Source, open_source
 from fewstep.data.stream import BlockStream
@@ -111,8 +111,7 @@ def _build_corpus(
     documents, counts = _write_documents(records, scratch / "documents.arrow")
     parts, notes = _split_documents(documents, counts, settings)
     if tokenizer is None:
-        texts = (text for batch in parts["train"].iter(rows_at_once(parts["train"])) for text in batch["text"])
-        tokenizer = train_tokenizer(texts, settings.vocab_size)
+        tokenizer = train_tokenizer(chain.from_iterable(text_batches(parts["train"])), settings.vocab_size)
     if settings.streaming:
         (folder / "held_out.json").write_text(json.dumps(parts["validation"]["digest"][:]))
         del parts["train"]
@@ -122,13 +121,12 @@ def _build_corpus(
     }
     _check_splits(reports, settings)
     tokenizer.save_pretrained(folder / "tokenizer")
-    first = next(parts["validation"].iter(rows_at_once(parts["validation"])))["text"]
     known = not any(report.unknown_share for report in reports.values())
     report = PackingReport(
         source=settings.source,
         block_size=settings.block_size,
         vocabulary=vocabulary_size(tokenizer),
-        is_lossless=known and DocumentEncoder(tokenizer).is_lossless(first),
+        is_lossless=known and DocumentEncoder(tokenizer).is_lossless(next(text_batches(parts["validation"]))),
         train=reports.get("train"),
         validation=reports["validation"],
         empty_documents=counts["empty"],

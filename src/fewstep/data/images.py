@@ -133,8 +133,8 @@ def draw_images(seed: int, start: int, count: int, size: int) -> Tensor:
     """Images ``start`` .. ``start + count - 1`` of the stream that ``seed`` names: (N, 3, S, S) float32 in [0, 1].
 
     Each is a gradient between two colours under up to four anti-aliased discs and turned rectangles, which hold a
-    gradient of their own. Image i depends on (seed, i) alone: its numbers come from its own generator, and it is drawn
-    with operations that round correctly, whatever stands beside it. Values are whole multiples of 1/255.
+    gradient of their own, in whole multiples of 1/255. Image i depends on (seed, i) alone: it has its own generator,
+    and is drawn with operations that round correctly, whatever stands beside it.
     """
     numbers = _BACKGROUND + NUM_SHAPES * _SHAPE
     drawn = [torch.rand(numbers, generator=generator) for generator in example_generators(seed, start, count)]
@@ -147,9 +147,9 @@ def draw_images(seed: int, start: int, count: int, size: int) -> Tensor:
 
 
 def _pixels(size: int) -> tuple[Tensor, Tensor]:
-    """Coordinates of the pixels' centres, each (S, S), in [0, 1]."""
+    """Coordinates x (1, S) and y (S, 1) of the pixels' centres, in [0, 1]."""
     centres = (torch.arange(size) + 0.5) / size
-    return centres[None, :].expand(size, size), centres[:, None].expand(size, size)
+    return centres[None, :], centres[:, None]
 
 
 def _direction(u: Tensor) -> tuple[Tensor, Tensor]:

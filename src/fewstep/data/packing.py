@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BATCH_BYTES = 1 << 20
-"""Text that is held as Python strings at a time."""
+"""Text that is held as Python strings at a time, in at most 1000 documents."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SplitReport:
-    """Counts of one split.
+    """Counts of one split, which run on while it is packed.
 
     ``documents`` used; ``tokens`` of those documents, one end-of-text each included; ``bytes`` of their UTF-8 text;
     ``blocks`` written; ``dropped_tokens`` of the tail that filled no block; ``padded_positions`` over all blocks;
     ``unknown_tokens`` and ``lost_bytes`` as in :class:`EncodedDocument`.
     """
 
-    documents: int
-    tokens: int
-    bytes: int
-    blocks: int
-    dropped_tokens: int
-    padded_positions: int
-    unknown_tokens: int
-    lost_bytes: int
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    blocks: int = 0
+    dropped_tokens: int = 0
+    padded_positions: int = 0
+    unknown_tokens: int = 0
+    lost_bytes: int = 0
 
     def __str__(self) -> str:
         left = {"tail tokens dropped": self.dropped_tokens, "positions padded": self.padded_positions}
@@ -71,8 +71,8 @@ class PackingReport:
             documents = self.validation.documents / (train.documents + self.validation.documents)
             tokens = self.validation.tokens / (train.tokens + self.validation.tokens)
             validation += f" ({documents:.1%} of the documents, {tokens:.1%} of the tokens)"
+        left_out = f"{self.empty_documents:,} empty, {self.duplicate_documents:,} duplicate documents"
         if self.empty_documents or self.duplicate_documents:
-            left_out = f"{self.empty_documents:,} empty, {self.duplicate_documents:,} duplicate documents"
             validation += f"; left out: {left_out}"
         return (
             f"{self.source}: blocks of {self.block_size}, {self.vocabulary:,} token types; "
@@ -91,8 +91,8 @@ class BlockPacker:
     """Cuts documents into blocks of ``block_size`` tokens, an end-of-text after each document.
 
     ``pack`` True joins documents and keeps the rest for the next call (``rest_ids``, ``rest_bytes``, below one block);
-    False gives every document blocks of its own, the last one padded. An end-of-text stands for no bytes. ``counts``,
-    named as in :class:`SplitReport`, run on over calls.
+    False gives every document blocks of its own, the last one padded. An end-of-text stands for no bytes. ``report``
+    counts over all calls, the rest as dropped.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: bool) -> None:
@@ -100,41 +100,37 @@ class BlockPacker:
         self.block_size, self.pack = block_size, pack
         self.rest_ids = np.zeros(0, dtype=np.int32)
         self.rest_bytes = np.zeros(0, dtype=np.int32)
-        names = ("documents", "tokens", "bytes", "blocks", "padded_positions", "unknown_tokens", "lost_bytes")
-        self.counts = dict.fromkeys(names, 0)
+        self.report = SplitReport()
 
     def add(self, documents: list[EncodedDocument]) -> dict[str, np.ndarray]:
         """The n blocks that are full (all, padded, if not ``pack``) after these documents.
 
         ``index`` (n,) their numbers, ``input_ids`` (n, L) int32, ``length`` and ``num_bytes`` (n,).
         """
-        ids, num_bytes = [self.rest_ids], [self.rest_bytes]
+        report, ids, num_bytes = self.report, [self.rest_ids], [self.rest_bytes]
         for document in documents:
             # Padding is marked by -1 bytes.
             fill = 0 if self.pack else -(len(document.ids) + 1) % self.block_size
             ids += [document.ids, np.array([self.eos_id] + [self.pad_id] * fill, np.int32)]
             num_bytes += [document.num_bytes, np.array([0] + [-1] * fill, np.int32)]
-            self.counts["tokens"] += len(document.ids) + 1
-            self.counts["bytes"] += int(document.num_bytes.sum())
-            self.counts["unknown_tokens"] += document.unknown_tokens
-            self.counts["lost_bytes"] += document.lost_bytes
-        self.counts["documents"] += len(documents)
+            report.tokens += len(document.ids) + 1
+            report.bytes += int(document.num_bytes.sum())
+            report.unknown_tokens += document.unknown_tokens
+            report.lost_bytes += document.lost_bytes
+        report.documents += len(documents)
         joined, joined_bytes = np.concatenate(ids), np.concatenate(num_bytes)
         rows = len(joined) // self.block_size
         whole = rows * self.block_size
         self.rest_ids, self.rest_bytes = joined[whole:], joined_bytes[whole:]
         in_blocks = joined_bytes[:whole].reshape(rows, self.block_size)
         length = (in_blocks >= 0).sum(1)
-        index = np.arange(self.counts["blocks"], self.counts["blocks"] + rows)
-        self.counts["blocks"] += rows
-        self.counts["padded_positions"] += int(whole - length.sum())
+        index = np.arange(report.blocks, report.blocks + rows)
+        report.blocks += rows
+        report.padded_positions += int(whole - length.sum())
+        report.dropped_tokens = len(self.rest_ids)
         num_spelled = np.maximum(in_blocks, 0).sum(1)
         ids_of_blocks = joined[:whole].reshape(rows, self.block_size)
         return {"index": index, "input_ids": ids_of_blocks, "length": length, "num_bytes": num_spelled}
-
-    def report(self) -> SplitReport:
-        """The counts, what is left over below one block being dropped."""
-        return SplitReport(**self.counts, dropped_tokens=len(self.rest_ids))
 
 
 def write_arrow(tables: Iterable["pa.Table"], path: Path) -> "Dataset":
@@ -151,10 +147,11 @@ def write_arrow(tables: Iterable["pa.Table"], path: Path) -> "Dataset":
     return Dataset.from_file(str(path))
 
 
-def rows_at_once(documents: "Dataset") -> int:
-    """How many documents are about ``BATCH_BYTES`` of text, at most 1000."""
+def text_batches(documents: "Dataset", most: int = 1000) -> Iterator[list[str]]:
+    """The column ``text`` in lists of about ``BATCH_BYTES``, of at most ``most`` documents."""
     mean = documents.data.nbytes / max(len(documents.data), 1)
-    return max(1, min(1000, int(BATCH_BYTES / max(mean, 1))))
+    for batch in documents.iter(max(1, min(most, 1000, int(BATCH_BYTES / max(mean, 1))))):
+        yield batch["text"]
 
 
 def pack_split(
@@ -169,12 +166,11 @@ def pack_split(
     from datasets.utils import tqdm
 
     encoder, packer = DocumentEncoder(tokenizer), BlockPacker(tokenizer, block_size, pack)
-    size = max(1, min(len(documents) // 20, rows_at_once(documents)))  # so few that the progress bar moves
 
     def tables() -> Iterator["pa.Table"]:
         with tqdm(total=len(documents), desc=f"packing {path.stem}", unit=" documents") as progress:
-            for batch in documents.iter(size):
-                blocks = packer.add(encoder.encode(batch["text"]))
+            for texts in text_batches(documents, most=len(documents) // 20):  # so few that the progress bar moves
+                blocks = packer.add(encoder.encode(texts))
                 ids, length, num_bytes = (blocks[name] for name in ("input_ids", "length", "num_bytes"))
                 yield pa.table(
                     {
@@ -184,7 +180,7 @@ def pack_split(
                         "input_ids": pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), block_size),
                     }
                 )
-                progress.update(len(batch["text"]))
+                progress.update(len(texts))
 
     write_arrow(tables(), path)
-    return packer.report()
+    return packer.report

@@ -164,29 +164,24 @@ def _function_source(name: str, limit: int | None) -> Source:
 
 
 def _file_source(path: Path, text_field: str) -> Source:
+    """The fingerprint is a hash of names and contents; beyond 1 GiB in all, of paths, sizes and modification times."""
     paths, skipped = find_files(path)
-    files = [str(file) for file in paths]
-    for file in files:  # else a stream would meet a file without the field only after hours of training
-        next(read_file(file, text_field), None)
+    by_content = sum(file.stat().st_size for file in paths) <= _HASH_CONTENT_UP_TO_BYTES
+    digest = hashlib.sha256()
+    for file in paths:
+        # Else a stream would meet a file without the field only after hours of training.
+        next(read_file(str(file), text_field), None)
+        status = file.stat()
+        digest.update(f"{file.name}\0{status.st_size}\0".encode())
+        if by_content:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        else:
+            digest.update(f"{file.resolve()}\0{status.st_mtime_ns}".encode())
     more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
     note = f"skipped {len(skipped)} files that are empty or of another kind: {', '.join(skipped[:5])}{more}"
-    records = _stream(read_files, paths=files, field=text_field)
-    return Source(_files_fingerprint(paths), records, (note,) if skipped else ())
-
-
-def _files_fingerprint(paths: list[Path]) -> str:
-    """Hash of names and contents; beyond 1 GiB in all, of paths, sizes and modification times."""
-    by_content = sum(path.stat().st_size for path in paths) <= _HASH_CONTENT_UP_TO_BYTES
-    digest = hashlib.sha256()
-    for path in paths:
-        status = path.stat()
-        digest.update(f"{path.name}\0{status.st_size}\0".encode())
-        if by_content:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        else:
-            digest.update(f"{path.resolve()}\0{status.st_mtime_ns}".encode())
-    return digest.hexdigest()
+    records = _stream(read_files, paths=[str(file) for file in paths], field=text_field)
+    return Source(digest.hexdigest(), records, (note,) if skipped else ())
 
 
 def _hub_source(name: str, settings: CorpusSettings) -> Source:

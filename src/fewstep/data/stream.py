@@ -95,7 +95,7 @@ class BlockStream(IterableDataset):
         settings, start = self._settings, self._start
         encoder = DocumentEncoder(self._tokenizer)
         packer = BlockPacker(self._tokenizer, settings.block_size, settings.pack)
-        packer.counts["blocks"] = start["blocks"]
+        packer.report.blocks = start["blocks"]
         packer.rest_ids = np.array(start["rest_ids"], np.int32)
         packer.rest_bytes = np.array(start["rest_bytes"], np.int32)
         source_state = start["source"]
@@ -130,7 +130,7 @@ class BlockStream(IterableDataset):
 
     def _remember(self, packer: BlockPacker, source: dict[str, Any]) -> None:
         rest = {"rest_ids": packer.rest_ids.tolist(), "rest_bytes": packer.rest_bytes.tolist()}
-        blocks = packer.counts["blocks"]
+        blocks = packer.report.blocks
         self._history.append({"blocks": blocks, "source": copy.deepcopy(source), **rest})
         while len(self._history) > 2 and self._history[1]["blocks"] <= blocks - _HISTORY_BLOCKS:
             self._history.popleft()

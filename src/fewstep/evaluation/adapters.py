@@ -48,7 +48,7 @@ def sampled(subject: Subject, num_steps: int | None = None, reinjection: float |
     reinjection = own.reinjection if reinjection is None else reinjection
     check_sampler(identity, num_steps, reinjection)
     flow, x_0 = subject.generator.model.flow(), subject.starts("trajectory")
-    sampler = FlowSampler(flow.path, grid=subject.generator.default_grid(), reinjection=reinjection)
+    sampler = FlowSampler(flow.path, grid=subject.generator.model.identity.default_grid(), reinjection=reinjection)
     noise = subject.noise("reinjection")
     return sampler.sample(flow, x_0, num_steps=num_steps, mask=all_real(x_0), generator=noise)
 
@@ -64,7 +64,7 @@ def continuation(
 ) -> Callable[[Tensor, float, torch.Generator], Tensor]:
     """A function that goes on from (x_t, t), t one of ``times`` (N+1,), to x_1 with fresh noise in every step."""
     flow = generator.model.flow()
-    sampler = FlowSampler(flow.path, grid=generator.default_grid(), reinjection=1.0)
+    sampler = FlowSampler(flow.path, grid=generator.model.identity.default_grid(), reinjection=1.0)
 
     @torch.no_grad()
     def continue_from(x_t: Tensor, t: float, noise: torch.Generator) -> Tensor:

@@ -102,7 +102,9 @@ class TextBench:
     def incompatibility(self, folder: Path, num_steps: int, reinjection: float) -> str | None:
         """What :func:`fewstep.samplers.incompatibility` says."""
         generator = TextGenerator(self._load(folder))
-        sampler = FlowSampler(generator.model.flow().path, grid=generator.default_grid(), reinjection=reinjection)
+        sampler = FlowSampler(
+            generator.model.flow().path, grid=generator.model.identity.default_grid(), reinjection=reinjection
+        )
         return incompatibility(generator.model.identity, sampler, num_steps)
 
     def rows(self, folder: Path, num_steps: int, reinjection: float) -> list[Compared]:

@@ -13,7 +13,7 @@ from fewstep.evaluation.measurements import MEASUREMENTS
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.readout_measurements import FULL, NOISE_LEVELS, DabiEffort, ReadoutSubject
 from fewstep.evaluation.subject import ImageSubject, Subject
-from fewstep.storage import versions
+from fewstep.provenance import versions
 
 Progress = Callable[[int, int, str], object]
 """Called before each measurement, and after the last, as (measurements done, measurements in all, name)."""

@@ -24,9 +24,9 @@ from fewstep.metrics.frechet import Moments, frechet_distance, moments
 from fewstep.metrics.intervals import mean_interval
 from fewstep.model import SavedModel
 from fewstep.pipeline import GeneratedImages, ImageGenerator
+from fewstep.provenance import versions
 from fewstep.samplers import FlowSampler, incompatibility
 from fewstep.shapes import example_generators, randn
-from fewstep.storage import versions
 
 POOLED = 8
 """Pixels a side that the average pool leaves, at most."""

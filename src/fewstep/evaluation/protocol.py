@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fewstep.errors import UserError
-from fewstep.storage import versions
+from fewstep.provenance import versions
 
 HASH_DIGITS = 12
 HASH_KEY, PROTOCOL_KEY = "protocol_hash", "protocol"

@@ -79,7 +79,7 @@ class FlowTexts:
         try:
             self.sampler = FlowSampler(
                 self.flow.path,
-                grid=generator.default_grid(),
+                grid=generator.model.identity.default_grid(),
                 reinjection=sampler.reinjection,
                 reuse_noise=sampler.noise == REUSED,
                 noise_temperature=cold,

@@ -188,7 +188,7 @@ def _follow(generator: TextGenerator, plan: PlannedPath, num_samples: int, num_t
     sources = example_generators(seed, 0, num_samples)
     x_0 = randn((num_samples, *bundle.latent_shape()), like, sources)
     mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=x_0.device)
-    sampler = FlowSampler(flow.path, grid=generator.default_grid(), reinjection=plan.reinjection)
+    sampler = FlowSampler(flow.path, grid=generator.model.identity.default_grid(), reinjection=plan.reinjection)
     made = sampler.sample(flow, x_0, num_steps=plan.num_steps, mask=mask, generator=sources)
     clean = torch.stack([*made.predictions[:-1], made.x_1])
     read = _head_reads if plan.way == "commitment" else _readout_reads

@@ -1,4 +1,4 @@
-"""Transformer blocks with mixing of close neighbours, and the body of every denoiser. B batch, N or K positions, W width."""
+"""Transformer blocks, mixing of close neighbours, the body of every denoiser. B batch, N or K positions, W width."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Noise to latents in one loop, and what fits a trained model. B examples, K latent positions, D dimensions, N steps.
+"""Noise to latents in one loop, and what fits a trained model. B examples, K positions, D dimensions, N steps.
 
 A step from t to s >= t predicts x1_hat at (x_t, t), follows the solver to t~ >= s with sigma_t~ = kept sigma_s, then
 moves back to s along the prediction and adds fresh noise xi:

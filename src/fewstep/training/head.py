@@ -11,7 +11,7 @@ from fewstep.data import vocabulary_size
 from fewstep.errors import UserError
 from fewstep.model import Identity
 from fewstep.objectives import HeadTraining
-from fewstep.pipeline import TextGenerator, check_sampler
+from fewstep.pipeline import check_sampler
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel
 from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import rand, randn
@@ -85,7 +85,7 @@ class HeadModule(TrainingModule):
         small t little is left of the text that the head is trained to write.
         """
         flow, z, mask = self.base.flow(), latents.z.float(), latents.mask
-        grid = TextGenerator(self.base).default_grid()
+        grid = self.base.identity.default_grid()
         step = 1 + int((self.generated_steps - 1) * rand((1,), torch.zeros(()), generator))
         t = z.new_full((len(z),), float(grid.times(self.generated_steps)[step]))
         x_t = flow.path.sample(z, randn(tuple(z.shape), z, generator), t)

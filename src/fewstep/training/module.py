@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel
+from fewstep.provenance import versions
 from fewstep.shapes import example_generators
-from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry, state_dict_mismatch, versions
+from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry, state_dict_mismatch
 from fewstep.training.data_modules import Batch, StepDataModule, TextDataModule
 from fewstep.types import LossOutput, TokenBatch
 

@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from fewstep.data import tokenizer_fingerprint
 from fewstep.errors import UserError
-from fewstep.locking import LOCK_FILE, FolderLock, cached_folder, folder_lock
+from fewstep.locking import LOCK_FILE, FolderLock, cached_folder
 from fewstep.model import kind_of
 from fewstep.storage import CHECKPOINT_KEY, flush, load_checkpoint, locate, read_model, recover_folder
 
@@ -43,7 +43,7 @@ class RunFolder:
     def check(self) -> None:
         """Raise ``UserError`` for a folder that is in use or may not be overwritten. Writes nothing."""
         if (self.folder / LOCK_FILE).exists():
-            with folder_lock(self.folder, "--run_dir"):
+            with FolderLock(self.folder, "--run_dir"):
                 self._check_content()
         else:
             self._check_content()
