@@ -52,7 +52,7 @@ class CompareOptions(ScoringOptions, TextOptions, DeviceOptions):
 
     model: str = field(default="", metadata={"positional": True})
     out: Path | None = None
-    contrast: list[Path] | None = None
+    contrast: list[Path] = field(default_factory=list)
     objectives: list[str] | str | None = None
     budget: PositiveInt = 2100
     teacher_steps: PositiveInt = 700
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     """Compare as ``argv`` says and return the exit code; an interrupted comparison resumes."""
     options = parse_options("compare", CompareOptions, argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if options.contrast is not None:
+    if options.contrast:
         return contrast(options.contrast, options.out or Path("contrast.png"))
     if not options.model:
         raise UserError("no model given: give the folder of a text model or an image model")

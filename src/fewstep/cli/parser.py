@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
@@ -41,22 +40,17 @@ def _title(options: type) -> str:
 
 def _add_option(section: Any, field: "Field[Any]", hint: Any, text: str | None) -> None:
     required = field.default is MISSING and field.default_factory is MISSING
-    name = field.name if required or field.metadata.get("positional") else f"--{field.name}"
-    shared: dict[str, Any] = {"help": text}
-    if field.default_factory is not MISSING:
-        shared["default"] = field.default_factory()
-    elif not required:
-        shared["default"] = field.default
+    positional = required or field.metadata.get("positional")
+    keywords: dict[str, Any] = {"help": text}
+    if not required:
+        keywords["default"] = field.default if field.default_factory is MISSING else field.default_factory()
     if hint is bool:
-        section.add_argument(name, action=ActionYesNo, **shared)
-        return
-    members = [member for member in get_args(hint) if member is not NoneType] if isinstance(hint, UnionType) else [hint]
-    if len(members) == 1 and get_origin(members[0]) is list:
-        section.add_argument(name, type=get_args(members[0])[0], nargs="+", **shared)
-    elif field.metadata.get("positional"):
-        section.add_argument(name, type=hint, nargs="?", **shared)
+        keywords["action"] = ActionYesNo
+    elif get_origin(hint) is list:
+        keywords |= {"type": get_args(hint)[0], "nargs": "+"}
     else:
-        section.add_argument(name, type=hint, **shared)
+        keywords |= {"type": hint, **({"nargs": "?"} if positional and not required else {})}
+    section.add_argument(field.name if positional else f"--{field.name}", **keywords)
 
 
 def parse_options(command: str, options: type[Options], argv: Sequence[str]) -> Options:
