@@ -19,7 +19,7 @@ from fewstep.paths import PATHS
 from fewstep.readouts import READOUTS, check_draw
 from fewstep.registry import resolve
 from fewstep.samplers import FlowSampler, RuleLike, Snap, SnapRule, Solver
-from fewstep.samplers.compatibility import check_compatible, check_numbers
+from fewstep.samplers.sampler import check_compatible, check_numbers
 from fewstep.schedules import TimeGrid
 from fewstep.shapes import example_generators, randn
 from fewstep.types import Ending, SamplerState

@@ -3,7 +3,7 @@
 import torch
 
 from fewstep.evaluation.adapters import decoder_of
-from fewstep.evaluation.trace_distances import block_distances, rows_within_memory
+from fewstep.evaluation.traces import block_distances, rows_within_memory
 from tests.bundles import BLOCK_SIZE, tiny_bundle
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewstep import __version__
-from fewstep.data.cache import cached_folder
 from fewstep.data.packing import BATCH_BYTES, PackingReport, SplitReport, pack_split, text_batches, write_arrow
 from fewstep.data.readers import text_digest
 from fewstep.data.sources import SPLITS, CorpusSettings, Source, open_source
@@ -28,6 +27,7 @@ from fewstep.data.tokenizer import (
     vocabulary_size,
 )
 from fewstep.errors import UserError
+from fewstep.locking import cached_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa

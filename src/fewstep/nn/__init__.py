@@ -1,8 +1,7 @@
 """Network parts: attention, blocks, time embedding."""
 
 from fewstep.nn.attention import Context, CrossAttention, KeyValueCache, SelfAttention
-from fewstep.nn.blocks import AdaptiveTransformer, Block, TimeEmbedding, initialise, transformer_blocks
-from fewstep.nn.local import LocalMixing
+from fewstep.nn.blocks import AdaptiveTransformer, Block, LocalMixing, TimeEmbedding, initialise, transformer_blocks
 
 __all__ = [
     "AdaptiveTransformer",

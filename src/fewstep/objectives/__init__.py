@@ -1,6 +1,6 @@
 """Objectives: flow matching, flow maps, consistency, distillation, reconstruction, and the commitment head's."""
 
-from fewstep.objectives.base import Batch, Objective, Regression, match_flow
+from fewstep.objectives.base import Batch, FlowMatching, Objective, Regression, match_flow
 from fewstep.objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from fewstep.objectives.distillation import ProgressiveDistillation, Reflow
 from fewstep.objectives.flow_maps import (
@@ -9,7 +9,6 @@ from fewstep.objectives.flow_maps import (
     SemigroupSelfDistillation,
     ShortcutModel,
 )
-from fewstep.objectives.flow_matching import FlowMatching
 from fewstep.objectives.stages import HeadTraining, ImageReconstruction, Reconstruction
 
 OBJECTIVES: dict[str, type[Objective]] = {

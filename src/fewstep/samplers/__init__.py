@@ -1,14 +1,21 @@
 """Noise to latents: one loop (:class:`FlowSampler`), rules of re-injection as data, snap, and what fits which model."""
 
-from fewstep.samplers.compatibility import (
+from fewstep.samplers.rules import RULES, Noise, Rule, RuleLike, parse_rule
+from fewstep.samplers.sampler import (
+    SOLVERS,
+    Correction,
+    Decidedness,
     DefaultSampling,
+    Estimate,
+    FlowSampler,
+    Solver,
     check_compatible,
     check_numbers,
     default_sampling,
+    euler,
+    heun,
     incompatibility,
 )
-from fewstep.samplers.rules import RULES, Noise, Rule, RuleLike, parse_rule
-from fewstep.samplers.sampler import SOLVERS, Correction, Decidedness, Estimate, FlowSampler, Solver, euler, heun
 from fewstep.samplers.snap import Snap, SnapRule, parse_snap
 
 __all__ = [

@@ -12,8 +12,8 @@ from torch import nn
 from tqdm import tqdm
 
 from fewstep.data import BlockStream, PreparedCorpus, collate, tokenizer_fingerprint
-from fewstep.data.cache import cached_folder
 from fewstep.errors import UserError
+from fewstep.locking import cached_folder
 from fewstep.types import Latents
 
 BATCH_SIZE = 256

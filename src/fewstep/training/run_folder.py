@@ -11,9 +11,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from fewstep.data import tokenizer_fingerprint
-from fewstep.data.cache import cached_folder
 from fewstep.errors import UserError
-from fewstep.locking import LOCK_FILE, FolderLock
+from fewstep.locking import LOCK_FILE, FolderLock, cached_folder
 from fewstep.model import kind_of
 from fewstep.storage import CHECKPOINT_KEY, flush, load_checkpoint, locate, read_model, recover_folder
 
