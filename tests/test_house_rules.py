@@ -68,8 +68,8 @@ BUDGETS = {
     "theory adapters report lab": (6700, 4000),
 }
 NOT_CORE = {"evaluation", "report", "adapters", "theory", "lab"}
-CORE_LINES = (14_600, 11_000)  # without NOT_CORE
-SRC_LINES = (26_800, 15_000)
+CORE_LINES = (13_850, 11_000)  # without NOT_CORE
+SRC_LINES = (26_100, 15_000)
 TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
 
 

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.errors import UserError
+from fewstep.objectives import Reconstruction
+from fewstep.readouts import LinearReadout, ParallelReadout, TransformerReadout, token_accuracy
+from fewstep.types import TokenBatch
 from tests.nn.builders import first, randomised, seeded
 
 V, D = 11, 3
@@ -68,3 +71,27 @@ def test_a_block_that_the_stride_does_not_divide_is_refused_by_both_numbers(gene
     ids = ids_of((1, 7), generator)
     with pytest.raises(UserError, match=r"7 tokens .* stride 2"):
         seeded(lambda: build(stride=2)).encode(ids, torch.ones_like(ids))
+
+
+@pytest.mark.parametrize("kind", ["linear", "transformer"])
+def test_stride_two_learns_eight_blocks_by_heart(kind: str, generator: torch.Generator) -> None:
+    autoencoder = seeded(lambda: TransformerAutoencoder(V, 8, stride=2, width=16, depth=1, num_heads=2)).train()
+
+    def readout_of() -> ParallelReadout:
+        if kind == "linear":
+            return LinearReadout(V, 8, stride=2)
+        return TransformerReadout(V, 8, stride=2, width=16, depth=1, num_heads=2)
+
+    readout = seeded(readout_of)
+    ids = ids_of((8, 6), generator)
+    tokens = TokenBatch(ids, torch.ones_like(ids).bool())
+    objective = Reconstruction(noise_level_max=0.1)
+    optimizer = torch.optim.Adam([*autoencoder.parameters(), *readout.parameters()], lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        objective.forward(autoencoder, readout, tokens, generator=generator).loss.backward()
+        optimizer.step()
+    raw, mask = autoencoder.encode_raw(tokens.ids, tokens.mask)
+    autoencoder.whitening.fit(raw, mask)
+    latents = autoencoder.eval().encode(tokens.ids, tokens.mask)
+    assert token_accuracy(readout, latents.z, tokens.ids, tokens.mask) == 1
