@@ -62,13 +62,13 @@ BUDGETS = {
     "data": (1587, 900),
     "model storage pipeline provenance locking": (1282, 1140),
     "metrics diagnostics": (2010, 1750),
-    "training": (2475, 1950),
+    "training": (2486, 1950),
     "cli settings __main__": (2480, 1300),
     "evaluation": (5841, 1700),
     "theory adapters report lab": (6700, 4000),
 }
 NOT_CORE = {"evaluation", "report", "adapters", "theory", "lab"}
-CORE_LINES = (13_850, 11_000)  # without NOT_CORE
+CORE_LINES = (13_860, 11_000)  # without NOT_CORE
 SRC_LINES = (26_100, 15_000)
 TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
 

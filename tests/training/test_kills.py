@@ -1,6 +1,7 @@
 """A run that is killed at any moment, and again, ends as the run that was not: to the last bit, on one thread."""
 
 import csv
+import os
 import random
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from fewstep.cli.main import errors_to_exit_code
 from fewstep.cli.train import main
 from fewstep.storage import load_checkpoint
+from fewstep.training.run_folder import AtomicCheckpointIO
 from tests.runs import Workshop
 from tests.training.forked import kill_when, start_training
 from tests.training.test_resume import assert_equal
@@ -186,3 +188,21 @@ def test_last_falls_back_to_the_newest_whole_checkpoint_and_says_so(
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
     assert "last.ckpt cannot be read" in errors
+
+
+def test_there_is_a_last_checkpoint_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last, previous, replace = tmp_path / "last.ckpt", tmp_path / "previous.ckpt", os.replace
+    AtomicCheckpointIO().save_checkpoint({"step": 0}, last)
+    there: list[bool] = []
+
+    def watched(*names: Path) -> None:
+        there.append(last.exists())
+        replace(*names)
+        there.append(last.exists())
+
+    monkeypatch.setattr(os, "replace", watched)
+    for step in (1, 2):
+        AtomicCheckpointIO().save_checkpoint({"step": step}, last)
+    assert there and all(there)
+    assert [load_checkpoint(file)["step"] for file in (last, previous)] == [2, 1]
+    assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", "previous.ckpt"}

@@ -153,7 +153,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write under another name, ``fsync``, rename; ``last.ckpt`` becomes ``previous.ckpt``.
 
-        At every moment one of the two is intact. Raises ``UserError`` if the disk refuses; nothing is lost then.
+        At every moment both names stand for whole checkpoints; if the disk refuses (``UserError``), nothing is lost.
         """
         file = Path(path)
         partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
@@ -164,7 +164,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 stream.flush()
                 os.fsync(stream.fileno())
             if file.name == LAST and file.exists():
-                os.replace(file, file.with_name(PREVIOUS))
+                _name_previous(file)
             os.replace(partial, file)
             with suppress(OSError):  # not every file system can flush a folder
                 flush(file.parent)
@@ -177,6 +177,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def _name_previous(last: Path) -> None:
+    """Give the file of ``last.ckpt`` the name ``previous.ckpt`` too: a hard link, so ``last.ckpt`` never vanishes."""
+    link = last.with_name(f".{PREVIOUS}.{os.getpid()}{PARTIAL}")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(last, link)
+    except OSError:  # a file system without hard links: last.ckpt is missing until the new one takes its place
+        os.replace(last, link)
+    os.replace(link, last.with_name(PREVIOUS))
 
 
 def cannot_write(place: Path, error: OSError) -> str:
