@@ -16,7 +16,7 @@ CUT_OFF := $(VENV)/.fewstep-installing
 OLDEST := .venv-oldest
 OLDEST_TESTS := tests/test_dependencies.py tests/test_model.py tests/test_storage.py tests/test_pipeline.py tests/test_configs.py tests/data \
 	tests/training/test_resume.py tests/training/test_tracking.py \
-	tests/training/test_stages.py tests/cli/test_train.py tests/cli/test_sample.py tests/cli/test_evaluate.py tests/cli/test_diagnose.py tests/report
+	tests/training/test_stages.py tests/cli/test_train.py tests/cli/test_sample.py tests/cli/test_evaluate.py tests/cli/test_diagnose.py tests/lab/report
 
 # A worker takes the tests of one file after another, so that what a file's tests share is made once.
 PYTEST = $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile

@@ -11,7 +11,7 @@ numbers, 20 for 512; most of it the capped rows.
 import sys
 
 from fewstep.cli.main import errors_to_exit_code
-from fewstep.cli.theory_latents import main
+from fewstep.lab.theory.latents_command import main
 
 if __name__ == "__main__":
     sys.exit(errors_to_exit_code(main, sys.argv[1:]))

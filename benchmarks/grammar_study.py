@@ -21,7 +21,6 @@ from grammar_table import Row, write_table
 from fewstep.cli.quickstart import STAGES
 from fewstep.data import CorpusSettings, PreparedCorpus, prepare_corpus
 from fewstep.evaluation.baselines import held_out_blocks, token_counts
-from fewstep.evaluation.exact import ExactTexts, exact_flow, train_latents
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.grammar_scores import GrammarMeasures
 from fewstep.evaluation.row_file import RowFile
@@ -29,6 +28,7 @@ from fewstep.evaluation.sweep import model_digest
 from fewstep.evaluation.sweep_row import Setting
 from fewstep.evaluation.sweep_texts import Batch, FlowTexts, Made, TextGroup, flow_setting
 from fewstep.evaluation.yardsticks import yardsticks
+from fewstep.lab.theory.exact import ExactTexts, exact_flow, train_latents
 from fewstep.model import SavedModel, merge_models
 from fewstep.pipeline import TextGenerator
 from fewstep.readouts import READOUTS

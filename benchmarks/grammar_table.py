@@ -10,7 +10,7 @@ from fewstep.diagnostics.result import Picture, Series
 from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.grammar_scores import COLUMNS, GrammarScores
 from fewstep.evaluation.row_file import RowFile
-from fewstep.report import write_picture
+from fewstep.lab.report import write_picture
 
 
 @dataclass(frozen=True)

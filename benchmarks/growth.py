@@ -35,10 +35,10 @@ from fewstep.errors import UserError
 from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.scored_text import ScoredText
 from fewstep.evaluation.sweep_measures import Measures, TrainText
+from fewstep.lab.theory.latents import LatentPosterior
 from fewstep.paths import linear_path
 from fewstep.readouts import TransformerReadout, categorical
 from fewstep.samplers import FlowSampler
-from fewstep.theory.latents import LatentPosterior
 
 Work = Callable[[], object]
 

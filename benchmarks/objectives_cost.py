@@ -20,10 +20,10 @@ from collections.abc import Callable
 
 import torch
 
-from fewstep.cli.compare import settings_of
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.evaluation.columns import markdown_table
-from fewstep.evaluation.comparison import FLOW, objective_of
+from fewstep.lab.compare.command import settings_of
+from fewstep.lab.compare.comparison import FLOW, objective_of
 from fewstep.objectives import OBJECTIVES, Objective
 from fewstep.paths import linear_path
 from fewstep.settings import configs_folder

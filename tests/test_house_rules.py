@@ -64,10 +64,10 @@ BUDGETS = {
     "metrics diagnostics": (2010, 1750),
     "training": (2486, 1950),
     "cli settings __main__": (2480, 1300),
-    "evaluation": (5841, 1700),
-    "theory adapters report lab": (6700, 4000),
+    "evaluation": (5841, 2000),
+    "lab": (8300, 4000),
 }
-NOT_CORE = {"evaluation", "report", "adapters", "theory", "lab"}
+NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (13_860, 11_000)  # without NOT_CORE
 SRC_LINES = (26_100, 15_000)
 TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
@@ -187,9 +187,9 @@ def notes_to_self(sources: Sources) -> Iterator[str]:
 
 
 def prints(sources: Sources) -> Iterator[str]:
-    """Only the command line prints."""
+    """Only the command line prints: cli/, and the commands of lab/."""
     for source in sources:
-        if source.room != "cli":
+        if source.room != "cli" and not source.name.endswith("command.py"):
             yield from (f"{place}: print" for place, name in calls(source) if name == "print")
 
 

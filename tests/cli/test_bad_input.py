@@ -8,12 +8,14 @@ import pytest
 
 from fewstep.cli.main import main
 from fewstep.data import CorpusSettings, prepare_corpus
-from tests.adapters.folders import write
 from tests.bundles import tiny_bundle, with_identity
-from tests.cli import bad_adapters, bad_inputs, bad_reports
-from tests.cli.bad_adapters import write_others
+from tests.cli import bad_inputs
 from tests.cli.bad_inputs import Case, write_files
-from tests.cli.bad_reports import write_runs
+from tests.lab.adapters import bad_adapters
+from tests.lab.adapters.bad_adapters import write_others
+from tests.lab.adapters.folders import write
+from tests.lab.report import bad_reports
+from tests.lab.report.bad_reports import write_runs
 from tests.runs import BLOCK_SIZE, CONFIGS, write_text
 
 CASES = [*bad_inputs.CASES, *bad_reports.CASES, *bad_adapters.CASES]

@@ -11,9 +11,9 @@ from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.sweep_grammar import GrammarReference, grammar_reference
 from fewstep.evaluation.sweep_row import SweepRow
+from fewstep.lab.theory.grammar import GrammarSentences
 from fewstep.model import Identity, SavedModel
 from fewstep.readouts import CausalTransformer, TransformerReadout
-from fewstep.theory.grammar import GrammarSentences
 
 SOURCE, NUM_WORDS = "grammar:15", 15
 

@@ -12,8 +12,8 @@ from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.result import Result
 from fewstep.diagnostics.stiffness import stiffness
 from fewstep.diagnostics.tube import tube
+from fewstep.lab.theory.mixtures import Mixture
 from fewstep.paths import Path, linear_path, variance_preserving_path
-from fewstep.theory.mixtures import Mixture
 from tests.diagnostics.decoders import heights, normal, plain, seeded
 
 PATHS = [linear_path(), variance_preserving_path()]

@@ -17,8 +17,8 @@ from fewstep.evaluation.adapters import reading, sampled
 from fewstep.evaluation.diagnosis import Diagnosis, diagnose_text, run_all
 from fewstep.evaluation.measurements import MEASUREMENTS, DabiEffort, Measurement
 from fewstep.evaluation.processes import Processes
+from fewstep.lab.report import write_picture
 from fewstep.model import SavedModel
-from fewstep.report import write_picture
 from tests.bundles import only
 from tests.evaluation.subjects import mild_bundle, tiny_subject
 from tests.training.threads import together

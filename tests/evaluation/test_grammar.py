@@ -10,8 +10,8 @@ from fewstep.data import train_tokenizer
 from fewstep.errors import UserError
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.grammar_scores import COLUMNS, GrammarMeasures, GrammarScores, total_variation
+from fewstep.lab.theory.grammar import AGREEMENTS, GrammarSentences
 from fewstep.metrics.intervals import share_of
-from fewstep.theory.grammar import AGREEMENTS, GrammarSentences
 
 
 @pytest.fixture(scope="module")

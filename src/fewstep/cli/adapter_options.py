@@ -10,8 +10,8 @@ from jsonargparse.typing import PositiveInt
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
-    from fewstep.adapters import ImageDecoder, Loading, TextDecoder
     from fewstep.cli.diagnose import DiagnoseOptions
+    from fewstep.lab.adapters import ImageDecoder, Loading, TextDecoder
 
 TEXT, IMAGES = ("text", "tokens"), ("images", "image_size")
 LOADED = ("dtype", "trust_remote_code", "allow_pickle")
@@ -124,7 +124,7 @@ def _text_model(options: "DiagnoseOptions") -> Loaded:
 
 
 def _image_model(options: "DiagnoseOptions") -> Loaded:
-    from fewstep.adapters import load_autoencoder_kl
+    from fewstep.lab.adapters import load_autoencoder_kl
 
     images = options.images or "shapes"
     decoder = load_autoencoder_kl(
@@ -134,7 +134,7 @@ def _image_model(options: "DiagnoseOptions") -> Loaded:
 
 
 def _callable(options: "DiagnoseOptions") -> Loaded:
-    from fewstep.adapters import load_callable
+    from fewstep.lab.adapters import load_callable
 
     return load_callable(options.model), None, ()
 
@@ -147,7 +147,7 @@ LOADERS: dict[str, Callable[["DiagnoseOptions"], Loaded]] = {
 
 
 def _loading(options: "DiagnoseOptions") -> "Loading":
-    from fewstep.adapters import Loading
+    from fewstep.lab.adapters import Loading
 
     return Loading(
         device=options.pick_device(),

@@ -86,7 +86,7 @@ def diagnose(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
 
 def diagnose_adapter(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
     """Another's decoder."""
-    from fewstep.evaluation.decoder_diagnosis import check_chosen, diagnose_decoder
+    from fewstep.lab.adapters.diagnosis import check_chosen, diagnose_decoder
 
     if options.adapter != "callable":  # whose kind is known after the call only
         check_chosen(shared["only"], images=options.adapter == "autoencoder-kl")
@@ -119,7 +119,7 @@ def diagnose_image_model(model: "SavedModel", options: DiagnoseOptions, shared: 
 
 def write(diagnosis: "Diagnosis", folder: Path, *, overwrite: bool) -> None:
     """The table as JSON and every picture."""
-    from fewstep.report import write_picture
+    from fewstep.lab.report import write_picture
 
     make_folder(folder / PICTURES)
     with new_text_file(folder / JSON_FILE, overwrite=overwrite) as write_lines:

@@ -98,8 +98,8 @@ def report_torn(file: "RowFile[Any]") -> None:
 
 def write_results(rows: Sequence["SweepRow"], sweep: "Sweep", folder: Path, *, wandb: bool) -> None:
     """Write the table and the pictures, and print the table."""
+    from fewstep.evaluation.pareto import NFE, SECONDS, write_pareto_figure
     from fewstep.evaluation.sweep_row import sweep_markdown, sweep_text, table_lines
-    from fewstep.report.pareto import NFE, SECONDS, write_pareto_figure
 
     caption = sweep.caption()
     write_text(folder / TABLE, sweep_markdown(rows, caption))

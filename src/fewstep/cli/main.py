@@ -43,11 +43,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "configs": ("list the shipped settings, or copy them into a folder", "fewstep.cli.configs"),
     "sample": ("write text with a saved model", "fewstep.cli.sample"),
     "evaluate": ("score samples over steps, re-injection and readouts, beside real text", "fewstep.cli.evaluate"),
-    "compare": ("train objectives on one model's latents and compare their samples", "fewstep.cli.compare"),
+    "compare": ("train objectives on one model's latents and compare their samples", "fewstep.lab.compare.command"),
     "scorer": ("make a local language model that scores text, from an installed package", "fewstep.cli.scorer"),
     "diagnose": ("measure how sharp a model's readout is and where tokens are decided", "fewstep.cli.diagnose"),
-    "report": ("write one page on runs: verdict, curves, texts and a viewer", "fewstep.cli.report"),
-    "theory": ("study where few-step sampling fails in closed form, without training", "fewstep.cli.theory"),
+    "report": ("write one page on runs: verdict, curves, texts and a viewer", "fewstep.lab.report.command"),
+    "theory": ("study where few-step sampling fails in closed form, without training", "fewstep.lab.theory.command"),
     "convert": ("make a saved model of training checkpoints", "fewstep.cli.convert"),
 }
 

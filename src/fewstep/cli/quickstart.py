@@ -107,9 +107,9 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "Gen
     """Merge the stages into one model folder, evaluate it, and write table and picture. ``recipe``: provenance."""
     from fewstep.evaluation.baselines import held_out_blocks, token_counts
     from fewstep.evaluation.generation import evaluate_generation
+    from fewstep.lab.report import write_generation_figure
     from fewstep.model import SavedModel, merge_models
     from fewstep.pipeline import TextGenerator
-    from fewstep.report import write_generation_figure
 
     folders = [str(options.out / name / "model") for name in ("head", "language_model")]
     bundle = merge_models([SavedModel.from_pretrained(folder) for folder in folders], folders)

@@ -90,7 +90,7 @@ def speeches() -> Iterator[str]:
 
 
 Documents = Callable[..., Iterable[str | tuple[str, str]]]
-SOURCES: dict[str, str | Documents] = {"sotu": speeches, "grammar": "fewstep.theory.grammar.documents"}
+SOURCES: dict[str, str | Documents] = {"sotu": speeches, "grammar": "fewstep.lab.theory.grammar.documents"}
 """Functions that yield documents, or pairs (split, document) with a split of :data:`SPLITS`, or their dotted paths.
 
 What follows a colon in the source's name is passed on as a string: ``grammar:31``.

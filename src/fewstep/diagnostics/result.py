@@ -63,7 +63,7 @@ class Axes:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as data, drawn by :func:`fewstep.report.pictures.write_picture`; fields as in :class:`Axes`."""
+    """A picture as data, drawn by :func:`fewstep.evaluation.pictures.write_picture`; fields as in :class:`Axes`."""
 
     title: str
     x_label: str

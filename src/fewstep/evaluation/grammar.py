@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.theory.grammar import AGREEMENTS, agreement_grammar, grammar_sentences
-from fewstep.theory.grammar_law import GrammarLaw, InsideParser, SentenceLaw
+from fewstep.lab.theory.grammar import AGREEMENTS, agreement_grammar, grammar_sentences
+from fewstep.lab.theory.grammar_law import GrammarLaw, InsideParser, SentenceLaw
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -43,7 +43,7 @@ class GrammarJudge:
     """Judges texts by the law of a source ``grammar`` or ``grammar:N``.
 
     A text is its words, parted by single spaces. Agreements are told apart by laxer grammars
-    (:func:`fewstep.theory.grammar.agreement_grammar`), so that "broken number" means: all would be well but for a
+    (:func:`fewstep.lab.theory.grammar.agreement_grammar`), so that "broken number" means: all would be well but for a
     verb. Raises ``UserError`` for another source.
     """
 

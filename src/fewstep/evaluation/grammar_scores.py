@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fewstep.evaluation.grammar import Judged
+from fewstep.lab.theory.grammar import AGREEMENTS
+from fewstep.lab.theory.grammar_law import GrammarLaw
 from fewstep.metrics.intervals import Interval, Share, bootstrap_interval, share_of
-from fewstep.theory.grammar import AGREEMENTS
-from fewstep.theory.grammar_law import GrammarLaw
 
 COLUMNS = ("valid", "95 % interval", "malformed", "broken", *AGREEMENTS, "nats / word", "branches", "by chance", "N")
 SWEEP_COLUMNS = ("valid", "of texts", "broken", "nats / word", "branches")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewstep.evaluation.grammar import GrammarJudge, block_texts
 from fewstep.evaluation.grammar_scores import GrammarMeasures, GrammarScores
-from fewstep.theory.grammar import grammar_sentences
+from fewstep.lab.theory.grammar import grammar_sentences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

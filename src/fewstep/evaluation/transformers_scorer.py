@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fewstep.adapters.loading import DTYPES, from_pretrained, missing_weights
 from fewstep.data import load_tokenizer, tokenizer_fingerprint
 from fewstep.errors import UserError
+from fewstep.evaluation.pretrained import DTYPES, from_pretrained, missing_weights
 from fewstep.evaluation.protocol import canonical_json
 from fewstep.evaluation.scored_text import DIGEST_DIGITS, ScoredText, weights_digest
 from fewstep.metrics.text import sample_entropies_nats
@@ -31,7 +31,7 @@ class TransformersScorer:
     token, where it has one, stands in front, so that the first token is scored; else that token only conditions the
     others. A text counts up to its first end-of-text token, that included. Nothing is cut off: a text longer than the
     model's positions is refused. Padding stands on the right and is not attended to. Logits are taken in ``dtype``
-    (one of :data:`~fewstep.adapters.loading.DTYPES`), probabilities and sums in float64.
+    (one of :data:`~fewstep.evaluation.pretrained.DTYPES`), probabilities and sums in float64.
 
     Raises ``UserError`` for a model that cannot be loaded, one that lacks weights, and a tokenizer that is not its.
     """

@@ -138,7 +138,7 @@ class Diagnostics(Callback):
 
     def _show(self, trainer: Trainer, results: "tuple[Result, ...]") -> None:
         """Figures to the folder and to wandb."""
-        from fewstep.report.pictures import write_picture
+        from fewstep.evaluation.pictures import write_picture
 
         for result in results:
             picture = result.picture()

@@ -1,0 +1,86 @@
+"""The pictures of diagnostics, which are data until they come here."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from fewstep.diagnostics.result import Picture, Series
+from fewstep.evaluation.canvas import SERIES, write_png
+
+DASHES = ("-", "--", "-.", ":")
+MOST_MARKS, MOST_INSIDE = 8, 5
+FEW_POINTS = 30
+"""Lines of fewer points show them: a single one would draw no line. Legends of more lines than ``MOST_INSIDE`` stand
+beside the picture; logarithmic axes write out up to ``MOST_MARKS`` values."""
+
+
+def write_picture(picture: Picture, file: str | Path) -> None:
+    """Draw ``picture`` into the PNG ``file``: lines with their intervals shaded, or bars.
+
+    Values that a logarithmic axis cannot show are left out by it. Series without points are passed over, so that a
+    picture of nothing has bare axes. Raises ``UserError`` where ``file`` cannot be written.
+    """
+    figure = Figure(figsize=(6.5, 4))
+    axes = draw_picture(picture, figure)
+    if sum(bool(series.x) for series in picture.series) > MOST_INSIDE:
+        figure.set_size_inches(9.5, 4)
+        axes.set_position((0.08, 0.14, 0.58, 0.77))
+        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    write_png(figure, file)
+
+
+def draw_picture(picture: Picture, figure: Figure) -> Axes:
+    """Draw ``picture`` into an empty ``figure`` as :func:`write_picture` does, and give its axes."""
+    # Fixed margins: a layout that is computed takes half of the time, and training waits for these pictures.
+    axes = figure.add_axes((0.12, 0.14, 0.85, 0.77))
+    draw = _draw_bars if picture.kind == "bars" else _draw_line
+    shown = [series for series in picture.series if series.x]
+    for index, series in enumerate(shown):
+        draw(axes, series, index)
+    axes.set(xlabel=picture.x_label, ylabel=picture.y_label, title=picture.title)
+    if picture.log_x and _has_positive(series.x for series in shown):
+        axes.set_xscale("log")
+        _mark(axes, sorted({x for series in shown for x in series.x if x > 0}))
+    if picture.log_y and _has_positive(series.y for series in shown):
+        axes.set_yscale("log")
+    axes.set_axisbelow(True)
+    axes.grid(alpha=0.25)
+    if len(shown) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    return axes
+
+
+def _mark(axes: Axes, places: list[float]) -> None:
+    """Few values on a logarithmic axis, such as numbers of steps, are written as they are; powers of ten say less."""
+    if len(places) <= MOST_MARKS:
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _draw_line(axes: Axes, series: Series, index: int) -> None:
+    color, marker = SERIES[index % len(SERIES)]
+    axes.plot(
+        series.x,
+        series.y,
+        label=series.label,
+        color=color,
+        marker=marker if len(series.x) < FEW_POINTS else None,
+        markersize=5,
+        linewidth=1.8,
+        linestyle=DASHES[index // len(SERIES) % len(DASHES)],
+    )
+    if series.low is not None and series.high is not None:
+        axes.fill_between(series.x, series.low, series.high, color=color, alpha=0.18, linewidth=0)
+
+
+def _draw_bars(axes: Axes, series: Series, index: int) -> None:
+    color, _ = SERIES[index % len(SERIES)]
+    width = series.x[1] - series.x[0] if len(series.x) > 1 else 1.0
+    axes.bar(series.x, series.y, width=0.92 * width, label=series.label, color=color)
+
+
+def _has_positive(columns: Iterable[tuple[float, ...]]) -> bool:
+    return any(value > 0 for column in columns for value in column)

@@ -1,0 +1,1 @@
+"""Studies on top of the core, which does not know them."""

@@ -1,0 +1,1 @@
+"""Objectives and samplers compared side by side."""

@@ -1,0 +1,24 @@
+"""What the tests of adapters share: a shop of tiny models, made once."""
+
+from pathlib import Path
+
+import pytest
+
+from fewstep.lab.adapters import TextSource
+from tests.lab.adapters.folders import TOKENS, write
+from tests.runs import write_text
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder a kind of model, and text.jsonl."""
+    folder = tmp_path_factory.mktemp("shop")
+    write_text(folder / "text.jsonl")
+    for kind in ("gpt2", "llama", "gemma2", "bert", "encoder", "t5", "bart"):
+        write(folder / kind, kind)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def source(shop: Path) -> TextSource:
+    return TextSource(str(shop / "text.jsonl"), tokens=TOKENS, examples=3, cache_dir=str(shop / "cache"))

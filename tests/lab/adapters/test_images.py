@@ -1,0 +1,132 @@
+"""Image autoencoders of diffusers against themselves, and the images that they are given."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewstep.data import Digits, DrawnShapes
+from fewstep.errors import UserError
+from fewstep.lab.adapters import Loading, load_autoencoder_kl
+from fewstep.lab.adapters.image_files import read_images
+
+diffusers = pytest.importorskip("diffusers")
+LOADING = Loading()
+
+
+def write_kl(folder: Path, channels: int = 3, size: int = 8) -> Path:
+    with torch.random.fork_rng():  # constructors draw from the global generator
+        torch.manual_seed(0)
+        model = diffusers.AutoencoderKL(
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            latent_channels=2,
+            norm_num_groups=4,
+            sample_size=size,
+        )
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kl(tmp_path_factory.mktemp("kl") / "model")
+
+
+@torch.no_grad()
+def test_latents_are_the_posteriors_mean_and_the_decoder_is_the_models_own(folder: Path) -> None:
+    decoder = load_autoencoder_kl(str(folder), "shapes", LOADING, num_examples=11)
+    model = diffusers.AutoencoderKL.from_pretrained(folder).eval()
+    images = DrawnShapes(num_held_out=11, size=8).held_out() * 2 - 1
+    assert torch.equal(decoder.images, images)
+    torch.testing.assert_close(decoder.z, model.encode(images).latent_dist.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(decoder.decode(decoder.z), model.decode(decoder.z).sample, rtol=1e-4, atol=1e-5)
+    assert decoder.z.shape == (11, 2, 4, 4)
+
+
+@torch.no_grad()
+def test_an_autoencoder_without_posterior_is_read_by_its_latent(tmp_path: Path) -> None:
+    tiny = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=2,
+    )
+    tiny.save_pretrained(tmp_path / "tiny")
+    decoder = load_autoencoder_kl(str(tmp_path / "tiny"), "digits", LOADING, num_examples=2, image_size=16)
+    torch.testing.assert_close(decoder.z, tiny.eval().encode(decoder.images).latents, rtol=1e-4, atol=1e-5)
+
+
+def test_digits_are_stretched_over_the_models_channels_and_size() -> None:
+    given = read_images("digits", 3, channels=3, size=8)
+    assert torch.equal(given, (Digits().held_out(3) * 2 - 1).expand(-1, 3, -1, -1))
+    assert read_images("digits", 3, channels=1, size=16).shape == (3, 1, 16, 16)
+    grey = read_images("shapes", 2, channels=1, size=8)
+    torch.testing.assert_close(grey[:, 0], (DrawnShapes(num_held_out=2, size=8).held_out() * 2 - 1).mean(1))
+
+
+def test_a_folder_is_read_in_order_of_names_scaled_and_converted(tmp_path: Path) -> None:
+    colours: dict[str, tuple[int, int, int]] = {"b.png": (255, 0, 0), "a.jpg": (0, 0, 0), "c.PNG": (255, 255, 255)}
+    for name, colour in colours.items():
+        Image.new("RGB", (20, 10), colour).save(tmp_path / name)
+    Image.new("L", (4, 4), 51).save(tmp_path / "d.png")
+    (tmp_path / "notes.txt").write_text("mine")
+    given = read_images(str(tmp_path), 4, channels=3, size=8)
+
+    def colour_of(image: Tensor) -> list[float]:
+        return [round(float(value), 2) for value in image.flatten(1).mean(1)]
+
+    assert [colour_of(image) for image in given] == [[-1, -1, -1], [1, -1, -1], [1, 1, 1], [-0.6, -0.6, -0.6]]
+    with pytest.raises(UserError, match="examples is 5: expected a number from 2 to 4"):
+        read_images(str(tmp_path), 5, channels=3, size=8)
+    (tmp_path / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"0\.png cannot be read as an image"):
+        read_images(str(tmp_path), 2, channels=3, size=8)
+    with pytest.raises(UserError, match="expected digits or shapes, or a folder"):
+        read_images("circles", 2, channels=3, size=8)
+
+
+def test_only_an_autoencoder_of_diffusers_is_loaded_and_only_whole(folder: Path, tmp_path: Path) -> None:
+    def load(path: Path) -> None:
+        load_autoencoder_kl(str(path), "shapes", LOADING, num_examples=2)
+
+    for name in ("UNet2DModel", "AutoencoderOfMine", "os.system", None):
+        made = tmp_path / f"class {name}"
+        made.mkdir()
+        (made / "config.json").write_text(json.dumps({"_class_name": name}))
+        with pytest.raises(UserError, match="expected an autoencoder of diffusers"):
+            load(made)
+    pipeline = tmp_path / "pipeline"
+    pipeline.mkdir()
+    (pipeline / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match="whole pipeline: give the folder of its autoencoder"):
+        load(pipeline)
+    broken = write_kl(tmp_path / "broken")
+    weights = broken / "diffusion_pytorch_model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    gone = next(iter(sorted(tensors)))
+    del tensors[gone]
+    save_file(tensors, weights)
+    with pytest.raises(UserError, match=f"lacks 1 weights of AutoencoderKL, first {gone}"):
+        load(broken)
+    weights.unlink()
+    torch.save({}, broken / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="--allow_pickle"):
+        load(broken)
+
+
+def test_without_diffusers_one_line_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match=r"pip install 'fewstep\[diffusers\]'"):
+        load_autoencoder_kl(str(folder), "shapes", LOADING, num_examples=2)

@@ -1,0 +1,139 @@
+"""`fewstep report`: a page whole or not at all, the verdict told, traces, wandb, and refusals in one line."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import wandb
+
+from fewstep.cli.main import main
+from tests.bundles import only, tiny_bundle
+from tests.lab.report.runs_on_disk import MadeDiagnosis, sweep_rows, whole_run, write_run
+
+ROOT = Path(__file__).parents[3]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one line that the command says where it refuses."""
+    assert main(["report", *map(str, arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_a_page_is_written_beside_the_run_and_the_verdict_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole_run(tmp_path / "mine")
+    assert main(["report", str(folder), "--title", "How it went"]) == 0
+    out = capsys.readouterr().out
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<h1>How it went</h1>" in page
+    assert out.startswith("mine: 0 bad, 0 to look at, 15 good, 0 not measured\n")
+    assert out.endswith(f"\nreport    {folder / 'report.html'}\n")
+    before = (folder / "report.html").read_bytes()
+    assert "exists already" in refusal(capsys, folder)
+    assert main(["report", str(folder), "--title", "How it went", "--overwrite"]) == 0
+    assert (folder / "report.html").read_bytes() == before
+
+
+def test_several_runs_and_a_diagnosis_alone_make_one_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = whole_run(tmp_path / "one")
+    other = write_run(tmp_path / "other", diagnosis=MadeDiagnosis()) / "diagnosis" / "diagnostics.json"
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(one), str(other)]) == 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["report.html"]
+    out = capsys.readouterr().out
+    assert "\none: " in f"\n{out}" and "\nother: " in out
+    assert "<h1>Few-step report: one, other</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert main(["report", str(other)]) == 0
+    assert other.with_name("report.html").is_file()
+
+
+def test_a_run_with_a_model_gets_a_viewer_whose_traces_are_kept(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rows=sweep_rows())
+    tiny_bundle().save_pretrained(folder / "model")
+    command = ["report", str(folder), "--device", "cpu"]
+    assert main([*command, "--traces", "0"]) == 0
+    without = (folder / "report.html").read_text(encoding="utf-8")
+    assert 'id="viewer"' not in without and not (folder / "traces.json").exists()
+    assert main([*command, "--traces", "2", "--overwrite"]) == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert 'id="viewer"' in page and 'id="trace"' in page and 'href="#viewer"' in page
+    assert json.loads((folder / "traces.json").read_text())["num_samples"] == 2
+    identifiers = re.findall(r'\sid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_a_model_without_a_flow_has_a_page_without_a_viewer(tmp_path: Path) -> None:
+    only(tiny_bundle(), "autoencoder", "readout").save_pretrained(tmp_path / "run" / "model")
+    assert main(["report", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert 'id="viewer"' not in page
+    assert "TransformerAutoencoder" in page
+
+
+def test_what_is_wrong_is_told_in_one_line_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole_run(tmp_path / "mine")
+    assert "does not exist" in refusal(capsys, tmp_path / "nowhere")
+    assert "is given twice" in refusal(capsys, folder, folder)
+    assert "--title is empty" in refusal(capsys, folder, "--title", " ")
+    assert "traces" in refusal(capsys, folder, "--traces", "-1")
+    assert "runs" in refusal(capsys)
+    assert "does not exist; make it first" in refusal(capsys, folder, "--out", tmp_path / "no" / "page.html")
+    (folder / "table.json").write_text("{")
+    assert "table.json, line 1, column 2, is no JSON" in refusal(capsys, folder)
+    assert not list(tmp_path.rglob("*.html")) and not list(tmp_path.rglob(".report*"))
+
+
+def test_a_broken_model_leaves_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "run", rows=sweep_rows())
+    tiny_bundle().save_pretrained(folder / "model")
+    (folder / "model" / "denoiser.safetensors").unlink()
+    assert "denoiser.safetensors" in refusal(capsys, folder, "--device", "cpu")
+    assert not list(folder.glob("*report*"))
+
+
+def test_a_report_goes_to_wandb_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = whole_run(tmp_path / "mine")
+    assert main(["report", str(folder), "--wandb"]) == 0
+    assert "nothing logged: WANDB_MODE is disabled" in capsys.readouterr().out
+    assert not (folder / "wandb").exists()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main(["report", str(folder), "--overwrite"]) == 0
+    assert not (folder / "wandb").exists()
+    assert main(["report", str(folder), "--overwrite", "--wandb"]) == 0
+    assert f"wandb     {folder / 'wandb'}" in capsys.readouterr().out
+    wandb.teardown()  # ends wandb's own process, which writes its files
+    logged = [file for file in (folder / "wandb").rglob("media/**/*") if file.is_file()]
+    assert {file.suffix for file in logged} == {".json", ".png"}
+    verdict = next(file for file in logged if file.match("report/verdict*"))
+    lines = json.loads(verdict.read_text())["data"]
+    assert len(lines) == 15
+    assert ["mine", "Does the readout read clean latents?", "good", "100 %"] in [line[:4] for line in lines]
+    records = b"".join(file.read_bytes() for file in (folder / "wandb").rglob("*.wandb"))
+    assert b"report/mine/clean" in records  # in the summary
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_files_of_the_page(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="hatchling is not installed, so no wheel is built without a network")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    page = ROOT / "src" / "fewstep" / "report" / "page"
+    wanted = {f"fewstep/lab/report/page/{file.name}" for file in page.iterdir()}
+    assert len(wanted) >= 6
+    assert wanted <= names

@@ -1,0 +1,202 @@
+"""The grammar's law is exact: held against the enumeration of all derivations, and against its own draws."""
+
+import math
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.data import CorpusSettings, prepare_corpus
+from fewstep.data.sources import open_source
+from fewstep.data.tokenizer import decode_blocks
+from fewstep.errors import UserError
+from fewstep.lab.theory.grammar import BRACKETS, NAMES, GrammarSentences, agreement_grammar, grammar_sentences
+from fewstep.lab.theory.grammar_law import Grammar, GrammarLaw, InsideParser, SentenceLaw
+
+AMBIGUOUS = {
+    "s": [(0.3, ("s", "s")), (0.25, ("t", "b", "s")), (0.35, ("a",)), (0.1, ("b",))],
+    "t": [(3.0, ("s", "b")), (1.0, ("a",))],
+}
+"""Many derivations a string, a rule of three parts, a symbol on the left of itself, weights that sum to 4."""
+
+
+def derivations(grammar: Grammar, parts: tuple[str, ...], length: int) -> list[tuple[float, tuple, tuple]]:
+    """(probability, words, branches) of every derivation of ``length`` words from ``parts``, by plain enumeration."""
+    if not parts:
+        return [(1.0, (), ())] if length == 0 else []
+    first, derived = parts[0], []
+    for n in range(1, length - len(parts) + 2):
+        if first not in grammar.numbered:
+            heads = [(1.0, (first,), ())] if n == 1 else []
+        else:
+            heads = [
+                (grammar.branches[number].probability * p, words, (number, *branches))
+                for number in grammar.numbered[first]
+                for p, words, branches in derivations(grammar, grammar.branches[number].parts, n)
+            ]
+        if heads:
+            rest = derivations(grammar, parts[1:], length - n)
+            derived += [(p * q, v + w, a + b) for p, v, a in heads for q, w, b in rest]
+    return derived
+
+
+@pytest.fixture(scope="module")
+def sentences() -> GrammarSentences:
+    return GrammarSentences(count=60)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 6])
+def test_inside_equals_the_sum_over_all_derivations_and_is_zero_for_every_other_string(length):
+    grammar = Grammar(AMBIGUOUS)
+    parser, expected = InsideParser(grammar), Counter()
+    for probability, words, _ in derivations(grammar, ("s",), length):
+        expected[words] += probability
+    strings = list(product("ab", repeat=length))
+    for words in strings:
+        parse = parser.parse(words)
+        assert parse.is_sentence == (words in expected)
+        if parse.is_sentence:
+            assert parse.log_probability == pytest.approx(math.log(expected[words]), abs=1e-12)
+    assert not parser.parse([*strings[0][:-1], "c"]).is_sentence
+    assert not parser.parse([]).is_sentence
+
+
+def test_a_string_outside_a_grammar_of_matching_brackets_has_no_probability():
+    grammar = Grammar(
+        {
+            "g": [(1, ("(", "g", ")")), (1, ("[", "g", "]")), (2, ("x",)), (1, ("g", "g"))],
+        }
+    )
+    parser = InsideParser(grammar)
+    for length in (1, 3, 4, 5):
+        written = {words for _, words, _ in derivations(grammar, ("g",), length)}
+        for words in product("()[]x", repeat=length):
+            assert parser.parse(words).is_sentence == (words in written)
+
+
+def test_the_likeliest_derivation_is_the_likeliest_of_all():
+    grammar = Grammar(AMBIGUOUS)
+    parser, best = InsideParser(grammar), {}
+    for probability, words, branches in derivations(grammar, ("s",), 5):
+        best.setdefault(words, []).append((probability, branches))
+    for words, derived in best.items():
+        highest = max(probability for probability, _ in derived)
+        ours = math.prod(grammar.branches[number].probability for number in parser.parse(words).branches)
+        assert ours == pytest.approx(highest, rel=1e-12)
+
+
+@pytest.mark.parametrize("length", [2, 5])
+def test_the_law_sums_to_one_and_knows_its_mean_uses_and_entropy(length):
+    grammar = Grammar(AMBIGUOUS)
+    law, every = GrammarLaw(grammar, length), derivations(grammar, ("s",), length)
+    total = math.fsum(p for p, _, _ in every)
+    assert law.log_mass == pytest.approx(math.log(total), abs=1e-12)
+    exact = SentenceLaw(law)
+    strings = (exact.parse(words) for words in product("ab", repeat=length))
+    assert math.fsum(math.exp(one.log_probability) for one in strings) == pytest.approx(1, abs=1e-12)
+    assert not exact.parse("a" * (length + 1)).is_sentence
+    uses = sum(p / total * np.bincount(branches, minlength=len(grammar.branches)) for p, _, branches in every)
+    np.testing.assert_allclose(law.expected_uses, uses, atol=1e-12)
+    assert law.entropy_nats == pytest.approx(-math.fsum(p / total * math.log(p / total) for p, _, _ in every))
+
+
+def test_draws_follow_the_law():
+    grammar, count = Grammar(AMBIGUOUS), 20_000
+    law, generator = GrammarLaw(grammar, 4), torch.Generator().manual_seed(0)
+    exact = SentenceLaw(law)
+    drawn = Counter(law.draw(generator).words for _ in range(count))
+    chi_squared, cells = 0.0, 0
+    for words in product("ab", repeat=4):
+        parse = exact.parse(words)
+        if not parse.is_sentence:
+            assert words not in drawn
+            continue
+        expected = count * math.exp(parse.log_probability)
+        chi_squared, cells = chi_squared + (drawn[words] - expected) ** 2 / expected, cells + 1
+    assert chi_squared < cells - 1 + 3.5 * math.sqrt(2 * (cells - 1))  # below 0.1 % by chance, and the seed is fixed
+
+
+def test_every_sentence_of_the_built_in_grammar_has_one_derivation_and_its_length(sentences):
+    law, generator = sentences.law, torch.Generator().manual_seed(3)
+    exact = SentenceLaw(law)
+    for _ in range(60):
+        drawn = law.draw(generator)
+        parse = exact.parse(drawn.words)
+        alone = math.fsum(math.log(law.grammar.branches[number].probability) for number in drawn.branches)
+        assert len(drawn.words) == 31
+        assert parse.branches == drawn.branches
+        assert parse.log_probability == pytest.approx(alone - law.log_mass, abs=1e-9)
+
+
+def test_the_mean_information_of_draws_is_the_entropy(sentences):
+    exact = SentenceLaw(sentences.law)
+    nats = np.array([-exact.parse(text.split(" ")).log_probability for text in sentences.texts()])
+    assert abs(nats.mean() - sentences.law.entropy_nats) < 4 * nats.std() / math.sqrt(len(nats))
+
+
+def test_names_brackets_and_numbers_agree_over_a_distance(sentences):
+    closing = dict(BRACKETS)
+    depths = []
+    for text in sentences.texts():
+        words, open_brackets, deepest = text.split(" "), [], 0
+        assert words[0] == words[-1] and words[0] in NAMES
+        for word in words:
+            if word in closing:
+                open_brackets.append(closing[word])
+                deepest = max(deepest, len(open_brackets))
+            elif word in closing.values():
+                assert word == open_brackets.pop()
+        assert not open_brackets
+        depths.append(deepest)
+    assert max(depths) == 3 and len(set(depths)) > 1
+
+
+def test_a_laxer_grammar_writes_all_that_a_stricter_one_does(sentences):
+    lax = InsideParser(agreement_grammar(number=False, brackets=False, names=False))
+    assert all(lax.parse(text.split(" ")).is_sentence for text in sentences.texts())
+
+
+def test_the_weights_of_a_symbol_are_scaled_to_one():
+    shares = {branch.parts: branch.probability for branch in Grammar(AMBIGUOUS).branches if branch.symbol == "t"}
+    assert shares == {("s", "b"): 0.75, ("a",): 0.25}
+
+
+@pytest.mark.parametrize(
+    "rules", [{"s": [(1, ("t",))], "t": [(1, ("a",))]}, {"s": [(1, ())]}, {"s": [(0, ("a",))]}, {"s": [(-1, ("a",))]}]
+)
+def test_rules_that_the_algorithm_cannot_read_are_refused(rules):
+    with pytest.raises(ValueError, match="expected"):
+        Grammar(rules)
+
+
+def test_sentences_are_the_same_for_the_same_name_and_others_for_another():
+    first, again = (list(GrammarSentences(15, count=20).texts()) for _ in range(2))
+    assert first == again and len(set(first)) == 20
+    assert list(GrammarSentences(15, count=20, seed=1).texts()) != first
+    marks = {GrammarSentences(*numbers).fingerprint for numbers in ((15, 20), (16, 20), (15, 21), (15, 20, 1))}
+    assert len(marks) == 4
+
+
+def test_a_source_named_grammar_fills_each_block_with_one_sentence(tmp_path):
+    settings = CorpusSettings("grammar:15", block_size=16, max_documents=400, cache_dir=str(tmp_path))
+    corpus = prepare_corpus(settings)
+    exact = SentenceLaw(grammar_sentences("grammar:15").law)
+    assert corpus.report.train.documents == len(corpus.train) == 380
+    assert corpus.report.train.dropped_tokens == corpus.report.train.padded_positions == 0
+    for split in (corpus.train, corpus.validation):
+        ids = torch.from_numpy(split[:]["input_ids"])
+        assert bool((ids[:, -1] == corpus.tokenizer.eos_token_id).all())
+        assert all(exact.parse(text.split(" ")).is_sentence for text in decode_blocks(corpus.tokenizer, ids))
+
+
+@pytest.mark.parametrize("name", ["grammar:5", "grammar:0", "grammar:256"])
+def test_a_length_without_sentences_is_one_line(name):
+    with pytest.raises(UserError, match="no sentences of"):
+        open_source(CorpusSettings(name))
+
+
+@pytest.mark.parametrize("name", ["grammar/x", "grammar:", "grammar:x", "grammars"])
+def test_other_names_are_no_grammar(name):
+    assert grammar_sentences(name) is None

@@ -1,0 +1,215 @@
+"""Cells, boundaries and the theorem curves: closed forms where there are some, and diagnostics that agree with them."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.diagnostics.margins import margins
+from fewstep.diagnostics.result import Series
+from fewstep.diagnostics.stiffness import stiffness
+from fewstep.diagnostics.tube import tube
+from fewstep.lab.theory import (
+    Mixture,
+    boundary_distances,
+    boundary_integral,
+    coarea_curve,
+    dimension_curve,
+    flips_and_tube,
+    flips_curve,
+    hierarchy_curve,
+    lattice,
+    least_boundary,
+    modes_curve,
+    nearest_modes,
+    peak_stiffness,
+    simplex,
+    simplex_boundary,
+    sphere,
+    surface,
+    times_of_scales,
+)
+from fewstep.lab.theory.curves import Curve, log_log_slope, power_law
+from fewstep.paths import Path, linear_path, variance_preserving_path
+from fewstep.samplers import FlowSampler
+
+PATHS = [linear_path(), variance_preserving_path()]
+each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "vp"])
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def values(curve: Curve) -> dict[str, float]:
+    return {fit.name: fit.value for fit in curve.fits}
+
+
+def test_distance_to_a_cells_boundary_is_what_a_walk_to_it_takes() -> None:
+    means = sphere(6, 3, seeded())
+    x = torch.randn(50, 3, generator=seeded(1), dtype=torch.float64)
+    distance = boundary_distances(x, means)
+    directions = sphere(4000, 3, seeded(2))
+    own = nearest_modes(x, means)
+    for point, reach, cell in zip(x, distance, own, strict=True):
+        assert bool((nearest_modes(point + 0.999 * reach * directions, means) == cell).all())
+    # And no farther: some direction leaves the cell a little beyond.
+    left = [
+        bool((nearest_modes(p + 1.05 * r * directions, means) != c).any())
+        for p, r, c in zip(x, distance, own, strict=True)
+    ]
+    assert sum(left) >= 45
+
+
+def test_boundary_integral_of_noise_is_the_closed_form_of_a_simplex_and_never_under_the_isoperimetric_one() -> None:
+    noise = Mixture(linear_path(), torch.zeros(1, 4, dtype=torch.float64), 1.0)
+    found = boundary_integral(noise, simplex(5), 40_000, seeded())
+    assert found.interval.low <= simplex_boundary(5) <= found.interval.high
+    assert simplex_boundary(2) == pytest.approx(1 / math.sqrt(2 * math.pi), rel=1e-9)
+    for count in (2, 3, 10, 1000, 100_000):
+        assert simplex_boundary(count) >= least_boundary(count) * (1 - 1e-9)
+
+
+@each_path
+def test_noise_scale_of_a_time_is_sigma_over_alpha(path: Path) -> None:
+    scales = torch.tensor([0.01, 0.3, 1.0, 5.0], dtype=torch.float64)
+    t = times_of_scales(path, scales)
+    torch.testing.assert_close(path.schedule.sigma(t) / path.schedule.alpha(t), scales)
+
+
+def test_peak_stiffness_of_two_modes_does_not_depend_on_path_or_unit() -> None:
+    means = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    first = peak_stiffness(PATHS[0], means, 0.2, 3.0, 32, seeded())
+    other = peak_stiffness(PATHS[1], 5 * means, 1.0, 15.0, 32, seeded()) / 5
+    torch.testing.assert_close(first, other, rtol=1e-6, atol=1e-9)
+    # At noise x the clean estimate is tanh(y / s^2), so the peak along y = 1 + s e is (1 - tanh^2) / s at its highest.
+    noise = torch.randn(32, 1, generator=_after_modes(means), dtype=torch.float64)
+    sign = _modes_of(means)
+    s = torch.logspace(math.log10(0.2), math.log10(3), 4000, dtype=torch.float64)
+    by_hand = ((1 - torch.tanh((sign + s * noise) / s**2) ** 2) / s).amax(1)
+    torch.testing.assert_close(first, by_hand, rtol=2e-3, atol=0)
+
+
+def _after_modes(means: Tensor) -> torch.Generator:
+    generator = seeded()
+    Mixture(PATHS[0], means).draw_modes(32, generator)
+    return generator
+
+
+def _modes_of(means: Tensor) -> Tensor:
+    return means[Mixture(PATHS[0], means).draw_modes(32, seeded())]
+
+
+def test_exponents_of_power_laws_are_found() -> None:
+    x = [1.0, 2.0, 4.0, 8.0]
+    noise = 1 + 0.1 * torch.randn(200, 4, generator=seeded(), dtype=torch.float64)
+    fit = power_law("p", x, torch.tensor(x).double().sqrt() * noise, 0.5, seeded(1))
+    assert fit.interval.low < 0.5 < fit.interval.high
+    assert fit.value == pytest.approx(0.5, abs=0.02)
+    column = torch.tensor(x).double().expand(200, -1)
+    assert log_log_slope("p", column, column**2, 2.0, seeded()).value == pytest.approx(2)
+
+
+def test_flips_of_overlapping_data_grow_as_the_tube_with_the_factor_of_a_flat_density() -> None:
+    found = flips_curve(linear_path(), num=20_000, num_modes=12, dimension=5, generator=seeded())
+    name = "T <= 0.1, width 0.6 separations"
+    fits = {fit.name: fit for fit in found.fits}
+    assert fits[f"exponent of {name}"].value == pytest.approx(1, abs=0.1)
+    assert fits[f"flips over {name}"].value == pytest.approx(1 / math.sqrt(2 * math.pi), abs=0.05)
+
+
+def test_boundary_tube_and_stiffness_meet_in_one_number() -> None:
+    found = coarea_curve(linear_path(), num=200_000, num_modes=4, generator=seeded())
+    on_boundary, tube_growth, mean_stiffness = found.fits
+    for fit in (tube_growth, mean_stiffness):
+        slack = 3 * (fit.interval.high - fit.interval.low) / 4  # three standard errors
+        assert abs(fit.value - on_boundary.value) <= slack + 0.05 * on_boundary.value
+
+
+def test_peaks_grow_by_the_laws() -> None:
+    fixed = values(dimension_curve(linear_path(), num=24, max_modes=1024, generator=seeded()))
+    assert fixed["exponent of M, n = 1"] == pytest.approx(1, abs=0.05)
+    assert fixed["exponent of M, n = 2"] == pytest.approx(0.5, abs=0.05)
+    growing = modes_curve(linear_path(), num=32, max_modes=256, generator=seeded())
+    assert 0.2 < values(growing)["exponent of ln M, simplex, n = M - 1, all M"] < 0.7
+    deep = hierarchy_curve(linear_path(), num=32, num_leaves=256, generator=seeded())
+    assert values(deep)["exponent of B"] < 0
+
+
+def test_errors_fall_with_steps_and_with_a_wider_cap() -> None:
+    path = linear_path()
+    found = surface(path, [("flow", FlowSampler(path))], num=40, num_modes=8, dimension=4, generator=seeded())
+    errors = torch.tensor([[share.value for share in row] for row in found.panels[0].errors])
+    assert float(errors[0].min()) == 1  # one step is the mean of all modes
+    assert float(errors[-1, 0]) > 0.5 > float(errors[-1, -1])
+    assert float(errors[2, -1]) > float(errors[-1, -1])
+    assert found.fits
+
+
+def logits(x: Tensor, means: Tensor) -> Tensor:
+    """Of the nearest-mode readout, one token (B, 1, M)."""
+    return (x.flatten(1) @ means.T - means.square().sum(1) / 2)[:, None]
+
+
+def agrees(curve: Series, k: int, exact: float) -> bool:
+    """Within the 95 % interval, widened by half: three standard errors, so that one failure in 20 is not by chance."""
+    slack = (curve.high[k] - curve.low[k]) / 4
+    return curve.low[k] - slack <= exact <= curve.high[k] + slack
+
+
+@each_path
+def test_the_diagnostic_tube_agrees_with_the_laboratory_within_its_intervals(path: Path) -> None:
+    means, width = sphere(8, 4, seeded()), 0.4
+    law = Mixture(path, means, width)
+    z = law.sample(1500, seeded(1))
+    scales = torch.tensor([0.05, 0.15, 0.4], dtype=torch.float64)
+    positions = torch.zeros(len(z), 1, dtype=torch.long)
+    measured = tube(
+        lambda x: logits(x, means),
+        law.denoise,
+        path,
+        z,
+        positions,
+        times_of_scales(path, scales).tolist(),
+        distances=boundary_distances(z, means)[:, None],
+        generator=seeded(2),
+    )
+    flips, _ = flips_and_tube(law, scales, 60_000, seeded(3))
+    inside = boundary_distances(law.sample(60_000, seeded(4)), means)
+    for k, exact in enumerate(flips.double().mean(0)):
+        assert agrees(measured.curves["flips"], k, float(exact))
+        mass = float((inside <= measured["tube_c"].value * measured.curves["mass"].x[k]).double().mean())
+        assert agrees(measured.curves["mass"], k, mass)
+
+
+def test_the_diagnostics_margin_is_the_exact_distance_where_the_runner_up_is_the_nearest_boundary() -> None:
+    means = simplex(5)  # equal distances between all modes: the runner-up's plane is the nearest
+    z = torch.randn(40, 4, generator=seeded(), dtype=torch.float64)
+    found = margins(lambda x: logits(x, means), z, torch.zeros(40, 1, dtype=torch.long)).distance[:, 0]
+    torch.testing.assert_close(found.double(), boundary_distances(z, means), rtol=1e-6, atol=1e-9)
+
+
+@each_path
+def test_the_diagnostic_stiffness_agrees_with_the_closed_form_within_its_intervals(path: Path) -> None:
+    law = Mixture(path, sphere(8, 4, seeded()), 0.3)
+    times = (0.2, 0.5, 0.8)
+
+    def states(num: int, seed: int) -> list[tuple[float, Tensor]]:
+        z = law.sample(num, seeded(seed))
+        noise = torch.randn(z.shape, generator=seeded(seed + 1), dtype=z.dtype)
+        return [(time, path.sample(z, noise, torch.full((num,), time))) for time in times]
+
+    few = states(64, 1)
+    measured = stiffness(law.velocity, few, num_iterations=60, generator=seeded(9))
+    for k, (time, x) in enumerate(few):  # the same states: the same number
+        exact = law.spectral_norm(x, torch.full((len(x),), time)).mean()
+        assert measured.curves["stiffness"].y[k] == pytest.approx(float(exact), rel=2e-3)
+    for k, (time, x) in enumerate(states(4000, 5)):  # others: within the interval
+        exact = law.spectral_norm(x, torch.full((len(x),), time)).mean()
+        assert agrees(measured.curves["stiffness"], k, float(exact))
+
+
+def test_a_lattice_has_the_spacing_that_it_says() -> None:
+    points = lattice(4, 2)
+    assert float(torch.pdist(points).min()) == pytest.approx(0.25)
