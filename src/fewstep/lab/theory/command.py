@@ -112,7 +112,7 @@ def make(name: str, options: TheoryOptions) -> "Curve | Surface":
     """The study called ``name``, from a generator of its own: it does not depend on which others are made."""
     import torch
 
-    from fewstep import theory
+    from fewstep.lab import theory
     from fewstep.paths import linear_path, variance_preserving_path
     from fewstep.samplers import FlowSampler
 
