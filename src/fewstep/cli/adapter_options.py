@@ -95,7 +95,7 @@ def load_decoder(options: "DiagnoseOptions") -> Loaded:
 
 
 def _text_model(options: "DiagnoseOptions") -> Loaded:
-    from fewstep import adapters
+    from fewstep.lab import adapters
 
     tokens = options.tokens or TOKENS
     if options.positions > tokens:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from fewstep.cli import theory_latents
 from fewstep.cli.output import make_folder, new_text_file
 from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
+from fewstep.lab.theory import latents_command as theory_latents
 from fewstep.lab.theory.latents_command import LatentsOptions
 from fewstep.provenance import provenance
 
