@@ -12,11 +12,11 @@ from fewstep.evaluation.image_row import COLUMNS as IMAGE_COLUMNS
 from fewstep.evaluation.image_row import ImageRow
 from fewstep.evaluation.image_sweep import BaseFlow, ImageSweep
 from fewstep.evaluation.measurements import FEW, measure_stiffness
+from fewstep.evaluation.old_sweep import Sweep, model_digest
 from fewstep.evaluation.protocol import ScoringProtocol
 from fewstep.evaluation.scored_text import ScoredText, Scorer
 from fewstep.evaluation.scoring import corpus_perplexity
 from fewstep.evaluation.subject import make_subject
-from fewstep.evaluation.sweep import Sweep, model_digest
 from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import COLUMNS
 from fewstep.evaluation.sweep_texts import FlowTexts, TextGroup, flow_setting
