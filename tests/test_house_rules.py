@@ -64,12 +64,12 @@ BUDGETS = {
     "metrics diagnostics": (2010, 1750),
     "training": (2486, 1950),
     "cli settings __main__": (2480, 1300),
-    "evaluation": (5841, 2000),
+    "evaluation": (6900, 2000),
     "lab": (8300, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (13_860, 11_000)  # without NOT_CORE
-SRC_LINES = (26_100, 15_000)
+SRC_LINES = (27_100, 15_000)
 TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fewstep.evaluation.measurements import FEW, measure_stiffness
+from fewstep.evaluation.old_sweep import Sweep, model_digest
 from fewstep.evaluation.protocol import ScoringProtocol
 from fewstep.evaluation.scored_text import ScoredText, Scorer
 from fewstep.evaluation.scoring import corpus_perplexity
 from fewstep.evaluation.subject import make_subject
-from fewstep.evaluation.sweep import Sweep, model_digest
 from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import COLUMNS
 from fewstep.evaluation.sweep_texts import FlowTexts, TextGroup, flow_setting
