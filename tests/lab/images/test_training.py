@@ -128,11 +128,6 @@ def test_an_earlier_run_is_kept_and_a_text_stage_does_not_take_images(
     assert "'image_autoencoder', but this run trains 'autoencoder'" in refusal(
         capsys, workshop.arguments("autoencoder", *flags)
     )
-    images = [
-        "fit",
-        "--config",
-        str(CONFIGS / "autoencoder.yaml"),
-        "--data=fewstep.lab.images.training.ImageDataModule",
-    ]
-    images += ["--data.images=Digits"]
+    images = ["--data=fewstep.lab.images.training.ImageDataModule", "--data.images=Digits"]
+    images = ["fit", "--config", str(CONFIGS / "autoencoder.yaml"), *images]
     assert "but AutoencoderModule trains on TextDataModule" in refusal(capsys, images)
