@@ -16,11 +16,12 @@ from fewstep import storage
 from fewstep.cli.main import main
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
+from fewstep.lab.images.generator import images_of
 from fewstep.locking import LOCK_FILE
 from fewstep.model import SavedModel
 from fewstep.storage import load_checkpoint, load_strictly, recover_folder
 from tests.bundles import flip_a_bit, tiny_bundle, write_checkpoint
-from tests.images import tiny_image_flow
+from tests.lab.images.models import tiny_image_flow
 from tests.runs import Workshop
 from tests.test_model import assert_same
 
@@ -168,7 +169,7 @@ def test_a_denoiser_for_other_latents_and_an_unknown_source_are_refused(tmp_path
         SavedModel.from_pretrained(tmp_path / "flow")
     tiny_image_flow(source="Faces").save_pretrained(tmp_path / "faces")
     with pytest.raises(UserError, match="unknown images 'Faces'"):
-        SavedModel.from_pretrained(tmp_path / "faces").image_source()
+        images_of(SavedModel.from_pretrained(tmp_path / "faces"))
 
 
 def test_the_config_holds_the_digest_of_each_weight_file(folder: Path) -> None:

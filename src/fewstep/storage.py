@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -43,11 +43,14 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FORMAT_1_NAMES = {"head": "commitment"}
 """Parts whose weights format 1 stores under another name."""
 FORMAT_1_PACKAGES = {
-    "autoencoders": ("TransformerAutoencoder", "ImageAutoencoder"),
+    "autoencoders": ("TransformerAutoencoder",),
+    "lab.images": ("ImageAutoencoder",),
     "readouts": ("LinearReadout", "TransformerReadout", "CausalTransformer"),
     "denoisers": ("RegressionDenoiser", "CategoricalDenoiser"),
 }
 """Where the classes are that format 1 names without their package."""
+MOVED = {"fewstep.autoencoders.ImageAutoencoder": "fewstep.lab.images.ImageAutoencoder"}
+"""Classes that models of format 2 name by an earlier path."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,12 @@ def _as_manifest(values: Any, source: str) -> Manifest:
     manifest = validated(Manifest, values, source)
     if not all(name.isidentifier() for name in manifest.parts):  # names of files
         raise refusal
-    return manifest
+    moved = {
+        name: replace(spec, class_path=MOVED[spec.class_path])
+        for name, spec in manifest.parts.items()
+        if spec.class_path in MOVED
+    }
+    return replace(manifest, parts={**manifest.parts, **moved})
 
 
 def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from fewstep.diagnostics.trajectories import late_flip_rate
 from fewstep.errors import UserError
+from fewstep.evaluation.old_sweep import Sweep, model_digest
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import TO_FIRST_END, WHOLE_BLOCK, ScoringProtocol
 from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.scorers import RunScorer, ScoredText
 from fewstep.evaluation.scoring import corpus_perplexity
-from fewstep.evaluation.sweep import Sweep, model_digest
 from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import FLOW, SweepRow
 from fewstep.evaluation.sweep_texts import Batch, FlowTexts, flow_setting

@@ -16,8 +16,8 @@ from fewstep.locking import FolderLock
 from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
+    from fewstep.evaluation.old_sweep import Sweep
     from fewstep.evaluation.row_file import RowFile
-    from fewstep.evaluation.sweep import Sweep
     from fewstep.evaluation.sweep_row import SweepRow
 
 ROWS, TABLE = "rows.jsonl", "table.md"

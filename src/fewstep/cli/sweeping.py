@@ -14,10 +14,10 @@ from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     from fewstep.data import PreparedCorpus
+    from fewstep.evaluation.old_sweep import Sweep
     from fewstep.evaluation.processes import Processes
     from fewstep.evaluation.protocol import ScoringProtocol
     from fewstep.evaluation.scorers import Scorer
-    from fewstep.evaluation.sweep import Sweep
     from fewstep.evaluation.sweep_row import Setting
     from fewstep.model import SavedModel
     from fewstep.types import TokenBatch
@@ -133,7 +133,7 @@ def make_sweep(
 ) -> "Sweep":
     """Model, scorer, real text and every row's setting, checked before the first sample."""
     from fewstep.evaluation.baselines import token_counts
-    from fewstep.evaluation.sweep import Sweep
+    from fewstep.evaluation.old_sweep import Sweep
     from fewstep.evaluation.sweep_grammar import grammar_reference
     from fewstep.evaluation.sweep_mauve import MauveReference
     from fewstep.evaluation.sweep_measures import TrainText

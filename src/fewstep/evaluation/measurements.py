@@ -49,6 +49,9 @@ class DabiEffort:
 
 LOCAL = DabiEffort(radii=(), num_probes=4)
 """The local limit of DABI alone, for training."""
+ONE_IN_EACH = Effort(share=2, positions=1)
+"""Of DABI by default: points of different examples say more than as many of one."""
+HALF = Effort(share=2)
 DABI_EFFORT = {"text": DabiEffort(), "images": DabiEffort(num_isotropic=12, num_iterations=20)}
 """Few directions per point suffice, since all points share one mean; an image has a single point, and so gets more."""
 
@@ -143,9 +146,7 @@ def measure_noise_robustness(subject: Subject) -> Result:
 def measure_head_accuracy(subject: Subject) -> Result:
     """Token accuracy of the autoregressive readout, given the text's own tokens before each position."""
     noise = subject.noise("token_accuracy_commit")  # its first name: seeds depend on it
-    return token_accuracy(
-        subject.given_text(), subject.z, subject.data, generator=noise, name="token_accuracy_head"
-    )
+    return token_accuracy(subject.given_text(), subject.z, subject.data, generator=noise, name="token_accuracy_head")
 
 
 def measure_dabi_head(subject: Subject, *, effort: DabiEffort | None = None) -> Result:
@@ -266,6 +267,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         measure_dabi,
         stages=("autoencoder",),
         training=Effort(positions=1, options={"effort": LOCAL, "segments": False}),
+        default=ONE_IN_EACH,
         thresholds={
             "dabi / dabi_data": Threshold(
                 "sensitivity along the boundary direction, at boundaries over at data",
@@ -278,12 +280,13 @@ MEASUREMENTS: dict[str, Measurement] = {
             ),
         },
     ),
-    "dabi_worst": Measurement(measure_dabi_worst),
+    "dabi_worst": Measurement(measure_dabi_worst, default=ONE_IN_EACH),
     "dabi_flip": Measurement(
         measure_dabi_flip,
         kind="text",
         stages=("autoencoder",),
         training=Effort(share=2, options={"num_isotropic": 6}),
+        default=HALF,
     ),
     "boundary_distance": Measurement(measure_boundary_distance, kind="text", stages=("autoencoder",)),
     "noise_robustness": Measurement(
@@ -291,6 +294,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         kind="text",
         stages=("autoencoder",),
         training=Effort(share=2),
+        default=HALF,
         thresholds={
             "noise_accuracy_at_0": Threshold(
                 "token accuracy on clean latents",
@@ -319,6 +323,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         kind="text",
         stages=("head",),
         training=Effort(share=4, positions=1, options={"effort": LOCAL}),
+        default=ONE_IN_EACH,
     ),
     "dabi_generated": Measurement(
         measure_dabi_generated,
@@ -326,6 +331,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         kind="text",
         stages=("flow",),
         training=Effort(share=2, positions=1, options={"effort": LOCAL}),
+        default=ONE_IN_EACH,
         thresholds={
             "boundary_distance_generated_p50 / boundary_distance_p50": Threshold(
                 "median distance to a flip, generated latents over data",
@@ -344,6 +350,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         kind="text",
         stages=("head",),
         training=Effort(share=8, options={"levels": None}),
+        default=Effort(share=8, options={"levels": (0.0, 0.4, 0.8, 2.0)}),
         thresholds={
             "cci": Threshold(
                 "CCI, share of a token's uncertainty that the earlier tokens resolve",
@@ -359,6 +366,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         measure_listening,
         ("head",),
         kind="text",
+        default=HALF,
         thresholds={
             "listening_gain_nats": Threshold(
                 "nats per token that the head gains from its own latent",
@@ -376,6 +384,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         kind="text",
         stages=("flow",),
         training=Effort(share=2, options={"times": (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)}),
+        default=HALF,
         thresholds={
             "tube mass at the last step": Threshold(
                 "share of data within reach of a boundary at the noise scale of the last step",
@@ -394,6 +403,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         kind="text",
         stages=("flow",),
         training=Effort(share=4, options={"times": (0.6, 0.95), "num_iterations": 4}),
+        default=Effort(share=8, options={"times": (0.2, 0.5, 0.7, 0.9, 0.95), "num_iterations": 10}),
         thresholds={
             "stiffness before the last step": Threshold(
                 f"stiffness times the step 1/{FEW_STEPS}, highest before the last step",
@@ -432,6 +442,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         kind="text",
         stages=("flow",),
         training=Effort(share=4, options={"num_continuations": 2, "every": 3}),
+        default=Effort(share=4, options={"num_continuations": 4}),
         thresholds={
             f"decidedness at t = {HALF_WAY:g}": Threshold(
                 f"decidedness at t = {HALF_WAY:g} (0: as open as random tokens of the text, 1: decided)",

@@ -47,7 +47,7 @@ class ScoringProtocol:
     @property
     def hash(self) -> str:
         """12 hex digits of SHA-256 of the canonical JSON: equal exactly where all settings are."""
-        return _hash_of(self.to_dict())
+        return hash_of(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -127,9 +127,10 @@ def _check_stamp(row: Mapping[str, Any], number: int) -> None:
         raise UserError(
             f"row {number} carries no {HASH_KEY}: it is not from `fewstep evaluate`, or of an older version"
         )
-    if PROTOCOL_KEY in row and _hash_of(row[PROTOCOL_KEY]) != row[HASH_KEY]:
+    if PROTOCOL_KEY in row and hash_of(row[PROTOCOL_KEY]) != row[HASH_KEY]:
         raise UserError(f"row {number}: the stored protocol has not the hash {row[HASH_KEY]}: the file was edited")
 
 
-def _hash_of(values: Any) -> str:
+def hash_of(values: Any) -> str:
+    """12 hex digits of SHA-256 of the canonical JSON of plain values."""
     return hashlib.sha256(canonical_json(values).encode()).hexdigest()[:HASH_DIGITS]

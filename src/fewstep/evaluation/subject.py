@@ -175,17 +175,6 @@ def text_subject(
     )
 
 
-def image_subject(model: SavedModel, *, num_examples: int, seed: int, name: str = "the model") -> Subject:
-    """An image model and the first ``num_examples`` held-out images, at least 2."""
-    images, autoencoder = model.image_source().held_out(), model.image_autoencoder()
-    check_numbers(num_examples, len(images), "the held-out images")
-    images = images[:num_examples].to(next(autoencoder.parameters()).device)
-    with torch.no_grad():
-        z = autoencoder.encode(images)
-    source = {"source": model.identity.source, **model.identity.source_config}
-    return Subject(name, autoencoder.decode, z, images, positions_in(images, 0, seed), seed, model=model, source=source)
-
-
 def positions_in(data: Tensor, num_positions: int, seed: int) -> Tensor:
     """Positions (B, P) drawn in tokens ``data`` (B, L); none in images. Raises ``UserError`` for more than L."""
     if data.is_floating_point():

@@ -1,11 +1,14 @@
-"""A sweep over settings of the sampler: every text made, scored and measured under one protocol.
+"""The sweep engine: samples of every setting, made, measured and written row by row. It knows no kind of data.
 
-N samples a seed, L tokens.
+B samples of a batch, N samples of a setting, R resamples, c numbers of a sample.
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,112 +16,247 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.evaluation.processes import Processes
-from fewstep.evaluation.protocol import TO_FIRST_END, ScoringProtocol, canonical_json, differences
-from fewstep.evaluation.row_file import RowFile
-from fewstep.evaluation.scorers import ScoredText, Scorer, weights_digest
-from fewstep.evaluation.sweep_grammar import GrammarReference
-from fewstep.evaluation.sweep_mauve import MauveReference
-from fewstep.evaluation.sweep_measures import CommitmentProbe, Measures, TrainText, texts_of
-from fewstep.evaluation.sweep_row import Setting, SweepRow
-from fewstep.evaluation.sweep_texts import Batch, Made, TextGroup
+from fewstep.evaluation.protocol import HASH_DIGITS, canonical_json, differences, hash_of
+from fewstep.evaluation.rows import Key, Row, RowFile, Setting, Value, key_of, label_of
+from fewstep.evaluation.scored_text import weights_digest
+from fewstep.metrics.intervals import bootstrap_interval
 from fewstep.model import SavedModel
-from fewstep.readouts import tokens_to_first_end
 
-DIGEST_DIGITS = 12
+Progress = Callable[[int, int, str], object]
+"""Called as (rows done, rows in all, the last row's label)."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One batch of texts of one setting: how it was made, ``mask`` (B, L) of the tokens that count, its scores, and its
-    ``features`` (B, H) where MAUVE is measured."""
+class Batch:
+    """Samples ``first`` .. ``first + count - 1`` of ``seed``, the ``seed_index``-th of the plan."""
 
-    setting: Setting
-    batch: Batch
-    made: Made
-    mask: Tensor
-    scores: ScoredText
-    features: Tensor | None
+    seed_index: int
+    seed: int
+    first: int
+    count: int
 
 
-class Sweep:
-    """Makes and measures the texts of all groups.
+@dataclass(frozen=True)
+class Samples:
+    """Samples of one setting: ``tensors`` by name on the CPU, whose first dimension is the samples'.
 
-    ``protocol`` says how many samples of which seeds; ``train`` is what copies are looked for in. Samples are made
-    ``batch_size`` at a time, and whole batches are shared between ``processes``, so that their number changes no
-    figure but the seconds. ``cci_examples``: the commitment head's CCI is measured on the first so many samples of the
-    first seed, 0 for not at all. ``mauve``: what MAUVE compares with, None for not at all. ``grammar``: the law of the
-    corpus, where it has one. ``provenance`` goes into every row. Raises ``UserError`` where a setting comes twice.
+    ``seconds`` that making them took; ``numbers`` that belong to the setting, such as ``nfe``, become values of the
+    row.
     """
 
-    def __init__(
-        self,
-        bundle: SavedModel,
-        scorer: Scorer,
-        protocol: ScoringProtocol,
-        groups: Sequence[TextGroup],
-        train: TrainText,
-        *,
-        processes: Processes | None = None,
-        batch_size: int = 64,
-        cci_examples: int = 8,
-        num_resamples: int = 1000,
-        num_examples: int = 3,
-        mauve: MauveReference | None = None,
-        grammar: GrammarReference | None = None,
-        provenance: dict[str, Any] | None = None,
-    ) -> None:
-        self.bundle = bundle
-        self.scorer = scorer
-        self.protocol = protocol
-        self.groups = tuple(groups)
-        self.processes = Processes() if processes is None else processes
-        self.batch_size = batch_size
-        self.cci_examples = cci_examples
-        self.mauve = mauve
-        self.grammar = grammar
-        self.provenance = provenance
-        self.model = model_digest(bundle)
-        self.device = str(next(next(iter(bundle.parts().values())).parameters()).device)
-        self.measures = Measures(train, num_resamples=num_resamples, num_examples=num_examples)
-        settings = self.settings()
-        if len(set(settings)) < len(settings):
-            twice = next(setting for setting in settings if settings.count(setting) > 1)
-            raise UserError(f"the setting {twice.label()} comes twice: name each only once")
+    tensors: Mapping[str, Tensor]
+    seconds: float | None = None
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
 
+
+@dataclass(frozen=True)
+class Group:
+    """Settings whose samples are made together: ``make`` gives the batch's samples of each of the settings asked for.
+
+    ``model`` (a digest) and ``num_samples`` take the place of the plan's.
+    """
+
+    settings: tuple[Setting, ...]
+    make: Callable[[Batch, Sequence[Setting]], list[Samples]]
+    model: str | None = None
+    num_samples: int | None = None
+
+
+def mean(rows: Tensor) -> Tensor:
+    """The mean over samples of (..., N, 1), (...)."""
+    return rows.mean((-2, -1))
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number of a set of samples: ``of`` takes ``rows`` (..., N, c) float64 to (...).
+
+    The engine adds its bootstrap interval over samples, and with ``seed_index`` (N,) its value for each seed. Without
+    rows it is undetermined.
+    """
+
+    rows: Tensor
+    of: Callable[[Tensor], Tensor] = mean
+    seed_index: Tensor | None = None
+
+    def value(self, num_seeds: int, num_resamples: int) -> Value:
+        """The number with its interval."""
+        rows = self.rows.double()
+        if not len(rows):
+            return Value(None, None, () if self.seed_index is None else (None,) * num_seeds)
+        by_seed: tuple[float | None, ...] = ()
+        if self.seed_index is not None:
+            parts = [rows[self.seed_index == index] for index in range(num_seeds)]
+            by_seed = tuple(_finite(float(self.of(part))) if len(part) else None for part in parts)
+        interval = bootstrap_interval(rows, self.of, num_resamples, torch.Generator().manual_seed(0), batched=True)
+        sure = math.isfinite(interval.low) and math.isfinite(interval.high)
+        return Value(_finite(float(self.of(rows))), interval if sure else None, by_seed)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured on samples.
+
+    ``take(setting, batch, samples)`` runs in the process that made the batch and returns tensors by name; only these
+    are gathered. ``values(setting, samples)`` then sees those of all batches, concatenated, with ``seed_index`` (N,).
+    ``protocol``: what the values depend on, as plain values; ``caption``: what they are, for below a table.
+    """
+
+    values: Callable[[Setting, Samples], Mapping[str, Value | Statistic]]
+    take: Callable[[Setting, Batch, Samples], Mapping[str, Tensor]]
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep makes and measures: ``num_samples`` of every setting for each of ``seeds``.
+
+    ``protocol`` holds what rows must have in common to compare, as plain values; samples, seeds and what the measures
+    depend on are added. ``examples`` shows the first few samples as text. The statistics named in ``keep`` leave their
+    samples' numbers in the row. Raises ``UserError`` where a setting comes twice, and for no seed or sample.
+    """
+
+    groups: Sequence[Group]
+    measures: Sequence[Measure]
+    protocol: Mapping[str, Any]
+    num_samples: int
+    seeds: tuple[int, ...]
+    model: str
+    batch_size: int = 64
+    device: str = "cpu"
+    num_resamples: int = 1000
+    examples: Callable[[Samples], Sequence[str]] | None = None
+    keep: Collection[str] = ()
+    provenance: dict[str, Any] | None = None
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or not self.seeds or self.batch_size < 1:
+            raise UserError(f"{self.num_samples} samples for seeds {self.seeds}: expected at least 1 of each")
+        keys = [key_of(setting) for setting in self.settings]
+        for setting, key in zip(self.settings, keys, strict=True):
+            if keys.count(key) > 1:
+                raise UserError(f"the setting {label_of(setting)} comes twice: name each only once")
+
+    @property
     def settings(self) -> list[Setting]:
         """All settings in their order."""
         return [setting for group in self.groups for setting in group.settings]
 
-    def caption(self) -> str:
-        """What the numbers of a table are, in a few sentences."""
-        protocol = self.protocol
-        more = "" if self.mauve is None else "MAUVE: against as much held-out text, by states of the scorer; "
-        if self.grammar is not None:
-            more += (
-                "valid: share that the grammar can write, with its Wilson interval; broken: sentences but for an "
-                "agreement; nats / word: exact, of the valid ones (the grammar's own mean is "
-                f"{self.grammar.measures.entropy_per_word:.3f}); branches: total variation from the grammar's; "
-            )
-        return (
-            f"Perplexity under {self.scorer.name}, protocol {protocol.hash}; {protocol.num_samples} samples of "
-            f"{protocol.block_size} tokens for each of {len(protocol.seeds)} seeds; 95 % bootstrap intervals over "
-            "samples; entropy in nats a sample, on the scored tokens; noise is the factor on a step's old noise; NFE "
-            "counts the passes of all networks; rep-4: 4-grams that a sample repeats; copy: longest piece of train "
-            f"text in any sample, tokens; mem-8: 8-grams that the train text holds; {more}tokens per second of one "
-            f"process at batch size {self.batch_size} on {self.device}."
+    @cached_property
+    def full_protocol(self) -> dict[str, Any]:
+        """Everything that rows must have in common."""
+        measured = {name: value for measure in self.measures for name, value in measure.protocol.items()}
+        values = {**self.protocol, **measured, "num_samples": self.num_samples, "seeds": self.seeds}
+        return json.loads(canonical_json(values))
+
+    @cached_property
+    def protocol_hash(self) -> str:
+        """The hash of :attr:`full_protocol`."""
+        return hash_of(self.full_protocol)
+
+    def batches(self, group: Group) -> list[Batch]:
+        """All batches of ``group``, by seed and then by index."""
+        count = group.num_samples or self.num_samples
+        return [
+            Batch(index, seed, first, min(self.batch_size, count - first))
+            for index, seed in enumerate(self.seeds)
+            for first in range(0, count, self.batch_size)
+        ]
+
+
+class Sweep:
+    """Makes what ``plan`` says. Whole batches are shared between ``processes``, whose number changes no value."""
+
+    def __init__(self, plan: Plan, processes: Processes | None = None) -> None:
+        self.plan = plan
+        self.processes = processes or Processes()
+
+    def run(self, file: RowFile, progress: Progress | None = None, *, renew: bool = False) -> list[Row]:
+        """Append what ``file`` lacks, row by row; returns all its rows, in the plan's order first.
+
+        All processes must call it; the first alone writes. ``renew`` measures rows of another protocol or model again
+        instead of refusing the file. Raises ``UserError``, in every process.
+        """
+        plan, rows = self.plan, self._finished(file, renew=renew)
+        place = {key_of(setting): index for index, setting in enumerate(plan.settings)}
+        done = {row.key for row in rows}
+        count, total = len(done & place.keys()), len(place)
+        report = progress if progress is not None and self.processes.is_first else lambda *_: None
+        report(count, total, "resumed" if count else "")
+        for row in self.rows(done):
+            file.append(row)
+            rows.append(row)
+            count += 1
+            report(count, total, row.label())
+        return sorted(rows, key=lambda row: place.get(row.key, len(place)))
+
+    def rows(self, done: Collection[Key] = ()) -> Iterator[Row]:
+        """One row after the other, but for the keys that are ``done``. Only the first process yields any, and all
+        processes must run through it."""
+        for group in self.plan.groups:
+            settings = [setting for setting in group.settings if key_of(setting) not in done]
+            if not settings:
+                continue
+            gathered = self.processes.gather(list(self._taken(group, settings)))
+            if not self.processes.is_first:
+                continue
+            gathered.sort(key=lambda part: (part[1].seed_index, part[1].first))
+            for index, setting in enumerate(settings):
+                yield self._row(group, setting, [part[1:] for part in gathered if part[0] == index])
+
+    def _taken(self, group: Group, settings: Sequence[Setting]) -> Iterator[tuple[int, Batch, Samples]]:
+        """This process's batches, with what the measures take from them."""
+        share = self.processes.share(self.plan.batches(group))
+        if share:  # warm up, so that the first row is not charged for it
+            group.make(replace(share[0], count=1), settings)
+        for batch in share:
+            for index, (setting, samples) in enumerate(zip(settings, group.make(batch, settings), strict=True)):
+                taken: dict[str, Tensor] = {}
+                for measure in self.plan.measures:
+                    taken |= measure.take(setting, batch, samples)
+                yield index, batch, replace(samples, tensors=taken)
+
+    def _row(self, group: Group, setting: Setting, parts: Sequence[tuple[Batch, Samples]]) -> Row:
+        plan = self.plan
+        samples = _joined(parts)
+        measured: dict[str, Value | Statistic] = {
+            name: Value(number) for name, number in samples.numbers.items() if number is not None
+        }
+        for measure in plan.measures:
+            measured |= measure.values(setting, samples)
+        values = {
+            name: value.value(len(plan.seeds), plan.num_resamples) if isinstance(value, Statistic) else value
+            for name, value in measured.items()
+        }
+        kept = {
+            name: tuple(map(tuple, value.rows.double().tolist()))
+            for name, value in measured.items()
+            if name in plan.keep and isinstance(value, Statistic)
+        }
+        return Row(
+            setting=dict(setting),
+            values=values,
+            num_samples=len(samples.tensors["seed_index"]),
+            seeds=plan.seeds,
+            model=group.model or plan.model,
+            protocol_hash=plan.protocol_hash,
+            protocol=plan.full_protocol,
+            batch_size=plan.batch_size,
+            device=plan.device,
+            seconds=samples.seconds,
+            examples=() if plan.examples is None else tuple(plan.examples(samples)),
+            per_sample=kept,
+            provenance=plan.provenance,
         )
 
-    def finished(self, file: RowFile[SweepRow]) -> list[SweepRow]:
-        """The rows that ``file`` holds already; an interrupted sweep resumes after them.
-
-        Raises ``UserError``, in every process, where it cannot be read, or a row is of another protocol or model.
-        """
-        rows: list[SweepRow] = []
+    def _finished(self, file: RowFile, *, renew: bool) -> list[Row]:
+        rows: list[Row] = []
         problem = ""
         if self.processes.is_first:
             try:
-                rows = file.read()
-                self._check(rows, file)
+                rows = self._checked(file, renew=renew)
             except UserError as error:
                 problem = str(error)
         rows, problem = self.processes.from_first((rows, problem))
@@ -126,110 +264,47 @@ class Sweep:
             raise UserError(problem)
         return rows
 
-    def rows(self, done: Collection[Setting] = ()) -> Iterator[SweepRow]:
-        """One row after the other, but for the settings that are ``done``; only the first process gives any.
-
-        All processes must run through it.
-        """
-        for group in self.groups:
-            settings = [setting for setting in group.settings if setting not in done]
-            if not settings:
-                continue
-            scored = self.processes.gather(list(self._scored(group, settings)))
-            if not self.processes.is_first:
-                continue
-            for setting in settings:
-                parts = [part for part in scored if part.setting == setting]
-                yield self._row(setting, sorted(parts, key=lambda part: (part.batch.seed_index, part.batch.first)))
-
-    def batches(self) -> list[Batch]:
-        """All batches, by seed and then by index."""
-        count = self.protocol.num_samples
-        return [
-            Batch(index, seed, first, min(self.batch_size, count - first))
-            for index, seed in enumerate(self.protocol.seeds)
-            for first in range(0, count, self.batch_size)
-        ]
-
-    def _scored(self, group: TextGroup, settings: Sequence[Setting]) -> Iterator[Scored]:
-        """What falls to this process."""
-        share = self.processes.share(self.batches())
-        if share:  # the first evaluation pays for warming up; it is not to be charged to a row
-            group.make(replace(share[0], count=1), settings)
-        for batch in share:
-            for setting, made in zip(settings, group.make(batch, settings), strict=True):
-                mask = self._counted(made)
-                texts = texts_of(self.bundle.tokenizer, made.ids, mask)
-                scores = self.scorer.score(texts, made.ids, mask)
-                features = None if self.mauve is None else self.mauve.features(texts, made.ids, mask)
-                yield Scored(setting, batch, self._trimmed(made, batch), mask, scores, features)
-
-    def _counted(self, made: Made) -> Tensor:
-        """Which tokens count (B, L)."""
-        full = torch.ones_like(made.ids, dtype=torch.bool) if made.mask is None else made.mask
-        if made.mask is None and self.protocol.end_of_text == TO_FIRST_END:
-            return tokens_to_first_end(made.ids, int(self.bundle.tokenizer.eos_token_id))
-        return full
-
-    def _trimmed(self, made: Made, batch: Batch) -> Made:
-        """Without the latents that nothing more is asked of."""
-        wanted = max(0, self.cci_examples - batch.first) if batch.seed_index == 0 else 0
-        return replace(made, x_1=None if made.x_1 is None or not wanted else made.x_1[:wanted].clone())
-
-    def _row(self, setting: Setting, parts: Sequence[Scored]) -> SweepRow:
-        made = [part.made for part in parts]
-        latents = [one.x_1 for one in made if one.x_1 is not None]
-        probe = CommitmentProbe(self.bundle, torch.cat(latents), self.protocol.seeds[0]) if latents else None
-        flips = [one.late_flips for one in made if one.late_flips is not None]
-        seconds = [one.seconds for one in made if one.seconds is not None]
-        ids = torch.cat([one.ids for one in made])
-        mask = torch.cat([part.mask for part in parts])
-        features = [part.features for part in parts if part.features is not None]
-        cci = None if probe is None else probe.measure(setting.readout)
-        owners = [part.batch.seed for part in parts for _ in range(part.batch.count)]
-        return SweepRow(
-            setting=setting,
-            num_samples=len(ids),
-            seeds=self.protocol.seeds,
-            **self.measures.of_scores([part.scores for part in parts], [part.batch.seed_index for part in parts]),
-            **self.measures.of_tokens(ids, mask),
-            mauve=None if self.mauve is None or not features else self.mauve.score(setting, torch.cat(features)),
-            late_flip_rate=float(torch.cat(flips).mean()) if flips else None,
-            cci=None if cci is None else cci.value,
-            cci_interval=None if cci is None else cci.interval,
-            nfe=made[0].nfe,
-            seconds=sum(seconds) if seconds else None,
-            tokens_per_second=ids.numel() / sum(seconds) if seconds else None,
-            batch_size=self.batch_size,
-            device=self.device,
-            protocol_hash=self.protocol.hash,
-            protocol=self.protocol.to_dict(),
-            model=self.model,
-            examples=self.measures.examples(self.bundle.tokenizer, ids, mask),
-            grammar=None if self.grammar is None else self.grammar.scores(ids, mask, owners),
-            provenance=self.provenance,
-        )
-
-    def _check(self, rows: Sequence[SweepRow], file: RowFile[SweepRow]) -> None:
-        seen: set[Setting] = set()
+    def _checked(self, file: RowFile, *, renew: bool) -> list[Row]:
+        rows, plan = file.read(), self.plan
+        models = {key_of(setting): group.model or plan.model for group in plan.groups for setting in group.settings}
+        seen: set[Key] = set()
         for row in rows:
-            if row.setting in seen:
-                raise UserError(f"{file.file} holds the row {row.setting.label()} twice: take one out by hand")
-            if row.protocol_hash != self.protocol.hash:
-                found = "; ".join(differences(row.protocol, self.protocol.to_dict())[:3])
-                raise UserError(
-                    f"{file.file} holds rows of scoring protocol {row.protocol_hash}, this is {self.protocol.hash} "
-                    f"({found}): their numbers do not compare; give another --out"
+            problem = ""
+            if row.key in seen:
+                raise UserError(f"{file.file} holds the row {row.label()} twice: take one out by hand")
+            if row.protocol_hash != plan.protocol_hash:
+                differing = "; ".join(differences(row.protocol, plan.full_protocol)[:3])
+                problem = (
+                    f"rows of scoring protocol {row.protocol_hash}, this is {plan.protocol_hash} ({differing}): their "
+                    "numbers do not compare"
                 )
-            if row.model != self.model:
-                raise UserError(
-                    f"{file.file} holds rows of another model ({row.model}, this is {self.model}): give another --out"
-                )
-            seen.add(row.setting)
+            elif row.model != (expected := models.get(row.key, row.model)):
+                problem = f"rows of another model ({row.model}, this is {expected})"
+            if problem and renew:
+                file.file.unlink()
+                return []
+            if problem:
+                raise UserError(f"{file.file} holds {problem}; give another --out")
+            seen.add(row.key)
+        return rows
+
+
+def _joined(parts: Sequence[tuple[Batch, Samples]]) -> Samples:
+    """All batches of a setting as one, with ``seed_index``."""
+    batches, each = zip(*parts, strict=True)
+    names = dict.fromkeys(name for samples in each for name in samples.tensors)
+    tensors = {name: torch.cat([part.tensors[name] for part in each if name in part.tensors]) for name in names}
+    tensors["seed_index"] = torch.cat([torch.full((batch.count,), batch.seed_index) for batch in batches])
+    seconds = [part.seconds for part in each if part.seconds is not None]
+    return Samples(tensors, sum(seconds) if seconds else None, each[0].numbers)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def model_digest(bundle: SavedModel) -> str:
-    """12 hex digits that tell models apart: identity, architectures and weights of all parts."""
+    """12 hex digits of a model's identity, architectures and weights."""
     weights = {name: weights_digest(part) for name, part in bundle.parts().items()}
     text = canonical_json([asdict(bundle.manifest()), weights])
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.data import load_tokenizer, tokenizer_fingerprint
 from fewstep.errors import UserError
-from fewstep.evaluation.pretrained import DTYPES, from_pretrained, missing_weights
+from fewstep.evaluation.pretrained import DTYPES, from_pretrained
 from fewstep.evaluation.protocol import canonical_json
 from fewstep.evaluation.scored_text import DIGEST_DIGITS, ScoredText, weights_digest
 from fewstep.metrics.text import sample_entropies_nats
@@ -167,14 +167,16 @@ def _summed_nats(logits: Tensor, targets: Tensor) -> float:
 
 
 def _load_model(path_or_name: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
     source = str(Path(path_or_name).expanduser()) if _is_local(path_or_name) else path_or_name
-    name, purpose = f"scorer {path_or_name}", "a causal language model"
-    model, report = from_pretrained("AutoModelForCausalLM", source, dtype=dtype, purpose=purpose, name=name)
-    if missing := missing_weights(report):  # transformers would leave them random
-        raise UserError(
-            f"{name} lacks {len(missing)} weights, first {missing[0]}: give a whole model with its "
-            "language-modelling head"
-        )
+    model, _ = from_pretrained(
+        AutoModelForCausalLM,
+        source,
+        purpose="a causal language model",
+        name=f"scorer {path_or_name}",
+        options={"dtype": dtype},
+    )
     return model
 
 

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.image_row import COLUMNS as IMAGE_COLUMNS
-from fewstep.evaluation.image_row import ImageRow
-from fewstep.evaluation.image_sweep import BaseFlow, ImageSweep
 from fewstep.evaluation.measurements import FEW, measure_stiffness
+from fewstep.evaluation.old_sweep import Sweep, model_digest
 from fewstep.evaluation.protocol import ScoringProtocol
 from fewstep.evaluation.scored_text import ScoredText, Scorer
 from fewstep.evaluation.scoring import corpus_perplexity
-from fewstep.evaluation.subject import make_subject
-from fewstep.evaluation.sweep import Sweep, model_digest
+from fewstep.evaluation.subject import text_subject
 from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import COLUMNS
 from fewstep.evaluation.sweep_texts import FlowTexts, TextGroup, flow_setting
 from fewstep.lab.compare.comparison import Compared, Quality
+from fewstep.lab.images.row import COLUMNS as IMAGE_COLUMNS
+from fewstep.lab.images.row import ImageRow
+from fewstep.lab.images.sweep import BaseFlow, ImageSweep
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers import FlowSampler, default_sampling, incompatibility
@@ -162,8 +162,8 @@ class TextBench:
         """Of the model, so asked for once a folder."""
         if self._stiffness is None or self._stiffness[0] != folder:
             count = min(FEW, int(self.held_out.mask.all(1).sum()))
-            subject = make_subject(
-                TextGenerator(bundle), self.held_out, num_examples=count, num_positions=1, seed=self.protocol.seeds[0]
+            subject = text_subject(
+                bundle, self.held_out, num_examples=count, num_positions=1, seed=self.protocol.seeds[0]
             )
             self._stiffness = folder, measure_stiffness(subject)["stiffness_peak"].value
         return self._stiffness[1]

@@ -1,0 +1,200 @@
+"""Makers of text for sweeps: a model's own samples, and the yardsticks beside them.
+
+B samples, L tokens, K latent positions, D latent dimension, V vocabulary.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import UserError
+from fewstep.evaluation.baselines import shuffled_blocks, unigram_blocks
+from fewstep.evaluation.rows import FLOW, HELD_OUT, NOISE, Setting
+from fewstep.evaluation.sweep import Batch, Group, Samples
+from fewstep.model import SavedModel
+from fewstep.pipeline import TextGenerator
+from fewstep.readouts import READOUTS
+from fewstep.registry import resolve
+from fewstep.samplers import FlowSampler, check_compatible
+from fewstep.shapes import example_generators, randn
+from fewstep.types import FlowLike, TokenBatch
+
+FRESH, REUSED, NO_SNAP = "fresh", "reused", "none"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One way from noise to latents; ``reinjection`` and ``snap`` as on the command line.
+
+    ``noise_temperature``: factor on a step's old noise; ``initial_temperature``: on x_0; ``noise``: whether re-injected
+    noise is drawn in every step ("fresh") or once ("reused").
+    """
+
+    num_steps: int
+    reinjection: str = "0"
+    noise_temperature: float = 1.0
+    initial_temperature: float = 1.0
+    noise: str = FRESH
+    snap: str = NO_SNAP
+
+
+class FlowTexts:
+    """A model's own samples by one ``sampling``, read by several readouts from the same latents.
+
+    Sample i is that of :meth:`fewstep.pipeline.TextGenerator.generate` for the same seed. ``flow`` replaces the model's
+    denoiser, such as by an exact one. Raises ``UserError`` for a missing part, an unknown readout, and a sampler that
+    the model was not trained for.
+    """
+
+    def __init__(
+        self, bundle: SavedModel, sampling: Sampling, readouts: Sequence[str], flow: FlowLike | None = None
+    ) -> None:
+        for name in readouts:
+            bundle.require(resolve(READOUTS, name, "readout").part)
+        bundle.require("autoencoder", "denoiser")
+        self.bundle = bundle
+        self.num_steps = sampling.num_steps
+        self.flow = bundle.flow() if flow is None else flow
+        self.like = next(bundle.parts()["denoiser"].parameters())
+        self.readers = {name: bundle.open_readout(resolve(READOUTS, name, "readout")) for name in readouts}
+        generator = TextGenerator(bundle)
+        try:
+            self.sampler = FlowSampler(
+                bundle.flow().path,
+                grid=bundle.identity.default_grid(),
+                reinjection=sampling.reinjection,
+                reuse_noise=sampling.noise == REUSED,
+                noise_temperature=sampling.noise_temperature,
+                initial_temperature=sampling.initial_temperature,
+                correct=None if sampling.snap == NO_SNAP else generator.snap(sampling.snap),
+                decidedness=generator.decidedness,
+            )
+            check_compatible(bundle.identity, self.sampler, sampling.num_steps)
+        except ValueError as error:
+            raise UserError(f"{sampling.num_steps} steps with reinjection {sampling.reinjection}: {error}") from None
+
+    @torch.no_grad()
+    def make(self, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
+        """Sample latents once; every readout continues from the noise generators as sampling left them."""
+        start = time.perf_counter()
+        noise = example_generators(batch.seed, batch.first, batch.count)
+        predictions, x_1, nfe = self._latents(noise)
+        if x_1.is_cuda:
+            torch.cuda.synchronize(x_1.device)
+        sampling, left = time.perf_counter() - start, [source.get_state() for source in noise]
+        common = {"x_1": x_1.cpu(), **self._late_flips(predictions)}
+        mask = torch.ones(x_1.shape[:2], dtype=torch.bool, device=x_1.device)
+        samples = []
+        for setting in settings:
+            name = str(setting["readout"])
+            choice = resolve(READOUTS, name, "readout")
+            for source, state in zip(noise, left, strict=True):
+                source.set_state(state)
+            start = time.perf_counter()
+            drawn = self.readers[name].generate(
+                x_1, mask, temperature=choice.temperature, top_p=1.0, top_k=None, ending=None, generator=noise
+            )
+            ids = drawn.ids.cpu()
+            seconds = sampling + time.perf_counter() - start
+            samples.append(Samples({"ids": ids, **common}, seconds, {"nfe": nfe + choice.passes(ids.shape[1])}))
+        return samples
+
+    def _latents(self, noise: list[torch.Generator]) -> tuple[list[Tensor], Tensor, int]:
+        """The last two predictions, x_1, and the forward passes."""
+        shape = (len(noise), *self.bundle.latent_shape())
+        x_0 = randn(shape, self.like, noise)
+        mask = torch.ones(shape[:2], dtype=torch.bool, device=x_0.device)
+        predictions: list[Tensor] = []
+        for state in self.sampler.iterate(self.flow, x_0, num_steps=self.num_steps, mask=mask, generator=noise):
+            predictions = [*predictions, *([] if state.x1_hat is None else [state.x1_hat])][-2:]
+            last = state
+        return predictions, last.x_t, last.nfe
+
+    def _late_flips(self, predictions: list[Tensor]) -> dict[str, Tensor]:
+        """Share of each sample's tokens that change between the last two predictions (B,), by the parallel readout."""
+        if len(predictions) < 2 or self.bundle.readout is None:
+            return {}
+        mask = torch.ones(predictions[0].shape[:2], dtype=torch.bool, device=predictions[0].device)
+        before, last = (self.bundle.readout.logits(x1_hat, mask).argmax(-1) for x1_hat in predictions)
+        return {"late_flips": (before != last).double().mean(-1).cpu()}
+
+
+def flow_group(
+    bundle: SavedModel,
+    sampling: Sampling,
+    readouts: Sequence[str],
+    *,
+    name: str = FLOW,
+    flow: FlowLike | None = None,
+    model: str | None = None,
+) -> Group:
+    """:class:`FlowTexts` as a group of a sweep, one setting for each readout."""
+    settings = tuple({"name": name, "readout": readout, **asdict(sampling)} for readout in readouts)
+    return Group(settings, FlowTexts(bundle, sampling, readouts, flow).make, model)
+
+
+def fixed_group(name: str, tokens: TokenBatch, num_samples: int, *, padded: bool = True) -> Group:
+    """Existing texts: ``num_samples`` blocks for the first seed, then those of the next.
+
+    ``padded`` False: which tokens count is up to the protocol, as for generated blocks.
+    """
+
+    def make(batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
+        start = batch.seed_index * num_samples + batch.first
+        rows = slice(start, start + batch.count)
+        tensors = {"ids": tokens.ids[rows], **({"mask": tokens.mask[rows]} if padded else {})}
+        return [Samples(tensors) for _ in settings]
+
+    return Group(({"name": name},), make)
+
+
+def language_model_group(bundle: SavedModel, seed_offset: int = 0) -> Group:
+    """What the run's language model writes at temperature 1; block i depends on the seed and i alone."""
+    model, block_size = bundle.scorer(), bundle.identity.block_size
+
+    def make(batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
+        start = time.perf_counter()
+        noise = example_generators(batch.seed + seed_offset, batch.first, batch.count)
+        ids = model.generate(batch.count, block_size, generator=noise).ids.cpu()
+        return [Samples({"ids": ids}, time.perf_counter() - start, {"nfe": block_size}) for _ in settings]
+
+    return Group(({"name": "language model"},), make)
+
+
+def noise_group(bundle: SavedModel) -> Group:
+    """Standard normal latents as the parallel readout reads them: the floor of a sweep."""
+    reader, shape = bundle.reader(), bundle.latent_shape()
+    like = next(bundle.parts()["readout"].parameters())
+
+    @torch.no_grad()
+    def make(batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
+        start = time.perf_counter()
+        z = randn((batch.count, *shape), like, example_generators(batch.seed, batch.first, batch.count))
+        ids = reader.logits(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)).argmax(-1).cpu()
+        return [Samples({"ids": ids, "x_1": z.cpu()}, time.perf_counter() - start, {"nfe": 1}) for _ in settings]
+
+    return Group(({"name": NOISE},), make)
+
+
+def yardsticks(
+    bundle: SavedModel, held_out: TokenBatch, train_counts: Tensor, num_samples: int, *, language_model_offset: int = 0
+) -> list[Group]:
+    """Held-out text (N, L), the same with its words shuffled, unigram draws from ``train_counts`` (V,), and where the
+    model has the parts, decoded noise and samples of its language model. ``num_samples`` of the N are of one seed.
+    """
+    shuffling, drawing = (example_generators(offset, 0, 1)[0] for offset in (1, 2))
+    shuffled = shuffled_blocks(held_out, bundle.tokenizer, shuffling)
+    unigrams = unigram_blocks(train_counts, len(held_out.ids), held_out.ids.shape[1], drawing)
+    groups = [
+        fixed_group(HELD_OUT, held_out, num_samples),
+        fixed_group("words shuffled", shuffled, num_samples),
+        fixed_group("unigram draws", unigrams, num_samples, padded=False),
+    ]
+    if bundle.readout is not None and bundle.autoencoder is not None:
+        groups.append(noise_group(bundle))
+    if bundle.language_model is not None:
+        groups.append(language_model_group(bundle, language_model_offset))
+    return groups
