@@ -60,7 +60,7 @@ BUDGETS = {
     "objectives": (971, 950),
     "samplers": (756, 690),
     "data": (1398, 950),
-    "model storage pipeline provenance locking": (1218, 1100),
+    "model storage pipeline provenance locking": (1252, 1100),
     "metrics diagnostics": (2010, 1750),
     "training": (2350, 1950),
     "cli settings __main__": (2480, 1300),
