@@ -68,8 +68,8 @@ BUDGETS = {
     "lab": (9260, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (12_760, 11_000)  # without NOT_CORE
-SRC_LINES = (27_100, 15_000)
+CORE_LINES = (12_790, 11_000)  # without NOT_CORE
+SRC_LINES = (27_400, 15_000)
 TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
 
 

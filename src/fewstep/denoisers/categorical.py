@@ -56,8 +56,7 @@ class CategoricalDenoiser(RegressionDenoiser):
         self.path = PATHS[path]()
         self.evidence = nn.Embedding(vocab_size, width)
         self.outputs = zero_linear(width, vocab_size)
-        # Zeroed memory is touched at once: see storage.at_most_numbers for why it comes after the parameters.
-        self.register_buffer("codebook", torch.zeros(vocab_size, latent_dim))
+        self.register_buffer("codebook", torch.zeros(vocab_size, latent_dim))  # last: zeros touch their memory
         self.register_buffer("log_prior", torch.zeros(vocab_size))
 
     def set_codebook(self, codebook: Tensor, log_prior: Tensor) -> None:
