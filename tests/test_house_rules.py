@@ -59,7 +59,7 @@ BUDGETS = {
     "readouts": (599, 540),
     "objectives": (971, 950),
     "samplers": (756, 690),
-    "data": (1398, 950),
+    "data": (1345, 950),
     "model storage pipeline provenance locking": (1252, 1100),
     "metrics diagnostics": (2010, 1750),
     "training": (2350, 1950),
