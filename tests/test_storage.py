@@ -109,6 +109,14 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         edit_config(lambda c: c["parts"]["readout"]["init_args"].update(colour=1)),
         "fewstep.readouts.TransformerReadout cannot be built from its init_args",
     ),
+    "a network larger than any memory": (
+        edit_config(lambda c: c["parts"]["readout"]["init_args"].update(width=2**17)),
+        "cannot be built from its init_args (the network would have more than 1,0",
+    ),
+    "a network without end": (
+        edit_config(lambda c: c["parts"]["denoiser"]["init_args"].update(depth=10**12)),
+        "cannot be built from its init_args (the network would have more than 1,0",
+    ),
     "identity key too many": (identity(extra=1), "identity: unexpected or missing keys: ['extra']"),
     "identity key missing": (edit_config(lambda c: c["identity"].pop("path")), "unexpected or missing keys: ['path']"),
     "identity no object": (edit_config(lambda c: c.update(identity=3)), "identity is '3'"),

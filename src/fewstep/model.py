@@ -38,6 +38,8 @@ STAGE_OF = {"readout": "autoencoder", "denoiser": "flow"}
 """The training stage of a part, where the two have different names."""
 BUILT_IN = ("fewstep.autoencoders", "fewstep.readouts", "fewstep.denoisers", "fewstep.lab.images")
 """Packages whose classes are always built; others have to be allowed by the caller."""
+SPARE_NUMBERS = 1_000_000
+"""A part may have so many numbers beside twice those that are stored: buffers that are computed, layers replaced."""
 FIELDS_OF_PART = {
     "denoiser": ("path", "prediction", "objective", "trained_nfe", "estimate", "grid_mean", "grid_std"),
     "head": ("trust_level",),
@@ -234,8 +236,11 @@ class SavedModel:
             )
         model = cls(stored.tokenizer, identity)
         for name, spec in stored.manifest.parts.items():
-            part = build_part(name, spec, source, allow=allow)
-            storage.load_strictly(part, stored.weights[name], f"{source} ({name})")
+            weights = stored.weights[name]
+            stored_numbers = sum(tensor.numel() for tensor in weights.values())
+            with storage.at_most_numbers(2 * stored_numbers + SPARE_NUMBERS):
+                part = build_part(name, spec, source, allow=allow)
+            storage.load_strictly(part, weights, f"{source} ({name})")
             setattr(model, name, part)
         model.to("cpu").check(source)
         storage.warn_of_newer(identity.versions, source)
