@@ -13,7 +13,6 @@ from fewstep.diagnostics.cci import cci
 from fewstep.diagnostics.decoding import Decode
 from fewstep.diagnostics.result import Result
 from fewstep.model import SavedModel
-from fewstep.pipeline import check_sampler
 from fewstep.readouts import CommitmentHead
 from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import rand, randn
@@ -78,7 +77,6 @@ def sampled(model: SavedModel, x_0: Tensor, generator: torch.Generator) -> Traje
     (:func:`fewstep.samplers.default_sampling`).
     """
     own = default_sampling(model.identity, NUM_STEPS)
-    check_sampler(model.identity, own.num_steps, own.reinjection)
     flow = model.flow()
     sampler = FlowSampler(flow.path, grid=model.identity.default_grid(), reinjection=own.reinjection)
     return sampler.sample(flow, x_0, num_steps=own.num_steps, mask=all_real(x_0), generator=generator)
