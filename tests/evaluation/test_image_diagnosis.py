@@ -13,8 +13,8 @@ from fewstep.diagnostics.response import CONTINUOUS
 from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis, diagnose_text
 from fewstep.evaluation.image_diagnosis import IMAGE_MEASUREMENTS, diagnose_images, make_image_subject
+from fewstep.evaluation.pictures import write_picture
 from fewstep.evaluation.subject import ImageSubject, noise_source
-from fewstep.lab.report import write_picture
 from tests.evaluation.subjects import tiny_subject
 from tests.images import tiny_image_model
 

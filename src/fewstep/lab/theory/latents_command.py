@@ -7,7 +7,6 @@ from typing import Any
 from jsonargparse.typing import PositiveInt
 
 from fewstep.cli.common import DeviceOptions, TextOptions, corpus_of
-from fewstep.cli.evaluate import report_torn
 from fewstep.cli.output import make_folder, write_text
 from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
@@ -44,7 +43,7 @@ def run(options: LatentsOptions, model: str, folder: Path, recipe: dict[str, Any
     """
     from fewstep.evaluation.row_file import RowFile
     from fewstep.evaluation.sweep import model_digest
-    from fewstep.lab.report import write_picture
+    from fewstep.evaluation.pictures import write_picture
     from fewstep.lab.theory.exact import train_blocks, train_latents
     from fewstep.lab.theory.exact_picture import exact_picture
     from fewstep.lab.theory.exact_rows import ExactRow, table_of
@@ -59,7 +58,6 @@ def run(options: LatentsOptions, model: str, folder: Path, recipe: dict[str, Any
     study = ExactStudy(bundle, latents, settings, model_digest(bundle), recipe)
     make_folder(folder)
     file = RowFile(folder / ROWS_FILE, ExactRow)
-    report_torn(file)
     rows = file.read()
     for new, row in enumerate(study.rows(rows), 1):
         file.append(row)
