@@ -15,7 +15,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from fewstep.data import CorpusSettings, Digits, DrawnShapes, prepare_corpus
+from fewstep.data import CorpusSettings, prepare_corpus
+from fewstep.lab.images import Digits, DrawnShapes
 
 WIDTH = 128
 COPY_STEPS = 1500

@@ -11,7 +11,7 @@ from fewstep.lab.report.traces import Traces, collect_traces
 from fewstep.lab.report.traces_file import read_traces, traces_of_run
 from fewstep.pipeline import TextGenerator
 from tests.bundles import only, tiny_bundle
-from tests.images import tiny_image_model
+from tests.lab.images.models import tiny_image_model
 
 
 def of_run(

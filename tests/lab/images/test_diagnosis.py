@@ -12,11 +12,12 @@ from fewstep.diagnostics.dabi import RADII
 from fewstep.diagnostics.response import CONTINUOUS
 from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis, diagnose_text
-from fewstep.evaluation.image_diagnosis import IMAGE_MEASUREMENTS, diagnose_images, make_image_subject
 from fewstep.evaluation.pictures import write_picture
 from fewstep.evaluation.subject import ImageSubject, noise_source
+from fewstep.lab.images.diagnosis import IMAGE_MEASUREMENTS, diagnose_images, make_image_subject
+from fewstep.lab.images.generator import image_autoencoder, images_of
 from tests.evaluation.subjects import tiny_subject
-from tests.images import tiny_image_model
+from tests.lab.images.models import tiny_image_model
 
 NUM = 12
 
@@ -109,7 +110,7 @@ def test_a_seed_gives_the_same_figures_alone_and_under_inference_mode_and_anothe
 
 def test_measuring_leaves_the_model_and_random_numbers_as_they_were() -> None:
     model = tiny_image_model()
-    module, numbers = model.image_autoencoder(), torch.get_rng_state()
+    module, numbers = image_autoencoder(model), torch.get_rng_state()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     diagnose_images(make_image_subject(model, num_examples=NUM, seed=0), "images", only=["dabi_worst"])
     assert torch.equal(torch.get_rng_state(), numbers)
@@ -150,7 +151,7 @@ def test_text_and_images_store_the_protocol_that_their_dabi_was_measured_by() ->
 def test_the_latents_are_those_of_held_out_images() -> None:
     model = tiny_image_model()
     with torch.no_grad():
-        assert torch.equal(subject_of().z, model.image_autoencoder().encode(model.image_source().held_out(NUM)))
+        assert torch.equal(subject_of().z, image_autoencoder(model).encode(images_of(model).held_out(NUM)))
 
 
 @pytest.mark.parametrize("num_examples", [1, 98])

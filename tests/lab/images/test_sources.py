@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fewstep.data import Digits, DrawnShapes, ImageSource, image_source
-from fewstep.data.images import draw_images
 from fewstep.errors import UserError
+from fewstep.lab.images import Digits, DrawnShapes, ImageSource, image_source
+from fewstep.lab.images.sources import draw_images
 
 SMALL = DrawnShapes(num_train=40, num_held_out=20, size=12)
 

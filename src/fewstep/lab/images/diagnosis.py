@@ -15,6 +15,7 @@ from fewstep.evaluation.measurement import Measurement, choose
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.readout_measurements import DabiEffort
 from fewstep.evaluation.subject import ImageSubject
+from fewstep.lab.images.generator import image_autoencoder, images_of
 from fewstep.model import SavedModel
 
 IMAGE_EFFORT = DabiEffort(num_isotropic=12)
@@ -66,7 +67,7 @@ DECODER_MEASUREMENTS = {"reconstruction": Measurement(measure_reconstruction), *
 @torch.no_grad()
 def make_image_subject(model: SavedModel, *, num_examples: int, seed: int) -> ImageSubject:
     """The latents of the first ``num_examples`` held-out images, at least 2."""
-    images, autoencoder = model.image_source().held_out(), model.image_autoencoder()
+    images, autoencoder = images_of(model).held_out(), image_autoencoder(model)
     if not 2 <= num_examples <= len(images):
         raise UserError(f"examples is {num_examples}: expected a number from 2 to {len(images)}, the held-out images")
     device = next(autoencoder.parameters()).device

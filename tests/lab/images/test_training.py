@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fewstep.cli.main import main
+from fewstep.lab.images.generator import image_autoencoder, images_of
 from fewstep.model import SavedModel, kind_of
 from fewstep.storage import load_checkpoint
-from tests.images import image_arguments
+from tests.lab.images.models import image_arguments
 from tests.runs import CONFIGS, Workshop, logged
 from tests.training.test_resume import assert_equal
 
@@ -26,8 +27,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_short_run_explains_half_of_what_the_mean_image_leaves(trained: Path) -> None:
     model = SavedModel.from_pretrained(trained / "model")
-    held_out, mean = model.image_source().held_out(), model.image_source().train().mean(0)
-    autoencoder = model.image_autoencoder()
+    held_out, mean = images_of(model).held_out(), images_of(model).train().mean(0)
+    autoencoder = image_autoencoder(model)
     with torch.no_grad():
         error = (autoencoder.decode(autoencoder.encode(held_out)) - held_out).square()
     constant = (mean - held_out).square().mean()
@@ -42,7 +43,7 @@ def test_a_short_run_explains_half_of_what_the_mean_image_leaves(trained: Path) 
 def test_latents_of_held_out_images_have_unit_variance_after_training(trained: Path) -> None:
     model = SavedModel.from_pretrained(trained / "checkpoints" / "last.ckpt")
     with torch.no_grad():
-        z = model.image_autoencoder().encode(model.image_source().held_out())
+        z = image_autoencoder(model).encode(images_of(model).held_out())
     assert z.mean().abs() < 0.2
     assert z.var() == pytest.approx(1, abs=0.15)
     assert (z.flatten(1).var(0) - 1).abs().max() < 0.5
@@ -80,7 +81,7 @@ def test_the_drawn_set_is_one_flag_away(tmp_path: Path, capsys: pytest.CaptureFi
     assert "DrawnShapes (num_train 40, num_held_out 5, size 32, seed 0): 3 x 32 x 32; 40 to train on, 5 held out" in out
     model = SavedModel.from_pretrained(tmp_path / "model")
     assert model.latent_shape() == (64, 4)
-    assert tuple(model.image_source().held_out().shape) == (5, 3, 32, 32)
+    assert tuple(images_of(model).held_out().shape) == (5, 3, 32, 32)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
@@ -127,5 +128,6 @@ def test_an_earlier_run_is_kept_and_a_text_stage_does_not_take_images(
     assert "'image_autoencoder', but this run trains 'autoencoder'" in refusal(
         capsys, workshop.arguments("autoencoder", *flags)
     )
-    images = ["fit", "--config", str(CONFIGS / "autoencoder.yaml"), "--data=ImageDataModule", "--data.images=Digits"]
+    images = ["--data=fewstep.lab.images.training.ImageDataModule", "--data.images=Digits"]
+    images = ["fit", "--config", str(CONFIGS / "autoencoder.yaml"), *images]
     assert "but AutoencoderModule trains on TextDataModule" in refusal(capsys, images)

@@ -8,20 +8,20 @@ from scipy import stats
 
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.evaluation import image_sweep
-from fewstep.evaluation.image_row import (
+from fewstep.lab.images import sweep as image_sweep
+from fewstep.lab.images.generator import GeneratedImages, ImageGenerator, image_autoencoder, images_of
+from fewstep.lab.images.row import (
     COLUMNS,
     YARDSTICK,
     ImageRow,
     ImageSetting,
 )
-from fewstep.evaluation.image_sweep import BaseFlow, ImageSweep, relative_rms
+from fewstep.lab.images.sweep import BaseFlow, ImageSweep, relative_rms
 from fewstep.metrics.frechet import frechet_distance, moments
 from fewstep.metrics.intervals import Interval, mean_interval
 from fewstep.model import SavedModel
-from fewstep.pipeline import GeneratedImages, ImageGenerator
 from fewstep.shapes import example_generators
-from tests.images import tiny_image_flow, tiny_image_model
+from tests.lab.images.models import tiny_image_flow, tiny_image_model
 
 
 class Copying(ImageGenerator):
@@ -30,7 +30,7 @@ class Copying(ImageGenerator):
     def generate(self, num_samples: int, *_: object, **__: object) -> GeneratedImages:  # type: ignore[override]
         seed = _[1]
         (generator,) = example_generators(seed, 0, 1)
-        images, autoencoder = self.model.image_source().train(), self.model.image_autoencoder()
+        images, autoencoder = images_of(self.model).train(), image_autoencoder(self.model)
         images = images[torch.randperm(len(images), generator=generator)[:num_samples]]
         with torch.no_grad():
             return GeneratedImages(autoencoder.decode(autoencoder.encode(images)).clamp(0, 1), torch.zeros(0), 1, 0.5)
@@ -60,8 +60,8 @@ def test_the_distance_is_that_of_decoded_images_to_all_decoded_held_out_ones() -
     _, row = small(model, steps=(2,), reinjections=(0.5,), name="mine").rows()
     assert row.setting == ImageSetting("mine", 2, 0.5)
     with torch.no_grad():
-        autoencoder = model.image_autoencoder()
-        held_out = autoencoder.decode(autoencoder.encode(model.image_source().held_out())).clamp(0, 1)
+        autoencoder = image_autoencoder(model)
+        held_out = autoencoder.decode(autoencoder.encode(images_of(model).held_out())).clamp(0, 1)
         for seed, latents, pixels in zip((0, 1), row.latents_by_seed, row.pixels_by_seed, strict=True):
             images = ImageGenerator(model).generate(20, 2, seed, reinjection=0.5).images
             expected = frechet_distance(moments(autoencoder.encode(images)), moments(autoencoder.encode(held_out)))

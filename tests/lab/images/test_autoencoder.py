@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from fewstep.autoencoders import ImageAutoencoder
-from fewstep.data import Digits
 from fewstep.errors import UserError
-from fewstep.objectives import ImageReconstruction
-from tests.images import tiny_image_model
+from fewstep.lab.images import Digits, ImageAutoencoder, ImageReconstruction
+from tests.lab.images.models import tiny_image_model
 
 
 def test_after_fit_every_number_of_the_latents_has_unit_variance() -> None:

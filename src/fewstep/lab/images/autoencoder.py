@@ -6,10 +6,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from fewstep.autoencoders.transformer import Whitening
+from fewstep.autoencoders import Whitening
 from fewstep.errors import UserError
+from fewstep.objectives.stages import noised
 from fewstep.schedules import upcast
 from fewstep.shapes import check_sizes
+from fewstep.types import LossOutput
 
 
 def to_positions(z: Tensor) -> Tensor:
@@ -71,6 +73,7 @@ class ImageAutoencoder(nn.Module):
         self.config = {**sizes, "width": width, "depth": depth}
         self.image_shape = (channels, size, size)
         self.latent_shape = (latent_channels, side, side)
+        self.latent_dim = latent_channels
 
         def blocks() -> list[nn.Module]:
             return [ResidualBlock(width) for _ in range(depth)]
@@ -84,6 +87,10 @@ class ImageAutoencoder(nn.Module):
         self.place = nn.Parameter(torch.zeros(width, side, side))
         self.decoder = nn.Sequential(*chain(*doubling))
         self.whitening = Whitening(latent_channels * side * side)
+
+    def num_latents(self, num_tokens: int) -> int:
+        """Positions K that a flow sees in one image, whatever the number of tokens."""
+        return self.latent_shape[1] * self.latent_shape[2]
 
     def encode(self, images: Tensor) -> Tensor:
         """``images`` (B, C, S, S) in [0, 1] to latents ``z`` (B, c, s, s), in at least float32."""
@@ -100,3 +107,18 @@ class ImageAutoencoder(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Latents ``z`` (B, c, s, s) to images (B, C, S, S) in at least float32; values may leave [0, 1] slightly."""
         return 0.5 + 0.5 * upcast(self.decoder(self.from_latent(z) + self.place))
+
+
+class ImageReconstruction:
+    """Squared error of images decoded from latents with noise of a level uniform in [0, ``noise_level_max``]."""
+
+    def __init__(self, *, noise_level_max: float = 1.0) -> None:
+        if noise_level_max < 0:
+            raise ValueError(f"noise_level_max is {noise_level_max}: expected a level >= 0")
+        self.noise_level_max = noise_level_max
+
+    def forward(self, autoencoder: ImageAutoencoder, images: Tensor, *, generator: torch.Generator) -> LossOutput:
+        """Mean squared error per pixel value over ``images`` (B, C, H, W) in [0, 1]; ``per_example`` (B,)."""
+        z = noised(autoencoder.encode(images), self.noise_level_max, generator)
+        per_example = (autoencoder.decode(z) - images).square().flatten(1).mean(1)
+        return LossOutput(per_example.mean(), per_example.detach())

@@ -16,14 +16,14 @@ from torch import Tensor
 from fewstep.diagnostics.stiffness import stiffness
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import velocity_of
-from fewstep.evaluation.image_row import YARDSTICK, ImageRow, ImageSetting
 from fewstep.evaluation.protocol import HASH_DIGITS, canonical_json
 from fewstep.evaluation.scorers import weights_digest
 from fewstep.evaluation.subject import noise_source
+from fewstep.lab.images.generator import GeneratedImages, ImageGenerator, image_autoencoder, images_of
+from fewstep.lab.images.row import YARDSTICK, ImageRow, ImageSetting
 from fewstep.metrics.frechet import Moments, frechet_distance, moments
 from fewstep.metrics.intervals import mean_interval
 from fewstep.model import SavedModel
-from fewstep.pipeline import GeneratedImages, ImageGenerator
 from fewstep.provenance import versions
 from fewstep.samplers import FlowSampler, incompatibility
 from fewstep.shapes import example_generators, randn
@@ -71,10 +71,10 @@ class ImageSweep:
         identity, path, grid = model.identity, model.flow().path, model.identity.default_grid()
         self.model, self.base, self.seeds = model, base, tuple(dict.fromkeys(seeds))
         self.num_samples, self.batch_size, self.stiffness_examples = num_samples, batch_size, stiffness_examples
-        if not 2 <= num_samples <= model.image_source().num_train or not self.seeds:
+        if not 2 <= num_samples <= images_of(model).num_train or not self.seeds:
             raise UserError(
                 f"{num_samples} samples for seeds {self.seeds}: expected at least 1 seed and a number from 2 to "
-                f"{model.image_source().num_train}, the train images of the yardstick"
+                f"{images_of(model).num_train}, the train images of the yardstick"
             )
         asked = dict.fromkeys((count, float(gamma)) for gamma in reinjections for count in steps)
         self.settings = tuple(
@@ -84,11 +84,11 @@ class ImageSweep:
         )
         if not self.settings:
             raise UserError(f"{identity.objective} was trained for none of steps {steps}, re-injection {reinjections}")
-        self.autoencoder = weights_digest(model.image_autoencoder())[:HASH_DIGITS]
+        self.autoencoder = weights_digest(image_autoencoder(model))[:HASH_DIGITS]
         self.digest = _hash(
             [asdict(model.manifest()), {name: weights_digest(part) for name, part in model.parts().items()}]
         )
-        if base is not None and weights_digest(base.model.image_autoencoder())[:HASH_DIGITS] != self.autoencoder:
+        if base is not None and weights_digest(image_autoencoder(base.model))[:HASH_DIGITS] != self.autoencoder:
             raise UserError("the base flow is on another autoencoder: the same noise means other images there")
         self.protocol = self._protocol()
         self.protocol_hash = _hash(self.protocol)
@@ -133,7 +133,7 @@ class ImageSweep:
 
     def _yardstick(self) -> ImageRow:
         """Train images drawn without replacement, decoded like the held-out ones."""
-        images = self.model.image_source().train()
+        images = images_of(self.model).train()
         pairs = []
         for seed in self.seeds:
             (generator,) = example_generators(seed, 0, 1)
@@ -194,23 +194,23 @@ class ImageSweep:
     def _distances(self, images: Tensor) -> tuple[float, float]:
         """Of ``images`` (N, C, H, W) to the held-out ones, in latents and in pixels."""
         if self._reference is None:
-            self._reference = self._moments(self._decoded(self.model.image_source().held_out()))
+            self._reference = self._moments(self._decoded(images_of(self.model).held_out()))
         return tuple(map(frechet_distance, self._moments(images), self._reference))  # type: ignore[return-value]
 
     @torch.no_grad()
     def _moments(self, images: Tensor) -> tuple[Moments, Moments]:
-        latents = torch.cat([self.model.image_autoencoder().encode(part).cpu() for part in self._batches(images)])
+        latents = torch.cat([image_autoencoder(self.model).encode(part).cpu() for part in self._batches(images)])
         pooled = F.adaptive_avg_pool2d(images, (min(POOLED, images.shape[2]), min(POOLED, images.shape[3])))
         return moments(latents), moments(pooled)
 
     @torch.no_grad()
     def _decoded(self, images: Tensor) -> Tensor:
         """Images after a way through the autoencoder, so that what it loses is not held against a flow."""
-        model = self.model.image_autoencoder()
+        model = image_autoencoder(self.model)
         return torch.cat([model.decode(model.encode(part)).clamp(0, 1).cpu() for part in self._batches(images)])
 
     def _batches(self, images: Tensor) -> list[Tensor]:
-        device = next(self.model.image_autoencoder().parameters()).device
+        device = next(image_autoencoder(self.model).parameters()).device
         return [part.to(device) for part in images.split(self.batch_size)]
 
     def _of_base(self, base: BaseFlow) -> Tensor:

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from fewstep.autoencoders import ImageAutoencoder
 from fewstep.denoisers import RegressionDenoiser
+from fewstep.lab.images import ImageAutoencoder
 from fewstep.model import Identity, SavedModel
 from tests.bundles import randomise
 from tests.runs import CONFIGS

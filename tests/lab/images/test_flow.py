@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.autoencoders import to_positions
 from fewstep.cli.main import main
-from fewstep.data import Digits
 from fewstep.denoisers import FlowModel, RegressionDenoiser
+from fewstep.lab.images import Digits, to_positions
+from fewstep.lab.images.generator import ImageGenerator, image_autoencoder
+from fewstep.lab.images.training import ImageDataModule, ImageFlowModule
 from fewstep.metrics.frechet import frechet_distance, moments
 from fewstep.model import SavedModel, kind_of
 from fewstep.objectives import OBJECTIVES, FlowMatching, MeanFlow, Objective
-from fewstep.pipeline import ImageGenerator
 from fewstep.schedules import LogitNormalTime, UniformTime
 from fewstep.storage import load_checkpoint
-from fewstep.training import ImageDataModule, ImageFlowModule
 from fewstep.types import LossOutput
-from tests.images import tiny_image_flow, tiny_image_model
+from tests.lab.images.models import tiny_image_flow, tiny_image_model
 from tests.runs import CONFIGS, logged
 from tests.training.flows import STUDENTS
 from tests.training.test_resume import assert_equal
@@ -99,7 +98,7 @@ def test_a_run_leaves_the_frozen_autoencoder_with_its_flow(base: Path, flow: Pat
 def test_training_brings_generated_latents_to_those_of_the_images(flow: Path) -> None:
     model = SavedModel.from_pretrained(flow / "model")
     with torch.no_grad():
-        z = to_positions(model.image_autoencoder().encode(IMAGES.train()))
+        z = to_positions(image_autoencoder(model).encode(IMAGES.train()))
     made = ImageGenerator(model).generate(200, 8).x_1
     noise = torch.randn(200, 4, 2, generator=torch.Generator().manual_seed(0))
     distance = [frechet_distance(moments(z), moments(x)) for x in (made, noise)]
@@ -156,7 +155,7 @@ def test_the_objective_sees_the_latents_of_the_images_and_no_tokens(base: Path) 
     assert seen["modes"] == (False, False), "validation takes derivatives, but records none"
     reference, latents = white_image_model(), seen["latents"]
     with torch.no_grad():
-        assert torch.equal(latents.z, to_positions(reference.image_autoencoder().encode(images)))
+        assert torch.equal(latents.z, to_positions(image_autoencoder(reference).encode(images)))
     assert latents.mask.shape == (3, 4) and bool(latents.mask.all())
     assert not latents.z.requires_grad
     assert [seen[name] for name in ("tokens", "readout", "teacher", "progress")] == [None, None, None, 1.0]
@@ -198,7 +197,11 @@ def refusal(capsys: pytest.CaptureFixture[str], given: list[str]) -> str:
     [
         (None, ["--data.images.seed=4"], "was trained on other images: give --data.images=Digits --data.images.num_he"),
         (None, ["--data.images=DrawnShapes"], "was trained on other images"),
-        (None, ["--model.objective.cross_entropy_weight=1"], "cross_entropy_weight is 1.0, but images have no tokens"),
+        (
+            None,
+            ["--model.objective.cross_entropy_weight=1"],
+            "weight is 1.0, but these data have no tokens",
+        ),
         (None, ["--model.denoiser.two_times=true"], "two_times is true, but FlowMatching"),
         (None, ["--model.teacher={flow}"], "FlowMatching learns from data alone"),
         (None, ["--model.initialise_from={base}"], "no denoiser"),
