@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded
-from fewstep.evaluation.protocol import canonical_json, differences, hash_of
+from fewstep.evaluation.protocol import differences, hash_of
 from fewstep.metrics.intervals import Interval
 
 FLOW, HELD_OUT, NOISE = "flow", "held-out text", "pure noise"

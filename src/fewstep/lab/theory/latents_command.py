@@ -41,9 +41,9 @@ def run(options: LatentsOptions, model: str, folder: Path, recipe: dict[str, Any
 
     ``recipe``: provenance of the rows. An interrupted run resumes.
     """
+    from fewstep.evaluation.pictures import write_picture
     from fewstep.evaluation.row_file import RowFile
     from fewstep.evaluation.sweep import model_digest
-    from fewstep.evaluation.pictures import write_picture
     from fewstep.lab.theory.exact import train_blocks, train_latents
     from fewstep.lab.theory.exact_picture import exact_picture
     from fewstep.lab.theory.exact_rows import ExactRow, table_of
