@@ -28,7 +28,7 @@ class SamplerOptions:
         steps: number of steps.
         reinjection: fresh noise after each step, from 0 (none) to 1, or a rule such as cosine:1,0; left out, 1 for an
             endpoint model, where that is exact, and 0 for others, where a constant strength makes samples colder than
-            the data (docs/findings_consistency.md).
+            the data (docs/findings/consistency.md).
         noise: draw re-injected noise in every step, or once.
         noise_temperature: factor on a step's old noise; below 1 is colder.
         initial_temperature: factor on the noise that sampling starts from.

@@ -10,7 +10,7 @@ belongs to s, the end of a step; the last step ends at s = 1, where no noise is 
 
 A posterior mean x1_hat varies less than x_1, so fresh noise in place of eps_hat cools the samples. A rule is
 *consistent* if samples of the exact posterior mean reach the data's law as N grows: strengths that fall as
-1 / sqrt(N), or to 0 at s = 1, do; a constant strength does not (docs/findings_consistency.md).
+1 / sqrt(N), or to 0 at s = 1, do; a constant strength does not (docs/findings/consistency.md).
 
 A rule of your own, ``my_package.my_rule:0.5`` on the command line and in YAML:
 

@@ -2,7 +2,7 @@
 
 The flow of a mixture in closed form (:class:`Mixture`), also over a model's own latents, and studies of the theorems of
 arXiv:2606.30705 as we read them: the paper's abstract and summaries were at hand, its constants and proofs were not.
-``docs/theory.md`` says which statement is proven there, which is measured here, and which is our reading.
+``docs/findings/theory.md`` says which statement is proven there, which is measured here, and which is our reading.
 """
 
 from fewstep.lab.theory.mixtures import Mixture
