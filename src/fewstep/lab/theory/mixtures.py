@@ -162,8 +162,8 @@ class Mixture(nn.Module):
 def extreme_eigenvalues(weights: Tensor, means: Tensor, mean: Tensor, *, smallest: bool = True) -> Tensor:
     """Smallest and largest eigenvalue (B, 2) of C = sum_m r_m (mu_m - m)(mu_m - m)', float64.
 
-    ``weights`` r (B, M), ``means`` mu (M, n), ``mean`` m (B, n). ``smallest`` False: 0 in its place, which lets Lanczos'
-    method find the largest of many numbers.
+    ``weights`` r (B, M), ``means`` mu (M, n), ``mean`` m (B, n). Not ``smallest``: 0 in its place, which lets
+    Lanczos' method find the largest of many numbers.
     """
     if means.shape[1] <= BATCHED_UP_TO:
         size = max(1, NUMBERS_AT_ONCE // 16 // means.numel())
