@@ -4,7 +4,6 @@ import ast
 import importlib
 import re
 import shlex
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from fewstep.cli import main as entry
 from fewstep.cli import parser as options_parser
+from studies.docs_check import code_lines, words_of
 from tests.runs import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -34,26 +34,13 @@ def text_of(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
 
-def code_lines(page: Path) -> Iterator[str]:
-    """Lines of shell in fenced and indented blocks, with continuation lines joined."""
-    text = re.sub(r"```(?!bash)\w+\n.*?```", "", text_of(page), flags=re.DOTALL)
-    text = re.sub(r"\\\n\s*", " ", text)
-    fenced = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
-    indented = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
-    yield from (line.strip() for line in f"{fenced}\n{indented}".splitlines() if line.strip())
-
-
 def documented() -> dict[str, list[str]]:
     """Every command line of fewstep, in code and in tables, to its words."""
     commands: dict[str, list[str]] = {}
     for page in PAGES:
         inline = re.findall(r"`(fewstep \w+[^`]*)`", text_of(page))
         for line in [*code_lines(page), *inline]:
-            if (start := re.search(r"(?:^|\s|/)(?:fewstep|train\.py) (?=[a-z])", line)) is None:
-                continue
-            words = shlex.split(line[start.end() :], comments=True)
-            words = words[: next((i for i, word in enumerate(words) if word in ("&&", "|", ";")), len(words))]
-            words = ["train", *words] if "train.py" in start.group() else words
+            words = words_of(line)
             if words:
                 words += ["..."] if line in inline else []  # in a sentence or a table: may be shortened
                 commands.setdefault(f"{name_of(page)}: {shlex.join(words)}", words)
