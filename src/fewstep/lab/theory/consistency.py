@@ -10,7 +10,8 @@ from itertools import product
 
 import torch
 
-from fewstep.lab.theory.curves import Curve, Fit, Line
+from fewstep.diagnostics.result import Axes, Result, Series
+from fewstep.lab.theory.theorems import row
 from fewstep.paths import Path
 from fewstep.samplers import RuleLike, is_consistent, parse_rule
 
@@ -88,18 +89,17 @@ def limits(path: Path, width: float = WIDTH) -> dict[str, float]:
     }
 
 
-def consistency_curve(path: Path) -> Curve:
+def consistency_curve(path: Path) -> Result:
     """Standard deviation of the samples over that of the data, over N, and at the largest N beside its limit."""
-    lines, fits = [], []
+    lines, rows = {}, []
     for rule, limit in limits(path).items():
         spreads = tuple(sample_spread(rule, path, count) for count in COUNTS)
-        lines.append(Line(rule, tuple(map(float, COUNTS)), spreads))
+        lines[rule] = Series(rule, tuple(map(float, COUNTS)), spreads)
         word = "consistent" if is_consistent(rule) else "cold"
-        fits.append(Fit(f"{rule}, N = {COUNTS[-1]} ({word})", spreads[-1], None, limit))
+        rows.append(row(f"{rule}, N = {COUNTS[-1]} ({word})", spreads[-1], None, 0, limit))
     for gamma, count in product((0, 1), (4, 64)):
         spread = sample_spread(gamma, path, count, endpoint=True)
-        expected = 1.0 if gamma == 1 else None
-        fits.append(Fit(f"endpoint model, {gamma}, N = {count}", spread, None, expected))
+        rows.append(row(f"endpoint model, {gamma}, N = {count}", spread, None, 0, 1.0 if gamma == 1 else None))
     title = f"Gaussian data, standard deviation {WIDTH:g}, exact posterior mean"
-    y_label = "standard deviation of samples / data"
-    return Curve("consistency", title, "steps N", y_label, tuple(lines), tuple(fits), log_y=False)
+    axes = Axes(title, "steps N", "standard deviation of samples / data", log_x=True)
+    return Result("consistency", tuple(rows), lines, axes)
