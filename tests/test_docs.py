@@ -2,8 +2,11 @@
 
 import ast
 import importlib
+import json
 import re
 import shlex
+import subprocess
+import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -249,3 +252,31 @@ def test_the_pictures_of_the_concepts_are_made_by_their_study(monkeypatch: pytes
     assert named == set(pictures.PICTURES)
     assert {file.stem for file in (ROOT / "docs" / "img").glob("*.png")} >= named
     assert len(pictures.readouts_picture().axes) == 2
+
+
+def test_the_notebook_was_run_and_is_small() -> None:
+    file = ROOT / "docs" / "notebooks" / "quickstart.ipynb"
+    cells = [cell for cell in json.loads(text_of(file))["cells"] if cell["cell_type"] == "code"]
+    assert file.stat().st_size < 100_000
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert all(output["output_type"] != "error" for cell in cells for output in cell["outputs"])
+    assert {"stream", "display_data"} <= {output["output_type"] for cell in cells for output in cell["outputs"]}
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    scope: dict[str, Any] = {}
+    for cell in json.loads(text_of(ROOT / "docs" / "notebooks" / "quickstart.ipynb"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), scope)
+    assert set(scope["shares"]) == {0.0, 1.0, "ancestral"}
+    assert all(values[-1] == 1 for values in scope["shares"].values())
+
+
+@pytest.mark.slow
+def test_commands_and_numbers_of_the_docs_hold() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "studies" / "docs_check.py")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
