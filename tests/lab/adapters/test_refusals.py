@@ -126,7 +126,9 @@ def test_weights_larger_than_the_machine_are_refused_before_they_are_read(
     with (folder / "model.safetensors").open("wb") as stream:
         stream.write(struct.pack("<Q", len(header)) + header)
         stream.truncate(8 + len(header) + size)
-    assert "needs 8.0 GiB for its weights, and the machine has 1.0 GiB" in refusal("causal-lm", options_of(shop, folder))
+    assert "needs 8.0 GiB for its weights, and the machine has 1.0 GiB" in refusal(
+        "causal-lm", options_of(shop, folder)
+    )
     assert "needs 4.0 GiB" in refusal("causal-lm", options_of(shop, folder, dtype="bfloat16"))
     (folder / "model.safetensors").write_bytes(b"no header")
     assert "cannot be read as safetensors" in refusal("causal-lm", options_of(shop, folder))
