@@ -211,22 +211,6 @@ def test_points_that_are_not_accepted_do_not_count() -> None:
     assert local(decode, some).facts["accepted"] == pytest.approx(4 / 6)
 
 
-def test_rows_and_picture_carry_the_name_the_radius_and_n() -> None:
-    decode, z = SmoothReadout(8, 4, 6), normal(6, 8)
-    found = dabi(
-        decode, CATEGORICAL, data_points(margins(decode, z, FIRST), z), rms=2.0, generator=seeded(), name="dabi_data"
-    )
-    names = ["dabi_data", "dabi_data_fraction", "dabi_data_pooled", "dabi_data_median"]
-    names += [f"dabi_data_at_{c}" for c in ("0.001", "0.01", "0.1")]
-    assert [row.name for row in found.rows] == names
-    assert all("n = 8" in row.note for row in found.rows)
-    picture = found.picture()
-    assert picture is not None
-    assert picture.series[0].x == (0.001, 0.01, 0.1)
-    assert "arXiv:2606.30705" in found.facts["definition"]
-    plain(found)
-
-
 def test_bad_numbers_are_refused() -> None:
     decode, points = two_token_readout(normal(4)), segment_points(normal(2, 4), normal(2, 4, seed=1), "midpoint")
     for options in ({"rms": 0.0}, {"rms": 1.0, "radii": (0.0,)}, {"rms": 1.0, "num_isotropic": 0}):

@@ -131,20 +131,6 @@ def test_a_trajectory_is_the_samplers_on_the_models_grid_from_the_subjects_noise
         torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("trained", [1, 3])
-def test_a_model_trained_for_a_number_of_steps_is_looked_at_in_these_and_in_no_others(trained: int) -> None:
-    bundle = with_identity(mild_bundle(), trained_nfe=trained)
-    subject = tiny_subject(bundle)
-    assert len(subject.trajectory.predictions) == trained
-    flow, evaluations = bundle.denoiser, []
-    hook = flow.register_forward_hook(lambda *_: evaluations.append(1))
-    found = measure_decidedness(subject, num_continuations=2)
-    hook.remove()
-    assert len(evaluations) == trained + 2 * sum(range(1, trained + 1))
-    assert len(found.facts["times"]) == trained
-    assert measure_late_flips(subject)
-
-
 def counted(flow: FlowModel, call: Callable[[], Tensor]) -> tuple[Tensor, int]:
     """What ``call`` gives, and how often the network was evaluated."""
     calls = []

@@ -14,7 +14,8 @@ import torch
 from fewstep.diagnostics.result import Estimate, Result, Row
 from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis, diagnose, run_all
-from fewstep.evaluation.measurements import MEASUREMENTS, DabiEffort, Measurement
+from fewstep.evaluation.measurement import DabiEffort, Measurement
+from fewstep.evaluation.measurements import MEASUREMENTS
 from fewstep.evaluation.pictures import write_picture
 from fewstep.evaluation.processes import Processes
 from fewstep.model import SavedModel
@@ -142,7 +143,8 @@ def test_other_noise_in_the_same_places_gives_other_figures_in_every_measurement
     other = diagnose(replace(tiny_subject(bundle), seed=1))
     ours, theirs = figures(whole), figures(other)
     assert other.seed == 1
-    assert [name for name, value in theirs.items() if value == ours[name]] == []
+    drawn = [name for name in theirs if not name.startswith("token_accuracy")]  # which nothing random is in
+    assert [name for name in drawn if theirs[name] == ours[name]] == []
     changed = sum(row.estimate.value != whole.estimate(row.name).value for row in other.rows())
     assert changed > len(other.rows()) / 2
 

@@ -8,8 +8,8 @@ from typing import Any
 from fewstep.diagnostics.result import Estimate, Picture, Result, Row
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns
-from fewstep.evaluation.measurement import EffortName, Measurement, Threshold, choose
-from fewstep.evaluation.measurements import DABI_EFFORT, MEASUREMENTS, NOISE_LEVELS
+from fewstep.evaluation.measurement import DABI_EFFORT, EffortName, Measurement, Threshold, choose
+from fewstep.evaluation.measurements import MEASUREMENTS, NOISE_LEVELS
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.subject import Subject
 from fewstep.provenance import versions

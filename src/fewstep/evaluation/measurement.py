@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fewstep.diagnostics.dabi import RADII
 from fewstep.diagnostics.result import Result
 from fewstep.errors import UserError
 from fewstep.evaluation.subject import MIN_EXAMPLES, Subject
@@ -47,6 +48,22 @@ class Effort:
     share: int = 1
     positions: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DabiEffort:
+    """Radii beside the local limit, random directions and probes per point, and iterations to the worst direction."""
+
+    radii: tuple[float, ...] = RADII
+    num_isotropic: int = 4
+    num_probes: int = 8
+    num_iterations: int = 10
+
+
+LOCAL = DabiEffort(radii=(), num_probes=4)
+"""The local limit of DABI alone, for training."""
+DABI_EFFORT = {"text": DabiEffort(), "images": DabiEffort(num_isotropic=12, num_iterations=20)}
+"""Few directions per point suffice, since all points share one mean; an image has a single point, and so gets more."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ Legend: B examples, K latent positions of D dimensions, L tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from fewstep.diagnostics.boundary import BoundaryPoints, data_points, normal_boundary, segment_points, worst_direction
 from fewstep.diagnostics.cci import cci_curve
-from fewstep.diagnostics.dabi import RADII, dabi
+from fewstep.diagnostics.dabi import dabi
 from fewstep.diagnostics.decoding import Decode, rms
 from fewstep.diagnostics.displacement import dabi_flip, noise_robustness, reconstruction_error, token_accuracy
 from fewstep.diagnostics.listening import listening, listening_curve
@@ -28,7 +27,7 @@ from fewstep.evaluation.adapters import (
     estimate_of,
     velocity_of,
 )
-from fewstep.evaluation.measurement import Effort, Measurement, Threshold
+from fewstep.evaluation.measurement import DABI_EFFORT, LOCAL, DabiEffort, Effort, Measurement, Threshold
 from fewstep.evaluation.subject import Subject
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -37,23 +36,9 @@ FEW = 16
 """Examples of expensive measurements, at most."""
 
 
-@dataclass(frozen=True)
-class DabiEffort:
-    """Radii beside the local limit, random directions and probes per point, and iterations to the worst direction."""
-
-    radii: tuple[float, ...] = RADII
-    num_isotropic: int = 4
-    num_probes: int = 8
-    num_iterations: int = 10
-
-
-LOCAL = DabiEffort(radii=(), num_probes=4)
-"""The local limit of DABI alone, for training."""
-ONE_IN_EACH = Effort(share=2, positions=1)
+ONE_IN_EACH = Effort(share=3, positions=1)
 """Of DABI by default: points of different examples say more than as many of one."""
 HALF = Effort(share=2)
-DABI_EFFORT = {"text": DabiEffort(), "images": DabiEffort(num_isotropic=12, num_iterations=20)}
-"""Few directions per point suffice, since all points share one mean; an image has a single point, and so gets more."""
 
 
 def _dabi(
@@ -350,7 +335,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         kind="text",
         stages=("head",),
         training=Effort(share=8, options={"levels": None}),
-        default=Effort(share=8, options={"levels": (0.0, 0.4, 0.8, 2.0)}),
+        default=Effort(share=8, options={"levels": (0.0, 0.4, 2.0)}),
         thresholds={
             "cci": Threshold(
                 "CCI, share of a token's uncertainty that the earlier tokens resolve",
@@ -403,7 +388,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         kind="text",
         stages=("flow",),
         training=Effort(share=4, options={"times": (0.6, 0.95), "num_iterations": 4}),
-        default=Effort(share=8, options={"times": (0.2, 0.5, 0.7, 0.9, 0.95), "num_iterations": 10}),
+        default=Effort(share=8, options={"times": (0.2, 0.5, 0.8, 0.95), "num_iterations": 8}),
         thresholds={
             "stiffness before the last step": Threshold(
                 f"stiffness times the step 1/{FEW_STEPS}, highest before the last step",

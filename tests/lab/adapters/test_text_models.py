@@ -15,14 +15,12 @@ from transformers import (
 )
 
 from fewstep.data import load_tokenizer
-from fewstep.diagnostics.cci import cci
 from fewstep.diagnostics.response import CATEGORICAL
 from fewstep.lab.adapters import encoder_linear
 from fewstep.lab.adapters.encoder_linear import load_encoder_linear
 from fewstep.lab.adapters.language_models import load_causal_lm, load_masked_lm
 from fewstep.lab.adapters.seq2seq import load_seq2seq
 from fewstep.lab.adapters.text import load_text_model, special_tokens
-from tests.diagnostics.decoders import ParallelConditionals
 from tests.lab.adapters.folders import TOKENS, options_of
 
 
@@ -103,13 +101,6 @@ def test_an_encoder_decoder_draws_from_the_conditionals_that_it_reports(shop: Pa
     again = conditionals.draw(z[:5], torch.Generator().manual_seed(0))
     assert torch.equal(again, conditionals.draw(z[:5], torch.Generator().manual_seed(0)))
     assert not torch.equal(again, conditionals.draw(z[:5], torch.Generator().manual_seed(1)))
-
-
-def test_the_parallel_readout_of_an_encoder_decoder_commits_to_nothing(shop: Path) -> None:
-    decoder = load_seq2seq(options_of(shop, "t5"))
-    found = cci(ParallelConditionals(decoder.decode), decoder.z, generator=torch.Generator().manual_seed(0))
-    assert found["cci"].value == 0
-    assert found["cci_marginal_nats"].value is not None and found["cci_marginal_nats"].value > 0.1
 
 
 @torch.no_grad()

@@ -159,12 +159,3 @@ def test_numbers_that_the_images_cannot_give_are_one_line(num_examples: int) -> 
     with pytest.raises(UserError) as caught:
         image_subject(tiny_image_model(), num_examples=num_examples, seed=0)
     assert str(caught.value) == f"examples is {num_examples}: expected a number from 2 to 97, the held-out images"
-
-
-def test_an_unknown_measurement_is_one_line_with_all_that_are_offered() -> None:
-    with pytest.raises(UserError) as caught:
-        diagnose(subject_of(), only=["cci"])
-    assert str(caught.value) == (
-        "measurement is 'cci': expected one of reconstruction, dabi, dabi_worst, or a dotted path such as "
-        "my_package.my_module.name"
-    )
