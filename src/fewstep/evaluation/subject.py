@@ -96,8 +96,9 @@ class Subject:
 
     def given_text(self) -> Decode:
         """The autoregressive readout as a decoder, given the text's own tokens before each position."""
-        at_once = self.examples_at_once or len(self.z)
-        return DecodeInParts(self.read_head(0.0).logits, at_once, (self.data,))
+        with torch.inference_mode(False):  # no tensor of that mode may stand in a backward pass
+            ids = self.data.clone()
+        return DecodeInParts(self.read_head(0.0).logits, self.examples_at_once or len(self.z), (ids,))
 
     def read(self, z: Tensor) -> Tensor:
         """The tokens (B, L) that the parallel readout finds likeliest."""
