@@ -21,6 +21,7 @@ from fewstep.paths import PATHS, PathName
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, ReadoutChoice
 from fewstep.registry import import_attribute, validated
 from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
+from fewstep.shapes import own_defaults, plain
 from fewstep.storage import Manifest, PartSpec
 from fewstep.types import LatentEncoder, Readout
 
@@ -165,8 +166,10 @@ class SavedModel:
 
     def manifest(self) -> Manifest:
         """Identity, and class and constructor arguments of every part. Raises ``UserError`` for a class in a script."""
-        specs = {name: PartSpec(class_path(type(part)), dict(part.config)) for name, part in self.parts().items()}
-        return Manifest(asdict(self.identity), specs)
+        specs = {
+            name: PartSpec(class_path(type(part)), plain(dict(part.config))) for name, part in self.parts().items()
+        }
+        return Manifest(plain(asdict(self.identity)), specs)
 
     def save_pretrained(
         self, folder: str | FilePath, *, overwrite: bool = False, scores: str = "", license: str | None = None
@@ -214,6 +217,7 @@ class SavedModel:
         return str(address)
 
     @classmethod
+    @own_defaults()
     def from_pretrained(
         cls,
         path: str | FilePath,

@@ -50,7 +50,7 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
     settings = sampler_settings(options)
     check_writable(folder)
     if options.wandb:
-        from fewstep.training.callbacks.progress import check_wandb
+        from fewstep.training.tracking import check_wandb
 
         check_wandb()
     with Processes.join() as processes, ExitStack() as locked:
@@ -109,7 +109,7 @@ def write_results(rows: Sequence["SweepRow"], sweep: "Sweep", folder: Path, *, w
     print(sweep_text(rows, caption))
     print(f"\nrows      {folder / ROWS}\ntable     {folder / TABLE}\npictures  {folder / 'pareto_*.png'}")
     if wandb:
-        from fewstep.training.callbacks.progress import log_study
+        from fewstep.training.tracking import log_study
 
         heading, *lines = table_lines(rows)
         figures = {f"sweep_pictures/{name}": file for name, file in pictures.items()}
