@@ -68,7 +68,9 @@ def check_trainer(trainer: Namespace) -> None:
     strategy = trainer.strategy
     name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", ""))
     if name.rpartition(".")[2].lower().startswith(SHARDING):
-        raise UserError(f"trainer.strategy is {name}: every process keeps whole weights here; give ddp (docs/scale.md)")
+        raise UserError(
+            f"trainer.strategy is {name}: every process keeps whole weights here; give ddp (docs/howto/cluster.md)"
+        )
 
 
 def check_callbacks(callbacks: Any) -> None:
@@ -95,7 +97,7 @@ def check_built(trainer: Trainer) -> None:
     if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
         raise UserError(
             f"trainer.num_nodes is {trainer.num_nodes}, but no scheduler started this process and MASTER_ADDR is not "
-            "set: start one process per node by torchrun or SLURM (docs/scale.md)"
+            "set: start one process per node by torchrun or SLURM (docs/howto/cluster.md)"
         )
 
 

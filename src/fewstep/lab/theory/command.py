@@ -26,7 +26,6 @@ STUDIES = {
     "hierarchy": 192,
     "coarea": 1_000_000,
     "surface": 1000,
-    "consistency": 1,
 }
 """Study to examples per point."""
 FEWEST_MODES, FEWEST_EXAMPLES = 1024, 2
@@ -37,14 +36,13 @@ class StudyOptions:
     """Studies: theorems of arXiv:2606.30705.
 
     Args:
-        all: every study down to --consistency.
+        all: every study down to --surface.
         flips: Theorem 3, flip rate of the posterior-mean step against tube mass.
         modes: Theorem 5, peak stiffness over M modes where the dimension grows with log M.
         dimension: Theorem 6, peak stiffness over M modes in a fixed dimension.
         hierarchy: Theorem 7, peak stiffness of a step over the depth of a tree of modes.
         coarea: Theorem 17, boundary integral, growth of the tube, mean stiffness.
         surface: accuracy over depth K and a cap on stiffness, with lines of equal accuracy.
-        consistency: which re-injection rules reach the data's law with many steps, exact for Gaussian data.
     """
 
     all: bool = False
@@ -54,7 +52,6 @@ class StudyOptions:
     hierarchy: bool = False
     coarea: bool = False
     surface: bool = False
-    consistency: bool = False
 
 
 @dataclass(kw_only=True)
@@ -116,7 +113,6 @@ def make(name: str, options: TheoryOptions) -> "Curve | Surface":
     import torch
 
     from fewstep.lab import theory
-    from fewstep.lab.theory.consistency import consistency_curve
     from fewstep.paths import linear_path, variance_preserving_path
     from fewstep.samplers import FlowSampler
 
@@ -135,7 +131,6 @@ def make(name: str, options: TheoryOptions) -> "Curve | Surface":
             num=num,
             generator=generator,
         ),
-        "consistency": lambda: consistency_curve(path),
     }
     return studies[name]()
 
