@@ -69,12 +69,12 @@ def test_a_loaded_model_gives_the_same_tokens(state: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("state", ["float64", "deterministic"])
 def test_a_sampler_gives_the_same_latents_to_the_bit(state: str, folder: Path) -> None:
-    denoiser = SavedModel.from_pretrained(folder).denoiser
+    flow = SavedModel.from_pretrained(folder).flow()
 
     def latents() -> torch.Tensor:
         sampler = FlowSampler(PATHS["linear"](), reinjection="cosine:1,0", solver="heun")
         x_0 = torch.ones((3, 4, 6), dtype=torch.float32)
-        return sampler.sample(denoiser, x_0, num_steps=3, generator=example_generators(0, 0, 3)).states[-1]
+        return sampler.sample(flow, x_0, num_steps=3, generator=example_generators(0, 0, 3)).states[-1]
 
     expected = latents()
     with AMBIENT[state]():

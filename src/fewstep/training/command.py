@@ -178,6 +178,8 @@ class FewstepCLI(LightningCLI):
             default_root_dir=config.run_dir, logger=logger, callbacks=[*callbacks, Monitor()]
         )
         check_built(trainer)
+        if self.subcommand == "fit" and config.diagnostics.measurements is not None:
+            check_measurements(config.diagnostics.measurements, self.model)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self._writes():
             self._folder.open()

@@ -154,11 +154,13 @@ class Diagnostics(Callback):
                     logger.log_image(f"diag_pictures/{result.name}", [str(file)], step=trainer.global_step)
 
 
-def check_measurements(names: list[str]) -> None:
-    """Raise ``UserError`` for a name that is no measurement."""
-    from fewstep.training.callbacks.measuring import chosen_measurements
+def check_measurements(names: list[str], module: TrainingModule | None = None) -> None:
+    """Raise ``UserError`` for a name that is no measurement, or one that needs a part that ``module`` has not."""
+    from fewstep.training.callbacks.measuring import check_parts, chosen_measurements
 
     chosen_measurements(names)
+    if module is not None:
+        check_parts(module.stage_name, names, module.saved_model().parts())
 
 
 def table(rows: "tuple[Row, ...]") -> str:
