@@ -60,16 +60,16 @@ BUDGETS = {
     "objectives": (977, 950),
     "samplers": (790, 690),
     "data": (1356, 950),
-    "model storage pipeline provenance locking": (1305, 1100),
-    "metrics diagnostics": (2010, 1750),
+    "model storage pipeline provenance locking": (1294, 1100),
+    "metrics diagnostics": (2006, 1750),
     "training": (2562, 1950),
-    "cli settings __main__": (1850, 1300),
+    "cli settings __main__": (1833, 1300),
     "evaluation": (4750, 2000),
-    "lab": (8782, 4000),
+    "lab": (9034, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_027, 11_000)  # without NOT_CORE
-SRC_LINES = (26_559, 15_000)
+CORE_LINES = (13_016, 11_000)  # without NOT_CORE
+SRC_LINES = (26_800, 15_000)
 TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
 
 

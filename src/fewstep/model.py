@@ -331,11 +331,17 @@ def kind_of(path: str | FilePath) -> Kind:
     return _checked_identity(storage.read_manifest(storage.locate(path)), str(path)).kind
 
 
+<<<<<<< HEAD
 def _checked_identity(manifest: Manifest, source: str, allow: Sequence[str] = ()) -> Identity:
     identity = validated(Identity, manifest.identity, f"{source}: identity")
     objective = identity.objective or ""
     if identity.estimate not in ESTIMATES and "." in objective and _within(objective, allow):
         import_attribute(objective, f"{source}: objective")  # which registers its estimate
+=======
+def _checked_identity(manifest: Manifest, source: str) -> Identity:
+    defaults = asdict(Identity()) if manifest.format == 1 else {}
+    identity = validated(Identity, {**defaults, **manifest.identity}, f"{source}: identity")
+>>>>>>> main
     try:
         identity.default_grid()
     except (ValueError, OverflowError) as error:
