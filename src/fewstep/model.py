@@ -233,7 +233,8 @@ class SavedModel:
         whatever is wrong, and for a model of another ``kind``.
         """
         stored, source = storage.read_model(storage.locate(path, revision)), str(path)
-        identity = _checked_identity(stored.manifest, source, allow)
+        identity = _checked_identity(stored.manifest, source)
+        _require_estimate(identity, source, allow)
         if kind is not None and identity.kind != kind:
             raise UserError(
                 f"{source} holds a model of {identity.kind}, expected one of {kind}: give a model trained on {kind}"
@@ -331,30 +332,29 @@ def kind_of(path: str | FilePath) -> Kind:
     return _checked_identity(storage.read_manifest(storage.locate(path)), str(path)).kind
 
 
-<<<<<<< HEAD
-def _checked_identity(manifest: Manifest, source: str, allow: Sequence[str] = ()) -> Identity:
-    identity = validated(Identity, manifest.identity, f"{source}: identity")
-    objective = identity.objective or ""
-    if identity.estimate not in ESTIMATES and "." in objective and _within(objective, allow):
-        import_attribute(objective, f"{source}: objective")  # which registers its estimate
-=======
 def _checked_identity(manifest: Manifest, source: str) -> Identity:
     defaults = asdict(Identity()) if manifest.format == 1 else {}
     identity = validated(Identity, {**defaults, **manifest.identity}, f"{source}: identity")
->>>>>>> main
     try:
         identity.default_grid()
     except (ValueError, OverflowError) as error:
         raise UserError(f"{source}: {error}: save the model again") from None
+    if identity.kind == "text" and identity.block_size < 1:
+        raise UserError(f"{source}: block_size is {identity.block_size}, expected at least 1")
+    return identity
+
+
+def _require_estimate(identity: Identity, source: str, allow: Sequence[str]) -> None:
+    """Import the objective of an allowed package, which registers its estimate. Raises ``UserError`` without one."""
+    objective = identity.objective or ""
+    if identity.estimate not in ESTIMATES and "." in objective and _within(objective, allow):
+        import_attribute(objective, f"{source}: objective")
     if identity.estimate not in ESTIMATES:
         package = objective.partition(".")[0] if "." in objective else "the package of its objective"
         raise UserError(
             f"{source}: unknown estimate {identity.estimate!r}, expected one of {', '.join(ESTIMATES)}; of another "
             f"package: import that first, or allow {package} (--allow)"
         )
-    if identity.kind == "text" and identity.block_size < 1:
-        raise UserError(f"{source}: block_size is {identity.block_size}, expected at least 1")
-    return identity
 
 
 def model_card(name: str, manifest: Manifest, *, scores: str = "", license: str | None = None) -> str:
