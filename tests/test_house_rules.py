@@ -31,11 +31,11 @@ OUTSIDE_USERS_IMPLEMENT = {
 
 # Rule -> (today, aim). Lower today's number when you have done better; the aim is what issue 16 asks for.
 LEFT = {
-    "small files with one importer": (10, 10),
-    "small files without a reason": (10, 0),
+    "small files with one importer": (7, 10),
+    "small files without a reason": (7, 0),
     "protocols with one implementation": (0, 0),
-    "forbidden words": (187, 0),
-    "forbidden names": (248, 0),
+    "forbidden words": (169, 0),
+    "forbidden names": (234, 0),
 }
 
 FORBIDDEN_WORDS = re.compile(
