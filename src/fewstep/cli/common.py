@@ -94,8 +94,9 @@ class StudyOptions(ScoringOptions, TextOptions, DeviceOptions):
 
     def study(self, bundle: "SavedModel", *, pack: bool = True, mauve: bool = False) -> "TextStudy":
         """Scorer, real text and protocol for the samples of ``bundle`` and of models on its latents."""
-        from fewstep.evaluation.scorers import RunScorer, TransformersScorer
+        from fewstep.evaluation.scorers import RunScorer
         from fewstep.evaluation.text_plan import TextStudy, real_text
+        from fewstep.evaluation.transformers_scorer import TransformersScorer
 
         scorer: RunScorer | TransformersScorer
         if self.scorer == "run":
