@@ -51,8 +51,8 @@ def write_pictures(pictures: Sequence[Picture], file: str | Path) -> None:
     for index, picture in enumerate(pictures):
         axes = draw_picture(picture, figure)
         axes.set_position((width * (index + 0.14) / len(pictures), 0.14, width * 0.82 / len(pictures), 0.77))
-        if axes.get_legend() is not None:
-            axes.get_legend().remove()
+        if (own := axes.get_legend()) is not None:
+            own.remove()
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="center right", frameon=False, fontsize=8, handlelength=3.2)
     write_png(figure, file)
