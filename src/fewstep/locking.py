@@ -32,7 +32,7 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> "FolderLock":
-        """Take the lock, unless this object has it, and make the folder where there is none; returns itself.
+        """Take the lock, unless this object has it, and make the folder if it is missing; returns itself.
 
         Raises ``UserError`` where another process has it, or where the folder cannot be written.
         """

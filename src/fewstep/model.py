@@ -328,7 +328,8 @@ def kind_of(path: str | FilePath) -> Kind:
 
 
 def _checked_identity(manifest: Manifest, source: str) -> Identity:
-    identity = validated(Identity, manifest.identity, f"{source}: identity")
+    defaults = asdict(Identity()) if manifest.format == 1 else {}
+    identity = validated(Identity, {**defaults, **manifest.identity}, f"{source}: identity")
     try:
         identity.default_grid()
     except (ValueError, OverflowError) as error:
