@@ -103,9 +103,7 @@ def test_training_brings_generated_latents_to_those_of_the_images(flow: Path) ->
 
 
 @pytest.mark.parametrize("objective", ["mean_flow", "reflow"])
-def test_objectives_with_and_without_a_teacher_train_on_images(
-    base: Path, flow: Path, tmp_path: Path, objective: str
-) -> None:
+def test_objectives_train_on_images(base: Path, flow: Path, tmp_path: Path, objective: str) -> None:
     given = [f"--model.initialise_from={flow / 'model'}"]
     given += [f"--model.teacher={flow / 'model'}"] if OBJECTIVES[objective].needs_teacher else []
     flags = [*given, "--data.batch_size=16", f"--run_dir={tmp_path}"]
