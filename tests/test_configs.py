@@ -12,7 +12,7 @@ from fewstep import objectives
 from fewstep.cli.train import main
 from fewstep.errors import UserError
 from fewstep.settings import STAGES, read_yaml, size_sections, stage_of
-from tests.images import tiny_image_model
+from tests.lab.images.models import tiny_image_model
 from tests.runs import CONFIGS, ROOT, Workshop
 from tests.training.flows import needs_teacher, trained_flow
 

@@ -48,7 +48,7 @@ HOME_OF = {
     "pytorch_lightning": set(),
     "wandb": {"training"},
     "matplotlib": {"evaluation", "lab"},
-    "sklearn": {"data"},
+    "sklearn": {"lab"},
     "diffusers": {"lab"},
     **{name: set(LAYER_OF) - PURE_ROOMS for name in ("os", "pathlib", "io", "transformers", "tokenizers", "datasets")},
 }

@@ -15,13 +15,14 @@ import yaml
 from fewstep.cli.main import main
 from fewstep.denoisers import CategoricalDenoiser, RegressionDenoiser
 from fewstep.errors import UserError
+from fewstep.lab.images.generator import ImageGenerator, images_of
 from fewstep.model import SavedModel, class_path, kind_of, merge_models
-from fewstep.pipeline import ImageGenerator, TextGenerator
+from fewstep.pipeline import TextGenerator
 from fewstep.readouts import LinearReadout, TransformerReadout
 from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry
 from tests.bundles import BLOCK_SIZE, LINES, STRIDE, only, tiny_bundle, tokenizer, with_identity, write_checkpoint
 from tests.fake_hub import running_hub
-from tests.images import tiny_image_flow, tiny_image_model
+from tests.lab.images.models import tiny_image_flow, tiny_image_model
 from tests.runs import Workshop
 
 OUTSIDE = '''
@@ -115,8 +116,11 @@ def test_a_folder_and_a_checkpoint_give_the_image_model_back_and_the_same_images
         loaded = SavedModel.from_pretrained(path, kind="images")
         assert_same(model, loaded)
         assert torch.equal(ImageGenerator(loaded).generate(3, 2, seed=4).images, images)
-        assert torch.equal(loaded.image_source().held_out(5), model.image_source().held_out(5))
-    assert len(model.image_source().held_out()) == 97
+        assert torch.equal(images_of(loaded).held_out(5), images_of(model).held_out(5))
+    edited = (tmp_path / "model" / "config.json").read_text().replace("fewstep.lab.images.", "fewstep.autoencoders.")
+    (tmp_path / "model" / "config.json").write_text(edited)
+    assert_same(model, SavedModel.from_pretrained(tmp_path / "model"))  # as saved before images moved into lab
+    assert len(images_of(model).held_out()) == 97
     assert_same(alone, SavedModel.from_pretrained(image_checkpoint(alone, tmp_path / "image.ckpt", "autoencoder")))
     with pytest.raises(UserError, match=r"^[^\n]*has no denoiser .*train the stage flow first"):
         ImageGenerator(alone).generate(1)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from fewstep.cli.main import main
+from fewstep.lab.images.generator import ImageGenerator
 from fewstep.model import SavedModel
-from fewstep.pipeline import ImageGenerator, TextGenerator
+from fewstep.pipeline import TextGenerator
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STEPS, SEED, COUNT = 4, 0, 3

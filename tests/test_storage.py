@@ -16,11 +16,12 @@ from fewstep import storage
 from fewstep.cli.main import main
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
+from fewstep.lab.images.generator import images_of
 from fewstep.locking import LOCK_FILE
 from fewstep.model import SavedModel
 from fewstep.storage import load_checkpoint, load_strictly, recover_folder
 from tests.bundles import flip_a_bit, tiny_bundle, write_checkpoint
-from tests.images import tiny_image_flow
+from tests.lab.images.models import tiny_image_flow
 from tests.runs import Workshop
 from tests.test_model import assert_same
 
@@ -108,6 +109,14 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         edit_config(lambda c: c["parts"]["readout"]["init_args"].update(colour=1)),
         "fewstep.readouts.TransformerReadout cannot be built from its init_args",
     ),
+    "a network larger than any memory": (
+        edit_config(lambda c: c["parts"]["readout"]["init_args"].update(width=2**17)),
+        "cannot be built from its init_args (the network would have more than 1,0",
+    ),
+    "a network without end": (
+        edit_config(lambda c: c["parts"]["denoiser"]["init_args"].update(depth=10**12)),
+        "cannot be built from its init_args (the network would have more than 1,0",
+    ),
     "identity key too many": (identity(extra=1), "identity: unexpected or missing keys: ['extra']"),
     "identity key missing": (edit_config(lambda c: c["identity"].pop("path")), "unexpected or missing keys: ['path']"),
     "identity no object": (edit_config(lambda c: c.update(identity=3)), "identity is '3'"),
@@ -168,7 +177,7 @@ def test_a_denoiser_for_other_latents_and_an_unknown_source_are_refused(tmp_path
         SavedModel.from_pretrained(tmp_path / "flow")
     tiny_image_flow(source="Faces").save_pretrained(tmp_path / "faces")
     with pytest.raises(UserError, match="unknown images 'Faces'"):
-        SavedModel.from_pretrained(tmp_path / "faces").image_source()
+        images_of(SavedModel.from_pretrained(tmp_path / "faces"))
 
 
 def test_the_config_holds_the_digest_of_each_weight_file(folder: Path) -> None:

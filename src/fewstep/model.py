@@ -8,13 +8,12 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from fewstep import storage
-from fewstep.autoencoders import ImageAutoencoder
 from fewstep.data import tokenizer_fingerprint
 from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionType
 from fewstep.errors import UserError, first_line
@@ -25,26 +24,22 @@ from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
 from fewstep.storage import Manifest, PartSpec
 from fewstep.types import LatentEncoder, Readout
 
-if TYPE_CHECKING:
-    from fewstep.data import ImageSource
-
 Kind = Literal["text", "images"]
 
-PART_TYPES: dict[Kind, dict[str, type]] = {
-    "text": {
-        "autoencoder": LatentEncoder,
-        "readout": Readout,
-        "denoiser": nn.Module,
-        "head": CausalTransformer,
-        "language_model": CausalTransformer,
-    },
-    "images": {"autoencoder": ImageAutoencoder, "denoiser": nn.Module},
+PART_TYPES: dict[str, type] = {
+    "autoencoder": LatentEncoder,
+    "readout": Readout,
+    "denoiser": nn.Module,
+    "head": CausalTransformer,
+    "language_model": CausalTransformer,
 }
-"""What each part must be, by the kind of model, in the order in which the stages train them."""
+"""What each part must be, in the order in which the stages train them; an image model has the first and third."""
 STAGE_OF = {"readout": "autoencoder", "denoiser": "flow"}
 """The training stage of a part, where the two have different names."""
-BUILT_IN = ("fewstep.autoencoders", "fewstep.readouts", "fewstep.denoisers")
+BUILT_IN = ("fewstep.autoencoders", "fewstep.readouts", "fewstep.denoisers", "fewstep.lab.images")
 """Packages whose classes are always built; others have to be allowed by the caller."""
+SPARE_NUMBERS = 1_000_000
+"""A part may have so many numbers beside twice those that are stored: buffers that are computed, layers replaced."""
 FIELDS_OF_PART = {
     "denoiser": ("path", "prediction", "objective", "trained_nfe", "estimate", "grid_mean", "grid_std"),
     "head": ("trust_level",),
@@ -109,7 +104,7 @@ class SavedModel:
 
     tokenizer: Any  # a PreTrainedTokenizerFast; None for images
     identity: Identity
-    autoencoder: Any = None  # see encoder() and image_autoencoder()
+    autoencoder: Any = None  # see encoder()
     readout: Readout | None = None
     denoiser: nn.Module | None = None
     head: CausalTransformer | None = None
@@ -117,7 +112,7 @@ class SavedModel:
 
     def parts(self) -> dict[str, Any]:
         """The parts that exist, by name."""
-        parts = {name: getattr(self, name) for name in PART_TYPES["text"]}
+        parts = {name: getattr(self, name) for name in PART_TYPES}
         return {name: part for name, part in parts.items() if part is not None}
 
     def require(self, *names: str, source: str = "this model") -> None:
@@ -137,10 +132,6 @@ class SavedModel:
     def encoder(self) -> LatentEncoder:
         """The encoder of tokens to latents."""
         return cast(LatentEncoder, self._part("autoencoder"))
-
-    def image_autoencoder(self) -> ImageAutoencoder:
-        """The autoencoder of an image model."""
-        return cast(ImageAutoencoder, self._part("autoencoder"))
 
     def reader(self) -> Readout:
         """The parallel readout."""
@@ -164,16 +155,7 @@ class SavedModel:
 
     def latent_shape(self) -> tuple[int, int]:
         """K and D of the latents of one block of tokens, or of one image read row by row."""
-        if self.identity.kind == "images":
-            channels, height, width = self.image_autoencoder().latent_shape
-            return height * width, channels
         return self.encoder().num_latents(self.identity.block_size), self.encoder().latent_dim
-
-    def image_source(self) -> "ImageSource":
-        """The images that the model was trained on. Raises ``UserError`` for a source unknown to this fewstep."""
-        from fewstep.data import image_source  # text never needs it
-
-        return image_source(self.identity.source, self.identity.source_config)
 
     def to(self, device: torch.device | str) -> "SavedModel":
         """Move every part to a device, in evaluation mode; returns itself."""
@@ -254,8 +236,11 @@ class SavedModel:
             )
         model = cls(stored.tokenizer, identity)
         for name, spec in stored.manifest.parts.items():
-            part = build_part(identity.kind, name, spec, source, allow=allow)
-            storage.load_strictly(part, stored.weights[name], f"{source} ({name})")
+            weights = stored.weights[name]
+            stored_numbers = sum(tensor.numel() for tensor in weights.values())
+            with storage.at_most_numbers(2 * stored_numbers + SPARE_NUMBERS):
+                part = build_part(name, spec, source, allow=allow)
+            storage.load_strictly(part, weights, f"{source} ({name})")
             setattr(model, name, part)
         model.to("cpu").check(source)
         storage.warn_of_newer(identity.versions, source)
@@ -308,11 +293,10 @@ def class_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def build_part(kind: Kind, name: str, spec: PartSpec, source: str, *, allow: Sequence[str] = ()) -> nn.Module:
+def build_part(name: str, spec: PartSpec, source: str, *, allow: Sequence[str] = ()) -> nn.Module:
     """A part with fresh weights. Raises ``UserError`` unless its class is allowed and fits the part's protocol."""
-    types = PART_TYPES[kind]
-    if name not in types:
-        raise UserError(f"{source}: unknown part {name!r}, expected some of {', '.join(types)}")
+    if name not in PART_TYPES:
+        raise UserError(f"{source}: unknown part {name!r}, expected some of {', '.join(PART_TYPES)}")
     trusted = (*BUILT_IN, *([allow] if isinstance(allow, str) else allow))
     if not _within(spec.class_path, trusted):
         package = spec.class_path.partition(".")[0]
@@ -329,8 +313,8 @@ def build_part(kind: Kind, name: str, spec: PartSpec, source: str, *, allow: Seq
         raise UserError(
             f"{source}: {spec.class_path} cannot be built from its init_args ({first_line(error)})"
         ) from None
-    if not isinstance(part, types[name]) or not hasattr(part, "config"):
-        raise UserError(f"{source}: {name} is of class {spec.class_path}, which is no {types[name].__name__}")
+    if not isinstance(part, PART_TYPES[name]) or not hasattr(part, "config"):
+        raise UserError(f"{source}: {name} is of class {spec.class_path}, which is no {PART_TYPES[name].__name__}")
     return part
 
 

@@ -1,4 +1,4 @@
-"""The main door: noise to latents to text or images. B samples, L tokens, K latent positions, D latent dimension."""
+"""The main door: noise to latents to text. B samples, L tokens, K latent positions, D latent dimension."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,6 @@ from pathlib import Path as FilePath
 import torch
 from torch import Tensor
 
-from fewstep.autoencoders import from_positions
 from fewstep.data.tokenizer import decode_blocks
 from fewstep.data.tokenizer import decode_documents as decode_documents
 from fewstep.errors import UserError
@@ -50,19 +49,6 @@ class GeneratedText:
 
     def __len__(self) -> int:
         return len(self.texts)
-
-
-@dataclass(frozen=True)
-class GeneratedImages:
-    """``images`` (N, C, H, W) in [0, 1] and the latents ``x_1`` (N, K, c) that were decoded, both on the CPU.
-
-    ``nfe``: evaluations of the denoiser per image. ``seconds``: wall time from noise to images.
-    """
-
-    images: Tensor
-    x_1: Tensor
-    nfe: int
-    seconds: float
 
 
 class TextGenerator:
@@ -154,7 +140,7 @@ class TextGenerator:
         temperature = choice.temperature if temperature is None else temperature
         tokenizer = self.model.tokenizer
         ending = Ending(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)) if stop else None
-        with _as_user_error():
+        with as_user_error():
             check_draw(temperature, top_p, top_k)
             sampler = FlowSampler(
                 self.model.flow().path,
@@ -170,7 +156,7 @@ class TextGenerator:
             check_compatible(self.model.identity, sampler, num_steps)
         draw = partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
         samples, latents, start = [], [], time.perf_counter()
-        batches = _sampled_latents(self.model, sampler, num_steps, seed, first_sample, num_samples, batch_size)
+        batches = sampled_latents(self.model, sampler, num_steps, seed, first_sample, num_samples, batch_size)
         for generators, mask, last in batches:
             samples.append(draw(last.x_t, mask, generator=generators).cpu())
             latents.append(last.x_t.cpu())
@@ -185,44 +171,7 @@ class TextGenerator:
         return GeneratedText(texts, ids, log_probs, x_1, last.nfe, seconds, num_steps, seed, readout, mask)
 
 
-class ImageGenerator:
-    """Samples images with a saved or freshly trained model, whose parts are used where they are and as they are."""
-
-    def __init__(self, model: SavedModel) -> None:
-        self.model = model
-
-    @torch.no_grad()
-    def generate(
-        self,
-        num_samples: int,
-        num_steps: int = 4,
-        seed: int = 0,
-        *,
-        reinjection: RuleLike = 0.0,
-        solver: str | Solver = "euler",
-        grid: TimeGrid | None = None,
-        batch_size: int = 64,
-    ) -> GeneratedImages:
-        """``num_samples`` images; the arguments are those of :meth:`TextGenerator.generate`.
-
-        Image i depends on ``seed`` and i alone. Raises ``UserError`` for numbers out of range, a missing flow, and a
-        sampler that the model's identity rules out.
-        """
-        check_numbers(num_samples, num_steps, batch_size)
-        autoencoder = self.model.image_autoencoder()
-        images, latents, start = [], [], time.perf_counter()
-        with _as_user_error():
-            grid = self.model.identity.default_grid() if grid is None else grid
-            sampler = FlowSampler(self.model.flow().path, grid=grid, reinjection=reinjection, solver=solver)
-            check_compatible(self.model.identity, sampler, num_steps)
-        for _, _, last in _sampled_latents(self.model, sampler, num_steps, seed, 0, num_samples, batch_size):
-            latent_map = from_positions(last.x_t, autoencoder.latent_shape[1])
-            images.append(autoencoder.decode(latent_map).clamp(0, 1).cpu())
-            latents.append(last.x_t.cpu())
-        return GeneratedImages(torch.cat(images), torch.cat(latents), last.nfe, time.perf_counter() - start)
-
-
-def _sampled_latents(
+def sampled_latents(
     model: SavedModel, sampler: FlowSampler, num_steps: int, seed: int, first: int, count: int, batch_size: int
 ) -> Iterator[tuple[list[torch.Generator], Tensor, SamplerState]]:
     """By batch: the examples' generators, the mask (B, K) of ones, and the last state, from their noise."""
@@ -238,7 +187,7 @@ def _sampled_latents(
 
 
 @contextmanager
-def _as_user_error() -> Iterator[None]:
+def as_user_error() -> Iterator[None]:
     """Raise a ``ValueError`` about the sampler's arguments as a ``UserError``."""
     try:
         yield
@@ -248,6 +197,6 @@ def _as_user_error() -> Iterator[None]:
 
 def check_sampler(identity: Identity, num_steps: int, reinjection: RuleLike = 0.0) -> None:
     """Raise ``UserError`` where the model was not trained for ``num_steps`` Euler steps with ``reinjection``."""
-    with _as_user_error():
+    with as_user_error():
         sampler = FlowSampler(PATHS[identity.path](), grid=identity.default_grid(), reinjection=reinjection)
         check_compatible(identity, sampler, num_steps)

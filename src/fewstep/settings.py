@@ -161,7 +161,7 @@ class SizeOption(Action):
 
 
 def stage_of(class_path: str) -> str:
-    """The stage that a training module trains: ``fewstep.training.ImageFlowModule`` is ``image_flow``."""
+    """The stage that a training module trains: ``fewstep.training.LanguageModelModule`` is ``language_model``."""
     name = class_path.rpartition(".")[2].removesuffix("Module")
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 

@@ -10,8 +10,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,6 +24,10 @@ from packaging.version import InvalidVersion, Version
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from fewstep.data import load_tokenizer
 from fewstep.errors import UserError, first_line
@@ -43,11 +48,14 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FORMAT_1_NAMES = {"head": "commitment"}
 """Parts whose weights format 1 stores under another name."""
 FORMAT_1_PACKAGES = {
-    "autoencoders": ("TransformerAutoencoder", "ImageAutoencoder"),
+    "autoencoders": ("TransformerAutoencoder",),
+    "lab.images": ("ImageAutoencoder",),
     "readouts": ("LinearReadout", "TransformerReadout", "CausalTransformer"),
     "denoisers": ("RegressionDenoiser", "CategoricalDenoiser"),
 }
 """Where the classes are that format 1 names without their package."""
+MOVED = {"fewstep.autoencoders.ImageAutoencoder": "fewstep.lab.images.ImageAutoencoder"}
+"""Classes that models of format 2 name by an earlier path."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,12 @@ def _as_manifest(values: Any, source: str) -> Manifest:
     manifest = validated(Manifest, values, source)
     if not all(name.isidentifier() for name in manifest.parts):  # names of files
         raise refusal
-    return manifest
+    moved = {
+        name: replace(spec, class_path=MOVED[spec.class_path])
+        for name, spec in manifest.parts.items()
+        if spec.class_path in MOVED
+    }
+    return replace(manifest, parts={**manifest.parts, **moved})
 
 
 def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -348,6 +361,29 @@ def file_digest(file: Path) -> str:
     """SHA-256 of a file as hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def at_most_numbers(limit: int) -> Iterator[None]:
+    """Raise ``ValueError`` as soon as networks built inside would hold more than ``limit`` numbers.
+
+    A file may ask for a network of any size, and Linux kills a process that touches more memory than there is. A
+    parameter is registered before it is initialised, that is while its memory is only reserved.
+    """
+    count = 0
+
+    def add(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal count
+        count += 0 if tensor is None else tensor.numel()
+        if count > limit:
+            raise ValueError(f"the network would have more than {limit:,} numbers")
+
+    hooks = (register_module_parameter_registration_hook(add), register_module_buffer_registration_hook(add))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def load_strictly(part: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

@@ -20,7 +20,7 @@ from fewstep.evaluation.measurements import MEASUREMENTS, Measurement, measure_s
 from fewstep.model import SavedModel
 from tests.bundles import BLOCK_SIZE, only, tiny_bundle, with_identity, write_checkpoint
 from tests.cli.test_evaluate import start_two
-from tests.images import tiny_image_model
+from tests.lab.images.models import tiny_image_model
 from tests.runs import write_text
 
 

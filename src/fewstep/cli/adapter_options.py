@@ -30,7 +30,7 @@ TOKENS = 32
 
 @dataclass(kw_only=True)
 class AdapterOptions:
-    """Models of other packages (docs/adapters.md).
+    """Models of other packages (docs/howto/other-models.md).
 
     Args:
         adapter: what MODEL is: a model of transformers or diffusers (a folder or a hub name), or module:function.

@@ -1,6 +1,7 @@
 """``fewstep diagnose``: how sharp a model's readout is, and where its tokens are decided."""
 
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,11 +111,10 @@ def diagnose_text_model(model: "SavedModel", options: DiagnoseOptions, shared: d
 
 def diagnose_image_model(model: "SavedModel", options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
     """The image control on held-out images."""
-    from fewstep.evaluation.image_diagnosis import diagnose_images, make_image_subject
-
-    subject = make_image_subject(model, num_examples=options.examples, seed=options.seed)
+    images = import_module("fewstep.lab.images.diagnosis")
+    subject = images.make_image_subject(model, num_examples=options.examples, seed=options.seed)
     data = {"source": model.identity.source, **model.identity.source_config}
-    return diagnose_images(subject, options.model, data=data, **shared)
+    return images.diagnose_images(subject, options.model, data=data, **shared)
 
 
 def write(diagnosis: "Diagnosis", folder: Path, *, overwrite: bool) -> None:

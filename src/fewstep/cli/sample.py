@@ -26,7 +26,8 @@ class SamplerOptions:
 
     Args:
         steps: number of steps.
-        reinjection: fresh noise after each step, from 0 (none) to 1, or a rule such as cosine:1,0 (docs/escapes.md).
+        reinjection: fresh noise after each step, from 0 (none) to 1, or a rule such as cosine:1,0; see
+            docs/concepts/reinjection.md.
         noise: draw re-injected noise in every step, or once.
         noise_temperature: factor on a step's old noise; below 1 is colder.
         initial_temperature: factor on the noise that sampling starts from.

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import chain, islice
@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fewstep import __version__
-from fewstep.data.packing import BATCH_BYTES, PackingReport, SplitReport, pack_split, text_batches, write_arrow
-from fewstep.data.readers import text_digest
-from fewstep.data.sources import SPLITS, CorpusSettings, Source, open_source
+from fewstep.data.packing import BATCH_BYTES, SplitReport, pack_split, text_batches, write_arrow
+from fewstep.data.sources import SPLITS, CorpusSettings, Source, open_source, text_digest
 from fewstep.data.stream import BlockStream
 from fewstep.data.tokenizer import (
     DocumentEncoder,
@@ -39,6 +38,35 @@ _FORMAT = 2
 FIRST_DOCUMENTS, FIRST_CHARACTERS = 20_000, 1 << 26
 """What a stream's validation split and tokenizer are taken from: at most so many documents, with about so much text."""
 _WARN_UNKNOWN, _REFUSE_UNKNOWN = 0.01, 0.5
+
+
+@dataclass(frozen=True)
+class PackingReport:
+    """Counts of a whole corpus. ``train`` is None if it is streamed, since it is never counted then.
+
+    ``is_lossless``: the tokens spell all of the text, without which bits per byte mean nothing. ``notes`` say
+    what was left out or lost.
+    """
+
+    source: str
+    block_size: int
+    vocabulary: int
+    is_lossless: bool
+    train: SplitReport | None
+    validation: SplitReport
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        train, validation = self.train, str(self.validation)
+        if train is not None:
+            documents = self.validation.documents / (train.documents + self.validation.documents)
+            tokens = self.validation.tokens / (train.tokens + self.validation.tokens)
+            validation += f" ({documents:.1%} of the documents, {tokens:.1%} of the tokens)"
+        return (
+            f"{self.source}: blocks of {self.block_size}, {self.vocabulary:,} token types; "
+            f"train: {train or 'streamed, packed as it comes'}\n"
+            f"{'; '.join([f'validation: {validation}', *self.notes])}"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,19 +97,24 @@ def prepare_corpus(settings: CorpusSettings, rank: int = 0, world_size: int = 1)
     first documents (at most 20,000, or 64 million characters), and the tokenizer is trained on the others of them;
     these two are prepared. Raises ``UserError`` for a bad source, tokenizer or setting.
     """
+    from datasets import Dataset
+    from pydantic import TypeAdapter
+
     source = open_source(settings)
     tokenizer = None if settings.tokenizer is None else load_tokenizer(settings.tokenizer)
     key = _corpus_key(settings, source.fingerprint, tokenizer)
     root = Path(settings.cache_dir).expanduser()
     folder = cached_folder(root, key, _is_whole, lambda empty: _build_corpus(settings, source, tokenizer, empty))
     tokenizer = load_tokenizer(folder / "tokenizer")
-    if settings.streaming:
-        held_out = frozenset(json.loads((folder / "held_out.json").read_text()))
-        train = BlockStream(source, tokenizer, settings, held_out, rank, world_size)
-    else:
-        train = _read_blocks(folder / "train.arrow")
-    report = PackingReport.from_dict(json.loads((folder / "report.json").read_text())["report"])
-    return PreparedCorpus(train, _read_blocks(folder / "validation.arrow"), tokenizer, report, folder)
+    stored = json.loads((folder / "report.json").read_text())
+    report = TypeAdapter(PackingReport).validate_python(stored["report"])
+    train, validation = (
+        Dataset.from_file(str(folder / name)).with_format("numpy") if name in stored["bytes"] else None
+        for name in ("train.arrow", "validation.arrow")
+    )
+    if train is None:
+        train = BlockStream(source, tokenizer, settings, frozenset(stored["held_out"]), rank, world_size)
+    return PreparedCorpus(train, validation, tokenizer, report, folder)
 
 
 def _corpus_key(settings: CorpusSettings, source_fingerprint: str, tokenizer: "PreTrainedTokenizerFast | None") -> str:
@@ -98,26 +131,33 @@ def _corpus_key(settings: CorpusSettings, source_fingerprint: str, tokenizer: "P
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether ``folder`` is a finished corpus whose files have the sizes that its report states."""
+    try:
+        stored = json.loads((folder / "report.json").read_text())
+        sizes = stored["bytes"].items()
+        return "held_out" in stored and all((folder / name).stat().st_size == size for name, size in sizes)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def _build_corpus(
     settings: CorpusSettings, source: Source, tokenizer: "PreTrainedTokenizerFast | None", folder: Path
 ) -> None:
-    """Write validation.arrow, tokenizer/, report.json, and train.arrow or a stream's held_out.json into ``folder``.
+    """Write validation.arrow, tokenizer/, report.json, and train.arrow unless it is streamed, into ``folder``.
 
     Raises ``UserError`` for no documents, a split that is too short, and text that the tokenizer loses.
     """
-    records = _first(source.records) if settings.streaming else source.records
     scratch = folder / "scratch"
     scratch.mkdir()
-    documents, counts = _write_documents(records, scratch / "documents.arrow")
+    documents, counts = _write_documents(source, settings, scratch / "documents.arrow")
     parts, notes = _split_documents(documents, counts, settings)
     if tokenizer is None:
         tokenizer = train_tokenizer(chain.from_iterable(text_batches(parts["train"])), settings.vocab_size)
-    if settings.streaming:
-        (folder / "held_out.json").write_text(json.dumps(parts["validation"]["digest"][:]))
-        del parts["train"]
+    held_out = parts["validation"]["digest"][:] if settings.streaming else []
     reports = {
-        name: pack_split(part, tokenizer, settings.block_size, settings.pack, folder / f"{name}.arrow")
-        for name, part in parts.items()
+        name: pack_split(parts[name], tokenizer, settings.block_size, settings.pack, folder / f"{name}.arrow")
+        for name in (SPLITS[1:] if settings.streaming else SPLITS)
     }
     _check_splits(reports, settings)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -129,23 +169,95 @@ def _build_corpus(
         is_lossless=known and DocumentEncoder(tokenizer).is_lossless(next(text_batches(parts["validation"]))),
         train=reports.get("train"),
         validation=reports["validation"],
-        empty_documents=counts["empty"],
-        duplicate_documents=counts["duplicate"],
-        notes=(*source.notes, *notes, *_unknown_text_notes(reports, settings)),
+        notes=(*notes, *source.notes, *_unknown_text_notes(reports, settings)),
     )
     shutil.rmtree(scratch)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.arrow"))}
-    (folder / "report.json").write_text(json.dumps({"report": asdict(report), "bytes": sizes}, indent=2))
+    stored = {"report": asdict(report), "bytes": sizes, "held_out": held_out}
+    (folder / "report.json").write_text(json.dumps(stored, indent=2))
 
 
-def _first(records: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
-    """The first documents of a stream."""
-    size = 0
-    for record in islice(records, FIRST_DOCUMENTS):
-        yield record
-        size += len(record["text"])
-        if size >= FIRST_CHARACTERS:
-            return
+def _write_documents(source: Source, settings: CorpusSettings, path: Path) -> tuple["Dataset", Counter[str]]:
+    """The documents with text as an arrow file, and the counts ``read``, ``empty`` and ``replaced`` (characters).
+
+    Of a stream the first ones only. Columns: ``text``, ``digest``, and ``side``, which is 0 for a record without a
+    split, 1 for train, 2 for validation.
+    """
+    import pyarrow as pa
+
+    schema = pa.schema([("text", pa.large_string()), ("digest", pa.uint64()), ("side", pa.int8())])
+    counts: Counter[str] = Counter()
+
+    def tables() -> Iterator["pa.Table"]:
+        batch, size = [], 0
+        for record in islice(source.records, FIRST_DOCUMENTS if settings.streaming else None):
+            text = record["text"]
+            counts.update(read=1, empty=not text, replaced=text.count("\ufffd"), characters=len(text))
+            if text:
+                side = ("", *SPLITS).index(record.get("split", ""))
+                batch.append({"text": text, "digest": text_digest(text), "side": side})
+                size += len(text)
+            if size > BATCH_BYTES or len(batch) == 1000:
+                yield pa.Table.from_pylist(batch, schema)
+                batch, size = [], 0
+            if settings.streaming and counts["characters"] >= FIRST_CHARACTERS:
+                break
+        yield pa.Table.from_pylist(batch, schema)
+
+    return write_arrow(tables(), path), counts
+
+
+def _split_documents(
+    documents: "Dataset", counts: Counter[str], settings: CorpusSettings
+) -> tuple[dict[str, "Dataset"], list[str]]:
+    """Train and validation documents, and notes: every k-th is held out, without repetitions of earlier ones.
+
+    If the source gives splits, these are used. A single document is cut: its tail is held out. Raises
+    ``UserError`` for no document with text, and for an empty side.
+    """
+    if not len(documents):
+        raise UserError(f"source {settings.source} holds no documents with text: {counts['read']} read, all empty")
+    digests, sides = (documents.data[name].to_numpy() for name in ("digest", "side"))
+    used = np.sort(np.unique(digests, return_index=True)[1])
+    duplicates, notes = len(documents) - len(used), []
+    if counts["empty"] or duplicates:
+        notes.append(f"left out: {counts['empty']:,} empty, {duplicates:,} duplicate documents")
+    if counts["replaced"]:
+        notes.append(f"{counts['replaced']:,} characters are U+FFFD, which stands for what is not valid Unicode")
+    if len(used) == 1:
+        notes.append(f"one document only: its last {settings.validation_fraction:.0%} is the validation split")
+        return _cut_single(documents[int(used[0])]["text"], settings), notes
+    given = sides[used]
+    held_out = given == 2 if given.any() else validation_rows(len(used), settings.validation_fraction)
+    if held_out.all() or not held_out.any():
+        empty = "train" if held_out.all() else "validation"
+        raise UserError(f"source {settings.source} gives no documents of the {empty} split: let it give both")
+    if settings.streaming:
+        notes.append(f"{held_out.sum():,} of the first {counts['read']:,} documents are the validation split")
+    return {"train": documents.select(used[~held_out]), "validation": documents.select(used[held_out])}, notes
+
+
+def validation_rows(count: int, fraction: float) -> np.ndarray:
+    """Which of ``count`` documents, 2 or more, are held out: evenly spread, at least one on each side. Bool (count,).
+
+    Document i is held out where floor((i + 1) fraction) exceeds floor(i fraction), so about every (1/fraction)-th.
+    """
+    held_out = np.diff(np.floor(np.arange(count + 1) * fraction)) > 0
+    held_out[-1] |= not held_out.any()
+    held_out[0] &= not held_out.all()
+    return held_out
+
+
+def _cut_single(text: str, settings: CorpusSettings) -> dict[str, "Dataset"]:
+    from datasets import Dataset
+
+    if settings.streaming:
+        raise UserError(f"source {settings.source} is one document, which cannot be streamed: turn streaming off")
+    place = math.floor(len(text) * (1 - settings.validation_fraction))
+    while place > 0 and not text[place].isspace():
+        place -= 1
+    parts = {"train": text[:place], "validation": text[place:]}
+    return {name: Dataset.from_dict({"text": [part.strip()]}) for name, part in parts.items()}
 
 
 def _check_splits(reports: dict[str, SplitReport], settings: CorpusSettings) -> None:
@@ -176,102 +288,3 @@ def _unknown_text_notes(reports: dict[str, SplitReport], settings: CorpusSetting
         raise UserError(f"{note}: choose another tokenizer, or leave it out to train one on {settings.source}")
     if worst.unknown_share:
         yield f"WARNING: {note}" if worst.unknown_share > _WARN_UNKNOWN else note
-
-
-def _write_documents(records: Iterable[dict[str, str]], path: Path) -> tuple["Dataset", Counter[str]]:
-    """The documents with text as an arrow file, and the counts ``read``, ``empty`` and ``replaced`` (characters).
-
-    Columns: ``text``, ``digest``, and ``side``, which is 0 for a record without a split, 1 for train, 2 for validation.
-    """
-    import pyarrow as pa
-
-    schema = pa.schema([("text", pa.large_string()), ("digest", pa.uint64()), ("side", pa.int8())])
-    counts: Counter[str] = Counter()
-
-    def tables() -> Iterator["pa.Table"]:
-        batch, size = [], 0
-        for record in records:
-            text, side = record["text"], ("", *SPLITS).index(record.get("split", ""))
-            counts["read"] += 1
-            counts["replaced"] += text.count("\ufffd")
-            if not text:
-                counts["empty"] += 1
-                continue
-            batch.append({"text": text, "digest": text_digest(text), "side": side})
-            size += len(text)
-            if size > BATCH_BYTES or len(batch) == 1000:
-                yield pa.Table.from_pylist(batch, schema)
-                batch, size = [], 0
-        yield pa.Table.from_pylist(batch, schema)
-
-    return write_arrow(tables(), path), counts
-
-
-def _split_documents(
-    documents: "Dataset", counts: Counter[str], settings: CorpusSettings
-) -> tuple[dict[str, "Dataset"], list[str]]:
-    """Train and validation documents, and notes: every k-th is held out, without repetitions of earlier ones.
-
-    If the source gives splits, these are used. A single document is cut: its tail is held out. Counts the
-    ``duplicate`` documents. Raises ``UserError`` for no document with text, and for an empty side.
-    """
-    if not len(documents):
-        raise UserError(f"source {settings.source} holds no documents with text: {counts['read']} read, all empty")
-    digests, sides = (documents.data[name].to_numpy() for name in ("digest", "side"))
-    used = np.sort(np.unique(digests, return_index=True)[1])
-    counts["duplicate"] = len(documents) - len(used)
-    notes = []
-    if counts["replaced"]:
-        notes.append(f"{counts['replaced']:,} characters are U+FFFD, which stands for what is not valid Unicode")
-    if len(used) == 1:
-        notes.append(f"one document only: its last {settings.validation_fraction:.0%} is the validation split")
-        return _cut_single(documents[int(used[0])]["text"], settings), notes
-    given = sides[used]
-    held_out = given == 2 if given.any() else validation_rows(len(used), settings.validation_fraction)
-    if held_out.all() or not held_out.any():
-        empty = "train" if held_out.all() else "validation"
-        raise UserError(f"source {settings.source} gives no documents of the {empty} split: let it give both")
-    if settings.streaming:
-        notes.append(f"{held_out.sum():,} of the first {counts['read']:,} documents are the validation split")
-    return {"train": documents.select(used[~held_out]), "validation": documents.select(used[held_out])}, notes
-
-
-def validation_rows(count: int, fraction: float) -> np.ndarray:
-    """Which of ``count`` documents, 2 or more, are held out: evenly spread, at least one on each side. Bool (count,).
-
-    Document i is held out where floor((i + 1) fraction) exceeds floor(i fraction), so about every (1/fraction)-th.
-    """
-    held_out = np.diff(np.floor(np.arange(count + 1) * fraction)) > 0
-    if not held_out.any():
-        held_out[-1] = True
-    if held_out.all():
-        held_out[0] = False
-    return held_out
-
-
-def _cut_single(text: str, settings: CorpusSettings) -> dict[str, "Dataset"]:
-    from datasets import Dataset
-
-    if settings.streaming:
-        raise UserError(f"source {settings.source} is one document, which cannot be streamed: turn streaming off")
-    place = math.floor(len(text) * (1 - settings.validation_fraction))
-    while place > 0 and not text[place].isspace():
-        place -= 1
-    parts = {"train": text[:place], "validation": text[place:]}
-    return {name: Dataset.from_dict({"text": [part.strip()]}) for name, part in parts.items()}
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether ``folder`` is a finished corpus whose files have the sizes that its report states."""
-    try:
-        sizes = json.loads((folder / "report.json").read_text())["bytes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _read_blocks(path: Path) -> "Dataset":
-    """A packed split, memory-mapped, its rows as numpy values."""
-    from datasets import Dataset
-
-    return Dataset.from_file(str(path)).with_format("numpy")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -47,46 +47,6 @@ class SplitReport:
         return max(self.unknown_tokens / max(self.tokens, 1), self.lost_bytes / max(self.bytes, 1))
 
 
-@dataclass(frozen=True)
-class PackingReport:
-    """Counts of a whole corpus. ``train`` is None if it is streamed, since it is never counted then.
-
-    ``is_lossless``: the tokens spell all of the text, without which bits per byte mean nothing. ``empty_documents`` and
-    ``duplicate_documents`` were left out; ``notes`` are sentences for the user.
-    """
-
-    source: str
-    block_size: int
-    vocabulary: int
-    is_lossless: bool
-    train: SplitReport | None
-    validation: SplitReport
-    empty_documents: int
-    duplicate_documents: int
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        train, validation = self.train, str(self.validation)
-        if train is not None:
-            documents = self.validation.documents / (train.documents + self.validation.documents)
-            tokens = self.validation.tokens / (train.tokens + self.validation.tokens)
-            validation += f" ({documents:.1%} of the documents, {tokens:.1%} of the tokens)"
-        left_out = f"{self.empty_documents:,} empty, {self.duplicate_documents:,} duplicate documents"
-        if self.empty_documents or self.duplicate_documents:
-            validation += f"; left out: {left_out}"
-        return (
-            f"{self.source}: blocks of {self.block_size}, {self.vocabulary:,} token types; "
-            f"train: {train or 'streamed, packed as it comes'}\n"
-            f"{'; '.join([f'validation: {validation}', *self.notes])}"
-        )
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "PackingReport":
-        """The report of which ``values`` is ``dataclasses.asdict``."""
-        train, validation = (values[name] and SplitReport(**values[name]) for name in ("train", "validation"))
-        return cls(**{**values, "train": train, "validation": validation, "notes": tuple(values["notes"])})
-
-
 class BlockPacker:
     """Cuts documents into blocks of ``block_size`` tokens, an end-of-text after each document.
 
@@ -96,16 +56,19 @@ class BlockPacker:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: bool) -> None:
+        self.encoder, self.report = DocumentEncoder(tokenizer), SplitReport()
         self.eos_id, self.pad_id = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
         self.block_size, self.pack = block_size, pack
-        self.rest_ids = np.zeros(0, dtype=np.int32)
-        self.rest_bytes = np.zeros(0, dtype=np.int32)
-        self.report = SplitReport()
+        self.rest_ids = self.rest_bytes = np.zeros(0, np.int32)
+
+    def add_texts(self, texts: list[str]) -> dict[str, np.ndarray]:
+        """:meth:`add` of the tokens of about a MiB of text."""
+        return self.add(self.encoder.encode(texts))
 
     def add(self, documents: list[EncodedDocument]) -> dict[str, np.ndarray]:
         """The n blocks that are full (all, padded, if not ``pack``) after these documents.
 
-        ``index`` (n,) their numbers, ``input_ids`` (n, L) int32, ``length`` and ``num_bytes`` (n,).
+        ``index`` (n,) their numbers, ``input_ids`` (n, L) int32, ``length`` and ``num_bytes`` (n,) int32.
         """
         report, ids, num_bytes = self.report, [self.rest_ids], [self.rest_bytes]
         for document in documents:
@@ -119,18 +82,16 @@ class BlockPacker:
             report.lost_bytes += document.lost_bytes
         report.documents += len(documents)
         joined, joined_bytes = np.concatenate(ids), np.concatenate(num_bytes)
-        rows = len(joined) // self.block_size
-        whole = rows * self.block_size
+        whole = len(joined) // self.block_size * self.block_size
         self.rest_ids, self.rest_bytes = joined[whole:], joined_bytes[whole:]
-        in_blocks = joined_bytes[:whole].reshape(rows, self.block_size)
-        length = (in_blocks >= 0).sum(1)
-        index = np.arange(report.blocks, report.blocks + rows)
-        report.blocks += rows
+        blocks, in_blocks = (part[:whole].reshape(-1, self.block_size) for part in (joined, joined_bytes))
+        length = (in_blocks >= 0).sum(1, dtype=np.int32)
+        index = np.arange(report.blocks, report.blocks + len(blocks))
+        report.blocks += len(blocks)
         report.padded_positions += int(whole - length.sum())
         report.dropped_tokens = len(self.rest_ids)
-        num_spelled = np.maximum(in_blocks, 0).sum(1)
-        ids_of_blocks = joined[:whole].reshape(rows, self.block_size)
-        return {"index": index, "input_ids": ids_of_blocks, "length": length, "num_bytes": num_spelled}
+        num_spelled = np.maximum(in_blocks, 0).sum(1, dtype=np.int32)
+        return {"index": index, "input_ids": blocks, "length": length, "num_bytes": num_spelled}
 
 
 def write_arrow(tables: Iterable["pa.Table"], path: Path) -> "Dataset":
@@ -147,11 +108,16 @@ def write_arrow(tables: Iterable["pa.Table"], path: Path) -> "Dataset":
     return Dataset.from_file(str(path))
 
 
-def text_batches(documents: "Dataset", most: int = 1000) -> Iterator[list[str]]:
-    """The column ``text`` in lists of about ``BATCH_BYTES``, of at most ``most`` documents."""
+def text_batches(documents: "Dataset", progress: str | None = None) -> Iterator[list[str]]:
+    """The column ``text`` in lists of about ``BATCH_BYTES``, with a progress bar that is called ``progress``."""
+    from datasets.utils import tqdm
+
     mean = documents.data.nbytes / max(len(documents.data), 1)
-    for batch in documents.iter(max(1, min(most, 1000, int(BATCH_BYTES / max(mean, 1))))):
-        yield batch["text"]
+    size = max(1, min(1000, int(BATCH_BYTES / max(mean, 1))))
+    with tqdm(total=len(documents), desc=progress, unit=" documents", disable=progress is None) as bar:
+        for batch in documents.iter(size):
+            yield batch["text"]
+            bar.update(len(batch["text"]))
 
 
 def pack_split(
@@ -163,24 +129,14 @@ def pack_split(
     loses less than one block in all.
     """
     import pyarrow as pa
-    from datasets.utils import tqdm
 
-    encoder, packer = DocumentEncoder(tokenizer), BlockPacker(tokenizer, block_size, pack)
+    packer = BlockPacker(tokenizer, block_size, pack)
 
     def tables() -> Iterator["pa.Table"]:
-        with tqdm(total=len(documents), desc=f"packing {path.stem}", unit=" documents") as progress:
-            for texts in text_batches(documents, most=len(documents) // 20):  # so few that the progress bar moves
-                blocks = packer.add(encoder.encode(texts))
-                ids, length, num_bytes = (blocks[name] for name in ("input_ids", "length", "num_bytes"))
-                yield pa.table(
-                    {
-                        "index": blocks["index"],
-                        "length": length.astype(np.int32),
-                        "num_bytes": num_bytes.astype(np.int32),
-                        "input_ids": pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), block_size),
-                    }
-                )
-                progress.update(len(texts))
+        for texts in text_batches(documents, f"packing {path.stem}"):
+            blocks = packer.add_texts(texts)
+            ids = pa.FixedSizeListArray.from_arrays(pa.array(blocks.pop("input_ids").ravel()), block_size)
+            yield pa.table({**blocks, "input_ids": ids})
 
     write_arrow(tables(), path)
     return packer.report

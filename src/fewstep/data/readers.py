@@ -3,13 +3,13 @@
 import codecs
 import csv
 import gzip
-import hashlib
 import io
 import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +18,9 @@ from fewstep.errors import UserError, first_line
 
 _SEPARATOR = re.compile(r"\f|" + re.escape(END_OF_TEXT))
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_CHUNK_BYTES = 1 << 20
+
+Records = Iterator[tuple[str, object]]
+"""Records with their places for messages ("poems.csv row 7"); a record is a dictionary unless the file is broken."""
 
 
 def clean_document(value: object, place: str) -> str:
@@ -33,11 +35,6 @@ def clean_document(value: object, place: str) -> str:
     return _SURROGATE.sub("\ufffd", value).replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
-def text_digest(text: str) -> int:
-    """64 bits of a hash of the words, so that texts that differ in white space only count as the same."""
-    return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "big")
-
-
 def text_of(record: object, field: str, place: str) -> str:
     """The cleaned text in ``field`` of a record at ``place``: a column, or a dotted path into nested records."""
     if not isinstance(record, dict):
@@ -47,94 +44,10 @@ def text_of(record: object, field: str, place: str) -> str:
         if value is None:
             break
         if not isinstance(value, dict) or key not in value:
-            names = ", ".join(list(_field_names(record))[:20]) or "none"
-            raise UserError(f"{place} has no field '{field}': set text_field to one of its fields ({names})")
+            names = ", ".join(islice(value, 20) if isinstance(value, dict) else ()) or "none"
+            raise UserError(f"{place} has no field '{field}': set text_field to one of these ({names})")
         value = value[key]
     return clean_document(value, f"{place}: field '{field}'")
-
-
-def _field_names(record: dict[Any, Any], above: str = "") -> Iterator[str]:
-    for key, value in record.items():
-        if isinstance(value, dict) and value:
-            yield from _field_names(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}"
-
-
-def _read_text(file: BinaryIO, path: str, field: str) -> Iterator[str]:
-    """Documents separated by form feeds or ``<|endoftext|>``; without any, the whole file is one."""
-    decoder, pending, offset = codecs.getincrementaldecoder("utf-8-sig")(), "", 0
-    while True:
-        chunk = file.read(_CHUNK_BYTES)
-        if b"\0" in chunk:
-            place = offset + chunk.index(b"\0")
-            raise UserError(f"{path} looks binary (NUL byte at offset {place}): expected UTF-8 text, convert it first")
-        start = offset - len(decoder.getstate()[0])
-        try:
-            text = decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {start + error.start}): "
-                "convert it, for instance with iconv -t UTF-8"
-            ) from None
-        offset += len(chunk)
-        # A separator may lie across two chunks, so look back by its length.
-        seen = max(0, len(pending) - len(END_OF_TEXT))
-        pending += text
-        if _SEPARATOR.search(pending, seen):
-            *documents, pending = _SEPARATOR.split(pending)
-            yield from (clean_document(document, path) for document in documents)
-        if not chunk:
-            yield clean_document(pending, path)
-            return
-
-
-def _read_json_lines(file: BinaryIO, path: str, field: str) -> Iterator[str]:
-    """One object a line; blank lines are skipped."""
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        place = f"{path} line {number}"
-        try:
-            record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogatepass"))
-        except (ValueError, RecursionError) as error:  # also: a number of thousands of digits, deep nesting
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error).partition(";")[0]
-            raise UserError(f"{place} is not JSON in UTF-8 ({reason}): expected one object a line") from None
-        yield text_of(record, field, place)
-
-
-def _read_json(file: BinaryIO, path: str, field: str) -> Iterator[str]:
-    """A list of objects, or one object a line."""
-    buffered = io.BufferedReader(file)  # type: ignore[type-var]
-    if not buffered.peek(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-        yield from _read_json_lines(buffered, path, field)
-        return
-    try:
-        records = json.loads(buffered.read())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({first_line(error)}): expected a list of objects") from None
-    for number, record in enumerate(records, 1):
-        yield text_of(record, field, f"{path} record {number}")
-
-
-def _read_csv(file: BinaryIO, path: str, field: str, *, delimiter: str) -> Iterator[str]:
-    """A table whose first row names the columns."""
-    csv.field_size_limit(2**31 - 1)
-    table = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter)
-    for number, record in enumerate(table, 1):
-        yield text_of(record, field, f"{path} row {number}")
-
-
-def _read_parquet(file: BinaryIO, path: str, field: str) -> Iterator[str]:
-    """A table of which one column is read."""
-    import pyarrow.parquet as pq
-
-    table = pq.ParquetFile(file)
-    names = table.schema_arrow.names
-    column = top_column(names, field, path)
-    records = (record for batch in table.iter_batches(batch_size=256, columns=[column]) for record in batch.to_pylist())
-    for number, record in enumerate(records, 1):
-        yield text_of(record, field, f"{path} row {number}")
 
 
 def top_column(names: Iterable[str], field: str, place: str) -> str:
@@ -146,7 +59,76 @@ def top_column(names: Iterable[str], field: str, place: str) -> str:
     return column
 
 
-READERS: dict[str, Callable[[BinaryIO, str, str], Iterator[str]]] = {
+def _lines(file: BinaryIO, path: str) -> Iterator[tuple[str, str]]:
+    """Each line with its place."""
+    for number, line in enumerate(file, 1):
+        place = f"{path} line {number}"
+        try:
+            yield place, line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise UserError(f"{place} is not UTF-8 (byte 0x{byte:02x}): convert it, as by iconv -t UTF-8") from None
+
+
+def _read_text(file: BinaryIO, path: str, field: str) -> Records:
+    """Documents separated by form feeds or ``<|endoftext|>``; without any, the whole file is one."""
+    pending: list[str] = []
+    for place, line in _lines(file, path):
+        if "\0" in line:
+            raise UserError(f"{place} looks binary (a NUL byte): expected UTF-8 text, convert it first")
+        *ends, rest = _SEPARATOR.split(line)
+        for end in ends:
+            yield path, {field: "".join([*pending, end])}
+            pending = []
+        pending.append(rest)
+    yield path, {field: "".join(pending)}
+
+
+def _read_json_lines(file: BinaryIO, path: str, field: str) -> Records:
+    """One object a line; blank lines are skipped."""
+    for place, line in _lines(file, path):
+        if line.strip():
+            yield place, _parsed(line, place, "one object a line")
+
+
+def _read_json(file: BinaryIO, path: str, field: str) -> Records:
+    """A list of objects, or one object a line."""
+    buffered = io.BufferedReader(file)  # type: ignore[type-var]
+    if not buffered.peek(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        yield from _read_json_lines(buffered, path, field)
+        return
+    for number, record in enumerate(_parsed(buffered.read(), path, "a list of objects"), 1):
+        yield f"{path} record {number}", record
+
+
+def _parsed(content: str | bytes, place: str, expected: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # also: a number of thousands of digits, deep nesting
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error).partition(";")[0]
+        raise UserError(f"{place} is not JSON ({reason}): expected {expected}") from None
+
+
+def _read_csv(file: BinaryIO, path: str, field: str, *, delimiter: str) -> Records:
+    """A table whose first row names the columns."""
+    csv.field_size_limit(2**31 - 1)
+    table = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter)
+    for number, record in enumerate(table, 1):
+        yield f"{path} row {number}", record
+
+
+def _read_parquet(file: BinaryIO, path: str, field: str) -> Records:
+    """A table of which one column is read."""
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(file)
+    column = top_column(table.schema_arrow.names, field, path)
+    records = (record for batch in table.iter_batches(batch_size=256, columns=[column]) for record in batch.to_pylist())
+    for number, record in enumerate(records, 1):
+        yield f"{path} row {number}", record
+
+
+READERS: dict[str, Callable[[BinaryIO, str, str], Records]] = {
     ".txt": _read_text,
     ".jsonl": _read_json_lines,
     ".json": _read_json,
@@ -154,7 +136,7 @@ READERS: dict[str, Callable[[BinaryIO, str, str], Iterator[str]]] = {
     ".tsv": partial(_read_csv, delimiter="\t"),
     ".parquet": _read_parquet,
 }
-"""Reader of an open file by the file's extension, with its path for messages and the field that holds the text."""
+"""Reader of an open file by the file's extension, with its path and the field that holds the text."""
 
 
 def _open_zstd(path: str) -> BinaryIO:
@@ -171,9 +153,8 @@ EXTENSIONS = f"{', '.join(READERS)}, also compressed (.gz, .zst)"
 
 def kind_of(path: Path) -> tuple[str, str] | None:
     """Extensions of a readable file, such as (``.jsonl``, ``.gz``), the second empty if it is not compressed."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compression = suffixes.pop() if suffixes and suffixes[-1] in _OPEN else ""
-    kind = suffixes[-1] if suffixes else ""
+    *_, kind, last = ["", "", *(suffix.lower() for suffix in path.suffixes)]
+    kind, compression = (kind, last) if last in _OPEN and last else (last, "")
     return (kind, compression) if kind in READERS else None
 
 
@@ -190,20 +171,14 @@ def read_file(path: str, field: str) -> Iterator[str]:
     count = 0
     try:
         with _OPEN[compression](path) as file:
-            for text in READERS[kind](file, path, field):
-                yield text
+            for place, record in READERS[kind](file, path, field):
+                yield text_of(record, field, place)
                 count += 1
     except damage as error:
         raise UserError(
             f"{path} cannot be read as {kind}{compression} after {count} documents ({first_line(error)}): damaged, cut "
             "short, or not what its name says"
         ) from None
-
-
-def read_files(paths: Iterable[str], field: str) -> Iterator[dict[str, str]]:
-    """The documents of all files in order, as records with one ``text`` each."""
-    for path in paths:
-        yield from ({"text": text} for text in read_file(path, field))
 
 
 def find_files(path: Path) -> tuple[list[Path], list[str]]:
@@ -217,12 +192,10 @@ def find_files(path: Path) -> tuple[list[Path], list[str]]:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty: give a file with text in it")
         return [path], []
-    files, skipped = [], []
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in name.parts):
-            readable = kind_of(file) is not None and file.stat().st_size > 0
-            files.append(file) if readable else skipped.append(str(name))
+    visible = [file for file in sorted(path.rglob("*")) if not re.search(r"/\.", f"/{file.relative_to(path)}")]
+    files = [file for file in visible if kind_of(file) and file.is_file() and file.stat().st_size > 0]
+    read = set(files)
+    skipped = [str(file.relative_to(path)) for file in visible if file.is_file() and file not in read]
     if not files:
         reason = f"only files that are empty or of another kind ({', '.join(skipped[:5])})" if skipped else "no file"
         raise UserError(f"folder {path} holds {reason}: give a folder with such files as {EXTENSIONS}")

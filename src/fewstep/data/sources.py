@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.data import hub
-from fewstep.data.readers import clean_document, find_files, kind_of, read_file, read_files, text_of, top_column
+from fewstep.data.readers import clean_document, find_files, kind_of, read_file, text_of, top_column
 from fewstep.errors import UserError, first_line
 from fewstep.registry import resolve
 
@@ -58,6 +58,7 @@ class CorpusSettings:
     cache_dir: str = "~/.cache/fewstep"
 
     def __post_init__(self) -> None:
+        trains_tokenizer = self.tokenizer is None
         for name, is_valid, expected in (
             ("source", bool(self.source.strip()), "'sotu', 'grammar', a file, a folder or a hub data set name"),
             ("validation_fraction", 0 < self.validation_fraction < 1, "a number strictly between 0 and 1"),
@@ -65,12 +66,17 @@ class CorpusSettings:
             ("max_documents", self.max_documents is None or self.max_documents >= 1, "a number above 0, or none"),
             (
                 "vocab_size",
-                self.tokenizer is not None or self.vocab_size >= _SMALLEST_VOCABULARY,
+                not trains_tokenizer or self.vocab_size >= _SMALLEST_VOCABULARY,
                 f"at least {_SMALLEST_VOCABULARY} for a byte-level BPE (256 bytes and the end-of-text token)",
             ),
         ):
             if not is_valid:
                 raise UserError(f"{name} is {getattr(self, name)!r}: give {expected}")
+
+
+def text_digest(text: str) -> int:
+    """64 bits of a hash of the words, so that texts that differ in white space only count as the same."""
+    return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "big")
 
 
 def speeches() -> Iterator[str]:
@@ -97,26 +103,6 @@ What follows a colon in the source's name is passed on as a string: ``grammar:31
 """
 
 
-def read_functions(names: list[str]) -> Iterator[dict[str, str]]:
-    """The documents of the functions of these names, as records with a ``text`` and, if they give it, a ``split``."""
-    for name in names:
-        function, _, argument = name.partition(":")
-        entry = SOURCES.get(function, function)
-        read = resolve(SOURCES, entry, "source") if isinstance(entry, str) else entry
-        try:
-            documents = read(argument) if argument else read()  # type: ignore[operator]
-        except TypeError as error:
-            raise UserError(f"source {name} cannot be called ({first_line(error)})") from None
-        for number, document in enumerate(documents, 1):
-            place = f"source {name}: document {number}"
-            if not isinstance(document, tuple):
-                yield {"text": clean_document(document, place)}
-            elif len(document) == 2 and document[0] in SPLITS:
-                yield {"text": clean_document(document[1], place), "split": document[0]}
-            else:
-                raise UserError(f"{place} is {document[:1]!r}: expected a text, or a pair of {SPLITS} and a text")
-
-
 @dataclass(frozen=True)
 class Source:
     """``records``: dictionaries with a cleaned ``text`` and sometimes a ``split`` of :data:`SPLITS`.
@@ -136,12 +122,12 @@ def open_source(settings: CorpusSettings) -> Source:
     """
     name, limit = settings.source, settings.max_documents
     path = Path(name).expanduser()
-    is_registered, is_dotted = name.partition(":")[0] in SOURCES, _DOTTED_PATH.fullmatch(name) and kind_of(path) is None
-    if is_registered or (is_dotted and not path.exists()):
+    is_file_name = kind_of(path) is not None
+    if name.partition(":")[0] in SOURCES or (_DOTTED_PATH.fullmatch(name) and not is_file_name and not path.exists()):
         source = _function_source(name, limit)
     elif path.exists():
         source = _file_source(path, settings.text_field)
-    elif kind_of(path) is not None or not _HUB_NAME.fullmatch(name) or name.startswith("."):
+    elif is_file_name or not _HUB_NAME.fullmatch(name) or name.startswith("."):
         known = ", ".join(SOURCES)
         raise UserError(f"source {name} does not exist: give a file or folder that does, {known}, or a hub data set")
     else:
@@ -155,12 +141,37 @@ def _stream(read: Callable[..., Iterator[dict[str, str]]], **shards: Any) -> "It
     return IterableDataset.from_generator(read, gen_kwargs=shards)
 
 
+def _function_records(names: list[str]) -> Iterator[dict[str, str]]:
+    """The documents of the functions of these names."""
+    for name in names:
+        function, _, argument = name.partition(":")
+        entry = SOURCES.get(function, function)
+        read = resolve(SOURCES, entry, "source") if isinstance(entry, str) else entry
+        try:
+            documents = read(*filter(None, [argument]))  # type: ignore[operator]
+        except TypeError as error:
+            raise UserError(f"source {name} cannot be called ({first_line(error)})") from None
+        for number, document in enumerate(documents, 1):
+            place = f"source {name}: document {number}"
+            if not isinstance(document, tuple):
+                yield {"text": clean_document(document, place)}
+            elif len(document) == 2 and document[0] in SPLITS:
+                yield {"text": clean_document(document[1], place), "split": document[0]}
+            else:
+                raise UserError(f"{place} is {document[:1]!r}: expected a text, or a pair of {SPLITS} and a text")
+
+
 def _function_source(name: str, limit: int | None) -> Source:
     """The fingerprint is a hash of the documents: code alone does not show what a function reads."""
     digest = hashlib.sha256()
-    for record in islice(read_functions([name]), limit):
+    for record in islice(_function_records([name]), limit):
         digest.update(f"{record.get('split')}\0{record['text']}\0".encode())
-    return Source(digest.hexdigest(), _stream(read_functions, names=[name]))
+    return Source(digest.hexdigest(), _stream(_function_records, names=[name]))
+
+
+def _file_records(paths: list[str], field: str) -> Iterator[dict[str, str]]:
+    for path in paths:
+        yield from ({"text": text} for text in read_file(path, field))
 
 
 def _file_source(path: Path, text_field: str) -> Source:
@@ -180,7 +191,7 @@ def _file_source(path: Path, text_field: str) -> Source:
             digest.update(f"{file.resolve()}\0{status.st_mtime_ns}".encode())
     more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
     note = f"skipped {len(skipped)} files that are empty or of another kind: {', '.join(skipped[:5])}{more}"
-    records = _stream(read_files, paths=[str(file) for file in paths], field=text_field)
+    records = _stream(_file_records, paths=[str(file) for file in paths], field=text_field)
     return Source(digest.hexdigest(), records, (note,) if skipped else ())
 
 

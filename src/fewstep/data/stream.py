@@ -7,12 +7,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from fewstep.data.packing import BlockPacker
-from fewstep.data.readers import text_digest
-from fewstep.data.sources import CorpusSettings, Source
-from fewstep.data.tokenizer import DocumentEncoder, tokenizer_fingerprint
+from fewstep.data.sources import CorpusSettings, Source, text_digest
+from fewstep.data.tokenizer import tokenizer_fingerprint
 from fewstep.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 _DOCUMENTS_AT_ONCE = 16
 _BEGINNING: dict[str, Any] = {"blocks": 0, "source": None, "rest_ids": [], "rest_bytes": []}
 """The snapshot of a stream of which nothing has been read."""
-_HISTORY_BLOCKS = 8192
-"""How far back a stream knows its position."""
+_SNAPSHOTS = 4096
+"""How many positions a stream remembers, one for every 16 documents."""
 
 
 class BlockStream(IterableDataset):
@@ -53,13 +52,13 @@ class BlockStream(IterableDataset):
     def _begin(self, snapshot: dict[str, Any], blocks: int) -> None:
         """Let the next iteration read from ``snapshot`` on and yield the blocks from number ``blocks`` on."""
         self._start, self._skip = snapshot, blocks - snapshot["blocks"]
-        self._yielded, self._history = blocks, deque([snapshot])
+        self._yielded, self._history = blocks, deque([snapshot], maxlen=_SNAPSHOTS)
 
     def state_dict(self, blocks: int | None = None) -> dict[str, Any]:
         """The position of this process after ``blocks`` blocks (default: all yielded so far), in plain Python values.
 
         A loader may have fetched ahead, so give the number of blocks that were used. Raises ``UserError`` for blocks
-        not yet yielded (those of a DataLoader's workers never are, here), or 8,192 blocks ago.
+        not yet yielded (those of a DataLoader's workers never are, here), or forgotten.
         """
         used = self._yielded if blocks is None else blocks
         past = [snapshot for snapshot in self._history if snapshot["blocks"] <= used]
@@ -84,38 +83,38 @@ class BlockStream(IterableDataset):
         self._begin(snapshot, state["yielded"])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        self._yielded, self._history = self._start["blocks"], deque([self._start])
-        first = self._yielded + self._skip
+        first = self._start["blocks"] + self._skip
+        self._begin(self._start, first)
+        self._yielded = self._start["blocks"]
         for row in self._rows():
             self._yielded += 1
             if self._yielded > first:
                 yield row
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        settings, start = self._settings, self._start
-        encoder = DocumentEncoder(self._tokenizer)
-        packer = BlockPacker(self._tokenizer, settings.block_size, settings.pack)
-        packer.report.blocks = start["blocks"]
-        packer.rest_ids = np.array(start["rest_ids"], np.int32)
-        packer.rest_bytes = np.array(start["rest_bytes"], np.int32)
-        source_state = start["source"]
+        packer = BlockPacker(self._tokenizer, self._settings.block_size, self._settings.pack)
+        packer.report.blocks = self._start["blocks"]
+        packer.rest_ids, packer.rest_bytes = (
+            np.array(self._start[name], np.int32) for name in ("rest_ids", "rest_bytes")
+        )
+        position = self._start["source"]
         while True:
             # A stream that has been resumed would resume again when read again: every pass takes a fresh copy.
             records = copy.deepcopy(self._records)
-            if source_state is not None:
-                records.load_state_dict(source_state)
-            texts, has_documents = self._texts(records), source_state is not None
+            if position is not None:
+                records.load_state_dict(position)
+            texts, has_documents = self._texts(records), position is not None
             while batch := list(islice(texts, _DOCUMENTS_AT_ONCE)):
                 has_documents = True
-                blocks = packer.add(encoder.encode(batch))
+                blocks = packer.add_texts(batch)
                 for values in zip(*blocks.values(), strict=True):
                     yield dict(zip(blocks, values, strict=True))
-                self._remember(packer, records.state_dict())
+                rest = {"rest_ids": packer.rest_ids.tolist(), "rest_bytes": packer.rest_bytes.tolist()}
+                source = copy.deepcopy(records.state_dict())
+                self._history.append({"blocks": packer.report.blocks, "source": source, **rest})
             if not has_documents:
-                if get_worker_info() is not None:
-                    return  # more workers than files: this one has no share
-                raise UserError(f"source {settings.source} gives process {self._rank} no train documents")
-            source_state = None
+                raise UserError(f"source {self._settings.source} gives process {self._rank} no train documents")
+            position = None
 
     def _texts(self, records: Any) -> Iterator[str]:
         from datasets.exceptions import DatasetsError
@@ -127,10 +126,3 @@ class BlockStream(IterableDataset):
                     yield text
         except (DatasetsError, OSError, ValueError) as error:
             raise UserError(f"source {self._settings.source} cannot be read on ({first_line(error, 160)})") from error
-
-    def _remember(self, packer: BlockPacker, source: dict[str, Any]) -> None:
-        rest = {"rest_ids": packer.rest_ids.tolist(), "rest_bytes": packer.rest_bytes.tolist()}
-        blocks = packer.report.blocks
-        self._history.append({"blocks": blocks, "source": copy.deepcopy(source), **rest})
-        while len(self._history) > 2 and self._history[1]["blocks"] <= blocks - _HISTORY_BLOCKS:
-            self._history.popleft()

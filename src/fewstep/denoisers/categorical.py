@@ -54,10 +54,10 @@ class CategoricalDenoiser(RegressionDenoiser):
         )
         self.config |= {"vocab_size": vocab_size, "path": path}
         self.path = PATHS[path]()
-        self.register_buffer("codebook", torch.zeros(vocab_size, latent_dim))
-        self.register_buffer("log_prior", torch.zeros(vocab_size))
         self.evidence = nn.Embedding(vocab_size, width)
         self.outputs = zero_linear(width, vocab_size)
+        self.register_buffer("codebook", torch.zeros(vocab_size, latent_dim))  # last: zeros touch their memory
+        self.register_buffer("log_prior", torch.zeros(vocab_size))
 
     def set_codebook(self, codebook: Tensor, log_prior: Tensor) -> None:
         """See :class:`~fewstep.denoisers.ReadsCodebook`; both are saved with the weights."""

@@ -6,7 +6,7 @@ token i given the m-th draw's earlier tokens. With H the entropy in nats,
     CCI = 1 - sum_i E_m[H(q_i^(m))] / sum_i H(E_m[q_i^(m)])            in [0, 1]
 
 A readout that decides every position by itself has CCI 0. Legend: B examples, L tokens, V vocabulary. The formula is
-ours, see docs/diagnostics.md.
+ours, see docs/reference/diagnostics.md.
 """
 
 from collections.abc import Callable, Iterator, Sequence

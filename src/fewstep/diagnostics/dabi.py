@@ -1,4 +1,4 @@
-"""DABI, the sharpness of a readout (after arXiv:2606.30705; the formula is ours, see docs/diagnostics.md).
+"""DABI, the sharpness of a readout (after arXiv:2606.30705; the formula is ours, see docs/reference/diagnostics.md).
 
     DABI(r) = E[rho(z*, n_b, r)] / E_u[rho(z*, u, r)],   u uniform on the unit sphere of R^n
     DABI_0  = lim r->0 = n (n_b' F n_b) / tr F,          DABI_0 <= n

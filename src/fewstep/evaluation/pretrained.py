@@ -226,7 +226,9 @@ def check_kind(auto: str, config: dict[str, Any], folder: Path, loading: Loading
     saved = [name for name in named if hasattr(transformers, str(name))] if isinstance(named, list) else []
     if kind not in mapping or (saved and auto != "AutoModel" and not names.intersection(saved)):
         what = saved[0] if saved else f"a model of the type {kind}"
-        raise UserError(f"{folder} is {what} and not {purpose}: take the --adapter that fits it, see docs/adapters.md")
+        raise UserError(
+            f"{folder} is {what} and not {purpose}: take the --adapter that fits it, see docs/howto/other-models.md"
+        )
 
 
 def _is_known(kind: Any) -> bool:

@@ -140,8 +140,8 @@ class AdaptiveTransformer(nn.Module):
     With ``two_times`` the second time enters as the distance ``s - t`` (as in mean flow, arXiv:2505.13447, section 4);
     without it, passing ``s`` raises ``ValueError``. Times enter as sines and cosines of 1 to ``max_frequency`` radians
     per unit of time. The usual 1000 separates times a thousandth apart, and makes the derivative in time as large and
-    as rough: objectives that train on that derivative need a low one (measured in docs/objectives.md; for the same
-    reason arXiv:2410.11081, section 4.1, gives up fast Fourier features).
+    as rough: objectives that train on that derivative need a low one (measured in docs/findings/objectives.md; for the
+    same reason arXiv:2410.11081, section 4.1, gives up fast Fourier features).
     """
 
     def __init__(

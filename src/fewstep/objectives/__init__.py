@@ -9,7 +9,7 @@ from fewstep.objectives.flow_maps import (
     SemigroupSelfDistillation,
     ShortcutModel,
 )
-from fewstep.objectives.stages import HeadTraining, ImageReconstruction, Reconstruction
+from fewstep.objectives.stages import HeadTraining, Reconstruction
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "flow_matching": FlowMatching,
@@ -31,7 +31,6 @@ __all__ = [
     "ConsistencyTraining",
     "FlowMatching",
     "HeadTraining",
-    "ImageReconstruction",
     "LagrangianSelfDistillation",
     "MeanFlow",
     "Objective",

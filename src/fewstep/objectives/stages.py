@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.autoencoders import ImageAutoencoder
 from fewstep.readouts import CommitmentHead
 from fewstep.shapes import expand_like, rand, randn
 from fewstep.types import LatentEncoder, Latents, LossOutput, Readout, TokenBatch
@@ -57,21 +56,6 @@ class Reconstruction:
         if self.latent_dropout > 0:
             z = z * (rand(tuple(z.shape[:2]), z, generator) >= self.latent_dropout)[..., None]
         return z
-
-
-class ImageReconstruction:
-    """Squared error of images decoded from latents with noise of a level uniform in [0, ``noise_level_max``]."""
-
-    def __init__(self, *, noise_level_max: float = 1.0) -> None:
-        if noise_level_max < 0:
-            raise ValueError(f"noise_level_max is {noise_level_max}: expected a level >= 0")
-        self.noise_level_max = noise_level_max
-
-    def forward(self, autoencoder: ImageAutoencoder, images: Tensor, *, generator: torch.Generator) -> LossOutput:
-        """Mean squared error per pixel value over ``images`` (B, C, H, W) in [0, 1]; ``per_example`` (B,)."""
-        z = noised(autoencoder.encode(images), self.noise_level_max, generator)
-        per_example = (autoencoder.decode(z) - images).square().flatten(1).mean(1)
-        return LossOutput(per_example.mean(), per_example.detach())
 
 
 class HeadTraining:

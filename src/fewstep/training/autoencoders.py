@@ -1,4 +1,4 @@
-"""Stage one: text, or images, to latents and back."""
+"""Stage one: text to latents and back."""
 
 import math
 from collections.abc import Callable
@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fewstep.autoencoders import ImageAutoencoder
 from fewstep.data import vocabulary_size
 from fewstep.errors import UserError
 from fewstep.model import Identity
-from fewstep.objectives import ImageReconstruction, Reconstruction
+from fewstep.objectives import Reconstruction
 from fewstep.readouts import token_accuracy
-from fewstep.training.data_modules import Batch, ImageDataModule, StepDataModule, TextDataModule
+from fewstep.training.data_modules import Batch, TextDataModule
 from fewstep.training.module import DEFAULT_OPTIMIZER, OptimizerSettings, TrainingModule, tokens_of
 from fewstep.types import LatentEncoder, LossOutput, Readout
 
@@ -86,45 +85,3 @@ def implements(module: nn.Module, protocol: Any, option: str) -> Any:
             f"{option} is a {type(module).__name__}: expected what fewstep.types.{protocol.__name__} asks for"
         )
     return module
-
-
-class ImageAutoencoderModule(TrainingModule):
-    """Trains an image autoencoder by noisy reconstruction: the control whose decoder is continuous.
-
-    ``autoencoder`` is made from (C, S), channels and side. Logs, for clean held-out latents, ``val/psnr_db`` and
-    ``val/r_squared``: one minus the squared error over that of the mean train image. Raises ``UserError`` for images
-    that are not square.
-    """
-
-    trained: ClassVar[tuple[str, ...]] = ("autoencoder",)
-    stage_name: ClassVar[str] = "image_autoencoder"
-    data_class: ClassVar[type[StepDataModule]] = ImageDataModule
-
-    def __init__(
-        self,
-        data: ImageDataModule,
-        autoencoder: Callable[[int, int], ImageAutoencoder],
-        objective: ImageReconstruction,
-        optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
-        seed: int = 0,
-    ) -> None:
-        channels, height, width = data.images.image_shape
-        if height != width:
-            raise UserError(f"images of {height} x {width} pixels: the autoencoder takes square ones only")
-        super().__init__(data, optimizer, seed, data.new_model())
-        self.autoencoder = autoencoder(channels, height)
-        self.objective = objective
-
-    def identity(self) -> Identity:
-        """The identity with this stage's objective."""
-        return replace(super().identity(), objective=type(self.objective).__name__)
-
-    def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
-        """Squared error of images decoded from noised latents."""
-        return self.objective.forward(self.autoencoder, batch["images"], generator=generator)
-
-    def scores(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """PSNR in decibels (mean over images) and R squared on clean latents."""
-        images = batch["images"]
-        error = (self.autoencoder.decode(self.autoencoder.encode(images)) - images).square().flatten(1).mean(1)
-        return {"psnr_db": -10 * error.log10().mean(), "r_squared": 1 - error.mean() / self.data.constant_error}

@@ -221,7 +221,9 @@ def check_settings(config: Namespace) -> None:
     strategy = trainer.strategy
     name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", ""))
     if name.rpartition(".")[2].lower().startswith(SHARDING):
-        raise UserError(f"trainer.strategy is {name}: every process keeps whole weights here; give ddp (docs/scale.md)")
+        raise UserError(
+            f"trainer.strategy is {name}: every process keeps whole weights here; give ddp (docs/howto/cluster.md)"
+        )
     if config.diagnostics.measurements is not None:  # before the text is read
         check_measurements(config.diagnostics.measurements)
     model, data = config.model.class_path, config.data.class_path

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +12,6 @@ from torch.utils.data import DataLoader
 from fewstep.data import (
     BlockStream,
     CorpusSettings,
-    ImageSource,
     PreparedCorpus,
     StepBatchSampler,
     collate,
@@ -223,82 +221,3 @@ class TextDataModule(CorpusSettings, StepDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a stream's position, for the next ``train_dataloader``."""
         self._restored_stream = state_dict.get("stream")
-
-
-class ImageDataModule(StepDataModule):
-    """Images in batches, all of them in memory.
-
-    Args:
-        images: the images, ``Digits`` or ``DrawnShapes``.
-        batch_size: images in a batch of one process.
-        num_validation_images: at most this many held-out images are validated on.
-        num_workers: processes that load batches; 0 loads in the training process.
-        seed: decides the order of the images.
-    """
-
-    kind: ClassVar[Kind] = "images"
-    example_name: ClassVar[str] = "images"
-    unit: ClassVar[str] = "images"
-    validation_name: ClassVar[str] = "num_validation_images"
-
-    def __init__(
-        self,
-        images: ImageSource,
-        batch_size: int = 32,
-        num_validation_images: int = 512,
-        num_workers: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(batch_size, num_validation_images, num_workers, seed)
-        self.images = images
-        self._parts: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """Train and held-out images, each (N, C, H, W) in [0, 1], created on first use."""
-        if self._parts is None:
-            self._parts = self.images.train(), self.images.held_out()
-        return self._parts
-
-    @cached_property
-    def constant_error(self) -> float:
-        """Mean squared error of the mean train image on the images validated on."""
-        train, held_out = self.parts
-        return float((held_out[: self.num_validation] - train.mean(0)).square().mean())
-
-    def report(self) -> str:
-        """Which images, how many, and the error of a constant image."""
-        (train, held_out), settings = self.parts, ", ".join(f"{k} {v}" for k, v in self.images.config.items())
-        shape = " x ".join(map(str, self.images.image_shape))
-        return (
-            f"{self.images.name} ({settings}): {shape}; {len(train):,} to train on, {len(held_out):,} held out\n"
-            f"the mean image has a squared error of {self.constant_error:.4f} on the held-out ones"
-        )
-
-    def new_model(self) -> SavedModel:
-        """An image model without parts."""
-        return SavedModel(None, Identity(kind="images", source=self.images.name, source_config=self.images.config))
-
-    def check_model(self, identity: Identity, path: str) -> None:
-        """Raise ``UserError`` for other images: what an autoencoder did not see stays held out."""
-        if (identity.source, identity.source_config) != (self.images.name, self.images.config):
-            flags = " ".join(f"--data.images.{name}={value}" for name, value in identity.source_config.items())
-            raise UserError(f"{path} was trained on other images: give --data.images={identity.source} {flags}")
-
-    def train_dataloader(self) -> DataLoader:
-        """Batches from the current step to the end. Raises ``UserError`` for too few images."""
-        train, _ = self.parts
-        rows = list(enumerate(train))
-        sampler = self.step_batches(len(rows))
-        return DataLoader(rows, batch_sampler=sampler, collate_fn=collate_images, num_workers=self.num_workers)  # type: ignore[arg-type]
-
-    def val_dataloader(self) -> DataLoader:
-        """This rank's share of the first held-out images."""
-        rows = list(enumerate(self.parts[1]))
-        return DataLoader(rows, batch_sampler=self.held_out_batches(len(rows)), collate_fn=collate_images)  # type: ignore[arg-type]
-
-
-def collate_images(rows: Sequence[tuple[int, Tensor]]) -> Batch:
-    """Rows to one batch: ``images`` (B, C, H, W) and ``index`` (B,) int64, the row numbers."""
-    indices, images = zip(*rows, strict=True)
-    return {"images": torch.stack(images), "index": torch.tensor(indices)}

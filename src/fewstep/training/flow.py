@@ -1,4 +1,4 @@
-"""Stage two: a flow on the latents of text or images, and what it may learn from and start from."""
+"""Stage two: a flow on frozen latents, and what it may learn from and start from."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fewstep.autoencoders import to_positions
 from fewstep.denoisers import ESTIMATES, FlowModel, PredictionType, ReadsCodebook, RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel, check_same_autoencoder
@@ -16,7 +15,7 @@ from fewstep.objectives import Objective
 from fewstep.paths import PATHS, PathName
 from fewstep.schedules import LogitNormalTime
 from fewstep.storage import load_strictly
-from fewstep.training.data_modules import Batch, ImageDataModule, StepDataModule
+from fewstep.training.data_modules import Batch, StepDataModule
 from fewstep.training.latent_cache import LatentCache
 from fewstep.training.module import DEFAULT_OPTIMIZER, OptimizerSettings, Shared, TrainingModule, tokens_of
 from fewstep.types import Latents, LossOutput
@@ -37,6 +36,7 @@ class FlowModule(TrainingModule):
 
     trained: ClassVar[tuple[str, ...]] = ("denoiser",)
     stage_name: ClassVar[str] = "flow"
+    builds_on: ClassVar[tuple[str, ...]] = ("autoencoder", "readout")
 
     def __init__(
         self,
@@ -53,9 +53,8 @@ class FlowModule(TrainingModule):
         allow: list[str] | None = None,
         seed: int = 0,
     ) -> None:
-        parts = ("autoencoder", "readout") if data.kind == "text" else ("autoencoder",)
-        super().__init__(data, optimizer, seed, data.load_model(autoencoder, *parts, allow=allow or ()))
-        if latent_cache_dir is not None and data.kind != "text":
+        super().__init__(data, optimizer, seed, data.load_model(autoencoder, *self.builds_on, allow=allow or ()))
+        if latent_cache_dir is not None and not self.has_tokens:
             raise UserError("model.latent_cache_dir is for text only: leave it out")
         self.flow_identity = identity_of_flow(super().identity(), objective, path, prediction)
         self.objective = objective
@@ -65,7 +64,7 @@ class FlowModule(TrainingModule):
         self.denoiser = denoiser(latent_dim, positions)
         if isinstance(self.denoiser, ReadsCodebook):
             self._give_codebook(self.denoiser)
-        check_objective(objective, self.denoiser, teacher, has_readout=data.kind == "text")
+        check_objective(objective, self.denoiser, teacher, has_readout=self.has_tokens)
 
         def load_flow(source: str) -> SavedModel:
             model = data.load_model(source, "autoencoder", "denoiser", allow=allow or ())
@@ -98,6 +97,11 @@ class FlowModule(TrainingModule):
         for row in islice(self.data.corpus.train, MAX_COUNTED_BLOCKS):
             counts += torch.as_tensor(row["input_ids"][: row["length"]]).bincount(minlength=len(codebook))
         denoiser.set_codebook(codebook, (counts / counts.sum()).log().float())
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the latents stand for tokens that a readout reads."""
+        return "readout" in self.builds_on
 
     def report(self) -> str:
         """What the network starts from, unless it starts from scratch."""
@@ -147,19 +151,6 @@ class FlowModule(TrainingModule):
             )
 
 
-class ImageFlowModule(FlowModule):
-    """:class:`FlowModule` on the latents of images, read row by row. There are no tokens and no readout."""
-
-    stage_name: ClassVar[str] = "image_flow"
-    data_class: ClassVar[type[StepDataModule]] = ImageDataModule
-
-    @torch.no_grad()
-    def latents(self, batch: Batch) -> Latents:
-        """Latents (B, K, c) of the batch's images; every position is real."""
-        z = to_positions(self.base.image_autoencoder().encode(batch["images"]))
-        return Latents(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device))
-
-
 def identity_of_flow(model: Identity, objective: Objective, path: PathName, prediction: PredictionType) -> Identity:
     """The identity ``model`` with the flow that a run trains; the time grid follows the objective's times."""
     sampler = objective.time_sampler
@@ -196,7 +187,7 @@ def check_objective(objective: Objective, denoiser: nn.Module, teacher: str | No
     weight = getattr(objective, "cross_entropy_weight", 0.0)
     if weight > 0 and not has_readout:
         raise UserError(
-            f"model.objective.cross_entropy_weight is {weight}, but images have no tokens and no readout: give 0"
+            f"model.objective.cross_entropy_weight is {weight}, but these data have no tokens and no readout: give 0"
         )
 
 

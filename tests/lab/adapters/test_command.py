@@ -242,7 +242,7 @@ def test_a_decoder_whose_numbers_are_not_finite_is_told(
 def test_the_example_in_the_documentation_runs_as_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = (ROOT / "docs" / "adapters.md").read_text()
+    page = (ROOT / "docs" / "howto" / "other-models.md").read_text()
     (code,) = re.findall(r"```python\n# my_model\.py\n(.*?)```", page, flags=re.S)
     (line,) = re.findall(r"^fewstep (diagnose my_model:\w+ .*)$", page, flags=re.M)
     (tmp_path / "my_model.py").write_text(code)

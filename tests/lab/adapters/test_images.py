@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewstep.data import Digits, DrawnShapes
 from fewstep.errors import UserError
 from fewstep.lab.adapters import Loading, load_autoencoder_kl
 from fewstep.lab.adapters.image_files import read_images
+from fewstep.lab.images import Digits, DrawnShapes
 
 diffusers = pytest.importorskip("diffusers")
 LOADING = Loading()

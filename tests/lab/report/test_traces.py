@@ -23,7 +23,7 @@ from fewstep.shapes import example_generators, randn
 from fewstep.types import Trajectory
 from tests.bundles import BLOCK_SIZE, only, tiny_bundle, with_identity
 from tests.evaluation.subjects import mild_bundle
-from tests.images import tiny_image_model
+from tests.lab.images.models import tiny_image_model
 
 STEPS = (1, 2, 4)
 SETTINGS = {"deterministic": ("parallel", 0.0), "reinjection": ("parallel", 1.0), "head": ("head", 0.0)}

@@ -11,7 +11,6 @@ from torch import Tensor
 from fewstep.diagnostics.cci import TokenConditionals
 from fewstep.diagnostics.decoding import Decode, DecodeInParts, draw_positions, rms
 from fewstep.errors import UserError
-from fewstep.evaluation import image_diagnosis
 from fewstep.evaluation.diagnosis import Diagnosis, Progress, diagnose
 from fewstep.evaluation.measurement import Measurement, choose
 from fewstep.evaluation.measurements import MEASUREMENTS
@@ -19,6 +18,7 @@ from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.readout_measurements import measure_cci_noise, measure_head_accuracy, measure_token_accuracy
 from fewstep.evaluation.subject import ImageSubject, noise_source
 from fewstep.lab.adapters import ImageDecoder, TextDecoder
+from fewstep.lab.images import diagnosis as image_diagnosis
 from fewstep.shapes import example_generators
 
 NUMBERS_AT_ONCE = 2**25
@@ -141,7 +141,8 @@ def diagnose_decoder(
 ) -> Diagnosis:
     """Measure a decoder of text or images on its first ``num_examples`` examples.
 
-    ``only`` names some of :data:`DECODER_MEASUREMENTS`, for images of those in image_diagnosis.py, or dotted paths;
+    ``only`` names some of :data:`DECODER_MEASUREMENTS`, for images of those of
+    :mod:`fewstep.lab.images.diagnosis`, or dotted paths;
     ``processes`` share the measurements. ``data`` names the data and ``packages`` what the decoder is made of, for the
     protocol. Raises ``UserError`` for an unknown name, and for one that needs parts that the decoder lacks.
     """

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.data import Digits, DrawnShapes
 from fewstep.errors import UserError
+from fewstep.lab.images import Digits, DrawnShapes
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 BUILT_IN = ("digits", "shapes")
@@ -15,9 +15,10 @@ BUILT_IN = ("digits", "shapes")
 def read_images(source: str, count: int, *, channels: int, size: int) -> Tensor:
     """``count`` held-out images of ``source`` as (N, channels, size, size) float32 in [-1, 1].
 
-    ``source`` is "digits" or "shapes" (:mod:`fewstep.data.images`), or a folder of .png and .jpg files, taken in order
-    of their names. They are resized (bilinear, antialiased); grey ones are repeated over the channels, coloured ones
-    averaged where there is one. Raises ``UserError`` where there are fewer images, or one cannot be read.
+    ``source`` is "digits" or "shapes" (:mod:`fewstep.lab.images.sources`), or a folder of .png and .jpg files, taken
+    in order of their names. They are resized (bilinear, antialiased); grey ones are repeated over the channels,
+    coloured ones averaged for a single channel. Raises ``UserError`` where there are fewer images, or one cannot be
+    read.
     """
     if source == "digits":
         images = Digits().held_out(count)

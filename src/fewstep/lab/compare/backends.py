@@ -8,9 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.image_row import COLUMNS as IMAGE_COLUMNS
-from fewstep.evaluation.image_row import ImageRow
-from fewstep.evaluation.image_sweep import BaseFlow, ImageSweep
 from fewstep.evaluation.measurements import FEW, measure_stiffness
 from fewstep.evaluation.old_sweep import Sweep, model_digest
 from fewstep.evaluation.protocol import ScoringProtocol
@@ -21,6 +18,9 @@ from fewstep.evaluation.sweep_measures import TrainText
 from fewstep.evaluation.sweep_row import COLUMNS
 from fewstep.evaluation.sweep_texts import FlowTexts, TextGroup, flow_setting
 from fewstep.lab.compare.comparison import Compared, Quality
+from fewstep.lab.images.row import COLUMNS as IMAGE_COLUMNS
+from fewstep.lab.images.row import ImageRow
+from fewstep.lab.images.sweep import BaseFlow, ImageSweep
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers import FlowSampler, default_sampling, incompatibility

@@ -168,7 +168,7 @@ def image_data(options: CompareOptions) -> list[str]:
     from fewstep.model import SavedModel
 
     identity = SavedModel.from_pretrained(options.model, kind="images").identity
-    images = {"class_path": f"fewstep.data.{identity.source}", "init_args": identity.source_config}
+    images = {"class_path": f"fewstep.lab.images.{identity.source}", "init_args": identity.source_config}
     return [f"--data.images={json.dumps(images)}"]
 
 

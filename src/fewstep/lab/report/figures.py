@@ -17,6 +17,8 @@ NEAR = 0.15
 STILL_FALLING = 0.1
 """Perplexity is still falling where the last more steps lower it by at least this share, beyond the intervals."""
 NOTHING = "–"
+OWN_SCORER = "RunScorer"
+"""The class that the protocol names where a run's own language model scored."""
 
 Figure = float | str
 
@@ -180,7 +182,7 @@ def scored_by(run: Run) -> str:
     if not run.rows:
         return ""
     scorer = run.rows[0].protocol.get("scorer", {})
-    name = "the run's language model" if scorer.get("class") == "RunScorer" else scorer.get("name", "unknown")
+    name = "the run's language model" if scorer.get("class") == OWN_SCORER else scorer.get("name", "unknown")
     return f"{run.rows[0].num_samples} samples, scorer {name}, protocol {run.rows[0].protocol_hash}"
 
 
@@ -196,6 +198,8 @@ def add_row_figures(run: Run, figures: Figures) -> None:
         few = judged_steps(late)[0]
         rate = next(number(row, "late_flip_rate") for row in late if steps_of(row) == few)
         figures.add(source, {"late_flip_rate": rate, "late_flip_steps": few})
+    if run.rows and run.rows[0].protocol.get("scorer", {}).get("class") == OWN_SCORER:
+        figures.add(source, {"own_scorer": "the run's own language model"})
     real = next((row for row in run.rows if row.setting["name"] == HELD_OUT and row.value("perplexity")), None)
     noised = [row for row in flows(run, PARALLEL) if strength_of(row)]
     figures.add(source, _gain("reinjection", plain, noised, real))

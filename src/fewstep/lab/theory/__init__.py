@@ -2,8 +2,8 @@
 
 The flow of a mixture in closed form (:class:`Mixture`), the exact denoiser of given latents (:class:`LatentPosterior`),
 where modes lie, the cells of a nearest-mode readout, and studies of the theorems of arXiv:2606.30705 as we read them:
-the paper's abstract and summaries were at hand, its constants and proofs were not. ``docs/theory.md`` says which
-statement is proven there, which is measured here, and which is our reading.
+the paper's abstract and summaries were at hand, its constants and proofs were not. ``docs/findings/theory.md`` says
+which statement is proven there, which is measured here, and which is our reading.
 """
 
 from fewstep.lab.theory.cells import (

@@ -1,0 +1,325 @@
+"""What a training step, a sample and each objective cost: tokens a second, and ratios within one run.
+
+    python studies/speed.py training                  # a step of each stage at three sizes
+    python studies/speed.py sampling                  # tokens a second beside transformers' GPT-2 with KV cache
+    python studies/speed.py objectives                # a step of each objective over one of flow matching
+    python studies/speed.py sampling --device cuda --batches 1,64,512 --repeats 9
+    python studies/speed.py training --quick          # a trial run
+
+Networks have the shipped sizes and random weights, on which the time does not depend. Cases take turns within a
+repeat, backwards in every second one, so that other work on the machine hits all alike; ratios are taken within a
+repeat. On a CPU seconds are those that one thread spent; on a GPU those of the clock, with the device synchronised.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from fewstep.autoencoders import TransformerAutoencoder
+from fewstep.denoisers import FlowModel, RegressionDenoiser
+from fewstep.lab.compare.command import settings_of
+from fewstep.lab.compare.comparison import objective_of
+from fewstep.objectives import OBJECTIVES, FlowMatching, HeadTraining, Objective, Reconstruction
+from fewstep.paths import linear_path
+from fewstep.readouts import CausalTransformer, CommitmentHead, TransformerReadout
+from fewstep.samplers import FlowSampler
+from fewstep.schedules import LogitNormalTime
+from fewstep.settings import configs_folder
+from fewstep.shapes import example_generators, randn
+from fewstep.training import OptimizerSettings
+from fewstep.types import Latents, TokenBatch
+
+VOCAB_SIZE, LATENT_DIM = 2048, 8
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width, depth and heads of the trained networks, tokens a block, blocks a batch."""
+
+    width: int
+    depth: int
+    num_heads: int
+    length: int
+    batch: int = 32
+
+
+SIZES = {"small": Size(192, 5, 3, 32), "middle": Size(256, 4, 4, 64), "large": Size(512, 2, 8, 128)}
+STAGES = ("autoencoder", "flow", "head")
+
+
+class Clock:
+    """Seconds of a device."""
+
+    def __init__(self, device: str) -> None:
+        self.on_cpu = device == "cpu"
+
+    def seconds(self, work: Work) -> float:
+        """Of one call."""
+        if self.on_cpu:
+            start = time.process_time()
+            work()
+            return time.process_time() - start
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def by_turns(self, works: dict[str, Work], repeats: int) -> dict[str, list[float]]:
+        """Seconds of each case in each repeat, after one call that warms up."""
+        for work in works.values():
+            work()
+        taken: dict[str, list[float]] = {name: [] for name in works}
+        for repeat in range(repeats):
+            names = list(works) if repeat % 2 == 0 else list(works)[::-1]
+            for name in names:
+                taken[name].append(self.seconds(works[name]))
+        return taken
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Median, lowest and highest ratio within a repeat."""
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})"
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """As Markdown."""
+    for cells in (columns, ("---",) * len(columns), *rows):
+        print("| " + " | ".join(cells) + " |")
+
+
+def latents_of(size: Size, device: str) -> Latents:
+    """Random latents of a batch."""
+    z = torch.randn(size.batch, size.length, LATENT_DIM, generator=torch.Generator().manual_seed(0)).to(device)
+    return Latents(z, torch.ones(z.shape[:2], dtype=torch.bool, device=device))
+
+
+def encoder_of(size: Size, depth: int) -> TransformerAutoencoder:
+    """The encoder at a size."""
+    return TransformerAutoencoder(VOCAB_SIZE, LATENT_DIM, width=size.width, depth=depth, num_heads=size.num_heads)
+
+
+def denoiser_of(size: Size, two_times: bool = False) -> RegressionDenoiser:
+    """The denoiser at a size."""
+    return RegressionDenoiser(
+        LATENT_DIM,
+        size.length,
+        width=size.width,
+        depth=size.depth,
+        num_heads=size.num_heads,
+        two_times=two_times,
+        max_frequency=30,
+    )
+
+
+def stage_loss(stage: str, size: Size, device: str) -> tuple[nn.Module, Callable[[TokenBatch], Tensor]]:
+    """The module that a stage trains, and its loss, encoding of the text included."""
+    generator = torch.Generator().manual_seed(0)
+    shape = {"width": size.width, "num_heads": size.num_heads}
+    if stage == "autoencoder":
+        half = max(1, size.depth // 2)
+        encoder = encoder_of(size, half).to(device)
+        readout = TransformerReadout(VOCAB_SIZE, LATENT_DIM, depth=size.depth - half, **shape).to(device)
+        objective = Reconstruction(noise_level_max=1.0, token_masking=0.15)
+        both = nn.ModuleList([encoder, readout])
+        return both, lambda tokens: objective.forward(encoder, readout, tokens, generator=generator).loss
+    frozen = encoder_of(size, 1).eval().requires_grad_(False).to(device)
+    if stage == "flow":
+        network = denoiser_of(size).to(device)
+        flow, matching = FlowModel(network, linear_path(), "x1"), FlowMatching(LogitNormalTime())
+
+        def flow_loss(tokens: TokenBatch) -> Tensor:
+            latents = frozen.encode(tokens.ids, tokens.mask)
+            return matching.forward(flow, latents, tokens=tokens, readout=None, generator=generator).loss
+
+        return network, flow_loss
+    causal = CausalTransformer(VOCAB_SIZE, latent_dim=LATENT_DIM, depth=size.depth, **shape).to(device)
+    head, training = CommitmentHead(causal), HeadTraining(prefix_dropout=0.1)
+
+    def head_loss(tokens: TokenBatch) -> Tensor:
+        latents = frozen.encode(tokens.ids, tokens.mask)
+        return training.forward(head, latents, tokens=tokens, generator=generator).loss
+
+    return causal, head_loss
+
+
+def training_step(stage: str, size: Size, precision: str, device: str) -> Work:
+    """Loss, backward pass, clipping, optimizer, schedule and weight average."""
+    module, loss_of = stage_loss(stage, size, device)
+    optimizer, schedule = OptimizerSettings().build(module.parameters(), 1000)
+    average = AveragedModel(module, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    ids = torch.randint(VOCAB_SIZE, (size.batch, size.length), generator=torch.Generator().manual_seed(0)).to(device)
+    tokens = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            loss = loss_of(tokens)
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(module)
+
+    return step
+
+
+def training(args: argparse.Namespace) -> None:
+    """Tokens a second of a training step."""
+    sizes = {"small": SIZES["small"]} if args.quick else SIZES
+    precisions = ("bf16",) if args.quick else ("bf16", "fp32")
+    rows = []
+    for name, size in sizes.items():
+        for precision in precisions:
+            works = {stage: training_step(stage, size, precision, args.device) for stage in STAGES}
+            for stage, taken in Clock(args.device).by_turns(works, args.repeats).items():
+                median, tokens = statistics.median(taken), size.batch * size.length
+                spread = f"{1000 * min(taken):.1f} - {1000 * max(taken):.1f}"
+                rows.append((stage, name, precision, f"{tokens / median:,.0f}", f"{1000 * median:.1f}", spread))
+    print_table(("stage", "size", "precision", "tokens/s", "ms a step", "lowest - highest"), rows)
+
+
+class Networks:
+    """Denoiser, parallel readout and autoregressive head of the shipped settings, for blocks of ``length`` tokens."""
+
+    def __init__(self, length: int, device: str) -> None:
+        self.length, self.device = length, device
+        denoiser = denoiser_of(Size(192, 5, 3, length))
+        self.flow = FlowModel(denoiser, linear_path(), "x1").eval().to(device)
+        self.readout = TransformerReadout(VOCAB_SIZE, LATENT_DIM, width=128, depth=2, num_heads=4).eval().to(device)
+        causal = CausalTransformer(VOCAB_SIZE, latent_dim=LATENT_DIM, width=192, depth=4, num_heads=3)
+        self.head = CommitmentHead(causal.eval().to(device))
+        both = [*denoiser.parameters(), *self.readout.parameters()]
+        self.gpt2 = self.matched_gpt2(sum(parameter.numel() for parameter in both)).to(device)
+
+    def matched_gpt2(self, target: int) -> GPT2LMHeadModel:
+        """The GPT-2 whose number of parameters is nearest to ``target``."""
+        sizes = [(layers, width) for layers in range(2, 13) for width in range(64, 1025, 64)]
+
+        def count(layers: int, width: int) -> int:
+            return (VOCAB_SIZE + self.length + 1) * width + layers * (12 * width**2 + 13 * width) + 2 * width
+
+        layers, width = min(sizes, key=lambda size: abs(count(*size) - target))
+        config = GPT2Config(vocab_size=VOCAB_SIZE, n_positions=self.length + 1, n_embd=width, n_layer=layers)
+        config.n_head, config.bos_token_id, config.eos_token_id, config.pad_token_id = width // 64, 0, None, 0
+        return GPT2LMHeadModel(config).eval()
+
+    @torch.inference_mode()
+    def write(self, readout: nn.Module | CommitmentHead, batch: int, num_steps: int) -> None:
+        """From noise to ids."""
+        generators = example_generators(0, 0, batch)
+        x_0 = randn((batch, self.length, LATENT_DIM), torch.zeros((), device=self.device), generators)
+        mask = torch.ones(batch, self.length, dtype=torch.bool, device=self.device)
+        states = FlowSampler(self.flow.path).iterate(
+            self.flow, x_0, num_steps=num_steps, mask=mask, generator=generators
+        )
+        *_, last = states
+        readout.generate(last.x_t, mask, generator=example_generators(0, batch, batch))  # type: ignore[operator]
+
+    @torch.inference_mode()
+    def evaluations(self, batch: int, num_steps: int) -> None:
+        """The same without a sampler: ``num_steps`` calls of the denoiser and one of the readout."""
+        x = torch.zeros(batch, self.length, LATENT_DIM, device=self.device)
+        t, mask = x.new_full((batch,), 0.5), torch.ones(batch, self.length, dtype=torch.bool, device=self.device)
+        for _ in range(num_steps):
+            z = self.flow.denoise(x, t, mask=mask)
+        self.readout(z, mask).argmax(-1)
+
+    @torch.inference_mode()
+    def autoregressive(self, batch: int) -> None:
+        """As many tokens by GPT-2 with its KV cache."""
+        start = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
+        self.gpt2.generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            do_sample=True,
+            top_k=0,
+            use_cache=True,
+            max_new_tokens=self.length,
+            min_new_tokens=self.length,
+        )
+
+
+def sampling(args: argparse.Namespace) -> None:
+    """Tokens a second, and ratios to GPT-2 and to the bare network evaluations."""
+    length = 32 if args.quick else args.length
+    networks, clock, rows = Networks(length, args.device), Clock(args.device), []
+    steps = [int(number) for number in args.steps.split(",")]
+    for batch in [1] if args.quick else [int(number) for number in args.batches.split(",")]:
+        works: dict[str, Work] = {"GPT-2 with KV cache": lambda batch=batch: networks.autoregressive(batch)}
+        for k in steps:
+            works[f"parallel readout, K = {k}"] = lambda batch=batch, k=k: networks.write(networks.readout, batch, k)
+            works[f"evaluations, K = {k}"] = lambda batch=batch, k=k: networks.evaluations(batch, k)
+            works[f"autoregressive head, K = {k}"] = lambda batch=batch, k=k: networks.write(networks.head, batch, k)
+        taken = clock.by_turns(works, args.repeats)
+        theirs = taken["GPT-2 with KV cache"]
+        for name, seconds in taken.items():
+            rate = f"{batch * length / statistics.median(seconds):,.0f}"
+            bare = taken.get(name.replace("parallel readout", "evaluations"))
+            over = ratio(seconds, bare) if name.startswith("parallel") and bare else ""
+            rows.append((name, str(batch), rate, ratio(theirs, seconds), over))
+    print_table(("way", "batch", "tokens/s", "times GPT-2's speed", "time over bare evaluations"), rows)
+
+
+def objective_step(name: str, device: str) -> Work:
+    """One training step of the objective of a shipped settings file, without the encoder."""
+    objective: Objective = objective_of(configs_folder() / "flow.yaml", settings_of(name), {})
+    size = SIZES["small"]
+    model = FlowModel(denoiser_of(size, objective.estimate.two_times).to(device), linear_path(), "velocity")
+    teacher = None
+    if objective.needs_teacher:
+        teacher = FlowModel(denoiser_of(size).to(device), linear_path(), "velocity").requires_grad_(False).eval()
+    latents, generator = latents_of(size, device), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        output = objective.forward(
+            model, latents, tokens=None, readout=None, generator=generator, teacher=teacher, progress=0.5
+        )
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def objectives(args: argparse.Namespace) -> None:
+    """Time of each objective over flow matching's."""
+    names = [name for name in OBJECTIVES if (configs_folder() / "objectives" / f"{name}.yaml").is_file()]
+    works = {name: objective_step(name, args.device) for name in (names[:2] if args.quick else names)}
+    taken = Clock(args.device).by_turns(works, args.repeats)
+    base = taken["flow_matching"]
+    rows = [(name, f"{1000 * statistics.median(s):.1f}", ratio(s, base)) for name, s in taken.items()]
+    print_table(("objective", "ms a step", "time over flow matching"), rows)
+
+
+def main() -> None:
+    """Measure what the command line asks for, and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("training", "sampling", "objectives"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", default="1,4,16", help="sampling steps, with commas between")
+    parser.add_argument("--batches", default="1,16,64", help="batch sizes of sampling, with commas between")
+    parser.add_argument("--length", type=int, default=128, help="tokens a block in sampling")
+    parser.add_argument("--quick", action="store_true", help="a trial run: the smallest case")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    load = os.getloadavg()[0]
+    {"training": training, "sampling": sampling, "objectives": objectives}[args.what](args)
+    where = torch.cuda.get_device_name() if args.device == "cuda" else "CPU, one thread"
+    print(f"\n{where}, torch {torch.__version__}, {args.repeats} repeats, load {load:.1f} to {os.getloadavg()[0]:.1f}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Promises of the image autoencoder: shapes, whitening, derivatives of its decoder."""
+
+import pytest
+import torch
+
+from fewstep.errors import UserError
+from fewstep.lab.images import Digits, ImageAutoencoder, ImageReconstruction
+from tests.lab.images.models import tiny_image_model
+
+
+def test_after_fit_every_number_of_the_latents_has_unit_variance() -> None:
+    autoencoder, images = tiny_image_model().autoencoder, Digits().train()[:256]
+    raw = autoencoder.encode_raw(images).flatten(1)[:, None]
+    autoencoder.whitening.fit(raw, torch.ones_like(raw[..., 0], dtype=torch.bool))
+    z = autoencoder.encode(images).flatten(1)
+    torch.testing.assert_close(z.mean(0), torch.zeros(8), rtol=0, atol=1e-4)
+    torch.testing.assert_close(z.var(0, correction=0), torch.ones(8), rtol=0, atol=1e-3)
+
+
+def test_a_row_depends_on_its_own_image_only() -> None:
+    model, images = tiny_image_model().autoencoder, Digits().held_out(4)
+    z = model.encode(images)
+    torch.testing.assert_close(model.encode(images[2:3]), z[2:3], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.decode(z[2:3]), model.decode(z)[2:3], rtol=1e-5, atol=1e-5)
+
+
+def test_forward_derivative_backward_derivative_and_differences_of_the_decoder_agree() -> None:
+    autoencoder = tiny_image_model().autoencoder.double()
+    generator = torch.Generator().manual_seed(1)
+    z, u = torch.randn(2, 3, 2, 2, 2, dtype=torch.float64, generator=generator)
+    _, forward = torch.func.jvp(autoencoder.decode, (z,), (u,))
+    step = 1e-5
+    difference = (autoencoder.decode(z + step * u) - autoencoder.decode(z - step * u)) / (2 * step)
+    torch.testing.assert_close(forward, difference, rtol=1e-6, atol=1e-8)
+    w = torch.randn(forward.shape, dtype=torch.float64, generator=generator)
+    _, pull = torch.func.vjp(autoencoder.decode, z)
+    torch.testing.assert_close((forward * w).sum(), (pull(w)[0] * u).sum())
+
+
+def test_the_derivative_of_the_decoder_has_no_jumps() -> None:
+    autoencoder = tiny_image_model().autoencoder.double()
+    generator = torch.Generator().manual_seed(2)
+    z, u = torch.randn(2, 1, 2, 2, 2, dtype=torch.float64, generator=generator)
+
+    def largest_change(steps: int) -> float:
+        """Of the derivative along a line, from one of its points to the next."""
+        along = z + torch.linspace(0, 1, steps + 1, dtype=torch.float64).reshape(-1, 1, 1, 1) * u
+        _, slope = torch.func.jvp(autoencoder.decode, (along,), (u.expand_as(along),))
+        return float(slope.diff(dim=0).abs().max())
+
+    # Half the step, half the change; at the kink of a ReLU the change would stay.
+    assert largest_change(2000) == pytest.approx(largest_change(1000) / 2, rel=0.05)
+
+
+def test_the_loss_is_the_squared_error_and_noise_comes_from_the_generator() -> None:
+    autoencoder, images = tiny_image_model().autoencoder, Digits().held_out(8)
+
+    def loss(level: float, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return ImageReconstruction(noise_level_max=level).forward(autoencoder, images, generator=generator).per_example
+
+    error = (autoencoder.decode(autoencoder.encode(images)) - images).square().mean((1, 2, 3))
+    torch.testing.assert_close(loss(0.0, 0), error)
+    assert torch.equal(loss(1.0, 0), loss(1.0, 0))
+    assert not torch.equal(loss(1.0, 0), loss(1.0, 1))
+
+
+def test_sizes_that_do_not_fit_are_told() -> None:
+    with pytest.raises(UserError, match="images of 10 pixels a side cannot be halved 2 times"):
+        ImageAutoencoder(1, 10)
+    with pytest.raises(ValueError, match="width is 0"):
+        ImageAutoencoder(1, 8, width=0)
+    with pytest.raises(ValueError, match=r"\(1, 3, 8, 8\): expected \(B, \*\(1, 8, 8\)\)"):
+        tiny_image_model().autoencoder.encode(torch.rand(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"noise_level_max is -1"):
+        ImageReconstruction(noise_level_max=-1)

@@ -1,0 +1,170 @@
+"""The image control: DABI of a decoder without tokens, against its own Jacobian."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.diagnostics.boundary import BoundaryPoints, segment_points, worst_direction
+from fewstep.diagnostics.dabi import RADII
+from fewstep.diagnostics.response import CONTINUOUS
+from fewstep.errors import UserError
+from fewstep.evaluation.diagnosis import Diagnosis, diagnose_text
+from fewstep.evaluation.subject import ImageSubject, noise_source
+from fewstep.lab.images.diagnosis import IMAGE_MEASUREMENTS, diagnose_images, make_image_subject
+from fewstep.lab.images.generator import image_autoencoder, images_of
+from fewstep.lab.report import write_picture
+from tests.evaluation.subjects import tiny_subject
+from tests.lab.images.models import tiny_image_model
+
+NUM = 12
+
+
+def subject_of(seed: int = 0) -> ImageSubject:
+    return make_image_subject(tiny_image_model(), num_examples=NUM, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def diagnosis() -> Diagnosis:
+    return diagnose_images(subject_of(), "images")
+
+
+@pytest.fixture(scope="module")
+def grams() -> dict[str, Tensor]:
+    """J'J (B, n, n) of the decoder half-way between images, and at them."""
+    subject = subject_of()
+
+    def gram(z: Tensor) -> Tensor:
+        shape, n = z.shape, z.numel()
+
+        def decode(flat: Tensor) -> Tensor:
+            return subject.decode(flat.reshape(1, *shape)).flatten()
+
+        jacobian = torch.autograd.functional.jacobian(decode, z.flatten()).double()
+        assert jacobian.shape == (64, n)
+        return jacobian.T @ jacobian
+
+    places = {"midpoint": (subject.z + subject.z.roll(1, 0)) / 2, "data": subject.z}
+    return {name: torch.stack([gram(z) for z in rows]) for name, rows in places.items()}
+
+
+def along(grams: Tensor, directions: Tensor) -> Tensor:
+    """u'J'Ju (B,) for unit vectors along ``directions`` (B, ...)."""
+    u = torch.nn.functional.normalize(directions.flatten(1).double(), dim=1)
+    return torch.einsum("bi,bij,bj->b", u, grams, u)
+
+
+@pytest.mark.parametrize(("name", "place"), [("dabi_segment", "midpoint"), ("dabi_data_segment", "data")])
+def test_dabi_along_a_segment_is_that_of_the_jacobian(
+    diagnosis: Diagnosis, grams: dict[str, Tensor], name: str, place: str
+) -> None:
+    z = subject_of().z
+    share = along(grams[place], z - z.roll(1, 0)).sum() / grams[place].diagonal(dim1=1, dim2=2).sum()
+    assert diagnosis.estimate(f"{name}_pooled").value == pytest.approx(z[0].numel() * float(share), rel=0.1)
+
+
+def test_the_worst_direction_is_the_leading_one_and_none_exceeds_it(
+    diagnosis: Diagnosis, grams: dict[str, Tensor]
+) -> None:
+    at = grams["midpoint"]
+    largest = torch.linalg.eigvalsh(at)[:, -1]
+    share = largest.sum() / at.diagonal(dim1=1, dim2=2).sum()
+    worst = diagnosis.estimate("dabi_worst_pooled").value
+    assert worst == pytest.approx(at.shape[1] * float(share), rel=0.1)
+    for name in ("dabi", "dabi_pooled", "dabi_median", "dabi_at_0.001"):
+        segment, worst = (diagnosis.estimate(name.replace("dabi", kind, 1)) for kind in ("dabi_segment", "dabi_worst"))
+        assert worst.value > segment.value
+
+
+def test_at_every_point_the_worst_direction_responds_at_least_as_much_as_the_segment() -> None:
+    subject = subject_of()
+    points = segment_points(subject.z, subject.z.roll(1, 0), "midpoint")
+    worst = worst_direction(subject.decode, CONTINUOUS, points, generator=noise_source(subject.seed, "worst_direction"))
+
+    def local(of: BoundaryPoints) -> Tensor:
+        (column,) = of.columns()
+        return CONTINUOUS.local(subject.decode, *column)
+
+    assert torch.equal(worst.z, points.z)
+    assert torch.equal(points.z, segment_points(subject.z, subject.z.roll(1, 0), "midpoint").z)
+    assert bool((local(worst) >= local(points)).all())
+    assert bool((local(points) > 0).all())
+
+
+def test_a_seed_gives_the_same_figures_alone_and_under_inference_mode_and_another_seed_others(
+    diagnosis: Diagnosis,
+) -> None:
+    whole, model = diagnosis.to_dict()["results"], tiny_image_model()
+    for name in IMAGE_MEASUREMENTS:
+        with torch.inference_mode():
+            subject = make_image_subject(model, num_examples=NUM, seed=0)
+            alone = diagnose_images(subject, "images", only=[name]).to_dict()["results"]
+        assert alone == {key: whole[key] for key in alone}
+        assert len(alone) == 1
+    other = diagnose_images(subject_of(seed=1), "images", only=["dabi_segment"]).to_dict()
+    assert other["results"]["dabi_segment"] != whole["dabi_segment"]
+    assert (other["seed"], other["n"], other["num_examples"]) == (1, 8, NUM)
+
+
+def test_measuring_leaves_the_model_and_random_numbers_as_they_were() -> None:
+    model = tiny_image_model()
+    module, numbers = image_autoencoder(model), torch.get_rng_state()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    diagnose_images(make_image_subject(model, num_examples=NUM, seed=0), "images", only=["dabi_worst"])
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in module.parameters())
+    assert not module.training
+
+
+def test_table_json_and_pictures_are_those_of_images(diagnosis: Diagnosis, tmp_path: Path) -> None:
+    stored = json.loads(diagnosis.to_json())
+    assert (stored["kind"], stored["num_positions"], stored["left_out"]) == ("images", None, {})
+    assert list(stored["results"]) == ["dabi_segment", "dabi_data_segment", "dabi_worst"]
+    assert diagnosis.to_text().endswith(f"{NUM} examples of images; latents of n = 8; seed 0.")
+    assert list(diagnosis.pictures()) == list(stored["results"])
+    for name, picture in diagnosis.pictures().items():
+        write_picture(picture, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_and_images_store_the_protocol_that_their_dabi_was_measured_by() -> None:
+    data = {"source": "lines", "fingerprint": "abc"}
+    text = diagnose_text(tiny_subject(), "a model", only=["dabi"], data=data)
+    images = diagnose_images(make_image_subject(tiny_image_model(), num_examples=5, seed=3), "images")
+    for diagnosis, expected in (
+        (text, {"examples": 4, "positions": 2, "block_length": 8, "seed": 0, "data": data}),
+        (images, {"examples": 5, "positions": None, "block_length": None, "seed": 3, "data": None}),
+    ):
+        protocol = json.loads(diagnosis.to_json())["protocol"]
+        assert {name: protocol[name] for name in expected} == expected
+        assert protocol["response"] == "whole output"
+        facts = diagnosis.results[0].facts
+        assert protocol["radii"] == list(RADII) == list(facts["radii"])
+        assert (protocol["num_isotropic"], protocol["num_probes"]) == (facts["num_isotropic"], facts["num_probes"])
+        assert {"fewstep", "torch"} <= set(protocol["versions"])
+    assert text.protocol["num_isotropic"] != images.protocol["num_isotropic"]
+
+
+def test_the_latents_are_those_of_held_out_images() -> None:
+    model = tiny_image_model()
+    with torch.no_grad():
+        assert torch.equal(subject_of().z, image_autoencoder(model).encode(images_of(model).held_out(NUM)))
+
+
+@pytest.mark.parametrize("num_examples", [1, 98])
+def test_numbers_that_the_images_cannot_give_are_one_line(num_examples: int) -> None:
+    with pytest.raises(UserError) as caught:
+        make_image_subject(tiny_image_model(), num_examples=num_examples, seed=0)
+    assert str(caught.value) == f"examples is {num_examples}: expected a number from 2 to 97, the held-out images"
+
+
+def test_an_unknown_measurement_is_one_line_with_all_that_are_offered() -> None:
+    with pytest.raises(UserError) as caught:
+        diagnose_images(subject_of(), "images", only=["cci"])
+    assert str(caught.value) == (
+        "measurement is 'cci': expected one of dabi_segment, dabi_data, dabi_worst, or a dotted path such as "
+        "my_package.my_module.name"
+    )

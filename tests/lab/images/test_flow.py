@@ -1,0 +1,234 @@
+"""Flows on image latents: trained like those of text, with every objective, on a frozen autoencoder."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.cli.main import main
+from fewstep.denoisers import FlowModel, RegressionDenoiser
+from fewstep.lab.images import Digits, to_positions
+from fewstep.lab.images.generator import ImageGenerator, image_autoencoder
+from fewstep.lab.images.training import ImageDataModule, ImageFlowModule
+from fewstep.metrics.frechet import frechet_distance, moments
+from fewstep.model import SavedModel, kind_of
+from fewstep.objectives import OBJECTIVES, FlowMatching, MeanFlow, Objective
+from fewstep.schedules import LogitNormalTime, UniformTime
+from fewstep.storage import load_checkpoint
+from fewstep.types import LossOutput
+from tests.lab.images.models import tiny_image_flow, tiny_image_model
+from tests.runs import CONFIGS, logged
+from tests.training.flows import STUDENTS
+from tests.training.test_resume import assert_equal
+
+IMAGES = Digits(num_held_out=97, seed=3)
+"""Those that the tiny image model is of."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny image autoencoder as ``model``."""
+    folder = tmp_path_factory.mktemp("images")
+    white_image_model().save_pretrained(folder / "model")
+    return folder
+
+
+def white_image_model() -> SavedModel:
+    """The tiny image model, its latents of unit variance as those of a trained one are."""
+    model = tiny_image_model()
+    with torch.no_grad():
+        raw = model.autoencoder.encode_raw(IMAGES.train()).flatten(1)[:, None]
+    model.autoencoder.whitening.fit(raw, torch.ones(raw.shape[:2], dtype=torch.bool))
+    return model
+
+
+@pytest.fixture(scope="module")
+def flow(base: Path) -> Path:
+    """A run of 100 steps on it."""
+    flags = ["--model.optimizer.learning_rate=0.01", "--model.optimizer.warmup_steps=5", "--ema.decay=0.9"]
+    assert main(["train", *arguments(base, f"--run_dir={base / 'flow'}", *flags, steps=100)]) == 0
+    return base / "flow"
+
+
+def arguments(base: Path, *flags: str, objective: str | None = None, steps: int = 4) -> list[str]:
+    """``fit`` of the image flow on digits, tiny and with every step logged; ``flags`` come last."""
+    files = [CONFIGS / "image_flow.yaml", *([CONFIGS / "objectives" / f"{objective}.yaml"] if objective else [])]
+    images = ["--data.images=Digits", "--data.images.num_held_out=97", "--data.images.seed=3", "--data.batch_size=32"]
+    size = [f"--model.denoiser.{name}={value}" for name, value in SIZE.items()]
+    trainer = {"max_steps": steps, "val_check_interval": max(steps // 2, 1), "log_every_n_steps": 1}
+    trainer |= {"enable_progress_bar": "false", "accelerator": "cpu"}
+    return [
+        "fit",
+        *(flag for file in files for flag in ("--config", str(file))),
+        f"--model.autoencoder={base / 'model'}",
+        *images,
+        "--model.prediction=x1",
+        *size,
+        *(f"--trainer.{name}={value}" for name, value in trainer.items()),
+        *flags,
+    ]
+
+
+SIZE = {"width": 32, "depth": 1, "num_heads": 2, "local_reach": 2, "max_frequency": 30.0}
+
+
+def module(base: Path, objective: Objective, **options: str) -> ImageFlowModule:
+    """The module on digits, without a trainer."""
+    size = {**SIZE, "two_times": objective.estimate.two_times}
+    make = partial(RegressionDenoiser, **size)
+    return ImageFlowModule(ImageDataModule(IMAGES), str(base / "model"), objective, make, **options)
+
+
+def test_a_run_leaves_the_frozen_autoencoder_with_its_flow(base: Path, flow: Path) -> None:
+    assert kind_of(flow / "model") == "images"
+    model, before = SavedModel.from_pretrained(flow / "model"), white_image_model()
+    assert_equal(model.autoencoder.state_dict(), before.autoencoder.state_dict(), "autoencoder")
+    told = model.identity
+    assert (told.objective, told.estimate, told.trained_nfe) == ("FlowMatching", "posterior_mean", None)
+    assert (told.path, told.prediction, told.grid_mean, told.grid_std) == ("linear", "x1", 0.0, 1.0)
+    from_checkpoint = SavedModel.from_pretrained(flow / "checkpoints" / "last.ckpt")
+    assert torch.equal(ImageGenerator(from_checkpoint).generate(2).images, ImageGenerator(model).generate(2).images)
+    metrics = logged(flow)
+    assert metrics["val/loss"][99] < metrics["val/loss"][49] < 1.0, "of data of unit variance"
+    assert len(metrics["train/images_per_second"]) == 100
+
+
+def test_training_brings_generated_latents_to_those_of_the_images(flow: Path) -> None:
+    model = SavedModel.from_pretrained(flow / "model")
+    with torch.no_grad():
+        z = to_positions(image_autoencoder(model).encode(IMAGES.train()))
+    made = ImageGenerator(model).generate(200, 8).x_1
+    noise = torch.randn(200, 4, 2, generator=torch.Generator().manual_seed(0))
+    distance = [frechet_distance(moments(z), moments(x)) for x in (made, noise)]
+    assert distance[0] < 0.5 * distance[1]
+
+
+def test_a_resumed_run_is_the_unbroken_one(base: Path, tmp_path: Path) -> None:
+    # A constant rate, for the cosine spans the steps that the run was given.
+    flags = ["--model.optimizer.final_fraction=1.0", "--trainer.val_check_interval=3"]
+    long, grown = tmp_path / "long", tmp_path / "grown"
+    assert main(["train", *arguments(base, *flags, f"--run_dir={long}", steps=9)]) == 0
+    assert main(["train", *arguments(base, *flags, f"--run_dir={grown}", steps=6)]) == 0
+    shutil.rmtree(grown / "model")
+    assert main(["train", *arguments(base, *flags, f"--run_dir={grown}", "--ckpt_path=last", steps=9)]) == 0
+    assert logged(grown)["train/loss"] == logged(long)["train/loss"]
+    one, other = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (long, grown))
+    for key in ("state_dict", "current_model_state", "optimizer_states"):
+        assert_equal(one[key], other[key], key)
+
+
+@pytest.mark.parametrize("objective", STUDENTS)
+def test_every_objective_trains_on_images(base: Path, flow: Path, tmp_path: Path, objective: str) -> None:
+    given = [f"--model.initialise_from={flow / 'model'}"]
+    given += [f"--model.teacher={flow / 'model'}"] if OBJECTIVES[objective].needs_teacher else []
+    flags = [*given, "--data.batch_size=16", f"--run_dir={tmp_path}"]
+    assert main(["train", *arguments(base, *flags, objective=objective, steps=2)]) == 0
+    model = SavedModel.from_pretrained(tmp_path / "model")
+    told = model.identity
+    expected = OBJECTIVES[objective]
+    assert (told.objective, told.estimate) == (expected.__name__, expected.estimate.name)
+    made = ImageGenerator(model).generate(2, told.trained_nfe or 1)
+    assert made.images.isfinite().all()
+    assert all(
+        torch.tensor(list(logged(tmp_path)[f"{part}/loss"].values())).isfinite().all() for part in ("train", "val")
+    )
+
+
+def test_the_objective_sees_the_latents_of_the_images_and_no_tokens(base: Path) -> None:
+    seen: dict[str, object] = {}
+
+    class Recording(Objective):
+        def forward(self, model: FlowModel, latents: object, **given: object) -> LossOutput:  # type: ignore[override]
+            seen.update(given, model=model, latents=latents)
+            seen["modes"] = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+            return LossOutput(torch.zeros(()), torch.zeros(3))
+
+    built = module(base, Recording(LogitNormalTime(0.2, 0.9))).eval()
+    images, noise = IMAGES.held_out(3), torch.Generator()
+    batch = {"images": images, "index": torch.arange(3)}
+    built.batch_loss(batch, noise)
+    assert seen["modes"] == (False, True)
+    with torch.inference_mode():
+        built.batch_loss(batch, noise)
+    assert seen["modes"] == (False, False), "validation takes derivatives, but records none"
+    reference, latents = white_image_model(), seen["latents"]
+    with torch.no_grad():
+        assert torch.equal(latents.z, to_positions(image_autoencoder(reference).encode(images)))
+    assert latents.mask.shape == (3, 4) and bool(latents.mask.all())
+    assert not latents.z.requires_grad
+    assert [seen[name] for name in ("tokens", "readout", "teacher", "progress")] == [None, None, None, 1.0]
+    assert seen["generator"] is noise
+    assert (built.flow_identity.grid_mean, built.flow_identity.grid_std) == (0.2, 0.9)
+
+
+def test_a_flow_map_starts_as_the_flow_that_it_comes_from(base: Path, flow: Path) -> None:
+    started = module(base, MeanFlow(UniformTime()), initialise_from=str(flow / "model"))
+    trained = SavedModel.from_pretrained(flow / "model").flow()
+    noise = torch.Generator().manual_seed(0)
+    x_t, t = torch.randn(3, 4, 2, generator=noise), torch.tensor([0.0, 0.3, 0.9])
+    with torch.no_grad():
+        for s in (t, torch.ones(3)):
+            assert torch.allclose(started.model().denoise(x_t, t, s=s), trained.denoise(x_t, t), atol=1e-6)
+    assert "new tensors, without effect at first: body.distance." in started.report()
+    assert "no tensor is new" in module(base, FlowMatching(UniformTime()), initialise_from=str(flow / "model")).report()
+    assert module(base, FlowMatching(UniformTime())).report() == ""
+
+
+def test_nothing_but_the_denoiser_is_trained_or_averaged(base: Path, flow: Path) -> None:
+    built = module(base, MeanFlow(UniformTime()), initialise_from=str(flow / "model"))
+    assert {name.split(".")[0] for name, _ in built.named_parameters()} == {"denoiser"}
+    assert not any(parameter.requires_grad for parameter in built.base.autoencoder.parameters())
+
+
+def refusal(capsys: pytest.CaptureFixture[str], given: list[str]) -> str:
+    """The one line on stderr of a command that must fail with exit 2."""
+    capsys.readouterr()
+    assert main(["train", *given]) == 2
+    out, errors = capsys.readouterr()
+    assert not out
+    assert errors.count("\n") == 1, errors
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("objective", "flags", "named"),
+    [
+        (None, ["--data.images.seed=4"], "was trained on other images: give --data.images=Digits --data.images.num_he"),
+        (None, ["--data.images=DrawnShapes"], "was trained on other images"),
+        (
+            None,
+            ["--model.objective.cross_entropy_weight=1"],
+            "weight is 1.0, but these data have no tokens",
+        ),
+        (None, ["--model.denoiser.two_times=true"], "two_times is true, but FlowMatching"),
+        (None, ["--model.teacher={flow}"], "FlowMatching learns from data alone"),
+        (None, ["--model.initialise_from={base}"], "no denoiser"),
+        (None, ["--model.initialise_from={flow}", "--model.denoiser.width=16"], "width 32 against 16"),
+        (None, ["--model.initialise_from={flow}", "--model.path=variance_preserving"], "its path is linear"),
+        ("reflow", [], "model.teacher is missing"),
+        ("reflow", ["--model.teacher={base}"], "no denoiser"),
+        ("reflow", ["--model.teacher={other}"], "hold different autoencoders"),
+        ("reflow", ["--model.teacher={endpoint}"], "the teacher's estimate is of kind endpoint"),
+        (None, ["--model.autoencoder=nowhere"], "nowhere does not exist"),
+        (None, ["--run_dir={run}", "--overwrite"], "that this run builds on"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    base: Path,
+    flow: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    objective: str | None,
+    flags: list[str],
+    named: str,
+) -> None:
+    other, endpoint = tiny_image_flow(), tiny_image_flow(estimate="endpoint")
+    endpoint.autoencoder = white_image_model().autoencoder
+    other.save_pretrained(tmp_path / "other")
+    endpoint.save_pretrained(tmp_path / "endpoint")
+    folders = {"flow": flow / "model", "base": base / "model", "run": base}
+    folders |= {name: tmp_path / name for name in ("other", "endpoint")}
+    given = [flag.format(**folders) for flag in flags]
+    assert named in refusal(capsys, arguments(base, f"--run_dir={tmp_path / 'run'}", *given, objective=objective))
