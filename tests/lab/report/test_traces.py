@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.trajectories import decision_step
 from fewstep.errors import UserError
-from fewstep.evaluation.conditionals import HeadConditionals, decoder_of
+from fewstep.evaluation.adapters import HeadConditionals, decoder_of
 from fewstep.lab.report import traces as module
 from fewstep.lab.report.run import read_json
 from fewstep.lab.report.traces import TracePath, Traces, collect_traces, planned_paths, token_text, traces_of_run

@@ -95,8 +95,8 @@ def log_to_wandb(report: "Report", folder: Path) -> None:
 
     findings = [(verdict.name, finding) for verdict in report.verdicts for finding in verdict.findings]
     verdict_rows = [
-        [name, one.rule.question, one.state, one.figure, one.rule.threshold_text, one.text, one.advice]
-        for name, one in findings
+        [name, item.rule.question, item.state, item.figure, item.rule.threshold_text, item.text, item.advice]
+        for name, item in findings
     ]
     tables = {f"report_tables/{t.name}": (t.heading, t.rows) for section in report.tables.values() for t in section}
     summary = {f"report/{name}/{finding.rule.key}": finding.state for name, finding in findings}

@@ -159,8 +159,8 @@ def _code(letter: str) -> str:
 def viewer_json(traces: Mapping[str, Traces]) -> Markup:
     """The data of the viewer, fit to stand in a ``<script>`` element: nothing in it can end the element or a line."""
     runs = [
-        {"name": name, "traces": asdict(replace(one, vocabulary=tuple(map(visible, one.vocabulary))))}
-        for name, one in traces.items()
+        {"name": name, "traces": asdict(replace(traced, vocabulary=tuple(map(visible, traced.vocabulary))))}
+        for name, traced in traces.items()
     ]
     text = json.dumps({"runs": runs, "bounds": NEAR}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter in "<>&\u2028\u2029":

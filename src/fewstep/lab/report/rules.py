@@ -94,14 +94,16 @@ class Verdict:
 
     def begin_with(self) -> Finding | None:
         """The first bad finding on the way from text to samples, else the first to look at."""
-        return next((one for state in STATES[:2] for one in self.findings if one.state == state), None)
+        return next((item for state in STATES[:2] for item in self.findings if item.state == state), None)
 
     def to_text(self) -> str:
         """For a terminal: a line per rule, then sentences and advice on what is not good."""
         lines: list[tuple[str, ...]] = [("state", "question", "figure", "threshold")]
-        lines += [(one.state, one.rule.question, one.figure, one.rule.threshold_text) for one in self.findings]
+        lines += [(item.state, item.rule.question, item.figure, item.rule.threshold_text) for item in self.findings]
         counts = ", ".join(f"{self.count(state)} {state}" for state in STATES)
-        notes = [f"- {one.text} {one.advice}" for state in STATES[:2] for one in self.findings if one.state == state]
+        notes = [
+            f"- {item.text} {item.advice}" for state in STATES[:2] for item in self.findings if item.state == state
+        ]
         return "\n".join([f"{self.name}: {counts}", aligned_columns(lines, (0, 1, 3)), *notes])
 
 
@@ -161,7 +163,10 @@ def _finding(rule: Rule, run: Run, figures: Figures) -> Finding:
 
 
 def _not_measured(rule: Rule, run: Run) -> Finding:
-    missing = next((one.left_out[rule.measurement] for one in run.diagnoses if rule.measurement in one.left_out), None)
+    names = rule.measurement.split(",")
+    missing = next(
+        (part for diagnosis in run.diagnoses for name in names if (part := diagnosis.left_out.get(name))), Ndiagnosis
+    )
     if missing is not None:
         text, advice = f"This cannot be measured: the model has no {missing}.", ""
     elif not run.is_decoder_alone:

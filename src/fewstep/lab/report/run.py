@@ -93,7 +93,10 @@ class Run:
     @property
     def block_size(self) -> int | None:
         """Tokens in a text, where that is known."""
-        known = [self.identity.get("block_size"), *(one.protocol.get("block_length") for one in self.diagnoses)]
+        known = [
+            self.identity.get("block_size"),
+            *(diagnosis.protocol.get("block_length") for diagnosis in self.diagnoses),
+        ]
         return next((size for size in known if isinstance(size, int) and size > 0), None)
 
     @property
@@ -122,7 +125,7 @@ class Run:
 def read_run(path: str | Path) -> Run:
     """Read a run's folder, a folder that holds some of its files, or a diagnosis alone (its folder or JSON file).
 
-    Raises ``UserError`` in one line, naming file and key, where something is broken, and where there is nothing.
+    Raises ``UserError`` in one line, naming file and key, where something is broken, and for an empty folder.
     """
     folder = Path(path).expanduser()
     if folder.is_file():

@@ -18,7 +18,7 @@ from fewstep.diagnostics.decoding import Decode
 from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.trajectories import settling_steps
 from fewstep.errors import UserError
-from fewstep.evaluation.conditionals import HeadConditionals, all_real, decoder_of
+from fewstep.evaluation.adapters import HeadConditionals, all_real, decoder_of
 from fewstep.evaluation.sweep import model_digest
 from fewstep.lab.report.run import read_json
 from fewstep.model import SavedModel, kind_of
