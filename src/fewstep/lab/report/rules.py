@@ -165,7 +165,7 @@ def _finding(rule: Rule, run: Run, figures: Figures) -> Finding:
 def _not_measured(rule: Rule, run: Run) -> Finding:
     names = rule.measurement.split(",")
     missing = next(
-        (part for diagnosis in run.diagnoses for name in names if (part := diagnosis.left_out.get(name))), Ndiagnosis
+        (part for diagnosis in run.diagnoses for name in names if (part := diagnosis.left_out.get(name))), None
     )
     if missing is not None:
         text, advice = f"This cannot be measured: the model has no {missing}.", ""
