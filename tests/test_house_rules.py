@@ -58,18 +58,18 @@ BUDGETS = {
     "denoisers": (339, 260),
     "readouts": (599, 540),
     "objectives": (971, 950),
-    "samplers": (756, 690),
+    "samplers": (789, 690),
     "data": (1343, 950),
-    "model storage pipeline provenance locking": (1251, 1100),
+    "model storage pipeline provenance locking": (1257, 1100),
     "metrics diagnostics": (2010, 1750),
-    "training": (2350, 1950),
+    "training": (2352, 1950),
     "cli settings __main__": (2480, 1300),
     "evaluation": (6900, 2000),
-    "lab": (9260, 4000),
+    "lab": (8680, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (12_733, 11_000)  # without NOT_CORE
-SRC_LINES = (27_345, 15_000)
+CORE_LINES = (12_775, 11_000)  # without NOT_CORE
+SRC_LINES = (26_750, 15_000)
 TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
 
 

@@ -189,6 +189,7 @@ def test_a_consistency_model_is_refused_what_keeps_old_noise() -> None:
     assert generator.generate(1, 1).nfe == 1
     for fitting in (1.0, [1.0, 1.0, 1.0, 0.0], "window:1,0,1"):
         assert generator.generate(1, 4, reinjection=fitting).nfe == 4
+    assert torch.equal(generator.generate(1, 4).x_1, generator.generate(1, 4, reinjection=1.0).x_1)
     unfit = (0.0, 0.9, [1.0, 1.0, 0.9, 1.0], "linear", "by_position")
     for arguments in (*({"reinjection": one} for one in unfit), {"reinjection": 1.0, "solver": "heun"}):
         with pytest.raises(UserError, match=r"^[^\n]*ConsistencyTraining\) .*strength 1, or with 1 step$"):

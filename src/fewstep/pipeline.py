@@ -17,7 +17,7 @@ from fewstep.model import Identity, SavedModel
 from fewstep.paths import PATHS
 from fewstep.readouts import READOUTS, check_draw
 from fewstep.registry import resolve
-from fewstep.samplers import FlowSampler, RuleLike, Snap, SnapRule, Solver
+from fewstep.samplers import FlowSampler, RuleLike, Snap, SnapRule, Solver, default_sampling
 from fewstep.samplers.sampler import check_compatible, check_numbers
 from fewstep.schedules import TimeGrid
 from fewstep.shapes import example_generators, randn
@@ -98,7 +98,7 @@ class TextGenerator:
         seed: int = 0,
         *,
         readout: str = "parallel",
-        reinjection: RuleLike = 0.0,
+        reinjection: RuleLike | None = None,
         solver: str | Solver = "euler",
         grid: TimeGrid | None = None,
         reuse_noise: bool = False,
@@ -122,8 +122,9 @@ class TextGenerator:
         parallel readout takes the likeliest token (0) and the commitment head draws (1). ``stop``: a text ends at its
         first end-of-text. ``head_context`` False hides its earlier tokens from the head, for the ablation. ``snap``
         "every", "confidence:0.9" or another rule of :func:`fewstep.samplers.parse_snap` replaces estimates by those of
-        their likeliest tokens. ``reinjection``: whatever :func:`fewstep.samplers.parse_rule` reads; for its controls,
-        ``reuse_noise`` and two temperatures, see :class:`fewstep.samplers.FlowSampler`. ``grid``: where the steps end
+        their likeliest tokens. ``reinjection``: whatever :func:`fewstep.samplers.parse_rule` reads (None: what fits the
+        model, :func:`fewstep.samplers.default_sampling`); for its controls, ``reuse_noise`` and two temperatures, see
+        :class:`fewstep.samplers.FlowSampler`. ``grid``: where the steps end
         (None: the identity's own). ``progress`` is called with the number just finished.
 
         Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
@@ -145,7 +146,7 @@ class TextGenerator:
             sampler = FlowSampler(
                 self.model.flow().path,
                 grid=self.model.identity.default_grid() if grid is None else grid,
-                reinjection=reinjection,
+                reinjection=default_reinjection(self.model, num_steps) if reinjection is None else reinjection,
                 solver=solver,
                 reuse_noise=reuse_noise,
                 noise_temperature=noise_temperature,
@@ -169,6 +170,11 @@ class TextGenerator:
         texts = decode_blocks(tokenizer, ids)
         x_1 = torch.cat(latents)
         return GeneratedText(texts, ids, log_probs, x_1, last.nfe, seconds, num_steps, seed, readout, mask)
+
+
+def default_reinjection(model: SavedModel, num_steps: int) -> float:
+    """The strength that is right for the kind of ``model``: 0, or 1 for an endpoint model of several steps."""
+    return default_sampling(model.identity, num_steps).reinjection
 
 
 def sampled_latents(

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveInt
@@ -26,8 +26,9 @@ class SamplerOptions:
 
     Args:
         steps: number of steps.
-        reinjection: fresh noise after each step, from 0 (none) to 1, or a rule such as cosine:1,0; see
-            docs/concepts/reinjection.md.
+        reinjection: fresh noise after each step, from 0 (none) to 1, or a rule such as cosine:1,0; left out, 1 for an
+            endpoint model, where that is exact, and 0 for others, where a constant strength makes samples colder than
+            the data (docs/findings/consistency.md).
         noise: draw re-injected noise in every step, or once.
         noise_temperature: factor on a step's old noise; below 1 is colder.
         initial_temperature: factor on the noise that sampling starts from.
@@ -37,7 +38,7 @@ class SamplerOptions:
     """
 
     steps: PositiveInt = 4
-    reinjection: float | list[float] | str = 0.0
+    reinjection: float | list[float] | str | None = None
     noise: Literal["fresh", "reused"] = "fresh"
     noise_temperature: float = 1.0
     initial_temperature: float = 1.0
@@ -116,15 +117,17 @@ def written_batches(options: SampleOptions, recipe: dict[str, Any], cost: dict[s
     """
     from tqdm import tqdm  # takes seconds to import with the others, which --help should not
 
-    from fewstep.pipeline import TextGenerator
+    from fewstep.pipeline import TextGenerator, default_reinjection
     from fewstep.samplers import parse_rule, parse_snap
 
     try:  # before the model is loaded
-        reinjection = parse_rule(options.reinjection)
+        parse_rule(0.0 if options.reinjection is None else options.reinjection)
         snap = None if options.snap is None else parse_snap(options.snap)
     except ValueError as error:
         raise UserError(str(error)) from None
     generator = TextGenerator.from_pretrained(options.model, options.pick_device(), allow=options.allowed)
+    if options.reinjection is None:
+        options = replace(options, reinjection=default_reinjection(generator.model, options.steps))
     with tqdm(total=options.num_samples, desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
         for first in range(0, options.num_samples, options.batch_size):
             generated = generator.generate(
@@ -132,7 +135,7 @@ def written_batches(options: SampleOptions, recipe: dict[str, Any], cost: dict[s
                 options.steps,
                 options.seed,
                 readout=options.readout,
-                reinjection=reinjection,
+                reinjection=options.reinjection,
                 solver=options.solver,
                 reuse_noise=options.noise == "reused",
                 noise_temperature=options.noise_temperature,

@@ -1,6 +1,6 @@
 """Noise to latents: one loop (:class:`FlowSampler`), rules of re-injection as data, snap, and what fits which model."""
 
-from fewstep.samplers.rules import RULES, Noise, Rule, RuleLike, parse_rule
+from fewstep.samplers.rules import RULES, Noise, Rule, RuleLike, is_consistent, parse_rule
 from fewstep.samplers.sampler import (
     SOLVERS,
     Correction,
@@ -38,6 +38,7 @@ __all__ = [
     "euler",
     "heun",
     "incompatibility",
+    "is_consistent",
     "parse_rule",
     "parse_snap",
 ]

@@ -8,6 +8,10 @@ so the variances of old and new noise add up to sigma_s^2: with the true (x_1, e
 exactly the path's law. All rules do this except ``elf``, which is here for comparison, and its control. A strength
 belongs to s, the end of a step; the last step ends at s = 1, where no noise is left.
 
+A posterior mean x1_hat varies less than x_1, so fresh noise in place of eps_hat cools the samples. A rule is
+*consistent* if samples of the exact posterior mean reach the data's law as N grows: strengths that fall as
+1 / sqrt(N), or to 0 at s = 1, do; a constant strength does not (docs/findings/consistency.md).
+
 A rule of your own, ``my_package.my_rule:0.5`` on the command line and in YAML:
 
     def my_rule(strength: float) -> Rule:
@@ -55,10 +59,30 @@ RuleLike = float | str | Sequence[float] | Rule
 """What :func:`parse_rule` reads."""
 
 
+@dataclass(frozen=True)
+class ShippedRule:
+    """A rule of this package. ``consistent``: see above; None for strengths that are listed, which have no limit."""
+
+    noise: Rule
+    consistent: bool | None
+
+    def __call__(self, path: Path, times: Tensor) -> Noise:
+        """The noise of the N steps."""
+        return self.noise(path, times)
+
+
+def is_consistent(rule: RuleLike) -> bool | None:
+    """Whether many Euler steps of an exact posterior mean reach the data's law under ``rule``; None: not known.
+
+    An endpoint model is another matter: there strength 1 is exact with any number of steps.
+    """
+    return getattr(parse_rule(rule), "consistent", None)
+
+
 def constant(strength: float = 0.0) -> Rule:
     """The same strength in every step: 0 follows the flow's ODE, 1 is multistep consistency sampling."""
     gamma = _checked(strength)
-    return lambda path, times: Noise.preserving(torch.full_like(times[1:], gamma))
+    return ShippedRule(lambda path, times: Noise.preserving(torch.full_like(times[1:], gamma)), gamma == 0)
 
 
 def listed(*strengths: float) -> Rule:
@@ -70,19 +94,23 @@ def listed(*strengths: float) -> Rule:
             raise ValueError(f"{len(gammas)} re-injection strengths for {len(times) - 1} steps: pass one per step.")
         return Noise.preserving(torch.tensor(gammas, dtype=torch.float64))
 
-    return rule
+    return ShippedRule(rule, None)
 
 
 def linear(first: float = 1.0, last: float = 0.0) -> Rule:
     """gamma(s) = ``first`` + (``last`` - ``first``) s."""
     first, last = _checked(first), _checked(last)
-    return lambda path, times: Noise.preserving(_between(first, last, times[1:]))
+    return ShippedRule(lambda path, times: Noise.preserving(_between(first, last, times[1:])), last == 0)
 
 
 def cosine(first: float = 1.0, last: float = 0.0) -> Rule:
     """gamma(s) = ``last`` + (``first`` - ``last``) (1 + cos(pi s)) / 2: flat at both ends of time."""
     first, last = _checked(first), _checked(last)
-    return lambda path, times: Noise.preserving(_between(first, last, (math.pi / 2 * times[1:]).sin().square()))
+
+    def rule(path: Path, times: Tensor) -> Noise:
+        return Noise.preserving(_between(first, last, (math.pi / 2 * times[1:]).sin().square()))
+
+    return ShippedRule(rule, last == 0)
 
 
 def window(strength: RuleLike, begin: float, end: float) -> Rule:
@@ -95,7 +123,8 @@ def window(strength: RuleLike, begin: float, end: float) -> Rule:
         inside = (times[1:] >= begin) & (times[1:] < end)
         return Noise.preserving(torch.where(inside, inner(path, times).fresh, 0.0))
 
-    return rule
+    known = end == 1 or isinstance(strength, int | float)  # another rule may fade out, which a window cuts short
+    return ShippedRule(rule, is_consistent(inner) if known else None)
 
 
 def ancestral(eta: float = 1.0) -> Rule:
@@ -109,7 +138,7 @@ def ancestral(eta: float = 1.0) -> Rule:
         signal = path.schedule.alpha(times) / path.schedule.sigma(times)  # infinite at t = 1
         return Noise.preserving(scale * (1 - (signal[:-1] / signal[1:]).square()).sqrt())
 
-    return rule
+    return ShippedRule(rule, consistent=True)
 
 
 def churn(churn: float = 1.0, noise_min: float = 0.0, noise_max: float = math.inf) -> Rule:
@@ -133,17 +162,20 @@ def churn(churn: float = 1.0, noise_min: float = 0.0, noise_max: float = math.in
         inside = (level >= noise_min) & (level <= noise_max)
         return Noise.preserving(math.sqrt(1 - raised**-2) * inside.double())
 
-    return rule
+    return ShippedRule(rule, consistent=True)
 
 
 def by_position(strength: RuleLike = 1.0) -> Rule:
     """gamma = ``strength`` (1 - decidedness): fresh noise only where a latent position is still undecided.
 
     After the confidence rule of masked models (arXiv:2202.04200). ``strength`` is a number or another rule. The sampler
-    asks its ``decidedness`` at every step but the last.
+    asks its ``decidedness`` at every step but the last. As consistent as ``strength`` where the decidedness does not
+    depend on the state; ours does.
     """
     inner = parse_rule(strength)
-    return lambda path, times: Noise.preserving(inner(path, times).fresh, by_position=True)
+    return ShippedRule(
+        lambda path, times: Noise.preserving(inner(path, times).fresh, by_position=True), is_consistent(inner)
+    )
 
 
 def elf(gamma: float = 1.5) -> Rule:
@@ -167,7 +199,7 @@ def elf(gamma: float = 1.5) -> Rule:
         weights = torch.tensor([*fresh[1:], 0.0], dtype=torch.float64)
         return Noise(1 - weights, weights, initial=(1 - fresh[0], fresh[0]))
 
-    return rule
+    return ShippedRule(rule, gamma == 0)
 
 
 def _elf_shares(gamma: float, evaluated: list[float]) -> list[float]:
@@ -211,7 +243,7 @@ def cooled(noisy: RuleLike) -> Rule:
 
 def elf_cooling(gamma: float = 1.5) -> Rule:
     """The deterministic control of :func:`elf`."""
-    return cooled(elf(gamma))
+    return ShippedRule(cooled(elf(gamma)), gamma == 0)
 
 
 RULES: dict[str, Callable[..., Rule]] = {

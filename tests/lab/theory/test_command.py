@@ -26,7 +26,7 @@ def test_every_study_is_one_picture_and_one_file_and_is_not_made_twice(
     }
     stored = json.loads((tmp_path / "dimension.json").read_text())
     assert stored["settings"]["max_modes"] == 1024
-    assert [fit["expected"] for fit in stored["fits"]][:2] == [1, 0.5]
+    assert [row["note"] for row in stored["rows"]][:2] == ["expected 1", "expected 0.5"]
     assert "exponent of M, n = 1" in capsys.readouterr().out
     before = (tmp_path / "coarea.json").stat().st_mtime_ns
     assert theory(tmp_path, "--coarea", "--surface") == 0

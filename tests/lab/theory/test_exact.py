@@ -1,154 +1,123 @@
-"""The exact denoiser of a model's own latents: as a sweep's flow, and the study with its matched control."""
+"""The exact denoiser of a model's own latents: the study, its matched controls, and the command."""
 
-from dataclasses import replace
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from fewstep.cli.main import errors_to_exit_code
 from fewstep.errors import UserError
-from fewstep.evaluation.row_file import RowFile
-from fewstep.evaluation.sweep_texts import Batch
-from fewstep.lab.theory.exact import ExactTexts, exact_flow, train_blocks, train_latents
-from fewstep.lab.theory.exact_rows import ExactRow, ExactSetting, gains, table_of
-from fewstep.lab.theory.exact_study import ExactStudy, StudySettings, match
-from fewstep.lab.theory.latents import LatentPosterior
-from fewstep.paths import linear_path
+from fewstep.evaluation.rows import Row, Setting, Value
+from fewstep.evaluation.sweep import Sweep
+from fewstep.lab.theory.command import PICTURE_FILE, ROWS_FILE, TABLE_FILE, main
+from fewstep.lab.theory.exact import (
+    ExactStudy,
+    exact_flow,
+    exact_picture,
+    flow_setting,
+    gains,
+    gains_markdown,
+    match,
+    train_blocks,
+    train_latents,
+)
+from fewstep.metrics.intervals import Interval
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import example_generators, randn
-from tests.bundles import BLOCK_SIZE, tiny_bundle
+from tests.bundles import BLOCK_SIZE, only, tiny_bundle, with_identity
+from tests.cli.shops import rows_in
+from tests.runs import write_text
 
-SETTINGS = StudySettings(
-    steps=(1, 2, 4), matched_steps=(4,), caps=(1.0,), cap_steps=(2,), num_samples=6, cap_samples=3, seed=1
-)
-
-
-def blocks(count: int = 20) -> Tensor:
-    return torch.randint(4, 280, (count, BLOCK_SIZE), generator=torch.Generator().manual_seed(0))
+FLOW, RENEWED = flow_setting(0.7, 4, 0.0), flow_setting(0.7, 4, 1.0)
+COOLED = {**FLOW, "name": "cooled", "matches": "1"}
+SPREAD = {**RENEWED, "name": "spread", "matches": "0"}
 
 
-def study(settings: StudySettings = SETTINGS) -> ExactStudy:
+@pytest.fixture(scope="module")
+def study() -> ExactStudy:
     bundle = tiny_bundle()
-    return ExactStudy(bundle, train_latents(bundle, blocks()), settings, "tiny")
+    ids = torch.randint(4, 280, (20, BLOCK_SIZE), generator=torch.Generator().manual_seed(0))
+    latents = train_latents(bundle, ids)
+    return ExactStudy(bundle, latents, 6, 3, 1, steps=(1, 2, 4), matched_steps=(4,), caps=(1.0,), cap_steps=(2,))
 
 
-def test_an_exact_flow_reads_back_train_latents_in_a_sweep() -> None:
-    bundle = tiny_bundle()
-    latents = train_latents(bundle, blocks())
-    texts = ExactTexts(bundle, exact_flow(bundle, latents, 0.0), 32, 0.0, ("parallel",))
-    (made,) = texts.make(Batch(0, 0, 0, 5), texts.settings)
-    apart = torch.cdist(made.x_1.flatten(1).double(), latents.flatten(1).double())
-    assert float(apart.min(1).values.max()) < 1e-3
-    assert texts.settings[0].name == "exact, h = 0"
+def test_many_steps_without_a_width_end_at_train_latents(study: ExactStudy) -> None:
+    x_1 = study.sample(flow_setting(0.0, 32, 0.0), 5)
+    assert study.distance(x_1) < 1e-3
 
 
-def test_a_width_blurs_draws_by_h_and_no_width_gives_the_data() -> None:
-    one = study()
-    none, blurred = (one.sample(ExactSetting("draws", h), 6) for h in (0.0, 0.01))
-    assert float(one.nearest(none)[0].max()) < 1e-5
-    spread = one.nearest(blurred)[0].square().mean() / none[0].numel()
+def test_a_width_blurs_draws_by_h_and_no_width_gives_the_data(study: ExactStudy) -> None:
+    none, blurred = (study.make({"name": "draws", "h": h}, 6).tensors["x_1"] for h in (0.0, 0.01))
+    nearest = exact_flow(study.bundle, study.latents, 0.0).nearest
+    assert float(nearest(none)[0].max()) < 1e-5
+    spread = nearest(blurred)[0].square().mean() / none[0].numel()
     assert float(spread.sqrt()) == pytest.approx(0.01, rel=0.5)
 
 
-def test_rows_go_on_where_they_stopped_and_a_line_cut_off_is_made_again(tmp_path: Path) -> None:
-    file = RowFile(tmp_path / "rows.jsonl", ExactRow)
-    whole = list(study().rows([]))
-    for row in whole[:5]:
-        file.append(row)
-    with file.file.open("a") as stream:
-        stream.write('{"setting": {"ki')
-    kept = file.read()
-    assert kept == whole[:5]
-    file.append(whole[5])
-    assert file.read() == whole[:6]
-    rest = list(study().rows(kept))
-    assert [row.key for row in rest] == [row.key for row in whole[5:]]
-    assert rest == whole[5:]
-    assert all(study().owns(row) for row in whole)
-    assert not study().owns(replace(whole[0], seed=2))
+def test_every_reinjected_setting_gets_its_two_controls_as_far_from_the_data(study: ExactStudy) -> None:
+    rows = list(Sweep(study.plan()).rows())
+    controls = {(row.setting["name"], row.setting["reinjection"]) for row in rows if "matches" in row.setting}
+    assert controls == {("cooled", "0"), ("spread", "0.5"), ("spread", "1")}
+    assert len(gains(rows)) == 4
+    assert "remains" in gains_markdown(rows)
+    assert {row.num_samples for row in rows if "cap" in row.setting} == {3}
+    for gain in gains(rows):
+        if gain.control.value("matched"):
+            target = gain.own if gain.control.setting["name"] == "cooled" else gain.plain
+            assert gain.control.value("distance") == pytest.approx(target.value("distance"), rel=0.01)
 
 
-def test_every_reinjected_setting_gets_its_three_controls() -> None:
-    rows = list(study().rows([]))
-    controls = {
-        (row.setting.kind, row.setting.num_steps, row.setting.reinjection)
-        for row in rows
-        if row.setting.matches is not None
-    }
-    expected = {(kind, 4, 0.0) for kind in ("noise", "initial")} | {("spread", 4, gamma) for gamma in (0.5, 1.0)}
-    assert controls == expected
-    assert len(gains(rows)) == 6
-    assert "remains" in table_of(rows)
-    for row in rows:
-        if row.matched and row.setting.kind != "spread":
-            own = next(r for r in rows if r.setting == ExactSetting("flow", 0.7, 4, row.setting.matches))
-            assert row.distance == pytest.approx(own.distance, rel=0.05)
+def test_the_cooled_control_cools_old_noise_and_1_is_the_plain_flow(study: ExactStudy) -> None:
+    assert study.sample(COOLED, 6).equal(study.sample(FLOW, 6))
+    flow, generators = exact_flow(study.bundle, study.latents, 0.7), example_generators(study.seed, 0, 6)
+    x_0 = randn((6, *study.latents.shape[1:]), study.latents, generators)
+    sampler = FlowSampler(flow.path, noise_temperature=0.5)
+    cold = sampler.sample(flow, x_0, num_steps=4, generator=generators).x_1
+    torch.testing.assert_close(study.sample(COOLED, 6, 0.5), cold)
 
 
-def test_each_control_cools_its_own_noise_and_1_is_the_plain_flow() -> None:
-    one = study()
-    plain = one.sample(ExactSetting("flow", 0.7, 2), 6)
-    for kind in ("noise", "initial"):
-        assert one.sample(ExactSetting(kind, 0.7, 2, temperature=1.0), 6).equal(plain)
-        assert not one.sample(ExactSetting(kind, 0.7, 2, temperature=0.5), 6).equal(plain)
-    no_start = one.sample(ExactSetting("initial", 0.7, 4, temperature=0.0), 6)
-    assert torch.allclose(no_start, no_start[:1].expand_as(no_start), atol=1e-5)
-    generators, latents = example_generators(SETTINGS.seed, 0, 6), one.latents
-    x_0 = randn((6, *latents.shape[1:]), latents, generators)
-    sampler = FlowSampler(linear_path(), noise_temperature=0.5)
-    flow = LatentPosterior(latents, 0.7, linear_path())
-    cold = sampler.sample(flow, x_0, num_steps=2, generator=generators).x_1
-    torch.testing.assert_close(one.sample(ExactSetting("noise", 0.7, 2, temperature=0.5), 6), cold)
-
-
-def wrong(setting: ExactSetting, shares: list[float]) -> ExactRow:
-    return ExactRow(
-        setting, "m", 1, len(shares), 0, tuple(shares), tuple(1.0 for _ in shares), temperature=0.8, matched=True
-    )
+def measured(setting: Setting, wrong: list[float], *, matched: bool = True) -> Row:
+    """A row whose interval is from the least to the largest share."""
+    value = Value(sum(wrong) / len(wrong), Interval(min(wrong), max(wrong)))
+    values = {"wrong": value, "matched": Value(float(matched)), "temperature": Value(0.8)}
+    shares = {"wrong": tuple((share,) for share in wrong)}
+    return Row(dict(setting), values, len(wrong), (0,), "m", "", {"latents": 8}, 4, "cpu", per_sample=shares)
 
 
 @pytest.mark.parametrize(
     ("control", "share"),
     [
-        (ExactSetting("noise", 0.7, 4, 0.0, matches=1.0), 0.25),  # 0.3 - 0.2 is left of 0.6 - 0.2
-        (ExactSetting("spread", 0.7, 4, 1.0, matches=0.0), 0.75),  # 0.6 - 0.3 is left of 0.6 - 0.2
+        (COOLED, 0.25),  # 0.3 - 0.2 is left of 0.6 - 0.2
+        (SPREAD, 0.75),  # 0.6 - 0.3 is left of 0.6 - 0.2
     ],
 )
 def test_what_remains_of_a_gain_is_counted_between_samples_equally_far_from_the_data(
-    control: ExactSetting, share: float
+    control: Setting, share: float
 ) -> None:
     rows = [
-        wrong(ExactSetting("flow", 0.7, 4, 0.0), [0.5, 0.6, 0.7, 0.6]),
-        wrong(ExactSetting("flow", 0.7, 4, 1.0), [0.1, 0.2, 0.3, 0.2]),
-        wrong(control, [0.2, 0.3, 0.4, 0.3]),
+        measured(FLOW, [0.5, 0.6, 0.7, 0.6]),
+        measured(RENEWED, [0.1, 0.2, 0.3, 0.2]),
+        measured(control, [0.2, 0.3, 0.4, 0.3]),
     ]
-    (gain,) = gains(rows)
-    assert gain.gain == pytest.approx(0.4)
-    assert gain.share == pytest.approx(share)
+    value, interval = gains(rows)[0].share
+    assert value == pytest.approx(share)
     # All three differ by constants, and the samples are paired: nothing is left to vary.
-    assert gain.share_interval.low == pytest.approx(share)
-    assert gain.share_interval.high == pytest.approx(share)
+    assert (interval.low, interval.high) == pytest.approx((share, share))
+    rows[2] = measured(control, [0.2, 0.3, 0.4, 0.3], matched=False)
+    assert gains(rows)[0].share is None
+    assert "not matched" in gains_markdown(rows)
 
 
-def test_no_share_is_told_where_there_may_be_no_gain() -> None:
+def test_no_share_is_shown_where_there_may_be_no_gain() -> None:
     rows = [
-        wrong(ExactSetting("flow", 0.7, 4, 0.0), [0.1, 0.4, 0.0, 0.3]),
-        wrong(ExactSetting("flow", 0.7, 4, 1.0), [0.3, 0.1, 0.3, 0.0]),
-        wrong(ExactSetting("noise", 0.7, 4, 0.0, matches=1.0), [0.2, 0.2, 0.1, 0.1]),
+        measured(FLOW, [0.1, 0.4, 0.0, 0.3]),
+        measured(RENEWED, [0.3, 0.1, 0.3, 0.0]),
+        measured(COOLED, [0.2, 0.2, 0.1, 0.1]),
     ]
     assert gains(rows)[0].share is None
-    assert "undetermined" in table_of(rows)
-
-
-def test_no_share_is_told_where_the_distances_did_not_match() -> None:
-    rows = [
-        wrong(ExactSetting("flow", 0.7, 4, 0.0), [0.5, 0.6, 0.7, 0.6]),
-        wrong(ExactSetting("flow", 0.7, 4, 1.0), [0.1, 0.2, 0.3, 0.2]),
-        replace(wrong(ExactSetting("noise", 0.7, 4, 0.0, matches=1.0), [0.2, 0.3, 0.4, 0.3]), matched=False),
-    ]
-    assert gains(rows)[0].share is None
-    assert "not matched" in table_of(rows)
+    assert "undetermined" in gains_markdown(rows)
 
 
 def test_a_match_is_the_first_on_the_way_though_the_distance_is_not_monotone() -> None:
@@ -172,3 +141,48 @@ def test_more_blocks_than_there_are_without_padding_are_refused() -> None:
     assert train_blocks(train, 2).tolist() == [[1, 2, 3], [4, 5, 6]]
     with pytest.raises(UserError, match="1 to 2"):
         train_blocks(train, 3)
+
+
+def test_the_picture_shows_the_shares_of_the_widest_latents_without_a_cap() -> None:
+    rows = [
+        measured({"name": "draws", "h": 0.7}, [0.02, 0.04]),
+        measured(flow_setting(0.0, 4, 0.0), [0.9, 0.9]),
+        measured(flow_setting(0.7, 8, 0.0), [0.1, 0.3]),
+        measured(FLOW, [0.5, 0.7]),
+        measured({**FLOW, "cap": 2.0}, [0.8, 0.8]),
+        measured(RENEWED, [0.1, 0.1]),
+        measured(flow_setting(0.7, 8, 1.0), [0.0, 0.0]),
+        measured(COOLED, [0.2, 0.2]),
+        measured({**COOLED, "matches": "0.5"}, [0.4, 0.4]),
+    ]
+    picture = exact_picture(rows)
+    lines = {series.label: dict(zip(series.x, series.y, strict=True)) for series in picture.series}
+    assert lines["deterministic"] == pytest.approx({4.0: 0.6, 8.0: 0.2})
+    assert lines["re-injection 1"] == pytest.approx({4.0: 0.1})  # none wrong: nothing to show on a log axis
+    assert lines["deterministic, colder"] == pytest.approx({4.0: 0.2})
+    assert lines["draws of the law itself"] == pytest.approx({4.0: 0.03, 8.0: 0.03})
+    assert (picture.series[0].low[0], picture.series[0].high[0]) == (0.5, 0.7)
+    assert exact_picture(rows[:1]) is None
+
+
+def test_the_command_resumes_writes_table_and_picture_and_refuses_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_text(tmp_path / "text.jsonl")
+    # A model without a denoiser: none is needed.
+    only(with_identity(tiny_bundle(), source=str(source)), "autoencoder", "readout").save_pretrained(tmp_path / "model")
+    few = ["--num_latents", "8", "--samples", "3", "--device", "cpu", "--cache_dir", str(tmp_path / "cache")]
+    argv, folder = ["--latents", str(tmp_path / "model"), "--out", str(tmp_path), *few], tmp_path / "latents"
+    assert errors_to_exit_code(main, argv) == 0
+    whole = rows_in(folder / ROWS_FILE)
+    lines = [json.dumps(row) + "\n" for row in whole]
+    (folder / ROWS_FILE).write_text("".join(lines[:5]) + lines[5][:40])  # killed while it wrote the sixth
+    capsys.readouterr()
+    assert errors_to_exit_code(main, argv) == 0
+    resumed = rows_in(folder / ROWS_FILE)
+    assert [row["values"] for row in resumed] == [row["values"] for row in whole]
+    assert (folder / TABLE_FILE).read_text() in capsys.readouterr().out
+    assert (folder / PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
+    assert errors_to_exit_code(main, [*argv, "--num_latents", "100000"]) == 2
+    error = capsys.readouterr().err
+    assert "train blocks without padding" in error.splitlines()[-1] and "Traceback" not in error

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.lab.theory import LatentPosterior, Mixture, final_states, lattice, simplex, sphere, tree
-from fewstep.lab.theory.mixtures import Field
+from fewstep.diagnostics.stiffness import stiffness
+from fewstep.lab.theory.geometry import lattice, simplex, sphere, tree
+from fewstep.lab.theory.mixtures import Field, Mixture
+from fewstep.lab.theory.theorems import final_states
 from fewstep.paths import Path, linear_path, variance_preserving_path
 from fewstep.samplers import FlowSampler
 from fewstep.schedules import UniformGrid
@@ -106,7 +108,7 @@ def energy_test_p_value(first: Tensor, second: Tensor, permutations: int, genera
 def p_value(path: Path, reinjection: float | str, steps: int) -> float:
     """Of samples after ``steps`` steps being exact."""
     law = mixture(path, 0.15, num_modes=4, dimension=2)
-    made = final_states(FlowSampler(path, reinjection=reinjection), law, law.means, steps, 400, seeded(12))
+    made = final_states(FlowSampler(path, reinjection=reinjection), law, steps, 400, seeded(12))
     return energy_test_p_value(made, law.sample(400, seeded(11)), 199, seeded(13))
 
 
@@ -168,13 +170,50 @@ def test_a_cap_bounds_the_jacobian_everywhere_and_one_that_does_not_bind_changes
     torch.testing.assert_close(loose.denoise(x, t), exact.denoise(x, t))
 
 
-@pytest.mark.parametrize("cap", [None, 1.2])
-def test_the_exact_denoiser_of_the_same_points_is_the_same(cap: float | None) -> None:
-    points = sphere(9, 6, seeded())
-    law = Mixture(linear_path(), points, 0.3, cap=cap)
-    latents = LatentPosterior(points.reshape(9, 2, 3), 0.3, linear_path(), cap, rule="everywhere")
-    x = states(law, TIMES).reshape(-1, 2, 3)
-    torch.testing.assert_close(law.denoise(x, TIMES), latents.denoise(x, TIMES), rtol=1e-9, atol=1e-9)
+@each_path
+@pytest.mark.parametrize("width", [0.0, 0.7])
+def test_latents_of_positions_follow_bayes_rule_written_out(path: Path, width: float) -> None:
+    """Nothing shared with the class: distances, and each component's own mean."""
+    latents = torch.randn(37, 3, 2, generator=seeded())
+    x, t = torch.randn(5, 3, 2, generator=seeded(1)), torch.tensor([0.0, 0.3, 0.6, 0.9, 0.99])
+    alpha, sigma = (value[:, None].double() for value in path.alpha_sigma(t.double(), x.double()))
+    variance = alpha**2 * width**2 + sigma**2
+    apart = x.double()[:, None] - alpha * latents
+    weights = torch.softmax(-apart.square().sum((2, 3)) / (2 * variance[:, :, 0, 0]), 1)
+    expected = (weights[:, :, None, None] * (latents + alpha * width**2 / variance * apart)).sum(1)
+    torch.testing.assert_close(Mixture(path, latents, width).denoise(x, t), expected.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_would_overflow_do_not_and_the_end_of_time_gives_the_nearest_latent() -> None:
+    latents, x = (1e3 * torch.randn(count, 3, 2, generator=seeded(count), dtype=torch.float64) for count in (37, 5))
+    law = Mixture(linear_path(), latents)
+    distance, index = law.nearest(x)
+    torch.testing.assert_close(law.denoise(x, torch.ones(5)), latents[index])
+    apart = torch.cdist(x.flatten(1), latents.flatten(1))
+    torch.testing.assert_close(distance, apart.min(1).values)
+    assert index.equal(apart.argmin(1))
+    with pytest.raises(ValueError, match="padding"):
+        law.denoise(x, torch.ones(5), mask=torch.zeros(5, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("width", [0.0, 0.4])
+@pytest.mark.parametrize("cap", [0.5, 2.0])
+def test_under_a_cap_the_denoiser_is_lipschitz(width: float, cap: float) -> None:
+    law = Mixture(linear_path(), torch.tensor([[-1.0], [1.0]], dtype=torch.float64), width, cap=cap)
+    x = torch.linspace(-2, 2, 4001, dtype=torch.float64)[:, None]
+    for time in (0.5, 0.8, 0.9):
+        slopes = law.denoise(x, torch.full((len(x),), time)).flatten().diff() / x.flatten().diff()
+        smoothing = time * width**2 / (time**2 * width**2 + (1 - time) ** 2)
+        assert float(slopes.max()) <= max(cap, smoothing) + 1e-6
+
+
+@pytest.mark.parametrize("cap", [None, 1.0])
+def test_the_diagnostic_measures_the_stiffness_of_the_closed_form(cap: float | None) -> None:
+    law = Mixture(linear_path(), torch.randn(37, 6, generator=seeded(), dtype=torch.float64), 0.7, cap=cap)
+    x = torch.randn(5, 6, generator=seeded(1), dtype=torch.float64)
+    measured = stiffness(law.velocity, [(0.5, x)], num_iterations=200, generator=seeded())
+    exact = law.spectral_norm(x, torch.full((5,), 0.5)).mean()
+    assert measured.curves["stiffness"].y[0] == pytest.approx(float(exact), rel=1e-2)
 
 
 def test_extreme_eigenvalues_of_many_numbers_are_those_of_the_matrix() -> None:
@@ -199,7 +238,9 @@ def test_modes_lie_where_they_should() -> None:
     assert float(torch.pdist(families.mean(1)).min()) > 0.2
 
 
-@pytest.mark.parametrize("settings", [{"width": -1.0}, {"cap": 0.0}, {"log_weights": torch.zeros(3)}])
+@pytest.mark.parametrize(
+    "settings", [{"width": -1.0}, {"cap": 0.0}, {"log_weights": torch.zeros(3)}, {"means": torch.zeros(0, 2)}]
+)
 def test_what_makes_no_mixture_is_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match="expected"):
-        Mixture(linear_path(), simplex(4), **settings)
+        Mixture(linear_path(), **{"means": simplex(4), **settings})

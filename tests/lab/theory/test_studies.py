@@ -7,32 +7,33 @@ import torch
 from torch import Tensor
 
 from fewstep.diagnostics.margins import margins
-from fewstep.diagnostics.result import Series
+from fewstep.diagnostics.result import Result, Series
 from fewstep.diagnostics.stiffness import stiffness
 from fewstep.diagnostics.tube import tube
-from fewstep.lab.theory import (
-    Mixture,
+from fewstep.lab.theory.geometry import (
     boundary_distances,
     boundary_integral,
+    lattice,
+    least_boundary,
+    nearest_modes,
+    simplex,
+    simplex_boundary,
+    sphere,
+    times_of_scales,
+)
+from fewstep.lab.theory.mixtures import Mixture
+from fewstep.lab.theory.theorems import (
     coarea_curve,
     dimension_curve,
     flips_and_tube,
     flips_curve,
     hierarchy_curve,
-    lattice,
-    least_boundary,
     modes_curve,
-    nearest_modes,
     peak_stiffness,
-    simplex,
-    simplex_boundary,
-    sphere,
-    surface,
-    times_of_scales,
+    power_law,
+    surface_curve,
 )
-from fewstep.lab.theory.curves import Curve, log_log_slope, power_law
 from fewstep.paths import Path, linear_path, variance_preserving_path
-from fewstep.samplers import FlowSampler
 
 PATHS = [linear_path(), variance_preserving_path()]
 each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "vp"])
@@ -42,8 +43,8 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def values(curve: Curve) -> dict[str, float]:
-    return {fit.name: fit.value for fit in curve.fits}
+def values(study: Result) -> dict[str, float]:
+    return {row.name: row.estimate.value for row in study.rows}
 
 
 def test_distance_to_a_cells_boundary_is_what_a_walk_to_it_takes() -> None:
@@ -64,8 +65,8 @@ def test_distance_to_a_cells_boundary_is_what_a_walk_to_it_takes() -> None:
 
 def test_boundary_integral_of_noise_is_the_closed_form_of_a_simplex_and_never_under_the_isoperimetric_one() -> None:
     noise = Mixture(linear_path(), torch.zeros(1, 4, dtype=torch.float64), 1.0)
-    found = boundary_integral(noise, simplex(5), 40_000, seeded())
-    assert found.interval.low <= simplex_boundary(5) <= found.interval.high
+    _, interval = boundary_integral(noise, simplex(5), 40_000, seeded())
+    assert interval.low <= simplex_boundary(5) <= interval.high
     assert simplex_boundary(2) == pytest.approx(1 / math.sqrt(2 * math.pi), rel=1e-9)
     for count in (2, 3, 10, 1000, 100_000):
         assert simplex_boundary(count) >= least_boundary(count) * (1 - 1e-9)
@@ -104,47 +105,40 @@ def _modes_of(means: Tensor) -> Tensor:
 def test_exponents_of_power_laws_are_found() -> None:
     x = [1.0, 2.0, 4.0, 8.0]
     noise = 1 + 0.1 * torch.randn(200, 4, generator=seeded(), dtype=torch.float64)
-    fit = power_law("p", x, torch.tensor(x).double().sqrt() * noise, 0.5, seeded(1))
+    fit = power_law("p", x, torch.tensor(x).double().sqrt() * noise, 0.5, seeded(1)).estimate
     assert fit.interval.low < 0.5 < fit.interval.high
     assert fit.value == pytest.approx(0.5, abs=0.02)
-    column = torch.tensor(x).double().expand(200, -1)
-    assert log_log_slope("p", column, column**2, 2.0, seeded()).value == pytest.approx(2)
 
 
 def test_flips_of_overlapping_data_grow_as_the_tube_with_the_factor_of_a_flat_density() -> None:
-    found = flips_curve(linear_path(), num=20_000, num_modes=12, dimension=5, generator=seeded())
+    found = values(flips_curve(linear_path(), 20_000, seeded(), num_modes=12, dimension=5))
     name = "T <= 0.1, width 0.6 separations"
-    fits = {fit.name: fit for fit in found.fits}
-    assert fits[f"exponent of {name}"].value == pytest.approx(1, abs=0.1)
-    assert fits[f"flips over {name}"].value == pytest.approx(1 / math.sqrt(2 * math.pi), abs=0.05)
+    assert found[f"exponent of {name}"] == pytest.approx(1, abs=0.1)
+    assert found[f"flips over {name}"] == pytest.approx(1 / math.sqrt(2 * math.pi), abs=0.05)
 
 
 def test_boundary_tube_and_stiffness_meet_in_one_number() -> None:
-    found = coarea_curve(linear_path(), num=200_000, num_modes=4, generator=seeded())
-    on_boundary, tube_growth, mean_stiffness = found.fits
-    for fit in (tube_growth, mean_stiffness):
+    on_boundary, *others = (row.estimate for row in coarea_curve(linear_path(), 200_000, seeded(), num_modes=4).rows)
+    for fit in others:
         slack = 3 * (fit.interval.high - fit.interval.low) / 4  # three standard errors
         assert abs(fit.value - on_boundary.value) <= slack + 0.05 * on_boundary.value
 
 
 def test_peaks_grow_by_the_laws() -> None:
-    fixed = values(dimension_curve(linear_path(), num=24, max_modes=1024, generator=seeded()))
+    fixed = values(dimension_curve(linear_path(), 24, seeded(), max_modes=1024))
     assert fixed["exponent of M, n = 1"] == pytest.approx(1, abs=0.05)
     assert fixed["exponent of M, n = 2"] == pytest.approx(0.5, abs=0.05)
-    growing = modes_curve(linear_path(), num=32, max_modes=256, generator=seeded())
+    growing = modes_curve(linear_path(), 32, seeded(), max_modes=256)
     assert 0.2 < values(growing)["exponent of ln M, simplex, n = M - 1, all M"] < 0.7
-    deep = hierarchy_curve(linear_path(), num=32, num_leaves=256, generator=seeded())
-    assert values(deep)["exponent of B"] < 0
+    assert values(hierarchy_curve(linear_path(), 32, seeded(), num_leaves=256))["exponent of B"] < 0
 
 
 def test_errors_fall_with_steps_and_with_a_wider_cap() -> None:
-    path = linear_path()
-    found = surface(path, [("flow", FlowSampler(path))], num=40, num_modes=8, dimension=4, generator=seeded())
-    errors = torch.tensor([[share.value for share in row] for row in found.panels[0].errors])
-    assert float(errors[0].min()) == 1  # one step is the mean of all modes
-    assert float(errors[-1, 0]) > 0.5 > float(errors[-1, -1])
-    assert float(errors[2, -1]) > float(errors[-1, -1])
-    assert found.fits
+    found = surface_curve(linear_path(), 40, seeded(), num_modes=8, dimension=4)
+    gentle, steep = (found.curves[f"deterministic, cap {cap}"].y for cap in ("4", "256"))
+    assert gentle[0] == steep[0] == 1  # one step is the mean of all modes
+    assert gentle[-1] > 0.5 > steep[-1] and steep[2] > steep[-1]
+    assert found.rows
 
 
 def logits(x: Tensor, means: Tensor) -> Tensor:

@@ -1,48 +1,50 @@
-"""``fewstep theory``: the theorems of arXiv:2606.30705 in closed form, a picture and a JSON file each."""
+"""``fewstep theory``: the theorems of arXiv:2606.30705 in closed form, and exact denoisers of real latents."""
 
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from fewstep.cli.output import make_folder, new_text_file
+from fewstep.cli.common import DeviceOptions, TextOptions, corpus_of
+from fewstep.cli.output import make_folder, new_text_file, progress_bar, write_text
 from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
-from fewstep.lab.theory import latents_command as theory_latents
-from fewstep.lab.theory.latents_command import LatentsOptions
 from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
-    from fewstep.lab.theory import Curve, Surface
+    from fewstep.diagnostics.result import Result, Row
 
-STUDIES = {
+CURVES = {
     "flips": 40_000,
     "modes": 192,
     "dimension": 192,
     "hierarchy": 192,
     "coarea": 1_000_000,
     "surface": 1000,
+    "consistency": 1,
 }
 """Study to examples per point."""
 FEWEST_MODES, FEWEST_EXAMPLES = 1024, 2
+ROWS_FILE, TABLE_FILE, PICTURE_FILE = "rows.jsonl", "table.md", "wrong_tokens.png"
 
 
 @dataclass(kw_only=True)
-class StudyOptions:
+class CurveOptions:
     """Studies: theorems of arXiv:2606.30705.
 
     Args:
-        all: every study down to --surface.
+        all: every study down to --consistency.
         flips: Theorem 3, flip rate of the posterior-mean step against tube mass.
         modes: Theorem 5, peak stiffness over M modes where the dimension grows with log M.
         dimension: Theorem 6, peak stiffness over M modes in a fixed dimension.
         hierarchy: Theorem 7, peak stiffness of a step over the depth of a tree of modes.
         coarea: Theorem 17, boundary integral, growth of the tube, mean stiffness.
-        surface: accuracy over depth K and a cap on stiffness, with lines of equal accuracy.
+        surface: accuracy over depth K and a cap on stiffness.
+        consistency: which re-injection rules reach the data's law with many steps, exact for Gaussian data.
     """
 
     all: bool = False
@@ -52,10 +54,30 @@ class StudyOptions:
     hierarchy: bool = False
     coarea: bool = False
     surface: bool = False
+    consistency: bool = False
 
 
 @dataclass(kw_only=True)
-class TheoryOptions(StudyOptions, LatentsOptions):
+class LatentsOptions(TextOptions, DeviceOptions):
+    """The exact denoiser over a saved model's own latents.
+
+    Args:
+        latents: a model folder or a .ckpt file, whose train latents are studied.
+        num_latents: number of latents.
+        samples: samples per row.
+        seed: of all random numbers.
+        out: folder of everything.
+    """
+
+    latents: str | None = None
+    num_latents: PositiveInt = 16384
+    samples: PositiveInt = 256
+    seed: int = 0
+    out: Path = Path("runs/theory")
+
+
+@dataclass(kw_only=True)
+class TheoryOptions(CurveOptions, LatentsOptions):
     """Study where few-step sampling fails in closed form: nothing is trained.
 
     Args:
@@ -74,65 +96,105 @@ class TheoryOptions(StudyOptions, LatentsOptions):
 def main(argv: list[str]) -> int:
     """Run the studies of ``argv`` that are not there yet; returns the exit code."""
     options = parse_options("theory", TheoryOptions, argv)
-    names = [name for name in STUDIES if options.all or getattr(options, name)]
+    names = [name for name in CURVES if options.all or getattr(options, name)]
     if not names and options.latents is None:
-        raise UserError(f"no study asked for: pass --all, or some of --{', --'.join(STUDIES)}, --latents MODEL")
+        raise UserError(f"no study asked for: pass --all, or some of --{', --'.join(CURVES)}, --latents MODEL")
     if not math.isfinite(options.effort):
         raise UserError(f"--effort is {options.effort}: expected a finite number above 0")
     if options.max_modes < FEWEST_MODES:
         raise UserError(
             f"--max_modes is {options.max_modes}: expected at least {FEWEST_MODES}, for an exponent to show"
         )
-    folder = options.out
-    make_folder(folder)
-    settings = {key: getattr(options, key) for key in ("path", "effort", "max_modes", "seed")}
+    make_folder(options.out)
+    recipe = provenance("theory", argv)
     for name in names:
-        file = folder / f"{name}.json"
-        if file.exists() and not options.overwrite:
-            _check_settings(file, settings)
-            print(f"{name}: {file} is there already; --overwrite repeats it")
-            continue
-        with new_text_file(file, overwrite=options.overwrite) as write_lines:
-            study = make(name, options)
-            from fewstep.lab.report.theory import write_theory_picture
-
-            write_theory_picture(study, file.with_suffix(".png"))
-            # Last: the JSON file says that the study is complete.
-            result = {"settings": settings, **study.to_dict(), "provenance": provenance("theory", argv)}
-            write_lines([json.dumps(result, allow_nan=False), "\n"])
-        print(f"{name}: {study.title}", *(f"  {fit.to_text()}" for fit in study.fits), sep="\n", flush=True)
+        write_curve(name, options, recipe)
     if names:
-        print(f"\npictures and figures  {folder}/*.png, *.json")
-    if options.latents is None:
-        return 0
-    return theory_latents.run(options, options.latents, folder / "latents", provenance("theory", argv))
+        print(f"\npictures and figures  {options.out}/*.png, *.json")
+    if options.latents is not None:
+        study_latents(options, options.latents, options.out / "latents", recipe)
+    return 0
 
 
-def make(name: str, options: TheoryOptions) -> "Curve | Surface":
+def write_curve(name: str, options: TheoryOptions, recipe: dict[str, Any]) -> None:
+    """One study's picture and JSON file, unless they are there. Raises ``UserError`` for a file of other settings."""
+    file = options.out / f"{name}.json"
+    settings = {key: getattr(options, key) for key in ("path", "effort", "max_modes", "seed")}
+    if file.exists() and not options.overwrite:
+        _check_settings(file, settings)
+        print(f"{name}: {file} is there already; --overwrite repeats it")
+        return
+    from fewstep.evaluation.pictures import write_picture
+
+    with new_text_file(file, overwrite=options.overwrite) as write_lines:
+        study = make_curve(name, options)
+        picture = study.picture()
+        assert picture is not None  # every study has axes and lines
+        write_picture(picture, file.with_suffix(".png"))
+        # Last: the JSON file says that the study is complete.
+        result = {"settings": settings, **study.to_dict(), "provenance": recipe}
+        write_lines([json.dumps(result, allow_nan=False), "\n"])
+    print(f"{name}: {picture.title}", *map(_line, study.rows), sep="\n", flush=True)
+
+
+def make_curve(name: str, options: TheoryOptions) -> "Result":
     """The study called ``name``, from a generator of its own: it does not depend on which others are made."""
     import torch
 
-    from fewstep.lab import theory
+    from fewstep.lab.theory import theorems
+    from fewstep.lab.theory.consistency import consistency_curve
     from fewstep.paths import linear_path, variance_preserving_path
-    from fewstep.samplers import FlowSampler
 
     path = {"linear": linear_path, "vp": variance_preserving_path}[options.path]()
-    generator = torch.Generator().manual_seed(options.seed)
-    num = max(FEWEST_EXAMPLES, round(STUDIES[name] * options.effort))
-    studies: dict[str, Callable[[], Curve | Surface]] = {
-        "flips": lambda: theory.flips_curve(path, num=num, generator=generator),
-        "modes": lambda: theory.modes_curve(path, num=num, max_modes=options.max_modes, generator=generator),
-        "dimension": lambda: theory.dimension_curve(path, num=num, max_modes=options.max_modes, generator=generator),
-        "hierarchy": lambda: theory.hierarchy_curve(path, num=num, generator=generator),
-        "coarea": lambda: theory.coarea_curve(path, num=num, generator=generator),
-        "surface": lambda: theory.surface(
-            path,
-            [("deterministic", FlowSampler(path)), ("re-injection 1", FlowSampler(path, reinjection=1.0))],
-            num=num,
-            generator=generator,
-        ),
+    noise, num = torch.Generator().manual_seed(options.seed), max(FEWEST_EXAMPLES, round(CURVES[name] * options.effort))
+    curves: dict[str, Callable[[], Result]] = {
+        "flips": lambda: theorems.flips_curve(path, num, noise),
+        "modes": lambda: theorems.modes_curve(path, num, noise, options.max_modes),
+        "dimension": lambda: theorems.dimension_curve(path, num, noise, options.max_modes),
+        "hierarchy": lambda: theorems.hierarchy_curve(path, num, noise),
+        "coarea": lambda: theorems.coarea_curve(path, num, noise),
+        "surface": lambda: theorems.surface_curve(path, num, noise),
+        "consistency": lambda: consistency_curve(path),
     }
-    return studies[name]()
+    return curves[name]()
+
+
+def study_latents(options: LatentsOptions, model: str, folder: Path, recipe: dict[str, Any]) -> None:
+    """The rows of ``model`` that ``folder`` lacks, then its table and picture; an interrupted run resumes."""
+    from fewstep.evaluation.pictures import write_picture
+    from fewstep.evaluation.rows import RowFile, rows_markdown
+    from fewstep.evaluation.sweep import Sweep
+    from fewstep.lab.theory.exact import (
+        CAPTION,
+        COLUMNS,
+        ExactStudy,
+        exact_picture,
+        gains_markdown,
+        train_blocks,
+        train_latents,
+    )
+    from fewstep.model import SavedModel
+
+    bundle = SavedModel.from_pretrained(model, allow=options.allowed, kind="text").to(options.pick_device())
+    bundle.require("autoencoder", "readout", source=model)
+    corpus = corpus_of(bundle, options)
+    latents = train_latents(bundle, train_blocks(corpus.train, options.num_latents))
+    study = ExactStudy(bundle, latents, options.samples, seed=options.seed)
+    make_folder(folder)
+    with progress_bar("exact denoiser", "row") as progress:
+        rows = Sweep(study.plan(recipe)).run(RowFile(folder / ROWS_FILE), progress)
+    table = "\n".join([rows_markdown(rows, CAPTION, COLUMNS), gains_markdown(rows)])
+    write_text(folder / TABLE_FILE, table)
+    print(f"{table}\ntable    {folder / TABLE_FILE}")
+    if (picture := exact_picture(rows)) is not None:
+        write_picture(picture, folder / PICTURE_FILE)
+        print(f"picture  {folder / PICTURE_FILE}")
+
+
+def _line(row: "Row") -> str:
+    estimate = row.estimate
+    interval = "" if estimate.interval is None else f"  [{estimate.interval.low:.4g}, {estimate.interval.high:.4g}]"
+    return f"  {row.name:<58} {estimate.value:9.4g}{interval}  {row.note}".rstrip()
 
 
 def _check_settings(file: Path, settings: dict[str, object]) -> None:

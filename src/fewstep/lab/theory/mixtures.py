@@ -5,7 +5,7 @@ around alpha times its mode. Let r be the posterior probabilities of the modes a
 their covariance. Everything else is linear in x and m, and every Jacobian is a I + b C, since dm/dx = (alpha / V) C:
 
 ===================  ======================================  ====================================================
-clean E[x_1 | x]     (alpha h^2 x + sigma^2 m) / V           (alpha h^2 / V) I + (alpha sigma^2 / V^2) C
+clean E[x_1 | x]     m + (alpha h^2 / V) (x - alpha m)       (alpha h^2 / V) I + (alpha sigma^2 / V^2) C
 noise E[x_0 | x]     sigma (x - alpha m) / V                 (sigma / V) I - (sigma alpha^2 / V^2) C
 velocity             alpha' clean + sigma' noise             the same combination of the two above
 ===================  ======================================  ====================================================
@@ -15,25 +15,24 @@ n numbers in a state; states are (B, ...) with n numbers each, times (B,).
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from scipy.sparse.linalg import eigsh
+from torch import Tensor, nn
 
-from fewstep.lab.theory.covariance import extreme_eigenvalues
 from fewstep.paths import MIN_DIVISOR, Path
 from fewstep.schedules import upcast
 
 Field = Literal["clean", "velocity"]
+BATCHED_UP_TO, DENSE_UP_TO = 64, 256
+"""Largest n whose covariances (n, n) are built for all states at once, and largest that are decomposed as a whole."""
+NUMBERS_AT_ONCE = 2**24
+"""Scores (B, M), or deviations of modes (B, M, n) times 16, that are held at once."""
 
 
-@dataclass(frozen=True)
-class Posterior:
-    """Posterior of the mode at a state: ``weights`` r (B, M), their ``mean`` m (B, n), and the scales (B, 1).
-
-    ``beta`` <= 1 multiplies the log-likelihood of the modes under a cap; dm/dx = (beta alpha / V) C.
-    """
+class _Posterior(NamedTuple):
+    """Of the modes at a state: ``weights`` r (B, M), their ``mean`` m (B, n), and alpha, sigma, V, beta (B, 1)."""
 
     alpha: Tensor
     sigma: Tensor
@@ -43,19 +42,21 @@ class Posterior:
     mean: Tensor
 
 
-class Mixture:
-    """Gaussians of standard deviation ``width`` >= 0 around ``means`` (M, n) on ``path``; a ``FlowLike``.
+class Mixture(nn.Module):
+    """Gaussians of standard deviation ``width`` >= 0 around ``means`` (M, n) or (M, K, D) on ``path``; a ``FlowLike``.
 
-    ``log_weights`` (M,) need not be normalised; None gives all modes the same weight. Results have the dtype of the
-    state, at least float32.
+    ``log_weights`` (M,) need not be normalised; None gives all modes the same weight. The posterior is computed in
+    float64, for as many states at a time as memory allows; results have the dtype of the state.
 
     With a ``cap``, a *tempered* posterior takes the place of the exact one: log-likelihoods of the modes are multiplied
     by the largest beta <= 1 that bounds the norm of d clean / dx by max(cap, alpha h^2 / V) at every x, by C <= R^2 I
-    with R the largest distance of a mode from the centroid (sharp for two modes).
-    :class:`fewstep.lab.theory.LatentPosterior` has this as the rule "everywhere". Samples stay those of the data.
+    with R the largest distance of a mode from the centroid (sharp for two modes). The denoiser is then Lipschitz with
+    that constant, at the price of a smaller beta than most states need. Samples stay those of the data.
 
     Raises ValueError for a width below 0, a cap that is not positive, and shapes that do not fit.
     """
+
+    log_weights: Tensor
 
     def __init__(
         self,
@@ -66,47 +67,44 @@ class Mixture:
         *,
         cap: float | None = None,
     ) -> None:
+        super().__init__()
         log_weights = means.new_zeros(len(means)) if log_weights is None else log_weights
-        if means.ndim != 2 or not len(means) or log_weights.shape != means.shape[:1]:
+        fits = means.ndim >= 2 and len(means) and log_weights.shape == means.shape[:1]
+        if not fits or not bool(means.isfinite().all()):
             raise ValueError(
-                f"means {tuple(means.shape)}, log_weights {tuple(log_weights.shape)}: expected (M, n) and (M,), M >= 1."
+                f"means {tuple(means.shape)}, log_weights {tuple(log_weights.shape)}: expected finite "
+                "numbers (M, n) or (M, K, D), and (M,)."
             )
         if not 0 <= width < math.inf or (cap is not None and not cap > 0):
             raise ValueError(f"width is {width}, cap {cap}: expected a finite width >= 0 and a cap above 0, or None.")
-        self.path, self.means, self.width, self.cap = path, means, float(width), cap
-        self.log_weights = log_weights.log_softmax(0)
-        self.radius = float((means - means.mean(0)).square().sum(1).max().sqrt())
+        self.path, self.width, self.cap, self.shape = path, float(width), cap, means.shape[1:]
+        # A parameter, so that samplers find device and shape where they look for a network's.
+        self.means = nn.Parameter(means.detach().flatten(1), requires_grad=False)
+        self.register_buffer("log_weights", log_weights.double().log_softmax(0), persistent=False)
+        wide = self.means.double()
+        self.radius = float((wide - wide.mean(0)).square().sum(1).max().sqrt())
         """Largest distance of a mode from the centroid of the modes."""
 
     def sample(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """Exact samples (N, n) of the data."""
+        """Exact samples (N, n) or (N, K, D) of the data."""
         modes = self.means[self.draw_modes(num_samples, generator)]
         noise = torch.randn(modes.shape, generator=generator, dtype=modes.dtype)
-        return modes + self.width * noise
+        return (modes + self.width * noise).unflatten(1, self.shape)
 
     def draw_modes(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Indices (N,) of modes, drawn by their weights."""
         return torch.multinomial(self.log_weights.exp(), num_samples, replacement=True, generator=generator)
 
-    def posterior(self, x: Tensor, t: Tensor) -> Posterior:
-        """Of the modes, at states ``x`` (B, ...) and ``t`` (B,); tempered under a cap."""
-        alpha, sigma, variance = self._scales(x, t)
-        means = self.means.to(alpha)
-        beta = torch.ones_like(variance)
-        if self.cap is not None:
-            room = (self.cap - alpha * self.width**2 / variance).clamp(min=0)
-            steepest = alpha * sigma**2 / variance**2 * self.radius**2
-            beta = (room / steepest.clamp(min=torch.finfo(steepest.dtype).tiny)).clamp(max=1)
-        overlap = upcast(x).flatten(1) @ means.T  # |x|^2 is the same for all modes
-        likelihood = (alpha * overlap - alpha**2 * means.square().sum(1) / 2) * beta / variance
-        weights = (self.log_weights.to(alpha) + likelihood).softmax(-1)
-        return Posterior(alpha, sigma, variance, beta, weights, weights @ means)
-
     def denoise(self, x_t: Tensor, t: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None) -> Tensor:
-        """The posterior mean E[x_1 | x_t] (B, ...), "clean" above. Mask and self-conditioning are not used."""
-        modes = self.posterior(x_t, t)
-        flat = (modes.alpha * self.width**2 * upcast(x_t).flatten(1) + modes.sigma**2 * modes.mean) / modes.variance
-        return flat.reshape(x_t.shape)
+        """The posterior mean E[x_1 | x_t] (B, ...), "clean" above. Self-conditioning is not used.
+
+        Raises ValueError for a ``mask`` with padding: modes have none.
+        """
+        if mask is not None and not bool(mask.all()):
+            raise ValueError("the mask has padding: the exact denoiser knows blocks without any, leave it out.")
+        size = max(1, NUMBERS_AT_ONCE // len(self.means))
+        parts = zip(x_t.flatten(1).split(size), t.split(size), strict=True)
+        return torch.cat([self._clean(x.double(), time) for x, time in parts]).view_as(x_t).to(upcast(x_t).dtype)
 
     def velocity_of(self, x_t: Tensor, x1_hat: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, ...) of ``x1_hat`` at (x_t, t)."""
@@ -114,29 +112,83 @@ class Mixture:
 
     def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, ...) of the posterior mean. Regular up to t = 1 for a width above 0."""
-        modes = self.posterior(x_t, t)
-        noise = modes.sigma * (upcast(x_t).flatten(1) - modes.alpha * modes.mean) / modes.variance
-        return self.path.velocity(self.denoise(x_t, t), noise.reshape(x_t.shape), t)
+        x = x_t.flatten(1).double()
+        at = self._posterior(x, t)
+        noise = at.sigma * (x - at.alpha * at.mean) / at.variance
+        return self.path.velocity(self._clean(x, t), noise, t).view_as(x_t).to(upcast(x_t).dtype)
+
+    @torch.no_grad()
+    def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance (B,) float64 of each of ``x`` (B, ...) to its nearest mode, and the index (B,) int64 of that."""
+        flat = x.flatten(1).double()
+        means = self.means.double()
+        index = (flat @ means.T - means.square().sum(1) / 2).argmax(1)
+        return (flat - means[index]).norm(dim=1), index
 
     def spectral_norm(self, x_t: Tensor, t: Tensor, of: Field = "velocity") -> Tensor:
         """Spectral norm (B,) of the Jacobian of a field in x: its eigenvalues are a + b lambda, lambda those of C."""
-        modes = self.posterior(x_t, t)
-        identity, spread = self._coefficients(modes, t, of)
-        extremes = extreme_eigenvalues(modes.weights, self.means.to(modes.alpha), modes.mean)
-        return (identity + spread * extremes).abs().amax(1)
+        at = self._posterior(x_t.flatten(1).double(), t)
+        alpha, sigma, variance = at.alpha, at.sigma, at.variance
+        d_mean = at.beta * alpha / variance
+        identity, spread = alpha * self.width**2 / variance, sigma**2 / variance * d_mean
+        if of == "velocity":
+            d_alpha, d_sigma = self.path.d_alpha_sigma(t, alpha)
+            identity = d_alpha * identity + d_sigma * sigma / variance
+            spread = d_alpha * spread - d_sigma * sigma * alpha / variance * d_mean
+        # a and b of the clean estimate are not negative: its norm is at the largest eigenvalue
+        extremes = extreme_eigenvalues(at.weights, self.means.double(), at.mean, smallest=of == "velocity")
+        return (identity + spread * extremes).abs().amax(1).to(upcast(x_t).dtype)
 
-    def _scales(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """alpha, sigma and V, each (B, 1), in the dtype of ``x``, at least float32."""
-        alpha, sigma = self.path.alpha_sigma(t, x.flatten(1) if x.ndim > 1 else x[:, None])
-        return alpha, sigma, (alpha**2 * self.width**2 + sigma**2).clamp(min=MIN_DIVISOR**2)
+    def _clean(self, x: Tensor, t: Tensor) -> Tensor:
+        at = self._posterior(x, t)
+        return at.mean + at.alpha * self.width**2 / at.variance * (x - at.alpha * at.mean)
 
-    def _coefficients(self, modes: Posterior, t: Tensor, of: Field) -> tuple[Tensor, Tensor]:
-        """a and b (B, 1) of a field's Jacobian a I + b C."""
-        alpha, sigma, variance = modes.alpha, modes.sigma, modes.variance
-        d_mean = modes.beta * alpha / variance
-        clean, clean_spread = alpha * self.width**2 / variance, sigma**2 / variance * d_mean
-        if of == "clean":
-            return clean, clean_spread
-        noise, noise_spread = sigma / variance, -sigma * alpha / variance * d_mean
-        d_alpha, d_sigma = self.path.d_alpha_sigma(t, alpha)
-        return d_alpha * clean + d_sigma * noise, d_alpha * clean_spread + d_sigma * noise_spread
+    def _posterior(self, x: Tensor, t: Tensor) -> _Posterior:
+        """At states ``x`` (B, n) float64; tempered under a cap."""
+        alpha, sigma = self.path.alpha_sigma(t, x)
+        variance = (alpha**2 * self.width**2 + sigma**2).clamp(min=MIN_DIVISOR**2)
+        means = self.means.double()
+        beta = torch.ones_like(variance)
+        if self.cap is not None:
+            room = (self.cap - alpha * self.width**2 / variance).clamp(min=0)
+            steepest = alpha * sigma**2 / variance**2 * self.radius**2
+            beta = (room / steepest.clamp(min=torch.finfo(steepest.dtype).tiny)).clamp(max=1)
+        # |x|^2 is the same for all modes
+        likelihood = (alpha * (x @ means.T) - alpha**2 * means.square().sum(1) / 2) * beta / variance
+        weights = (self.log_weights + likelihood).softmax(-1)
+        return _Posterior(alpha, sigma, variance, beta, weights, weights @ means)
+
+
+def extreme_eigenvalues(weights: Tensor, means: Tensor, mean: Tensor, *, smallest: bool = True) -> Tensor:
+    """Smallest and largest eigenvalue (B, 2) of C = sum_m r_m (mu_m - m)(mu_m - m)', float64.
+
+    ``weights`` r (B, M), ``means`` mu (M, n), ``mean`` m (B, n). Not ``smallest``: 0 in its place, which lets
+    Lanczos' method find the largest of many numbers.
+    """
+    if means.shape[1] <= BATCHED_UP_TO:
+        size = max(1, NUMBERS_AT_ONCE // 16 // means.numel())
+        parts = zip(weights.split(size), mean.split(size), strict=True)
+        covariances = torch.cat([_covariances(r, means, m) for r, m in parts])
+        return torch.linalg.eigvalsh(covariances)[:, [0, -1]]
+    found = [_extremes(r, means, m, smallest) for r, m in zip(weights, mean, strict=True)]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _covariances(weights: Tensor, means: Tensor, mean: Tensor) -> Tensor:
+    if len(weights) == 1:  # many modes, most of them without weight: leave out what is less than rounding together
+        heavy = weights[0] > torch.finfo(weights.dtype).eps / len(means)
+        weights, means = weights[:, heavy], means[heavy]
+    deviations = (means - mean[:, None]) * weights[..., None].sqrt()
+    return deviations.mT @ deviations
+
+
+def _extremes(weights: Tensor, means: Tensor, mean: Tensor, smallest: bool) -> tuple[float, float]:
+    heavy = weights > torch.finfo(weights.dtype).eps / len(means)
+    root = (means[heavy] - mean) * weights[heavy, None].sqrt()  # C = root' root, of the same eigenvalues as root root'
+    count, n = root.shape
+    gram = root @ root.T if count <= n else root.T @ root
+    if len(gram) <= DENSE_UP_TO or (smallest and count > n):
+        values = torch.linalg.eigvalsh(gram)
+        return 0.0 if count <= n else float(values[0]), float(values[-1])  # M modes span M - 1 directions
+    start = torch.arange(1, len(gram) + 1).double().mul(1.618).sin().numpy()  # without symmetry
+    return 0.0, float(eigsh(gram.numpy(), k=1, which="LA", v0=start, tol=1e-7, return_eigenvectors=False)[0])
