@@ -61,7 +61,7 @@ BROKEN = (
     _text("no_step", LOG, "epoch,loss\n1,2\n", "has no column step", "delete it"),
     _text("odd_loss", LOG, "step,train/loss\n1,low\n", "'low'", "delete the file"),
     _text("no_traces", "traces.json", '{"model": "abc"}', "seed is missing"),
-    _text("endless_traces", "traces.json", TRACES % ("Infinity", "[]"), "num_samples is 'Infinity'"),
+    _text("endless_traces", "traces.json", TRACES % ("Infinity", "[]"), "num_samples is 'inf'"),
     _text("odd_traces", "traces.json", TRACES % (1, "[1]"), "vocabulary.0 is '1'", "valid string"),
     _text("bare_traces", "traces.json", TRACES % (1, "[]"), "sizes that it names", "delete it"),
     _text("junk_weights", "model/denoiser.safetensors", "junk", "denoiser.safetensors", "save the model again"),
@@ -78,11 +78,12 @@ def write_runs(folder: Path) -> None:
 
 def write_broken(folder: Path, broken: Broken) -> None:
     """The run of that name, with its broken file."""
-    file = folder / broken.run / broken.file
+    run = folder / "broken" / broken.run
+    file = run / broken.file
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(broken.content)
     if broken.file == "traces.json":
-        (folder / broken.run / "samples.txt").write_text("a text")
+        (run / "samples.txt").write_text("a text")
 
 
 MINE = "report mine --traces 0"
@@ -108,6 +109,6 @@ PLACES = [
     Case(f"{MINE} --out there.jsonl", "there.jsonl", "--overwrite"),
     Case(f"{MINE} --out ''", "''", "give"),
 ]
-FILES = [Case(f"report {one.run} --device cpu", one.value, one.advice) for one in BROKEN]
+FILES = [Case(f"report broken/{one.run} --device cpu", one.value, one.advice) for one in BROKEN]
 FILES.append(Case("report there.jsonl", "there.jsonl", "delete the file"))
 CASES = [*OPTIONS, *PLACES, *FILES]

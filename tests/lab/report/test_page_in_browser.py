@@ -125,14 +125,6 @@ def test_other_modes_keep_to_their_numbers_of_steps(viewer: Opened) -> None:
     assert "strength" not in page.locator("#trace-note").inner_text()
 
 
-def test_other_samples_and_runs_are_chosen_by_name(viewer: Opened) -> None:
-    page = viewer.page
-    page.locator("#trace-sample").select_option("2")
-    assert viewer.text() == " sank ship oldthe"
-    page.locator("#trace-run").select_option("second")
-    assert viewer.text() == 16 * " sank ship oldthe"
-
-
 def test_figures_marks_and_status_are_those_of_the_step(viewer: Opened) -> None:
     page = viewer.page
     page.locator("#trace-step").fill("3")

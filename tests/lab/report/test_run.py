@@ -1,7 +1,6 @@
 """Reading of runs: what is missing is empty, and what a run has is found wherever it stands."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ from fewstep.lab.report.figures import figures_of
 from fewstep.lab.report.page import CurveChart, overlay
 from fewstep.lab.report.run import read_run, read_runs
 from fewstep.storage import Manifest, PartSpec
-from tests.lab.report.bad_reports import BROKEN, Broken, write_broken
-from tests.lab.report.runs_on_disk import MadeDiagnosis, estimate, sweep_row, sweep_rows, whole_run, write_run
+from tests.lab.report.runs_on_disk import MadeDiagnosis, sweep_row, sweep_rows, whole_run, write_run
 
 
 def test_a_whole_run_is_read_with_all_its_parts(tmp_path: Path) -> None:
@@ -92,30 +90,7 @@ def test_two_runs_of_one_name_are_numbered_and_the_same_run_twice_is_refused(tmp
         read_runs([str(first), str(second), f"{first}/../run"])
 
 
-@pytest.mark.parametrize("broken", [one for one in BROKEN if one.file != "traces.json"], ids=lambda one: one.run)
-def test_a_broken_file_is_refused_in_one_line(broken: Broken, tmp_path: Path) -> None:
-    write_broken(tmp_path, broken)
-    with pytest.raises(UserError) as error:
-        read_run(tmp_path / broken.run)
-    message = str(error.value)
-    assert "\n" not in message
-    assert broken.file.rpartition("/")[2].partition(".")[0] in message
-    assert broken.value in message and broken.advice in message
-
-
 def test_rows_of_two_protocols_are_refused(tmp_path: Path) -> None:
     rows = [*sweep_rows(), sweep_row("parallel", 8, "0", 100.0, protocol={"block_size": 16})]
     with pytest.raises(UserError, match="block_size: 32 against 16"):
         read_run(write_run(tmp_path / "run", rows=rows))
-
-
-def test_an_undetermined_figure_is_unknown(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "run", diagnosis=MadeDiagnosis()))
-    (diagnosis,) = run.diagnoses
-    table = replace(
-        diagnosis.results["table"],
-        rows=tuple(replace(row, estimate=replace(row.estimate, value=None)) for row in diagnosis.results["table"].rows),
-    )
-    bare = replace(run, diagnoses=(replace(diagnosis, results={"table": table}),))
-    assert figures_of(bare).values == {}
-    assert estimate(None)["interval"] is None
