@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.evaluation.figures import ENTROPY_BAND_NATS
+from fewstep.evaluation.charts import ENTROPY_BAND_NATS
 from fewstep.evaluation.measurements import FEW_STEPS, NOISE_LEVEL_RMS
 from fewstep.evaluation.rows import Row
 from fewstep.lab.report.figures import figures_of, percent, rounded

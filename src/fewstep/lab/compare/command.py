@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt
 
-from fewstep.cli.common import DeviceOptions, TextOptions
+from fewstep.cli.common import DeviceOptions, ScoringOptions, TextOptions
 from fewstep.cli.output import make_folder, progress_bar, write_text
 from fewstep.cli.parser import comma_numbers, comma_parts, parse_options
-from fewstep.cli.sweeping import ScoringOptions
 from fewstep.errors import UserError
 from fewstep.provenance import provenance
 from fewstep.settings import configs_folder, size_sections

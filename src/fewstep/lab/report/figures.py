@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import inf
 
 from fewstep.diagnostics.result import Estimate
-from fewstep.evaluation.figures import ENTROPY_BAND_NATS
+from fewstep.evaluation.charts import ENTROPY_BAND_NATS
 from fewstep.evaluation.measurements import FEW_STEPS, HALF_WAY
 from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, Row
 from fewstep.lab.report.run import Run

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from fewstep import __version__
 from fewstep.diagnostics.result import Axes, Picture, Series
-from fewstep.evaluation.figures import ENTROPY_BAND_NATS
+from fewstep.evaluation.charts import ENTROPY_BAND_NATS
 from fewstep.evaluation.rows import HELD_OUT, Row, table_lines
 from fewstep.lab.report.charts import Chart, chart
 from fewstep.lab.report.figures import (
