@@ -91,7 +91,7 @@ def log_to_wandb(report: "Report", folder: Path) -> None:
     from tempfile import TemporaryDirectory
 
     from fewstep.evaluation.pictures import write_picture
-    from fewstep.training.callbacks.progress import log_study
+    from fewstep.training.tracking import log_study
 
     findings = [(verdict.name, finding) for verdict in report.verdicts for finding in verdict.findings]
     verdict_rows = [
