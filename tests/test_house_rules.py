@@ -65,12 +65,12 @@ BUDGETS = {
     "training": (2563, 1950),
     "cli settings __main__": (1832, 1300),
     "evaluation": (4641, 2000),
-    "lab": (9034, 4000),
+    "lab": (7250, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (13_018, 11_000)  # without NOT_CORE
-SRC_LINES = (26_693, 15_000)
-TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
+SRC_LINES = (24_909, 15_000)
+TEST_SHARE = (0.906, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
