@@ -91,7 +91,7 @@ def smaller(words: list[str]) -> list[str]:
     ]
     more = SMALLER.get(name, "").split()
     if name == "theory" and "--latents" in rest:
-        more = ["--num_latents", "64", "--samples", "4", "--max_rows", "1"]
+        more = ["--num_latents", "64", "--samples", "4"]
     if name == "train":
         rest = [word for word in rest if word not in ("--size", "base")]
     if name == "diagnose" and ("digits" in shlex.join(rest) or "shapes" in shlex.join(rest)):

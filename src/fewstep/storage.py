@@ -6,7 +6,6 @@ No code is ever unpickled. What a model *is* (identity, classes of its parts) is
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -31,6 +30,7 @@ from torch.nn.modules.module import (
 
 from fewstep.data import load_tokenizer
 from fewstep.errors import UserError, first_line
+from fewstep.locking import flush, follow_umask
 from fewstep.registry import validated
 
 if TYPE_CHECKING:
@@ -97,7 +97,9 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
     local = Path(path).expanduser()
     if local.exists():
         return local
-    if not HUB_NAME.fullmatch(str(path)):
+    from fewstep.data.hub import looks_local  # for hub names only
+
+    if not HUB_NAME.fullmatch(str(path)) or looks_local(str(path)):
         raise UserError(f"{path} does not exist: give a model folder, a .ckpt file or the name of a model on the hub")
     from huggingface_hub import snapshot_download
 
@@ -264,6 +266,7 @@ def write_folder(
         (new / "config.json").write_text(config + "\n", encoding="utf-8")
         (new / CARD).write_text(card, encoding="utf-8")
         for file in filter(Path.is_file, new.rglob("*")):
+            follow_umask(file)
             flush(file)
         if folder.exists():
             folder.rename(old)
@@ -332,6 +335,8 @@ def read_safetensors(file: Path, digest: str | None) -> dict[str, Tensor]:
         tensors = load_file(file)
         whole = digest is None or digest == file_digest(file)
     except FileNotFoundError:
+        if file.exists():  # safetensors reports whatever keeps it from opening a file in this way
+            raise UserError(f"{file} is closed to you: ask its owner to let you read it") from None
         raise UserError(f"{file} is missing: the model folder is incomplete") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged or cut short ({first_line(error)}): copy or save the model again") from None
@@ -389,15 +394,6 @@ def state_dict_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tens
     }
     first = {what: ", ".join(names[:2] + ["..."] * (len(names) > 2)) for what, names in listed.items()}
     return "; ".join(f"{len(names)} {what} ({first[what]})" for what, names in listed.items() if names)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def warn_of_newer(saved: Mapping[str, str], source: str) -> None:

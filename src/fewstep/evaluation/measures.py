@@ -9,7 +9,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals, cci_as_read
 from fewstep.evaluation.rows import HELD_OUT, Setting, Value
-from fewstep.evaluation.scoring import corpus_perplexity
+from fewstep.evaluation.scorers import corpus_perplexity
 from fewstep.evaluation.subject import noise_source
 from fewstep.evaluation.sweep import Batch, Measure, Samples, Statistic
 from fewstep.metrics.text import (

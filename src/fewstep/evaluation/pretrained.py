@@ -31,7 +31,7 @@ def model_folder(path_or_name: str, *, trust_remote_code: bool = False, allow_pi
 
     folder = Path(path_or_name).expanduser()
     if not folder.is_dir():
-        if folder.exists() or path_or_name.startswith((".", "/", "~")):
+        if folder.exists() or hub.looks_local(path_or_name):
             raise UserError(
                 f"model {path_or_name} is no folder: give a folder written by save_pretrained, or a hub name"
             )

@@ -15,6 +15,7 @@ from fewstep.pipeline import as_user_error, sampled_latents
 from fewstep.samplers import FlowSampler, RuleLike, Solver
 from fewstep.samplers.sampler import check_compatible, check_numbers
 from fewstep.schedules import TimeGrid
+from fewstep.shapes import own_defaults
 
 
 def image_autoencoder(model: SavedModel) -> ImageAutoencoder:
@@ -49,6 +50,7 @@ class ImageGenerator:
     def __init__(self, model: SavedModel) -> None:
         self.model = model
 
+    @own_defaults()
     @torch.no_grad()
     def generate(
         self,
