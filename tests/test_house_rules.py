@@ -52,24 +52,24 @@ GLOBAL_SEEDS = {
 
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
-    "__init__ errors shapes types registry schedules paths": (603, 600),
-    "nn": (488, 450),
+    "__init__ errors shapes types registry schedules paths": (632, 600),
+    "nn": (489, 450),
     "autoencoders": (142, 180),
     "denoisers": (339, 260),
     "readouts": (599, 540),
-    "objectives": (971, 950),
-    "samplers": (789, 690),
-    "data": (1361, 950),
-    "model storage pipeline provenance locking": (1257, 1100),
-    "metrics diagnostics": (2010, 1750),
-    "training": (2742, 1950),
-    "cli settings __main__": (1850, 1300),
-    "evaluation": (4750, 2000),
-    "lab": (8780, 4000),
+    "objectives": (977, 950),
+    "samplers": (790, 690),
+    "data": (1374, 950),
+    "model storage pipeline provenance locking": (1294, 1100),
+    "metrics diagnostics": (2006, 1750),
+    "training": (2948, 1950),
+    "cli settings __main__": (1833, 1300),
+    "evaluation": (4645, 2000),
+    "lab": (9034, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_121, 11_000)  # without NOT_CORE
-SRC_LINES = (26_650, 15_000)
+CORE_LINES = (13_423, 11_000)  # without NOT_CORE
+SRC_LINES = (27_110, 15_000)
 TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
 
 

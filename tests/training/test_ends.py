@@ -18,7 +18,6 @@ from tests.training.test_resume import assert_equal
 STEPS = 12
 FLAGS = ["--trainer.val_check_interval=4", "--ema.decay=0.9"]
 EARLY = '{"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss", "patience": 1, "min_delta": 100}}'
-SCHEDULER = '{"class_path": "GradientAccumulationScheduler", "init_args": {"scheduling": {"4": 2}}}'
 OWN = '{"class_path": "tests.training.test_ends.StopAt", "init_args": {"step": 5}}'
 
 
@@ -174,7 +173,6 @@ def test_every_pass_has_new_batches_and_a_resumed_run_has_the_same(
         (["--trainer.max_epochs=2"], "give trainer.max_steps"),
         (["--trainer.limit_train_batches=0"], "0 batches in a pass"),
         (["--trainer.limit_train_batches=3", "--trainer.check_val_every_n_epoch=1"], "check_val_every_n_epoch=null"),
-        ([f"--trainer.callbacks={SCHEDULER}"], "by which rows are counted: leave that out"),
         (["--trainer.limit_train_batches=0.5", "--data.streaming=true"], "give a whole number"),
         (["--trainer.limit_train_batches=3", "--trainer.accumulate_grad_batches=2"], "expected a multiple of"),
     ],

@@ -162,21 +162,17 @@ def check_passes(trainer: Any, *, streaming: bool) -> None:
     A pass is ``limit_train_batches`` long, by default the whole run.
     """
     accumulated, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
-    if trainer.max_epochs not in (None, -1):
-        raise UserError(f"trainer.max_epochs is {trainer.max_epochs}, but steps are counted: give trainer.max_steps")
     if trainer.overfit_batches:
         raise UserError(
             f"trainer.overfit_batches is {trainer.overfit_batches}, but every step has new batches: to train on little "
             "text again and again, give --data.max_documents"
         )
-    if any(str(item.get("class_path")).endswith("GradientAccumulationScheduler") for item in trainer.callbacks or ()):
-        raise UserError("trainer.callbacks change accumulate_grad_batches, by which rows are counted: leave that out")
     if trainer.fast_dev_run:
         return
-    if isinstance(limit, float) and streaming:
+    if isinstance(limit, float) and limit != 1 and streaming:
         raise UserError(f"trainer.limit_train_batches is {limit}, but a stream has no end: give a whole number")
     whole = trainer.max_steps * accumulated
-    batches = whole if limit is None else limit if isinstance(limit, int) else int(limit * whole)
+    batches = whole if limit is None else min(limit, whole) if isinstance(limit, int) else int(limit * whole)
     interval, passes = trainer.val_check_interval, trainer.check_val_every_n_epoch
     if isinstance(interval, int) and interval > batches and passes is not None and not streaming:
         raise UserError(
