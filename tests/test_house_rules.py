@@ -59,18 +59,18 @@ BUDGETS = {
     "readouts": (599, 540),
     "objectives": (977, 950),
     "samplers": (790, 690),
-    "data": (1374, 950),
-    "model storage pipeline provenance locking": (1294, 1100),
+    "data": (1375, 950),
+    "model storage pipeline provenance locking": (1295, 1100),
     "metrics diagnostics": (2006, 1750),
-    "training": (2948, 1950),
+    "training": (2949, 1950),
     "cli settings __main__": (1832, 1300),
     "evaluation": (4641, 2000),
-    "lab": (9034, 4000),
+    "lab": (7250, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_423, 11_000)  # without NOT_CORE
-SRC_LINES = (27_100, 15_000)
-TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
+CORE_LINES = (13_427, 11_000)  # without NOT_CORE
+SRC_LINES = (25_320, 15_000)
+TEST_SHARE = (0.906, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
