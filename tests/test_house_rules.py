@@ -63,7 +63,7 @@ BUDGETS = {
     "model storage pipeline provenance locking": (1295, 1100),
     "metrics diagnostics": (2006, 1750),
     "training": (2949, 1950),
-    "cli settings __main__": (1832, 1300),
+    "cli settings __main__": (1833, 1300),
     "evaluation": (4641, 2000),
     "lab": (7250, 4000),
 }
