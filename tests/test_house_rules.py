@@ -52,24 +52,24 @@ GLOBAL_SEEDS = {
 
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
-    "__init__ errors shapes types registry schedules paths": (629, 600),
+    "__init__ errors shapes types registry schedules paths": (632, 600),
     "nn": (489, 450),
     "autoencoders": (142, 180),
     "denoisers": (339, 260),
     "readouts": (599, 540),
     "objectives": (977, 950),
     "samplers": (790, 690),
-    "data": (1356, 950),
-    "model storage pipeline provenance locking": (1294, 1100),
+    "data": (1375, 950),
+    "model storage pipeline provenance locking": (1295, 1100),
     "metrics diagnostics": (2006, 1750),
-    "training": (2562, 1950),
+    "training": (2949, 1950),
     "cli settings __main__": (1832, 1300),
     "evaluation": (4641, 2000),
     "lab": (7250, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_015, 11_000)  # without NOT_CORE
-SRC_LINES = (24_906, 15_000)
+CORE_LINES = (13_427, 11_000)  # without NOT_CORE
+SRC_LINES = (25_320, 15_000)
 TEST_SHARE = (0.906, 0.75)  # lines of tests to lines of src
 
 
