@@ -52,25 +52,25 @@ GLOBAL_SEEDS = {
 
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
-    "__init__ errors shapes types registry schedules paths": (629, 600),
+    "__init__ errors shapes types registry schedules paths": (632, 600),
     "nn": (489, 450),
     "autoencoders": (142, 180),
     "denoisers": (339, 260),
     "readouts": (599, 540),
     "objectives": (977, 950),
     "samplers": (790, 690),
-    "data": (1357, 950),
+    "data": (1375, 950),
     "model storage pipeline provenance locking": (1295, 1100),
     "metrics diagnostics": (2088, 1750),
-    "training": (2562, 1950),
-    "cli settings __main__": (1721, 1300),
-    "evaluation": (4299, 2000),
-    "lab": (6784, 4000),
+    "training": (2948, 1950),
+    "cli settings __main__": (1722, 1300),
+    "evaluation": (4288, 2000),
+    "lab": (6783, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (12_988, 11_000)  # without NOT_CORE
-SRC_LINES = (24_071, 15_000)
-TEST_SHARE = (0.936, 0.75)  # lines of tests to lines of src
+CORE_LINES = (13_396, 11_000)  # without NOT_CORE
+SRC_LINES = (24_467, 15_000)
+TEST_SHARE = (0.923, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
