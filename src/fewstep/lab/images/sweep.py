@@ -138,17 +138,17 @@ class ImageSweep:
         for seed in self.seeds:
             (generator,) = example_generators(seed, 0, 1)
             picked = images[torch.randperm(len(images), generator=generator)[: self.num_samples]]
-            pairs.append(self._distances(self._decoded(picked)))
+            pairs.append(self.distances(self.decoded(picked)))
         return self._measured(ImageSetting(YARDSTICK), "", self.autoencoder, pairs)
 
     def _row(self, setting: ImageSetting) -> ImageRow:
         pairs, seconds, nfe, off_flow = [], 0.0, 0, None
         for index, seed in enumerate(self.seeds):
             made = self._make(setting, seed, self.num_samples)
-            pairs.append(self._distances(made.images))
+            pairs.append(self.distances(made.images))
             seconds, nfe = seconds + made.seconds, made.nfe
             if index == 0 and self.base is not None:
-                off_flow = relative_rms(made.images[: self.base.num_samples], self._of_base(self.base))
+                off_flow = relative_rms(made.images[: self.base.num_samples], self.of_base(self.base))
         peak = self._stiffness_peak(setting) if self.stiffness_examples else None
         objective = self.model.identity.objective
         return self._measured(setting, objective, self.digest, pairs, off_flow, peak, nfe, seconds)
@@ -191,10 +191,10 @@ class ImageSweep:
             count, setting.num_steps, seed, reinjection=setting.reinjection, batch_size=self.batch_size
         )
 
-    def _distances(self, images: Tensor) -> tuple[float, float]:
+    def distances(self, images: Tensor) -> tuple[float, float]:
         """Of ``images`` (N, C, H, W) to the held-out ones, in latents and in pixels."""
         if self._reference is None:
-            self._reference = self._moments(self._decoded(images_of(self.model).held_out()))
+            self._reference = self._moments(self.decoded(images_of(self.model).held_out()))
         return tuple(map(frechet_distance, self._moments(images), self._reference))  # type: ignore[return-value]
 
     @torch.no_grad()
@@ -204,7 +204,7 @@ class ImageSweep:
         return moments(latents), moments(pooled)
 
     @torch.no_grad()
-    def _decoded(self, images: Tensor) -> Tensor:
+    def decoded(self, images: Tensor) -> Tensor:
         """Images after a way through the autoencoder, so that what it loses is not held against a flow."""
         model = image_autoencoder(self.model)
         return torch.cat([model.decode(model.encode(part)).clamp(0, 1).cpu() for part in self._batches(images)])
@@ -213,7 +213,7 @@ class ImageSweep:
         device = next(image_autoencoder(self.model).parameters()).device
         return [part.to(device) for part in images.split(self.batch_size)]
 
-    def _of_base(self, base: BaseFlow) -> Tensor:
+    def of_base(self, base: BaseFlow) -> Tensor:
         if self._base_images is None:
             count = min(base.num_samples, self.num_samples)
             self._base_images = ImageGenerator(base.model).generate(count, base.num_steps, self.seeds[0]).images
