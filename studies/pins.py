@@ -126,6 +126,11 @@ to diagnostics, the fingerprint of a corpus with the hash of the protocols that 
 figures of a diagnosis, whose layout is new."""
 
 
+ROW_AXES = ("name", "readout", "num_steps", "reinjection")
+TABLES = re.compile(r"(quickstart/table\.json|evaluate/rows\.jsonl|quickstart/rows\.jsonl)$")
+"""Files of rows, compared by the setting of a row; the quickstart's were in table.json once."""
+
+
 def write(folder: Path, only: set[str]) -> int:
     """Run the commands and write ``pins.json``; a command that fails leaves its error there."""
     from fewstep.cli.main import main
@@ -166,6 +171,28 @@ def pinned_values(runs: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]
                 str(file.relative_to(runs)),
                 {key: value for key, value in values_of(file) if not VOLATILE.search(key)},
             )
+
+
+def by_setting(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of rows named by their setting instead of their place, whether of a table.json, or old or new rows."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if match := re.fullmatch(r"(?:rows\.)?(\d+)\.(.+)", name):
+            rows.setdefault(match[1], {})[match[2]] = value
+    named = {}
+    for row in rows.values():
+        axes = {name.removeprefix("setting."): value for name, value in row.items()}
+        gamma = axes.get("reinjection")
+        gamma = f"{gamma:g}" if isinstance(gamma, float) else gamma
+        label = " ".join(
+            f"{part}" for part in (axes.get("name"), axes.get("readout"), axes.get("num_steps"), gamma) if part
+        )
+        for name, value in row.items():
+            short = re.sub(r"^values\.(\w+)\.(interval|by_seed)", r"\1_\2", name)
+            short = re.sub(r"^values\.(\w+)\.value$", r"\1", short)
+            if value is not None and not name.startswith("setting.") and short not in ROW_AXES:
+                named[f"{label}: {short}"] = value
+    return named
 
 
 def values_of(file: Path) -> Iterator[tuple[str, Any]]:
@@ -231,6 +258,9 @@ def compare(first: Path, second: Path, tolerance: float) -> int:
             print(f"{name}: only in {first if name in a else second}")
             problems += 1
             continue
+        for pins in (a, b):
+            for file in [file for file in pins[name] if TABLES.search(file)]:
+                pins[name][file.replace("table.json", "rows.jsonl")] = by_setting(pins[name].pop(file))
         first_names = {re.sub(r"\w+", lambda word: RENAMED.get(word[0], word[0]), file): file for file in a[name]}
         for file in first_names | b[name]:
             lines = differences(a[name].get(first_names.get(file, file)), b[name].get(file), tolerance)

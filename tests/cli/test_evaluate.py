@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,12 +15,11 @@ import torch
 import wandb
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from fewstep.cli.common import comma_rules
 from fewstep.cli.main import main
-from fewstep.cli.sweeping import written_rules
 from fewstep.errors import UserError
-from fewstep.evaluation.protocol import TO_FIRST_END
-from fewstep.evaluation.row_file import RowFile
-from fewstep.evaluation.sweep_row import COLUMNS, SweepRow
+from fewstep.evaluation.rows import Row, RowFile
+from fewstep.evaluation.text_plan import TO_FIRST_END
 from tests.bundles import BLOCK_SIZE, only, tiny_bundle, tokenizer, with_identity
 from tests.runs import ROOT, write_text
 
@@ -50,14 +50,14 @@ def whole(shop: Path) -> Path:
     return shop / "whole"
 
 
-def rows_in(folder: Path) -> list[SweepRow]:
-    return RowFile(folder / "rows.jsonl", SweepRow).read()
+def rows_in(folder: Path) -> list[Row]:
+    return RowFile(folder / "rows.jsonl").read()
 
 
-def timeless(rows: list[SweepRow]) -> list[dict[str, object]]:
+def timeless(rows: list[Row]) -> list[Row]:
     """Everything that another run must find too."""
-    kept = [row.to_dict() for row in rows]
-    return [{key: value for key, value in row.items() if "second" not in key and key != "provenance"} for row in kept]
+    plain = [{name: value for name, value in row.values.items() if "second" not in name} for row in rows]
+    return [replace(row, values=v, seconds=None, provenance=None) for row, v in zip(rows, plain, strict=True)]
 
 
 def test_there_is_a_row_for_each_setting_beside_the_yardsticks_all_of_one_protocol(whole: Path) -> None:
@@ -65,20 +65,23 @@ def test_there_is_a_row_for_each_setting_beside_the_yardsticks_all_of_one_protoc
     flow = [
         ("flow", readout, steps, gamma) for gamma in ("0", "1") for steps in (1, 3) for readout in ("parallel", "head")
     ]
-    found = [(row.setting.name, row.setting.readout, row.setting.num_steps, row.setting.reinjection) for row in rows]
+    axes = ("name", "readout", "num_steps", "reinjection")
+    found = [tuple(row.setting.get(axis) for axis in axes) for row in rows]
     assert found == [*((name, None, None, None) for name in YARDSTICKS), *flow]
     assert {row.num_samples for row in rows} == {10}
-    assert {row.scored_tokens for row in rows[:1] + rows[2:]} == {10 * BLOCK_SIZE}
+    assert {row.value("scored_tokens") for row in rows[:1] + rows[2:]} == {10 * BLOCK_SIZE}
     assert len({row.protocol_hash for row in rows}) == 1
-    assert rows[0].protocol["yardsticks"]["cci_examples"] == 2
+    assert rows[0].protocol["cci_examples"] == 2
     assert sorted(file.name for file in whole.iterdir()) == [
         "pareto_nfe.png",
         "pareto_seconds.png",
         "rows.jsonl",
+        "table.csv",
         "table.md",
     ]
     table = (whole / "table.md").read_text().splitlines()
-    assert table[0] == "| " + " | ".join(COLUMNS) + " |"
+    assert table[0].startswith("| text | readout | reinjection | K | NFE | perplexity | 95 % interval | entropy |")
+    assert "| rms / data | tokens / s | N |" in table[0]
     assert len(table) == 2 + len(rows) + 2
     assert rows[0].protocol_hash in table[-1]
 
@@ -93,7 +96,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped_and_a_finished_one_makes_nothin
     assert resumed[:6] == lines[:6]
     assert timeless(rows_in(tmp_path)) == timeless(rows_in(whole))
     capsys.readouterr()
-    monkeypatch.setattr("fewstep.evaluation.sweep_texts.FlowTexts.make", None)  # nothing is left to be made
+    monkeypatch.setattr("fewstep.evaluation.texts.FlowTexts.make", None)  # nothing is left to be made
     assert main(command(shop, "--out", tmp_path)) == 0
     assert (tmp_path / "rows.jsonl").read_bytes().splitlines(keepends=True) == resumed
     out = capsys.readouterr().out
@@ -111,8 +114,10 @@ def test_a_setting_more_is_added_and_another_protocol_is_refused(
     more = (tmp_path / "rows.jsonl").read_bytes()
     assert more.startswith(before)
     added = rows_in(tmp_path)[len(YARDSTICKS) + 8 :]
-    assert [row.setting.reinjection for row in added] == ["0", "linear:1,0.2"]
-    assert [(row.setting.noise_temperature, row.cci, row.nfe) for row in added] == [(0.9, 0.0, 4)] * 2
+    assert [row.setting["reinjection"] for row in added] == ["0", "linear:1,0.2"]
+    assert [(row.setting["noise_temperature"], row.value("cci"), row.value("nfe")) for row in added] == [
+        (0.9, 0.0, 4)
+    ] * 2
     capsys.readouterr()
     assert main(command(shop, "--samples", "4", "--out", tmp_path)) == 2
     out, err = capsys.readouterr()
@@ -180,11 +185,12 @@ def test_rows_go_to_wandb_when_asked(
 
 
 def test_lists_of_rules_take_numbers_with_commas_and_rules_with_blanks() -> None:
-    assert written_rules(["0,0.50,1"]) == ["0", "0.5", "1"]
-    assert written_rules(["0,1", "linear:1,0.2", "cosine:1,0"]) == ["0", "1", "linear:1,0.2", "cosine:1,0"]
-    assert written_rules(["elf,by_position"]) == ["elf", "by_position"]
-    with pytest.raises(UserError, match="names nothing"):
-        written_rules([","])
+    assert comma_rules(["0,0.50,1"]) == ["0", "0.5", "1"]
+    assert comma_rules(["0,1", "linear:1,0.2", "cosine:1,0"]) == ["0", "1", "linear:1,0.2", "cosine:1,0"]
+    assert comma_rules(["elf,by_position"]) == ["elf", "by_position"]
+    for wrong, message in ((",", "names nothing"), ("0,2", "between 0"), ("nothing:1", "reinjection is 'nothing:1'")):
+        with pytest.raises(UserError, match=message):
+            comma_rules([wrong])
 
 
 def test_controls_and_snap_are_axes_whose_columns_show_where_they_differ(
@@ -195,16 +201,14 @@ def test_controls_and_snap_are_axes_whose_columns_show_where_they_differ(
     (tmp_path / "rows.jsonl").write_bytes((whole / "rows.jsonl").read_bytes())
     assert main(command(shop, *few, *axes)) == 0
     added = rows_in(tmp_path)[len(rows_in(whole)) :]
-    found = [(row.setting.initial_temperature, row.setting.noise, row.setting.snap) for row in added]
+    found = [tuple(row.setting[axis] for axis in ("initial_temperature", "noise", "snap")) for row in added]
     assert found == list(product((1.0, 0.5), ("fresh", "reused"), ("none", "last:1")))
-    assert [row.nfe for row in added] == [5, 7] * 4
-    assert len({row.perplexity for row in added}) == len(added)
+    assert [row.value("nfe") for row in added] == [5, 7] * 4
+    assert len({row.value("perplexity") for row in added}) == len(added)
     heading, _, *lines = [line.split(" | ") for line in (tmp_path / "table.md").read_text().splitlines()[:-2]]
-    assert [name for name in heading if name.strip("| ") not in COLUMNS] == ["initial noise", "drawn", "snap"]
-    assert {len(line) for line in lines} == {len(COLUMNS) + 3}
     last = dict(zip(heading, lines[7 + len(YARDSTICKS)], strict=True))
     assert (last["initial noise"], last["drawn"], last["snap"]) == ("0.5", "reused", "last:1")
-    assert lines[0][4:7] == ["", "", ""]
+    assert not {"initial noise", "drawn", "snap"} & set((whole / "table.md").read_text().splitlines()[0].split(" | "))
 
 
 def test_places_that_cannot_be_written_and_models_that_lack_a_part_are_one_line(
@@ -241,14 +245,14 @@ def test_a_model_trained_for_a_number_of_steps_tells_it_before_anything_is_made_
     few = ["--samples", "2", "--reinjection", "0", "--readout", "parallel", "--out", tmp_path / "out"]
     for steps in ("1,3", "2"):
         with monkeypatch.context() as watched:
-            watched.setattr("fewstep.cli.sweeping.prepared_text", None)
+            watched.setattr("fewstep.cli.common.corpus_of", None)
             assert main(command(shop, *few, "--steps", steps, path=tmp_path / "jumps")) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)
         assert f"--steps {steps}: the objective of this model (jumps) trained it for 3 steps" in err
         assert err.endswith("give --steps 3\n")
     assert main(command(shop, *few, "--steps", "3", path=tmp_path / "jumps")) == 0
-    assert [row.setting.num_steps for row in rows_in(tmp_path / "out")][-1:] == [3]
+    assert [row.setting["num_steps"] for row in rows_in(tmp_path / "out")[-1:]] == [3]
 
 
 @pytest.fixture
@@ -272,7 +276,7 @@ def test_mauve_is_measured_where_it_is_asked_for_against_text_that_is_not_the_ro
     few = ["--steps", "1", "--reinjection", "0", "--readout", "parallel", "--samples", "4", "--out", tmp_path]
     assert main(command(shop, *few, "--mauve")) == 0
     rows = rows_in(tmp_path)
-    assert [row.mauve for row in rows] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    assert [row.value("mauve") for row in rows] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     (real, other), *against = mauve
     assert {len(features) for pair in mauve for features in pair} == {8}
     assert not (real[:, None] == other[None]).all(-1).any()  # no block is compared with itself
@@ -280,16 +284,16 @@ def test_mauve_is_measured_where_it_is_asked_for_against_text_that_is_not_the_ro
     assert "MAUVE" in (tmp_path / "table.md").read_text().splitlines()[0]
     capsys.readouterr()
     assert main(command(shop, *few)) == 2
-    assert "yardsticks.mauve_features" in capsys.readouterr().err
+    assert "mauve_features" in capsys.readouterr().err
     all_of_it = ["--samples", "17", "--out", tmp_path / "much"]
     assert main(command(shop, *few, *all_of_it, "--mauve")) == 0
-    assert [row.mauve is None for row in rows_in(tmp_path / "much")] == [True, *[False] * 5]
+    assert [row.value("mauve") is None for row in rows_in(tmp_path / "much")] == [True, *[False] * 5]
 
 
 def test_without_its_package_or_with_one_text_mauve_is_one_line_before_any_sampling(
     shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mauve: list[object]
 ) -> None:
-    monkeypatch.setattr("fewstep.evaluation.sweep_texts.FlowTexts.make", None)
+    monkeypatch.setattr("fewstep.evaluation.texts.FlowTexts.make", None)
     monkeypatch.setattr("fewstep.evaluation.scorers.RunScorer.score", None)
     for options, message in (
         (["--samples", "1", "--seeds", "1"], "MAUVE of 1 text: expected at least 2"),
@@ -325,7 +329,7 @@ def test_a_scorer_of_transformers_reads_the_text_itself_and_needs_no_language_mo
     options = [*few, "--scorer", tmp_path / "gpt", "--scorer_dtype", "bfloat16"]
     assert main(command(shop, *options, path=tmp_path / "flow")) == 0
     rows = rows_in(tmp_path / "out")
-    assert [row.setting.name for row in rows] == [*YARDSTICKS[:4], "flow"]
+    assert [row.setting["name"] for row in rows] == [*YARDSTICKS[:4], "flow"]
     assert {(row.protocol["scorer"]["model"], row.protocol["scorer"]["dtype"]) for row in rows} == {
         ("GPT2LMHeadModel", "bfloat16")
     }

@@ -1,6 +1,5 @@
 """All stages in one folder: what is done is not done again, and the table tells of every setting."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import yaml
 
 from fewstep.cli import quickstart
 from fewstep.errors import UserError
+from fewstep.evaluation.rows import RowFile
 from fewstep.settings import size_sections
 from tests.runs import BLOCK_SIZE, Workshop
 
@@ -33,9 +33,12 @@ def test_it_trains_samples_and_scores_and_a_second_call_only_scores(
     out = tmp_path / "out"
     assert quickstart.main(command) == 0
     first = capsys.readouterr().out
-    table = json.loads((out / "table.json").read_text())
-    settings = {(row["readout"], row["reinjection"], row["num_steps"]) for row in table["rows"] if row["readout"]}
-    assert settings == {(r, g, k) for r in ("parallel", "head") for g in (0.0, 1.0) for k in (1, 2, 4, 8, 32)}
+    rows = RowFile(out / "rows.jsonl").read()
+    axes = ("readout", "reinjection", "num_steps")
+    settings = {tuple(row.setting[axis] for axis in axes) for row in rows if row.setting["name"] == "flow"}
+    assert settings == {(r, g, k) for r in ("parallel", "head") for g in ("0", "1") for k in (1, 2, 4, 8, 32)}
+    assert {row.num_samples for row in rows} == {4}
+    assert (out / "table.csv").read_text().count("\n") == 1 + len(rows)
     for name in ("held-out text", "words shuffled", "unigram draws", "language model", "gamma = 1"):
         assert name in first
     weights = {file: file.read_bytes() for file in (out / "model").glob("*.safetensors")}
@@ -46,9 +49,12 @@ def test_it_trains_samples_and_scores_and_a_second_call_only_scores(
     again = capsys.readouterr().out
     assert again.count("is done already") == 4
     assert {file: file.read_bytes() for file in (out / "model").glob("*.safetensors")} == weights
-    timeless = [{k: v for k, v in row.items() if k != "seconds_per_1000_tokens"} for row in table["rows"]]
-    rows = json.loads((out / "table.json").read_text())["rows"]
-    assert [{k: v for k, v in row.items() if k != "seconds_per_1000_tokens"} for row in rows] == timeless
+    assert RowFile(out / "rows.jsonl").read() == rows
+    assert quickstart.main([*command, "--num_samples", "3", "--reinjection", "0", "cosine:1,0"]) == 0
+    assert {row.num_samples for row in RowFile(out / "rows.jsonl").read()} == {
+        3
+    }  # rows of another protocol are renewed
+    capsys.readouterr()
     # The head starts from the run's language model.
     shutil.rmtree(out / "head")
     (out / "language_model" / "model" / "language_model.safetensors").write_bytes(b"damaged")

@@ -1,12 +1,20 @@
-"""Tiny subjects of a diagnosis, on which some tokens flip and others do not."""
+"""Tiny models and real text, on which some tokens flip and others do not."""
 
 import torch
 
 from fewstep.evaluation.subject import Subject, make_subject
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
-from tests.bundles import tiny_bundle
-from tests.evaluation.test_generation_table import real_blocks
+from fewstep.types import TokenBatch
+from tests.bundles import BLOCK_SIZE, LINES, tiny_bundle, tokenizer
+
+
+def real_blocks(block_size: int = BLOCK_SIZE) -> TokenBatch:
+    """The lines, an end of text between them, cut into blocks."""
+    end = tokenizer().eos_token_id
+    stream = [token for line in LINES for token in [*tokenizer()(line)["input_ids"], end]]
+    ids = torch.tensor(stream[: len(stream) // block_size * block_size]).reshape(-1, block_size)
+    return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
 def mild_bundle(*, self_conditioning: bool = False) -> SavedModel:

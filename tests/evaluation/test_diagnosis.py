@@ -16,8 +16,8 @@ from fewstep.errors import UserError
 from fewstep.evaluation.adapters import reading, sampled
 from fewstep.evaluation.diagnosis import Diagnosis, diagnose_text, run_all
 from fewstep.evaluation.measurements import MEASUREMENTS, DabiEffort, Measurement
+from fewstep.evaluation.pictures import write_picture
 from fewstep.evaluation.processes import Processes
-from fewstep.lab.report import write_picture
 from fewstep.model import SavedModel
 from tests.bundles import only
 from tests.evaluation.subjects import mild_bundle, tiny_subject

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from fewstep.diagnostics.result import Picture, Series
 from fewstep.errors import UserError
-from fewstep.lab.report import write_picture
+from fewstep.evaluation.pictures import write_picture
 
 LINE = Series("a", (0.1, 1.0, 10.0), (1.0, 2.0, 1.5), (0.8, 1.7, 1.1), (1.2, 2.3, 1.8))
 LINES = Picture("title", "x", "y", (LINE, Series("b", (0.1, 10.0), (0.5, 0.7))))

@@ -8,8 +8,7 @@ from fewstep.evaluation.subject import Subject, make_subject, noise_source
 from fewstep.pipeline import TextGenerator
 from fewstep.types import TokenBatch
 from tests.bundles import BLOCK_SIZE, LATENT_DIM, STRIDE, only, tiny_bundle
-from tests.evaluation.subjects import tiny_subject
-from tests.evaluation.test_generation_table import real_blocks
+from tests.evaluation.subjects import real_blocks, tiny_subject
 
 
 def test_blocks_with_padding_are_left_out_and_the_latents_are_the_autoencoders() -> None:

@@ -9,14 +9,14 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fewstep.data.readers import READERS, read_file
 from fewstep.errors import UserError
-from fewstep.evaluation.row_file import RowFile
-from fewstep.evaluation.sweep_row import SweepRow, sweep_text
+from fewstep.evaluation.rows import RowFile, hash_of, rows_csv, rows_text
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from tests.bundles import tiny_bundle
@@ -49,9 +49,9 @@ def rows(content: bytes) -> object:
     """Rows of a sweep: they can stand in a table, and a file of them is read as the same again."""
     file = scratch() / "rows.jsonl"
     file.write_bytes(content)
-    found = RowFile(file, SweepRow).read()
-    sweep_text(found, "")
-    return [json.dumps(row.to_dict(), allow_nan=False).encode() for row in found]
+    found = RowFile(file).read()
+    rows_csv(found), rows_text(found, "")
+    return [json.dumps(asdict(row), allow_nan=False).encode() for row in found]
 
 
 def manifest(content: bytes) -> object:
@@ -110,11 +110,8 @@ def whole_row() -> dict[str, Any]:
     """One row of a sweep as it stands in a file."""
     interval = {"low": 1.0, "high": 3.0}
     setting = {"name": "flow", "readout": "parallel", "num_steps": 4, "reinjection": "0", "noise_temperature": 1.0}
-    setting |= {"initial_temperature": 1.0, "noise": "fresh", "snap": None}
-    row = {"setting": setting, "num_samples": 2, "seeds": [0, 1], "perplexity": 2.0, "perplexity_interval": interval}
-    row |= {"perplexity_by_seed": [2.0, None], "entropy_nats": 1.5, "entropy_interval": interval, "scored_tokens": 16}
-    row |= {"distinct_1": 0.5, "distinct_2": 0.5, "distinct_4": None, "repeated_4grams": 0.0, "longest_copy_tokens": 3}
-    row |= {"mean_copy_tokens": 1.0, "memorised_8grams": None, "mauve": None, "late_flip_rate": 0.1, "cci": 0.2}
-    row |= {"cci_interval": None, "nfe": 5, "seconds": 0.1, "tokens_per_second": 160.0, "batch_size": 2}
-    row |= {"device": "cpu", "protocol_hash": "0" * 12, "protocol": {}, "model": "1" * 12, "examples": ["text"]}
-    return {**row, "grammar": None, "provenance": {"commit": None}}
+    values = {"perplexity": {"value": 2.0, "interval": interval, "by_seed": [2.0, None]}}
+    values |= {name: {"value": value, "interval": None, "by_seed": []} for name, value in (("nfe", 5), ("mauve", None))}
+    row = {"setting": setting, "values": values, "num_samples": 2, "seeds": [0, 1], "model": "1" * 12, "seconds": 0.1}
+    row |= {"protocol": {"scorer": {}}, "protocol_hash": hash_of({"scorer": {}}), "batch_size": 2, "device": "cpu"}
+    return {**row, "examples": ["text"], "per_sample": {"perplexity": [[1.0, 2.0]]}, "provenance": {"commit": None}}

@@ -1,16 +1,20 @@
-"""What several commands share: groups of options, the device, and the text that a model was trained on."""
+"""What several commands share: groups of options, the device, and the study of a model's text."""
 
+import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from fewstep.cli.parser import comma_parts
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     from fewstep.data import PreparedCorpus
+    from fewstep.evaluation.text_plan import TextStudy
     from fewstep.model import SavedModel
     from fewstep.types import TokenBatch
 
@@ -33,14 +37,17 @@ class DeviceOptions:
         return [name for name in self.allow.split(",") if name]
 
     def pick_device(self) -> str:
-        """The name of a torch device. Raises ``UserError`` for "cuda" without a GPU."""
+        """The name of a torch device, a GPU of its own for each local rank. Raises ``UserError`` for a missing GPU."""
         import torch
 
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("device is cuda: PyTorch finds no CUDA GPU here; use --device cpu")
-        return self.device
+        if not torch.cuda.is_available():
+            if self.device == "cuda":
+                raise UserError("device is cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+            return "cpu"
+        if self.device == "cpu":
+            return "cpu"
+        local_rank = os.environ.get("LOCAL_RANK")
+        return "cuda" if local_rank is None else f"cuda:{int(local_rank) % torch.cuda.device_count()}"
 
 
 @dataclass(kw_only=True)
@@ -58,6 +65,69 @@ class TextOptions:
     text_field: str = "text"
     max_documents: PositiveInt | None = None
     cache_dir: str = "~/.cache/fewstep"
+
+
+@dataclass(kw_only=True)
+class ScoringOptions:
+    """Scoring.
+
+    Args:
+        samples: texts or images per seed.
+        seeds: number of seeds, from 0 on.
+        scorer: run for the model's own language model, or a transformers folder or hub name.
+        scorer_dtype: precision of a transformers scorer.
+        cci_examples: samples on which CCI is measured, 0 for none.
+        batch_size: samples generated at a time.
+    """
+
+    samples: PositiveInt = 128
+    seeds: PositiveInt = 3
+    scorer: str = "run"
+    scorer_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    cci_examples: NonNegativeInt = 8
+    batch_size: PositiveInt = 64
+
+
+@dataclass(kw_only=True)
+class StudyOptions(ScoringOptions, TextOptions, DeviceOptions):
+    """Options of commands that score the samples of text models."""
+
+    def study(self, bundle: "SavedModel", *, pack: bool = True, mauve: bool = False) -> "TextStudy":
+        """Scorer, real text and protocol for the samples of ``bundle`` and of models on its latents."""
+        from fewstep.evaluation.scorers import RunScorer, TransformersScorer
+        from fewstep.evaluation.text_plan import TextStudy, real_text
+
+        scorer: RunScorer | TransformersScorer
+        if self.scorer == "run":
+            scorer = RunScorer(bundle.scorer(), bundle.tokenizer, batch_size=self.batch_size)
+        else:
+            scorer = TransformersScorer(self.scorer, dtype=self.scorer_dtype, device=self.pick_device())
+        corpus, source = corpus_of(bundle, self, pack=pack), self.source or bundle.identity.source
+        real = real_text(corpus, source, self.samples * self.seeds, packed=pack, others=mauve)
+        seeds = tuple(range(self.seeds))
+        return TextStudy(bundle, scorer, real, self.samples, seeds, self.batch_size, self.cci_examples, mauve)
+
+
+def comma_rules(given: Sequence[float | str]) -> list[str]:
+    """Rules of re-injection for several rows: numbers in their shortest form, the others as written, all checked.
+
+    An item without a colon is a list with commas; one with a colon is one rule, whose numbers have commas. Raises
+    ``UserError``.
+    """
+    from fewstep.samplers import parse_rule
+
+    rules: list[str] = []
+    for item in map(str, given):
+        for text in [item.strip()] if ":" in item else comma_parts(item, "reinjection"):
+            try:
+                parse_rule(text)
+            except ValueError as error:
+                raise UserError(str(error)) from None
+            try:
+                rules.append(f"{float(text):g}")
+            except ValueError:
+                rules.append(text)
+    return rules
 
 
 def folder_beside(model: str, name: str) -> Path:

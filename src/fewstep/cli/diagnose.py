@@ -119,7 +119,7 @@ def diagnose_image_model(model: "SavedModel", options: DiagnoseOptions, shared: 
 
 def write(diagnosis: "Diagnosis", folder: Path, *, overwrite: bool) -> None:
     """The table as JSON and every picture."""
-    from fewstep.lab.report import write_picture
+    from fewstep.evaluation.pictures import write_picture
 
     make_folder(folder / PICTURES)
     with new_text_file(folder / JSON_FILE, overwrite=overwrite) as write_lines:

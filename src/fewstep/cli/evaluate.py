@@ -1,39 +1,70 @@
 """``fewstep evaluate``: one model over steps, re-injection, readouts and controls, under one protocol."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fewstep.cli.common import folder_beside
+from fewstep.cli.common import StudyOptions, comma_rules, folder_beside
 from fewstep.cli.main import rank_zero_errors
 from fewstep.cli.output import check_writable, make_folder, progress_bar, write_text
-from fewstep.cli.parser import parse_options
-from fewstep.cli.sweeping import SweepOptions, make_sweep, sampler_settings
+from fewstep.cli.parser import comma_numbers, comma_parts, parse_options
+from fewstep.errors import UserError
 from fewstep.locking import FolderLock
 from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
-    from fewstep.evaluation.old_sweep import Sweep
-    from fewstep.evaluation.row_file import RowFile
-    from fewstep.evaluation.sweep_row import SweepRow
+    from fewstep.evaluation.rows import Row
+    from fewstep.evaluation.sweep import Plan
+    from fewstep.evaluation.texts import Sampling
+    from fewstep.model import SavedModel
 
 ROWS, TABLE = "rows.jsonl", "table.md"
-PICTURES = ("pareto_nfe.png", "pareto_seconds.png")
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(SweepOptions):
+class AxisOptions:
+    """Axes: every combination is a row; lists have commas between their values.
+
+    Args:
+        steps: numbers of steps.
+        reinjection: strengths with commas between, and rules as in fewstep sample, such as linear:1,0.2, with blanks
+            between.
+        readout: parallel, head, head_off (the head without its view of earlier tokens).
+        noise_temperature: factors on a step's old noise; below 1 is colder.
+        initial_temperature: factors on the noise that sampling starts from.
+        noise: fresh, reused (re-injected noise drawn in every step, or once).
+        snap: none, and rules as in fewstep sample.
+    """
+
+    steps: list[int] | int | str = "1,2,4,8,16,32"
+    reinjection: list[float | str] = field(default_factory=lambda: ["0,0.5,1"])
+    readout: list[str] | str = "parallel,head"
+    noise_temperature: list[float] | float | str = 1.0
+    initial_temperature: list[float] | float | str = 1.0
+    noise: list[str] | str = "fresh"
+    snap: list[str] | str = "none"
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions(AxisOptions, StudyOptions):
     """Sample a model in many settings and score them under one protocol.
 
     Args:
+        model: a model folder, or a .ckpt file of the flow or a later stage.
         out: folder for rows, table and pictures; left out, evaluation/ beside the model.
+        pack: --no_pack for documents in blocks of their own, as in training with pack: false; blocks count to their
+            first end.
+        mauve: measure MAUVE against held-out text too: needs the extra fewstep[mauve] and many samples.
         wandb: log table and pictures to wandb too.
     """
 
+    model: str
     out: Path | None = None
+    pack: bool = True
+    mauve: bool = False
     wandb: bool = False
 
 
@@ -43,75 +74,94 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
-    """The command itself; ``argv`` is named by the provenance of its rows."""
+    """The command itself; ``argv`` is recorded in the provenance of its rows."""
     from fewstep.evaluation.processes import Processes
+    from fewstep.evaluation.rows import RowFile
+    from fewstep.evaluation.sweep import Sweep
+    from fewstep.evaluation.texts import flow_group
+    from fewstep.metrics.text import mauve_package_version
+    from fewstep.model import SavedModel
 
     folder = folder_beside(options.model, "evaluation") if options.out is None else options.out
-    settings = sampler_settings(options)
+    samplings = all_samplings(options)
     check_writable(folder)
+    if options.mauve:
+        mauve_package_version()
     if options.wandb:
         from fewstep.training.callbacks.progress import check_wandb
 
         check_wandb()
     with Processes.join() as processes, ExitStack() as locked:
-        sweep = make_sweep(options, settings, processes, provenance("evaluate", argv))
+        bundle = SavedModel.from_pretrained(options.model, allow=options.allowed, kind="text")
+        bundle = bundle.to(options.pick_device())
+        check_steps(bundle, [sampling.num_steps for sampling in samplings])
+        readouts = comma_parts(options.readout, "readout")
+        flows = [flow_group(bundle, sampling, readouts) for sampling in samplings]
+        study = options.study(bundle, pack=options.pack, mauve=options.mauve)
+        plan = study.plan([*study.yardsticks(), *flows], provenance=provenance("evaluate", argv))
         if processes.is_first:
             make_folder(folder)
             locked.enter_context(FolderLock(folder, "--out"))
-        rows = run(sweep, folder)
+        with progress_bar("evaluating", "row") as progress:
+            rows = Sweep(plan, processes).run(RowFile(folder / ROWS), progress)
         if processes.is_first:
-            write_results(rows, sweep, folder, wandb=options.wandb)
+            write_results(rows, plan, study.scorer.name, folder, wandb=options.wandb)
     return 0
 
 
-def run(sweep: "Sweep", folder: Path) -> list["SweepRow"]:
-    """Measure what is not in the folder's file yet, row by row; all its rows, in the sweep's order first."""
-    from fewstep.evaluation.row_file import RowFile
-    from fewstep.evaluation.sweep_row import SweepRow
+def all_samplings(options: AxisOptions) -> "list[Sampling]":
+    """Every combination from noise to latents, the number of steps changing fastest, checked before a model is read."""
+    from fewstep.evaluation.texts import FRESH, NO_SNAP, REUSED, Sampling
+    from fewstep.samplers import parse_snap
 
-    file, settings = RowFile(folder / ROWS, SweepRow), sweep.settings()
-    rows = sweep.finished(file)
-    if sweep.processes.is_first:
-        report_torn(file)
-    done = {row.setting for row in rows}
-    with progress_bar("evaluating", "row") as progress:
-        count = len(done & set(settings))
-        if sweep.processes.is_first:
-            progress(count, len(settings), "done before" if count else "")
-        for row in sweep.rows(done):
-            file.append(row)
-            rows.append(row)
-            count += 1
-            progress(count, len(settings), row.setting.label())
-    place = {setting: index for index, setting in enumerate(settings)}
-    return sorted(rows, key=lambda row: place.get(row.setting, len(place)))
+    steps = comma_numbers(options.steps, "steps", int)
+    if min(steps) < 1:
+        raise UserError(f"--steps {options.steps!r}: expected whole numbers of at least 1")
+    rules, snaps = comma_rules(options.reinjection), comma_parts(options.snap, "snap")
+    noises = comma_parts(options.noise, "noise")
+    if unknown := [noise for noise in noises if noise not in (FRESH, REUSED)]:
+        raise UserError(f"noise is {unknown[0]!r}: expected some of {FRESH}, {REUSED}")
+    try:
+        for snap in snaps:
+            if snap != NO_SNAP:
+                parse_snap(snap)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    colds = comma_numbers(options.noise_temperature, "noise_temperature", float)
+    starts = comma_numbers(options.initial_temperature, "initial_temperature", float)
+    return [
+        Sampling(num_steps, rule, cold, start, noise, snap)
+        for rule, cold, start, noise, snap, num_steps in product(rules, colds, starts, noises, snaps, steps)
+    ]
 
 
-def report_torn(file: "RowFile[Any]") -> None:
-    """Say on stderr if ``file`` ends in half a line, whose row is measured again."""
-    if torn := file.torn_bytes():
-        print(
-            f"fewstep: {file.file}: the last line was cut off after {torn} bytes; its row is measured again",
-            file=sys.stderr,
+def check_steps(bundle: "SavedModel", steps: Sequence[int]) -> None:
+    """Raise ``UserError`` if the model was trained for another number of steps than a given one."""
+    trained = bundle.identity.trained_nfe
+    if trained is not None and set(steps) != {trained}:
+        raise UserError(
+            f"--steps {','.join(map(str, dict.fromkeys(steps)))}: the objective of this model "
+            f"({bundle.identity.objective or 'unnamed'}) trained it for {trained} steps and no other number; "
+            f"give --steps {trained}"
         )
 
 
-def write_results(rows: Sequence["SweepRow"], sweep: "Sweep", folder: Path, *, wandb: bool) -> None:
+def write_results(rows: "Sequence[Row]", plan: "Plan", scorer: str, folder: Path, *, wandb: bool) -> None:
     """Write the table and the pictures, and print the table."""
-    from fewstep.evaluation.pareto import NFE, SECONDS, write_pareto_figure
-    from fewstep.evaluation.sweep_row import sweep_markdown, sweep_text, table_lines
+    from fewstep.evaluation.charts import NFE, SECONDS, write_sweep_chart
+    from fewstep.evaluation.rows import rows_csv, rows_markdown, rows_text, table_lines
 
-    caption = sweep.caption()
-    write_text(folder / TABLE, sweep_markdown(rows, caption))
-    pictures = {Path(name).stem: folder / name for name in PICTURES}
+    write_text(folder / TABLE, rows_markdown(rows, plan.caption, plan.columns))
+    write_text(folder / "table.csv", rows_csv(rows))
+    pictures = {f"pareto_{name}": folder / f"pareto_{name}.png" for name in ("nfe", "seconds")}
     for cost, file in zip((NFE, SECONDS), pictures.values(), strict=True):
-        write_pareto_figure(rows, cost, file, scorer=sweep.scorer.name)
-    print(sweep_text(rows, caption))
+        write_sweep_chart(rows, cost, file, scorer=scorer)
+    print(rows_text(rows, plan.caption, plan.columns))
     print(f"\nrows      {folder / ROWS}\ntable     {folder / TABLE}\npictures  {folder / 'pareto_*.png'}")
     if wandb:
         from fewstep.training.callbacks.progress import log_study
 
-        heading, *lines = table_lines(rows)
+        heading, *lines = table_lines(rows, plan.columns)
         figures = {f"sweep_pictures/{name}": file for name, file in pictures.items()}
         logged = log_study(folder, {"sweep": (heading, lines)}, figures)
         print("wandb     " + (str(folder / "wandb") if logged else "nothing logged: WANDB_MODE is disabled"))

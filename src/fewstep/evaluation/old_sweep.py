@@ -16,8 +16,6 @@ from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import TO_FIRST_END, ScoringProtocol, canonical_json, differences
 from fewstep.evaluation.row_file import RowFile
 from fewstep.evaluation.scorers import ScoredText, Scorer, weights_digest
-from fewstep.evaluation.sweep_grammar import GrammarReference
-from fewstep.evaluation.sweep_mauve import MauveReference
 from fewstep.evaluation.sweep_measures import CommitmentProbe, Measures, TrainText, texts_of
 from fewstep.evaluation.sweep_row import Setting, SweepRow
 from fewstep.evaluation.sweep_texts import Batch, Made, TextGroup
@@ -37,7 +35,6 @@ class Scored:
     made: Made
     mask: Tensor
     scores: ScoredText
-    features: Tensor | None
 
 
 class Sweep:
@@ -63,8 +60,6 @@ class Sweep:
         cci_examples: int = 8,
         num_resamples: int = 1000,
         num_examples: int = 3,
-        mauve: MauveReference | None = None,
-        grammar: GrammarReference | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         self.bundle = bundle
@@ -74,8 +69,6 @@ class Sweep:
         self.processes = Processes() if processes is None else processes
         self.batch_size = batch_size
         self.cci_examples = cci_examples
-        self.mauve = mauve
-        self.grammar = grammar
         self.provenance = provenance
         self.model = model_digest(bundle)
         self.device = str(next(next(iter(bundle.parts().values())).parameters()).device)
@@ -92,19 +85,12 @@ class Sweep:
     def caption(self) -> str:
         """What the numbers of a table are, in a few sentences."""
         protocol = self.protocol
-        more = "" if self.mauve is None else "MAUVE: against as much held-out text, by states of the scorer; "
-        if self.grammar is not None:
-            more += (
-                "valid: share that the grammar can write, with its Wilson interval; broken: sentences but for an "
-                "agreement; nats / word: exact, of the valid ones (the grammar's own mean is "
-                f"{self.grammar.measures.entropy_per_word:.3f}); branches: total variation from the grammar's; "
-            )
         return (
             f"Perplexity under {self.scorer.name}, protocol {protocol.hash}; {protocol.num_samples} samples of "
             f"{protocol.block_size} tokens for each of {len(protocol.seeds)} seeds; 95 % bootstrap intervals over "
             "samples; entropy in nats a sample, on the scored tokens; noise is the factor on a step's old noise; NFE "
             "counts the passes of all networks; rep-4: 4-grams that a sample repeats; copy: longest piece of train "
-            f"text in any sample, tokens; mem-8: 8-grams that the train text holds; {more}tokens per second of one "
+            f"text in any sample, tokens; mem-8: 8-grams that the train text holds; tokens per second of one "
             f"process at batch size {self.batch_size} on {self.device}."
         )
 
@@ -161,8 +147,7 @@ class Sweep:
                 mask = self._counted(made)
                 texts = texts_of(self.bundle.tokenizer, made.ids, mask)
                 scores = self.scorer.score(texts, made.ids, mask)
-                features = None if self.mauve is None else self.mauve.features(texts, made.ids, mask)
-                yield Scored(setting, batch, self._trimmed(made, batch), mask, scores, features)
+                yield Scored(setting, batch, self._trimmed(made, batch), mask, scores)
 
     def _counted(self, made: Made) -> Tensor:
         """Which tokens count (B, L)."""
@@ -184,16 +169,14 @@ class Sweep:
         seconds = [one.seconds for one in made if one.seconds is not None]
         ids = torch.cat([one.ids for one in made])
         mask = torch.cat([part.mask for part in parts])
-        features = [part.features for part in parts if part.features is not None]
         cci = None if probe is None else probe.measure(setting.readout)
-        owners = [part.batch.seed for part in parts for _ in range(part.batch.count)]
         return SweepRow(
             setting=setting,
             num_samples=len(ids),
             seeds=self.protocol.seeds,
             **self.measures.of_scores([part.scores for part in parts], [part.batch.seed_index for part in parts]),
             **self.measures.of_tokens(ids, mask),
-            mauve=None if self.mauve is None or not features else self.mauve.score(setting, torch.cat(features)),
+            mauve=None,
             late_flip_rate=float(torch.cat(flips).mean()) if flips else None,
             cci=None if cci is None else cci.value,
             cci_interval=None if cci is None else cci.interval,
@@ -206,7 +189,6 @@ class Sweep:
             protocol=self.protocol.to_dict(),
             model=self.model,
             examples=self.measures.examples(self.bundle.tokenizer, ids, mask),
-            grammar=None if self.grammar is None else self.grammar.scores(ids, mask, owners),
             provenance=self.provenance,
         )
 

@@ -1,20 +1,32 @@
-"""The pictures of diagnostics, which are data until they come here."""
+"""Pictures as data drawn into PNG files, without pyplot, so that nothing global changes."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from fewstep.diagnostics.result import Picture, Series
-from fewstep.evaluation.canvas import SERIES, write_png
+from fewstep.errors import UserError
 
+# Okabe and Ito's palette, safe for every common colour blindness; markers and dashes repeat what colour says.
+SERIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
 DASHES = ("-", "--", "-.", ":")
 MOST_MARKS, MOST_INSIDE = 8, 5
 FEW_POINTS = 30
 """Lines of fewer points show them: a single one would draw no line. Legends of more lines than ``MOST_INSIDE`` stand
 beside the picture; logarithmic axes write out up to ``MOST_MARKS`` values."""
+
+
+def write_png(figure: Figure, file: str | Path) -> None:
+    """Draw ``figure`` into ``file``, whose folder is made. Raises ``UserError`` where it cannot be written."""
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        FigureCanvasAgg(figure).print_png(str(file))
+    except OSError as error:
+        raise UserError(f"cannot write the figure {file}: {error.strerror or error}") from None
 
 
 def write_picture(picture: Picture, file: str | Path) -> None:

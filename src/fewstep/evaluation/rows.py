@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ FLOW, HELD_OUT, NOISE = "flow", "held-out text", "pure noise"
 Axis = str | int | float
 Setting = Mapping[str, Axis]
 """What a row is about: its ``name``, and further axes by name. An axis that does not apply is absent."""
+_log = logging.getLogger(__name__)
 Key = tuple[tuple[str, Axis], ...]
 
 
@@ -59,7 +61,7 @@ class Row:
     value is a statistic of. ``provenance``: code, versions, command and machine.
     """
 
-    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False, extra="forbid")
 
     setting: dict[str, Axis]
     values: dict[str, Value]
@@ -125,11 +127,17 @@ class RowFile:
         Raises ``UserError`` where the file cannot be read, a line is no row, or a protocol does not match its hash.
         """
         rows = []
-        for number, line in enumerate(self._lines()[:-1], 1):
+        *lines, torn = self._lines()
+        if torn:
+            _log.warning(
+                "%s: the last line was cut off after %d bytes; its row is measured again", self.file, len(torn)
+            )
+        for number, line in enumerate(lines, 1):
             try:
                 row = _adapter().validate_json(line, strict=True)
                 edited = hash_of(row.protocol) != row.protocol_hash
-            except (ValidationError, ValueError, RecursionError):
+                str(row.setting["name"])
+            except (ValidationError, ValueError, RecursionError, KeyError):
                 raise UserError(
                     f"{self.file}, line {number} is no row of this fewstep version: give another --out"
                 ) from None
@@ -141,17 +149,13 @@ class RowFile:
             rows.append(row)
         return rows
 
-    def torn_bytes(self) -> int:
-        """Bytes that a killed process left of a last line; :meth:`append` overwrites them."""
-        return len(self._lines()[-1])
-
     def append(self, row: Row) -> None:
         """Add one line, on the disk when this returns. Raises ``UserError`` where it cannot be written."""
         line = json.dumps(_adapter().dump_python(row), ensure_ascii=False, allow_nan=False) + "\n"
         try:
             whole = sum(len(line) + 1 for line in self._lines()[:-1])
             with self.file.open("ab") as stream:
-                stream.truncate(whole)
+                stream.truncate(whole)  # a killed process may have left half a line
                 stream.write(line.encode())
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -187,7 +191,10 @@ class Column:
             return ""
         if callable(self.form):
             return self.form(value)
-        return str(value) if isinstance(value, str) else format(value, self.form)
+        try:
+            return str(value) if isinstance(value, str) else format(value, self.form)
+        except OverflowError:  # an integer beyond every float
+            return str(value)
 
 
 COLUMNS: dict[str, Column] = {
@@ -198,7 +205,7 @@ COLUMNS: dict[str, Column] = {
     "initial_temperature": Column("initial noise", "g", usual=1.0),
     "noise": Column("drawn", usual="fresh"),
     "snap": Column("snap", usual="none"),
-    "num_steps": Column("K", "d"),
+    "num_steps": Column("K", ".0f"),
     "nfe": Column("NFE", ".0f"),
     "perplexity": Column("perplexity", rounded, interval=True),
     "entropy_nats": Column("entropy", ".2f"),
@@ -211,7 +218,7 @@ COLUMNS: dict[str, Column] = {
     "cci": Column("CCI", ".3f"),
     "rms_ratio": Column("rms / data", ".2f"),
     "tokens_per_second": Column("tokens / s", ",.0f"),
-    "num_samples": Column("N", "d"),
+    "num_samples": Column("N", ".0f"),
 }
 """Columns of every table, by the name of an axis of the setting, else of a value, else of a field of the row."""
 
@@ -231,7 +238,7 @@ def _short(name: str) -> str:
 
 
 def _written(value: Axis) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def table_lines(rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> list[tuple[str, ...]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import HASH_DIGITS, canonical_json, differences, hash_of
-from fewstep.evaluation.rows import Key, Row, RowFile, Setting, Value, key_of, label_of
+from fewstep.evaluation.rows import COLUMNS, Column, Key, Row, RowFile, Setting, Value, key_of, label_of
 from fewstep.evaluation.scored_text import weights_digest
 from fewstep.metrics.intervals import bootstrap_interval
 from fewstep.model import SavedModel
@@ -99,13 +99,15 @@ class Measure:
 
     ``take(setting, batch, samples)`` runs in the process that made the batch and returns tensors by name; only these
     are gathered. ``values(setting, samples)`` then sees those of all batches, concatenated, with ``seed_index`` (N,).
-    ``protocol``: what the values depend on, as plain values; ``caption``: what they are, for below a table.
+    ``protocol``: what the values depend on, as plain values; ``caption``: what they are, for below a table;
+    ``columns``: of values that :data:`fewstep.evaluation.rows.COLUMNS` lacks.
     """
 
     values: Callable[[Setting, Samples], Mapping[str, Value | Statistic]]
     take: Callable[[Setting, Batch, Samples], Mapping[str, Tensor]]
     protocol: Mapping[str, Any] = field(default_factory=dict)
     caption: str = ""
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,11 @@ class Plan:
     def settings(self) -> list[Setting]:
         """All settings in their order."""
         return [setting for group in self.groups for setting in group.settings]
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """Columns of a table of its rows."""
+        return COLUMNS | {name: column for measure in self.measures for name, column in measure.columns.items()}
 
     @cached_property
     def full_protocol(self) -> dict[str, Any]:

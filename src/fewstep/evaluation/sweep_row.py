@@ -1,11 +1,10 @@
 """One row of a sweep, and the table that rows stand in."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded, shown
-from fewstep.evaluation.grammar_scores import SWEEP_COLUMNS, GrammarScores
 from fewstep.metrics.intervals import Interval
 
 FLOW, HELD_OUT, NOISE = "flow", "held-out text", "pure noise"
@@ -136,7 +135,6 @@ class SweepRow:
     protocol: dict[str, Any]
     model: str
     examples: tuple[str, ...] = ()
-    grammar: GrammarScores | None = None
     provenance: dict[str, Any] | None = None
 
     def cells(self) -> tuple[str, ...]:
@@ -173,7 +171,7 @@ class SweepRow:
 
         Raises ``KeyError`` or ``TypeError`` for missing, unknown or mistyped values.
         """
-        values = {"grammar": None, "provenance": None, **values}  # rows of before these were kept lack them
+        values = {"provenance": None, **values}  # rows of before these were kept lack them
         for found, kind in ((values, cls), (values["setting"], Setting)):
             if set(found) != {item.name for item in fields(kind)}:
                 raise KeyError("keys of another version")
@@ -182,35 +180,12 @@ class SweepRow:
             for name in ("perplexity_interval", "entropy_interval", "cci_interval")
         }
         lists = {name: tuple(values[name]) for name in ("seeds", "perplexity_by_seed", "examples")}
-        grammar = None if values["grammar"] is None else GrammarScores.from_dict(values["grammar"])
-        return cls(**{**values, **intervals, **lists, "setting": Setting(**values["setting"]), "grammar": grammar})
+        return cls(**{**values, **intervals, **lists, "setting": Setting(**values["setting"])})
 
 
 def table_lines(rows: Sequence[SweepRow]) -> list[tuple[str, ...]]:
-    """Heading and rows of a table as strings: ``COLUMNS``, and what its rows need besides.
-
-    That is those of :data:`AXES`, MAUVE where it was measured, and the grammar's columns where the corpus has one.
-    """
-    axes = [axis for axis in AXES if any(axis.unusual(row.setting) for row in rows)]
-    measured = any(row.mauve is not None for row in rows)
-    judged = any(row.grammar is not None for row in rows)
-
-    def line(cells: Sequence[str], more: Iterable[str], mauve: str, grammar: Sequence[str]) -> tuple[str, ...]:
-        first, second, third = cells[:AXES_BEFORE], cells[AXES_BEFORE:MAUVE_BEFORE], cells[MAUVE_BEFORE:]
-        return (*first, *more, *second, *([mauve] if measured else []), *(grammar if judged else ()), *third)
-
-    heading = line(COLUMNS, (axis.column for axis in axes), "MAUVE", SWEEP_COLUMNS)
-    blank = ("",) * len(SWEEP_COLUMNS)
-    lines = [
-        line(
-            row.cells(),
-            (axis.of(row.setting) for axis in axes),
-            shown(row.mauve, ".3f"),
-            blank if row.grammar is None else row.grammar.sweep_cells(),
-        )
-        for row in rows
-    ]
-    return [heading, *lines]
+    """Heading and rows."""
+    return [COLUMNS, *(row.cells() for row in rows)]
 
 
 def sweep_markdown(rows: Sequence[SweepRow], caption: str) -> str:

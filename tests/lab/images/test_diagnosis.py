@@ -12,10 +12,10 @@ from fewstep.diagnostics.dabi import RADII
 from fewstep.diagnostics.response import CONTINUOUS
 from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis, diagnose_text
+from fewstep.evaluation.pictures import write_picture
 from fewstep.evaluation.subject import ImageSubject, noise_source
 from fewstep.lab.images.diagnosis import IMAGE_MEASUREMENTS, diagnose_images, make_image_subject
 from fewstep.lab.images.generator import image_autoencoder, images_of
-from fewstep.lab.report import write_picture
 from tests.evaluation.subjects import tiny_subject
 from tests.lab.images.models import tiny_image_model
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
-from fewstep.cli.common import DeviceOptions, TextOptions
+from fewstep.cli.common import StudyOptions, comma_rules
 from fewstep.cli.output import make_folder, progress_bar, write_text
 from fewstep.cli.parser import comma_numbers, comma_parts, parse_options
-from fewstep.cli.sweeping import ScoringOptions, make_scorer, written_rules
 from fewstep.errors import UserError
 from fewstep.provenance import provenance
 
@@ -23,7 +22,7 @@ ROWS, TABLE, DATA, PICTURE = "rows.jsonl", "compare.md", "compare.csv", "compare
 
 
 @dataclass(kw_only=True)
-class CompareOptions(ScoringOptions, TextOptions, DeviceOptions):
+class CompareOptions(StudyOptions):
     """Train objectives on one model's latents and compare their samples.
 
     Args:
@@ -68,7 +67,7 @@ def main(argv: list[str]) -> int:
     steps = list(dict.fromkeys(comma_numbers(options.steps, "steps", int)))
     if min(steps) < 1:
         raise UserError(f"--steps {options.steps!r}: expected whole numbers of at least 1")
-    rules = list(dict.fromkeys(checked_rules(options)))
+    rules = list(dict.fromkeys(comma_rules(options.reinjection)))
     from fewstep.lab.compare.plans import Models, image_plan, text_plan
     from fewstep.lab.compare.runs import planned, train, training_arguments
     from fewstep.model import kind_of
@@ -94,37 +93,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def checked_rules(options: CompareOptions) -> list[str]:
-    """The rules of re-injection. Raises ``UserError``."""
-    from fewstep.samplers import parse_rule
-
-    rules = written_rules(options.reinjection)
-    try:
-        for rule in rules:
-            parse_rule(rule)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    return rules
-
-
 def text_study(options: CompareOptions) -> "tuple[TextStudy, list[str]]":
     """Scorer, real text and protocol, as ``fewstep evaluate`` makes them, and the readouts. Raises ``UserError``."""
-    from fewstep.cli.common import corpus_of
-    from fewstep.evaluation.text_plan import TextStudy, real_text
     from fewstep.model import SavedModel
     from fewstep.readouts import READOUTS
     from fewstep.registry import resolve
 
-    device = options.pick_device()
-    bundle = SavedModel.from_pretrained(options.model, allow=options.allowed, kind="text").to(device)
+    bundle = SavedModel.from_pretrained(options.model, allow=options.allowed, kind="text").to(options.pick_device())
     own = [name for name, part in {"parallel": "readout", "head": "head"}.items() if part in bundle.parts()]
     readouts = comma_parts(options.readout, "readout") if options.readout else own
     for name in readouts:
         bundle.require(resolve(READOUTS, name, "readout").part, source=options.model)
-    scorer, count = make_scorer(options, bundle, device), options.samples * options.seeds
-    real = real_text(corpus_of(bundle, options), options.source or bundle.identity.source, count)
-    seeds = tuple(range(options.seeds))
-    return TextStudy(bundle, scorer, real, options.samples, seeds, options.batch_size, options.cci_examples), readouts
+    return options.study(bundle), readouts
 
 
 def measure(plan: "Plan", models: "Models", out: Path) -> None:

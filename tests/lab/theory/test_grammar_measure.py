@@ -1,0 +1,189 @@
+"""What the grammar says about generated text, by itself and as a measure of a sweep."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fewstep.autoencoders import TransformerAutoencoder
+from fewstep.cli.main import main
+from fewstep.data import tokenizer_fingerprint, train_tokenizer
+from fewstep.denoisers import RegressionDenoiser
+from fewstep.errors import UserError
+from fewstep.evaluation.rows import Row, RowFile
+from fewstep.evaluation.sweep import Samples, Statistic
+from fewstep.lab.theory.grammar import AGREEMENTS, GrammarSentences
+from fewstep.lab.theory.grammar_judge import GrammarJudge, block_texts
+from fewstep.lab.theory.grammar_measure import GrammarValues, grammar_measure, total_variation
+from fewstep.metrics.intervals import share_of
+from fewstep.model import Identity, SavedModel
+from fewstep.readouts import CausalTransformer, TransformerReadout
+
+
+@pytest.fixture(scope="module")
+def judge() -> GrammarJudge:
+    return GrammarJudge(f"grammar:{len(CASES['valid'][0].split(' '))}")
+
+
+SOURCE, NUM_WORDS = "grammar:15", 15
+CASES = {
+    "valid": ("paul says the kings near my dog watch the ship ( { red pink } grey ) , signed paul", set()),
+    "number": ("paul says the kings near my dog watches the ship ( { red pink } grey ) , signed paul", {"number"}),
+    "brackets": ("paul says the kings near my dog watch the ship ( { red pink ) grey } , signed paul", {"brackets"}),
+    "names": ("paul says the kings near my dog watch the ship ( { red pink } grey ) , signed anna", {"names"}),
+    "two": (
+        "paul says the kings near my dog watches the ship ( { red pink } grey ) , signed anna",
+        {"number", "names"},
+    ),
+    "all": ("paul says the king near my dog watch the ship ( { red pink ] grey ] , signed anna", set(AGREEMENTS)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_broken_agreement_is_told_by_its_name(judge, case):
+    text, broken = CASES[case]
+    judged = judge.judge([text])
+    assert bool(judged.valid[0]) == (case == "valid")
+    assert bool(judged.formed[0])
+    assert {name for name, found in judged.broken.items() if bool(found[0])} == broken
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "paul says the kings near my dog watch the ship ( { red pink grey } , signed paul",  # a bracket too few
+        "paul says the kings near my dog watch the ship ( { red pink } grey ) , signed paul paul",
+        "paul says the kings near my dog watch the ship ( { red pink } grey ) ) , signed paul",
+        "paul says the kings near mydog watch the ship the ship { red pink } , signed paul",
+        "paul  says the kings near my dog watch the ship ( { red pink } grey ) , signed paul",
+        "",
+    ],
+)
+def test_what_no_agreement_can_mend_is_malformed(judge, text):
+    judged = judge.judge([text])
+    assert not bool(judged.valid[0]) and not bool(judged.formed[0])
+    assert not any(bool(found[0]) for found in judged.broken.values())
+    assert judged.uses.sum() == 0 and judged.log_probability[0] == -math.inf
+
+
+def test_only_a_grammar_has_exact_probabilities():
+    with pytest.raises(UserError, match="grammar"):
+        GrammarJudge("sotu")
+
+
+def values_of(judge: GrammarJudge, texts: list[str], seeds: list[int] | None = None) -> dict:
+    seed_index = torch.tensor(seeds or [0] * len(texts))
+    values = GrammarValues(judge.law).of(judge.judge(texts), seed_index)
+    return {name: value.value(2, 200) if isinstance(value, Statistic) else value for name, value in values.items()}
+
+
+def test_the_laws_own_sentences_are_valid_at_its_entropy_and_no_farther_than_chance():
+    sentences, judge = GrammarSentences(15, count=400, seed=5), GrammarJudge("grammar:15")
+    values = values_of(judge, list(sentences.texts()))
+    assert [values[name].value for name in ("valid", "malformed", "broken")] == [1, 0, 0]
+    nats, chance = values["nats_per_word"].interval, values["branch_distance_by_chance"].interval
+    assert nats.low < GrammarValues(judge.law).entropy_per_word < nats.high
+    assert 0 < chance.low <= values["branch_distance"].value <= chance.high
+
+
+def test_sentences_of_other_frequencies_are_farther_than_chance():
+    sentences, judge = GrammarSentences(15, count=1500, seed=5), GrammarJudge("grammar:15")
+    skewed = [text for text in sentences.texts() if text.startswith(("anna", "bert", "carl"))][:200]
+    values = values_of(judge, skewed)
+    assert values["branch_distance"].value > 1.3 * values["branch_distance_by_chance"].interval.high
+
+
+def test_shares_add_up_and_no_sentence_leaves_the_rest_undetermined(judge):
+    texts = [text for text, _ in CASES.values()] + ["no sentence"]
+    values = values_of(judge, texts, seeds=[0, 0, 0, 0, 1, 1, 1])
+    assert sum(values[name].value for name in ("valid", "broken", "malformed")) == pytest.approx(1)
+    assert values["valid"].by_seed == (0.25, 0.0)
+    assert values["broken_number"].value == pytest.approx(3 / 7)
+    none = values_of(judge, ["no sentence"])
+    for name in ("nats_per_word", "branch_distance", "branch_distance_by_chance"):
+        assert none[name].value is none[name].interval is None
+
+
+def test_wilsons_interval_has_its_known_values():
+    share = share_of(torch.tensor([True] * 8 + [False] * 2))  # 8 of 10: 0.490 to 0.943
+    assert (share.value, share.total) == (0.8, 10)
+    assert share.interval.low == pytest.approx(0.4902, abs=1e-4)
+    assert share.interval.high == pytest.approx(0.9433, abs=1e-4)
+    none = share_of(torch.zeros(10, dtype=torch.bool))
+    assert none.interval.low == 0 and none.interval.high == pytest.approx(0.2775, abs=1e-4)
+    with pytest.raises(ValueError, match="nothing to count"):
+        share_of(torch.zeros(0, dtype=torch.bool))
+
+
+def test_total_variation_is_half_the_sum_of_differences_of_frequencies():
+    assert total_variation(torch.tensor([1.0, 1.0]), torch.tensor([3.0, 1.0])) == pytest.approx(0.25)
+    assert total_variation(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 5.0])) == 1
+
+
+def test_an_end_of_text_inside_a_block_makes_it_no_sentence():
+    texts = list(GrammarSentences(15, count=50).texts())
+    tokenizer, judge = train_tokenizer(texts, 600), GrammarJudge("grammar:15")
+    eos = tokenizer.eos_token_id
+    ids = tokenizer(texts[0])["input_ids"]
+    blocks = torch.tensor([[*ids, eos], [eos, *ids], [*ids[:7], eos, *ids[7:]], [*ids, ids[-1]]])
+    assert judge.judge(block_texts(tokenizer, blocks)).valid.tolist() == [True, False, False, False]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(list(GrammarSentences(NUM_WORDS, count=300).texts()), 600)
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer, tmp_path_factory) -> dict[str, Row]:
+    """What the command leaves for an untrained model, by the names of the texts."""
+    folder = tmp_path_factory.mktemp("law")
+    sizes = {"width": 16, "depth": 1, "num_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        bundle = SavedModel(
+            tokenizer,
+            Identity(NUM_WORDS + 1, tokenizer_fingerprint(tokenizer), source=SOURCE),
+            autoencoder=TransformerAutoencoder(len(tokenizer), 6, stride=1, **sizes),
+            readout=TransformerReadout(len(tokenizer), 6, stride=1, **sizes),
+            denoiser=RegressionDenoiser(6, NUM_WORDS + 1, **sizes),
+            language_model=CausalTransformer(len(tokenizer), **sizes),
+        ).to("cpu")
+    bundle.save_pretrained(folder / "model")
+    options = ["--steps", "2", "--readout", "parallel", "--samples", "8", "--seeds", "2", "--cci_examples", "0"]
+    place = ["--max_documents", "600", "--cache_dir", str(folder / "cache"), "--out", str(folder / "out")]
+    assert main(["evaluate", str(folder / "model"), *options, *place, "--device", "cpu"]) == 0
+    table = (folder / "out" / "table.md").read_text(encoding="utf-8")
+    assert "| valid | 95 % interval | broken | nats / word | branches |" in table
+    return {row.setting["name"]: row for row in RowFile(folder / "out" / "rows.jsonl").read()}
+
+
+def test_in_a_sweep_held_out_sentences_are_valid_and_nothing_else_is(rows):
+    shares = {name: row.value("valid") for name, row in rows.items()}
+    assert shares.pop("held-out text") == 1 and len(shares) == 5 and not any(shares.values())
+    assert all(len(row.values["valid"].by_seed) == 2 for row in rows.values())
+
+
+def test_the_nats_of_a_row_are_the_laws_own(rows):
+    judge, row = GrammarJudge(SOURCE), rows["held-out text"]
+    judged = judge.judge([text.strip() for text in row.examples])
+    values = values_of(judge, [text.strip() for text in row.examples])
+    assert values["nats_per_word"].value == pytest.approx(float(-judged.log_probability.mean()) / NUM_WORDS)
+    assert abs(row.value("nats_per_word") - GrammarValues(judge.law).entropy_per_word) < 0.5
+
+
+def test_the_measure_judges_whole_blocks_up_to_their_padding(tokenizer):
+    sentences = list(GrammarSentences(NUM_WORDS, count=3).texts())
+    ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id, 5] for text in sentences])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    study = SimpleNamespace(real=SimpleNamespace(source=SOURCE), bundle=SimpleNamespace(tokenizer=tokenizer))
+    measure, seed_index = grammar_measure(study), torch.tensor([0, 0, 1])
+
+    def valid() -> tuple[float, ...]:
+        samples = Samples({"ids": ids, "mask": mask, "seed_index": seed_index})
+        return measure.values({"name": "flow"}, samples)["valid"].by_seed
+
+    assert valid() == (0, 0)  # a stray token behind the end
+    mask[:2, -1] = False
+    assert valid() == (1, 0)
