@@ -10,6 +10,7 @@ export OMP_WAIT_POLICY := passive
 VENV := .venv
 RUN_STAMP := $(VENV)/.fewstep-run
 DEV_STAMP := $(VENV)/.fewstep-dev
+DOCS_STAMP := $(VENV)/.fewstep-docs
 CUT_OFF := $(VENV)/.fewstep-installing
 
 # Tests of the oldest versions: whatever calls another package.
@@ -21,7 +22,7 @@ OLDEST_TESTS := tests/test_dependencies.py tests/test_model.py tests/test_storag
 # A worker takes the tests of one file after another, so that what a file's tests share is made once.
 PYTEST = $(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-.PHONY: help quickstart test test-slow test-oldest audit lint clean
+.PHONY: help quickstart test test-slow test-oldest audit lint docs docs-check clean
 .NOTPARALLEL:
 
 help:
@@ -30,6 +31,8 @@ help:
 	@echo "make test-slow    set up, then only the tests marked slow: real kills, long runs, a browser (half an hour)"
 	@echo "make test-oldest  install the oldest allowed versions into .venv-oldest (6 GB on Linux), run their tests"
 	@echo "make lint         set up, then lint and types only"
+	@echo "make docs         set up, then build the pages of docs/ into site/; a broken link fails"
+	@echo "make docs-check   set up, then run the commands that README and docs show, at debug size (half an hour)"
 	@echo "make audit        set up, then check the installed packages for known vulnerabilities (asks pypi.org)"
 	@echo "make clean        delete caches and built packages; .venv and runs/ stay"
 
@@ -66,8 +69,17 @@ lint: $(DEV_STAMP)
 	@echo "==> mypy: types of src"
 	@$(VENV)/bin/mypy src
 
+# NO_MKDOCS_2_WARNING: the theme's note on the successor of mkdocs.
+docs: $(DOCS_STAMP)
+	@echo "==> mkdocs: docs/ to site/, strictly"
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
+
+docs-check: docs $(DEV_STAMP)
+	@echo "==> what README and docs show, at debug size"
+	@$(VENV)/bin/python studies/docs_check.py $(ARGS)
+
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call install,WHAT): create .venv and install WHAT. The marker file exists only while pip runs: if it is there at the
@@ -91,4 +103,8 @@ $(RUN_STAMP): pyproject.toml constraints.txt
 
 $(DEV_STAMP): pyproject.toml constraints.txt
 	$(call install,'.[dev]')
+	@touch $(RUN_STAMP) $@
+
+$(DOCS_STAMP): pyproject.toml constraints.txt
+	$(call install,'.[docs]')
 	@touch $(RUN_STAMP) $@

@@ -19,14 +19,14 @@ from torch import Tensor
 from fewstep.diagnostics.cci import cci
 from fewstep.diagnostics.response import CATEGORICAL, CONTINUOUS
 from fewstep.lab.theory import Mixture
+from fewstep.lab.theory.consistency import sample_spread
 from fewstep.paths import PATHS, linear_path
 from fewstep.samplers import FlowSampler
-from fewstep.schedules import UniformGrid
 
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"
 WIDTH, MODES = 0.12, torch.tensor([[-1.0], [1.0]])
-RULES = ("0", "0.5", "1", "ancestral", "churn:2", "cosine:1,0", "elf")
+RULES = ("0", "0.5", "0.9", "1", "ancestral", "churn:8", "cosine:1,0", "elf:1.5")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -118,20 +118,17 @@ def reinjection_picture() -> Figure:
     left.legend(fontsize=8, loc="upper left")
     steps = [2, 4, 8, 16, 32, 64, 128, 256]
     for rule in RULES:
-        right.plot(steps, [spread(rule, num_steps) for num_steps in steps], marker="o", markersize=3, label=rule)
+        right.plot(
+            steps,
+            [sample_spread(rule, linear_path(), num_steps) for num_steps in steps],
+            marker="o",
+            markersize=3,
+            label=rule,
+        )
     right.axhline(1, color="black", linewidth=0.8)
-    right.set(xscale="log", xlabel="steps", ylabel="samples' rms / data's rms", title="Which rules are cold")
+    right.set(xscale="log", xlabel="steps", ylabel="standard deviation, samples / data", title="Which rules are cold")
     right.legend(fontsize=7, ncols=2)
     return result
-
-
-def spread(rule: str, num_steps: int, width: float = 0.3, count: int = 4096) -> float:
-    """Standard deviation of samples over that of the data, a Gaussian of ``width`` whose denoiser is exact."""
-    law = Mixture(linear_path(), torch.zeros(1, 1, dtype=torch.float64), width)
-    x_0 = torch.randn(count, 1, 1, generator=seeded(2), dtype=torch.float64)
-    sampler = FlowSampler(linear_path(), grid=UniformGrid(), reinjection=rule)
-    *_, last = sampler.iterate(law, x_0, num_steps=num_steps, generator=seeded(3))
-    return float(last.x_t.square().mean().sqrt()) / width
 
 
 def dabi_picture() -> Figure:

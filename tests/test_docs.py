@@ -2,9 +2,11 @@
 
 import ast
 import importlib
+import json
 import re
 import shlex
-from collections.abc import Iterator
+import subprocess
+import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from fewstep.cli import main as entry
 from fewstep.cli import parser as options_parser
+from studies.docs_check import code_lines, words_of
 from tests.runs import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -34,26 +37,13 @@ def text_of(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
 
-def code_lines(page: Path) -> Iterator[str]:
-    """Lines of shell in fenced and indented blocks, with continuation lines joined."""
-    text = re.sub(r"```(?!bash)\w+\n.*?```", "", text_of(page), flags=re.DOTALL)
-    text = re.sub(r"\\\n\s*", " ", text)
-    fenced = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
-    indented = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    "))
-    yield from (line.strip() for line in f"{fenced}\n{indented}".splitlines() if line.strip())
-
-
 def documented() -> dict[str, list[str]]:
     """Every command line of fewstep, in code and in tables, to its words."""
     commands: dict[str, list[str]] = {}
     for page in PAGES:
         inline = re.findall(r"`(fewstep \w+[^`]*)`", text_of(page))
         for line in [*code_lines(page), *inline]:
-            if (start := re.search(r"(?:^|\s|/)(?:fewstep|train\.py) (?=[a-z])", line)) is None:
-                continue
-            words = shlex.split(line[start.end() :], comments=True)
-            words = words[: next((i for i, word in enumerate(words) if word in ("&&", "|", ";")), len(words))]
-            words = ["train", *words] if "train.py" in start.group() else words
+            words = words_of(line)
             if words:
                 words += ["..."] if line in inline else []  # in a sentence or a table: may be shortened
                 commands.setdefault(f"{name_of(page)}: {shlex.join(words)}", words)
@@ -262,3 +252,31 @@ def test_the_pictures_of_the_concepts_are_made_by_their_study(monkeypatch: pytes
     assert named == set(pictures.PICTURES)
     assert {file.stem for file in (ROOT / "docs" / "img").glob("*.png")} >= named
     assert len(pictures.readouts_picture().axes) == 2
+
+
+def test_the_notebook_was_run_and_is_small() -> None:
+    file = ROOT / "docs" / "notebooks" / "quickstart.ipynb"
+    cells = [cell for cell in json.loads(text_of(file))["cells"] if cell["cell_type"] == "code"]
+    assert file.stat().st_size < 100_000
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert all(output["output_type"] != "error" for cell in cells for output in cell["outputs"])
+    assert {"stream", "display_data"} <= {output["output_type"] for cell in cells for output in cell["outputs"]}
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    scope: dict[str, Any] = {}
+    for cell in json.loads(text_of(ROOT / "docs" / "notebooks" / "quickstart.ipynb"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), scope)
+    assert set(scope["shares"]) == {0.0, 1.0, "ancestral"}
+    assert all(values[-1] == 1 for values in scope["shares"].values())
+
+
+@pytest.mark.slow
+def test_commands_and_numbers_of_the_docs_hold() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "studies" / "docs_check.py")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -52,24 +52,24 @@ GLOBAL_SEEDS = {
 
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
-    "__init__ errors shapes types registry schedules paths": (600, 600),
-    "nn": (488, 450),
+    "__init__ errors shapes types registry schedules paths": (629, 600),
+    "nn": (489, 450),
     "autoencoders": (142, 180),
     "denoisers": (339, 260),
     "readouts": (599, 540),
-    "objectives": (971, 950),
-    "samplers": (789, 690),
-    "data": (1343, 950),
-    "model storage pipeline provenance locking": (1257, 1100),
-    "metrics diagnostics": (2010, 1750),
-    "training": (2352, 1950),
-    "cli settings __main__": (1850, 1300),
+    "objectives": (977, 950),
+    "samplers": (790, 690),
+    "data": (1356, 950),
+    "model storage pipeline provenance locking": (1294, 1100),
+    "metrics diagnostics": (2006, 1750),
+    "training": (2562, 1950),
+    "cli settings __main__": (1833, 1300),
     "evaluation": (4750, 2000),
-    "lab": (8780, 4000),
+    "lab": (9034, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (12_775, 11_000)  # without NOT_CORE
-SRC_LINES = (26_300, 15_000)
+CORE_LINES = (13_016, 11_000)  # without NOT_CORE
+SRC_LINES = (26_800, 15_000)
 TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
 
 

@@ -197,7 +197,7 @@ def test_classes_from_outside_are_built_only_where_their_package_is_allowed(
         ("my_parts.nn.Linear", "cannot be imported"),
         ("my_parts.Missing", "cannot be imported: AttributeError"),
         ("my_parts.ParallelReadout", "cannot be built"),
-        ("fewstep.readouts.CausalTransformer", "which is no Readout"),
+        ("fewstep.readouts.CausalTransformer", "the network would have more than"),
         ("fewstep.denoisers.FlowModel", "cannot be built"),
         ("fewstep.readouts.parallel.Tensor", "no network of these packages"),
         ("fewstep.training.AutoencoderModule", "outside of fewstep"),
@@ -269,7 +269,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(tmp_path: Path) -> None:
     assert address == f"{hub.endpoint}/me/tiny"
     assert hub.private == {"me/tiny"}
     assert "fewstep sample me/tiny" in hub.models["me/tiny"]["README.md"].decode()
-    assert missing.startswith("UserError me/none does not exist here and could not be fetched from the hub (")
+    assert missing.startswith("UserError model 'me/none' is no local path and the hub did not give it (")
     assert [line.partition(":")[0] for line in others] == [
         f"UserError {n} does not exist" for n in ("me/tiny/more", "me tiny")
     ]

@@ -1,10 +1,39 @@
 """Models whose clean estimate is known in closed form, to test samplers against. States are (B, K, D), times (B,)."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fewstep.denoisers import DenoiserOutput
 from fewstep.paths import Path
 from fewstep.shapes import expand_like
+
+
+class ToyNetwork(nn.Module):
+    """Base of the toy networks, which answer by :meth:`value` and may have token logits."""
+
+    def __init__(self, two_times: bool = False) -> None:
+        super().__init__()
+        self.config = {"two_times": two_times}
+
+    def value(self, x_t: Tensor, t: Tensor, s: Tensor | None, mask: Tensor | None, self_cond: Tensor | None) -> Tensor:
+        """What the network predicts, (B, K, D)."""
+        raise NotImplementedError
+
+    def token_logits(self, value: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Logits of its own for a predicted value; none by default."""
+        return None
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        s: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        self_cond: Tensor | None = None,
+    ) -> DenoiserOutput:
+        value = self.value(x_t, t, s, mask, self_cond)
+        return DenoiserOutput(value, self.token_logits(value, mask))
 
 
 class ExactModel:

@@ -1,12 +1,13 @@
-"""One writer per folder: a lock held while a process writes, and cache folders that are complete or absent."""
+"""One writer per folder, and files and cache folders that are complete or absent."""
 
 import fcntl
 import logging
 import os
+import secrets
 import shutil
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -15,6 +16,8 @@ from fewstep.errors import UserError
 
 LOCK_FILE = ".lock"
 """Exists while the lock is held, and after a holder was killed; the file alone does not mean that it is locked."""
+PARTIAL = ".partial"
+"""Suffix of a file that is being written."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> "FolderLock":
-        """Take the lock, unless this object has it, and make the folder where there is none; returns itself.
+        """Take the lock, unless this object has it, and make the folder if it is missing; returns itself.
 
         Raises ``UserError`` where another process has it, or where the folder cannot be written.
         """
@@ -89,6 +92,43 @@ def _is_named(descriptor: int, file: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def draft_of(file: Path) -> Iterator[Path]:
+    """Give an empty file beside ``file`` for its new content; :func:`put_in_place` takes it, else it is removed."""
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}{PARTIAL}")
+    draft.touch(exist_ok=False)
+    try:
+        yield draft
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def put_in_place(draft: Path, file: Path) -> None:
+    """Rename ``draft`` to ``file`` once its content is on the disk; its mode is that of any new file."""
+    follow_umask(draft)
+    flush(draft)
+    os.replace(draft, file)
+    with suppress(OSError):  # not every file system can flush a folder
+        flush(file.parent)
+
+
+def follow_umask(file: Path) -> None:
+    """Give ``file`` the mode of a new file; libraries that write through a temporary file leave it to its owner."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def cached_folder(root: Path, key: str, is_whole: Callable[[Path], bool], build: Callable[[Path], None]) -> Path:

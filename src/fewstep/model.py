@@ -21,6 +21,7 @@ from fewstep.paths import PATHS, PathName
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, ReadoutChoice
 from fewstep.registry import import_attribute, validated
 from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
+from fewstep.shapes import own_defaults, plain
 from fewstep.storage import Manifest, PartSpec
 from fewstep.types import LatentEncoder, Readout
 
@@ -165,8 +166,10 @@ class SavedModel:
 
     def manifest(self) -> Manifest:
         """Identity, and class and constructor arguments of every part. Raises ``UserError`` for a class in a script."""
-        specs = {name: PartSpec(class_path(type(part)), dict(part.config)) for name, part in self.parts().items()}
-        return Manifest(asdict(self.identity), specs)
+        specs = {
+            name: PartSpec(class_path(type(part)), plain(dict(part.config))) for name, part in self.parts().items()
+        }
+        return Manifest(plain(asdict(self.identity)), specs)
 
     def save_pretrained(
         self, folder: str | FilePath, *, overwrite: bool = False, scores: str = "", license: str | None = None
@@ -214,6 +217,7 @@ class SavedModel:
         return str(address)
 
     @classmethod
+    @own_defaults()
     def from_pretrained(
         cls,
         path: str | FilePath,
@@ -230,6 +234,7 @@ class SavedModel:
         """
         stored, source = storage.read_model(storage.locate(path, revision)), str(path)
         identity = _checked_identity(stored.manifest, source)
+        _require_estimate(identity, source, allow)
         if kind is not None and identity.kind != kind:
             raise UserError(
                 f"{source} holds a model of {identity.kind}, expected one of {kind}: give a model trained on {kind}"
@@ -328,16 +333,28 @@ def kind_of(path: str | FilePath) -> Kind:
 
 
 def _checked_identity(manifest: Manifest, source: str) -> Identity:
-    identity = validated(Identity, manifest.identity, f"{source}: identity")
+    defaults = asdict(Identity()) if manifest.format == 1 else {}
+    identity = validated(Identity, {**defaults, **manifest.identity}, f"{source}: identity")
     try:
         identity.default_grid()
     except (ValueError, OverflowError) as error:
         raise UserError(f"{source}: {error}: save the model again") from None
-    if identity.estimate not in ESTIMATES:
-        raise UserError(f"{source}: unknown estimate {identity.estimate!r}, expected one of {', '.join(ESTIMATES)}")
     if identity.kind == "text" and identity.block_size < 1:
         raise UserError(f"{source}: block_size is {identity.block_size}, expected at least 1")
     return identity
+
+
+def _require_estimate(identity: Identity, source: str, allow: Sequence[str]) -> None:
+    """Import the objective of an allowed package, which registers its estimate. Raises ``UserError`` without one."""
+    objective = identity.objective or ""
+    if identity.estimate not in ESTIMATES and "." in objective and _within(objective, allow):
+        import_attribute(objective, f"{source}: objective")
+    if identity.estimate not in ESTIMATES:
+        package = objective.partition(".")[0] if "." in objective else "the package of its objective"
+        raise UserError(
+            f"{source}: unknown estimate {identity.estimate!r}, expected one of {', '.join(ESTIMATES)}; of another "
+            f"package: import that first, or allow {package} (--allow)"
+        )
 
 
 def model_card(name: str, manifest: Manifest, *, scores: str = "", license: str | None = None) -> str:

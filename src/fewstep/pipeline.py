@@ -20,7 +20,7 @@ from fewstep.registry import resolve
 from fewstep.samplers import FlowSampler, RuleLike, Snap, SnapRule, Solver, default_sampling
 from fewstep.samplers.sampler import check_compatible, check_numbers
 from fewstep.schedules import TimeGrid
-from fewstep.shapes import example_generators, randn
+from fewstep.shapes import example_generators, own_defaults, randn
 from fewstep.types import Ending, SamplerState
 
 
@@ -73,6 +73,7 @@ class TextGenerator:
         """Load a model folder, a ``.ckpt`` file or a hub name; see :meth:`fewstep.model.SavedModel.from_pretrained`."""
         return cls(SavedModel.from_pretrained(path, allow=allow, revision=revision, kind="text").to(device))
 
+    @own_defaults()
     @torch.no_grad()
     def decidedness(self, z: Tensor, mask: Tensor) -> Tensor:
         """How decided each latent position of ``z`` (B, K, D) is, (B, K) in [0, 1]: the probability that the parallel
@@ -90,6 +91,7 @@ class TextGenerator:
         encode = self.model.encoder().encode
         return Snap(self.model.reader().logits, lambda ids, mask: encode(ids, mask).z, rule)
 
+    @own_defaults()
     @torch.no_grad()
     def generate(
         self,

@@ -66,11 +66,11 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions by name of fewstep, torch and further ``packages``, as far as they are installed."""
-    found = {}
+    installed = {}
     for name in ("fewstep", "torch", *packages):
         with suppress(PackageNotFoundError):  # the code may be run from a checkout that nobody installed
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
 @cache

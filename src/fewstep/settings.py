@@ -27,6 +27,7 @@ PARSER_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value type",
 LONGEST_PART = 400
 """Longer lines repeat all settings of a class."""
 _HOME = re.compile(r"~[^/\s]*(/|$)")
+_EXPONENT = re.compile(r"(--[\w.]+=|)(\d+(?:\.\d*)?[eE]\+?\d+)")
 
 
 def configs_folder() -> Path:
@@ -65,9 +66,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     try:
         if (size := file.stat().st_size) > LARGEST_FILE_BYTES:
             raise UserError(f"{file} has {size:,} bytes: expected settings, of at most {LARGEST_FILE_BYTES:,}")
-        text = file.read_text(encoding="utf-8")
-        check_keys(text, str(file))
-        content = yaml.safe_load(text)
+        content = yaml.safe_load(strict_text(file.read_text(encoding="utf-8"), str(file)))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {error}: give a text file in UTF-8") from None
     except yaml.YAMLError as error:
@@ -79,26 +78,40 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
-def check_keys(text: str, source: str) -> None:
-    """Raise ``UserError`` for a key that comes twice in one mapping: YAML would drop the first silently."""
+def strict_text(text: str, source: str) -> str:
+    """YAML ``text`` with whole numbers such as 1e2 written out, which YAML 1.1 reads as text.
+
+    Raises ``UserError`` for a key that comes twice in one mapping: YAML would drop the first silently.
+    """
     nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    numbers = {}
     for node in nodes:  # to which those inside are added
         if isinstance(node, yaml.SequenceNode):
             nodes += node.value
-        if not isinstance(node, yaml.MappingNode):
-            continue
-        nodes += [value for _, value in node.value]
-        keys = [key.value for key, _ in node.value]
-        for index, (key, _) in enumerate(node.value):
-            if isinstance(key.value, str) and key.value in keys[:index]:
-                line = key.start_mark.line + 1
-                raise UserError(f"{source}, line {line}: {key.value!r} is given twice in one mapping; keep one of them")
+        elif isinstance(node, yaml.ScalarNode) and node.style is None:
+            numbers[node.start_mark.index] = node
+        elif isinstance(node, yaml.MappingNode):
+            nodes += [value for _, value in node.value]
+            keys = [key.value for key, _ in node.value]
+            for index, (key, _) in enumerate(node.value):
+                if isinstance(key.value, str) and key.value in keys[:index]:
+                    line = key.start_mark.line + 1
+                    raise UserError(f"{source}, line {line}: {key.value!r} is given twice in one mapping; keep one")
+    for start, node in sorted(numbers.items(), reverse=True):
+        text = text[:start] + whole_number(node.value) + text[node.end_mark.index :]
+    return text
+
+
+def whole_number(text: str) -> str:
+    """``1e2`` and ``--steps=1e2`` as ``100`` and ``--steps=100``; any other text as it is."""
+    match = _EXPONENT.fullmatch(text)
+    if match is None or not (number := float(match[2])).is_integer() or number > 2**63:
+        return text
+    return f"{match[1]}{int(number)}"
 
 
 def _load(text: str) -> Any:
-    if "\n" in text or "{" in text:
-        check_keys(text, "settings")
-    return get_loader("yaml")(text)
+    return get_loader("yaml")(strict_text(text, "settings"))
 
 
 set_loader(STRICT_YAML, _load, (yaml.YAMLError,))

@@ -1,6 +1,9 @@
 """Tensor helpers. B batch, L tokens, K latent positions, D latent dimension."""
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +18,32 @@ def check_sizes(owner: str, sizes: Mapping[str, int | None], *, least: int = 1) 
     None stands for a part that is left out, and passes.
     """
     for name, size in sizes.items():
-        if size is not None and (type(size) is not int or size < least):
+        is_whole = hasattr(size, "__index__") and not isinstance(size, bool)  # NumPy's whole numbers too
+        if size is not None and (not is_whole or size < least):
             raise ValueError(f"{owner}: {name} is {size!r}, expected a whole number of at least {least}")
+
+
+@contextmanager
+def own_defaults() -> Iterator[None]:
+    """Load, train and sample by torch's own defaults (float32, CPU, gradients), whatever the process has set."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    try:
+        # Where nothing is set there is no device context, which would slow down every call of torch.
+        on_cpu = nullcontext() if device.type == "cpu" else torch.device("cpu")
+        with on_cpu, torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def plain(value: Any) -> Any:
+    """``value`` with NumPy's numbers, at any depth of dicts, lists and tuples, as Python's."""
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
 
 
 def expand_like(t: Tensor, x: Tensor) -> Tensor:
@@ -52,12 +79,13 @@ def rand(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
 
 def _draw(draw: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
     if isinstance(generator, torch.Generator):
-        return draw(shape, generator=generator, device=generator.device).to(like.device)
+        return draw(shape, generator=generator, device=generator.device, dtype=torch.float32).to(like.device)
     if len(generator) != shape[0]:
         raise ValueError(
             f"{len(generator)} generators for a batch of {shape[0]}: pass one generator, or one per example"
         )
-    return torch.stack([draw(shape[1:], generator=g, device=g.device) for g in generator]).to(like.device)
+    draws = [draw(shape[1:], generator=g, device=g.device, dtype=torch.float32) for g in generator]
+    return torch.stack(draws).to(like.device)
 
 
 def example_generators(seed: int, start: int, count: int) -> list[torch.Generator]:
@@ -68,10 +96,11 @@ def example_generators(seed: int, start: int, count: int) -> list[torch.Generato
     2014) and the index added: no two of the 2**32 examples of a seed share a generator, and neighbouring seeds start
     far apart.
     """
+    seed, start, count = operator.index(seed), operator.index(start), operator.index(count)
     if start < 0 or count < 0:
         raise ValueError(f"start is {start} and count {count}: expected numbers >= 0")
     z = (seed + 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
     base = z ^ (z >> 31)
-    return [torch.Generator().manual_seed((base + index) % 2**32) for index in range(start, start + count)]
+    return [torch.Generator(device="cpu").manual_seed((base + index) % 2**32) for index in range(start, start + count)]

@@ -6,7 +6,6 @@ No code is ever unpickled. What a model *is* (identity, classes of its parts) is
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -30,7 +29,9 @@ from torch.nn.modules.module import (
 )
 
 from fewstep.data import load_tokenizer
+from fewstep.data.hub import looks_local
 from fewstep.errors import UserError, first_line
+from fewstep.locking import flush, follow_umask
 from fewstep.registry import validated
 
 if TYPE_CHECKING:
@@ -92,22 +93,19 @@ class Stored:
 def locate(path: str | Path, revision: str | None = None) -> Path:
     """The folder or ``.ckpt`` file at ``path``, or the local snapshot of the hub's model of that name.
 
-    A local path wins over a hub name. Raises ``UserError`` where there is neither, or the hub is out of reach.
+    A local path wins over a hub name. Raises ``UserError`` if neither exists, or the hub is out of reach.
     """
     local = Path(path).expanduser()
     if local.exists():
         return local
-    if not HUB_NAME.fullmatch(str(path)):
+    if not HUB_NAME.fullmatch(str(path)) or looks_local(str(path)):
         raise UserError(f"{path} does not exist: give a model folder, a .ckpt file or the name of a model on the hub")
     from huggingface_hub import snapshot_download
 
-    try:
+    from fewstep.data import hub  # for hub names only
+
+    with hub.one_line_errors("model", str(path)):
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=list(MODEL_FILES)))
-    except Exception as error:  # the HTTP library, and so the exception, depends on the hub library's version
-        raise UserError(
-            f"{path} does not exist here and could not be fetched from the hub "
-            f"({type(error).__name__}: {first_line(error)}): give a model folder, a .ckpt file or a hub name"
-        ) from None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -190,7 +188,8 @@ def _as_manifest(values: Any, source: str) -> Manifest:
 
 
 def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The same manifest as of format 2, but for its number: it says where weights are stored under old names.
+    """The same manifest as of format 2, but for its number, which says where weights are stored under old names, and
+    for fields of the identity that have their defaults.
 
     Raises ``KeyError``, ``TypeError`` or ``AttributeError`` for what never was a manifest of format 1.
     """
@@ -203,28 +202,13 @@ def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
         parts[new_name.get(name, name)] = {"class_path": class_path, "init_args": dict(part["config"])}
         if part["class"] == "CategoricalDenoiser":
             parts[name]["init_args"]["path"] = identity["path"]
-    if manifest.get("kind", "text") == "images":
-        identity = _image_identity(identity)
-    else:
-        identity = {"estimate": "posterior_mean", "source_config": {}, **identity}
-    identity["kind"] = manifest.get("kind", "text")
-    return {"format": 1, "identity": identity, "parts": parts, "sha256": manifest.get("sha256", {})}
-
-
-def _image_identity(old: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 kept an image model's flow apart, and shapes that its autoencoder has anyway."""
-    new = {"source": old["data"], "source_config": old["data_config"], "versions": old["versions"]}
-    flow = old.get("flow") or {
-        "time_convention": "t=0 noise, t=1 data",
-        "path": "linear",
-        "prediction": "x1",
-        "objective": old["objective"],
-        "trained_nfe": None,
-        "estimate": "posterior_mean",
-        "grid_mean": None,
-        "grid_std": None,
-    }
-    return {**new, **flow, "block_size": 0, "tokenizer_fingerprint": "", "trust_level": 0.5}
+    kind = manifest.get("kind", "text")
+    if kind == "images":  # whose flow was kept apart, beside shapes that the autoencoder has anyway
+        flow = identity.get("flow") or {"objective": identity["objective"]}
+        source = {"source": identity["data"], "source_config": identity["data_config"]}
+        identity = {**source, "versions": identity["versions"], **flow}
+    sha256 = manifest.get("sha256", {})
+    return {"format": 1, "identity": {**identity, "kind": kind}, "parts": parts, "sha256": sha256}
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
@@ -281,6 +265,7 @@ def write_folder(
         (new / "config.json").write_text(config + "\n", encoding="utf-8")
         (new / CARD).write_text(card, encoding="utf-8")
         for file in filter(Path.is_file, new.rglob("*")):
+            follow_umask(file)
             flush(file)
         if folder.exists():
             folder.rename(old)
@@ -349,6 +334,8 @@ def read_safetensors(file: Path, digest: str | None) -> dict[str, Tensor]:
         tensors = load_file(file)
         whole = digest is None or digest == file_digest(file)
     except FileNotFoundError:
+        if file.exists():  # safetensors reports whatever keeps it from opening a file in this way
+            raise UserError(f"{file} is closed to you: ask its owner to let you read it") from None
         raise UserError(f"{file} is missing: the model folder is incomplete") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged or cut short ({first_line(error)}): copy or save the model again") from None
@@ -394,27 +381,18 @@ def load_strictly(part: nn.Module, weights: Mapping[str, Tensor], source: str) -
     part.load_state_dict(dict(weights), strict=True)
 
 
-def state_dict_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+def state_dict_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     """How many tensors are missing, unexpected or of another shape, with the first names of each; empty if none."""
-    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found}
+    shapes = {name: (tuple(given[name].shape), tuple(expected[name].shape)) for name in expected if name in given}
     listed = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
+        "missing": [name for name in expected if name not in given],
+        "unexpected": [name for name in given if name not in expected],
         "of another shape": [
             f"{name} {ours} for {needed}" for name, (ours, needed) in shapes.items() if ours != needed
         ],
     }
     first = {what: ", ".join(names[:2] + ["..."] * (len(names) > 2)) for what, names in listed.items()}
     return "; ".join(f"{len(names)} {what} ({first[what]})" for what, names in listed.items() if names)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def warn_of_newer(saved: Mapping[str, str], source: str) -> None:

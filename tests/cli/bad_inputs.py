@@ -112,7 +112,7 @@ NUMBERS = [
     Case(f"{SAMPLE} --steps -3", "-3", "steps"),
     Case(f"{SAMPLE} --batch_size 0", "0", "batch_size"),
     Case(f"{SAMPLE} --seed zero", "zero", "seed"),
-    Case(f"{SAMPLE} --seed 1e3", "1000", "seed"),
+    Case(f"{SAMPLE} --seed 1.5", "1.5", "seed"),
     Case(f"{SAMPLE} --reinjection 1.5", "1.5", "1"),
     Case(f"{SAMPLE} --reinjection nan", "nan", "1"),
     Case(f"{SAMPLE} --reinjection -0.1", "-0.1", "between 0"),

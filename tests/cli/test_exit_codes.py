@@ -37,9 +37,11 @@ def test_debug_shows_the_traceback_before_the_line_and_only_then(capsys: pytest.
     ("error", "value", "advice"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/runs/a"), "/runs/a: No space left", "free some space"),
-        (OSError(errno.EROFS, "Read-only file system", "/runs/a"), "/runs/a", "choose a folder that is open to you"),
+        (OSError(errno.EROFS, "Read-only file system", "/runs/a"), "/runs/a", "choose a folder or file that is open"),
         (PermissionError(errno.EACCES, "Permission denied", "/runs/a"), "/runs/a", "choose a folder"),
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files", "less at a time"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/runs/a"), "/runs/a: No such file", "stays"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/runs/a"), "/runs/a: Not a directory", "stays"),
         (MemoryError(), "out of memory", "--batch_size"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "CUDA out of memory", "--batch_size"),
     ],

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoisers import DenoiserOutput, FlowModel, RegressionDenoiser
+from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.paths import Path, linear_path, variance_preserving_path
 from tests.nn.builders import first, normal, randomised
-from tests.toys import MixingModel
+from tests.toys import MixingModel, ToyNetwork
 
 each_path = pytest.mark.parametrize(
     "path", [linear_path(), variance_preserving_path()], ids=["linear", "variance_preserving"]
@@ -15,7 +15,7 @@ each_path = pytest.mark.parametrize(
 TIMES = torch.tensor([0.0, 0.2, 0.5, 0.9], dtype=torch.float64)
 
 
-class Same(nn.Module):
+class Same(ToyNetwork):
     """One function of the state and the self-conditioning, told as x_1 or as the velocity that belongs to it."""
 
     def __init__(self, path: Path, prediction: str) -> None:
@@ -23,17 +23,9 @@ class Same(nn.Module):
         self.toy = MixingModel(path)
         self.prediction = prediction
 
-    def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        s: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-        self_cond: Tensor | None = None,
-    ) -> DenoiserOutput:
+    def value(self, x_t: Tensor, t: Tensor, s: Tensor | None, mask: Tensor | None, self_cond: Tensor | None) -> Tensor:
         x1_hat = self.toy.denoise(x_t, t, self_cond=self_cond)
-        return DenoiserOutput(x1_hat if self.prediction == "x1" else self.toy.velocity_of(x_t, x1_hat, t))
+        return x1_hat if self.prediction == "x1" else self.toy.velocity_of(x_t, x1_hat, t)
 
 
 @each_path

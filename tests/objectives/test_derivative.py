@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -85,12 +84,3 @@ def test_derivatives_are_taken_in_float32_under_autocast() -> None:
         assert layer(x.float()).dtype == torch.bfloat16
         half = forward_derivative(lambda y: layer(y).sin(), (x.float(),), (x.float(),))
     assert all(other.dtype == torch.float32 and torch.equal(one, other) for one, other in zip(plain, half, strict=True))
-
-
-@pytest.mark.parametrize("affine", [True, False])
-def test_layer_norm_written_out_is_layer_norm(affine: bool) -> None:
-    norm = randomised(lambda: torch.nn.LayerNorm(D, elementwise_affine=affine))
-    x, u = places()
-    value, change = forward_derivative(norm, (x,), (u,))
-    torch.testing.assert_close(value, norm(x), rtol=0, atol=1e-12)
-    torch.testing.assert_close(change, torch.func.jvp(norm, (x,), (u,))[1], rtol=0, atol=1e-9)

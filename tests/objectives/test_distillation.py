@@ -21,7 +21,6 @@ from tests.objectives.toys import (
     Answering,
     D,
     K,
-    Small,
     both_predictions,
     data,
     each_path,
@@ -29,8 +28,6 @@ from tests.objectives.toys import (
     gradient,
     loss_of,
     seed,
-    single,
-    trained,
 )
 from tests.toys import ExactModel, GaussianModel
 
@@ -132,18 +129,6 @@ def test_n_steps_of_the_optimum_of_progressive_distillation_are_m_n_steps_of_the
     assert objective.trained_nfe == num_steps and objective.teacher_nfe == num_steps * teacher_steps
 
 
-@each_path
-@each_sampler
-def test_a_round_that_learns_from_the_last_agrees_with_a_fixed_teacher_of_more_steps(
-    path: Path, sampler: TimeSampler
-) -> None:
-    flow, halved, batch = exact_flow(path), composed_flow(path, sampler, 2, 2, "velocity"), batch_of(4)
-    for teacher, teacher_steps in ((halved, 2), (flow, 4)):
-        objective = ProgressiveDistillation(sampler, num_steps=1, teacher_steps=teacher_steps)
-        (part,) = objective.regressions(flow, batch, teacher)
-        torch.testing.assert_close(part.target, ends(flow, batch.x_0, 4, sampler), rtol=0, atol=1e-12)
-
-
 @each_sampler
 def test_a_batch_starts_at_each_step_of_the_samplers_grid_equally_often(sampler: TimeSampler) -> None:
     times = ProgressiveDistillation(sampler, num_steps=5).times(batch_of(20))
@@ -194,21 +179,3 @@ def test_the_optimum_of_reflow_goes_the_teachers_whole_way_in_one_step(path: Pat
     torch.testing.assert_close(in_one, in_many, rtol=0, atol=1e-10)
     # And so the data's law is kept, but for the teacher's own error.
     assert (offset - MEAN).abs().max() < 0.02 and (matrix.T @ matrix - COVARIANCE).abs().max() < 0.02
-
-
-@pytest.mark.slow
-@each_path
-def test_a_small_network_learns_in_two_rounds_to_go_in_one_step_where_the_flow_goes_in_four(path: Path) -> None:
-    sampler, x_0 = UniformTime(), normal((128, K, D), seed(0)).float()
-    flow = exact_flow(path).float()
-    flow.network.exact = GaussianModel(path, MEAN.float(), COVARIANCE.float())
-    goal, teacher = ends(flow, x_0, 4, sampler), flow
-    for num_steps in (2, 1):
-        student = FlowModel(Small(), path, "x1")
-        if teacher is not flow:
-            student.load_state_dict(teacher.state_dict())
-        objective = ProgressiveDistillation(sampler, num_steps=num_steps)
-        trained(objective, student, lambda g: single(data(64, g)), steps=250, rate=3e-3, teacher=teacher)
-        teacher = student
-    wrong = [(ends(model, x_0, 1, sampler) - goal).square().mean() for model in (flow, teacher)]
-    assert wrong[1] < 0.05 * wrong[0], wrong

@@ -64,18 +64,6 @@ def test_times_are_in_order_and_shares_are_kept(
     assert last == min(round(end * count), count - first) and (s[count - last :] == 1).all()
 
 
-def test_single_draws_have_the_samplers_law_and_pairs_are_the_smaller_and_the_larger(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(FlowMapObjective, "instant_share", 0.25)
-    monkeypatch.setattr(FlowMapObjective, "end_share", 0.25)
-    z = torch.zeros(8000, 1, 1)
-    t, s, _ = MeanFlow(UniformTime(stratified=False)).times(Batch(z, z, z[..., 0].bool(), seed(0)))
-    median = 1 - 0.5**0.5  # of the smaller of two
-    for times, expected in ((t[:2000], 0.5), (t[6000:], 0.5), (t[2000:6000], median), (s[2000:6000], 1 - median)):
-        assert abs((times < expected).double().mean() - 0.5) < 5 * 0.5 / len(times) ** 0.5
-
-
 @each_path
 @both_predictions
 def test_pairs_with_equal_times_are_flow_matching_bit_for_bit(
@@ -201,16 +189,3 @@ def test_a_step_is_the_sum_of_its_halves_at_the_exact_map(
     part = jump_as_two(exact_map(path, prediction), x_t, (t, r, s), (r, s), mask)
     assert (part.prediction - part.target).abs().max() < 1e-9
     assert finest.any() and not finest.all()
-
-
-@each_path
-@both_predictions
-def test_the_halves_of_the_finest_steps_are_eulers(path: Path, prediction: PredictionType) -> None:
-    model, x_0 = exact_map(path, prediction), normal((3, K, D), seed(0))
-    t, r, s = (torch.full((3,), time) for time in (0.25, 0.375, 0.5))
-    target = composed_estimate(model, x_0, (t, r, s), (t, r), torch.ones(3, K).bool())
-    x_t = x_0
-    for start, end in ((t, r), (r, s)):
-        x_1 = model.network.exact.denoise(x_t, start)
-        x_t = path.sample(x_1, path.eps_from_x1(x_t, x_1, start), end)
-    torch.testing.assert_close(path.sample(target, path.eps_from_x1(x_0, target, t), s), x_t, rtol=0, atol=1e-12)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoisers import DenoiserOutput, FlowModel, PredictionType
+from fewstep.denoisers import FlowModel, PredictionType
 from fewstep.objectives import FlowMatching
 from fewstep.paths import linear_path
 from fewstep.readouts import LinearReadout, TransformerReadout
@@ -12,12 +12,13 @@ from fewstep.schedules import UniformTime
 from fewstep.types import Latents, TokenBatch
 from tests.nn.builders import randomised
 from tests.objectives.toys import D, both_predictions, data, loss_of, seed
+from tests.toys import ToyNetwork
 
 V = 5
 Asked = list[tuple[Tensor, Tensor, Tensor | None]]
 
 
-class Stub(nn.Module):
+class Stub(ToyNetwork):
     """tanh of the state plus what is fed back; it records its arguments, and may have token logits."""
 
     def __init__(self, readout: nn.Module | None = None) -> None:
@@ -26,18 +27,12 @@ class Stub(nn.Module):
         self.readout = readout
         self.asked: Asked = []
 
-    def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        s: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-        self_cond: Tensor | None = None,
-    ) -> DenoiserOutput:
+    def value(self, x_t: Tensor, t: Tensor, s: Tensor | None, mask: Tensor | None, self_cond: Tensor | None) -> Tensor:
         self.asked.append((x_t, t, self_cond))
-        value = x_t.tanh() + self.gain * x_t + (0 if self_cond is None else self_cond)
-        return DenoiserOutput(value, None if self.readout is None else self.readout(value, mask))
+        return x_t.tanh() + self.gain * x_t + (0 if self_cond is None else self_cond)
+
+    def token_logits(self, value: Tensor, mask: Tensor | None) -> Tensor | None:
+        return None if self.readout is None else self.readout(value, mask)
 
 
 def batch(lengths: list[int]) -> tuple[Latents, TokenBatch]:

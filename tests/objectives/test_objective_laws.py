@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import ESTIMATES, EstimateKind, FlowModel, PredictionType, RegressionDenoiser
-from fewstep.objectives import OBJECTIVES, Objective
+from fewstep.objectives import OBJECTIVES, HeadTraining, Objective, Reconstruction
 from fewstep.objectives.flow_maps import FlowMapObjective
 from fewstep.paths import Path, linear_path
 from fewstep.readouts import LinearReadout
@@ -237,13 +237,18 @@ def test_a_small_network_learns_to_go_in_one_step(name: str, prediction: Predict
         ("progressive", {"teacher_steps": 1}, "teacher_steps 1"),
         ("reflow", {"num_steps": 0}, "num_steps 0"),
         ("reflow", {"times_per_pair": 0}, "times_per_pair 0"),
+        ("reconstruction", {"noise_level_max": -1.0}, "noise_level_max -1.0"),
+        ("reconstruction", {"latent_dropout": 1.0}, "latent_dropout 1.0"),
+        ("reconstruction", {"token_masking": 1.0}, "token_masking 1.0"),
+        ("head", {"noise_level_max": -1}, "noise_level_max is -1"),
+        ("head", {"prefix_dropout": 1.0}, "prefix_dropout is 1.0"),
+        ("head", {"generated_share": -0.1}, "generated_share is -0.1"),
     ],
 )
-def test_settings_out_of_range_are_refused_by_name_and_value(
-    name: str, settings: dict[str, object], message: str
-) -> None:
+def test_settings_out_of_range_are_refused_by_name_and_value(name: str, settings: dict[str, Any], message: str) -> None:
+    of_latents = {"reconstruction": Reconstruction, "head": HeadTraining}
     with pytest.raises(ValueError, match=rf"{message}\b.*expected"):
-        build(name, **settings)
+        of_latents[name](**settings) if name in of_latents else build(name, **settings)
 
 
 def test_an_objective_brings_its_own_kind_of_estimate_and_a_taken_name_is_refused() -> None:

@@ -9,12 +9,9 @@ from fewstep.objectives import HeadTraining, Reconstruction
 from fewstep.readouts import CausalTransformer, CommitmentHead, TransformerReadout
 from fewstep.types import Latents, TokenBatch
 from tests.nn.builders import first, normal, randomised
+from tests.objectives.toys import seed
 
 V, D = 7, 3
-
-
-def seed(number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(number)
 
 
 def autoencoder_and_readout() -> tuple[TransformerAutoencoder, TransformerReadout]:
@@ -152,15 +149,6 @@ def test_the_head_is_told_the_level_that_its_latents_hold(
     assert_uniform(level, 2.0)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"noise_level_max": -1.0}, {"latent_dropout": 1.0}, {"latent_dropout": -0.1}, {"token_masking": 1.0}],
-)
-def test_reconstruction_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="expected a level >= 0"):
-        Reconstruction(**settings)
-
-
 def batch_of(count: int, generator: torch.Generator) -> tuple[Latents, TokenBatch]:
     """Full blocks."""
     tokens = TokenBatch(torch.randint(V, (count, 8), generator=generator), torch.ones(count, 8).bool())
@@ -200,16 +188,3 @@ def test_the_generated_share_of_examples_reads_what_the_flow_made_of_them(genera
     assert abs(replaced.double().mean() - 0.25) < 5 * (0.25 * 0.75 / 2000) ** 0.5
     with pytest.raises(ValueError, match=r"generated_share is 0.25, but there is no flow"):
         training.forward(model, latents, tokens=tokens, generator=seed(1))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"noise_level_max": -1}, "noise_level_max is -1"),
-        ({"prefix_dropout": 1.0}, "prefix_dropout is 1.0"),
-        ({"generated_share": -0.1}, "generated_share is -0.1"),
-    ],
-)
-def test_settings_of_commitment_training_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        HeadTraining(**settings)

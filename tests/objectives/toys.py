@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoisers import DenoiserOutput, FlowModel, PredictionType
+from fewstep.denoisers import FlowModel, PredictionType
 from fewstep.objectives import Objective
 from fewstep.paths import Path, linear_path, variance_preserving_path
 from fewstep.types import Latents, LossOutput
 from tests.nn.builders import first, normal
-from tests.toys import ExactModel, GaussianModel
+from tests.toys import ExactModel, GaussianModel, ToyNetwork
 
 D, K = 2, 3
 MEAN = torch.tensor([0.5, -1.0], dtype=torch.float64)
@@ -67,28 +67,19 @@ class FixedTimes:
         return torch.rand(batch_size, generator=seed(5)) if self.times is None else torch.tensor(self.times)
 
 
-class Network(nn.Module):
+class Network(ToyNetwork):
     """Base: ``answer(x_t, t, s)`` plus ``gain`` x_t + ``shift``, which are zero at the optimum."""
 
     def __init__(self, two_times: bool = False, latent_dim: int = D) -> None:
-        super().__init__()
-        self.config = {"two_times": two_times}
+        super().__init__(two_times)
         self.gain = nn.Parameter(torch.tensor(0.0, dtype=torch.float64))
         self.shift = nn.Parameter(torch.zeros(latent_dim, dtype=torch.float64))
 
     def answer(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        s: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-        self_cond: Tensor | None = None,
-    ) -> DenoiserOutput:
-        return DenoiserOutput(self.answer(x_t, t, t if s is None else s) + self.gain * x_t + self.shift)
+    def value(self, x_t: Tensor, t: Tensor, s: Tensor | None, *_: object) -> Tensor:  # type: ignore[override]
+        return self.answer(x_t, t, t if s is None else s) + self.gain * x_t + self.shift
 
 
 class Answering(Network):
@@ -168,12 +159,11 @@ def exact_map(path: Path, prediction: PredictionType) -> FlowModel:
     return FlowModel(ExactMap(path, prediction), path, prediction)
 
 
-class Small(nn.Module):
+class Small(ToyNetwork):
     """A float32 network that learns: two smooth layers over (x_t, t, s - t), each position by itself."""
 
     def __init__(self, two_times: bool = False, width: int = 48, latent_dim: int = D) -> None:
-        super().__init__()
-        self.config = {"two_times": two_times}
+        super().__init__(two_times)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.body = nn.Sequential(
@@ -185,22 +175,14 @@ class Small(nn.Module):
             )
             self.straight = nn.Linear(latent_dim, latent_dim)
 
-    def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        s: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-        self_cond: Tensor | None = None,
-    ) -> DenoiserOutput:
+    def value(self, x_t: Tensor, t: Tensor, s: Tensor | None, *_: object) -> Tensor:  # type: ignore[override]
         distance = torch.zeros_like(t) if s is None else s - t
         times = torch.stack([t, (3 * t).sin(), (3 * t).cos(), distance], -1).to(x_t.dtype)
         times = times[:, None].expand(*x_t.shape[:2], 4)
-        return DenoiserOutput(self.body(torch.cat([x_t, times], -1)) + self.straight(x_t))
+        return self.body(torch.cat([x_t, times], -1)) + self.straight(x_t)
 
 
-class Wrapped(nn.Module):
+class Wrapped(ToyNetwork):
     """A network between two functions: ``before`` sees its arguments, ``after`` its value."""
 
     def __init__(
@@ -209,25 +191,12 @@ class Wrapped(nn.Module):
         before: Callable[..., object] = lambda *_: None,
         after: Callable[[Tensor], Tensor] = lambda value: value,
     ) -> None:
-        super().__init__()
+        super().__init__(bool(network.config["two_times"]))  # type: ignore[index]
         self.network, self.before, self.after = network, before, after
 
-    @property
-    def config(self) -> dict[str, Any]:
-        return self.network.config  # type: ignore[return-value]
-
-    def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        s: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-        self_cond: Tensor | None = None,
-    ) -> DenoiserOutput:
+    def value(self, x_t: Tensor, t: Tensor, s: Tensor | None, mask: Tensor | None, self_cond: Tensor | None) -> Tensor:
         self.before(x_t, t, s, mask, self_cond)
-        output = self.network(x_t, t, s, mask=mask, self_cond=self_cond)
-        return DenoiserOutput(self.after(output.value), output.token_logits)
+        return self.after(self.network(x_t, t, s, mask=mask, self_cond=self_cond).value)
 
 
 class Tally(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """What wandb and the CSV keep of a run."""
 
 import json
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,20 @@ import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
+from fewstep.cli import main as commands
 from fewstep.cli.train import main
 from tests.runs import BATCH_SIZE, BLOCK_SIZE, Workshop, logged
+
+
+@pytest.fixture(autouse=True)
+def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No variable of wandb's from outside, and its process, which remembers them, anew for each test."""
+    for name in [name for name in os.environ if name.startswith("WANDB_") and name != "WANDB_MODE"]:
+        monkeypatch.delenv(name)
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
 
 EXPECTED = ("train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second", "val/loss")
 
@@ -23,7 +36,12 @@ def wandb_records(file: Path) -> Iterator[Record]:
     wandb's own process writes the file, so this ends that process first.
     """
     wandb.teardown()
-    data, place, parts = file.read_bytes(), 7, b""  # 7 bytes of file header
+    yield from records_in(file.read_bytes())
+
+
+def records_in(data: bytes) -> Iterator[Record]:
+    """The records in the bytes of a run's file."""
+    place, parts = 7, b""  # 7 bytes of file header
     while place + 7 <= len(data):
         if (left := -place % 32768) and left < 7:  # no header fits into the rest of a block
             place += left
@@ -103,3 +121,110 @@ def test_tokens_per_second_counts_tokens_over_time(workshop: Workshop, tmp_path:
     assert sorted(rates) == [4, 9]
     tokens = 5 * BATCH_SIZE * BLOCK_SIZE
     assert all(tokens / 10 < rate < tokens / 1e-4 for rate in rates.values())
+
+
+def only_run(folder: Path) -> tuple[Path, Record]:
+    """The file of the only offline run in a folder, and its record of how it was started."""
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    return file, next(record.run for record in wandb_records(file) if record.WhichOneof("record_type") == "run")
+
+
+def test_the_environment_decides_what_the_settings_do_not(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"MODE": "OFFLINE", "PROJECT": "mine", "NAME": "first", "ENTITY": "lab", "RUN_GROUP": "all", "TAGS": "a,b"}
+    for name, value in {**names, "DIR": str(tmp_path / "elsewhere")}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    (tmp_path / "elsewhere").mkdir()
+    run_dir = tmp_path / "run"
+    assert main(workshop.arguments("language_model", f"--run_dir={run_dir}", steps=2)) == 0
+    _, run = only_run(tmp_path / "elsewhere")
+    assert (run.project, run.display_name, run.entity, run.run_group) == ("mine", "first", "lab", "all")
+    assert list(run.tags) == ["a", "b"]
+    assert not list(run_dir.glob("wandb"))
+    own = ["--trainer.logger=WandbLogger", "--trainer.logger.project=line", f"--trainer.logger.save_dir={tmp_path}"]
+    assert main(workshop.arguments("language_model", f"--run_dir={run_dir}", "--overwrite", *own, steps=2)) == 0
+    _, run = only_run(tmp_path)
+    assert (run.project, run.display_name) == ("line", "first"), "the line wins over the environment"
+
+
+@pytest.mark.parametrize("names", [{"DISABLED": "true"}, {"DISABLED": "1", "MODE": "offline"}, {"MODE": "Disabled"}])
+def test_wandb_can_be_disabled_by_either_variable(
+    names: dict[str, str], workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name, value in names.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    assert main(workshop.arguments("language_model", f"--run_dir={tmp_path / 'run'}", steps=2)) == 0
+    assert not list(tmp_path.rglob("wandb"))
+
+
+def test_an_unknown_mode_is_one_line(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    capsys.readouterr()
+    assert commands.main(["train", *workshop.arguments("language_model", f"--run_dir={tmp_path / 'run'}")]) == 2
+    assert "WANDB_MODE is 'sometimes'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_the_user_has_open_is_neither_logged_into_nor_finished(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "mine").mkdir()
+    mine = wandb.init(project="mine", dir=tmp_path / "mine", settings=wandb.Settings(silent=True))
+    for number, logger in enumerate(([], ["--trainer.logger=WandbLogger"])):
+        run_dir = tmp_path / f"run_{number}"
+        arguments = ["train", *workshop.arguments("language_model", f"--run_dir={run_dir}", *logger, steps=2)]
+        assert commands.main([*arguments, "--trainer.max_steps=0"]) == 2
+        assert commands.main(arguments) == 0
+        assert wandb.run is mine
+        assert any("train/loss" in row for row in wandb_rows_without_teardown(run_dir))
+    mine.log({"still": "open"})
+    mine.finish()
+    rows, _ = wandb_rows(tmp_path / "mine")
+    assert [set(row) - {"_step", "_runtime", "_timestamp"} for row in rows] == [{"still"}]
+
+
+def wandb_rows_without_teardown(run_dir: Path) -> list[set[str]]:
+    """The keys of the history of the only run in a folder, which is finished while others may be open."""
+    (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+    records = (record for record in records_in(file.read_bytes()) if record.WhichOneof("record_type") == "history")
+    return [{"/".join(item.nested_key) or item.key for item in record.history.item} for record in records]
+
+
+def test_a_sweep_of_an_agent_trains_with_its_values_in_its_run(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``wandb.agent`` calls a function: the run's number in the environment, its values in ``wandb.config``."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    for rate in (0.001, 0.002):
+        wandb.teardown()
+        monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+        monkeypatch.setenv("WANDB_RUN_ID", f"rate{int(rate * 1000)}")
+        run = wandb.init(config={"rate": rate}, settings=wandb.Settings(silent=True))
+        flags = [f"--run_dir={tmp_path / run.id}", f"--model.optimizer.learning_rate={wandb.config.rate}"]
+        assert main(workshop.arguments("language_model", *flags, steps=2)) == 0
+        assert wandb.run is run, "the agent finishes it"
+        wandb.finish()
+    for number in (1, 2):
+        (file,) = tmp_path.glob(f"wandb/offline-run-*-rate{number}/*.wandb")
+        history = [r for r in wandb_records(file) if r.WhichOneof("record_type") == "history"]
+        assert any(
+            item.nested_key == ["val/loss"] or item.key == "val/loss" for r in history for item in r.history.item
+        )
+
+
+def test_a_command_of_an_agent_takes_the_run_of_the_sweep(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the ``wandb agent`` command starts its program: values as flags, the run in the environment."""
+    for name, value in {"MODE": "offline", "SWEEP_ID": "sweep", "RUN_ID": "third", "DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    flags = [f"--run_dir={tmp_path / 'run'}", "--model.optimizer.learning_rate=0.003"]
+    assert main(workshop.arguments("language_model", *flags, steps=2)) == 0
+    _, run = only_run(tmp_path)
+    assert (run.run_id, run.sweep_id) == ("third", "sweep")

@@ -88,7 +88,7 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
     if options.mauve:
         mauve_package_version()
     if options.wandb:
-        from fewstep.training.callbacks.progress import check_wandb
+        from fewstep.training.tracking import check_wandb
 
         check_wandb()
     with Processes.join() as processes, ExitStack() as locked:
@@ -159,7 +159,7 @@ def write_results(rows: "Sequence[Row]", plan: "Plan", scorer: str, folder: Path
     print(rows_text(rows, plan.caption, plan.columns))
     print(f"\nrows      {folder / ROWS}\ntable     {folder / TABLE}\npictures  {folder / 'pareto_*.png'}")
     if wandb:
-        from fewstep.training.callbacks.progress import log_study
+        from fewstep.training.tracking import log_study
 
         heading, *lines = table_lines(rows, plan.columns)
         figures = {f"sweep_pictures/{name}": file for name, file in pictures.items()}

@@ -29,7 +29,7 @@ LONGEST_LINE = 600
 
 MACHINE_ERRORS = (
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, "free some space, or write to another disk"),
-    (errno.EROFS, errno.EACCES, errno.EPERM, "choose a folder that is open to you"),
+    (errno.EROFS, errno.EACCES, errno.EPERM, "choose a folder or file that is open to you"),
     (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, "give another name"),
     (errno.EIO, errno.ESTALE, errno.ENODEV, "the disk or its connection fails: choose another one"),
     (errno.EMFILE, errno.ENFILE, errno.ENOMEM, "the machine is at its limit: give it less at a time"),
@@ -190,6 +190,8 @@ def machine_message(error: Exception) -> str | None:
     for *numbers, advice in MACHINE_ERRORS:
         if isinstance(error, OSError) and error.errno in numbers:
             return f"{error.filename or 'a file'}: {error.strerror}: {advice}"
+    if isinstance(error, OSError) and error.filename and error.strerror:  # a folder that vanished, say
+        return f"{error.filename}: {error.strerror}: see that it is there and stays, then start again"
     return None
 
 

@@ -1,7 +1,6 @@
 """Result files, written whole or not at all and never over others unasked; folders; progress bars."""
 
 import os
-import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fewstep.errors import UserError
+from fewstep.locking import draft_of, put_in_place
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -25,22 +25,17 @@ def new_text_file(path: str | Path, *, overwrite: bool) -> Iterator[Write]:
     """
     target = Path(path).resolve()
     check_free(target, overwrite=overwrite)
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        draft.touch(exist_ok=False)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"cannot write {path}: its folder {target.parent} does not exist; make it first") from None
+    if not target.parent.is_dir():
+        raise UserError(f"cannot write {path}: its folder {target.parent} does not exist; make it first")
+    with draft_of(target) as draft:
 
-    def write(lines: Iterable[str]) -> None:
-        with draft.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(lines)
-        check_free(target, overwrite=overwrite)  # another process may have written it meanwhile
-        os.replace(draft, target)
+        def write(lines: Iterable[str]) -> None:
+            with draft.open("w", encoding="utf-8", newline="\n") as stream:
+                stream.writelines(lines)
+            check_free(target, overwrite=overwrite)  # another process may have written it meanwhile
+            put_in_place(draft, target)
 
-    try:
         yield write
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

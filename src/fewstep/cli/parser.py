@@ -9,7 +9,7 @@ from docstring_parser import parse
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
 from fewstep.errors import UserError
-from fewstep.settings import PARSER, ConfigOption, expand_home, parser_message
+from fewstep.settings import PARSER, ConfigOption, expand_home, parser_message, whole_number
 
 Options = TypeVar("Options")
 Number = TypeVar("Number", int, float)
@@ -61,7 +61,7 @@ def parse_options(command: str, options: type[Options], argv: Sequence[str]) -> 
             option = name or (before if before.startswith("--") else "an argument")
             raise UserError(f"{option} is empty (got ''): give a value, or leave it out")
     try:
-        parsed = expand_home(command_parser(command, options).parse_args(list(argv)))
+        parsed = expand_home(command_parser(command, options).parse_args([whole_number(word) for word in argv]))
     except ArgumentError as error:
         raise UserError(f"{parser_message(error)}; see fewstep {command} --help") from None
     return options(**{field.name: parsed[field.name] for field in fields(options)})  # type: ignore[arg-type]

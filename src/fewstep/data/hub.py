@@ -2,11 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fewstep.errors import UserError, first_line
 
 _PROBE_SECONDS = 10.0
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name that does not exist here is a mistyped path, which would take the hub seconds to deny.
+
+    It has more than one slash, begins with a dot, ~ or a folder that exists here, or ends like one of our files.
+    """
+    first, _, rest = name.partition("/")
+    is_path = "/" in rest or name.startswith((".", "~", "/")) or (bool(rest) and Path(first).is_dir())
+    return is_path or name.endswith((".ckpt", ".safetensors", ".json"))
 
 
 @contextmanager
@@ -33,6 +44,8 @@ def check_on_hub(kind: str, name: str) -> str:
     """
     from huggingface_hub import HfApi, constants
 
+    if looks_local(name):
+        raise UserError(f"{kind} '{name}' does not exist: it looks like a path; give one that does, or a hub name")
     if constants.HF_HUB_OFFLINE:
         return "offline"
     ask: Any = HfApi().dataset_info if kind == "data set" else HfApi().model_info

@@ -67,7 +67,7 @@ class RowFile(Generic[AnyRow]):
             whole = sum(len(line) + 1 for line in self._whole_lines())
             with self.file.open("ab") as stream:
                 stream.truncate(whole)  # what a killed process left of a line
-                stream.write(line.encode())
+                stream.write(line.encode("utf-8", "backslashreplace"))  # JSON's escape for a lone surrogate
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:

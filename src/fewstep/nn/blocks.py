@@ -112,7 +112,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, max_frequency: float = 1_000.0) -> None:
         super().__init__()
-        frequencies = torch.logspace(0, torch.log10(torch.tensor(max_frequency)).item(), 64)
+        highest = torch.log10(torch.tensor(max_frequency, dtype=torch.float32)).item()
+        frequencies = torch.logspace(0, highest, 64, dtype=torch.float32)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * 64, width), nn.SiLU(), nn.Linear(width, width))
 

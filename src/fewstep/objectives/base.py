@@ -74,6 +74,12 @@ class Objective(ABC):
             raise TypeError(f"{cls.__name__}: another estimate is already called {cls.estimate.name!r}")
 
     @property
+    def saved_name(self) -> str:
+        """What a saved model calls it: its class, of another package with the path to import it from."""
+        own = type(self)
+        return own.__name__ if own.__module__.startswith("fewstep.") else f"{own.__module__}.{own.__qualname__}"
+
+    @property
     def trained_nfe(self) -> int | None:
         """The number of sampling steps that the model is trained for; None: any."""
         return None

@@ -22,6 +22,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -270,7 +271,7 @@ def parse_rule(value: RuleLike) -> Rule:
     """
     if callable(value):
         return value
-    if isinstance(value, int | float):
+    if isinstance(value, Real):  # NumPy's numbers too
         return constant(value)
     if not isinstance(value, str):
         return listed(*value)

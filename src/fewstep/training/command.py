@@ -7,16 +7,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import wandb
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, Namespace
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fewstep.errors import UserError
-from fewstep.settings import PARSER, ConfigOption, SizeOption, expand_home, parser_message
+from fewstep.settings import PARSER, ConfigOption, SizeOption, expand_home, parser_message, whole_number
+from fewstep.shapes import own_defaults
 from fewstep.training.callbacks import (
     CompiledBlocks,
     Diagnostics,
@@ -30,7 +32,6 @@ from fewstep.training.callbacks import (
     WeightAverage,
 )
 from fewstep.training.callbacks.diagnostics import check_measurements
-from fewstep.training.callbacks.progress import check_wandb, default_loggers, finish_wandb
 from fewstep.training.data_modules import StepDataModule
 from fewstep.training.module import TrainingModule, announce
 from fewstep.training.run_folder import (
@@ -43,10 +44,16 @@ from fewstep.training.run_folder import (
     find_checkpoint,
     tokenizer_of,
 )
+from fewstep.training.tracking import check_wandb, default_loggers, finish_runs, in_own_run
+from fewstep.training.trainer_settings import (
+    check_built,
+    check_trainer,
+    is_refusal,
+    place_loggers,
+    with_log_folder,
+)
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-SHARDING = ("fsdp", "deepspeed", "modelparallel", "xla_fsdp")
-"""Prefixes of Lightning's strategies that keep a part of the weights in each process."""
 DEFAULT_DATA = {"class_path": "fewstep.training.TextDataModule", "init_args": {}}
 INTENDED = (
     ".*args parameter is intended.*",  # we parse on behalf of the caller
@@ -66,7 +73,7 @@ class SaveConfig(SaveConfigCallback):
         if stage != "fit":
             return
         file = Path(trainer.default_root_dir) / self.config_filename
-        self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(self.config, file, skip_unset=False, overwrite=True, multifile=False)
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -85,6 +92,11 @@ class FewstepCLI(LightningCLI):
     """LightningCLI with a run folder: checkpoints, logs, samples and the trained model lie under ``--run_dir``."""
 
     init_parser = staticmethod(_init_parser)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those of LightningCLI that the stages have steps for."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder and the callbacks, in the order that they are called.
@@ -117,6 +129,7 @@ class FewstepCLI(LightningCLI):
         super().parse_arguments(parser, args)
         config = expand_home(self.config[self.config.subcommand])
         check_settings(config)
+        self._loggers = place_loggers(config.trainer.logger, config.run_dir)
         self._note = ""
         if config.ckpt_path is not None:  # before Lightning reads it, whose errors name no remedy
             stage = named(config.model.class_path).stage_name
@@ -138,7 +151,7 @@ class FewstepCLI(LightningCLI):
         if isinstance(base, str) and "tokenizer" in data and data.tokenizer is None:
             data.tokenizer = tokenizer_of(base, data.cache_dir)
         if self._writes():
-            if config.trainer.logger is None:
+            if config.trainer.logger in (None, True) or "WandbLogger" in self._loggers:
                 check_wandb()
             self._folder.check()
 
@@ -146,24 +159,27 @@ class FewstepCLI(LightningCLI):
         """Build data, model and trainer. Raises ``UserError`` for a value that a constructor refuses."""
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
+        except ValueError as error:
             raise UserError(parser_message(error)) from error
 
     # LightningCLI calls it without arguments and offers **kwargs to subclasses only, so none are taken here.
     def instantiate_trainer(self) -> Trainer:  # type: ignore[override]
         """The trainer with this run's folder, loggers and callbacks."""
-        config = self._settings()
-        is_trial = bool(config.trainer.fast_dev_run)
-        logger = config.trainer.logger
-        if logger is None:
-            logger = default_loggers(config.run_dir) if self.subcommand == "fit" and not is_trial else False
-        callbacks = list(self.config_init[self.subcommand].trainer.callbacks or [])
-        if config.trainer.enable_progress_bar is not False:
+        config, built = self._settings(), self.config_init[self.subcommand].trainer
+        logger, callbacks = in_own_run(built.logger), built.callbacks or []
+        if logger in (None, True):
+            logs = self.subcommand == "fit" and not config.trainer.fast_dev_run
+            logger = default_loggers(config.run_dir) if logs else False
+        callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+        if config.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             # Metrics are read from the device when the bar is drawn: as often as they are logged.
             callbacks.append(StepBar(refresh_rate=config.trainer.log_every_n_steps or 50))
         trainer = super().instantiate_trainer(
             default_root_dir=config.run_dir, logger=logger, callbacks=[*callbacks, Monitor()]
         )
+        check_built(trainer)
+        if self.subcommand == "fit" and config.diagnostics.measurements is not None:
+            check_measurements(config.diagnostics.measurements, self.model)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self._writes():
             self._folder.open()
@@ -178,8 +194,6 @@ class FewstepCLI(LightningCLI):
         try:
             # weights_only: no code of the checkpoint is run.
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        except MisconfigurationException as error:
-            raise UserError(parser_message(error)) from error
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
@@ -189,7 +203,17 @@ class FewstepCLI(LightningCLI):
                 raise
             (resume_point,) = (item for item in self.trainer.callbacks if isinstance(item, ResumePoint))  # type: ignore[attr-defined]
             raise resume_point.stopped(self.trainer) from None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; finish the wandb runs that it opened; a folder created for no batch goes again."""
+        open_before, is_done = wandb.run, False
+        try:
+            super()._run_subcommand(subcommand)
+            is_done = True
         finally:
+            finish_runs(self.trainer.loggers, open_before)
+            if not is_done and not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+                self._folder.discard()
             self._folder.close()
 
     def _settings(self) -> Namespace:
@@ -206,24 +230,7 @@ def check_settings(config: Namespace) -> None:
     trainer, seed = config.trainer, config.get("seed_everything")
     if not 0 <= (seed or 0) < 2**32:
         raise UserError(f"seed_everything is {seed}: expected a whole number from 0 to {2**32 - 1}")
-    limits = (
-        ("trainer.max_steps", 1 if trainer.fast_dev_run else trainer.max_steps, 1, "(steps, not epochs, are counted)"),
-        ("trainer.val_check_interval", trainer.val_check_interval, 1e-9, ""),
-        ("trainer.gradient_clip_val", trainer.gradient_clip_val, 0, "or null"),
-    )
-    for name, value, least, note in limits:
-        if value is not None and value < least:
-            raise UserError(f"{name} is {value}: expected at least {least} {note}".rstrip())
-    precision = str(trainer.precision)
-    if precision in ("bf16-true", "16-true"):  # whitening, times and paths are float32
-        mixed = precision.replace("true", "mixed")
-        raise UserError(f"trainer.precision is {precision}: the weights stay float32 here; give {mixed} or 32-true")
-    strategy = trainer.strategy
-    name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", ""))
-    if name.rpartition(".")[2].lower().startswith(SHARDING):
-        raise UserError(
-            f"trainer.strategy is {name}: every process keeps whole weights here; give ddp (docs/howto/cluster.md)"
-        )
+    check_trainer(trainer)
     if config.diagnostics.measurements is not None:  # before the text is read
         check_measurements(config.diagnostics.measurements)
     model, data = config.model.class_path, config.data.class_path
@@ -239,6 +246,7 @@ def named(class_path: str) -> Any:
     return getattr(import_module(module), name)
 
 
+@own_defaults()
 def run_training(arguments: list[str]) -> None:
     """Train with ``arguments`` (``fit --config FILE ...``).
 
@@ -246,8 +254,10 @@ def run_training(arguments: list[str]) -> None:
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # a profiler logs its report
     for message in INTENDED:
         warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
     try:
         FewstepCLI(
             model_class=TrainingModule,
@@ -259,14 +269,16 @@ def run_training(arguments: list[str]) -> None:
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1, "enable_model_summary": False},
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False, "config_filename": "config.yaml"},
-            parser_kwargs={**{name: dict(PARSER) for name in ("fit", "validate", "test", "predict")}, **PARSER},
+            parser_kwargs={**{name: dict(PARSER) for name in FewstepCLI.subcommands()}, **PARSER},
             auto_configure_optimizers=False,
-            args=arguments,
+            args=with_log_folder([whole_number(word) for word in arguments]),
         )
     except SystemExit as end:  # --help and --print_config
         if end.code not in (None, 0):
             raise
     except ArgumentError as error:
         raise UserError(parser_message(error)) from None
-    finally:
-        finish_wandb()
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        raise UserError(parser_message(error)) from error

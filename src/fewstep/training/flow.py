@@ -159,7 +159,7 @@ def identity_of_flow(model: Identity, objective: Objective, path: PathName, pred
         model,
         path=path,
         prediction=prediction,
-        objective=type(objective).__name__,
+        objective=objective.saved_name,
         trained_nfe=objective.trained_nfe,
         estimate=objective.estimate.name,
         grid_mean=mean,

@@ -12,15 +12,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from fewstep.data import tokenizer_fingerprint
 from fewstep.errors import UserError
-from fewstep.locking import LOCK_FILE, FolderLock, cached_folder
+from fewstep.locking import LOCK_FILE, PARTIAL, FolderLock, cached_folder, draft_of, put_in_place
 from fewstep.model import kind_of
-from fewstep.storage import CHECKPOINT_KEY, flush, load_checkpoint, locate, read_model, recover_folder
+from fewstep.storage import CHECKPOINT_KEY, load_checkpoint, locate, read_model, recover_folder
 
 CHECKPOINTS, MODEL, NONFINITE = "checkpoints", "model", "nonfinite"
 LAST, PREVIOUS, SET_ASIDE = "last.ckpt", "previous.ckpt", "set_aside.ckpt"
 """The newest checkpoint, the one before it, and a newest one that a resumed run did not start from."""
-PARTIAL = ".partial"
-"""Suffix of a checkpoint that is being written."""
 REPLACED = (CHECKPOINTS, MODEL, NONFINITE, "csv", "samples.jsonl", "diagnostics.jsonl", "diagnostics")
 """What ``--overwrite`` removes. Offline wandb runs stay: they may not be uploaded yet."""
 
@@ -39,6 +37,7 @@ class RunFolder:
         self.built_on = built_on
         self.continues = resumed is not None and folder.resolve() in resumed.resolve().parents
         self._lock = FolderLock(folder, "--run_dir")
+        self._is_new = False
 
     def check(self) -> None:
         """Raise ``UserError`` for a folder that is in use or may not be overwritten. Writes nothing."""
@@ -50,6 +49,7 @@ class RunFolder:
 
     def open(self) -> None:
         """Lock the folder; clean up after a killed process, or create it for a new run."""
+        self._is_new = not self.folder.exists()
         self._lock.acquire()
         try:
             self._check_content()
@@ -60,6 +60,11 @@ class RunFolder:
         except BaseException:
             self._lock.release()
             raise
+
+    def discard(self) -> None:
+        """Remove the folder, if this run created it: for a run that was refused before its first batch."""
+        if self._is_new:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Release the lock."""
@@ -156,27 +161,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         At every moment both names stand for whole checkpoints; if the disk refuses (``UserError``), nothing is lost.
         """
         file = Path(path)
-        partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            if file.name == LAST and file.exists():
-                _name_previous(file)
-            os.replace(partial, file)
-            with suppress(OSError):  # not every file system can flush a folder
-                flush(file.parent)
+            with draft_of(file) as draft:
+                with draft.open("wb") as stream:
+                    torch.save(checkpoint, stream)
+                if file.name == LAST and file.exists():
+                    _name_previous(file)
+                put_in_place(draft, file)
         except (OSError, RuntimeError) as error:
             # torch reports a failed write as a RuntimeError with the reason as its context.
             reason = error if isinstance(error, OSError) else error.__context__
             if not isinstance(reason, OSError):
                 raise
             raise UserError(cannot_write(file, reason)) from None
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
 
 
 def _name_previous(last: Path) -> None:

@@ -15,6 +15,7 @@ from fewstep.pipeline import as_user_error, sampled_latents
 from fewstep.samplers import FlowSampler, RuleLike, Solver
 from fewstep.samplers.sampler import check_compatible, check_numbers
 from fewstep.schedules import TimeGrid
+from fewstep.shapes import own_defaults
 
 
 def image_autoencoder(model: SavedModel) -> ImageAutoencoder:
@@ -49,6 +50,7 @@ class ImageGenerator:
     def __init__(self, model: SavedModel) -> None:
         self.model = model
 
+    @own_defaults()
     @torch.no_grad()
     def generate(
         self,
@@ -60,6 +62,7 @@ class ImageGenerator:
         solver: str | Solver = "euler",
         grid: TimeGrid | None = None,
         batch_size: int = 64,
+        first_sample: int = 0,
     ) -> GeneratedImages:
         """``num_samples`` images; the arguments are those of :meth:`TextGenerator.generate`.
 
@@ -73,7 +76,7 @@ class ImageGenerator:
             grid = self.model.identity.default_grid() if grid is None else grid
             sampler = FlowSampler(self.model.flow().path, grid=grid, reinjection=reinjection, solver=solver)
             check_compatible(self.model.identity, sampler, num_steps)
-        for _, _, last in sampled_latents(self.model, sampler, num_steps, seed, 0, num_samples, batch_size):
+        for _, _, last in sampled_latents(self.model, sampler, num_steps, seed, first_sample, num_samples, batch_size):
             latent_map = from_positions(last.x_t, autoencoder.latent_shape[1])
             images.append(autoencoder.decode(latent_map).clamp(0, 1).cpu())
             latents.append(last.x_t.cpu())

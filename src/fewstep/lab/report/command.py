@@ -91,7 +91,7 @@ def log_to_wandb(report: "Report", folder: Path) -> None:
     from tempfile import TemporaryDirectory
 
     from fewstep.lab.report import tracking
-    from fewstep.training.callbacks.progress import log_study
+    from fewstep.training.tracking import log_study
 
     with TemporaryDirectory() as scratch:
         figures = tracking.pictures(report, Path(scratch))

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from fewstep.errors import UserError
+from fewstep.locking import draft_of, put_in_place
 from fewstep.training.module import TrainingModule, announce
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ class Diagnostics(Callback):
             with file.open(encoding="utf-8") as stream:
                 lines = [line for line in stream if line.endswith("\n")]
             lines = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
-            file.write_text("".join(lines), encoding="utf-8")
+            with draft_of(file) as draft:
+                draft.write_text("".join(lines), encoding="utf-8")
+                put_in_place(draft, file)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, log and write; not in the sanity check before training, and not in a trial run."""
@@ -151,11 +154,13 @@ class Diagnostics(Callback):
                     logger.log_image(f"diag_pictures/{result.name}", [str(file)], step=trainer.global_step)
 
 
-def check_measurements(names: list[str]) -> None:
-    """Raise ``UserError`` for a name that is no measurement."""
-    from fewstep.training.callbacks.measuring import chosen_measurements
+def check_measurements(names: list[str], module: TrainingModule | None = None) -> None:
+    """Raise ``UserError`` for a name that is no measurement, or one that needs a part that ``module`` has not."""
+    from fewstep.training.callbacks.measuring import check_parts, chosen_measurements
 
     chosen_measurements(names)
+    if module is not None:
+        check_parts(module.stage_name, names, module.saved_model().parts())
 
 
 def table(rows: "tuple[Row, ...]") -> str:

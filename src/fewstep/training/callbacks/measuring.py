@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,18 +33,21 @@ def chosen_measurements(names: Sequence[str] | None) -> dict[str, Measurement]:
         raise UserError(f"diagnostics.measurements: {error}") from None
 
 
-def measure(stage: str, names: Sequence[str] | None, subject: Subject) -> tuple[Result, ...]:
-    """The results of the measurements ``names``, each in its brief version; None: those of the ``stage``.
+def check_parts(stage: str, names: Sequence[str] | None, parts: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` for a measurement of ``names`` that needs a part that the ``stage`` does not have."""
+    for name, measurement in chosen_measurements(names).items() if names else ():
+        if missing := [part for part in measurement.parts if part not in parts]:
+            raise UserError(
+                f"diagnostics.measurements: {name} needs {missing[0]}, which the stage {stage} has not: leave it out"
+            )
 
-    Raises ``UserError`` for an unknown name, and for one that needs parts that the model does not have yet.
-    """
+
+def measure(stage: str, names: Sequence[str] | None, subject: Subject) -> tuple[Result, ...]:
+    """The results of the measurements ``names``, each in its brief version; None: those of the ``stage``."""
     chosen = chosen_measurements(names)
     if names is None:
         chosen = {name: measurement for name, measurement in chosen.items() if stage in measurement.stages}
-    bundle = subject.generator.model
-    for name, measurement in chosen.items():
-        if missing := [part for part in measurement.parts if part not in bundle.parts()]:
-            raise UserError(f"diagnostics.measurements: {name} needs {missing[0]}, which the stage {stage} has not")
+    check_parts(stage, list(chosen), subject.generator.model.parts())
     return tuple(result for measurement in chosen.values() for result in measurement.run_brief(subject))
 
 

@@ -1,0 +1,147 @@
+"""Where a run is logged: its CSV file, and wandb by the conventions of its environment variables."""
+
+import os
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import wandb
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+
+from fewstep.errors import UserError
+
+PROBE_SECONDS = 10.0
+PROJECT, LIGHTNING_PROJECT = "fewstep", "lightning_logs"
+"""The project where none is named, and what Lightning calls it."""
+TRUE = ("1", "true", "yes", "on")
+
+
+class RunLogger(WandbLogger):
+    """wandb in a run of its own: one that the user has open is neither logged into nor finished.
+
+    The exception is the run that is open for a sweep's agent: its job is this training. What the settings leave out
+    follows wandb's environment variables, then the API key: without one the run is offline.
+    """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The wandb run, created on first use: a command that is refused before leaves no trace."""
+        if self._experiment is None:
+            options = {name: value for name, value in self._wandb_init.items() if value is not None}
+            options.setdefault("mode", "offline" if self._offline else wandb_mode())
+            options.setdefault("settings", wandb.Settings(silent=options["mode"] == "offline", console="off"))
+            if not os.environ.get("WANDB_PROJECT") and options["project"] == LIGHTNING_PROJECT:
+                options["project"] = PROJECT
+            if wandb.run is not None and os.environ.get("WANDB_SWEEP_ID"):
+                self._experiment = wandb.run
+            else:
+                if wandb.run is not None:  # WANDB_RUN_ID, if set, is the open run's
+                    options.setdefault("id", secrets.token_hex(4))
+                self._experiment = wandb.init(**{**options, "reinit": "create_new"})
+            self._experiment.define_metric("trainer/global_step")
+            self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return self._experiment
+
+
+def default_loggers(run_dir: str | Path) -> list[Logger]:
+    """A CSV logger in ``run_dir/csv``, and wandb in ``run_dir`` unless its environment variables say otherwise.
+
+    A resumed run writes the next ``csv/version_N``.
+    """
+    run_dir = Path(run_dir)
+    # Flushed at every row, so that what a killed process leaves is complete.
+    loggers: list[Logger] = [CSVLogger(run_dir, name="csv", flush_logs_every_n_steps=1)]
+    if wandb_mode() != "disabled":
+        name = None if os.environ.get("WANDB_NAME") else run_dir.name
+        loggers.append(RunLogger(name=name, save_dir=os.environ.get("WANDB_DIR") or run_dir))
+    return loggers
+
+
+def in_own_run(loggers: Any) -> Any:
+    """``loggers`` as Lightning takes them, its wandb logger replaced by :class:`RunLogger`."""
+    for logger in loggers if isinstance(loggers, list | tuple) else [loggers]:
+        if type(logger) is WandbLogger:
+            logger.__class__ = RunLogger  # it has been given wandb's options, which no constructor takes back
+    return loggers
+
+
+def finish_runs(loggers: Sequence[Logger], open_before: Any) -> None:
+    """Finish the wandb runs of ``loggers``, except the one that the user had open before."""
+    for logger in loggers:
+        run = logger._experiment if isinstance(logger, WandbLogger) else None
+        if run is not None and run is not open_before:
+            run.finish()
+
+
+def wandb_mode() -> str:
+    """ "online", "offline" or "disabled": by ``WANDB_DISABLED`` and ``WANDB_MODE``, else online with an API key.
+
+    The variable is rewritten as wandb spells it, which fails at "OFFLINE". Raises ``UserError`` for a mode that
+    wandb does not have.
+    """
+    given = os.environ.get("WANDB_MODE", "")
+    mode = given.strip().lower()
+    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
+    if mode not in ("", "online", "offline", "disabled", "shared"):
+        raise UserError(f"WANDB_MODE is {given!r}: expected online, offline or disabled")
+    if mode:
+        os.environ["WANDB_MODE"] = mode
+    else:
+        os.environ.pop("WANDB_MODE", None)
+    if mode == "disabled" or os.environ.get("WANDB_DISABLED", "").strip().lower() in TRUE:
+        return "disabled"
+    return mode or ("online" if _has_key() else "offline")
+
+
+def check_wandb() -> None:
+    """Raise ``UserError`` if a run would go to wandb's server and that does not answer.
+
+    wandb itself retries for a minute and a half, after the run's folder was created. Behind a proxy nothing is tried.
+    """
+    if wandb_mode() not in ("online", "shared") or getproxies():
+        return
+    server = urlsplit(wandb.setup().settings.base_url)
+    port = server.port or (80 if server.scheme == "http" else 443)
+    try:
+        socket.create_connection((server.hostname or "", port), PROBE_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"wandb cannot be reached at {server.hostname}:{port} ({error.strerror or error}): set WANDB_MODE=offline "
+            "and upload later by `wandb sync`, or WANDB_MODE=disabled"
+        ) from None
+
+
+def log_study(
+    folder: Path,
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]],
+    figures: Mapping[str, Path],
+    summary: Mapping[str, str] | None = None,
+) -> bool:
+    """Log the results of a command as a wandb run of its own, kept in ``folder``; False if wandb is disabled.
+
+    ``tables`` are columns and rows by name, ``figures`` PNG files by name.
+    """
+    open_before, loggers = wandb.run, default_loggers(folder)
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            for name, (columns, rows) in tables.items():
+                logger.log_table(name, columns=list(columns), data=[list(row) for row in rows])
+            for name, file in figures.items():
+                logger.log_image(name, [str(file)])
+            logger.experiment.summary.update(dict(summary or {}))
+            finish_runs(loggers, open_before)
+            return True
+    return False
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return netrc.is_file() and "wandb" in netrc.read_text(errors="replace")

@@ -1,0 +1,130 @@
+"""Which of Lightning's settings work here: what cannot is refused before a folder is created."""
+
+import os
+import re
+import traceback
+from pathlib import Path
+from typing import Any
+
+import lightning
+from jsonargparse import Namespace
+from lightning import Callback, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from fewstep.errors import UserError
+from fewstep.registry import import_attribute
+
+SHARDING = ("fsdp", "deepspeed", "modelparallel", "xla_fsdp")
+"""Prefixes of Lightning's strategies that keep a part of the weights in each process."""
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+"""Whitening, times, paths and the average of the weights are float32."""
+REPLACED_CALLBACKS: dict[type[Callback], str] = {
+    GradientAccumulationScheduler: "give trainer.accumulate_grad_batches",
+    LearningRateFinder: "give model.optimizer.learning_rate",
+    BatchSizeFinder: "give data.batch_size",
+    StochasticWeightAveraging: "weights are averaged by ema.decay",
+    WeightAveraging: "weights are averaged by ema.decay",
+    ModelPruning: "a saved model has whole weights",
+    BaseFinetuning: "each stage freezes the stages before it",
+}
+PLACED_LOGGERS = ("CSVLogger", "TensorBoardLogger", "WandbLogger")
+_NAMED_LOGGER = re.compile(r"--trainer\.logger=(?:\w+\.)*(?:CSVLogger|TensorBoardLogger)")
+
+
+def check_trainer(trainer: Namespace) -> None:
+    """Raise ``UserError`` for settings that Lightning accepts and does otherwise, or refuses without naming them."""
+    limits = (
+        ("max_steps", 1 if trainer.fast_dev_run else trainer.max_steps, 1, "(steps, not epochs, are counted)"),
+        ("val_check_interval", trainer.val_check_interval, 1e-9, ""),
+        ("gradient_clip_val", trainer.gradient_clip_val, 0, "or null"),
+        ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1, ""),
+        ("log_every_n_steps", trainer.log_every_n_steps, 0, "or null"),
+    )
+    for name, value, least, note in limits:
+        if isinstance(value, int | float) and value < least:
+            raise UserError(f"trainer.{name} is {value}: expected at least {least} {note}".rstrip())
+    expected = (
+        ("max_epochs", (None, -1), "steps are counted, not epochs: give trainer.max_steps"),
+        ("check_val_every_n_epoch", (None, 1), "steps are counted, not epochs: give trainer.val_check_interval"),
+        ("default_root_dir", (None,), "give run_dir"),
+        ("profiler", (None, "simple", "advanced", "pytorch"), "expected simple, advanced, pytorch, or a class"),
+    )
+    for name, allowed, advice in expected:
+        value = trainer[name]
+        if value not in allowed and not isinstance(value, Namespace):
+            raise UserError(f"trainer.{name} is {value}: {advice}")
+    check_callbacks(trainer.callbacks)
+    strategy = trainer.strategy
+    name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", ""))
+    if name.rpartition(".")[2].lower().startswith(SHARDING):
+        raise UserError(
+            f"trainer.strategy is {name}: every process keeps whole weights here; give ddp (docs/howto/cluster.md)"
+        )
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raise ``UserError`` for a callback of Lightning, in the settings, whose work is done here by other settings."""
+    for callback in callbacks if isinstance(callbacks, list) else filter(None, [callbacks]):
+        given = import_attribute(callback.class_path, "trainer.callbacks")
+        for kind, advice in REPLACED_CALLBACKS.items():
+            if issubclass(given, kind):
+                raise UserError(f"trainer.callbacks has {given.__name__}: leave it out; {advice}")
+
+
+def check_built(trainer: Trainer) -> None:
+    """Raise ``UserError`` for a trainer whose precision, checkpoint writer or nodes do not work, however chosen."""
+    if trainer.precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision is {trainer.precision}: the weights stay float32 here; give {', '.join(PRECISIONS)}"
+        )
+    if type(writer := trainer.strategy.checkpoint_io) is not TorchCheckpointIO:
+        raise UserError(
+            f"trainer.plugins has {type(writer).__name__}: leave it out, checkpoints are written by our own"
+        )
+
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"trainer.num_nodes is {trainer.num_nodes}, but no scheduler started this process and MASTER_ADDR is not "
+            "set: start one process per node by torchrun or SLURM (docs/howto/cluster.md)"
+        )
+
+
+def with_log_folder(arguments: list[str]) -> list[str]:
+    """``arguments`` with the folder of a logger that is named alone, which Lightning has no default for."""
+    if any(word.startswith(("--trainer.logger.save_dir", "--trainer.logger.init_args.save_dir")) for word in arguments):
+        return arguments
+    own = ["--trainer.logger.save_dir=."]
+    return [new for word in arguments for new in ([word, *own] if _NAMED_LOGGER.fullmatch(word) else [word])]
+
+
+def place_loggers(loggers: Any, run_dir: str) -> list[str]:
+    """Put the loggers of the settings that name no folder into ``run_dir``; returns the names of their classes."""
+    names = []
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if not isinstance(logger, Namespace):
+            continue
+        names.append(logger.class_path.rpartition(".")[2])
+        if names[-1] in PLACED_LOGGERS and logger.init_args.get("save_dir") in (None, "."):
+            logger.init_args.save_dir = (names[-1] == "WandbLogger" and os.environ.get("WANDB_DIR")) or run_dir
+    return names
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether Lightning itself raised ``error``, which then is about a setting that it cannot use here."""
+    if isinstance(error, MisconfigurationException):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = bool(frames) and Path(lightning.__file__).parent in Path(frames[-1].filename).parents
+    return inside and not isinstance(error, OSError | MemoryError)

@@ -1,0 +1,162 @@
+"""Every setting of Lightning's trainer, in every type it is annotated with: it works, or is one line and no folder."""
+
+import inspect
+import logging
+from pathlib import Path
+
+import pytest
+from lightning import Trainer
+
+from fewstep.cli.main import main
+from tests.runs import Workshop, logged
+
+WORKS: dict[str, list[str]] = {
+    "accelerator": ["cpu", "auto"],
+    "strategy": ["auto", "lightning.pytorch.strategies.SingleDeviceStrategy"],
+    "devices": ["1", "auto"],
+    "num_nodes": ["1"],
+    "precision": ["32", "bf16-mixed"],
+    "logger": [
+        '[{"class_path":"CSVLogger","init_args":{"save_dir":"."}},{"class_path":"WandbLogger"}]',
+        "CSVLogger",
+        "WandbLogger",
+        "false",
+    ],
+    "callbacks": ["LearningRateMonitor", '[{"class_path":"RichModelSummary"}]'],
+    "fast_dev_run": ["false", "0"],
+    "max_epochs": ["-1"],
+    "min_epochs": ["1"],
+    "max_steps": ["2", "2e0"],
+    "min_steps": ["1"],
+    "max_time": ["00:01:00:00", '{"hours": 1}'],
+    "limit_train_batches": ["1.0", "2"],
+    "limit_val_batches": ["1", "0.5"],
+    "limit_test_batches": ["1", "0.5"],
+    "limit_predict_batches": ["1", "0.5"],
+    "overfit_batches": ["0.0", "0"],
+    "val_check_interval": ["1", "00:00:00:01", '{"seconds": 1}', "null"],
+    "check_val_every_n_epoch": ["null"],
+    "num_sanity_val_steps": ["0"],
+    "log_every_n_steps": ["1"],
+    "enable_checkpointing": ["true"],
+    "enable_progress_bar": ["true", "false"],
+    "enable_model_summary": ["true"],
+    "accumulate_grad_batches": ["1", "2"],
+    "gradient_clip_val": ["1", "0.5"],
+    "gradient_clip_algorithm": ["norm", "value"],
+    "deterministic": ["true", "warn"],
+    "benchmark": ["false"],
+    "inference_mode": ["false"],
+    "use_distributed_sampler": ["false"],
+    "profiler": ["simple", "SimpleProfiler"],
+    "detect_anomaly": ["true"],
+    "barebones": ["false"],
+    "plugins": [
+        "lightning.pytorch.plugins.environments.LightningEnvironment",
+        '[{"class_path":"lightning.pytorch.plugins.environments.LightningEnvironment"}]',
+    ],
+    "sync_batchnorm": ["true"],
+    "reload_dataloaders_every_n_epochs": ["0"],
+    "default_root_dir": ["null"],
+    "enable_autolog_hparams": ["false"],
+    "model_registry": ["null"],
+}
+"""At least one value of every type of every argument; the n-th values are given together."""
+
+REFUSED = {
+    "accelerator=gpu": "gpu",
+    "strategy=DDPStrategie": "strategy",
+    "strategy=lightning.pytorch.strategies.FSDPStrategy": "give ddp",
+    "devices=[0]": "devices",
+    "devices=0": "devices",
+    "num_nodes=2": "MASTER_ADDR",
+    "precision=64": "32-true",
+    "precision=64-true": "32-true",
+    "precision=transformer-engine": "transformer_engine",
+    "logger=MLFlowLogger": "mlflow",
+    "callbacks=DeviceStatsMonitor": "psutil",
+    "callbacks=LearningRateFinder": "model.optimizer.learning_rate",
+    'callbacks=[{"class_path":"GradientAccumulationScheduler","init_args":{"scheduling":{0: 2}}}]': "accumulate",
+    "callbacks=StochasticWeightAveraging --trainer.callbacks.swa_lrs=0.1": "ema.decay",
+    "fast_dev_run=-2": "fast_dev_run",
+    "max_epochs=1": "trainer.max_steps",
+    "max_time=soon": "soon",
+    "limit_train_batches=-1": "limit_train_batches",
+    "limit_val_batches=0.01": "limit_val_batches",
+    "val_check_interval=1.0 --trainer.check_val_every_n_epoch=null": "val_check_interval",
+    "val_check_interval=soon": "soon",
+    "check_val_every_n_epoch=2": "val_check_interval",
+    "check_val_every_n_epoch=0": "val_check_interval",
+    "accumulate_grad_batches=0": "accumulate_grad_batches",
+    "log_every_n_steps=-1": "log_every_n_steps",
+    "gradient_clip_algorithm=most": "most",
+    "profiler=xla": "simple",
+    "plugins=lightning.pytorch.plugins.AsyncCheckpointIO": "AsyncCheckpointIO",
+    "default_root_dir=elsewhere": "run_dir",
+    "enable_checkpointing=false": "enable_checkpointing",
+}
+
+
+def test_every_argument_of_the_trainer_is_tried() -> None:
+    assert set(WORKS) == set(inspect.signature(Trainer.__init__).parameters) - {"self"}
+
+
+@pytest.mark.parametrize("number", range(max(map(len, WORKS.values()))))
+def test_settings_of_every_type_train(
+    number: int, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    given = [f"--trainer.{name}={values[min(number, len(values) - 1)]}" for name, values in WORKS.items()]
+    given += ["--trainer.strategy.device=cpu"] * (number > 0)
+    assert main(["train", *workshop.arguments("language_model", "--run_dir=run", *given)]) == 0
+    assert (tmp_path / "run" / "model").is_dir()
+    assert [file.name for file in tmp_path.iterdir()] == ["run"], "loggers write into the run's folder"
+    assert bool(list(Path("run/wandb").glob("offline-run-*"))) == (number in (0, 2))
+    assert bool(list(Path("run").rglob("metrics.csv"))) == (number in (0, 1))
+
+
+@pytest.mark.parametrize("setting", REFUSED)
+def test_what_cannot_work_is_one_line_and_no_folder(
+    setting: str, workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = f"--trainer.{setting}".split(" --")
+    given = [given[0], *(f"--{word}" for word in given[1:])]
+    assert main(["train", *workshop.arguments("language_model", f"--run_dir={tmp_path / 'run'}", *given)]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep")]
+    assert len(errors) == 1
+    assert REFUSED[setting] in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("logger", [[], ["--trainer.logger=true"]])
+def test_the_logger_that_is_left_out_is_ours(logger: list[str], workshop: Workshop, tmp_path: Path) -> None:
+    assert main(["train", *workshop.arguments("language_model", f"--run_dir={tmp_path}", *logger, steps=2)]) == 0
+    assert len(logged(tmp_path)["train/loss"]) == 2
+
+
+def test_every_subcommand_that_is_listed_works(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, code in (("validate", 0), ("test", 2), ("predict", 2)):
+        arguments = workshop.arguments("language_model", f"--run_dir={tmp_path}")
+        assert main(["train", name, *arguments[1:]]) == code
+    assert "'fit', 'validate'" in capsys.readouterr().err
+
+
+def test_a_metric_that_does_not_exist_is_one_line(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopping = ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/nothing"]
+    assert main(["train", *workshop.arguments("language_model", f"--run_dir={tmp_path}", *stopping)]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep"))
+    assert "val/nothing" in line and "val/loss" in line
+
+
+def test_a_profiler_prints_its_report(
+    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    flags = [f"--run_dir={tmp_path}", "--trainer.profiler=simple"]
+    assert main(["train", *workshop.arguments("language_model", *flags, steps=2)]) == 0
+    assert "run_training_batch" in caplog.text
