@@ -64,12 +64,12 @@ BUDGETS = {
     "metrics diagnostics": (2006, 1750),
     "training": (2562, 1950),
     "cli settings __main__": (1833, 1300),
-    "evaluation": (4750, 2000),
-    "lab": (9034, 4000),
+    "evaluation": (4755, 2000),
+    "lab": (8606, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (13_016, 11_000)  # without NOT_CORE
-SRC_LINES = (26_800, 15_000)
+SRC_LINES = (26_377, 15_000)
 TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
 
 

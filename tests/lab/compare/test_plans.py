@@ -8,7 +8,7 @@ from fewstep.evaluation.sweep import Sweep
 from fewstep.lab.compare.plans import Models, image_plan
 from fewstep.lab.compare.runs import MARKER, Run
 from fewstep.lab.compare.tables import real_value, with_gains
-from fewstep.lab.images.row import YARDSTICK
+from fewstep.lab.images.study import YARDSTICK
 from tests.bundles import with_identity
 from tests.lab.images.models import tiny_image_flow
 
@@ -29,11 +29,11 @@ def test_image_models_have_distances_costs_and_gains_and_what_is_ruled_out_says_
     assert note.startswith("consistency, K = 2 with gamma 0, is ruled out: ")
     rows = with_gains(list(Sweep(image_plan(flow.model, models, 8, (0, 1), {})).rows()))
     assert [row.setting["name"] for row in rows] == [YARDSTICK, *["flow_matching"] * 4, *["consistency"] * 3]
-    assert real_value(rows) == pytest.approx(sum(rows[0].values["fd_latents"].by_seed) / 2)
+    assert real_value(rows) == pytest.approx(sum(rows[0].values["latents"].by_seed) / 2)
     same = {tuple(row.setting.values())[1:]: row for row in rows[1:5]}
     for row in rows[5:]:  # the same network: the same images
         assert row.value("gain") == pytest.approx(1)
-        assert row.value("fd_pixels") == pytest.approx(same[tuple(row.setting.values())[1:]].value("fd_pixels"))
+        assert row.value("pixels") == pytest.approx(same[tuple(row.setting.values())[1:]].value("pixels"))
         assert (row.value("passes"), row.value("training_seconds"), row.value("nfe")) == (
             10,
             3,

@@ -30,7 +30,7 @@ def text(name: str, num_steps: int, rule: str, nats: list[float], readout: str =
 
 
 def image(name: str, by_seed: tuple[float, ...]) -> Row:
-    values = {"fd_latents": Value(sum(by_seed) / len(by_seed), None, by_seed)}
+    values = {"latents": Value(sum(by_seed) / len(by_seed), None, by_seed)}
     return row(name, values, num_steps=1, reinjection="0")
 
 
@@ -60,10 +60,10 @@ def test_a_gain_is_the_flows_quality_over_the_rows_own_and_its_interval_knows_th
 
 def test_of_seeds_the_interval_is_students_on_the_logarithms_and_one_seed_has_none() -> None:
     flow, halved = image("flow_matching", (2.0, 4.0, 6.0)), image("mean_flow", (1.0, 2.0, 3.0))
-    gain = gain_over(halved, flow, "fd_latents")
+    gain = gain_over(halved, flow, "latents")
     assert gain.value == pytest.approx(2.0)
     assert (gain.interval.low, gain.interval.high) == pytest.approx((2.0, 2.0))
-    assert gain_over(image("mean_flow", (1.0,)), image("flow_matching", (3.0,)), "fd_latents") == Value(3.0, None)
+    assert gain_over(image("mean_flow", (1.0,)), image("flow_matching", (3.0,)), "latents") == Value(3.0, None)
 
 
 def test_a_row_is_set_against_the_flow_of_its_own_setting_alone_and_the_table_shows_it() -> None:
@@ -111,7 +111,7 @@ def test_an_objective_is_a_line_solid_without_re_injection_and_dashed_with(drawn
 
 
 def test_the_contrast_is_relative_to_each_ones_real_data(drawn: Lines, tmp_path: Path) -> None:
-    texts, images = comparison(), [row("train images", {"fd_latents": Value(0.5)}), image("flow_matching", (2.0,))]
+    texts, images = comparison(), [row("train images", {"latents": Value(0.5)}), image("flow_matching", (2.0,))]
     for name, rows in (("text", texts), ("images", images)):
         (tmp_path / name).mkdir()
         for each in rows:

@@ -9,21 +9,15 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from fewstep.evaluation.rows import Setting, Value
-from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, Statistic, model_digest
+from fewstep.evaluation.rows import Setting
+from fewstep.evaluation.sweep import Batch, Group, Plan, Samples, model_digest
 from fewstep.evaluation.text_plan import TextStudy
 from fewstep.evaluation.texts import FlowTexts, Sampling, flow_setting
 from fewstep.lab.compare.runs import Kind, Run
-from fewstep.lab.images.generator import ImageGenerator, images_of
-from fewstep.lab.images.row import YARDSTICK
-from fewstep.lab.images.sweep import BaseFlow, ImageSweep, relative_rms
-from fewstep.metrics.intervals import mean_interval
+from fewstep.lab.images.generator import ImageGenerator
+from fewstep.lab.images.study import YARDSTICK, BaseFlow, ImageStudy
 from fewstep.model import SavedModel
 from fewstep.samplers import FlowSampler, default_sampling, incompatibility
-from fewstep.shapes import example_generators
 
 MEASURES = ("scores", "repetition", "copies", "late_flips", "cci", "rms")
 
@@ -54,11 +48,11 @@ class Models:
 
     def ruled_out(self) -> list[str]:
         """A sentence for each objective and reason."""
-        found: dict[tuple[str, str], list[str]] = {}
+        grouped: dict[tuple[str, str], list[str]] = {}
         for run, count, rule, reason in self.settings():
             if reason is not None:
-                found.setdefault((run.name, reason), []).append(f"K = {count} with gamma {rule}")
-        return [f"{name}, {', '.join(where)}, is ruled out: {reason}." for (name, reason), where in found.items()]
+                grouped.setdefault((run.name, reason), []).append(f"K = {count} with gamma {rule}")
+        return [f"{name}, {', '.join(where)}, is ruled out: {reason}." for (name, reason), where in grouped.items()]
 
     def cost(self, run: Run) -> dict[str, float | None]:
         """Forward passes per example, and wall time of the run's training with the rounds before it."""
@@ -88,73 +82,37 @@ def _make_texts(
 ) -> list[Samples]:
     texts = FlowTexts(models.load(run.model), sampling, readouts)
     cost = models.cost(run)
-    return [replace(made, numbers={**made.numbers, **cost}) for made in texts.make(batch, settings)]
+    return [replace(samples, numbers={**samples.numbers, **cost}) for samples in texts.make(batch, settings)]
 
 
 def image_plan(
     base: Path, models: Models, num_samples: int, seeds: Sequence[int], provenance: dict[str, Any], batch_size: int = 64
 ) -> Plan:
-    """Train images against held-out ones, and every model at every setting against both and the flow in ``base``.
-
-    Quality is the Frechet distance in the autoencoder's latents; a batch is a whole seed, of which there are few, so
-    its interval is Student's over seeds.
-    """
+    """Train images against held-out ones, and every model at every setting against both and the flow in ``base``."""
     teacher = SavedModel.from_pretrained(base, kind="images").to(models.device)
     own = default_sampling(teacher.identity, 1)
-    flow = BaseFlow(teacher)
-    reference = ImageSweep(
-        teacher,
-        (own.num_steps,),
-        (own.reinjection,),
-        num_samples=num_samples,
-        seeds=seeds,
-        base=flow,
-        batch_size=batch_size,
-    )
-
-    def real(batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
-        images = images_of(teacher).train()
-        (generator,) = example_generators(batch.seed, 0, 1)
-        picked = images[torch.randperm(len(images), generator=generator)[: batch.count]]
-        return [Samples({"images": reference.decoded(picked)})]
-
-    def make(run: Run, count: int, rule: str, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
-        generator = ImageGenerator(models.load(run.model))
-        made = generator.generate(batch.count, count, batch.seed, reinjection=rule, batch_size=batch_size)
-        return [Samples({"images": made.images}, made.seconds, {"nfe": made.nfe, **models.cost(run)})]
-
-    def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
-        images = samples.tensors["images"]
-        taken = {"distances": torch.tensor([reference.distances(images)], dtype=torch.float64)}
-        if batch.seed_index == 0 and setting["name"] != YARDSTICK:
-            expected = reference.of_base(flow)
-            taken["off_flow"] = torch.tensor([relative_rms(images[: len(expected)], expected[: len(images)])])
-        return taken
-
-    def values(setting: Setting, samples: Samples) -> dict[str, Value | Statistic]:
-        latents, pixels = samples.tensors["distances"].T.tolist()
-        found: dict[str, Value | Statistic] = {
-            "fd_latents": Value(sum(latents) / len(latents), mean_interval(latents), tuple(latents)),
-            "fd_pixels": Value(sum(pixels) / len(pixels), mean_interval(pixels), tuple(pixels)),
-        }
-        if "off_flow" in samples.tensors:
-            found["off_flow"] = Value(float(samples.tensors["off_flow"][0]))
-        return found
-
-    groups = [Group(({"name": YARDSTICK},), real, reference.autoencoder)]
+    study = ImageStudy(teacher, num_samples, tuple(seeds), BaseFlow(teacher), batch_size=batch_size)
+    plan = study.plan((own.num_steps,), (own.reinjection,))
+    groups = [group for group in plan.groups if group.settings[0]["name"] == YARDSTICK]
     for run, count, rule, reason in models.settings():
         if reason is None:
             setting: Setting = {"name": run.name, "num_steps": count, "reinjection": rule}
-            groups.append(Group((setting,), partial(make, run, count, rule), model_digest(models.load(run.model))))
-    return Plan(
-        groups,
-        [Measure(values, take, reference.protocol)],
-        {},
-        num_samples,
-        tuple(seeds),
-        reference.autoencoder,
-        batch_size=num_samples,
-        device=models.device,
-        provenance=provenance,
-        caption=reference.caption(),
-    )
+            make = partial(_make_images, models, run, batch_size)
+            groups.append(Group((setting,), make, model_digest(models.load(run.model))))
+    return replace(plan, groups=groups, device=models.device, provenance=provenance)
+
+
+def _make_images(models: Models, run: Run, batch_size: int, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
+    generator = ImageGenerator(models.load(run.model))
+    generated = [
+        generator.generate(
+            batch.count,
+            int(setting["num_steps"]),
+            batch.seed,
+            reinjection=str(setting["reinjection"]),
+            batch_size=batch_size,
+            first_sample=batch.first,
+        )
+        for setting in settings
+    ]
+    return [Samples({"images": each.images}, each.seconds, {"nfe": each.nfe, **models.cost(run)}) for each in generated]

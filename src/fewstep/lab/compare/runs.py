@@ -92,7 +92,7 @@ def planned(
 
 def _rounds(settings: Path, base: Path, folder: Path, start: Path, budget: int, steps: Sequence[int]) -> list[Run]:
     """A run a number of steps, from many to few, each going on from the one before with its share of the budget."""
-    found: list[Run] = []
+    rounds: list[Run] = []
     passes, before, counts = 0.0, 2 * max(steps), sorted(set(steps), reverse=True)
     for num_steps in counts:
         if before % num_steps:
@@ -105,9 +105,9 @@ def _rounds(settings: Path, base: Path, folder: Path, start: Path, budget: int, 
         passes += count * objective.passes_per_step
         flags = tuple(f"--model.objective.{name}={value}" for name, value in own.items())
         place = folder / f"round_{num_steps}"
-        found.append(Run(PROGRESSIVE, place, settings, flags, count, passes, start, True, (num_steps,)))
+        rounds.append(Run(PROGRESSIVE, place, settings, flags, count, passes, start, True, (num_steps,)))
         before, start = num_steps, place / "model"
-    return found
+    return rounds
 
 
 def settings_of(name: str) -> Path:

@@ -17,16 +17,16 @@ from fewstep.evaluation.rows import COLUMNS as TEXT_COLUMNS
 from fewstep.evaluation.rows import HELD_OUT, Column, Row, RowFile, Value
 from fewstep.evaluation.scoring import corpus_perplexity
 from fewstep.lab.compare.runs import FLOW
-from fewstep.lab.images.row import YARDSTICK
+from fewstep.lab.images.study import YARDSTICK
 from fewstep.metrics.intervals import Interval, bootstrap_interval, mean_interval
 
-QUALITIES = {"perplexity": "perplexity", "fd_latents": "Frechet distance"}
+QUALITIES = {"perplexity": "perplexity", "latents": "Frechet distance"}
 """The value that text, and that images are judged by, lower is better, and its name."""
 COLUMNS = {
     "name": Column("objective"),
     **{name: column for name, column in TEXT_COLUMNS.items() if name not in ("name", "num_samples")},
-    "fd_latents": Column("FD latents", ".3g", interval=True),
-    "fd_pixels": Column("FD pixels", ".3g"),
+    "latents": Column("FD latents", ".3g", interval=True),
+    "pixels": Column("FD pixels", ".3g"),
     "off_flow": Column("off the flow", ".2f"),
     "gain": Column("beats the flow by", ".2f", interval=True),
     "passes": Column("passes", ",.0f"),
@@ -88,13 +88,13 @@ def with_gains(rows: Sequence[Row]) -> list[Row]:
     """The rows, each with its gain over the plain flow's row of the same setting, where both were measured."""
     quality = quality_of(rows)
     flows = {_setting(row): row for row in rows if row.setting["name"] == FLOW}
-    found = []
+    collected = []
     for row in rows:
         flow = flows.get(_setting(row)) if "num_steps" in row.setting and row.setting["name"] != FLOW else None
         if flow is not None and row.value(quality) and flow.value(quality):
             row = replace(row, values={**row.values, "gain": gain_over(row, flow, quality)})
-        found.append(row)
-    return found
+        collected.append(row)
+    return collected
 
 
 def _setting(row: Row) -> tuple[object, ...]:
@@ -163,8 +163,12 @@ def _write(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.grid(alpha=0.25)
-    found = {label: handle for axes in every for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(found.values(), found.keys(), loc="outside right upper", frameon=False, fontsize=8, handlelength=3.6)
+    collected = {
+        label: handle for axes in every for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        collected.values(), collected.keys(), loc="outside right upper", frameon=False, fontsize=8, handlelength=3.6
+    )
     write_png(figure, file)
 
 
