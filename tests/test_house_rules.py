@@ -31,11 +31,11 @@ OUTSIDE_USERS_IMPLEMENT = {
 
 # Rule -> (today, aim). Lower today's number when you have done better; the aim is what issue 16 asks for.
 LEFT = {
-    "small files with one importer": (10, 10),
-    "small files without a reason": (10, 0),
+    "small files with one importer": (8, 10),
+    "small files without a reason": (7, 0),
     "protocols with one implementation": (0, 0),
-    "forbidden words": (187, 0),
-    "forbidden names": (248, 0),
+    "forbidden words": (166, 0),
+    "forbidden names": (230, 0),
 }
 
 FORBIDDEN_WORDS = re.compile(
@@ -63,14 +63,14 @@ BUDGETS = {
     "model storage pipeline provenance locking": (1294, 1100),
     "metrics diagnostics": (2006, 1750),
     "training": (2562, 1950),
-    "cli settings __main__": (1833, 1300),
-    "evaluation": (4755, 2000),
-    "lab": (8606, 4000),
+    "cli settings __main__": (1832, 1300),
+    "evaluation": (4646, 2000),
+    "lab": (8224, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_016, 11_000)  # without NOT_CORE
-SRC_LINES = (26_377, 15_000)
-TEST_SHARE = (0.885, 0.75)  # lines of tests to lines of src
+CORE_LINES = (13_015, 11_000)  # without NOT_CORE
+SRC_LINES = (25_885, 15_000)
+TEST_SHARE = (0.895, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)

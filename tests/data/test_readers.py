@@ -149,6 +149,7 @@ def test_characters_and_separators_across_the_reading_pieces_are_whole(tmp_path)
         ("e.jsonl", b'{"text": "x"}\n{"text": "\xe9"}', "e.jsonl line 2 is not UTF-8 (byte 0xe9)"),
         ("e.parquet", b"PAR1 no", "e.parquet cannot be read as .parquet"),
         ("f.csv", b"a,b\n1,2", "row 1 has no field 'text': set text_field to one of these (a, b)"),
+        ("ragged.csv", b"a,b\n1,2,3", "row 1 has no field 'text': set text_field to one of these (a, b, None)"),
         ("g.txt", b"a few words only", "fewer than one block of 32"),
         ("h.txt.gz", gzip.compress(b"some text " * 1000, mtime=0)[:-20], "h.txt.gz cannot be read as .txt.gz"),
         ("i.json", b'[{"text": "x"}, {}]', "record 2 has no field 'text'"),

@@ -5,9 +5,15 @@ import torch
 from datasets import Dataset
 
 from fewstep.errors import UserError
-from fewstep.evaluation.baselines import held_out_blocks, shuffle_words, shuffled_blocks, token_counts, unigram_blocks
-from fewstep.evaluation.scoring import score_blocks
-from fewstep.evaluation.train_text import train_stream
+from fewstep.evaluation.baselines import (
+    held_out_blocks,
+    shuffle_words,
+    shuffled_blocks,
+    token_counts,
+    train_stream,
+    unigram_blocks,
+)
+from fewstep.evaluation.scorers import RunScorer
 from fewstep.metrics.text import longest_copies, match_lengths
 from fewstep.pipeline import decode_blocks
 from fewstep.readouts import tokens_to_first_end
@@ -19,7 +25,8 @@ def test_tokens_that_do_not_count_change_no_score() -> None:
     real = real_blocks()
     mask = torch.arange(BLOCK_SIZE) < torch.randint(1, BLOCK_SIZE, (len(real.ids), 1))
     changed = torch.where(mask, real.ids, 7)
-    ours, theirs = (score_blocks(tiny_bundle().scorer(), ids, mask) for ids in (real.ids, changed))
+    scorer = RunScorer(tiny_bundle().scorer(), tokenizer())
+    ours, theirs = (scorer.score([], ids, mask) for ids in (real.ids, changed))
     torch.testing.assert_close(ours.nats, theirs.nats)
     assert torch.equal(ours.tokens, mask.sum(-1).double())
 

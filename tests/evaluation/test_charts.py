@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.image import imread
 
-from fewstep.errors import UserError
-from fewstep.evaluation.charts import NFE, SECONDS, STEPS, line_of, write_sweep_chart
+from fewstep.evaluation.charts import NFE, SECONDS, STEPS, Cost, line_of, score_pictures
+from fewstep.evaluation.pictures import write_pictures
 from fewstep.evaluation.rows import FLOW, Row, Value
 from fewstep.metrics.intervals import Interval
 
@@ -45,34 +44,21 @@ def without(row: Row, name: str) -> Row:
     return replace(row, values={key: value for key, value in row.values.items() if key != name})
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[list[float], list[float]]]:
-    """The points of each line of perplexity, by its label, once a figure is written."""
-    lines: dict[str, tuple[list[float], list[float]]] = {}
-    errorbar = Axes.errorbar
-
-    def watched(axes: Axes, x: list[float], y: list[float], **style: object) -> object:
-        lines[str(style["label"])] = (list(x), list(y))
-        return errorbar(axes, x, y, **style)
-
-    monkeypatch.setattr(Axes, "errorbar", watched)
-    return lines
-
-
 @pytest.mark.parametrize("cost", [STEPS, NFE, SECONDS])
-def test_each_setting_has_a_line_with_a_point_for_each_number_of_steps(
-    cost: object, drawn: dict[str, tuple[list[float], list[float]]], tmp_path: Path
-) -> None:
+def test_each_setting_has_a_line_with_a_point_for_each_number_of_steps(cost: Cost) -> None:
     rows = fake_rows()
-    write_sweep_chart(list(reversed(rows)), cost, tmp_path / "new" / "a.png", scorer="a scorer")
-    assert min(imread(tmp_path / "new" / "a.png").shape[:2]) > 300
-    assert len(drawn) == 12
-    assert drawn.keys() == {line_of(row) for row in rows[2:]}
-    x, y = drawn["parallel, gamma 0.5, noise 0.9"]
-    mine = [row for row in rows[2:] if line_of(row) == "parallel, gamma 0.5, noise 0.9"]
-    assert x == [cost.of(row) for row in mine]
-    assert x == sorted(x)
-    assert y == [row.value("perplexity") for row in mine]
+    quality, entropy = score_pictures(list(reversed(rows)), cost, "a scorer")
+    labels = [series.label for series in quality.series]
+    assert labels == [series.label for series in entropy.series]
+    assert set(labels[:12]) == {line_of(row) for row in rows[2:]} and labels[12:] == ["held-out text", "language model"]
+    own = "parallel, gamma 0.5, noise 0.9"
+    (line,) = (series for series in quality.series if series.label == own)
+    mine = [row for row in rows[2:] if line_of(row) == own]
+    assert line.x == tuple(cost.of(row) for row in mine) and line.x == tuple(sorted(line.x))
+    assert line.y == tuple(row.value("perplexity") for row in mine)
+    assert line.low == tuple(row.interval("perplexity").low for row in mine)
+    band = entropy.series[12]
+    assert (band.y, band.low, band.high) == ((3.2, 3.2), pytest.approx((2.9, 2.9)), pytest.approx((3.5, 3.5)))
     assert NFE.of(mine[0]) == 2
     assert SECONDS.of(mine[0]) == pytest.approx(0.1)
 
@@ -86,23 +72,14 @@ def test_a_line_names_its_controls_where_they_are_unusual() -> None:
     assert line == "parallel, gamma 1, initial noise 0.8, drawn reused, snap every"
 
 
-def test_what_has_no_perplexity_or_no_cost_is_left_out_and_nothing_at_all_is_bare_axes(
-    drawn: dict[str, tuple[list[float], list[float]]], tmp_path: Path
-) -> None:
+def test_what_has_no_perplexity_or_no_cost_is_left_out_and_nothing_at_all_is_bare_axes(tmp_path: Path) -> None:
     rows = fake_rows()
-    rows[2] = without(rows[2], "perplexity")
-    rows[3] = without(rows[3], "nfe")
-    write_sweep_chart(rows, NFE, tmp_path / "a.png", scorer="a scorer")
-    assert drawn[line_of(rows[4])][0] == [17]
-    for few in ([], rows[:1], [without(rows[0], "perplexity")]):
-        write_sweep_chart(few, NFE, tmp_path / "b.png", scorer="a scorer")
-        assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("mine")
-    with pytest.raises(UserError, match="cannot write the figure"):
-        write_sweep_chart(fake_rows(), NFE, tmp_path / "mine" / "a.png", scorer="a scorer")
+    rows[2], rows[3] = without(rows[2], "perplexity"), without(rows[3], "nfe")
+    quality, _ = score_pictures(rows, NFE, "a scorer")
+    assert [series.x for series in quality.series if series.label == line_of(rows[4])] == [(17,)]
+    for index, few in enumerate((rows, [], rows[:1], [without(rows[0], "perplexity")])):
+        write_pictures(score_pictures(few, NFE, "a scorer"), tmp_path / "new" / f"{index}.png")
+        assert min(imread(tmp_path / "new" / f"{index}.png").shape[:2]) > 300
 
 
 def test_pyplot_is_not_loaded() -> None:

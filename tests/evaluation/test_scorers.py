@@ -11,8 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from fewstep.data import train_tokenizer
 from fewstep.errors import UserError
-from fewstep.evaluation.scorers import RunScorer, ScoredText, Scorer, TransformersScorer, weights_digest
-from fewstep.evaluation.scoring import score_blocks
+from fewstep.evaluation.scorers import RunScorer, ScoredText, Scorer, corpus_perplexity, weights_digest
+from fewstep.evaluation.transformers_scorer import TransformersScorer
 from fewstep.metrics.text import sample_entropies_nats
 from tests.bundles import LINES, randomise, tiny_bundle, tokenizer
 
@@ -20,6 +20,10 @@ NO_IDS, NO_MASK = torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, 1, dtype=t
 TEXTS = ["the old ship sailed past", "café", "", "nobody knew how far the lights would be from here, nobody", "s"]
 POSITIONS = 64
 END = "<|endoftext|>"
+
+
+def perplexity(scored: ScoredText) -> float:
+    return float(corpus_perplexity(scored.stacked()))
 
 
 def tokenizer_with_begin() -> PreTrainedTokenizerFast:
@@ -76,12 +80,11 @@ def test_scores_equal_numpy_in_float64_text_by_text(folders: dict[str, Path], ki
     tokens, nats = zip(*(plain_scores(scorer, text) for text in TEXTS), strict=True)
     np.testing.assert_allclose(scored.nats.numpy(), [row.sum() for row in nats], rtol=1e-5)
     assert scored.tokens.tolist() == [len(row) for row in tokens]
-    assert scored.num_scored == sum(map(len, tokens))
     assert {values.dtype for values in (scored.nats, scored.tokens, scored.entropies_nats)} == {torch.float64}
     entropies = [float(sample_entropies_nats(torch.tensor([row], dtype=torch.long))) for row in tokens]
     np.testing.assert_allclose(scored.entropies_nats.numpy(), entropies, rtol=1e-12)
-    assert scored.perplexity() == pytest.approx(float(np.exp(np.concatenate(nats).mean())), rel=1e-5)
-    assert scored.perplexity() > 2
+    assert perplexity(scored) == pytest.approx(float(np.exp(np.concatenate(nats).mean())), rel=1e-5)
+    assert perplexity(scored) > 2
 
 
 def test_perplexity_equals_that_of_torchmetrics(folders: dict[str, Path]) -> None:
@@ -92,7 +95,7 @@ def test_perplexity_equals_that_of_torchmetrics(folders: dict[str, Path]) -> Non
         inputs = torch.tensor([[scorer.begin, *scorer.tokenizer(written, add_special_tokens=False)["input_ids"]]])
         with torch.no_grad():
             metric.update(scorer.model(inputs).logits[:, :-1], inputs[:, 1:])
-    assert scorer.score(TEXTS, NO_IDS, NO_MASK).perplexity() == pytest.approx(float(metric.compute()), rel=1e-5)
+    assert perplexity(scorer.score(TEXTS, NO_IDS, NO_MASK)) == pytest.approx(float(metric.compute()), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "llama_without_begin"])
@@ -190,13 +193,17 @@ def test_what_is_no_whole_model_is_told_in_one_line(folders: dict[str, Path], tm
         TransformersScorer(folders["gpt2"], dtype="int8")
 
 
-def test_the_runs_scorer_gives_the_numbers_of_score_blocks(generator: torch.Generator) -> None:
+def test_the_runs_scorer_gives_the_nats_of_its_network(generator: torch.Generator) -> None:
     model = tiny_bundle().scorer()
     ids = torch.randint(len(tokenizer()), (7, 8), generator=generator)
     mask = torch.arange(8) < torch.randint(1, 9, (7, 1), generator=generator)
     scorer: Scorer = RunScorer(model, tokenizer(), batch_size=3)
     scored = scorer.score([""] * 7, ids, mask)
-    torch.testing.assert_close(scored.stacked(), score_blocks(model, ids, mask).stacked(), rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        log_probs = model.network(model.network.shift_right(ids)).double().log_softmax(-1)
+    nats = -log_probs.gather(-1, ids[..., None])[..., 0]
+    torch.testing.assert_close(scored.nats, torch.where(mask, nats, 0).sum(-1), rtol=1e-5, atol=1e-5)
+    assert torch.equal(scored.tokens, mask.sum(-1).double())
     torch.testing.assert_close(scored.entropies_nats, sample_entropies_nats(ids, mask))
     again, other = (RunScorer(tiny_bundle(seed).scorer(), tokenizer()).identity() for seed in (0, 1))
     assert again == scorer.identity() and other != again
@@ -213,9 +220,3 @@ def test_a_weights_digest_sees_every_number_name_and_type() -> None:
     assert weights_digest(module.double()) != weights_digest(module.float())
     wide, tall = (torch.nn.Embedding(*shape, _weight=torch.zeros(shape)) for shape in ((2, 3), (3, 2)))
     assert weights_digest(wide) != weights_digest(tall)
-
-
-def test_no_scored_token_has_no_perplexity() -> None:
-    nothing = torch.zeros(2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="2 texts without a token"):
-        ScoredText(nothing, nothing, nothing).perplexity()

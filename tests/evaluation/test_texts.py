@@ -14,8 +14,7 @@ from torch import Tensor
 from fewstep.diagnostics.trajectories import late_flip_rate
 from fewstep.errors import UserError
 from fewstep.evaluation.rows import FLOW, HELD_OUT, Row
-from fewstep.evaluation.scorers import RunScorer, ScoredText
-from fewstep.evaluation.scoring import corpus_perplexity
+from fewstep.evaluation.scorers import RunScorer, ScoredText, corpus_perplexity
 from fewstep.evaluation.sweep import Batch, Group, Sweep
 from fewstep.evaluation.text_plan import RealText, TextStudy
 from fewstep.evaluation.texts import FlowTexts, Sampling, fixed_group, flow_group, noise_group, yardsticks

@@ -135,12 +135,6 @@ class ExactMap(Network):
         sigma = sigma + 1e-30
         return alpha, sigma, (alpha**2 * self.exact.variances + sigma**2).sqrt()
 
-    def jump(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """X(t, s) itself (B, K, D)."""
-        (alpha_t, _, rho_t), (alpha_s, _, rho_s) = (self.spread(time, x_t) for time in (t, s))
-        deviation = (x_t - alpha_t * MEAN) @ self.exact.axes
-        return alpha_s * MEAN + (deviation * rho_s / rho_t) @ self.exact.axes.T
-
     def answer(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
         (alpha_t, sigma_t, rho_t), (alpha_s, sigma_s, rho_s) = (self.spread(time, x_t) for time in (t, s))
         gain = sigma_t * alpha_s + sigma_s * alpha_t

@@ -94,8 +94,9 @@ class StudyOptions(ScoringOptions, TextOptions, DeviceOptions):
 
     def study(self, bundle: "SavedModel", *, pack: bool = True, mauve: bool = False) -> "TextStudy":
         """Scorer, real text and protocol for the samples of ``bundle`` and of models on its latents."""
-        from fewstep.evaluation.scorers import RunScorer, TransformersScorer
+        from fewstep.evaluation.scorers import RunScorer
         from fewstep.evaluation.text_plan import TextStudy, real_text
+        from fewstep.evaluation.transformers_scorer import TransformersScorer
 
         scorer: RunScorer | TransformersScorer
         if self.scorer == "run":
@@ -123,10 +124,8 @@ def comma_rules(given: Sequence[float | str]) -> list[str]:
                 parse_rule(text)
             except ValueError as error:
                 raise UserError(str(error)) from None
-            try:
-                rules.append(f"{float(text):g}")
-            except ValueError:
-                rules.append(text)
+            is_number = text.replace(".", "", 1).isdigit()
+            rules.append(f"{float(text):g}" if is_number else text)
     return rules
 
 
@@ -154,10 +153,7 @@ def corpus_of(bundle: "SavedModel", options: TextOptions, *, pack: bool = True) 
 
 
 def packed_blocks(corpus: "PreparedCorpus", count: int) -> "TokenBatch":
-    """``count`` held-out blocks and a spare one, spread evenly, or all there are.
-
-    The last block of a packed split may be padded, and can then be left out.
-    """
+    """``count`` held-out blocks and a spare one (the last block may be padded), spread evenly, or all there are."""
     from fewstep.evaluation.baselines import held_out_blocks
 
     return held_out_blocks(corpus.validation, min(count + 1, len(corpus.validation)))[0]

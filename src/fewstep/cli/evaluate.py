@@ -148,14 +148,15 @@ def check_steps(bundle: "SavedModel", steps: Sequence[int]) -> None:
 
 def write_results(rows: "Sequence[Row]", plan: "Plan", scorer: str, folder: Path, *, wandb: bool) -> None:
     """Write the table and the pictures, and print the table."""
-    from fewstep.evaluation.charts import NFE, SECONDS, write_sweep_chart
+    from fewstep.evaluation.charts import NFE, SECONDS, score_pictures
+    from fewstep.evaluation.pictures import write_pictures
     from fewstep.evaluation.rows import rows_csv, rows_markdown, rows_text, table_lines
 
     write_text(folder / TABLE, rows_markdown(rows, plan.caption, plan.columns))
     write_text(folder / "table.csv", rows_csv(rows))
     pictures = {f"pareto_{name}": folder / f"pareto_{name}.png" for name in ("nfe", "seconds")}
     for cost, file in zip((NFE, SECONDS), pictures.values(), strict=True):
-        write_sweep_chart(rows, cost, file, scorer=scorer)
+        write_pictures(score_pictures(rows, cost, scorer), file)
     print(rows_text(rows, plan.caption, plan.columns))
     print(f"\nrows      {folder / ROWS}\ntable     {folder / TABLE}\npictures  {folder / 'pareto_*.png'}")
     if wandb:

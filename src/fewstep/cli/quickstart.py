@@ -109,7 +109,8 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     Rows of an earlier call stay where model and protocol are the same.
     """
     from fewstep.evaluation.charts import STEPS as OVER_STEPS
-    from fewstep.evaluation.charts import write_sweep_chart
+    from fewstep.evaluation.charts import score_pictures
+    from fewstep.evaluation.pictures import write_pictures
     from fewstep.evaluation.rows import RowFile, rows_csv, rows_markdown, rows_text
     from fewstep.evaluation.scorers import RunScorer
     from fewstep.evaluation.sweep import Sweep
@@ -136,7 +137,7 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     write_text(options.out / "table.md", table)
     write_text(options.out / "table.csv", rows_csv(rows))
     write_text(options.out / "samples.txt", sentences(rows))
-    write_sweep_chart(rows, OVER_STEPS, options.out / "table.png", scorer=scorer.name)
+    write_pictures(score_pictures(rows, OVER_STEPS, scorer.name), options.out / "table.png")
     bundle.save_pretrained(options.out / "model", overwrite=True, scores=table)  # now with its scores
     print(sentences(rows))
     print(rows_text(rows, plan.caption))

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def make_scorer(options: ScoringOptions, bundle: "SavedModel", device: str) -> "Scorer":
     """The scorer that ``--scorer`` names."""
-    from fewstep.evaluation.scorers import RunScorer, TransformersScorer
+    from fewstep.evaluation.scorers import RunScorer
+    from fewstep.evaluation.transformers_scorer import TransformersScorer
 
     if options.scorer == "run":
         return RunScorer(bundle.scorer(), bundle.tokenizer, batch_size=options.batch_size)

@@ -44,7 +44,7 @@ def text_of(record: object, field: str, place: str) -> str:
         if value is None:
             break
         if not isinstance(value, dict) or key not in value:
-            names = ", ".join(islice(value, 20) if isinstance(value, dict) else ()) or "none"
+            names = ", ".join(map(str, islice(value, 20)) if isinstance(value, dict) else ()) or "none"
             raise UserError(f"{place} has no field '{field}': set text_field to one of these ({names})")
         value = value[key]
     return clean_document(value, f"{place}: field '{field}'")

@@ -1,15 +1,16 @@
-"""The texts that samples are compared with. N blocks, L tokens, V vocabulary."""
+"""The texts that samples are compared with. N blocks, L tokens, V vocabulary, T tokens of train text."""
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.data.batches import collate, spread_rows
 from fewstep.data.tokenizer import DocumentEncoder
 from fewstep.errors import UserError
-from fewstep.evaluation.train_text import real_tokens
 from fewstep.pipeline import decode_documents
 from fewstep.types import TokenBatch
 
@@ -30,6 +31,23 @@ def held_out_blocks(validation: "Dataset", num_blocks: int) -> tuple[TokenBatch,
         )
     batch = collate([validation[int(row)] for row in spread_rows(len(validation), num_blocks)])
     return TokenBatch(batch["ids"], batch["mask"]), int(batch["num_bytes"].sum())
+
+
+def train_stream(train: "Dataset") -> Tensor:
+    """The tokens of a packed split in their order, (T,) int64, padding left out.
+
+    Blocks are cut from one stream, or from documents that end with an end-of-text, so what follows the last token of a
+    full block is the first of the next: copies across the cut are found too.
+    """
+    parts = list(real_tokens(train))
+    return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, np.int64))
+
+
+def real_tokens(split: "Dataset") -> Iterator["np.ndarray"]:
+    """The tokens of a packed split in their order, padding left out: int64 arrays of a few thousand blocks each."""
+    for rows in split.iter(4096):
+        ids = np.asarray(rows["input_ids"], dtype=np.int64)
+        yield ids[np.arange(ids.shape[1]) < np.asarray(rows["length"])[:, None]]
 
 
 def token_counts(train: "Dataset", vocab_size: int) -> Tensor:

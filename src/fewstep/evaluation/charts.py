@@ -1,24 +1,12 @@
-"""The chart of a sweep: perplexity and entropy over what sampling costs."""
+"""Charts of a sweep as data: perplexity, and the entropy beside it, over what sampling costs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from fewstep.diagnostics.result import Picture, Series
+from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, NOISE, Row
 
-from fewstep.evaluation.pictures import DASHES, SERIES, write_png
-from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, Row
-
-YARDSTICKS = {
-    "held-out text": ("#000000", "-"),
-    "language model": ("#009E73", "--"),
-    "words shuffled": ("#777777", "-."),
-    "unigram draws": ("#999999", ":"),
-    "pure noise": ("#CC79A7", (0, (1, 3))),
-}
+YARDSTICKS = (HELD_OUT, "language model", "words shuffled", "unigram draws", NOISE)
 ENTROPY_BAND_NATS = 0.3
 """Perplexities compare only among samples whose entropy is this close to real text's."""
 
@@ -41,32 +29,30 @@ NFE = Cost("NFE: forward passes a sample, the readout's included", lambda row: r
 SECONDS = Cost("seconds for 1,000 tokens", _seconds)
 
 
-def write_sweep_chart(rows: Sequence[Row], cost: Cost, file: str | Path, *, scorer: str) -> None:
-    """Perplexity over ``cost`` (log-log) with unigram entropy beside it; one line per setting, whose points are its
-    numbers of steps.
+def score_pictures(rows: Sequence[Row], cost: Cost, scorer: str) -> tuple[Picture, Picture]:
+    """Perplexity over ``cost`` with its 95 % intervals, and unigram entropy; a line per setting, whose points are its
+    numbers of steps, and a horizontal one per yardstick.
 
-    Whiskers are 95 % intervals, yardsticks horizontal lines, and the band is real text's entropy +- 0.3 nats. Rows
-    without a perplexity or a cost are left out. Raises ``UserError`` where ``file`` cannot be written.
+    The band around real text's entropy is 0.3 nats: outside it perplexities do not compare. Rows without a perplexity
+    or a cost are left out.
     """
-    figure = Figure(figsize=(11.5, 5.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    for row in rows:
-        if row.setting["name"] in YARDSTICKS:
-            _draw_yardstick(left, right, row)
     shown = [row for row in rows if row.setting["name"] == FLOW and row.value("perplexity") and cost.of(row)]
-    for index, label in enumerate(dict.fromkeys(map(line_of, shown))):
-        line = sorted((row for row in shown if line_of(row) == label), key=lambda row: float(row.setting["num_steps"]))
-        _draw_line(left, right, line, cost, label, index)
-    left.set(yscale="log", ylabel=f"perplexity under {scorer}", title="Perplexity")
-    right.set(ylabel="unigram entropy of a sample (nats)", title="Entropy: low means repetition")
-    for axes in (left, right):
-        axes.set_xlabel(cost.label)
-        if shown:
-            _log_axis(axes)
-        axes.grid(alpha=0.25)
-    handles = left.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, handlelength=3.6, fontsize=8)
-    write_png(figure, file)
+    shown.sort(key=lambda row: float(row.setting["num_steps"]))
+    costs = [cost.of(row) or 0.0 for row in shown] or [1.0]
+    ends = (min(costs), max(costs))
+    lines = {label: [row for row in shown if line_of(row) == label] for label in sorted(set(map(line_of, shown)))}
+    beside = [row for name in YARDSTICKS for row in rows if row.setting["name"] == name]
+    quality = [_line(label, line, cost, "perplexity") for label, line in lines.items()]
+    entropy = [_line(label, line, cost, "entropy_nats") for label, line in lines.items()]
+    for row in beside:
+        name, band = str(row.setting["name"]), ENTROPY_BAND_NATS if row.setting["name"] == HELD_OUT else None
+        quality += _level(name, ends, row.value("perplexity"))
+        entropy += _level(name, ends, row.value("entropy_nats"), band)
+    label = f"perplexity under {scorer}"
+    return (
+        Picture("Perplexity", cost.label, label, tuple(quality), log_x=True, log_y=True),
+        Picture("Entropy: low means repetition", cost.label, "unigram entropy (nats)", tuple(entropy), log_x=True),
+    )
 
 
 def line_of(row: Row) -> str:
@@ -77,43 +63,15 @@ def line_of(row: Row) -> str:
     return f"{row.setting.get('readout')}, gamma {row.setting.get('reinjection')}{others}"
 
 
-def _log_axis(axes: Axes) -> None:
-    """Costs by factors of 2."""
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=8))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+def _line(label: str, line: Iterable[Row], cost: Cost, name: str) -> Series:
+    points = [(cost.of(row) or 0.0, row.value(name) or 0.0, row.interval(name)) for row in line]
+    bounds = [(i.low, i.high) if i else (y, y) for _, y, i in points]
+    x, y = tuple(point[0] for point in points), tuple(point[1] for point in points)
+    return Series(label, x, y, tuple(low for low, _ in bounds), tuple(high for _, high in bounds))
 
 
-def _draw_yardstick(left: Axes, right: Axes, row: Row) -> None:
-    name = str(row.setting["name"])
-    color, dashes = YARDSTICKS[name]
-    perplexity, entropy = row.value("perplexity"), row.value("entropy_nats")
-    if perplexity is not None:
-        left.axhline(perplexity, color=color, linestyle=dashes, linewidth=1.3, label=name)
-    if entropy is None:
-        return
-    right.axhline(entropy, color=color, linestyle=dashes, linewidth=1.3)
-    if name == HELD_OUT:
-        low, high = entropy - ENTROPY_BAND_NATS, entropy + ENTROPY_BAND_NATS
-        right.axhspan(low, high, color="#000000", alpha=0.08, linewidth=0)
-
-
-def _draw_line(left: Axes, right: Axes, line: Sequence[Row], cost: Cost, label: str, index: int) -> None:
-    color, marker = SERIES[index % len(SERIES)]
-    x = [cost.of(row) or 0.0 for row in line]
-    values = [row.value("perplexity") or 0.0 for row in line]
-    intervals = [row.interval("perplexity") for row in line]
-    whiskers = [
-        [max(0.0, value - (i.low if i else value)) for value, i in zip(values, intervals, strict=True)],
-        [max(0.0, (i.high if i else value) - value) for value, i in zip(values, intervals, strict=True)],
-    ]
-    style: dict[str, Any] = {
-        "color": color,
-        "marker": marker,
-        "markersize": 5,
-        "linewidth": 1.6,
-        "linestyle": DASHES[index // len(SERIES) % len(DASHES)],
-    }
-    left.errorbar(x, values, yerr=whiskers, capsize=3, label=label, **style)
-    right.plot(x, [row.value("entropy_nats") or 0.0 for row in line], **style)
+def _level(name: str, ends: tuple[float, float], value: float | None, band: float | None = None) -> list[Series]:
+    if value is None:
+        return []
+    low, high = (None, None) if band is None else ((value - band,) * 2, (value + band,) * 2)
+    return [Series(name, ends, (value, value), low, high)]

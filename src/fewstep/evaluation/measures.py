@@ -10,7 +10,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation.adapters import cci_as_read
 from fewstep.evaluation.conditionals import HeadConditionals
 from fewstep.evaluation.rows import HELD_OUT, Setting, Value
-from fewstep.evaluation.scoring import corpus_perplexity
+from fewstep.evaluation.scorers import corpus_perplexity
 from fewstep.evaluation.subject import noise_source
 from fewstep.evaluation.sweep import Batch, Measure, Samples, Statistic
 from fewstep.metrics.text import (

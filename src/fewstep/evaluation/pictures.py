@@ -1,6 +1,6 @@
 """Pictures as data drawn into PNG files, without pyplot, so that nothing global changes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -41,6 +41,20 @@ def write_picture(picture: Picture, file: str | Path) -> None:
         figure.set_size_inches(9.5, 4)
         axes.set_position((0.08, 0.14, 0.58, 0.77))
         axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    write_png(figure, file)
+
+
+def write_pictures(pictures: Sequence[Picture], file: str | Path) -> None:
+    """Draw ``pictures`` of the same series side by side, with one legend. Raises ``UserError`` as :func:`write_png`."""
+    figure = Figure(figsize=(5.2 * len(pictures) + 3.2, 4.4))
+    width = 1 - 3.2 / (5.2 * len(pictures) + 3.2)
+    for index, picture in enumerate(pictures):
+        axes = draw_picture(picture, figure)
+        axes.set_position((width * (index + 0.14) / len(pictures), 0.14, width * 0.82 / len(pictures), 0.77))
+        if (own := axes.get_legend()) is not None:
+            own.remove()
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="center right", frameon=False, fontsize=8, handlelength=3.2)
     write_png(figure, file)
 
 

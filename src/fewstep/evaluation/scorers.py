@@ -1,28 +1,70 @@
-"""Who scores text: the run's own language model, or any causal one of transformers. N texts, L tokens."""
+"""Who scores text: what a scorer offers, and the run's own language model as one. N texts, L tokens."""
 
+import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.data import tokenizer_fingerprint
-from fewstep.evaluation.scored_text import DIGEST_DIGITS, ScoredText, Scorer, weights_digest
-from fewstep.evaluation.scoring import score_blocks
-from fewstep.evaluation.transformers_scorer import TransformersScorer
 from fewstep.metrics.text import sample_entropies_nats
 from fewstep.readouts import LanguageModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["RunScorer", "ScoredText", "Scorer", "TransformersScorer", "weights_digest"]
+DIGEST_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """Scores of N texts, all (N,) float64 on the CPU, on the scorer's tokens.
+
+    ``nats``: negative log-likelihood summed over the scored tokens of a text; ``tokens``: their number;
+    ``entropies_nats``: entropy of their histogram, 0 where no token is scored.
+    """
+
+    nats: Tensor
+    tokens: Tensor
+    entropies_nats: Tensor
+
+    def stacked(self) -> Tensor:
+        """(N, 2), nats and tokens, as :func:`corpus_perplexity` takes them."""
+        return torch.stack([self.nats, self.tokens], dim=1)
+
+
+def corpus_perplexity(stacked: Tensor) -> Tensor:
+    """exp(all nats / all tokens) of texts (..., N, 2), float64 (...)."""
+    nats, tokens = stacked.double().sum(-2).unbind(-1)
+    return torch.exp(nats / tokens)
+
+
+class Scorer(Protocol):
+    """Gives text a likelihood. ``name`` is what a table shows."""
+
+    name: str
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that its numbers depend on, as plain values; part of a sweep's protocol."""
+        ...
+
+    def score(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> ScoredText:
+        """Score N texts, given as strings and as the model's tokens ``ids`` (N, L) with ``mask`` (N, L) of those that
+        count. A scorer takes whichever it understands; both are the same text."""
+        ...
+
+    def features(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> Tensor:
+        """A vector for each text, (N, H) float32 on the CPU, for MAUVE: the last hidden state at the last token."""
+        ...
 
 
 class RunScorer:
-    """The run's own language model: scores ids as :func:`fewstep.evaluation.scoring.score_blocks` does.
+    """The run's own language model, which scores every block from its first token on, where the mask is true.
 
-    Blocks are scored from their first token on, where the mask is true, ends of text among them.
+    The first token is predicted from the begin-of-block state; ends of text are scored too. Logits are float32, sums
+    float64.
     """
 
     def __init__(self, model: LanguageModel, tokenizer: "PreTrainedTokenizerFast", *, batch_size: int = 64) -> None:
@@ -43,10 +85,13 @@ class RunScorer:
             "end_of_text": "scored as any token, where the mask is true",
         }
 
+    @torch.no_grad()
     def score(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> ScoredText:
         """Score ``ids`` (N, L) where ``mask`` (N, L) is true; ``texts`` is not used."""
-        scores = score_blocks(self.model, ids, mask, batch_size=self.batch_size)
-        return ScoredText(scores.nats, scores.tokens, sample_entropies_nats(ids.cpu(), mask.cpu()))
+        device, mask = next(self.model.parameters()).device, mask.cpu()
+        nats = torch.cat([self.model.token_nats(rows.to(device)).double().cpu() for rows in ids.split(self.batch_size)])
+        entropies = sample_entropies_nats(ids.cpu(), mask)
+        return ScoredText(torch.where(mask, nats, 0.0).sum(-1), mask.sum(-1).double(), entropies)
 
     @torch.no_grad()
     def features(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> Tensor:
@@ -55,14 +100,22 @@ class RunScorer:
         It is the one that would predict a token behind it: ids stand unshifted behind the begin-of-block state. A text
         without a token has the state at the begin of a block.
         """
-        network, kept = self.model.network, []
+        network, states = self.model.network, []
         inputs = torch.cat([network.shift_right(ids), ids[:, -1:]], dim=1)  # (N, L+1): begin of block, then all ids
         last = (mask.cpu().long() * torch.arange(1, ids.shape[1] + 1)).amax(1)
-        hook = network.norm.register_forward_hook(lambda module, given, states: kept.append(states))
+        hook = network.norm.register_forward_hook(lambda module, given, output: states.append(output.float().cpu()))
         try:
             for rows in inputs.split(self.batch_size):
                 network(rows.to(next(network.parameters()).device))
         finally:
             hook.remove()
-        states = torch.cat([part.float().cpu() for part in kept])
-        return states[torch.arange(len(states)), last]
+        return torch.cat(states)[torch.arange(len(ids)), last]
+
+
+def weights_digest(module: nn.Module) -> str:
+    """16 hex digits of SHA-256 over the names, dtypes, shapes and bytes of a module's weights, on any device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:DIGEST_DIGITS]

@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.protocol import HASH_DIGITS, canonical_json, differences, hash_of
 from fewstep.evaluation.rows import COLUMNS, Column, Key, Row, RowFile, Setting, Value, key_of, label_of
-from fewstep.evaluation.scored_text import weights_digest
+from fewstep.evaluation.scorers import weights_digest
 from fewstep.metrics.intervals import bootstrap_interval
 from fewstep.model import SavedModel
 

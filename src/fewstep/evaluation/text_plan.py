@@ -11,13 +11,12 @@ from torch import Tensor
 from fewstep.data import PreparedCorpus
 from fewstep.data.batches import spread_rows
 from fewstep.errors import UserError
-from fewstep.evaluation.baselines import held_out_blocks, token_counts
+from fewstep.evaluation.baselines import held_out_blocks, token_counts, train_stream
 from fewstep.evaluation.measures import MEASURES, texts_of
 from fewstep.evaluation.rows import Setting
 from fewstep.evaluation.scorers import Scorer
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, model_digest
 from fewstep.evaluation.texts import Sampling, flow_group, yardsticks
-from fewstep.evaluation.train_text import train_stream
 from fewstep.model import SavedModel
 from fewstep.provenance import versions
 from fewstep.readouts import tokens_to_first_end

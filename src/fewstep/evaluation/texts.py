@@ -20,7 +20,7 @@ from fewstep.readouts import READOUTS
 from fewstep.registry import resolve
 from fewstep.samplers import FlowSampler, check_compatible
 from fewstep.shapes import example_generators, randn
-from fewstep.types import FlowLike, TokenBatch
+from fewstep.types import TokenBatch
 
 FRESH, REUSED, NO_SNAP = "fresh", "reused", "none"
 
@@ -44,26 +44,22 @@ class Sampling:
 class FlowTexts:
     """A model's own samples by one ``sampling``, read by several readouts from the same latents.
 
-    Sample i is that of :meth:`fewstep.pipeline.TextGenerator.generate` for the same seed. ``flow`` replaces the model's
-    denoiser, such as by an exact one. Raises ``UserError`` for a missing part, an unknown readout, and a sampler that
-    the model was not trained for.
+    Sample i is that of :meth:`fewstep.pipeline.TextGenerator.generate` for the same seed. Raises ``UserError`` for a
+    missing part, an unknown readout, and a sampler that the model was not trained for.
     """
 
-    def __init__(
-        self, bundle: SavedModel, sampling: Sampling, readouts: Sequence[str], flow: FlowLike | None = None
-    ) -> None:
+    def __init__(self, bundle: SavedModel, sampling: Sampling, readouts: Sequence[str]) -> None:
         for name in readouts:
             bundle.require(resolve(READOUTS, name, "readout").part)
         bundle.require("autoencoder", "denoiser")
         self.bundle = bundle
         self.num_steps = sampling.num_steps
-        self.flow = bundle.flow() if flow is None else flow
-        self.like = next(bundle.parts()["denoiser"].parameters())
+        self.flow = bundle.flow()
         self.readers = {name: bundle.open_readout(resolve(READOUTS, name, "readout")) for name in readouts}
         generator = TextGenerator(bundle)
         try:
             self.sampler = FlowSampler(
-                bundle.flow().path,
+                self.flow.path,
                 grid=bundle.identity.default_grid(),
                 reinjection=sampling.reinjection,
                 reuse_noise=sampling.noise == REUSED,
@@ -105,7 +101,7 @@ class FlowTexts:
     def _latents(self, noise: list[torch.Generator]) -> tuple[list[Tensor], Tensor, int]:
         """The last two predictions, x_1, and the forward passes."""
         shape = (len(noise), *self.bundle.latent_shape())
-        x_0 = randn(shape, self.like, noise)
+        x_0 = randn(shape, next(self.flow.parameters()), noise)
         mask = torch.ones(shape[:2], dtype=torch.bool, device=x_0.device)
         predictions: list[Tensor] = []
         for state in self.sampler.iterate(self.flow, x_0, num_steps=self.num_steps, mask=mask, generator=noise):
@@ -133,12 +129,11 @@ def flow_group(
     readouts: Sequence[str],
     *,
     name: str = FLOW,
-    flow: FlowLike | None = None,
     model: str | None = None,
 ) -> Group:
     """:class:`FlowTexts` as a group of a sweep, one setting for each readout."""
     settings = tuple(flow_setting(sampling, readout, name) for readout in readouts)
-    return Group(settings, FlowTexts(bundle, sampling, readouts, flow).make, model)
+    return Group(settings, FlowTexts(bundle, sampling, readouts).make, model)
 
 
 def fixed_group(name: str, tokens: TokenBatch, num_samples: int, *, padded: bool = True) -> Group:

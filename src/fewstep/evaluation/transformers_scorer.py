@@ -1,22 +1,20 @@
 """Any causal language model of transformers as a scorer. N texts, L tokens, V vocabulary, H hidden width."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from fewstep.data import load_tokenizer, tokenizer_fingerprint
 from fewstep.errors import UserError
 from fewstep.evaluation.pretrained import DTYPES, from_pretrained, missing_weights
-from fewstep.evaluation.protocol import canonical_json
-from fewstep.evaluation.scored_text import DIGEST_DIGITS, ScoredText, weights_digest
+from fewstep.evaluation.scorers import DIGEST_DIGITS, ScoredText, weights_digest
 from fewstep.metrics.text import sample_entropies_nats
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 POSITIONS_AT_ONCE = 256
 """Positions whose logits are held in float64 at once: a vocabulary of 50,000 takes 100 MB."""
@@ -27,11 +25,10 @@ PLACES = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "arch
 class TransformersScorer:
     """Scores text under a causal language model of transformers, a local folder or a name on the hub.
 
-    The rules: a text is tokenised by the model's own tokenizer. Its begin-of-text
-    token, where it has one, stands in front, so that the first token is scored; else that token only conditions the
-    others. A text counts up to its first end-of-text token, that included. Nothing is cut off: a text longer than the
-    model's positions is refused. Padding stands on the right and is not attended to. Logits are taken in ``dtype``
-    (one of :data:`~fewstep.evaluation.pretrained.DTYPES`), probabilities and sums in float64.
+    A text is tokenised by the model's own tokenizer. Its begin-of-text token, if it has one, stands in front, so that
+    the first token is scored; else that token only conditions the others. A text counts up to its first end-of-text
+    token, that included; a text longer than the model's positions is refused. Padding stands on the right and is not
+    attended to. Logits are in ``dtype`` (one of :data:`~fewstep.evaluation.pretrained.DTYPES`), sums in float64.
 
     Raises ``UserError`` for a model that cannot be loaded, one that lacks weights, and a tokenizer that is not its.
     """
@@ -49,34 +46,43 @@ class TransformersScorer:
         if batch_size < 1:
             raise UserError(f"batch size of the scorer is {batch_size}: expected a whole number of at least 1")
         self.path_or_name = str(path_or_name)
-        local = _is_local(self.path_or_name)
-        self.name = Path(self.path_or_name).expanduser().resolve().name if local else self.path_or_name
+        folder = Path(self.path_or_name).expanduser()
+        self.name = folder.resolve().name if folder.exists() else self.path_or_name
         self.dtype = dtype
         self.batch_size = batch_size
         self.tokenizer = load_tokenizer(self.path_or_name)
-        self.model = _load_model(self.path_or_name, DTYPES[dtype]).to(device)
+        self.model = self._load_model(str(folder) if folder.exists() else self.path_or_name).to(device)
         self.max_tokens = getattr(self.model.config, "max_position_embeddings", None)
         rows = self.model.get_input_embeddings().num_embeddings
         self.begin = _within(self.tokenizer.bos_token_id, rows)
         self.end = _within(self.tokenizer.eos_token_id, rows)
-        self._padding = 0  # any token will do: it is not attended to and not scored
-        self._backend = _plain_backend(self.tokenizer)
+        self._backend = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())  # ours to change
+        self._backend.no_padding()
+        self._backend.no_truncation()
         self._vocab_size = rows
-        self._digest: str | None = None
+
+    def _load_model(self, source: str) -> Any:
+        name, dtype = f"scorer {self.path_or_name}", DTYPES[self.dtype]
+        purpose = "a causal language model"
+        model, report = from_pretrained("AutoModelForCausalLM", source, dtype=dtype, purpose=purpose, name=name)
+        if missing := missing_weights(report):  # transformers would leave them random
+            raise UserError(
+                f"{name} lacks {len(missing)} weights, first {missing[0]}: give a whole model with its "
+                "language-modelling head"
+            )
+        return model
 
     def identity(self) -> dict[str, Any]:
         """Class, hashes of weights and config, dtype, tokenizer, the rules for both ends of a text.
 
         Not the name: the same model in another folder gives the same numbers.
         """
-        if self._digest is None:
-            self._digest = weights_digest(self.model)
         config = {key: value for key, value in self.model.config.to_dict().items() if key not in PLACES}
         return {
             "class": type(self).__name__,
             "model": type(self.model).__name__,
-            "weights": self._digest,
-            "config": hashlib.sha256(_told(config).encode()).hexdigest()[:DIGEST_DIGITS],
+            "weights": weights_digest(self.model),
+            "config": hashlib.sha256(json.dumps(config, default=repr).encode()).hexdigest()[:DIGEST_DIGITS],
             "dtype": self.dtype,
             "tokenizer": tokenizer_fingerprint(self.tokenizer)[:DIGEST_DIGITS],
             "begin_of_text": "none: the first token is not scored" if self.begin is None else f"token {self.begin}",
@@ -110,14 +116,14 @@ class TransformersScorer:
         token either, has the vector of zeros. Raises ``UserError`` for a text that is too long.
         """
         rows = self.tokens(texts)
-        found: dict[int, Tensor] = {}
+        states: dict[int, Tensor] = {}
         for picked, inputs, attended in self._batches(rows):
             output = self.model(input_ids=inputs, attention_mask=attended, use_cache=False, output_hidden_states=True)
             last = attended.sum(-1) - 1
-            states = output.hidden_states[-1][torch.arange(len(picked), device=last.device), last]
-            found |= dict(zip(picked, states.float().cpu(), strict=True))
-        nothing = torch.zeros_like(next(iter(found.values()), torch.zeros(1)))
-        return torch.stack([found.get(index, nothing) for index in range(len(rows))])
+            at_last = output.hidden_states[-1][torch.arange(len(picked), device=last.device), last]
+            states |= dict(zip(picked, at_last.float().cpu(), strict=True))
+        nothing = torch.zeros_like(next(iter(states.values()), torch.zeros(1)))
+        return torch.stack([states.get(index, nothing) for index in range(len(rows))])
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text up to its first end-of-text, begin-of-text left out.
@@ -151,7 +157,7 @@ class TransformersScorer:
         device = next(self.model.parameters()).device
         for first in range(0, len(order), self.batch_size):
             picked = order[first : first + self.batch_size]
-            inputs = torch.full((len(picked), lengths[picked[0]]), self._padding)
+            inputs = torch.zeros(len(picked), lengths[picked[0]], dtype=torch.long)  # padding: any token will do
             attended = torch.zeros_like(inputs)
             for place, index in enumerate(picked):
                 inputs[place, : lengths[index]] = torch.tensor([*start, *rows[index]])
@@ -162,44 +168,10 @@ class TransformersScorer:
 def _summed_nats(logits: Tensor, targets: Tensor) -> float:
     """-sum_l log p(targets_l), float64, of logits (L, V) and targets (L,)."""
     pairs = zip(logits.split(POSITIONS_AT_ONCE), targets.split(POSITIONS_AT_ONCE), strict=True)
-    chosen = [part.double().log_softmax(-1).gather(-1, wanted[:, None]).sum() for part, wanted in pairs]
+    chosen = [part.double().log_softmax(-1).gather(-1, some[:, None]).sum() for part, some in pairs]
     return -float(torch.stack(chosen).sum()) if chosen else 0.0
-
-
-def _load_model(path_or_name: str, dtype: torch.dtype) -> Any:
-    source = str(Path(path_or_name).expanduser()) if _is_local(path_or_name) else path_or_name
-    name, purpose = f"scorer {path_or_name}", "a causal language model"
-    model, report = from_pretrained("AutoModelForCausalLM", source, dtype=dtype, purpose=purpose, name=name)
-    if missing := missing_weights(report):  # transformers would leave them random
-        raise UserError(
-            f"{name} lacks {len(missing)} weights, first {missing[0]}: give a whole model with its "
-            "language-modelling head"
-        )
-    return model
-
-
-def _plain_backend(tokenizer: "PreTrainedTokenizerFast") -> Any:
-    """A private copy of the tokenizer's backend that neither pads nor cuts off."""
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_padding()
-    backend.no_truncation()
-    return backend
 
 
 def _within(token: int | None, rows: int) -> int | None:
     """The token where the model knows it: a tokenizer that has no end of text is given one when it is loaded."""
     return token if token is not None and token < rows else None
-
-
-def _is_local(path_or_name: str) -> bool:
-    return Path(path_or_name).expanduser().exists()
-
-
-def _told(config: dict[str, Any]) -> str:
-    """Canonical JSON; what JSON does not know by its repr."""
-    try:
-        return canonical_json(config)
-    except ValueError:
-        return repr(sorted(config.items()))

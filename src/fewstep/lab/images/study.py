@@ -18,7 +18,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation.adapters import velocity_of
 from fewstep.evaluation.protocol import HASH_DIGITS
 from fewstep.evaluation.rows import COLUMNS, Column, Setting, Value
-from fewstep.evaluation.scored_text import weights_digest
+from fewstep.evaluation.scorers import weights_digest
 from fewstep.evaluation.subject import noise_source
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, model_digest
 from fewstep.lab.images.generator import ImageGenerator, image_autoencoder, images_of
