@@ -230,6 +230,12 @@ def test_the_readme_is_short_and_its_python_runs_up_to_the_model() -> None:
     exec(compile(measurement, "README.md", "exec"), {})
 
 
+def test_the_changelog_begins_with_the_version_of_the_package() -> None:
+    version = re.search(r'^version = "(.*)"$', text_of(ROOT / "pyproject.toml"), re.MULTILINE)
+    newest = re.search(r"^## \[(.*?)\]", text_of(ROOT / "CHANGELOG.md"), re.MULTILINE)
+    assert version is not None and newest is not None and newest.group(1) in (version.group(1), "Unreleased")
+
+
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     listed = set(re.findall(r": ([\w/-]+\.(?:md|ipynb))$|- ([\w/-]+\.md)$", text_of(ROOT / "mkdocs.yml"), re.MULTILINE))
     names = {name for pair in listed for name in pair if name}

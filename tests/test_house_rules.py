@@ -59,18 +59,18 @@ BUDGETS = {
     "readouts": (599, 540),
     "objectives": (977, 950),
     "samplers": (790, 690),
-    "data": (1356, 950),
-    "model storage pipeline provenance locking": (1294, 1100),
+    "data": (1357, 950),
+    "model storage pipeline provenance locking": (1295, 1100),
     "metrics diagnostics": (2006, 1750),
-    "training": (2562, 1950),
+    "training": (2563, 1950),
     "cli settings __main__": (1832, 1300),
     "evaluation": (4646, 2000),
-    "lab": (8224, 4000),
+    "lab": (6440, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_015, 11_000)  # without NOT_CORE
-SRC_LINES = (25_885, 15_000)
-TEST_SHARE = (0.895, 0.75)  # lines of tests to lines of src
+CORE_LINES = (13_018, 11_000)  # without NOT_CORE
+SRC_LINES = (24_104, 15_000)
+TEST_SHARE = (0.937, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)

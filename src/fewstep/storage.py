@@ -29,7 +29,6 @@ from torch.nn.modules.module import (
 )
 
 from fewstep.data import load_tokenizer
-from fewstep.data.hub import looks_local
 from fewstep.errors import UserError, first_line
 from fewstep.locking import flush, follow_umask
 from fewstep.registry import validated
@@ -98,6 +97,8 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
     local = Path(path).expanduser()
     if local.exists():
         return local
+    from fewstep.data.hub import looks_local  # for hub names only
+
     if not HUB_NAME.fullmatch(str(path)) or looks_local(str(path)):
         raise UserError(f"{path} does not exist: give a model folder, a .ckpt file or the name of a model on the hub")
     from huggingface_hub import snapshot_download

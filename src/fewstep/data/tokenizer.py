@@ -56,12 +56,13 @@ def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
         if not (path / "tokenizer.json").exists() and not (path / "tokenizer_config.json").exists():
             raise UserError(f"folder {path} holds no tokenizer.json: give a folder written by save_pretrained")
         name = str(path)
-    elif path.exists() or name.startswith((".", "/", "~")):
-        raise UserError(f"tokenizer {name} is no folder: give a folder written by save_pretrained, or a hub name")
-    elif not isinstance(try_to_load_from_cache(name, "tokenizer.json"), str):
+    else:
         from fewstep.data import hub  # for hub names only
 
-        hub.check_on_hub("tokenizer", name)
+        if path.exists() or hub.looks_local(name):
+            raise UserError(f"tokenizer {name} is no folder: give a folder written by save_pretrained, or a hub name")
+        if not isinstance(try_to_load_from_cache(name, "tokenizer.json"), str):
+            hub.check_on_hub("tokenizer", name)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:

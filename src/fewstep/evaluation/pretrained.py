@@ -65,7 +65,7 @@ def model_folder(path_or_name: str, loading: Loading) -> Path:
     path = Path(path_or_name).expanduser()
     if path.is_dir():
         return path
-    if path.exists() or path_or_name.startswith((".", "/", "~")):
+    if path.exists() or hub.looks_local(path_or_name):
         raise UserError(f"model {path_or_name} is no folder: give a folder written by save_pretrained, or a hub name")
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
     patterns += ["*.bin"] if loading.allow_pickle else []

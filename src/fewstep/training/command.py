@@ -61,6 +61,7 @@ INTENDED = (
     ".*your dataloader is not resumable.*",  # its order follows from the trainer's step
     ".*LeafSpec.*",
     ".*isinstance.treespec.*",
+    ".*torch.jit.script.*is deprecated.*",  # by torch's own forward derivatives
 )
 """Warnings about what is done on purpose."""
 

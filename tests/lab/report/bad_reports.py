@@ -1,57 +1,89 @@
 """Bad input of ``fewstep report``, case by case, as :mod:`tests.cli.bad_inputs` has it for the other commands.
 
-``mine`` is a whole run of made figures; :func:`write_runs` puts it into the current folder, and damaged ones beside it.
+``mine`` is a whole run of made-up figures; :func:`write_runs` puts it into the current folder, and a run for each of
+:data:`BROKEN`, which has that one file.
 """
 
-import json
-import math
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.cli.bad_inputs import Case
-from tests.lab.report.runs_on_disk import PROTOCOL, sweep_row, whole_run
+from tests.lab.report.runs_on_disk import whole_run
 
 LOG = "flow/csv/version_0/metrics.csv"
+TRACES = (
+    '{"model": "m", "seed": 0, "num_samples": %s, "num_tokens": 1, "block_size": 1, "vocabulary": %s, '
+    '"token_ids": [], "paths": []}'
+)
+DIAGNOSIS = '{"kind": "text", "num_examples": 4, "num_positions": 1, "seed": 0, "results": {"a": {"name": "a" %s}}}'
+SERIES = ', "curves": {"c": {"label": "c", "x": [1], "y": [%s], "low": null, "high": null}}'
+ESTIMATE = '{"value": %s, "interval": null, "num_examples": 4}'
+ROWS = ', "rows": [{"name": "a", "unit": "", "note": "", "estimate": ' + ESTIMATE + "}]"
+DEEP = "[" * 100_000
+
+
+class Broken(NamedTuple):
+    """A ``file`` of a run with broken ``content``; the refusal names the file, ``value`` and ``advice``."""
+
+    run: str
+    file: str
+    content: bytes
+    value: str
+    advice: str = "re-create or delete the file"
+
+
+def _text(run: str, file: str, content: str, value: str, advice: str = "re-create or delete the file") -> Broken:
+    return Broken(run, file, content.encode(), value, advice)
+
+
+BROKEN = (
+    _text("no_rows", "evaluation/rows.jsonl", "no row\n", "line 1", "this fewstep version"),
+    _text("deep_rows", "rows.jsonl", DEEP + "\n", "line 1", "this fewstep version"),
+    _text("a_list", "diagnostics.json", "[]", "content is '[]'"),
+    _text("torn", "diagnostics.json", "{", "Invalid JSON"),
+    _text("deep", "diagnostics.json", DEEP, "content is"),
+    _text("empty", "diagnosis/diagnostics.json", "{}", "results is missing"),
+    _text(
+        "of_sound",
+        "diagnosis/diagnostics.json",
+        (DIAGNOSIS % "").replace("text", "sound"),
+        "kind is 'sound'",
+        "'text' or 'images'",
+    ),
+    _text("long_number", "diagnostics.json", '{"num_examples": ' + "1" * 5_000 + "}", "diagnostics.json"),
+    _text("text_value", "diagnostics.json", DIAGNOSIS % (ROWS % '"much"'), "rows.0.estimate.value is 'much'"),
+    _text("nan_value", "diagnostics.json", DIAGNOSIS % (ROWS % "NaN"), "estimate.value is nan", "a finite number"),
+    _text("huge_value", "diagnostics.json", DIAGNOSIS % (ROWS % ("1" + "0" * 400)), "estimate.value", "finite"),
+    _text("short_curve", "diagnostics.json", DIAGNOSIS % (SERIES % ""), "results.a.curves.c has 1 x", "as many y"),
+    _text("a_true", "diagnostics.json", DIAGNOSIS % (SERIES % "true"), "curves.c.y.0 is 'True'", "valid number"),
+    _text("no_table", "flow/diagnostics.jsonl", "{}\n", "results is missing"),
+    Broken("wide_samples", "samples.txt", "wide".encode("utf-16"), "samples.txt is not UTF-8"),
+    _text("no_step", LOG, "epoch,loss\n1,2\n", "has no column step", "delete it"),
+    _text("odd_loss", LOG, "step,train/loss\n1,low\n", "'low'", "delete the file"),
+    _text("no_traces", "traces.json", '{"model": "abc"}', "seed is missing"),
+    _text("endless_traces", "traces.json", TRACES % ("Infinity", "[]"), "num_samples is 'inf'"),
+    _text("odd_traces", "traces.json", TRACES % (1, "[1]"), "vocabulary.0 is '1'", "valid string"),
+    _text("bare_traces", "traces.json", TRACES % (1, "[]"), "sizes that it names", "delete it"),
+    _text("junk_weights", "model/denoiser.safetensors", "junk", "denoiser.safetensors", "save the model again"),
+    _text("no_identity", "model/config.json", '{"parts": {}}', "does not describe a fewstep model", "save_pretrained"),
+)
 
 
 def write_runs(folder: Path) -> None:
-    """The runs that the cases name; of a damaged one a file or two."""
+    """The runs that the cases name."""
     whole_run(folder / "mine")
-    other = replace(PROTOCOL, block_size=16)
-    two = [sweep_row("parallel", steps, "0", 50.0, protocol=one) for steps, one in ((4, PROTOCOL), (8, other))]
-    odd, no_hash = ({**two[0].to_dict(), name: value} for name, value in (("nfe", [5]), ("protocol", {"a": math.nan})))
-    damaged: dict[str, dict[str, bytes]] = {
-        "torn_table": {"table.json": b"{"},
-        "deep_table": {"table.json": b'{"rows": ' + b"[" * 100_000},
-        "no_rows": {"evaluation/rows.jsonl": b"no row\n"},
-        "two_protocols": {"rows.jsonl": "".join(json.dumps(row.to_dict()) + "\n" for row in two).encode()},
-        "odd_row": {"rows.jsonl": json.dumps(odd).encode() + b"\n"},
-        "no_hash": {"rows.jsonl": json.dumps(no_hash).encode() + b"\n"},
-        "a_list_diagnosed": {"diagnostics.json": b"[]"},
-        "of_sound_diagnosed": {"diagnosis/diagnostics.json": b'{"kind": "sound"}'},
-        "long_number": {"diagnostics.json": b'{"kind": ' + b"1" * 5_000 + b"}"},
-        "huge_number": {
-            "flow/diagnostics.jsonl": b'{"step": 1, "results": {}, "table": {"a": {"value": 1' + b"0" * 400 + b"}}}\n"
-        },
-        "wide_samples": {"samples.txt": "wide".encode("utf-16")},
-        "no_step": {LOG: b"epoch,loss\n1,2\n"},
-        "odd_loss": {LOG: b"step,train/loss\n1,low\n"},
-        "no_traces": {"samples.txt": b"a text", "traces.json": b'{"model": "abc"}'},
-        "endless_traces": {"samples.txt": b"a text", "traces.json": _traces(b"Infinity")},
-        "deep_traces": {"samples.txt": b"a text", "traces.json": _traces(b"[" * 100_000)},
-        "junk_weights": {"model/denoiser.safetensors": b"junk"},
-        "deep_weights": {"model/denoiser.safetensors": (100_000).to_bytes(8, "little") + b"[" * 100_000},
-        "no_identity": {"model/config.json": b'{"parts": {}}'},
-        "no_parts": {"model/config.json": b'{"format": 2, "parts": {"readout": 1}, "identity": {}, "sha256": {}}'},
-    }
-    for name, files in damaged.items():
-        for file, content in files.items():
-            (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name / file).write_bytes(content)
+    for broken in BROKEN:
+        write_broken(folder, broken)
 
 
-def _traces(num_samples: bytes) -> bytes:
-    return b'{"vocabulary": [], "token_ids": [], "num_samples": ' + num_samples + b"}"
+def write_broken(folder: Path, broken: Broken) -> None:
+    """The run of that name, with its broken file."""
+    run = folder / "broken" / broken.run
+    file = run / broken.file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(broken.content)
+    if broken.file == "traces.json":
+        (run / "samples.txt").write_text("a text")
 
 
 MINE = "report mine --traces 0"
@@ -77,28 +109,6 @@ PLACES = [
     Case(f"{MINE} --out there.jsonl", "there.jsonl", "--overwrite"),
     Case(f"{MINE} --out ''", "''", "give"),
 ]
-FILES = [
-    Case("report there.jsonl", "there.jsonl, line 1, column 1", "take it away"),
-    Case("report torn_table", "table.json, line 1, column 2", "take it away"),
-    Case("report deep_table", "table.json", "take it away"),
-    Case("report mine no_rows", "rows.jsonl, line 1", "take it away"),
-    Case("report two_protocols", "rows.jsonl", "protocol"),
-    Case("report odd_row", "rows.jsonl, line 1", "evaluate anew"),
-    Case("report no_hash", "rows.jsonl", "evaluate anew"),
-    Case("report a_list_diagnosed", "the whole is []", "expected an object"),
-    Case("report of_sound_diagnosed", 'kind is "sound"', "'text' or 'images'"),
-    Case("report of_sound_diagnosed/diagnosis/diagnostics.json", 'kind is "sound"', "'text' or 'images'"),
-    Case("report long_number", "diagnostics.json", "take it away"),
-    Case("report huge_number", "table.a.value is 1000", "expected a finite number"),
-    Case("report wide_samples", "samples.txt is not UTF-8", "make the file anew"),
-    Case("report no_step", "metrics.csv", "expected a log of fewstep's training"),
-    Case("report odd_loss", "'low'", "expected a number"),
-    Case("report no_traces --device cpu", "traces.json has no 'vocabulary'", "delete it"),
-    Case("report endless_traces --device cpu", "traces.json holds no traces", "delete it"),
-    Case("report deep_traces --device cpu", "traces.json holds no traces", "delete it"),
-    Case("report junk_weights", "denoiser.safetensors", "make the model anew"),
-    Case("report deep_weights", "denoiser.safetensors", "make the model anew"),
-    Case("report no_identity", "does not describe a fewstep model", "give a folder written by save_pretrained"),
-    Case("report no_parts", "model/config.json: parts.readout", "should be an object"),
-]
+FILES = [Case(f"report broken/{one.run} --device cpu", one.value, one.advice) for one in BROKEN]
+FILES.append(Case("report there.jsonl", "there.jsonl", "delete the file"))
 CASES = [*OPTIONS, *PLACES, *FILES]

@@ -6,21 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewstep.evaluation.protocol import ScoringProtocol
-from fewstep.evaluation.sweep_row import Setting, SweepRow
-from fewstep.evaluation.table import GenerationRow, GenerationTable
+from fewstep.evaluation.protocol import hash_of
+from fewstep.evaluation.rows import Row, RowFile, Value
 from fewstep.metrics.intervals import Interval
 
-PROTOCOL = ScoringProtocol(
-    scorer={"class": "RunScorer"},
-    num_samples=8,
-    seeds=(0,),
-    block_size=32,
-    end_of_text="every token",
-    versions={"fewstep": "0"},
-    yardsticks={},
-)
+PROTOCOL: dict[str, Any] = {"scorer": {"class": "RunScorer"}, "block_size": 32, "versions": {"fewstep": "0"}}
 TIMES = [0.25, 0.5, 0.75]
+AXES = {"title": "Title", "x_label": "x", "y_label": "y", "kind": "lines", "log_x": False, "log_y": False}
 
 
 def estimate(value: float | None, spread: float = 0.1) -> dict[str, Any]:
@@ -59,6 +51,7 @@ class MadeDiagnosis:
     masses: list[float] = field(default_factory=lambda: [0.5, 0.1, 0.01])
     stiffness: list[float] = field(default_factory=lambda: [1.0, 2.0, 3.0])
     left_out: dict[str, str] = field(default_factory=dict)
+    kind: str = "text"
 
     def to_dict(self) -> dict[str, Any]:
         """What ``diagnostics.json`` holds; the trajectory has three steps that start at ``TIMES``."""
@@ -72,17 +65,30 @@ class MadeDiagnosis:
             "late_flip_rate": {},
             "decision_step": {"shares": series([1.0, 2.0, 3.0], [0.5, 0.3, 0.2])},
         }
+        curves["table"] = {}
+        rows = {
+            "table": [
+                {"name": name, "estimate": estimate(value), "unit": "", "note": ""}
+                for name, value in self.table.items()
+            ]
+        }
         return {
-            "kind": "text",
+            "kind": self.kind,
             "model": "made",
             "n": 100,
             "num_examples": 16,
             "num_positions": 2,
             "seed": 0,
             "left_out": self.left_out,
-            "table": {name: estimate(value) for name, value in self.table.items()},
+            "protocol": {"block_length": 32},
             "results": {
-                name: {"name": name, "rows": [], "curves": lines, "axes": None, "facts": facts.get(name, {})}
+                name: {
+                    "name": name,
+                    "rows": rows.get(name, []),
+                    "curves": lines,
+                    "axes": AXES,
+                    "facts": facts.get(name, {}),
+                }
                 for name, lines in curves.items()
             },
         }
@@ -95,62 +101,26 @@ def sweep_row(
     perplexity: float,
     *,
     name: str = "flow",
-    entropy: float = 3.0,
-    memorised: float = 0.0,
-    late: float | None = None,
-    examples: Iterable[str] = ("some text",),
-    protocol: ScoringProtocol = PROTOCOL,
     spread: float = 0.02,
-) -> SweepRow:
-    """A row of ``rows.jsonl``; the interval is ``spread`` to both sides."""
-    plain = steps is not None
-    setting = Setting(
-        name,
-        readout,
-        steps,
-        gamma,
-        1.0 if plain else None,
-        1.0 if plain else None,
-        "fresh" if plain else None,
-        "none" if plain else None,
-    )
-    return SweepRow(
-        setting=setting,
-        num_samples=8,
-        seeds=(0,),
-        perplexity=perplexity,
-        perplexity_interval=Interval(perplexity * (1 - spread), perplexity * (1 + spread)),
-        perplexity_by_seed=(perplexity,),
-        entropy_nats=entropy,
-        entropy_interval=Interval(entropy - 0.1, entropy + 0.1),
-        scored_tokens=100,
-        distinct_1=0.5,
-        distinct_2=0.9,
-        distinct_4=1.0,
-        repeated_4grams=0.0,
-        longest_copy_tokens=5,
-        mean_copy_tokens=3.0,
-        memorised_8grams=memorised,
-        mauve=None,
-        late_flip_rate=late,
-        cci=None,
-        cci_interval=None,
-        nfe=None if steps is None else steps + 1,
-        seconds=1.0,
-        tokens_per_second=100.0,
-        batch_size=8,
-        device="cpu",
-        protocol_hash=protocol.hash,
-        protocol=protocol.to_dict(),
-        model="abc",
-        examples=tuple(examples),
-    )
+    examples: Iterable[str] = ("some text",),
+    protocol: dict[str, Any] = PROTOCOL,
+    **changes: float,
+) -> Row:
+    """A row of ``rows.jsonl``; the interval of the perplexity is ``spread`` to both sides; ``changes`` are values."""
+    setting: dict[str, Any] = {"name": name}
+    if readout is not None:
+        setting |= {"readout": readout, "num_steps": steps, "reinjection": gamma, "noise": "fresh", "snap": "none"}
+    values = {"entropy_nats": 3.0, "repeated_4grams": 0.0, "longest_copy_tokens": 5.0, "memorised_8grams": 0.0}
+    values |= {"nfe": 1.0 + (steps or 0), "tokens_per_second": 100.0, **changes}
+    measured = {name: Value(value) for name, value in values.items()}
+    measured["perplexity"] = Value(perplexity, Interval(perplexity * (1 - spread), perplexity * (1 + spread)))
+    return Row(setting, measured, 8, (0,), "abc", hash_of(protocol), protocol, 8, "cpu", examples=tuple(examples))
 
 
-def sweep_rows(**changed: SweepRow) -> list[SweepRow]:
+def sweep_rows(**changed: Row) -> list[Row]:
     """Rows of a healthy model: both ways help, and text is like real text. ``changed`` replaces rows by their names."""
     rows = {
-        "real": sweep_row(None, None, None, 50.0, name="held-out text", memorised=0.06),
+        "real": sweep_row(None, None, None, 50.0, name="held-out text", memorised_8grams=0.06),
         "few": sweep_row("parallel", 4, "0", 200.0),
         "few_noise": sweep_row("parallel", 4, "1", 100.0),
         "few_head": sweep_row("head", 4, "0", 80.0),
@@ -162,30 +132,11 @@ def sweep_rows(**changed: SweepRow) -> list[SweepRow]:
     return list({**rows, **changed}.values())
 
 
-def quickstart_table(examples: Iterable[str] = ("some text",)) -> GenerationTable:
-    """A table with real text and two settings."""
-
-    def row(name: str, readout: str | None, steps: int | None, perplexity: float) -> GenerationRow:
-        between = Interval(perplexity * 0.9, perplexity * 1.1)
-        gamma = None if steps is None else 0.0
-        return GenerationRow(
-            name, readout, steps, gamma, steps, 8, perplexity, between, 3.0, 6.0, 0.9, None, tuple(examples)
-        )
-
-    rows = (
-        row("held-out text", None, None, 50.0),
-        row("flow", "parallel", 4, 400.0),
-        row("flow", "head", 4, 90.0),
-    )
-    return GenerationTable(rows, 32, "the run's language model", 0, 8, "cpu")
-
-
 def write_run(
     folder: Path,
     *,
     diagnosis: MadeDiagnosis | None = None,
-    rows: list[SweepRow] | None = None,
-    table: GenerationTable | None = None,
+    rows: list[Row] | None = None,
     logs: bool = False,
 ) -> Path:
     """Write what is given into ``folder``, where the commands would, and give the folder."""
@@ -195,10 +146,9 @@ def write_run(
         (folder / "diagnosis" / "diagnostics.json").write_text(json.dumps(diagnosis.to_dict()), encoding="utf-8")
     if rows is not None:
         (folder / "evaluation").mkdir()
-        lines = "".join(json.dumps(row.to_dict()) + "\n" for row in rows)
-        (folder / "evaluation" / "rows.jsonl").write_text(lines, encoding="utf-8")
-    if table is not None:
-        (folder / "table.json").write_text(table.to_json(), encoding="utf-8")
+        file = RowFile(folder / "evaluation" / "rows.jsonl")
+        for row in rows:
+            file.append(row)
     if logs:
         log = folder / "flow" / "csv" / "version_0" / "metrics.csv"
         log.parent.mkdir(parents=True)
@@ -208,4 +158,4 @@ def write_run(
 
 def whole_run(folder: Path) -> Path:
     """A run with all of it but a model."""
-    return write_run(folder, diagnosis=MadeDiagnosis(), rows=sweep_rows(), table=quickstart_table(), logs=True)
+    return write_run(folder, diagnosis=MadeDiagnosis(), rows=sweep_rows(), logs=True)

@@ -34,7 +34,7 @@ def test_a_page_is_written_beside_the_run_and_the_verdict_is_told(
     out = capsys.readouterr().out
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "<h1>How it went</h1>" in page
-    assert out.startswith("mine: 0 bad, 0 to look at, 15 good, 0 not measured\n")
+    assert out.startswith("mine: 0 bad, 0 look, 15 good, 0 not measured\n")
     assert out.endswith(f"\nreport    {folder / 'report.html'}\n")
     before = (folder / "report.html").read_bytes()
     assert "exists already" in refusal(capsys, folder)
@@ -63,10 +63,10 @@ def test_a_run_with_a_model_gets_a_viewer_whose_traces_are_kept(tmp_path: Path) 
     command = ["report", str(folder), "--device", "cpu"]
     assert main([*command, "--traces", "0"]) == 0
     without = (folder / "report.html").read_text(encoding="utf-8")
-    assert 'id="viewer"' not in without and not (folder / "traces.json").exists()
+    assert 'id="trace-app"' not in without and not (folder / "traces.json").exists()
     assert main([*command, "--traces", "2", "--overwrite"]) == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert 'id="viewer"' in page and 'id="trace"' in page and 'href="#viewer"' in page
+    assert 'id="viewer"' in page and 'id="trace-app"' in page and 'href="#viewer"' in page
     assert json.loads((folder / "traces.json").read_text())["num_samples"] == 2
     identifiers = re.findall(r'\sid="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))
@@ -76,7 +76,7 @@ def test_a_model_without_a_flow_has_a_page_without_a_viewer(tmp_path: Path) -> N
     only(tiny_bundle(), "autoencoder", "readout").save_pretrained(tmp_path / "run" / "model")
     assert main(["report", str(tmp_path / "run"), "--device", "cpu"]) == 0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert 'id="viewer"' not in page
+    assert 'id="trace-app"' not in page
     assert "TransformerAutoencoder" in page
 
 
@@ -90,8 +90,8 @@ def test_what_is_wrong_is_told_in_one_line_and_leaves_nothing(
     assert "traces" in refusal(capsys, folder, "--traces", "-1")
     assert "runs" in refusal(capsys)
     assert "does not exist; make it first" in refusal(capsys, folder, "--out", tmp_path / "no" / "page.html")
-    (folder / "table.json").write_text("{")
-    assert "table.json, line 1, column 2, is no JSON" in refusal(capsys, folder)
+    (folder / "samples.txt").write_bytes(b"\xff")
+    assert "samples.txt is not UTF-8" in refusal(capsys, folder)
     assert not list(tmp_path.rglob("*.html")) and not list(tmp_path.rglob(".report*"))
 
 
@@ -133,7 +133,7 @@ def test_a_wheel_holds_the_files_of_the_page(tmp_path: Path) -> None:
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    page = ROOT / "src" / "fewstep" / "report" / "page"
+    page = ROOT / "src" / "fewstep" / "lab" / "report" / "page"
     wanted = {f"fewstep/lab/report/page/{file.name}" for file in page.iterdir()}
-    assert len(wanted) >= 6
+    assert len(wanted) >= 5
     assert wanted <= names

@@ -2,14 +2,13 @@
 
 from dataclasses import replace
 
-from fewstep.lab.report.trace_plan import Way
-from fewstep.lab.report.traces import SampleTrace, TracePath, Traces
+from fewstep.lab.report.traces import Mode, SampleTrace, TracePath, Traces
 
 WORDS = ("the", " old", " ship", " sank", "</script>", "\x0c", "\n", " café", "<|endoftext|>", "\ufffd")
 
 
-def path(way: Way, reinjection: float, rows: tuple[tuple[int, ...], ...], settled: tuple[int, ...]) -> TracePath:
-    """One way whose two samples read ``rows``, the second one backwards; distances rise with step and token."""
+def path(mode: Mode, reinjection: float, rows: tuple[tuple[int, ...], ...], settled: tuple[int, ...]) -> TracePath:
+    """One mode whose two samples read ``rows``, the second one backwards; distances rise with step and token."""
     distances = tuple(
         tuple(round(0.05 * (1 + k) * (1 + 2 * column), 2) for column in range(4)) for k in range(len(rows))
     )
@@ -18,7 +17,7 @@ def path(way: Way, reinjection: float, rows: tuple[tuple[int, ...], ...], settle
         SampleTrace(tuple(row[::-1] for row in rows), distances, settled[::-1]),
     )
     times = tuple(k / len(rows) for k in range(len(rows) + 1))
-    return TracePath(way, len(rows), reinjection, times, samples)
+    return TracePath(mode, len(rows), reinjection, times, samples)
 
 
 def wide() -> Traces:
@@ -34,7 +33,7 @@ def wide() -> Traces:
 
 
 def traces() -> Traces:
-    """Two samples of four tokens; 1, 2 and 4 steps, of the commitment head 1 and 4 only."""
+    """Two samples of four tokens; 1, 2 and 4 steps, of the head 1 and 4 only."""
     four = ((5, 9, 5, 4), (5, 1, 2, 4), (0, 1, 2, 4), (0, 1, 2, 3))
     paths = (
         path("deterministic", 0.0, four[:1], (1, 1, 1, 1)),
@@ -43,7 +42,7 @@ def traces() -> Traces:
         path("reinjection", 0.5, four[:1], (1, 1, 1, 1)),
         path("reinjection", 0.5, four[:2], (1, 2, 2, 1)),
         path("reinjection", 0.5, (*four[:3], (0, 7, 6, 8)), (3, 4, 4, 4)),
-        path("commitment", 0.0, four[3:], (1, 1, 1, 1)),
-        path("commitment", 0.0, four[3:] * 4, (1, 1, 1, 1)),
+        path("head", 0.0, four[3:], (1, 1, 1, 1)),
+        path("head", 0.0, four[3:] * 4, (1, 1, 1, 1)),
     )
     return Traces("0123456789ab", 0, 2, 4, 6, WORDS, tuple(range(10, 10 + len(WORDS))), paths)

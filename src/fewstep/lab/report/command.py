@@ -12,11 +12,12 @@ from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
-    from fewstep.lab.report.html_page import Report
-    from fewstep.lab.report.run_folder import RunReport
+    from fewstep.lab.report.page import Report
+    from fewstep.lab.report.run import Run
     from fewstep.lab.report.traces import Traces
 
 FILE = "report.html"
+VERDICT_COLUMNS = ("run", "question", "state", "figure", "threshold", "finding", "advice")
 
 
 @dataclass(kw_only=True)
@@ -47,16 +48,15 @@ def main(argv: list[str]) -> int:
     if options.title is not None and not options.title.strip():
         raise UserError("--title is empty: give a heading, or leave it out")
     out = options.out or default_file(options.runs)
-    from fewstep.lab.report.html_page import make_report, page_html
-    from fewstep.lab.report.run_folder import read_runs
-    from fewstep.lab.report.verdict import verdict_text
+    from fewstep.lab.report.page import make_report, page_html
+    from fewstep.lab.report.run import read_runs
 
     runs = read_runs(options.runs)
     with new_text_file(out, overwrite=options.overwrite) as write:
         traces = collect(runs, options.traces, options.pick_device()) if options.traces else {}
         report = make_report(runs, title=options.title, traces=traces)
         write([page_html(report)])
-    print("\n\n".join(map(verdict_text, report.verdicts)))
+    print("\n\n".join(verdict.to_text() for verdict in report.verdicts))
     print(f"\nreport    {out}")
     if options.wandb:
         log_to_wandb(report, out.resolve().parent)
@@ -71,32 +71,40 @@ def default_file(runs: list[str]) -> Path:
     return (first if first.is_dir() else first.parent) / FILE
 
 
-def collect(runs: "tuple[RunReport, ...]", count: int, device: str) -> "dict[str, Traces]":
+def collect(runs: "tuple[Run, ...]", count: int, device: str) -> "dict[str, Traces]":
     """Traces of every run that has a text model or saved traces."""
-    from fewstep.lab.report.traces_file import traces_of_run
+    from fewstep.lab.report.traces import traces_of_run
 
-    found = {}
+    by_run = {}
     for run in runs:
-        if not Path(run.source).is_dir():
-            continue
-        with progress_bar(f"following samples of {run.name}", "trajectory") as progress:
-            traces = traces_of_run(run.source, num_samples=count, device=device, progress=progress)
-        if traces is not None:
-            found[run.name] = traces
-    return found
+        folder = Path(run.path).expanduser()
+        if folder.is_dir():
+            with progress_bar(f"following samples of {run.name}", "trajectory") as progress:
+                traces = traces_of_run(folder, count, device, progress)
+            if traces is not None:
+                by_run[run.name] = traces
+    return by_run
 
 
 def log_to_wandb(report: "Report", folder: Path) -> None:
-    """Log the report, and say where it went."""
+    """Log the verdict (as a table and in the summary), tables and charts, and say where they went."""
     from tempfile import TemporaryDirectory
 
-    from fewstep.lab.report import tracking
+    from fewstep.evaluation.pictures import write_picture
     from fewstep.training.tracking import log_study
 
+    findings = [(verdict.name, finding) for verdict in report.verdicts for finding in verdict.findings]
+    verdict_rows = [
+        [name, item.rule.question, item.state, item.figure, item.rule.threshold_text, item.text, item.advice]
+        for name, item in findings
+    ]
+    tables = {f"report_tables/{t.name}": (t.heading, t.rows) for section in report.tables.values() for t in section}
+    summary = {f"report/{name}/{finding.rule.key}": finding.state for name, finding in findings}
     with TemporaryDirectory() as scratch:
-        figures = tracking.pictures(report, Path(scratch))
-        logged = log_study(folder, tracking.tables(report), figures, tracking.summary(report))
-    if logged:
-        print(f"wandb     {folder / 'wandb'}")
-    else:
-        print("wandb     nothing logged: WANDB_MODE is disabled")
+        pictures = {}
+        for chart in (chart for section in report.charts.values() for chart in section):
+            file = pictures[f"report_pictures/{chart.name}"] = Path(scratch) / f"{chart.name}.png"
+            write_picture(chart.picture, file)
+        verdict_table = {"report/verdict": (VERDICT_COLUMNS, verdict_rows)}
+        logged = log_study(folder, {**verdict_table, **tables}, pictures, summary)
+    print(f"wandb     {folder / 'wandb'}" if logged else "wandb     nothing logged: WANDB_MODE is disabled")

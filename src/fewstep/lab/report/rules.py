@@ -1,72 +1,196 @@
-"""What a rule of the verdict is."""
+"""The verdict: the rules of page/rules.toml, each a question with its figure, threshold and sentences, put to a run."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import tomllib
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from string import Formatter
+from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
+from fewstep.evaluation.columns import aligned_columns
 from fewstep.evaluation.measurement import Threshold
-from fewstep.lab.report.evidence import Evidence
-from fewstep.lab.report.thresholds import State, threshold_text
+from fewstep.evaluation.measurements import MEASUREMENTS
+from fewstep.lab.report.figures import NOTHING, Figures, figures_of, percent, rounded
+from fewstep.lab.report.run import Run
 
+State = Literal["bad", "look", "good", "not measured"]
+STATES: tuple[State, ...] = ("bad", "look", "good", "not measured")
+"""In the order in which they matter."""
 DIAGNOSE, EVALUATE = "fewstep diagnose RUN/model", "fewstep evaluate RUN/model"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a rule says of one run: ``state``, the ``figure`` that it read, what was found, and what to try ("" where
-    nothing needs trying)."""
+class Reservation:
+    """Where the figure ``flag`` is known, ``instead_of`` becomes "look", and ``sentence`` says why."""
 
-    state: State
-    figure: str
-    finding: str
-    advice: str = ""
+    flag: str
+    instead_of: State
+    sentence: str
 
 
 @dataclass(frozen=True)
 class Rule:
     """One question of the verdict.
 
-    ``key`` is its name on the page. ``threshold`` is what the figure is held against. ``judge`` gives the outcome, None
-    where the run lacks the figures; ``command`` would measure them, and ``measurement`` is their name in ``fewstep
-    diagnose``, "" where they come from elsewhere. ``kinds`` of models that the question can be put to. ``reads`` names
-    the figures or curves of a diagnosis that it reads, none where it reads scores of samples. ``of_decoder`` is
-    true for a question that a decoder without a flow can answer.
+    ``key`` is its name on the page. The first of the figures ``reads`` that a run has is held against ``threshold``.
+    Templates: ``shown`` beside the state; ``finding``, full sentences, of which those are kept whose figures are all
+    known; ``advice`` where the state is not good. In a template ``{value}`` is the figure that was read, and after a
+    colon "%" is per cent. ``measure`` says how to get the figures: options of ``fewstep evaluate``, or the
+    ``measurement`` of ``fewstep diagnose``. ``of_decoder``: a decoder without a flow can answer it.
     """
 
     key: str
     question: str
+    reads: tuple[str, ...]
     threshold: Threshold
-    judge: Callable[[Evidence], Outcome | None]
-    command: str
+    finding: tuple[str, ...]
+    advice: str
     measurement: str = ""
+    evaluation: str = ""
+    reservations: tuple[Reservation, ...] = ()
     kinds: tuple[str, ...] = ("text",)
-    reads: tuple[str, ...] = ()
     of_decoder: bool = False
+    shown: str = ""
 
     @property
     def threshold_text(self) -> str:
         """The threshold in words."""
         return threshold_text(self.threshold)
 
-
-def without_measurement(rule: Rule, evidence: Evidence) -> Outcome:
-    """The outcome where a rule has nothing to go by: how to get it, or why it cannot be had."""
-    for diagnosed in evidence.run.diagnoses:
-        if rule.measurement in diagnosed.left_out:
-            parts = diagnosed.left_out[rule.measurement]
-            return Outcome("not measured", "–", f"Cannot be measured: the model has no {parts}.")
-    if not evidence.run.is_decoder_alone:
-        return Outcome("not measured", "–", "This run does not hold the figures.", f"To measure it: {rule.command}")
-    if rule.of_decoder:
-        advice = f"To measure it: the same diagnosis with {rule.measurement} among --only, or without --only."
-        return Outcome("not measured", "–", "This diagnosis does not hold the figures.", advice)
-    finding = "A decoder by itself goes no way and makes no samples."
-    return Outcome("not measured", "–", finding, "Where it belongs to a run, give the run's folder.")
+    @property
+    def command(self) -> str:
+        """What measures the figure."""
+        return f"{DIAGNOSE} --only {self.measurement}" if self.measurement else f"{EVALUATE} {self.evaluation}".rstrip()
 
 
-def source_of(rule: Rule, evidence: Evidence) -> str:
-    """Where a rule's figures come from, in words; "" where that is not told."""
-    for name in rule.reads:
-        told = evidence.told_by(name)
-        if told is not None:
-            return told.origin + (f", {told.num_examples} examples" if told.num_examples else "")
-    return "" if rule.reads and not evidence.sampled else evidence.scored_by()
+@dataclass(frozen=True)
+class Finding:
+    """What ``rule`` says of a run: ``state``, the ``figure`` beside it, sentences, ``advice`` ("" for none), and the
+    ``source`` of the figure."""
+
+    rule: Rule
+    state: State
+    figure: str
+    text: str
+    advice: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The findings on the run called ``name`` in the order of :data:`RULES`, those for its kind of model."""
+
+    name: str
+    findings: tuple[Finding, ...]
+
+    def count(self, state: State) -> int:
+        """Findings of that state."""
+        return sum(finding.state == state for finding in self.findings)
+
+    def of(self, key: str) -> Finding | None:
+        """The finding of a rule by its key."""
+        return next((finding for finding in self.findings if finding.rule.key == key), None)
+
+    def begin_with(self) -> Finding | None:
+        """The first bad finding on the way from text to samples, else the first to look at."""
+        return next((item for state in STATES[:2] for item in self.findings if item.state == state), None)
+
+    def to_text(self) -> str:
+        """For a terminal: a line per rule, then sentences and advice on what is not good."""
+        lines: list[tuple[str, ...]] = [("state", "question", "figure", "threshold")]
+        lines += [(item.state, item.rule.question, item.figure, item.rule.threshold_text) for item in self.findings]
+        counts = ", ".join(f"{self.count(state)} {state}" for state in STATES)
+        notes = [
+            f"- {item.text} {item.advice}" for state in STATES[:2] for item in self.findings if item.state == state
+        ]
+        return "\n".join([f"{self.name}: {counts}", aligned_columns(lines, (0, 1, 3)), *notes])
+
+
+def threshold_text(threshold: Threshold) -> str:
+    """A threshold in words."""
+    written = percent if threshold.shares else rounded
+    good, bad = written(threshold.good), written(threshold.bad)
+    if threshold.higher:
+        return f"{threshold.reads}: good from {good}, bad below {bad}"
+    return f"{threshold.reads}: good up to {good}, bad above {bad}"
+
+
+class _Sentence(Formatter):
+    """Writes numbers as the report does; a field is a figure's name, dots included."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
+        return kwargs[field_name], field_name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, str):
+            return value
+        return percent(value) if format_spec == "%" else rounded(value)
+
+
+def sentence(template: str, figures: dict[str, Any]) -> str:
+    """``template`` with its figures; "" where one of them is unknown."""
+    try:
+        return _Sentence().vformat(template, (), figures)
+    except KeyError:
+        return ""
+
+
+def judge(run: Run) -> Verdict:
+    """Put every rule that fits the run's kind to it."""
+    figures = figures_of(run)
+    if run.block_size:
+        figures.add("", {"block_size": run.block_size})
+    return Verdict(run.name, tuple(_finding(rule, run, figures) for rule in RULES if run.kind in rule.kinds))
+
+
+def _finding(rule: Rule, run: Run, figures: Figures) -> Finding:
+    name = next((name for name in rule.reads if name in figures.values), None)
+    if name is None:
+        return _not_measured(rule, run)
+    value = float(figures.values[name])
+    known = {**figures.values, "value": value}
+    state: State = rule.threshold.state(value)
+    sentences = [sentence(template, known) for template in rule.finding]
+    for reservation in rule.reservations:
+        if reservation.flag in known and state in (reservation.instead_of, "look"):
+            state = "look"
+            sentences.append(sentence(reservation.sentence, known))
+    shown = rule.shown or ("{value:%}" if rule.threshold.shares else "{value}")
+    text = " ".join(filter(None, sentences))
+    advice = "" if state == "good" else rule.advice
+    return Finding(rule, state, sentence(shown, known), text, advice, figures.sources[name])
+
+
+def _not_measured(rule: Rule, run: Run) -> Finding:
+    names = rule.measurement.split(",")
+    missing = next(
+        (part for diagnosis in run.diagnoses for name in names if (part := diagnosis.left_out.get(name))), None
+    )
+    if missing is not None:
+        text, advice = f"This cannot be measured: the model has no {missing}.", ""
+    elif not run.is_decoder_alone:
+        text, advice = "This run does not hold the figures.", f"To measure it: {rule.command}"
+    elif rule.of_decoder:
+        text = "This diagnosis does not hold the figures."
+        advice = f"To measure it, diagnose with {rule.measurement} among --only, or without --only."
+    else:
+        text, advice = "A decoder alone has no samples.", "Give the folder of the run that it belongs to."
+    return Finding(rule, "not measured", NOTHING, text, advice)
+
+
+def _threshold(declared: dict[str, Any], name: str) -> Threshold:
+    """``MEASUREMENT/ROW`` is declared with the measurement, any other name in the file of the rules."""
+    measurement, _, row = name.partition("/")
+    return MEASUREMENTS[measurement].thresholds[row] if row else Threshold(**declared[name])
+
+
+def _read_rules() -> tuple[Rule, ...]:
+    values = tomllib.loads((files("fewstep.lab.report") / "page" / "rules.toml").read_text("utf-8"))
+    declared, rules = values["threshold"], values["rule"]
+    for key, rule in rules.items():
+        rule |= {"key": key, "threshold": asdict(_threshold(declared, rule["threshold"]))}
+    return TypeAdapter(tuple[Rule, ...]).validate_python(tuple(rules.values()))
+
+
+RULES = _read_rules()

@@ -1,0 +1,296 @@
+"""Figures of a run by their names, as rules and tables read them, and how they are written."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf
+
+from fewstep.diagnostics.result import Estimate
+from fewstep.evaluation.charts import ENTROPY_BAND_NATS
+from fewstep.evaluation.measurements import FEW_STEPS, HALF_WAY
+from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, Row
+from fewstep.lab.report.run import Run
+
+PARALLEL, HEAD = "parallel", "head"
+NEAR = 0.15
+"""A state farther than this from :data:`HALF_WAY` says nothing about it."""
+STILL_FALLING = 0.1
+"""Perplexity is still falling where the last more steps lower it by at least this share, beyond the intervals."""
+NOTHING = "–"
+OWN_SCORER = "RunScorer"
+"""The class that the protocol names where a run's own language model scored."""
+
+Figure = float | str
+
+
+def percent(share: float) -> str:
+    """A share as per cent: one decimal under 10 % and over 90 %, two where one would say none or all."""
+    value = 100 * share
+    if 0 < abs(value) < 0.05 or 99.95 <= value < 100:
+        return f"{value:.2f} %"
+    digits = f"{value:.1f}" if abs(value) < 10 or 90 < value < 100 else f"{value:.0f}"
+    return f"{digits.removesuffix('.0')} %"
+
+
+def rounded(value: float) -> str:
+    """Three digits, thousands separated by commas; digits before the point are never rounded away."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    text = f"{value:.3g}"
+    return f"{value:.1e}" if "e" in text else text
+
+
+def estimate_text(estimate: Estimate | None) -> str:
+    """Value and interval; a dash where nothing was measured."""
+    if estimate is None:
+        return NOTHING
+    if estimate.value is None:
+        return "undetermined"
+    if estimate.interval is None:
+        return rounded(estimate.value)
+    return f"{rounded(estimate.value)} ({rounded(estimate.interval.low)} to {rounded(estimate.interval.high)})"
+
+
+@dataclass
+class Figures:
+    """Figures by name, each with its source; of two of the same name the first counts."""
+
+    values: dict[str, Figure] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def add(self, source: str, figures: Mapping[str, Figure | None]) -> None:
+        """Keep what is known of ``figures``."""
+        for name, value in figures.items():
+            if value is not None and name not in self.values:
+                self.values[name], self.sources[name] = value, source
+
+
+def figures_of(run: Run) -> Figures:
+    """Every estimate by its row's name, and what follows from estimates, curves and scores."""
+    figures = Figures()
+    for name, estimate, diagnosis in run.estimates():
+        figures.add(diagnosis.source, {name: estimate.value})
+    for stage in run.stages:
+        figures.add(f"validation of the {stage.stage}", {"noise_accuracy_at_0": stage.last.get("val/token_accuracy")})
+    add_readout_figures(run, figures)
+    add_trajectory_figures(run, figures)
+    add_row_figures(run, figures)
+    return figures
+
+
+def add_readout_figures(run: Run, figures: Figures) -> None:
+    """Sharpness at boundaries over at data, and distances of generated latents over those of data."""
+    boundary, data = ("dabi", "dabi_data") if run.kind == "text" else ("dabi_segment", "dabi_data_segment")
+    values = figures.values
+    ratios = {
+        "sharpness": (boundary, data),
+        "generated_over_data": ("boundary_distance_generated_p50", "boundary_distance_p50"),
+    }
+    for name, (above, below) in ratios.items():
+        top, bottom = values.get(above), values.get(below)
+        if isinstance(top, float) and isinstance(bottom, float) and bottom:
+            figures.add(figures.sources[above], {name: top / bottom})
+    figures.add("", {"sharpness_at": values.get(boundary), "sharpness_at_data": values.get(data)})
+    figures.add("", {"sharpness_share": values.get(f"{boundary}_fraction")})
+
+
+def add_trajectory_figures(run: Run, figures: Figures) -> None:
+    """Decidedness half-way, stiffness before the last step, tube mass and flips at the last step."""
+    late, decided, tube, stiff = map(run.result, ("late_flip_rate", "decidedness", "tube", "stiffness"))
+    steps = late[0].facts.get("num_predictions") if late else None
+    if late:
+        figures.add(late[1].source, {"late_flip_steps": steps})
+    states = decided[0].curves.get("decidedness") if decided else None
+    if decided and states and states.x:
+        time, value = min(zip(states.x, states.y, strict=True), key=lambda point: abs(point[0] - HALF_WAY))
+        if abs(time - HALF_WAY) <= NEAR:
+            figures.add(decided[1].source, {"decided_half_way": value, "half_way": time})
+    # Training looks at some of the states only: then the last is not where the last step starts.
+    if tube and states and "mass" in tube[0].curves and len(states.x) == steps:
+        mass, times, start = tube[0].curves["mass"], tube[0].facts.get("times"), states.x[-1]
+        if isinstance(times, list) and len(times) == len(mass.x) and min(times) <= start <= max(times):
+            at_start = {
+                "last_step_mass": value_at(times, mass.y, start),
+                "last_step_scale": value_at(times, mass.x, start),
+            }
+            figures.add(tube[1].source, at_start)
+    curve = stiff[0].curves.get("stiffness") if stiff else None
+    if stiff and curve:
+        before = [(y, x) for x, y in zip(curve.x, curve.y, strict=True) if x <= 1 - 1 / FEW_STEPS + 1e-9]
+        if before:
+            peak, time = max(before)
+            step = peak / FEW_STEPS
+            figures.add(stiff[1].source, {"step_stiffness": step, "step_growth": 1 + step, "stiffest": peak})
+            figures.add(stiff[1].source, {"stiffest_time": time})
+
+
+def value_at(x: Iterable[float], y: Iterable[float], place: float) -> float:
+    """``y`` at ``place``, by straight lines between the points. Raises ``ValueError`` outside of them."""
+    points = sorted(zip(x, y, strict=True))
+    for (left, low), (right, high) in pairwise([points[0], *points]):
+        if left <= place <= right:
+            return high if right == left else low + (high - low) * (place - left) / (right - left)
+    raise ValueError(f"{place} is outside of the points")
+
+
+def strength_of(row: Row) -> float | None:
+    """Strength of re-injection of a plain setting: one whose other axes are usual; None for any other row."""
+    usual = ((name, COLUMNS[name].usual) for name in row.setting if name in COLUMNS)
+    if any(value is not None and row.setting[name] != value for name, value in usual):
+        return None
+    try:
+        return float(row.setting.get("reinjection", ""))
+    except ValueError:  # a rule, not a number; or a row without steps
+        return None
+
+
+def setting_text(row: Row) -> str:
+    """The setting in words."""
+    strength = strength_of(row)
+    if strength is None:
+        return row.label()
+    return f"{row.setting['readout']} readout, K = {steps_of(row)}, gamma = {strength:g}"
+
+
+def steps_of(row: Row) -> int:
+    """Number of steps; 0 of a row without."""
+    return int(row.setting.get("num_steps", 0))
+
+
+def flows(run: Run, readout: str, strength: float | None = None) -> list[Row]:
+    """The model's own scored samples of plain settings by rising number of steps, of one strength or of all."""
+    chosen = [
+        row
+        for row in run.rows
+        if (row.setting["name"], row.setting.get("readout")) == (FLOW, readout)
+        and strength_of(row) is not None
+        and strength in (None, strength_of(row))
+        and row.value("perplexity") is not None
+    ]
+    return sorted(chosen, key=lambda row: (steps_of(row), strength_of(row)))
+
+
+def judged_steps(rows: Iterable[Row]) -> list[int]:
+    """:data:`FEW_STEPS`, or the fewest above 1, and the most, of the numbers of steps that ``rows`` have."""
+    steps = sorted({steps_of(row) for row in rows} - {0})
+    few = FEW_STEPS if FEW_STEPS in steps else next((number for number in steps if number > 1), None)
+    return sorted({few or steps[0], steps[-1]}) if steps else []
+
+
+def scored_by(run: Run) -> str:
+    """How the rows of a run were scored; "" without rows."""
+    if not run.rows:
+        return ""
+    scorer = run.rows[0].protocol.get("scorer", {})
+    name = "the run's language model" if scorer.get("class") == OWN_SCORER else scorer.get("name", "unknown")
+    return f"{run.rows[0].num_samples} samples, scorer {name}, protocol {run.rows[0].protocol_hash}"
+
+
+def number(row: Row, name: str) -> float:
+    """A value of a row that has it."""
+    return row.values[name].value or 0.0
+
+
+def add_row_figures(run: Run, figures: Figures) -> None:
+    """Saturation, gains, entropy and copies."""
+    source, plain = scored_by(run), flows(run, PARALLEL, 0.0)
+    if late := [row for row in plain if row.value("late_flip_rate") is not None]:
+        few = judged_steps(late)[0]
+        rate = next(number(row, "late_flip_rate") for row in late if steps_of(row) == few)
+        figures.add(source, {"late_flip_rate": rate, "late_flip_steps": few})
+    if run.rows and run.rows[0].protocol.get("scorer", {}).get("class") == OWN_SCORER:
+        figures.add(source, {"own_scorer": "the run's own language model"})
+    real = next((row for row in run.rows if row.setting["name"] == HELD_OUT and row.value("perplexity")), None)
+    noised = [row for row in flows(run, PARALLEL) if strength_of(row)]
+    figures.add(source, _gain("reinjection", plain, noised, real))
+    figures.add(source, _gain("head", plain, flows(run, HEAD, 0.0), real))
+    if real is not None:
+        figures.add(source, _saturation(plain, real))
+        figures.add(source, _entropy([rows for readout in (PARALLEL, HEAD) if (rows := flows(run, readout))], real))
+        figures.add(source, _copies([*flows(run, PARALLEL), *flows(run, HEAD)], real))
+
+
+def _apart(first: Row, second: Row) -> bool:
+    """Whether the 95 % intervals of the perplexities lie apart; true where there are none."""
+    one_end, other_end = first.interval("perplexity"), second.interval("perplexity")
+    return not one_end or not other_end or one_end.high < other_end.low or one_end.low > other_end.high
+
+
+def _saturation(plain: list[Row], real: Row) -> dict[str, Figure | None]:
+    if len(plain) < 2:
+        return {}
+    fewer, last = plain[-2:]
+    perplexity = number(last, "perplexity")
+    change = perplexity / number(fewer, "perplexity") - 1
+    return {
+        "saturation": perplexity / number(real, "perplexity"),
+        "saturation_perplexity": perplexity,
+        "saturation_steps": steps_of(last),
+        "saturation_change": change,
+        "saturation_fewer": steps_of(fewer),
+        "saturation_falling": "yes" if change <= -STILL_FALLING and _apart(fewer, last) else None,
+    }
+
+
+def _gain(name: str, plain: list[Row], others: list[Row], real: Row | None) -> dict[str, Figure | None]:
+    """The largest share of perplexity that ``others`` lose against ``plain``, at few steps or at the most.
+
+    Of several strengths the best counts, one with a certain gain that is not colder first.
+    """
+    before = {steps_of(row): row for row in plain}
+    others = [row for row in others if steps_of(row) in before]
+    judged = judged_steps(others)
+    gains = [_one_gain(before[steps_of(row)], row, real) for row in others if steps_of(row) in judged]
+    best = max(gains, key=lambda gain: (gain["clean"], gain["gain"]), default={})
+    return {f"{name}_{key}": value for key, value in best.items()}
+
+
+def _one_gain(before: Row, after: Row, real: Row | None) -> dict[str, Figure | None]:
+    entropy, real_entropy = number(after, "entropy_nats"), number(real, "entropy_nats") if real else None
+    low = -inf if real_entropy is None else min(real_entropy - ENTROPY_BAND_NATS, number(before, "entropy_nats"))
+    gain = 1 - number(after, "perplexity") / number(before, "perplexity")
+    colder, certain = entropy < low, _apart(before, after)
+    return {
+        "gain": gain,
+        "clean": float(gain > 0 and certain and not colder),
+        "strength": strength_of(after),
+        "steps": steps_of(after),
+        "before": number(before, "perplexity"),
+        "after": number(after, "perplexity"),
+        "entropy": entropy,
+        "real_entropy": real_entropy,
+        "colder": "yes" if colder else None,
+        "uncertain": None if certain else "yes",
+    }
+
+
+def _entropy(groups: list[list[Row]], real: Row) -> dict[str, Figure | None]:
+    """Of the likeliest samples of each readout, those with the least entropy."""
+    likeliest = [min(rows, key=lambda row: number(row, "perplexity")) for rows in groups]
+    if not likeliest:
+        return {}
+    worst = min(likeliest, key=lambda row: number(row, "entropy_nats"))
+    return {
+        "entropy_gap": number(real, "entropy_nats") - number(worst, "entropy_nats"),
+        "entropy_likeliest": number(worst, "entropy_nats"),
+        "entropy_real": number(real, "entropy_nats"),
+        "entropy_setting": setting_text(worst),
+        "repeated_likeliest": worst.value("repeated_4grams"),
+        "repeated_real": real.value("repeated_4grams"),
+    }
+
+
+def _copies(rows: list[Row], real: Row) -> dict[str, Figure | None]:
+    """Memorised 8-grams of the samples that have the most, over held-out text's."""
+    rows, usual = [row for row in rows if row.value("memorised_8grams") is not None], real.value("memorised_8grams")
+    if not rows or usual is None:
+        return {}
+    worst = max(rows, key=lambda row: number(row, "memorised_8grams"))
+    share = number(worst, "memorised_8grams")
+    return {
+        "copies": share / usual if usual else inf if share else 0.0,
+        "copies_share": share,
+        "copies_usual": usual,
+        "copies_setting": setting_text(worst),
+        "copies_longest": max(row.value("longest_copy_tokens") or 0.0 for row in rows),
+    }

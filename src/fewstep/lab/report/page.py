@@ -1,0 +1,406 @@
+"""The page: one HTML file that requests nothing over the network, from one template."""
+
+import json
+import tomllib
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fewstep import __version__
+from fewstep.diagnostics.result import Axes, Picture, Series
+from fewstep.evaluation.charts import ENTROPY_BAND_NATS
+from fewstep.evaluation.rows import HELD_OUT, Row, table_lines
+from fewstep.lab.report.charts import Chart, chart
+from fewstep.lab.report.figures import (
+    HEAD,
+    NOTHING,
+    PARALLEL,
+    estimate_text,
+    flows,
+    judged_steps,
+    number,
+    rounded,
+    scored_by,
+    setting_text,
+    steps_of,
+    strength_of,
+)
+from fewstep.lab.report.rules import RULES, STATES, Verdict, judge, threshold_text
+from fewstep.lab.report.run import Run
+from fewstep.lab.report.traces import Traces
+
+SIGNS = {"bad": "✕", "look": "!", "good": "✓", "not measured": NOTHING}
+"""What shows a state beside its colour and its word."""
+TURNS_TEXT_AROUND = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+SPREAD_FOR_LOG = 30.0
+"""Losses that fall by more than this factor are drawn on a logarithmic axis."""
+MOST_TEXTS, MOST_LETTERS = 3, 600
+NEAR = (0.1, 0.25, 0.5, 1.0)
+"""Where one colour of the viewer ends and the next begins, rms: generated tokens lie at some tenths, data about 1."""
+DABI_PLACES = {
+    "dabi": "boundary by data, normal",
+    "dabi_worst": "boundary, worst direction",
+    "dabi_segment": "boundary, along the segment",
+    "dabi_data": "data, normal",
+    "dabi_data_segment": "data, along a segment",
+    "dabi_generated": "boundary by generated, normal",
+    "dabi_head": "head, boundary, normal",
+}
+PAGE = files("fewstep.lab.report") / "page"
+
+
+@dataclass(frozen=True)
+class Table:
+    """``heading`` and ``rows`` of strings, the first cell of a row being its name; ``name`` is unique on the page."""
+
+    name: str
+    caption: str
+    heading: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class TextGroup:
+    """Texts of one ``setting`` with their ``scores``; ``first``: shown at once."""
+
+    setting: str
+    scores: str
+    texts: tuple[str, ...]
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a page shows: charts and tables by the key of their section, texts by run, the viewer's data as JSON."""
+
+    title: str
+    verdicts: tuple[Verdict, ...]
+    charts: dict[str, list[Chart]]
+    tables: dict[str, list[Table]]
+    texts: list[tuple[str, list[TextGroup]]]
+    viewer: Markup
+
+
+@dataclass(frozen=True)
+class CurveChart:
+    """A chart of page/curves.toml."""
+
+    curves: dict[str, str]
+    caption: str
+    density: bool = False
+
+
+def make_report(runs: Sequence[Run], *, title: str | None = None, traces: Mapping[str, Traces] | None = None) -> Report:
+    """Judge ``runs`` and draw their charts. ``traces`` are by the runs' names. Raises ``ValueError`` for no run."""
+    if not runs:
+        raise ValueError("no run: expected at least one")
+    declared = tomllib.loads((PAGE / "curves.toml").read_text("utf-8"))
+    curves = {section: [CurveChart(**spec) for spec in specs] for section, specs in declared.items()}
+    drawn = {place.partition("/")[0] for specs in curves.values() for spec in specs for place in spec.curves}
+    return Report(
+        title or f"Few-step report: {', '.join(run.name for run in runs)}",
+        tuple(map(judge, runs)),
+        {
+            "training": list(loss_charts(runs)),
+            "readout": [*curve_charts(runs, curves["readout"]), *sharpness_charts(runs)],
+            "trajectory": list(curve_charts(runs, curves["trajectory"])),
+            "scores": list(score_charts(runs)),
+            "further": list(further_charts(runs, drawn)),
+        },
+        {
+            "readout": list(sharpness_tables(runs)),
+            "scores": list(score_tables(runs)),
+            "further": list(further_tables(runs, drawn)),
+            "provenance": [provenance(runs)],
+        },
+        [(run.name, groups) for run in runs if (groups := text_groups(run))],
+        viewer_json(traces) if traces else Markup(),
+    )
+
+
+def page_html(report: Report) -> str:
+    """The whole page. The same report gives the same bytes."""
+    environment = Environment(
+        loader=PackageLoader("fewstep.lab.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("page.html.j2").render(
+        report=report,
+        rules=[rule for rule in RULES if any(verdict.of(rule.key) for verdict in report.verdicts)],
+        opened=[first.rule.key for verdict in report.verdicts if (first := verdict.begin_with())],
+        states=STATES,
+        signs=SIGNS,
+        labels=[f"under {NEAR[0]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(NEAR)), f"from {NEAR[-1]:g}"],
+        css=Markup((PAGE / "page.css").read_text("utf-8")),
+        js=Markup((PAGE / "viewer.js").read_text("utf-8")),
+        version=__version__,
+    )
+    return "".join(_code(letter) if _is_harmful(letter) else letter for letter in text)
+
+
+def _is_harmful(letter: str) -> bool:
+    """Whether a character would vanish, break the file, or turn other text around."""
+    return letter not in "\n\t" and (unicodedata.category(letter) in ("Cc", "Cs") or letter in TURNS_TEXT_AROUND)
+
+
+def _code(letter: str) -> str:
+    return f"⟨{ord(letter):02X}⟩"
+
+
+def viewer_json(traces: Mapping[str, Traces]) -> Markup:
+    """The data of the viewer, fit to stand in a ``<script>`` element: nothing in it can end the element or a line."""
+    runs = [
+        {"name": name, "traces": asdict(replace(traced, vocabulary=tuple(map(visible, traced.vocabulary))))}
+        for name, traced in traces.items()
+    ]
+    text = json.dumps({"runs": runs, "bounds": NEAR}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return Markup(text)
+
+
+def visible(token: str) -> str:
+    """``token`` with an arrow for each new line, and a code for each character without looks of its own."""
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    shown = (_code(letter) if unicodedata.category(letter) in hidden else letter for letter in token.replace("\n", "↵"))
+    return "".join(shown)
+
+
+def loss_charts(runs: Sequence[Run]) -> Iterator[Chart]:
+    """One for each stage that some run trained."""
+    several = sum(bool(run.stages) for run in runs) > 1
+    for stage in dict.fromkeys(log.stage for run in runs for log in run.stages):
+        logs = [(run.name, log) for run in runs for log in run.stages if log.stage == stage]
+        series = [
+            replace(curve, label=f"{name}: {curve.label}" if several else curve.label)
+            for name, log in logs
+            for curve in log.curves
+        ]
+        values = [value for curve in series for value in curve.y]
+        if values:
+            log_y = min(values) > 0 and max(values) / min(values) > SPREAD_FOR_LOG
+            title = f"Loss of the stage {stage.replace('_', ' ')}"
+            picture = Picture(title, "training step", "loss", tuple(series), log_y=log_y)
+            yield chart(picture, f"chart-loss-{_identifier(stage)}", f"{title}.")
+
+
+def curve_charts(runs: Sequence[Run], specs: Iterable[CurveChart]) -> Iterator[Chart]:
+    """Those of which some run has a curve; several runs have their names in the legend."""
+    for spec in specs:
+        picture = overlay(runs, spec)
+        if picture is not None:
+            yield chart(picture, f"chart-{_identifier(next(iter(spec.curves)))}", spec.caption)
+
+
+def overlay(runs: Sequence[Run], spec: CurveChart) -> Picture | None:
+    """The curves of ``spec`` of all runs."""
+    curves: list[tuple[str, str, Series]] = []
+    axes = None
+    for run in runs:
+        for place, label in spec.curves.items():
+            name, _, key = place.partition("/")
+            result = run.result(name)
+            if result and key in result[0].curves and result[0].curves[key].x:
+                axes = axes or result[0].axes
+                curves.append((run.name, label, result[0].curves[key]))
+    if not curves:
+        return None
+    several = len({name for name, _, _ in curves}) > 1
+    series = []
+    for name, label, curve in curves:
+        names = [name] * several + [label] * (len(spec.curves) > 1 or not several)
+        width = curve.x[1] - curve.x[0] if spec.density and len(curve.x) > 1 else 1.0
+        series.append(replace(curve, label=": ".join(names), y=tuple(value / (width or 1.0) for value in curve.y)))
+    axes = axes or Axes("", "", "")
+    if len(series) > 1:
+        axes = replace(axes, kind="lines", y_label="density" if spec.density else axes.y_label)
+    return Picture(series=tuple(series), **asdict(axes))
+
+
+def sharpness_charts(runs: Sequence[Run]) -> Iterator[Chart]:
+    """DABI over n of all runs as bars."""
+    places: list[str] = []
+    series = []
+    for run in runs:
+        known = ((label, run.estimate(f"{name}_fraction")) for name, label in DABI_PLACES.items())
+        bars = [(label, bar.value, bar.interval) for label, bar in known if bar and bar.value]
+        places += [run.name if len(run.name) < 36 else f"{run.name[:35]}…"] if bars and len(runs) > 1 else []
+        x = tuple(float(len(places) + index) for index in range(len(bars)))
+        low = tuple(interval.low if interval else value for _, value, interval in bars)
+        high = tuple(interval.high if interval else value for _, value, interval in bars)
+        series.append(Series(run.name, x, tuple(value for _, value, _ in bars), low, high))
+        places += [label for label, _, _ in bars]
+    if places:
+        picture = Picture("Sharpness", "", "DABI_0 / n", tuple(series), kind="bars")
+        caption = "Share of all sensitivity that lies in the one direction; a random direction has 1 / n."
+        yield chart(picture, "chart-dabi", caption, places=places)
+
+
+def sharpness_tables(runs: Sequence[Run]) -> Iterator[Table]:
+    """The figures of the bars, and DABI itself."""
+    rows = []
+    for run in runs:
+        sources = {name: diagnosis for name, _, diagnosis in reversed(list(run.estimates()))}
+        for name, label in DABI_PLACES.items():
+            if name in sources:
+                raw, share = (estimate_text(run.estimate(f"{name}{suffix}")) for suffix in ("", "_fraction"))
+                rows.append((run.name, label, str(sources[name].n or NOTHING), raw, share, sources[name].source))
+    if rows:
+        caption = (
+            "DABI for r -> 0 with 95 % intervals (a definition after arXiv:2606.30705). It is n at most, so "
+            "decoders of different n compare by the fraction; those measured with other efforts compare roughly."
+        )
+        heading = ("decoder", "points, direction", "n", "DABI_0", "DABI_0 / n", "source")
+        yield Table("table-dabi", caption, heading, rows)
+
+
+def score_charts(runs: Sequence[Run]) -> Iterator[Chart]:
+    """Perplexity over passes and seconds, entropy over passes, for each group of runs of one protocol."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if flows(run, PARALLEL) or flows(run, HEAD):
+            groups.setdefault(run.rows[0].protocol_hash, []).append(run)
+    for index, group in enumerate(groups.values()):
+        who = f"{', '.join(run.name for run in group)}: {scored_by(group[0])}"
+        for x, y, caption in (
+            ("nfe", "perplexity", f"Lower is likelier. {who}."),
+            ("seconds", "perplexity", "The same over computing time at the batch size of the sweep."),
+            ("nfe", "entropy_nats", f"Perplexities compare within {ENTROPY_BAND_NATS:g} nats of real text, as shaded."),
+        ):
+            yield _score_chart(group, x, y, f"chart-{y}-{x}-{index}", caption)
+
+
+COSTS = {"nfe": "forward passes per sample (NFE)", "seconds": "seconds per 1,000 tokens"}
+
+
+def cost_of(row: Row, cost: str) -> float:
+    """0 where it was not measured."""
+    if cost == "nfe":
+        return row.value("nfe") or 0.0
+    speed = row.value("tokens_per_second")
+    return 1000 / speed if speed else 0.0
+
+
+def _score_chart(group: Sequence[Run], x: str, y: str, name: str, caption: str) -> Chart:
+    series = []
+    for run in group:
+        for readout in (PARALLEL, HEAD):
+            for strength in sorted({strength_of(row) or 0.0 for row in flows(run, readout)}):
+                rows = [row for row in flows(run, readout, strength) if cost_of(row, x)]
+                ends = [end for row in rows if (end := row.interval(y))]
+                whole = len(ends) == len(rows)
+                label = f"{readout}, gamma {strength:g}"
+                series.append(
+                    Series(
+                        f"{run.name}: {label}" if len(group) > 1 else label,
+                        tuple(cost_of(row, x) for row in rows),
+                        tuple(number(row, y) for row in rows),
+                        tuple(end.low for end in ends) if whole else None,
+                        tuple(end.high for end in ends) if whole else None,
+                    )
+                )
+    fixed = (row for row in group[0].rows if "num_steps" not in row.setting and row.value(y) is not None)
+    levels = {str(row.setting["name"]): number(row, y) for row in fixed}
+    y_label, band = y.replace("_nats", " (nats)"), None
+    if y == "entropy_nats" and HELD_OUT in levels:
+        band = (levels[HELD_OUT] - ENTROPY_BAND_NATS, levels[HELD_OUT] + ENTROPY_BAND_NATS)
+    title = f"{y_label.capitalize()} of {', '.join(run.name for run in group)}"
+    picture = Picture(title, COSTS[x], y_label, tuple(series), log_x=True, log_y=y == "perplexity")
+    return chart(picture, name, caption, levels=levels, band=band)
+
+
+def score_tables(runs: Sequence[Run]) -> Iterator[Table]:
+    """All rows of each run."""
+    for index, run in enumerate(runs):
+        if run.rows:
+            heading, *lines = table_lines(run.rows)
+            yield Table(f"table-scores-{index}", f"{run.name}: {scored_by(run)}.", heading, lines)
+
+
+def text_groups(run: Run) -> list[TextGroup]:
+    """Samples of each setting; real text, and few and the most steps, are open."""
+    plain = [*flows(run, PARALLEL), *flows(run, HEAD)]
+    judged = judged_steps(plain)
+    groups = []
+    for row in run.rows:
+        if row.examples:
+            scores = {"perplexity": row.value("perplexity"), "entropy": row.value("entropy_nats")}
+            written = ", ".join(f"{name} {rounded(value)}" for name, value in scores.items() if value is not None)
+            cut = (text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} …" for text in row.examples)
+            first = row.setting["name"] == HELD_OUT or (row in plain and steps_of(row) in judged)
+            groups.append(TextGroup(setting_text(row), written, tuple(cut)[:MOST_TEXTS], first))
+    if not groups and run.samples is not None:
+        groups.append(TextGroup("samples.txt", "", (run.samples,)))
+    return groups
+
+
+def further_charts(runs: Sequence[Run], drawn: set[str]) -> Iterator[Chart]:
+    """Results that have no place in another section, those of measurements from outside the package among them."""
+    for run in runs:
+        for diagnosis in run.diagnoses:
+            for name, result in diagnosis.results.items():
+                picture = result.picture()
+                if picture is not None and name not in {*drawn, *DABI_PLACES}:
+                    key = _identifier(f"{run.name}-{diagnosis.origin}-{name}")
+                    yield chart(picture, f"chart-further-{key}", f"{run.name}: {name}, {diagnosis.origin}.")
+
+
+def further_tables(runs: Sequence[Run], drawn: set[str]) -> Iterator[Table]:
+    """Their rows, with the state by a declared threshold."""
+    for index, run in enumerate(runs):
+        rows = []
+        for diagnosis in run.diagnoses:
+            for name, result in diagnosis.results.items():
+                for row in result.rows if name not in {*drawn, *DABI_PLACES} else ():
+                    threshold, value, state = diagnosis.thresholds.get(row.name), row.estimate.value, ""
+                    if threshold is not None and value is not None:
+                        state = f"{threshold.state(value)} ({threshold_text(threshold)})"
+                    rows.append((row.name, estimate_text(row.estimate), row.unit, row.note, diagnosis.origin, state))
+        if rows:
+            heading = ("row", "value", "unit", "note", "source", "state")
+            yield Table(f"table-further-{index}", f"{run.name}: estimates with 95 % intervals.", heading, rows)
+
+
+def provenance(runs: Sequence[Run]) -> Table:
+    """The parts of the model, and what the figures were measured with."""
+    facts = [dict(_facts(run)) for run in runs]
+    names = list(dict.fromkeys(name for column in facts for name, value in column.items() if value))
+    rows = [(name, *(column.get(name) or NOTHING for column in facts)) for name in names]
+    return Table("table-provenance", "Model, data and protocol.", ("", *(run.name for run in runs)), rows)
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    yield "read from", run.path
+    for part, spec in (run.manifest.parts if run.manifest else {}).items():
+        size = f", {run.sizes[part]:,} numbers" if part in run.sizes else ""
+        yield part.replace("_", " "), f"{spec.class_path.rpartition('.')[2]}{size}: {_written(spec.init_args)}"
+    yield "identity", _written({name: value for name, value in run.identity.items() if name != "versions"})
+    yield "trained with", _written(run.identity.get("versions", {}))
+    for log in run.stages:
+        values = {name: rounded(value) for name, value in log.last.items()}
+        yield f"last validation of the {log.stage.replace('_', ' ')}", _written(values)
+    for row in run.rows[:1]:
+        yield "scoring", f"{scored_by(run)}, model {row.model}, seeds {', '.join(map(str, row.seeds))}"
+        yield "scored with", _written(row.protocol.get("versions", {}))
+    for diagnosis in run.diagnoses:
+        positions = f", {diagnosis.num_positions} positions in each" if diagnosis.num_positions else ""
+        notes = " ".join(["", *diagnosis.notes])
+        yield diagnosis.origin, f"{diagnosis.num_examples} examples{positions}, seed {diagnosis.seed}.{notes}"
+        yield f"protocol of {diagnosis.origin}", _written(diagnosis.protocol)
+
+
+def _written(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, "", {}, []))
+
+
+def _identifier(name: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)

@@ -1,0 +1,284 @@
+"""A run as the report sees it: what the commands left in its folder, read strictly into plain dataclasses."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from fewstep.diagnostics.result import Estimate, Result, Series
+from fewstep.errors import UserError, first_line
+from fewstep.evaluation.measurement import Threshold
+from fewstep.evaluation.rows import Row, RowFile, same_protocol
+from fewstep.storage import Manifest, read_manifest
+
+T = TypeVar("T")
+
+STAGES = ("autoencoder", "flow", "head", "language_model")
+"""In the order of training; stages of other names come after them."""
+LOSSES = (("train/loss", "train"), ("val/loss", "held out"))
+REMEDY = "re-create or delete the file"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What ``fewstep diagnose`` measured, or what training logged last; ``origin`` says which, in words.
+
+    ``left_out`` maps measurements to the parts that the model lacks for them; ``thresholds`` are by row; ``n`` numbers
+    in a latent.
+    """
+
+    results: dict[str, Result]
+    num_examples: int
+    num_positions: int | None
+    seed: int
+    origin: str = "fewstep diagnose"
+    kind: Literal["text", "images"] | None = None
+    n: int | None = None
+    step: int | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+    thresholds: dict[str, Threshold] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """Origin and effort."""
+        return f"{self.origin}, {self.num_examples} examples"
+
+
+@dataclass(frozen=True)
+class StageLog:
+    """Loss curves of one ``stage`` over its steps, and the last validation's values by their columns."""
+
+    stage: str
+    curves: tuple[Series, ...]
+    last: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run holds; what is missing is None or empty.
+
+    ``name`` for headings, ``path`` as the user wrote it, ``sizes`` the numbers stored in each part of the model.
+    ``diagnoses`` are in the order in which figures are looked up: the diagnosis, then what training logged. ``rows`` of
+    a sweep share their protocol.
+    """
+
+    name: str
+    path: str
+    manifest: Manifest | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    diagnoses: tuple[Diagnosis, ...] = ()
+    stages: tuple[StageLog, ...] = ()
+    rows: tuple[Row, ...] = ()
+    samples: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """ "text" or "images"."""
+        kinds = (diagnosis.kind for diagnosis in self.diagnoses if diagnosis.kind)
+        return next(kinds, str(self.identity.get("kind", "text")))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Of the model; empty without one."""
+        return {} if self.manifest is None else self.manifest.identity
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens in a text, where that is known."""
+        known = [
+            self.identity.get("block_size"),
+            *(diagnosis.protocol.get("block_length") for diagnosis in self.diagnoses),
+        ]
+        return next((size for size in known if isinstance(size, int) and size > 0), None)
+
+    @property
+    def is_decoder_alone(self) -> bool:
+        """Whether there is a diagnosis and nothing else."""
+        return bool(self.diagnoses) and not any((self.manifest, self.stages, self.rows, self.samples))
+
+    def estimates(self) -> Iterator[tuple[str, Estimate, Diagnosis]]:
+        """Every determined estimate by its row's name, those of the diagnosis before those of training."""
+        for diagnosis in self.diagnoses:
+            for result in diagnosis.results.values():
+                yield from (
+                    (row.name, row.estimate, diagnosis) for row in result.rows if row.estimate.value is not None
+                )
+
+    def estimate(self, name: str) -> Estimate | None:
+        """The first of that name."""
+        return next((estimate for row, estimate, _ in self.estimates() if row == name), None)
+
+    def result(self, name: str) -> tuple[Result, Diagnosis] | None:
+        """The first result of that name that has a point to draw, or facts."""
+        holders = (diagnosis for diagnosis in self.diagnoses if name in diagnosis.results)
+        return next(((diagnosis.results[name], diagnosis) for diagnosis in holders), None)
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run's folder, a folder that holds some of its files, or a diagnosis alone (its folder or JSON file).
+
+    Raises ``UserError`` in one line, naming file and key, where something is broken, and for an empty folder.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        return Run(_name(folder.parent), str(path), diagnoses=(read_json(Diagnosis, folder),))
+    if not folder.is_dir():
+        raise UserError(f"{path} does not exist: give a run's folder, or a diagnosis")
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        raise UserError(f"{path} is a model: give the run's folder that contains it, {folder.resolve().parent}")
+    samples = folder / "samples.txt"
+    run = Run(
+        name=_name(folder),
+        path=str(path),
+        manifest=read_manifest(folder / "model") if (folder / "model" / "config.json").is_file() else None,
+        sizes={file.stem: _stored_numbers(file) for file in sorted((folder / "model").glob("*.safetensors"))},
+        diagnoses=tuple(_diagnoses(folder)),
+        stages=tuple(_stage_logs(folder)),
+        rows=_rows(folder),
+        samples=read_text(samples) if samples.is_file() else None,
+    )
+    if not any((run.manifest, run.sizes, run.diagnoses, run.stages, run.rows, run.samples)):
+        expected = "model/, diagnosis/diagnostics.json, evaluation/rows.jsonl or */csv"
+        raise UserError(f"{path} holds nothing of a run: expected some of {expected}")
+    return run
+
+
+def read_runs(paths: list[str]) -> tuple[Run, ...]:
+    """Each of ``paths`` by :func:`read_run`; a number is added to the name of a second run of the same name.
+
+    Raises ``UserError`` where the same place is given twice.
+    """
+    places = [Path(path).expanduser().resolve() for path in paths]
+    if repeated := [path for index, path in enumerate(paths) if places[index] in places[:index]]:
+        raise UserError(f"{repeated[0]} is given twice: give each run once")
+    runs: dict[str, Run] = {}
+    for path in paths:
+        run = read_run(path)
+        names = [run.name, *(f"{run.name} ({number})" for number in range(2, len(paths) + 1))]
+        name = next(name for name in names if name not in runs)
+        runs[name] = replace(run, name=name)
+    return tuple(runs.values())
+
+
+def read_text(file: Path) -> str:
+    """The text of ``file``. Raises ``UserError`` where it cannot be read or is not UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 (byte {error.start}): {REMEDY}") from None
+
+
+def read_json(kind: type[T], file: Path, text: str | None = None) -> T:
+    """A dataclass from the JSON ``file`` (or ``text`` of it), strictly: no conversion between types, finite numbers.
+
+    Raises ``UserError`` that names the first key that is wrong.
+    """
+    try:
+        value = TypeAdapter(kind).validate_json(read_text(file) if text is None else text, strict=True)
+        _check(value)
+        return value
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "content"
+        if first["type"] == "missing":
+            raise UserError(f"{file}: {key} is missing; {REMEDY}") from None
+        raise UserError(f"{file}: {key} is {str(first['input'])[:40]!r}: {first['msg']}; {REMEDY}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: {first_line(error)}; {REMEDY}") from None
+
+
+def _check(value: object, key: str = "") -> None:
+    """Raise ``ValueError`` for a number that is not finite, and for a curve whose points lack a coordinate."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key} is {value}: expected a finite number")
+    if isinstance(value, Series) and any(
+        len(y) != len(value.x) for y in (value.y, value.low, value.high) if y is not None
+    ):
+        raise ValueError(f"{key} has {len(value.x)} x: expected as many y, low and high")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple) else ()
+    for name, item in items if not hasattr(value, "__dataclass_fields__") else vars(value).items():
+        _check(item, f"{key}.{name}" if key else str(name))
+
+
+def _name(folder: Path) -> str:
+    """The last name that says something: a diagnosis lies in a folder called diagnosis, beside its model."""
+    resolved = folder.resolve()
+    return (resolved.parent.name if resolved.name == "diagnosis" else resolved.name) or "run"
+
+
+def _stored_numbers(file: Path) -> int:
+    """From the header, so that nothing large is read."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - it is no dict
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged or cut short ({first_line(error)}): save the model again") from None
+
+
+def _diagnoses(folder: Path) -> Iterator[Diagnosis]:
+    for file in (folder / "diagnosis" / "diagnostics.json", folder / "diagnostics.json"):
+        if file.is_file():
+            yield read_json(Diagnosis, file)
+    logs = {folder.resolve().name: folder, **{stage: folder / stage for stage in STAGES}}
+    for stage, place in logs.items():
+        file = place / "diagnostics.jsonl"
+        lines = read_text(file).split("\n")[:-1] if file.is_file() else []  # what follows the last newline is cut off
+        if lines:
+            last = read_json(Diagnosis, file, lines[-1])
+            origin = f"training of the {stage.replace('_', ' ')}, step {last.step}"
+            yield replace(last, origin=origin)
+
+
+def _stage_logs(folder: Path) -> Iterator[StageLog]:
+    """Of ``folder`` itself, where that is a stage's, and of the stages in it."""
+    logs = {item.name: item for item in folder.iterdir() if (item / "csv").is_dir()}
+    if (folder / "csv").is_dir():
+        logs[folder.resolve().name] = folder
+    for stage in [name for name in STAGES if name in logs] + sorted(set(logs) - set(STAGES)):
+        points: dict[str, dict[float, float]] = {column: {} for column, _ in LOSSES}
+        last: dict[str, float] = {}
+        versions = logs[stage].glob("csv/version_*/metrics.csv")  # a stage that was resumed wrote several
+        for file in sorted(versions, key=lambda file: (len(file.parent.name), file.parent.name)):
+            for values in _csv_rows(file):
+                last |= {column: value for column, value in values.items() if column.startswith("val/")}
+                for column in points.keys() & values.keys():
+                    points[column][values["step"]] = values[column]
+        lines = ((label, sorted(points[column].items())) for column, label in LOSSES if points[column])
+        curves = (Series(label, tuple(x for x, _ in line), tuple(y for _, y in line)) for label, line in lines)
+        yield StageLog(stage, tuple(curves), last)
+
+
+def _csv_rows(file: Path) -> Iterator[dict[str, float]]:
+    """The finite numbers of each row that has a step."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(file), newline="")))
+    except csv.Error as error:
+        raise UserError(f"{file} is not CSV ({error}): delete it") from None
+    for row in rows:
+        if "step" not in row:
+            raise UserError(f"{file} has no column step: expected a log of fewstep's training; delete it")
+        try:
+            values = {column: float(cell) for column, cell in row.items() if column and cell}
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file}: {first_line(error)}: expected a number; delete the file") from None
+        if "step" in values:
+            yield {column: value for column, value in values.items() if math.isfinite(value)}
+
+
+def _rows(folder: Path) -> tuple[Row, ...]:
+    """Of ``fewstep evaluate``, else of ``fewstep quickstart``."""
+    for file in (folder / "evaluation" / "rows.jsonl", folder / "rows.jsonl"):
+        if file.is_file() and (rows := RowFile(file).read()):
+            same_protocol(rows)
+            return tuple(rows)
+    return ()

@@ -1,0 +1,96 @@
+"""Reading of runs: what is missing is empty, and what a run has is found wherever it stands."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fewstep.errors import UserError
+from fewstep.lab.report.figures import figures_of
+from fewstep.lab.report.page import CurveChart, overlay
+from fewstep.lab.report.run import read_run, read_runs
+from fewstep.storage import Manifest, PartSpec
+from tests.lab.report.runs_on_disk import MadeDiagnosis, sweep_row, sweep_rows, whole_run, write_run
+
+
+def test_a_whole_run_is_read_with_all_its_parts(tmp_path: Path) -> None:
+    run = read_run(whole_run(tmp_path / "mine"))
+    assert (run.name, run.kind, run.block_size) == ("mine", "text", 32)
+    assert list(run.rows) == sweep_rows()
+    (flow,) = run.stages
+    train, held_out = flow.curves
+    assert (train.x, train.y) == ((10.0, 20.0), (0.9, 0.7))
+    assert (held_out.x, held_out.y, flow.last) == ((20.0,), (0.8,), {"val/loss": 0.8})
+
+
+def test_bars_of_a_histogram_become_a_density_that_integrates_to_one(tmp_path: Path) -> None:
+    run = read_run(whole_run(tmp_path / "mine"))
+    picture = overlay([run], CurveChart({"boundary_distance/histogram": "data"}, "", density=True))
+    assert picture is not None
+    assert sum(picture.series[0].y) * 0.5 == pytest.approx(1.0)  # bars of width 0.5
+
+
+def test_what_a_run_lacks_is_empty(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "bare", rows=sweep_rows()))
+    assert (run.manifest, run.sizes, run.diagnoses, run.stages, run.samples) == (None, {}, (), (), None)
+
+
+def test_a_diagnosis_alone_is_a_run_by_file_and_by_folder(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "other", diagnosis=MadeDiagnosis()) / "diagnosis"
+    for path in (folder, folder / "diagnostics.json"):
+        run = read_run(path)
+        assert run.name == "other"
+        assert figures_of(run).values["cci"] == 0.3
+
+
+def test_the_model_is_known_by_its_manifest_and_the_headers_of_its_weights(tmp_path: Path) -> None:
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    parts = {"denoiser": {"class_path": "fewstep.D", "init_args": {}}}
+    values = {"format": 2, "identity": {"kind": "text", "block_size": 8}, "parts": parts, "sha256": {}}
+    (model / "config.json").write_text(json.dumps(values))
+    save_file({"a": torch.zeros(2, 3), "b": torch.zeros(5), "c": torch.zeros(())}, model / "denoiser.safetensors")
+    run = read_run(tmp_path / "run")
+    assert run.manifest == Manifest(values["identity"], {"denoiser": PartSpec("fewstep.D", {})})
+    assert (run.kind, run.sizes, run.block_size) == ("text", {"denoiser": 12}, 8)
+    with pytest.raises(UserError, match="is a model: give the run's folder"):
+        read_run(model)
+
+
+def test_figures_of_training_fill_in_where_a_diagnosis_lacks_them(tmp_path: Path) -> None:
+    diagnosis = MadeDiagnosis()
+    del diagnosis.table["cci"]
+    folder = write_run(tmp_path / "run", diagnosis=diagnosis)
+    for stage, value in (("flow", 0.4), ("head", 0.2)):
+        (folder / stage).mkdir()
+        logged = MadeDiagnosis(table={"cci": value, "dabi": 99.0}).to_dict()
+        first, last = ({**logged, "kind": None, "step": step} for step in (1, 7))
+        lines = f"{json.dumps(first)}\n{json.dumps(last)}\n" + '{"cut off'
+        (folder / stage / "diagnostics.jsonl").write_text(lines)
+    figures = figures_of(read_run(folder))
+    assert (figures.values["dabi"], figures.values["cci"]) == (2.0, 0.4)
+    assert figures.sources["cci"] == "training of the flow, step 7, 16 examples"
+
+
+def test_resumed_logs_continue_and_losses_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", logs=True)
+    later = folder / "flow" / "csv" / "version_1" / "metrics.csv"
+    later.parent.mkdir()
+    later.write_text("epoch,step,train/loss,val/loss\n0,20,0.6,\n0,30,nan,\n0,40,0.5,\n")
+    (flow,) = read_run(folder).stages
+    assert (flow.curves[0].x, flow.curves[0].y) == ((10.0, 20.0, 40.0), (0.9, 0.6, 0.5))
+
+
+def test_two_runs_of_one_name_are_numbered_and_the_same_run_twice_is_refused(tmp_path: Path) -> None:
+    first, second = (write_run(tmp_path / place / "run", rows=sweep_rows()) for place in ("a", "b"))
+    assert [run.name for run in read_runs([str(first), str(second)])] == ["run", "run (2)"]
+    with pytest.raises(UserError, match="is given twice"):
+        read_runs([str(first), str(second), f"{first}/../run"])
+
+
+def test_rows_of_two_protocols_are_refused(tmp_path: Path) -> None:
+    rows = [*sweep_rows(), sweep_row("parallel", 8, "0", 100.0, protocol={"block_size": 16})]
+    with pytest.raises(UserError, match="block_size: 32 against 16"):
+        read_run(write_run(tmp_path / "run", rows=rows))
