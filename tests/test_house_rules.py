@@ -34,8 +34,8 @@ LEFT = {
     "small files with one importer": (8, 10),
     "small files without a reason": (7, 0),
     "protocols with one implementation": (0, 0),
-    "forbidden words": (166, 0),
-    "forbidden names": (230, 0),
+    "forbidden words": (69, 0),
+    "forbidden names": (67, 0),
 }
 
 FORBIDDEN_WORDS = re.compile(
@@ -52,25 +52,25 @@ GLOBAL_SEEDS = {
 
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
-    "__init__ errors shapes types registry schedules paths": (629, 600),
+    "__init__ errors shapes types registry schedules paths": (632, 600),
     "nn": (489, 450),
     "autoencoders": (142, 180),
     "denoisers": (339, 260),
     "readouts": (599, 540),
     "objectives": (977, 950),
     "samplers": (790, 690),
-    "data": (1357, 950),
+    "data": (1375, 950),
     "model storage pipeline provenance locking": (1295, 1100),
     "metrics diagnostics": (2006, 1750),
-    "training": (2563, 1950),
-    "cli settings __main__": (1832, 1300),
-    "evaluation": (4646, 2000),
-    "lab": (6440, 4000),
+    "training": (2949, 1950),
+    "cli settings __main__": (1833, 1300),
+    "evaluation": (4635, 2000),
+    "lab": (6439, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_018, 11_000)  # without NOT_CORE
-SRC_LINES = (24_104, 15_000)
-TEST_SHARE = (0.937, 0.75)  # lines of tests to lines of src
+CORE_LINES = (13_427, 11_000)  # without NOT_CORE
+SRC_LINES = (24_500, 15_000)
+TEST_SHARE = (0.945, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 
 class UserError(Exception):
-    """Bad input, in one line: the value, what was expected, and what to do.
+    """Bad input, in one line: the value, what was expected, and what to do; several arguments are several lines.
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 def first_line(error: BaseException, longest: int = 200) -> str:

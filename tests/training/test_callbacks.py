@@ -23,14 +23,3 @@ def test_samples_are_those_of_the_averaged_weights(workshop: Workshop, tmp_path:
     generator.model.denoiser.load_state_dict(weights)
     raw = [generator.generate(4, steps, seed=0).texts for steps in (1, 4, 32)]
     assert raw != [tuple(r["text"] for r in rows if r["step"] == 20 and r["num_steps"] == n) for n in (1, 4, 32)]
-
-
-def test_samples_follow_the_rule_of_reinjection_in_the_settings(workshop: Workshop, tmp_path: Path) -> None:
-    samples = json.dumps({"num_samples": 2, "num_steps": [3], "reinjection": "linear:0.9,0.2"})
-    assert main(workshop.arguments("flow", f"--samples={samples}", f"--run_dir={tmp_path}", steps=4)) == 0
-    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    generator = TextGenerator.from_pretrained(tmp_path / "model")
-    made = generator.generate(2, 3, 0, reinjection="linear:0.9,0.2").texts
-    assert [(row["step"], row["num_steps"]) for row in rows] == [(2, 3), (2, 3), (4, 3), (4, 3)]
-    assert [row["text"] for row in rows[2:]] == list(made)
-    assert list(made) != list(generator.generate(2, 3, 0).texts)

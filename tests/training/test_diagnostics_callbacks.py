@@ -11,14 +11,12 @@ from fewstep.cli.train import main
 from fewstep.data import prepare_corpus
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks
-from fewstep.evaluation.measurements import measure_boundary_distance, measure_cci, measure_late_flips
+from fewstep.evaluation.measurements import measure_late_flips
 from fewstep.evaluation.subject import Subject, make_subject
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.storage import load_checkpoint
-from fewstep.training.callbacks import Diagnostics
-from tests.runs import Workshop, logged, start
-from tests.training.test_tracking import wandb_rows
+from tests.runs import Workshop, logged
 
 ON = "--diagnostics.every_n_validations=1"
 SMALL = ["--diagnostics.num_examples=8"]
@@ -110,14 +108,6 @@ def test_every_determined_row_is_logged_at_every_validation_and_stands_in_the_fi
     }
 
 
-def test_cci_is_that_of_generated_latents(workshop: Workshop, flow: Path, tmp_path: Path) -> None:
-    flags = [ON, *SMALL, f"--model.autoencoder={flow / 'model'}", f"--run_dir={tmp_path}"]
-    assert main(workshop.arguments("head", *flags, steps=2)) == 0
-    subject = subject_of(workshop, SavedModel.from_pretrained(tmp_path / "model")).first(2)
-    (expected,) = measure_cci(subject, levels=())
-    assert lines_of(tmp_path)[-1]["table"]["cci"]["value"] == pytest.approx(expected["cci"].value, rel=1e-4)
-
-
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 @pytest.mark.parametrize("stage", ["autoencoder", "flow"])
 def test_training_is_the_same_with_and_without(workshop: Workshop, tmp_path: Path, stage: str, precision: str) -> None:
@@ -168,52 +158,6 @@ def test_too_little_held_out_text_is_said_once_and_stops_nothing(
     assert not (tmp_path / "diagnostics.jsonl").exists()
 
 
-def test_the_last_values_are_printed_with_their_intervals(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(workshop.arguments("flow", ON, *SMALL, f"--run_dir={tmp_path}", steps=2)) == 0
-    row = lines_of(tmp_path)[-1]["table"]["decision_step"]
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["decision_step"])
-    value, low, high = row["value"], row["interval"]["low"], row["interval"]["high"]
-    assert " ".join(line.split()) == f"decision_step {value:.4g} {low:.4g} - {high:.4g} step"
-
-
-@pytest.mark.slow
-def test_two_processes_log_what_one_does(workshop: Workshop, tmp_path: Path) -> None:
-    flags = [ON, *SMALL, f"--run_dir={tmp_path}", "--trainer.accelerator=cpu"]
-    flags += ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    process = start(workshop.arguments("flow", *flags, steps=2))
-    output, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    assert output.count("diagnostics of held-out text") == 1
-    (first, last), metrics = lines_of(tmp_path), logged(tmp_path)
-    assert [first["step"], last["step"]] == [1, 2]
-    bundle = SavedModel.from_pretrained(tmp_path / "model")
-    results = measure_late_flips(subject_of(workshop, bundle).first(4))
-    (expected,) = (row.estimate.value for row in results[1].rows)
-    column = metrics["diag/decision_step"]
-    assert column[max(column)] == pytest.approx(expected) == pytest.approx(last["table"]["decision_step"]["value"])
-
-
-def test_wandb_holds_metrics_and_figures(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for stage in ("autoencoder", "flow"):
-        run_dir = tmp_path / stage
-        assert main(workshop.arguments(stage, ON, *SMALL, f"--run_dir={run_dir}")) == 0
-        rows, settings = wandb_rows(run_dir)
-        assert settings["diagnostics"]["num_examples"] == 8
-        metrics = logged(run_dir)
-        for name in EXPECTED[stage]:
-            values = [row[f"diag/{name}"] for row in rows if f"diag/{name}" in row]
-            assert values == pytest.approx(list(metrics[f"diag/{name}"].values())), name
-        bars = {"autoencoder": "boundary_distance", "flow": "decision_step"}[stage]
-        pictures = [row for row in rows if f"diag_pictures/{bars}" in row]
-        assert [row["trainer/global_step"] for row in pictures] == [2, 4]
-        media = next(run_dir.glob("wandb/offline-run-*/files"))
-        stored = media / pictures[-1][f"diag_pictures/{bars}"]["filenames"][0]
-        assert stored.read_bytes() == (run_dir / "diagnostics" / f"{bars}.png").read_bytes()
-
-
 @pytest.mark.parametrize("name", ["nothing", "no_such_package.measure", f"{__name__}.ON"])
 def test_a_wrong_name_is_refused_in_one_line_before_a_run_begins(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -227,18 +171,3 @@ def test_a_wrong_name_is_refused_in_one_line_before_a_run_begins(
     message = str(caught.value)
     assert message.startswith("diagnostics.measurements: measurement") and name in message and "\n" not in message
     assert not (tmp_path / "run").exists()
-
-
-def test_the_trained_module_is_left_as_it_was(workshop: Workshop) -> None:
-    bundle = SavedModel.from_pretrained(workshop.autoencoder)
-    before = measure_boundary_distance(subject_of(workshop, bundle))
-    assert all(parameter.grad is None for part in bundle.parts().values() for parameter in part.parameters())
-    assert measure_boundary_distance(subject_of(workshop, bundle)) == before
-
-
-def test_numbers_out_of_range_are_one_line(workshop: Workshop, tmp_path: Path) -> None:
-    for flag in ("num_examples=1", "num_positions=0", "every_n_validations=-1"):
-        with pytest.raises(UserError, match=r"diagnostics\.num_examples"):
-            main(workshop.arguments("flow", f"--diagnostics.{flag}", f"--run_dir={tmp_path}"))
-    with pytest.raises(ValueError, match="expected at least 2"):
-        Diagnostics("folder", num_examples=1)

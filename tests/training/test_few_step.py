@@ -1,7 +1,6 @@
 """Every few-step objective trains by the same module, from the flow that it is given, and says what it trained."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,10 @@ from fewstep.errors import UserError
 from fewstep.model import SavedModel
 from fewstep.objectives import ConsistencyDistillation
 from fewstep.shapes import randn
-from fewstep.storage import load_checkpoint
 from fewstep.training.flow import start_from
 from tests.bundles import randomise
-from tests.runs import Workshop, logged, start
+from tests.runs import Workshop, logged
 from tests.training.flows import STUDENTS, flow_arguments, trained_flow, upon_a_flow
-from tests.training.test_processes import SCRIPT, read_steps
-from tests.training.test_resume import assert_equal, stop_after_a_few_steps
 
 ESTIMATES = {
     "consistency_distillation": "endpoint",
@@ -112,58 +108,6 @@ def test_another_architecture_is_refused_by_name(changes: dict, told: str) -> No
         start_from(network(randomly=0, **changes), network(randomly=1), "the map")
 
 
-def test_a_run_says_what_it_starts_from(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = upon_a_flow(workshop, "mean_flow", tmp_path)
-    capsys.readouterr()
-    assert main(arguments) == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "starts from" in line)
-    assert "body.distance.mlp.0.weight" in line and "body.time" not in line
-
-
-def test_an_objective_that_changes_on_the_way_goes_on_where_it_was(workshop: Workshop, tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    flags = ["--ema.decay=0.9", "--trainer.val_check_interval=25"]
-    runs = [upon_a_flow(workshop, "consistency_training", run, *flags, steps=60) for run in (whole, broken)]
-    assert main(runs[0]) == 0
-    code, errors = stop_after_a_few_steps(runs[1], broken, signal.SIGINT)
-    assert code == 128 + signal.SIGINT, errors
-    assert main([*runs[1], "--ckpt_path=last"]) == 0
-    expected, found = logged(whole), logged(broken)
-    assert len(expected["train/loss"]) == 60
-    for name in ("train/loss", "val/loss"):
-        assert found[name] == expected[name]
-    one, other = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, broken))
-    for key in ("state_dict", "current_model_state", "optimizer_states"):
-        assert_equal(one[key], other[key], key)
-
-
-@pytest.mark.slow
-def test_two_processes_train_a_derivative_and_end_with_one_model(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RECORD", str(tmp_path))
-    flags = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    process = start(upon_a_flow(workshop, "mean_flow", tmp_path / "run", *flags), SCRIPT)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    losses = [[row["loss"] for row in read_steps(tmp_path / f"rank{rank}.jsonl")] for rank in (0, 1)]
-    assert len(losses[0]) == len(losses[1]) == 4 and losses[0] != losses[1]
-    assert bool(torch.isfinite(torch.tensor(losses)).all())
-    one, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    start_weights = load_file(trained_flow(workshop) / "denoiser.safetensors")
-    assert not torch.equal(one["denoiser.outputs.weight"], start_weights["outputs.weight"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", STUDENTS)
-def test_the_loss_stays_finite_for_500_steps_of_bf16(workshop: Workshop, tmp_path: Path, objective: str) -> None:
-    flags = ["--trainer.precision=bf16-mixed", "--trainer.val_check_interval=500"]
-    assert main(upon_a_flow(workshop, objective, tmp_path, *flags, steps=500)) == 0
-    losses = logged(tmp_path)["train/loss"]
-    assert len(losses) == 500 and bool(torch.isfinite(torch.tensor(list(losses.values()))).all())
-
-
 def test_every_objective_is_refused_what_does_not_fit_it(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,12 +156,3 @@ def test_a_teacher_for_a_number_of_steps_teaches_that_number_alone(
         capsys.readouterr()
         assert command(["train", *flow_arguments(workshop, objective, tmp_path / "run", *flags)]) == 2
         assert told in capsys.readouterr().err
-
-
-def test_a_run_deletes_neither_its_teacher_nor_what_it_starts_from(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flow = trained_flow(workshop)
-    arguments = flow_arguments(workshop, "reflow", flow.parent, f"--model.teacher={flow}", "--overwrite")
-    assert command(["train", *arguments]) == 2
-    assert "builds on" in capsys.readouterr().err and flow.is_dir()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,7 @@ import torch
 
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.cli.train import main
-from fewstep.data import collate, train_tokenizer
-from fewstep.errors import UserError
+from fewstep.data import collate
 from fewstep.model import SavedModel
 from fewstep.training import TextDataModule, latent_cache
 from fewstep.training.latent_cache import LatentCache, cache_key, is_complete
@@ -52,22 +50,6 @@ def test_cached_latents_are_the_encoded_ones_and_are_computed_once(
         base.autoencoder.embedding.weight[0] += 1
     LatentCache.open(tmp_path, base, data)
     assert calls, "another autoencoder has other latents"
-
-
-def test_the_name_of_a_cache_follows_text_tokenizer_weights_and_settings(workshop: Workshop) -> None:
-    corpus, base = data_of(workshop).corpus, SavedModel.from_pretrained(workshop.autoencoder)
-    encoder = base.autoencoder
-    names = [cache_key(encoder, corpus)]
-    assert cache_key(SavedModel.from_pretrained(workshop.autoencoder).autoencoder, corpus) == names[0]
-    heads = TransformerAutoencoder(**{**encoder.config, "num_heads": encoder.config["num_heads"] * 2})
-    heads.load_state_dict(encoder.state_dict())
-    names.append(cache_key(heads, corpus))
-    names.append(cache_key(encoder, replace(corpus, folder=Path("another"))))
-    names.append(cache_key(encoder, replace(corpus, tokenizer=train_tokenizer(["other words than those"], 280))))
-    with torch.no_grad():
-        encoder.whitening.mean[0] += 1e-3
-    names.append(cache_key(encoder, corpus))
-    assert len(set(names)) == 5
 
 
 def test_a_killed_process_leaves_nothing_that_passes_for_whole(
@@ -112,9 +94,3 @@ def test_losses_with_and_without_the_cache_are_the_same(workshop: Workshop, tmp_
     assert one.keys() == other.keys() == set(range(6))
     for step, loss in one.items():
         assert other[step] == pytest.approx(loss, rel=1e-6)
-
-
-def test_a_stream_has_no_cache(workshop: Workshop, tmp_path: Path) -> None:
-    data, base = data_of(workshop, streaming=True), SavedModel.from_pretrained(workshop.autoencoder)
-    with pytest.raises(UserError, match="streamed corpus has no latent cache"):
-        LatentCache.open(tmp_path, base, data)

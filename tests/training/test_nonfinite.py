@@ -99,16 +99,27 @@ def test_a_resumed_run_counts_on_and_a_streak_writes_no_checkpoint_that_is_only_
     assert [counts[step] for step in sorted(counts)] == [1] * (STEPS - 3)
 
 
-def test_after_too_many_the_run_ends_and_keeps_the_batches(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("most", "last", "saved"), [(3, 5, 4), (1, 3, 3)])
+def test_after_too_many_the_run_ends_and_keeps_the_batches_and_the_last_good_weights(
+    workshop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    most: int,
+    last: int,
+    saved: int,
 ) -> None:
     poison(monkeypatch, {3, 4, 5}, "infinite")
-    flags = [f"--run_dir={tmp_path}", "--nonfinite.max_in_a_row=3", "--trainer.accumulate_grad_batches=2"]
+    flags = [f"--run_dir={tmp_path}", f"--nonfinite.max_in_a_row={most}"]
+    flags.append("--trainer.accumulate_grad_batches=2")
     capsys.readouterr()
     assert main(["train", *workshop.arguments("autoencoder", *flags, steps=STEPS)]) == 2
     errors = capsys.readouterr().err
-    file = tmp_path / "nonfinite" / "step-5-rank-0.pt"
-    assert "not finite at step 5, the last of 3 such steps" in errors and str(file) in errors
+    file = tmp_path / "nonfinite" / f"step-{last}-rank-0.pt"
+    assert f"not finite at step {last}, the last of {most} such steps" in errors and str(file) in errors
     batches = torch.load(file, weights_only=True)
     assert [batch["ids"].shape for batch in batches] == [(BATCH_SIZE, BLOCK_SIZE)] * 2
     assert not set(batches[0]["index"].tolist()) & set(batches[1]["index"].tolist())
+    checkpoint = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == saved, "the first bad step at most is counted"
+    assert checkpoint["callbacks"]["SkipNonFinite"] == {"skipped": saved - 3, "in_a_row": saved - 3}

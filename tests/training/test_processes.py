@@ -103,20 +103,6 @@ def assert_same_training(one: Path, two: Path, num_batches: int) -> None:
 
 
 @pytest.mark.slow
-def test_diagnostics_and_samples_of_the_first_process_keep_none_waiting(workshop: Workshop, tmp_path: Path) -> None:
-    flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
-    flags += ["--trainer.strategy=ddp"]
-    flags += ["--diagnostics.every_n_validations=1", "--diagnostics.num_examples=2", "--diagnostics.num_positions=1"]
-    process = start(workshop.arguments("flow", *flags, steps=STEPS))
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    lines = [json.loads(line) for line in (tmp_path / "diagnostics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4]
-    assert lines[0]["table"]
-    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 2 * 3 * 4
-
-
-@pytest.mark.slow
 def test_a_loss_that_is_bad_in_one_process_is_skipped_by_both(workshop: Workshop, tmp_path: Path) -> None:
     flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
     flags += ["--trainer.strategy=ddp"]

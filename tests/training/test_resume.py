@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from fewstep.cli.train import main
-from fewstep.model import SavedModel
 from fewstep.storage import load_checkpoint
-from fewstep.training.callbacks import ExportModel
 from tests.runs import Workshop, logged, start
 
 STEPS = 100
@@ -99,36 +97,6 @@ def test_a_run_killed_before_its_export_is_exported_by_going_on(workshop: Worksh
     assert main([*arguments, "--ckpt_path=last"]) == 0
     assert (model / "language_model.safetensors").read_bytes() == weights
     assert main([*arguments, "--ckpt_path=last"]) == 0, "a finished run may be finished again"
-
-
-def test_a_longer_run_killed_before_its_export_does_not_leave_the_shorter_ones_model(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = [f"--run_dir={tmp_path}", "--model.optimizer.learning_rate=0.01"]
-    assert main(workshop.arguments("language_model", *flags, steps=4)) == 0
-    short = (tmp_path / "model" / "language_model.safetensors").read_bytes()
-    longer = workshop.arguments("language_model", *flags, "--ckpt_path=last", steps=8)
-    with monkeypatch.context() as killed:
-        killed.setattr(ExportModel, "on_fit_end", lambda *_: None)
-        assert main(longer) == 0
-    assert (tmp_path / "model" / "language_model.safetensors").read_bytes() == short
-    assert main(longer) == 0
-    model = SavedModel.from_pretrained(tmp_path / "model")
-    trained = SavedModel.from_pretrained(tmp_path / "checkpoints" / "last.ckpt")
-    assert_equal(dict(model.language_model.state_dict()), dict(trained.language_model.state_dict()))
-    assert (tmp_path / "model" / "language_model.safetensors").read_bytes() != short
-
-
-def test_a_finished_run_goes_on_as_if_it_had_been_longer(workshop: Workshop, tmp_path: Path) -> None:
-    # A constant rate, for the cosine spans the steps that the run was given.
-    flags = ["--model.optimizer.final_fraction=1.0", "--trainer.val_check_interval=3"]
-    long, grown = tmp_path / "long", tmp_path / "grown"
-    assert main(workshop.arguments("autoencoder", *flags, f"--run_dir={long}", steps=9)) == 0
-    assert main(workshop.arguments("autoencoder", *flags, f"--run_dir={grown}", steps=6)) == 0
-    assert main(workshop.arguments("autoencoder", *flags, f"--run_dir={grown}", "--ckpt_path=last", steps=9)) == 0
-    assert logged(grown)["train/loss"] == logged(long)["train/loss"]
-    one, other = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (long, grown))
-    assert_equal(one["state_dict"], other["state_dict"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)])

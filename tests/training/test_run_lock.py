@@ -71,18 +71,6 @@ def test_two_evaluations_of_one_folder_are_refused(
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
 
 
-def test_a_lock_is_given_back_and_taken_once(tmp_path: Path) -> None:
-    with FolderLock(tmp_path / "new", "--out"), pytest.raises(UserError, match="is in use by process"):
-        FolderLock(tmp_path / "new", "--out").acquire()
-    lock = FolderLock(tmp_path / "new", "--out").acquire()
-    assert lock.acquire() is lock
-    lock.release()
-    lock.release()
-    with FolderLock(tmp_path / "new", "--out"):
-        pass
-    assert not list((tmp_path / "new").iterdir())
-
-
 def test_a_file_that_its_holder_removes_is_not_taken_for_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,9 +88,3 @@ def test_a_file_that_its_holder_removes_is_not_taken_for_the_lock(
     monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(UserError, match="is in use by process"):
         second.acquire()
-
-
-def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--out .*file/folder cannot be written"):
-        FolderLock(tmp_path / "file" / "folder", "--out").acquire()

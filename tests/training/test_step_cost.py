@@ -4,19 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
 from fewstep.cli.main import EXIT_USER_ERROR, errors_to_exit_code
 from fewstep.cli.train import main
 from fewstep.denoisers import FlowModel, RegressionDenoiser
-from fewstep.errors import UserError
 from fewstep.objectives import FlowMatching
 from fewstep.paths import linear_path
 from fewstep.schedules import UniformTime
 from fewstep.storage import load_checkpoint
-from fewstep.training.callbacks import CompiledBlocks, RecomputedBlocks, WeightAverage
+from fewstep.training.callbacks import WeightAverage
 from fewstep.types import Latents
 from tests.nn.builders import randomised
 from tests.runs import Workshop, logged
@@ -85,18 +84,6 @@ def test_the_average_is_the_one_of_lightning(generator: torch.Generator) -> None
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
-def test_the_average_lies_where_the_weights_do() -> None:
-    """Lightning makes it before it moves the module to its device; each update would cross over otherwise."""
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    module, average = LightningModule(), WeightAverage()
-    module.layer = small_network()
-    average.setup(trainer, module, "fit")
-    module.to("meta")
-    average.on_fit_start(trainer, module)
-    assert {weight.device.type for weight in average._average_model.module.parameters()} == {"meta"}
-    assert average._average_model.n_averaged.device.type == "cpu"
-
-
 @pytest.mark.parametrize(
     ("stage", "flag"),
     [
@@ -132,11 +119,6 @@ def test_compiled_and_recomputed_blocks_train_to_the_same_losses(
         assert_equal(one[key], two[key], key)
 
 
-def test_an_unknown_backend_is_named_in_one_line() -> None:
-    with pytest.raises(UserError, match=r"compile\.backend is 'nvcc': expected one of .*inductor.*, or null"):
-        CompiledBlocks("nvcc")
-
-
 def test_gradients_of_a_forward_derivative_are_refused_in_a_line(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,22 +128,3 @@ def test_gradients_of_a_forward_derivative_are_refused_in_a_line(
     )
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep")]
     assert len(errors) == 1 and "recompute.blocks is true, but" in errors[0] and "leave it out" in errors[0]
-
-
-def test_a_layer_more_keeps_its_input_alone_for_the_backward_pass() -> None:
-    width, positions, batch = 16, 32, 4
-    numbers = []
-    for depth in (2, 6):
-        network = RegressionDenoiser(8, positions, width=width, depth=depth, num_heads=2)
-        RecomputedBlocks(blocks=True).on_fit_start(None, network)
-        kept: dict[int, int] = {}  # by storage: the same tensor may be kept more than once
-
-        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
-            return tensor
-
-        weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            network(torch.ones(batch, positions, 8), torch.full((batch,), 0.5))
-        numbers.append(sum(count for storage, count in kept.items() if storage not in weights))
-    assert numbers[1] - numbers[0] == pytest.approx(4 * batch * positions * width, rel=0.15)

@@ -144,7 +144,7 @@ def errors_to_exit_code(command: Callable[[list[str]], int], argv: list[str]) ->
             check_stdout()
             return code
         except UserError as error:
-            return _refuse(str(error), debug)
+            return _refuse([str(line) for line in error.args], debug)
         except KeyboardInterrupt:
             print("fewstep: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
@@ -156,7 +156,7 @@ def errors_to_exit_code(command: Callable[[list[str]], int], argv: list[str]) ->
                     return EXIT_BROKEN_PIPE
             if (message := machine_message(error)) is None:
                 raise
-            return _refuse(message, debug)
+            return _refuse([message], debug)
         finally:
             stderr.flush()
 
@@ -195,8 +195,9 @@ def machine_message(error: Exception) -> str | None:
     return None
 
 
-def _refuse(message: str, debug: bool) -> int:
+def _refuse(messages: list[str], debug: bool) -> int:
     if debug:
         print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
-    print("fewstep: error:", one_line(message), file=sys.stderr)
+    for message in messages:
+        print("fewstep: error:", one_line(message), file=sys.stderr)
     return EXIT_USER_ERROR

@@ -89,6 +89,17 @@ class PreparedCorpus:
         """Hash of settings, source and versions: equal fingerprints, equal blocks."""
         return self.folder.name
 
+    def content_digest(self) -> str:
+        """SHA-256 of the blocks, of a stream its source's fingerprint: equal digests, equal rows to train on."""
+        if isinstance(self.train, BlockStream):
+            return self.train.source_fingerprint
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation):
+            for rows in split.iter(8192):
+                for name in ("input_ids", "length"):
+                    digest.update(np.ascontiguousarray(rows[name]).tobytes())
+        return digest.hexdigest()
+
 
 def prepare_corpus(settings: CorpusSettings, rank: int = 0, world_size: int = 1) -> PreparedCorpus:
     """The corpus that ``settings`` describe, from ``cache_dir`` if it was prepared before, else prepared now.
@@ -115,6 +126,12 @@ def prepare_corpus(settings: CorpusSettings, rank: int = 0, world_size: int = 1)
     if train is None:
         train = BlockStream(source, tokenizer, settings, frozenset(stored["held_out"]), rank, world_size)
     return PreparedCorpus(train, validation, tokenizer, report, folder)
+
+
+def prepared_tokenizer(settings: CorpusSettings) -> "PreTrainedTokenizerFast | None":
+    """The tokenizer that was trained for ``settings``, None unless their corpus lies prepared in ``cache_dir``."""
+    folder = Path(settings.cache_dir).expanduser() / _corpus_key(settings, open_source(settings).fingerprint, None)
+    return load_tokenizer(folder / "tokenizer") if _is_whole(folder) else None
 
 
 def _corpus_key(settings: CorpusSettings, source_fingerprint: str, tokenizer: "PreTrainedTokenizerFast | None") -> str:

@@ -32,8 +32,9 @@ from fewstep.training.callbacks import (
     WeightAverage,
 )
 from fewstep.training.callbacks.diagnostics import check_measurements
-from fewstep.training.data_modules import StepDataModule
+from fewstep.training.data_modules import StepDataModule, check_passes
 from fewstep.training.module import TrainingModule, announce
+from fewstep.training.resuming import RunRecord, compare, flatten, recorded_run
 from fewstep.training.run_folder import (
     CHECKPOINTS,
     MODEL,
@@ -42,6 +43,7 @@ from fewstep.training.run_folder import (
     RunFolder,
     cannot_write,
     find_checkpoint,
+    resumed_tokenizer,
     tokenizer_of,
 )
 from fewstep.training.tracking import check_wandb, default_loggers, finish_runs, in_own_run
@@ -67,13 +69,16 @@ INTENDED = (
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves all settings of a run as ``config.yaml`` in its folder, and as wandb's config."""
+    """Saves all settings of a run as ``config.yaml`` in its folder, and as wandb's config.
+
+    A run that is resumed keeps the file; its N-th resume writes ``config_resumed_N.yaml``.
+    """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lightning calls this on rank 0. Only ``fit`` has a run folder."""
         if stage != "fit":
             return
-        file = Path(trainer.default_root_dir) / self.config_filename
+        file = config_file(Path(trainer.default_root_dir), resumed=bool(self.config.ckpt_path))
         self.parser.save(self.config, file, skip_unset=False, overwrite=True, multifile=False)
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         for logger in trainer.loggers:
@@ -131,11 +136,16 @@ class FewstepCLI(LightningCLI):
         config = expand_home(self.config[self.config.subcommand])
         check_settings(config)
         self._loggers = place_loggers(config.trainer.logger, config.run_dir)
-        self._note = ""
+        self._note, self._entry = "", None
         if config.ckpt_path is not None:  # before Lightning reads it, whose errors name no remedy
             stage = named(config.model.class_path).stage_name
-            file, self._note = find_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
+            file, self._entry, self._note = find_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
             config.ckpt_path = str(file)
+            if 0 < config.trainer.max_steps < self._entry["step"]:
+                raise UserError(
+                    f"trainer.max_steps is {config.trainer.max_steps}, but {file} is of step {self._entry['step']}: "
+                    "give at least as many"
+                )
 
     def before_instantiate_classes(self) -> None:
         """Check the run folder before anything costs time; take the base model's tokenizer."""
@@ -148,9 +158,15 @@ class FewstepCLI(LightningCLI):
             resumed=None if config.ckpt_path is None else Path(config.ckpt_path),
             built_on=[path for path in models if isinstance(path, str)],
         )
+        if self._entry is not None and self.subcommand == "fit":  # before anything is read or prepared
+            saved = recorded_run(self._entry, config.ckpt_path)
+            compare(saved, RunRecord(self._plain_settings(), {}), config.ckpt_path)
         base, data = models[0], config.data.init_args
-        if isinstance(base, str) and "tokenizer" in data and data.tokenizer is None:
-            data.tokenizer = tokenizer_of(base, data.cache_dir)
+        if "tokenizer" in data and data.tokenizer is None:
+            if isinstance(base, str):
+                data.tokenizer = tokenizer_of(base, data.cache_dir)
+            elif config.ckpt_path is not None:
+                data.tokenizer = resumed_tokenizer(config.ckpt_path, data)
         if self._writes():
             if config.trainer.logger in (None, True) or "WandbLogger" in self._loggers:
                 check_wandb()
@@ -182,10 +198,18 @@ class FewstepCLI(LightningCLI):
         if self.subcommand == "fit" and config.diagnostics.measurements is not None:
             check_measurements(config.diagnostics.measurements, self.model)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        changes: list[str] = []
+        self.model.settings = self._plain_settings()
+        if self._entry is not None and self.subcommand == "fit":
+            changes = self.model.check_resume(self._entry, trainer, config.ckpt_path)
         if self._writes():
             self._folder.open()
         if self._note:
             announce(trainer, f"==> {self._note}")
+        if changes:
+            announce(trainer, "==> changed since the checkpoint: " + ", ".join(changes))
+        if self._entry is not None and "run" not in self._entry:
+            announce(trainer, "==> the checkpoint, of an earlier fewstep, does not record its settings: give the same")
         return trainer
 
     def fit(
@@ -217,6 +241,11 @@ class FewstepCLI(LightningCLI):
                 self._folder.discard()
             self._folder.close()
 
+    def _plain_settings(self) -> dict[str, Any]:
+        """All settings by option, in plain values."""
+        settings = yaml.safe_load(self._parser(self.subcommand).dump(self._settings(), skip_unset=False))
+        return flatten({name: value for name, value in settings.items() if name != "config"})
+
     def _settings(self) -> Namespace:
         return self.config[self.subcommand] if self.subcommand else self.config
 
@@ -232,6 +261,7 @@ def check_settings(config: Namespace) -> None:
     if not 0 <= (seed or 0) < 2**32:
         raise UserError(f"seed_everything is {seed}: expected a whole number from 0 to {2**32 - 1}")
     check_trainer(trainer)
+    check_passes(trainer, streaming=bool(config.data.get("init_args", {}).get("streaming")))
     if config.diagnostics.measurements is not None:  # before the text is read
         check_measurements(config.diagnostics.measurements)
     model, data = config.model.class_path, config.data.class_path
@@ -239,6 +269,15 @@ def check_settings(config: Namespace) -> None:
     if not issubclass(named(data), expected):
         model, data = (path.rpartition(".")[2] for path in (model, data))
         raise UserError(f"data.class_path is {data}, but {model} trains on {expected.__name__}: give that class")
+
+
+def config_file(run_dir: Path, *, resumed: bool) -> Path:
+    """``config.yaml``, or the next ``config_resumed_N.yaml`` of a run that has one and goes on."""
+    file, number = run_dir / "config.yaml", 0
+    while resumed and file.exists():
+        number += 1
+        file = run_dir / f"config_resumed_{number}.yaml"
+    return file
 
 
 def named(class_path: str) -> Any:

@@ -1,6 +1,6 @@
 """Data modules: batches counted in optimizer steps, in an order that a resumed run repeats."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -63,6 +63,10 @@ class StepDataModule(LightningDataModule):
         """Raise ``UserError`` if the model at ``path`` is of other data."""
         raise NotImplementedError
 
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of what the settings of the data name, by option."""
+        return {}
+
     def load_model(self, path: str, *needed: str, allow: Sequence[str] = ()) -> SavedModel:
         """Load the frozen model that a stage builds on; ``allow`` names packages whose classes may be built.
 
@@ -85,10 +89,7 @@ class StepDataModule(LightningDataModule):
         return {**super().transfer_batch_to_device(content, device, dataloader_idx), "index": batch["index"]}
 
     def step_batches(self, num_examples: int) -> StepBatchSampler:
-        """Row numbers of the train batches from the current step to the end.
-
-        The trainer asks after a checkpoint is restored, as long as it counts steps only (``max_epochs`` -1).
-        """
+        """Row numbers of the train batches from the current step to the end of the run."""
         assert self.trainer is not None
         rank, world_size = self.ranks()
         return StepBatchSampler(
@@ -98,9 +99,19 @@ class StepDataModule(LightningDataModule):
             seed=self.seed,
             rank=rank,
             world_size=world_size,
-            start_batch=self.batches_done(),
             batches_per_step=self.trainer.accumulate_grad_batches,
         )
+
+    def step_loader(self, rows: Any, collate_rows: Callable[..., Batch]) -> "StepLoader":
+        """A loader of train batches."""
+        sampler = self.step_batches(len(rows))
+
+        def seek() -> None:
+            sampler.start_batch = self.batches_done()
+
+        loader = StepLoader(rows, batch_sampler=sampler, collate_fn=collate_rows, num_workers=self.num_workers)
+        loader.seek = seek
+        return loader
 
     def held_out_batches(self, num_rows: int) -> list[list[int]]:
         """Row numbers of this rank's validation batches: of batches in order, rank r of W takes r, r + W, ...
@@ -130,6 +141,49 @@ class StepDataModule(LightningDataModule):
     def batches_done(self) -> int:
         """Batches that this process has trained on."""
         return 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
+
+
+class StepLoader(DataLoader):
+    """A loader that calls ``seek`` before each pass, so that the pass begins at the trainer's step.
+
+    Lightning ends a pass where ``limit_train_batches`` says, and begins the next with the same loader.
+    """
+
+    seek: Callable[[], None]
+
+    def __iter__(self) -> Any:
+        self.seek()
+        return super().__iter__()
+
+
+def check_passes(trainer: Any, *, streaming: bool) -> None:
+    """Raise ``UserError`` for settings of a ``trainer`` by which the batches would not follow from the step.
+
+    A pass is ``limit_train_batches`` long, by default the whole run.
+    """
+    accumulated, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+    if trainer.overfit_batches:
+        raise UserError(
+            f"trainer.overfit_batches is {trainer.overfit_batches}, but every step has new batches: to train on little "
+            "text again and again, give --data.max_documents"
+        )
+    if trainer.fast_dev_run:
+        return
+    if isinstance(limit, float) and limit != 1 and streaming:
+        raise UserError(f"trainer.limit_train_batches is {limit}, but a stream has no end: give a whole number")
+    whole = trainer.max_steps * accumulated
+    batches = whole if limit is None else min(limit, whole) if isinstance(limit, int) else int(limit * whole)
+    interval, passes = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    if isinstance(interval, int) and interval > batches and passes is not None and not streaming:
+        raise UserError(
+            f"trainer.val_check_interval is {interval}, more than the {batches} batches of a pass: give "
+            "trainer.check_val_every_n_epoch=null to count over passes"
+        )
+    if batches < 1 or batches % accumulated:
+        raise UserError(
+            f"trainer.limit_train_batches is {limit}, which is {batches} batches in a pass: expected a multiple of "
+            f"trainer.accumulate_grad_batches, {accumulated}"
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -173,6 +227,11 @@ class TextDataModule(CorpusSettings, StepDataModule):
         """What became of the documents."""
         return str(self.corpus.report)
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of the blocks and the tokenizer."""
+        tokenizer = tokenizer_fingerprint(self.corpus.tokenizer)
+        return {"data.source": self.corpus.content_digest(), "data.tokenizer": tokenizer}
+
     def new_model(self) -> SavedModel:
         """A text model without parts."""
         tokenizer = self.corpus.tokenizer
@@ -203,9 +262,15 @@ class TextDataModule(CorpusSettings, StepDataModule):
                 corpus = self._corpus = prepare_corpus(self.settings, rank, world_size)
             if self._restored_stream is not None:
                 corpus.train.load_state_dict(self._restored_stream)
-            return DataLoader(corpus.train, self.batch_size, collate_fn=collate, num_workers=0)
-        sampler = self.step_batches(len(corpus.train))
-        return DataLoader(corpus.train, batch_sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
+                self._restored_stream = None
+            loader = StepLoader(corpus.train, self.batch_size, collate_fn=collate, num_workers=0)
+            loader.seek = self._seek_stream
+            return loader
+        return self.step_loader(corpus.train, collate)
+
+    def _seek_stream(self) -> None:
+        stream: Any = self.corpus.train
+        stream.load_state_dict(stream.state_dict(self.batches_done() * self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
         """This rank's share of the first ``num_validation_blocks`` held-out blocks."""

@@ -18,6 +18,7 @@ from fewstep.storage import load_strictly
 from fewstep.training.data_modules import Batch, StepDataModule
 from fewstep.training.latent_cache import LatentCache
 from fewstep.training.module import DEFAULT_OPTIMIZER, OptimizerSettings, Shared, TrainingModule, tokens_of
+from fewstep.training.resuming import weights_digest
 from fewstep.types import Latents, LossOutput
 
 MAX_COUNTED_BLOCKS = 50_000  # enough for a prior over tokens
@@ -66,19 +67,20 @@ class FlowModule(TrainingModule):
             self._give_codebook(self.denoiser)
         check_objective(objective, self.denoiser, teacher, has_readout=self.has_tokens)
 
-        def load_flow(source: str) -> SavedModel:
+        def load_flow(source: str, option: str) -> SavedModel:
             model = data.load_model(source, "autoencoder", "denoiser", allow=allow or ())
+            self.fingerprints[option] = weights_digest({name: p.state_dict() for name, p in model.parts().items()})
             check_same_autoencoder(self.base.autoencoder, model.autoencoder, autoencoder, source)
             return model
 
         self._teacher: Shared[SavedModel | None] = Shared(None)
         if teacher is not None:
-            model = load_flow(teacher)
+            model = load_flow(teacher, "model.teacher")
             check_teacher(model.identity, self.flow_identity, objective, teacher)
             self._teacher = Shared(model)
         self._started = ""
         if initialise_from is not None:
-            start = load_flow(initialise_from)
+            start = load_flow(initialise_from, "model.initialise_from")
             check_start(start.identity, self.flow_identity, initialise_from)
             new = start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
             tensors = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"

@@ -17,6 +17,7 @@ from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import rand, randn
 from fewstep.training.data_modules import Batch, TextDataModule
 from fewstep.training.module import DEFAULT_OPTIMIZER, OptimizerSettings, TrainingModule, tokens_of
+from fewstep.training.resuming import weights_digest
 from fewstep.types import Latents, LossOutput
 
 
@@ -61,6 +62,7 @@ class HeadModule(TrainingModule):
             scorer = data.load_model(language_model, "language_model", allow=allow or ()).language_model
             assert scorer is not None
             self.head.start_from(scorer)
+            self.fingerprints["model.language_model"] = weights_digest({"language_model": scorer.state_dict()})
         self.trust_level = trust_level
         self.objective = objective
 

@@ -1,11 +1,13 @@
 """What all stages share: exact randomness, AdamW, logging, and whole models in checkpoints."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,6 +19,16 @@ from fewstep.provenance import versions
 from fewstep.shapes import example_generators
 from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry, state_dict_mismatch
 from fewstep.training.data_modules import Batch, StepDataModule, TextDataModule
+from fewstep.training.resuming import (
+    BASE,
+    BATCHES,
+    PROCESSES,
+    RunRecord,
+    compare,
+    keep_own_settings,
+    recorded_run,
+    weights_digest,
+)
 from fewstep.types import LossOutput, TokenBatch
 
 MAX_PROCESSES = 2**20
@@ -68,6 +80,14 @@ class OptimizerSettings:
         )
         return optimizer, schedule
 
+    def replace_restored(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+        """Put these settings in place of those that a checkpoint restored; the next step has their learning rate."""
+        schedule.base_lrs = [self.learning_rate] * len(optimizer.param_groups)
+        for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+            decays = any(parameter.ndim >= 2 for parameter in group["params"])
+            group |= {"initial_lr": self.learning_rate, "lr": self.learning_rate * factor(schedule.last_epoch)}
+            group |= {"betas": (0.9, self.beta_2), "weight_decay": self.weight_decay if decays else 0.0}
+
 
 DEFAULT_OPTIMIZER = OptimizerSettings()
 """Frozen, so all stages can share it."""
@@ -104,6 +124,11 @@ class TrainingModule(LightningModule):
         self.seed = seed
         self.step_was_skipped = False
         """Whether the last optimizer step changed nothing, see :class:`fewstep.training.callbacks.SkipNonFinite`."""
+        self.settings: dict[str, Any] = {}
+        """All settings of the run by option, set by the command; a checkpoint records them."""
+        self.fingerprints: dict[str, str] = {}
+        """Digests of the models that options name, by option."""
+        self._is_fingerprinted = False
         self._data = Shared(data)
         self._base = Shared(base)
 
@@ -172,9 +197,38 @@ class TrainingModule(LightningModule):
         """Further measures of a held-out batch, by name."""
         return {}
 
+    def run_record(self, trainer: Trainer) -> RunRecord:
+        """What decides this run, as its checkpoints record it."""
+        if not self._is_fingerprinted:
+            frozen = self.frozen_weights()
+            self.fingerprints |= self.data.fingerprints() | ({BASE: weights_digest(frozen)} if frozen else {})
+            self._is_fingerprinted = True
+        own = {"model.seed": self.seed, "data.batch_size": self.data.batch_size, "data.seed": self.data.seed}
+        own[BATCHES] = trainer.accumulate_grad_batches * trainer.world_size
+        if getattr(self.data, "streaming", False):
+            own[PROCESSES] = trainer.world_size
+        return RunRecord(self.settings | own, self.fingerprints)
+
+    def check_resume(self, entry: dict[str, Any], trainer: Trainer, checkpoint: Path | str) -> list[str]:
+        """The settings that changed since the checkpoint with this ``entry`` was written, a line each.
+
+        Raises ``UserError`` if the run would not be the one of the checkpoint any more.
+        """
+        return compare(recorded_run(entry, str(checkpoint)), self.run_record(trainer), checkpoint)
+
+    def frozen_weights(self) -> dict[str, dict[str, torch.Tensor]]:
+        """State dicts of the frozen parts, by part."""
+        return {name: part.state_dict() for name, part in self.base.parts().items() if name not in self.trained}
+
     def on_fit_start(self) -> None:
         """Move the frozen parts to the device of the trained ones."""
         self.base.to(self.device)
+
+    def on_train_start(self) -> None:
+        """A resumed run keeps its own settings of the optimizer."""
+        if self.global_step:
+            (schedule,) = self.trainer.lr_scheduler_configs
+            self.optimizer_settings.replace_restored(self.trainer.optimizers[0], schedule.scheduler)
 
     def on_validation_start(self) -> None:
         """Move the frozen parts to the device of the trained ones."""
@@ -198,12 +252,19 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the checkpoint a whole model, and the name of the stage."""
         model = self.saved_model()
-        frozen = {name: part.state_dict() for name, part in model.parts().items() if name not in self.trained}
-        entry = checkpoint_entry(model.manifest(), frozen, model.tokenizer)
-        checkpoint[CHECKPOINT_KEY] = {**entry, "stage": self.stage_name}
+        entry = checkpoint_entry(model.manifest(), self.frozen_weights(), model.tokenizer)
+        checkpoint[CHECKPOINT_KEY] = {
+            **entry,
+            "stage": self.stage_name,
+            "run": asdict(self.run_record(self.trainer)),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network before its tensors are copied."""
+        """Refuse a checkpoint of another run or network before its tensors are copied."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            if entry := checkpoint.get(CHECKPOINT_KEY):
+                self.check_resume(entry, self.trainer, self.trainer.ckpt_path or "the checkpoint")
+            keep_own_settings(self.trainer.callbacks, checkpoint.get("callbacks", {}))  # type: ignore[attr-defined]
         problems = state_dict_mismatch(self.state_dict(), checkpoint["state_dict"])
         if problems:
             raise UserError(
@@ -218,6 +279,13 @@ def spread_nonfinite(loss: torch.Tensor) -> torch.Tensor:
     message or a device sync.
     """
     return loss * torch.where(torch.isfinite(loss), torch.ones_like(loss), torch.full_like(loss, torch.nan))
+
+
+def ends_logged_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the batch that ends here is the last of a step that is logged; ``batch_idx`` counts in a pass."""
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    is_last = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return every > 0 and is_last and trainer.global_step % every == 0
 
 
 def announce(trainer: Trainer, text: str) -> None:

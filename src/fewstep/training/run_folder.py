@@ -4,13 +4,15 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from fewstep.data import tokenizer_fingerprint
+from fewstep.data import CorpusSettings, tokenizer_fingerprint
+from fewstep.data.corpus import prepared_tokenizer
 from fewstep.errors import UserError
 from fewstep.locking import LOCK_FILE, PARTIAL, FolderLock, cached_folder, draft_of, put_in_place
 from fewstep.model import kind_of
@@ -96,6 +98,8 @@ class RunFolder:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+            for config in self.folder.glob("config_resumed_*.yaml"):
+                config.unlink()
             (self.folder / CHECKPOINTS).mkdir(parents=True)
         except OSError as error:
             raise UserError(
@@ -115,8 +119,8 @@ class RunFolder:
         recover_folder(self.folder / MODEL)
 
 
-def find_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> tuple[Path, str]:
-    """The checkpoint that ``ckpt_path`` ("last" or a file) names, and a note if it is not the newest of the run.
+def find_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> tuple[Path, dict[str, Any], str]:
+    """The checkpoint that ``ckpt_path`` ("last" or a file) names, its entry, and a note if it is not the run's newest.
 
     Raises ``UserError`` if it is missing, damaged, or of another stage than ``stage``.
     """
@@ -127,10 +131,11 @@ def find_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> tuple[Path, st
         if not file.is_file():
             raise UserError(f"--ckpt_path {ckpt_path}: no such file; give a .ckpt file, or last for the run's own")
         content = load_checkpoint(file)
-    trained = content.get(CHECKPOINT_KEY, {}).get("stage")
+    entry = content.get(CHECKPOINT_KEY, {})
+    trained = entry.get("stage")
     if trained != stage:
         raise UserError(f"--ckpt_path {file} is a checkpoint of the stage {trained!r}, but this run trains {stage!r}")
-    return file, note
+    return file, entry | {"step": content.get("global_step", 0)}, note
 
 
 def _newest_intact(folder: Path) -> tuple[Path, dict[str, Any], str]:
@@ -194,6 +199,20 @@ def cannot_write(place: Path, error: OSError) -> str:
         f"cannot write {place}: {error.strerror or error}; earlier checkpoints are intact: make room, then go on by "
         "--ckpt_path last"
     )
+
+
+def resumed_tokenizer(checkpoint: str, data: Any) -> str | None:
+    """The folder of the tokenizer that a run resumed from ``checkpoint`` takes; None: the one of its prepared corpus.
+
+    ``data`` are the settings of the data module. No tokenizer is trained again: the text may have changed.
+    """
+    names = {field.name for field in fields(CorpusSettings)}
+    settings = CorpusSettings(**{name: value for name, value in vars(data).items() if name in names})
+    prepared, own = prepared_tokenizer(settings), read_model(Path(checkpoint)).tokenizer
+    assert own is not None
+    if prepared is not None and tokenizer_fingerprint(prepared) == tokenizer_fingerprint(own):
+        return None
+    return tokenizer_of(checkpoint, settings.cache_dir)
 
 
 def tokenizer_of(model: str, cache_dir: str) -> str:

@@ -84,8 +84,7 @@ class ImageDataModule(StepDataModule):
         """Batches from the current step to the end. Raises ``UserError`` for too few images."""
         train, _ = self.parts
         rows = list(enumerate(train))
-        sampler = self.step_batches(len(rows))
-        return DataLoader(rows, batch_sampler=sampler, collate_fn=collate_images, num_workers=self.num_workers)  # type: ignore[arg-type]
+        return self.step_loader(rows, collate_images)
 
     def val_dataloader(self) -> DataLoader:
         """This rank's share of the first held-out images."""

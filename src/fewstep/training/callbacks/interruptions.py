@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fewstep.errors import UserError
 from fewstep.training.data_modules import Batch
-from fewstep.training.module import TrainingModule, announce
+from fewstep.training.module import TrainingModule, announce, ends_logged_step
 from fewstep.training.run_folder import LAST
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -68,23 +68,22 @@ class SkipNonFinite(Callback):
         if not pl_module.step_was_skipped:
             self.in_a_row = 0
             return
-        self.skipped += 1
-        self.in_a_row += 1
-        if self.in_a_row >= self.max_in_a_row:
+        if self.in_a_row + 1 >= self.max_in_a_row:
             file = self._save_batches(trainer)
             raise UserError(
-                f"loss or gradient not finite at step {trainer.global_step}, the last of {self.in_a_row} such steps in "
-                f"a row; the weights are those from before them, the batches are in {file}: lower the learning rate, "
-                "or use bf16 or float32 in place of fp16"
+                f"loss or gradient not finite at step {trainer.global_step}, the last of {self.max_in_a_row} such "
+                f"steps in a row; the weights are those from before them, the batches are in {file}: lower the "
+                "learning rate, or use bf16 or float32 in place of fp16"
             )
+        self.skipped += 1
+        self.in_a_row += 1
         optimizer.zero_grad(set_to_none=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Log the number of skipped steps."""
-        every = trainer.log_every_n_steps * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
-        if every and (batch_idx + 1) % every == 0:
+        if ends_logged_step(trainer, batch_idx):
             pl_module.log("train/skipped_steps", float(self.skipped))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,12 +122,13 @@ class TrainingStopped(KeyboardInterrupt):
 
 
 class ResumePoint(Checkpoint):
-    """Writes ``dirpath/last.ckpt`` every ``every_n_steps`` optimizer steps, after the last step, and when stopped.
+    """Writes ``dirpath/last.ckpt`` every ``every_n_steps`` optimizer steps, and wherever training ends.
 
-    SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2 take effect between two steps, when weights, average and counters
-    agree; Lightning's ``OnExceptionCheckpoint`` saves in the middle of one. A Ctrl-C after another signal ends the run
-    at once. While steps are skipped (:class:`.SkipNonFinite`) no checkpoint is written that is only due. Several ranks
-    agree to stop after every step. Listed after :class:`.WeightAverage`, whose update belongs to the step.
+    That is after the last step, when the trainer is asked to stop (``max_time``, EarlyStopping), at an exception, and
+    at SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2. Each is saved between two steps, when weights, average and
+    counters agree; Lightning's ``OnExceptionCheckpoint`` saves in the middle of one. A Ctrl-C after another signal ends
+    the run at once. Of skipped steps (:class:`.SkipNonFinite`) in a row the first is saved, and none that is only due.
+    Several ranks agree to stop after every step. Listed after :class:`.WeightAverage`, whose update belongs to it.
     """
 
     def __init__(self, dirpath: str = "checkpoints", every_n_steps: int = 500) -> None:
@@ -139,6 +139,8 @@ class ResumePoint(Checkpoint):
         self._received: int | None = None
         self._saved_step: int | None = None
         self._is_due = False
+        self._is_skipping = False
+        self._is_between_steps = False
         self._previous: dict[int, Any] = {}
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,6 +150,9 @@ class ResumePoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the signal handlers if there was no sanity check."""
         self._install()
+        self._is_between_steps = trainer.global_step > 0
+        if self.file.exists():  # what the run was resumed from, if from its own checkpoint
+            self._saved_step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stop here, once the last step is logged and a due validation is done. Raises ``TrainingStopped``."""
@@ -162,12 +167,25 @@ class ResumePoint(Checkpoint):
         assert isinstance(pl_module, TrainingModule)
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        step = trainer.global_step
+        self._is_between_steps = True
+        step, skipped = trainer.global_step, pl_module.step_was_skipped
         self._is_due |= step % self.every_n_steps == 0
-        due = self._is_due and not pl_module.step_was_skipped
-        if self._agree_to_stop(trainer) or due or step == trainer.max_steps:
-            trainer.save_checkpoint(self.file)
-            self._saved_step, self._is_due = step, False
+        due = self._is_due and not skipped
+        first_skipped = skipped and not self._is_skipping and self._saved_step != step - 1
+        self._is_skipping = skipped
+        is_end = trainer.should_stop or step == trainer.max_steps
+        if self._agree_to_stop(trainer) or due or first_skipped or is_end:
+            self._save(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """From here to the end of the step the weights are not those of any checkpoint."""
+        self._is_between_steps = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if training ended without, as after an EarlyStopping at a validation."""
+        if self._is_between_steps and self._saved_step != trainer.global_step:
+            _rewind_to_step(trainer)
+            self._save(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the signal handlers."""
@@ -176,8 +194,22 @@ class ResumePoint(Checkpoint):
         self._previous = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the signal handlers."""
+        """Restore the signal handlers, and save the last whole step unless the run is to end at once."""
         self.teardown(trainer, pl_module, "fit")
+        at_once = isinstance(exception, KeyboardInterrupt) or self._is_skipping
+        if at_once or not self._is_between_steps or self._saved_step == trainer.global_step:
+            return
+        try:
+            _rewind_to_step(trainer)
+            # Without the barrier of trainer.save_checkpoint: other ranks may be gone.
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(False), self.file)
+            announce(trainer, f"==> saved {self.file} after {trainer.global_step:,} steps")
+        except Exception as failure:  # the first exception is the one to report
+            announce(trainer, f"==> could not save {self.file}: {failure}")
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.file)
+        self._saved_step, self._is_due = trainer.global_step, False
 
     def stopped(self, trainer: Trainer) -> TrainingStopped:
         """The exception that reports the stop."""
@@ -202,3 +234,21 @@ class ResumePoint(Checkpoint):
         if self._received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._received = self._received or number
+
+
+def _rewind_to_step(trainer: Trainer) -> None:
+    """Set Lightning's counters to where they are when the last whole step ends, the point that it resumes best from."""
+    loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress
+    batches: list[Any] = [loop.batch_progress.current, loop.batch_progress.total]
+    loop.val_loop.batch_progress.reset()
+    if batches[0].processed == 0:  # a pass has just begun
+        return
+    for count in batches:
+        count.processed -= count.processed % trainer.accumulate_grad_batches
+        count.ready = count.started = count.processed
+        count.completed = count.processed - 1
+    passes: list[Any] = [epochs.current, epochs.total]
+    for count in passes:
+        count.started = count.ready
+        count.processed = count.completed = count.ready - 1
+    loop._batches_that_stepped = trainer.global_step - 1

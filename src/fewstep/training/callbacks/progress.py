@@ -18,7 +18,7 @@ from fewstep.pipeline import TextGenerator
 from fewstep.samplers import default_sampling, parse_rule
 from fewstep.training.data_modules import Batch
 from fewstep.training.flow import FlowModule
-from fewstep.training.module import TrainingModule, announce
+from fewstep.training.module import TrainingModule, announce, ends_logged_step
 
 COLUMNS = ("step", "num_steps", "text")
 
@@ -74,8 +74,7 @@ class Monitor(Callback):
         """Count, and log every ``log_every_n_steps``."""
         assert isinstance(pl_module, TrainingModule)
         self._count = self._count + pl_module.data.units_in(batch)
-        every = trainer.log_every_n_steps * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
-        if every and (batch_idx + 1) % every == 0:
+        if ends_logged_step(trainer, batch_idx):
             count, seconds = int(self._count) * trainer.world_size, time.perf_counter() - self._started
             pl_module.log(f"train/{pl_module.data.unit}_per_second", count / max(seconds, 1e-9))
             self._restart()

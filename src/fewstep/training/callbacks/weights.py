@@ -26,6 +26,7 @@ class WeightAverage(WeightAveraging):
 
     def __init__(self, decay: float = 0.995) -> None:
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self._is_swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Create the average. Its update counter stays on the CPU, where reading it needs no device sync."""
@@ -37,6 +38,15 @@ class WeightAverage(WeightAveraging):
         """Move the average to the weights: Lightning creates it before it moves the module to its device."""
         assert self._average_model is not None
         self._average_model.module.to(pl_module.device)
+
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._is_swapped = not self._is_swapped
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Swap the average out again if a validation fails."""
+        if self._is_swapped:
+            self._swap_models(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing: it is not called if no step was left to train."""
@@ -58,9 +68,14 @@ class ExportModel(Callback):
         """Save on rank 0 and print where."""
         assert isinstance(pl_module, TrainingModule)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            step, last = trainer.global_step, trainer.max_steps
+            if step == 0:
+                announce(trainer, f"==> {pl_module.stage_name}: stopped before the first step, nothing is saved")
+                return
             pl_module.saved_model().save_pretrained(self.folder, overwrite=True)
-            steps = f"{trainer.global_step:,} steps"
-            announce(trainer, f"==> {pl_module.stage_name}: done after {steps}; model in {self.folder}")
+            ended = f"done after {step:,} steps" if step >= last else f"stopped after {step:,} of {last:,} steps"
+            resume = "" if step >= last else "; the same command with --ckpt_path last goes on"
+            announce(trainer, f"==> {pl_module.stage_name}: {ended}; model in {self.folder}{resume}")
 
 
 class CompiledBlocks(Callback):
