@@ -31,11 +31,11 @@ OUTSIDE_USERS_IMPLEMENT = {
 
 # Rule -> (today, aim). Lower today's number when you have done better; the aim is what issue 16 asks for.
 LEFT = {
-    "small files with one importer": (3, 10),
-    "small files without a reason": (3, 0),
+    "small files with one importer": (2, 10),
+    "small files without a reason": (1, 0),
     "protocols with one implementation": (0, 0),
-    "forbidden words": (51, 0),
-    "forbidden names": (55, 0),
+    "forbidden words": (16, 0),
+    "forbidden names": (20, 0),
 }
 
 FORBIDDEN_WORDS = re.compile(
@@ -64,13 +64,13 @@ BUDGETS = {
     "metrics diagnostics": (2088, 1750),
     "training": (2948, 1950),
     "cli settings __main__": (1722, 1300),
-    "evaluation": (4288, 2000),
-    "lab": (6783, 4000),
+    "evaluation": (4293, 2000),
+    "lab": (5973, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (13_396, 11_000)  # without NOT_CORE
-SRC_LINES = (24_467, 15_000)
-TEST_SHARE = (0.923, 0.75)  # lines of tests to lines of src
+SRC_LINES = (23_662, 15_000)
+TEST_SHARE = (0.948, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
