@@ -32,7 +32,7 @@ OUTSIDE_USERS_IMPLEMENT = {
 # Rule -> (today, aim). Lower today's number when you have done better; the aim is what issue 16 asks for.
 LEFT = {
     "small files with one importer": (8, 10),
-    "small files without a reason": (8, 0),
+    "small files without a reason": (7, 0),
     "protocols with one implementation": (0, 0),
     "forbidden words": (69, 0),
     "forbidden names": (67, 0),
@@ -64,13 +64,13 @@ BUDGETS = {
     "metrics diagnostics": (2006, 1750),
     "training": (2949, 1950),
     "cli settings __main__": (1833, 1300),
-    "evaluation": (4641, 2000),
-    "lab": (7250, 4000),
+    "evaluation": (4635, 2000),
+    "lab": (6439, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (13_427, 11_000)  # without NOT_CORE
-SRC_LINES = (25_320, 15_000)
-TEST_SHARE = (0.906, 0.75)  # lines of tests to lines of src
+SRC_LINES = (24_500, 15_000)
+TEST_SHARE = (0.945, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
