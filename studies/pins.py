@@ -177,8 +177,9 @@ def by_setting(values: dict[str, Any]) -> dict[str, Any]:
     """Values of rows named by their setting instead of their place, whether of a table.json, or old or new rows."""
     rows: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
-        if match := re.fullmatch(r"(?:rows\.)?(\d+)\.(.+)", name):
-            rows.setdefault(match[1], {})[match[2]] = value
+        match = re.fullmatch(r"(rows\.)?(\d+)\.(.+)", name)
+        if match and not (match[1] and match[3] == "nfe"):  # the quickstart's did not count the readout's passes
+            rows.setdefault(match[2], {})[match[3]] = value
     named = {}
     for row in rows.values():
         axes = {name.removeprefix("setting."): value for name, value in row.items()}
