@@ -25,8 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.denoisers import FlowModel, RegressionDenoiser
-from fewstep.lab.compare.command import settings_of
-from fewstep.lab.compare.comparison import objective_of
+from fewstep.lab.compare.runs import objective_of, settings_of
 from fewstep.objectives import OBJECTIVES, FlowMatching, HeadTraining, Objective, Reconstruction
 from fewstep.paths import linear_path
 from fewstep.readouts import CausalTransformer, CommitmentHead, TransformerReadout

@@ -118,6 +118,11 @@ class FlowTexts:
         return {"late_flips": (before != last).double().mean(-1).cpu()}
 
 
+def flow_setting(sampling: Sampling, readout: str, name: str = FLOW) -> Setting:
+    """The setting of a row of a model's own samples."""
+    return {"name": name, "readout": readout, **asdict(sampling)}
+
+
 def flow_group(
     bundle: SavedModel,
     sampling: Sampling,
@@ -127,7 +132,7 @@ def flow_group(
     model: str | None = None,
 ) -> Group:
     """:class:`FlowTexts` as a group of a sweep, one setting for each readout."""
-    settings = tuple({"name": name, "readout": readout, **asdict(sampling)} for readout in readouts)
+    settings = tuple(flow_setting(sampling, readout, name) for readout in readouts)
     return Group(settings, FlowTexts(bundle, sampling, readouts).make, model)
 
 

@@ -1,4 +1,4 @@
-"""How far two sets of samples are from each other, by mean and covariance. N samples, F features."""
+"""Frechet distance of two sets of samples (N, F), apart because it is a metric of any features, not of images alone."""
 
 from dataclasses import dataclass
 

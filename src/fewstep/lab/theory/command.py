@@ -200,8 +200,8 @@ def _line(row: "Row") -> str:
 def _check_settings(file: Path, settings: dict[str, object]) -> None:
     """Raise ``UserError`` where ``file`` was made with other settings, or is no study."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        stored = json.loads(file.read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{file} is no study of this command: choose another --out, or pass --overwrite") from None
-    if found != settings:
-        raise UserError(f"{file} was made with {found}, not {settings}: choose another --out, or pass --overwrite")
+    if stored != settings:
+        raise UserError(f"{file} was made with {stored}, not {settings}: choose another --out, or pass --overwrite")

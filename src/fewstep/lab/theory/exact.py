@@ -232,15 +232,15 @@ def match(
 ) -> tuple[float, bool]:
     """The first number on the way along ``ladder`` at which the mean distance of ``samples`` is ``target``.
 
-    The rung pair that it lies between is found first, since the distance need not be monotone. Returns the number and
-    whether the distance is right to 0.5 %: it is not where no pair brackets ``target`` (then the closest rung is
+    The rung pair that it lies between is looked for first, since the distance need not be monotone. Returns the number
+    and whether the distance is right to 0.5 %: it is not where no pair brackets ``target`` (then the closest rung is
     returned) or where the distance jumps over it.
     """
     excess = cache(lambda number: distance(samples(number)) - target)
     for near, far in pairwise(ladder):
         if excess(near) * excess(far) <= 0:
-            found = float(brentq(excess, near, far, xtol=1e-4, maxiter=30))
-            return found, abs(excess(found)) <= TOLERANCE * target
+            collected = float(brentq(excess, near, far, xtol=1e-4, maxiter=30))
+            return collected, abs(excess(collected)) <= TOLERANCE * target
     return min(ladder, key=lambda number: abs(excess(number))), False
 
 
@@ -279,33 +279,33 @@ class Gain:
     def cells(self) -> tuple[str, ...]:
         """A line of the table of gains."""
         setting, share = self.control.setting, self.share
-        told = "undetermined" if self.control.value("matched") else "not matched"
+        shown = "undetermined" if self.control.value("matched") else "not matched"
         if share is not None:
-            told = f"{share[0]:.0%} ({share[1].low:.0%} - {share[1].high:.0%})"
+            shown = f"{share[0]:.0%} ({share[1].low:.0%} - {share[1].high:.0%})"
         wrong = (COLUMNS["wrong"].written(each.value("wrong")) for each in (self.own, self.control))
         level = COLUMNS["temperature"].written(self.control.value("temperature"))
         strength = str(self.own.setting["reinjection"])
-        return f"{setting['h']:g}", str(setting["num_steps"]), strength, str(setting["name"]), level, *wrong, told
+        return f"{setting['h']:g}", str(setting["num_steps"]), strength, str(setting["name"]), level, *wrong, shown
 
 
 def gains(rows: Sequence[Row]) -> list[Gain]:
     """One for each control whose deterministic and re-injected rows are there too."""
     flows = {tuple(row.setting[axis] for axis in ("h", "num_steps", "reinjection")): row for row in _flows(rows)}
-    found = []
+    collected = []
     for row in rows:
         setting = row.setting
         if "matches" in setting:
             strength = setting["matches" if setting["name"] == "cooled" else "reinjection"]
             pair = [flows.get((setting["h"], setting["num_steps"], gamma)) for gamma in ("0", strength)]
             if pair[0] is not None and pair[1] is not None:
-                found.append(Gain(row, pair[0], pair[1]))
-    return found
+                collected.append(Gain(row, pair[0], pair[1]))
+    return collected
 
 
 def gains_markdown(rows: Sequence[Row]) -> str:
-    """The table of gains; "" where there is no control."""
-    found = gains(rows)
-    return markdown_table([GAIN_HEADING, *(gain.cells() for gain in found)], GAIN_CAPTION) if found else ""
+    """The table of gains; "" without a control."""
+    collected = gains(rows)
+    return markdown_table([GAIN_HEADING, *(gain.cells() for gain in collected)], GAIN_CAPTION) if collected else ""
 
 
 def _flows(rows: Sequence[Row]) -> list[Row]:

@@ -42,7 +42,7 @@ class Judged:
 class GrammarJudge:
     """Judges texts by the law of a source ``grammar`` or ``grammar:N``.
 
-    A text is its words, parted by single spaces. Agreements are told apart by laxer grammars
+    A text is its words, parted by single spaces. Each agreement is checked by laxer grammars
     (:func:`fewstep.lab.theory.grammar.agreement_grammar`), so that "broken number" means: all would be well but for a
     verb. Raises ``UserError`` for another source.
     """
@@ -57,7 +57,7 @@ class GrammarJudge:
         self._strict = SentenceLaw(self.law)
         self._lax = InsideParser(agreement_grammar(number=False, brackets=False, names=False))
         self._only = {
-            name: InsideParser(agreement_grammar(**{one: one == name for one in AGREEMENTS})) for name in AGREEMENTS
+            name: InsideParser(agreement_grammar(**{each: each == name for each in AGREEMENTS})) for name in AGREEMENTS
         }
 
     def judge(self, texts: Sequence[str]) -> Judged:

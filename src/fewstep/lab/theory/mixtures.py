@@ -170,8 +170,8 @@ def extreme_eigenvalues(weights: Tensor, means: Tensor, mean: Tensor, *, smalles
         parts = zip(weights.split(size), mean.split(size), strict=True)
         covariances = torch.cat([_covariances(r, means, m) for r, m in parts])
         return torch.linalg.eigvalsh(covariances)[:, [0, -1]]
-    found = [_extremes(r, means, m, smallest) for r, m in zip(weights, mean, strict=True)]
-    return torch.tensor(found, dtype=torch.float64)
+    extremes = [_extremes(r, means, m, smallest) for r, m in zip(weights, mean, strict=True)]
+    return torch.tensor(extremes, dtype=torch.float64)
 
 
 def _covariances(weights: Tensor, means: Tensor, mean: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def power_law(name: str, x: Sequence[float], table: Tensor, expected: float, gen
 
 def exact_power_law(name: str, x: Sequence[float], y: Sequence[float], expected: float) -> Row:
     """The same of a curve that is known: how far a finite range is from the limit."""
-    exponent = linregress([math.log(one) for one in x], [math.log(one) for one in y]).slope
+    exponent = linregress([math.log(value) for value in x], [math.log(value) for value in y]).slope
     return row(name, float(exponent), None, len(x), expected)
 
 
@@ -340,7 +340,9 @@ def surface_curve(path: Path, num: int, generator: torch.Generator, num_modes: i
                 shares[cap, steps] = share_of(torch.cdist(ends, means).amin(1) > near)
         for cap in DRAWN_CAPS:
             along = [shares[cap, steps] for steps in STEPS]
-            y, low, high = zip(*((one.value, one.interval.low, one.interval.high) for one in along), strict=True)
+            y, low, high = zip(
+                *((share.value, share.interval.low, share.interval.high) for share in along), strict=True
+            )
             lines.append(Series(f"{label}, cap {cap:g}", tuple(map(float, STEPS)), y, low, high))
         for steps in STEPS:
             failing = max((cap for cap in CAPS if shares[cap, steps].value > LEVEL), default=0.0)
