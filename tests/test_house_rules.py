@@ -64,13 +64,13 @@ BUDGETS = {
     "metrics diagnostics": (2006, 1750),
     "training": (2949, 1950),
     "cli settings __main__": (1832, 1300),
-    "evaluation": (4646, 2000),
-    "lab": (6440, 4000),
+    "evaluation": (3520, 2000),
+    "lab": (6460, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (13_427, 11_000)  # without NOT_CORE
-SRC_LINES = (24_104, 15_000)
-TEST_SHARE = (0.937, 0.75)  # lines of tests to lines of src
+SRC_LINES = (23_300, 15_000)
+TEST_SHARE = (0.970, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
