@@ -79,7 +79,7 @@ docs-check: docs $(DEV_STAMP)
 	@$(VENV)/bin/python studies/docs_check.py $(ARGS)
 
 clean:
-	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist site .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call install,WHAT): create .venv and install WHAT. The marker file exists only while pip runs: if it is there at the

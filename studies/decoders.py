@@ -194,7 +194,7 @@ def diagnosed(folder: Path, model: Path, options: tuple[str, ...], examples: int
     """The diagnosis of ``model``, made where it is not there yet."""
     file = folder / "diagnostics.json"
     few = ("--examples", str(examples), "--positions", "2", "--seed", "0", "--out", str(folder))
-    if not file.is_file() and fewstep(["diagnose", str(model), *options, *few]):
+    if not file.is_file() and fewstep(["diagnose", str(model), "--effort", "full", *options, *few]):
         raise SystemExit(f"{model} could not be diagnosed")
     return json.loads(file.read_text(encoding="utf-8"))
 

@@ -60,7 +60,7 @@ COMMANDS = [
     ),
     (
         "diagnose",
-        "diagnose {runs}/quickstart/model --examples 8 --positions 2 --max_documents 40 "
+        "diagnose {runs}/quickstart/model --effort full --examples 8 --positions 2 --max_documents 40 "
         f"--out {{runs}}/diagnose {CACHE}",
     ),
     ("sample_parallel", f"{SAMPLE} --steps 4"),
@@ -92,7 +92,10 @@ COMMANDS = [
     ("sample_mean_flow", SAMPLE.replace("quickstart/model", "mean_flow/model") + " --steps 2"),
     ("digits", FIT_SHORT),
     ("image_flow", f"{FIT_SHORT} --data.images=Digits --model.autoencoder={{runs}}/digits/model"),
-    ("diagnose_images", "diagnose {runs}/digits/model --examples 8 --device cpu --out {runs}/diagnose_images"),
+    (
+        "diagnose_images",
+        "diagnose {runs}/digits/model --effort full --examples 8 --device cpu --out {runs}/diagnose_images",
+    ),
 ]
 
 PINNED = (

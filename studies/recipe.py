@@ -221,7 +221,9 @@ def main() -> None:
         sweep = ("--steps", "4,32", "--reinjection", "0,1", "--readout", "parallel", "--seeds", "1")
         if fewstep(["evaluate", str(folder / "model"), *sweep, "--samples", str(args.samples)]):
             raise SystemExit(f"{name} could not be evaluated")
-        if fewstep(["diagnose", str(folder / "model"), "--only", "noise_robustness", "--overwrite"]):
+        if fewstep(
+            ["diagnose", str(folder / "model"), "--only", "noise_robustness", "--effort", "full", "--overwrite"]
+        ):
             raise SystemExit(f"{name} could not be diagnosed")
 
 

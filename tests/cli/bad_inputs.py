@@ -165,6 +165,8 @@ CHOICES = [
     Case("theory --flips --out out --path spiral", "spiral", "path"),
 ]
 PLACES = [
+    Case("sample nowhere --reinjection liner", "'liner'", "expected a strength"),
+    Case("sample nowhere --snap confidence:x", "'confidence:x'", "expected every"),
     Case("sample nowhere", "nowhere does not exist", "give a model folder"),
     Case("sample ''", "''", "give"),
     Case("sample no_model", "no_model", "no config.json"),

@@ -139,7 +139,7 @@ def test_a_checkpoint_of_the_flow_stage_is_measured_whole_and_what_it_lacks_is_s
     assert main(command(shop, "--source", shop / "text.jsonl", path=file, examples="2")) == 0
     out, err = capsys.readouterr()
     stored = json.loads((tmp_path / "diagnosis" / "diagnostics.json").read_text())
-    lacking = dict.fromkeys(("dabi_head", "cci", "listening"), "head")
+    lacking = dict.fromkeys(("token_accuracy_head", "dabi_head", "cci", "listening"), "head")
     assert stored["left_out"] == lacking
     for name, part in lacking.items():
         assert f"left out: {name}, since the model has no {part}\n" in out
@@ -152,16 +152,16 @@ def test_an_image_model_is_told_by_itself_and_has_measurements_of_its_own(
     shop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = shop / "images" / "model"
-    assert main(command(shop, "--only", "dabi_segment,dabi_worst", path=path)) == 0
+    assert main(command(shop, "--only", "reconstruction,dabi_worst", path=path)) == 0
     stored = json.loads((shop / "images" / "diagnosis" / "diagnostics.json").read_text())
     assert (stored["kind"], stored["num_examples"]) == ("images", 3)
-    assert list(stored["results"]) == ["dabi_segment", "dabi_worst"]
-    pictures = ["dabi_segment.png", "dabi_worst.png"]
+    assert list(stored["results"]) == ["reconstruction_error", "dabi_worst"]
+    pictures = ["dabi_worst.png"]
     assert sorted(file.name for file in (shop / "images" / "diagnosis" / "pictures").iterdir()) == pictures
     assert capsys.readouterr().out.startswith("diagnostic ")
     assert main(command(shop, "--only", "cci", "--overwrite", path=path)) == 2
     err = capsys.readouterr().err
-    assert "error: measurement is 'cci': expected one of dabi_segment, dabi_data, dabi_worst, or a dotted path" in err
+    assert "error: measurement is 'cci': expected one of reconstruction, dabi, dabi_worst, or a dotted path" in err
     assert main(command(shop, "--overwrite", path=path, examples="98")) == 2
     assert "examples is 98: expected a number from 2 to 97" in capsys.readouterr().err
     assert json.loads((shop / "images" / "diagnosis" / "diagnostics.json").read_text()) == stored
@@ -225,11 +225,11 @@ def test_a_diagnosis_that_came_up_meanwhile_is_not_replaced(
     file = tmp_path / "diagnostics.json"
     result = Result("late_flip_rate", (Row("late_flip_rate", Estimate(0.5, None, 1)),))
 
-    def slow(*_: object) -> Diagnosis:
+    def slow(*_: object, **__: object) -> Diagnosis:
         file.write_text("of another run")
         return Diagnosis("text", "a model", (result,), 1, 1, 1, 0, {})
 
-    monkeypatch.setattr("fewstep.cli.diagnose.diagnose", slow)
+    monkeypatch.setattr("fewstep.evaluation.diagnosis.diagnose", slow)
     assert main(command(shop, "--out", tmp_path)) == 2
     assert "exists already" in capsys.readouterr().err
     assert file.read_text() == "of another run"

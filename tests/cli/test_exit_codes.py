@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fewstep.cli.main import COMMANDS, LONGEST_LINE, errors_to_exit_code, main, one_line
+from fewstep.cli.main import LONGEST_LINE, errors_to_exit_code, one_line
 from fewstep.errors import UserError
 
 
@@ -82,15 +82,6 @@ def test_secrets_of_the_environment_are_blanked(
     assert "planted0123456789" not in err
     assert err.endswith("fewstep: error: key is [WANDB_API_KEY], abc, notasecret\n")
     assert os.environ["WANDB_API_KEY"] == "planted0123456789"
-
-
-def test_an_unknown_command_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["trian"]) == 2
-    out, err = capsys.readouterr()
-    assert not out
-    assert err.count("\n") == 1
-    assert "'trian'" in err
-    assert all(name in err for name in COMMANDS)
 
 
 def test_an_interrupt_exits_130() -> None:

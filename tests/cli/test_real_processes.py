@@ -86,14 +86,6 @@ def test_wandb_out_of_reach_is_told_before_anything_is_made(workshop: Workshop, 
     assert not (tmp_path / "out").exists()
 
 
-def test_no_steps_and_a_model_that_is_none(tmp_path: Path) -> None:
-    assert "steps" in line_of(fewstep(["sample", "model", "--steps", "0"], tmp_path))
-    assert "model does not exist" in line_of(fewstep(["sample", "model"], tmp_path))
-    done = fewstep(["sample", "model", "--debug"], tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("Traceback")
-
-
 @pytest.mark.parametrize("many", [4000, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_samples_are_written_as_they_come_in_memory_that_does_not_grow(many: int, tmp_path: Path) -> None:
     tiny_bundle().save_pretrained(tmp_path / "model")

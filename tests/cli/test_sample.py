@@ -80,22 +80,6 @@ def test_snap_and_the_head_and_the_draw_reach_their_place(model: str, tmp_path: 
         assert (rows[0]["top_k"], rows[0]["stop"]) == (settings.get("top_k"), settings.get("stop", False))
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        (["--reinjection", "liner"], "reinjection is 'liner': expected a strength"),
-        (["--snap", "confidence:x"], "snap is 'confidence:x': expected every, last:N"),
-        (["--output", "none/a.jsonl"], "none does not exist"),
-    ],
-)
-def test_a_mistake_is_one_line_before_the_model_is_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str], message: str
-) -> None:
-    assert main(["sample", str(tmp_path / "no_model"), *option]) == 2
-    err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1
-
-
 def test_without_output_the_texts_are_printed_numbered(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", model, "--num_samples", "2", "--device", "cpu", "--solver", "heun"]) == 0
     out, err = capsys.readouterr()

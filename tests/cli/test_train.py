@@ -48,14 +48,6 @@ def test_a_wrong_key_or_type_in_a_file_is_named(
     assert named in refusal(capsys, changed(tmp_path, old, new))
 
 
-def test_weights_of_half_precision_are_refused(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = [f"--run_dir={tmp_path / 'run'}", "--trainer.precision=bf16-true"]
-    assert "give bf16-mixed" in refusal(capsys, workshop.arguments("autoencoder", *flags))
-    assert not (tmp_path / "run").exists()
-
-
 def test_help_and_print_config_end_well(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, part in (
         (["--help"], "fit"),

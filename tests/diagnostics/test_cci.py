@@ -69,14 +69,6 @@ def test_every_draw_weighs_the_same() -> None:
     assert result["cci_marginal_nats"].value == pytest.approx((LOG_2 + marginal) / 2, rel=1e-12)
 
 
-def test_an_uneven_markov_chain_agrees_with_its_closed_form() -> None:
-    transition = torch.tensor([[0.05, 0.9, 0.05], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0]])
-    chain = MarkovReadout(torch.tensor([0.7, 0.2, 0.1]), transition, 4)
-    committed, marginal = chain.committed_and_marginal_nats()
-    result = cci(chain, normal(20, 2), num_draws=400, generator=seeded())
-    assert result["cci"].value == pytest.approx(1 - committed / marginal, abs=5e-3)
-
-
 def test_few_draws_bias_the_marginal_entropy_and_so_cci_downward() -> None:
     chain = MarkovReadout(torch.full((64,), 1 / 64), torch.eye(64), 2)
     few, many = (cci(chain, normal(20, 2), num_draws=num, generator=seeded())["cci"].value for num in (32, 512))

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewstep.diagnostics import flips, response, result
-from fewstep.diagnostics.accuracy import noise_robustness
+from fewstep.diagnostics import displacement, response, result
 from fewstep.diagnostics.boundary import (
     BoundaryPoints,
     data_points,
@@ -23,7 +22,7 @@ from fewstep.diagnostics.boundary import (
 )
 from fewstep.diagnostics.dabi import RADII, dabi, fisher_trace
 from fewstep.diagnostics.decoding import Decode, draw_positions, rms
-from fewstep.diagnostics.flips import dabi_flip
+from fewstep.diagnostics.displacement import dabi_flip, noise_robustness
 from fewstep.diagnostics.margins import boundary_distance, margins
 from fewstep.diagnostics.response import CATEGORICAL, CONTINUOUS
 from fewstep.diagnostics.result import Result
@@ -56,7 +55,7 @@ def value(result: Result) -> float:
 @pytest.mark.parametrize("num_probes", [None, 3])
 def test_one_position_of_two_tokens_has_dabi_n_wherever_it_is_measured(num_probes: int | None) -> None:
     decode, z = two_token_readout(normal(7)), normal(6, 7, seed=1)
-    for points in (normal_boundary(decode, z, FIRST), data_points(decode, z, FIRST)):
+    for points in (normal_boundary(decode, z, FIRST), data_points(margins(decode, z, FIRST), z)):
         found = local(decode, points, num_probes=num_probes)
         assert value(found) == pytest.approx(7, rel=1e-12)
         assert found["dabi_fraction"].value == pytest.approx(1, rel=1e-12)
@@ -76,7 +75,7 @@ def test_two_orthogonal_positions_share_the_sensitivity_and_a_saturated_second_o
 def test_a_linear_readout_of_many_tokens_has_the_closed_form_at_any_point() -> None:
     decode = LinearReadout(normal(3, 7, 5), normal(3, 7, seed=1))
     z = normal(6, 5, seed=2)
-    points = data_points(decode, z, FIRST)
+    points = data_points(margins(decode, z, FIRST), z)
     fisher, u = decode.fisher(z), points.direction[:, 0]
     ratios = 5 * torch.einsum("bn,bnm,bm->b", u, fisher, u) / fisher.diagonal(dim1=1, dim2=2).sum(1)
     assert value(local(decode, points)) == pytest.approx(float(ratios.mean()))
@@ -111,7 +110,7 @@ def test_the_worst_direction_has_the_largest_dabi() -> None:
 
 def test_random_probes_agree_with_the_exact_trace() -> None:
     decode, z = SmoothReadout(24, 6, 8), normal(200, 24)
-    (column,) = data_points(decode, z, draw_positions(200, 6, 1, seeded())).columns()
+    (column,) = data_points(margins(decode, z, draw_positions(200, 6, 1, seeded())), z).columns()
     along, exact = fisher_trace(decode, CATEGORICAL, *column, num_probes=None, generator=seeded())
     one, drawn = (fisher_trace(decode, CATEGORICAL, *column, num_probes=num, generator=seeded(7)) for num in (12, 400))
     torch.testing.assert_close(one[0], along)
@@ -148,13 +147,15 @@ def test_half_precision_readouts_under_any_gradient_mode_give_a_result(mode: typ
 
     with mode():
         z, positions = normal(30, 8, dtype=torch.float32), draw_positions(30, 4, 1, seeded())
-        found, exact = (value(local(readout, data_points(readout, z, positions))) for readout in (half, decode))
+        found, exact = (
+            value(local(readout, data_points(margins(readout, z, positions), z))) for readout in (half, decode)
+        )
     assert found == pytest.approx(exact, rel=0.1)
 
 
 def test_intervals_are_over_examples_and_one_seed_gives_one_result() -> None:
     decode, z = SmoothReadout(8, 4, 6), normal(20, 8)
-    points = data_points(decode, z, draw_positions(20, 4, 3, seeded()))
+    points = data_points(margins(decode, z, draw_positions(20, 4, 3, seeded())), z)
     found, again = (dabi(decode, CATEGORICAL, points, rms=rms(z), generator=seeded(5)) for _ in range(2))
     assert found == again
     assert (found.facts["num_examples"], found.facts["num_points"], found["dabi"].num_examples) == (20, 60, 20)
@@ -203,25 +204,11 @@ def test_a_constant_decoder_is_undetermined_and_not_a_number_nowhere() -> None:
 
 def test_points_that_are_not_accepted_do_not_count() -> None:
     decode, z = SmoothReadout(8, 4, 6), normal(6, 8)
-    points = data_points(decode, z, FIRST)
+    points = data_points(margins(decode, z, FIRST), z)
     some = replace(points, accepted=torch.arange(6)[:, None] < 4)
     first = BoundaryPoints(*(t[:4] for t in (points.z, points.direction, points.accepted)), "normal", "data")
     assert value(local(decode, some)) == pytest.approx(value(local(decode, first)))
     assert local(decode, some).facts["accepted"] == pytest.approx(4 / 6)
-
-
-def test_rows_and_picture_carry_the_name_the_radius_and_n() -> None:
-    decode, z = SmoothReadout(8, 4, 6), normal(6, 8)
-    found = dabi(decode, CATEGORICAL, data_points(decode, z, FIRST), rms=2.0, generator=seeded(), name="dabi_data")
-    names = ["dabi_data", "dabi_data_fraction", "dabi_data_pooled", "dabi_data_median"]
-    names += [f"dabi_data_at_{c}" for c in ("0.001", "0.01", "0.1")]
-    assert [row.name for row in found.rows] == names
-    assert all("n = 8" in row.note for row in found.rows)
-    picture = found.picture()
-    assert picture is not None
-    assert picture.series[0].x == (0.001, 0.01, 0.1)
-    assert "arXiv:2606.30705" in found.facts["definition"]
-    plain(found)
 
 
 def test_bad_numbers_are_refused() -> None:
@@ -350,7 +337,7 @@ def test_every_number_is_finite_and_dabi_lies_between_0_and_n(
         return smooth(z).to(dtype)
 
     with ExitStack() as stack:
-        for module in (result, flips):  # the intervals are not what is tested here
+        for module in (result, displacement):  # the intervals are not what is tested here
             stack.enter_context(mock.patch.object(module, "NUM_RESAMPLES", 5))
         check(decode, z, other, positions, num_probes)
 
@@ -368,7 +355,8 @@ def check(
         plain(found)
         for name in ("dabi", "dabi_median", "dabi_pooled"):
             assert found[name].value is None or 0 <= found[name].value <= n * (1 + 1e-12)
-    plain(boundary_distance(margins(decode, z, positions), z, generator=seeded()))
-    plain(dabi_flip(decode, z, positions, num_isotropic=2, generator=seeded()))
+    measured = margins(decode, z, positions)
+    plain(boundary_distance(measured, z, generator=seeded()))
+    plain(dabi_flip(decode, z, positions, measured, num_isotropic=2, generator=seeded()))
     ids = decode(z).argmax(-1)
-    plain(noise_robustness(decode, z, ids, ids >= 0, positions, levels=(0.0, 1.0), generator=seeded()))
+    plain(noise_robustness(decode, z, ids, positions, measured, levels=(0.0, 1.0), generator=seeded()))

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.diagnostics.accuracy import noise_robustness, reconstruction_error, token_accuracy
 from fewstep.diagnostics.boundary import normal_boundary, segment_boundary, segment_points, worst_direction
 from fewstep.diagnostics.cci import cci
 from fewstep.diagnostics.dabi import dabi
 from fewstep.diagnostics.decoding import DecodeInParts, directional, pullback, value_and_gradient
-from fewstep.diagnostics.flips import dabi_flip
+from fewstep.diagnostics.displacement import dabi_flip, noise_robustness, reconstruction_error, token_accuracy
 from fewstep.diagnostics.margins import boundary_distance, margins
 from fewstep.diagnostics.response import CATEGORICAL, CONTINUOUS
 from tests.diagnostics.decoders import ConstantReadout, ParallelConditionals, SmoothReadout, normal
@@ -105,16 +104,17 @@ def worst(decode: Any, response: Any) -> Any:
     return worst_direction(decode, response, points, num_iterations=3, generator=generator())
 
 
-REAL = torch.ones_like(IDS, dtype=torch.bool)
 QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "normal": of_points(lambda decode: normal_boundary(decode, Z, POSITIONS), CATEGORICAL),
     "segment": of_points(lambda decode: segment_boundary(decode, Z, Z.roll(1, 0), POSITIONS), CATEGORICAL),
     "worst": of_points(lambda decode: worst(decode, CATEGORICAL), CATEGORICAL),
     "continuous": of_points(lambda decode: segment_points(Z, Z.roll(1, 0), "midpoint"), CONTINUOUS),
     "worst continuous": of_points(lambda decode: worst(decode, CONTINUOUS), CONTINUOUS),
-    "flip": lambda decode: dabi_flip(decode, Z, POSITIONS, generator=generator()),
+    "flip": lambda decode: dabi_flip(decode, Z, POSITIONS, margins(decode, Z, POSITIONS), generator=generator()),
     "distance": lambda decode: boundary_distance(margins(decode, Z, POSITIONS), Z, generator=generator()),
-    "robustness": lambda decode: noise_robustness(decode, Z, IDS, REAL, POSITIONS, generator=generator()),
+    "robustness": lambda decode: noise_robustness(
+        decode, Z, IDS, POSITIONS, margins(decode, Z, POSITIONS), generator=generator()
+    ),
     "accuracy": lambda decode: token_accuracy(decode, Z, IDS, generator=generator()),
     "reconstruction": lambda decode: reconstruction_error(
         decode, Z, normal(EXAMPLES, TOKENS, VOCABULARY, seed=9), generator=generator()

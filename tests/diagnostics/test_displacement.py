@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.accuracy import noise_robustness, reconstruction_error, token_accuracy
 from fewstep.diagnostics.decoding import rms
-from fewstep.diagnostics.flips import dabi_flip
+from fewstep.diagnostics.displacement import dabi_flip, noise_robustness, reconstruction_error, token_accuracy
+from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.result import Result
 from tests.diagnostics.decoders import ConstantReadout, normal, plain, seeded, two_token_readout
 
@@ -27,10 +27,9 @@ FIRST_AXIS = torch.eye(64, dtype=torch.float64)[0]
 
 
 def flips(distance: float, c: float, num_isotropic: int = 12) -> Result:
-    return dabi_flip(
-        two_token_readout(FIRST_AXIS), slab(distance), POSITION,
-        radii=(c,), num_isotropic=num_isotropic, generator=seeded(),
-    )  # fmt: skip
+    decode, z = two_token_readout(FIRST_AXIS), slab(distance)
+    measured = margins(decode, z, POSITION)
+    return dabi_flip(decode, z, POSITION, measured, radii=(c,), num_isotropic=num_isotropic, generator=seeded())
 
 
 def test_moved_past_the_boundary_every_token_flips_and_short_of_it_none() -> None:
@@ -62,8 +61,8 @@ def test_without_an_isotropic_flip_the_ratio_is_the_rule_of_three_marked_as_a_bo
 
 def test_positions_of_one_example_share_their_draws_and_do_not_tighten_the_bound() -> None:
     both, c = torch.tensor([[0, 1]]).expand(50, 2), 1.1 / (8 * rms(slab(1.0)))
-    decode = two_token_readout(FIRST_AXIS, FIRST_AXIS)
-    result = dabi_flip(decode, slab(1.0), both, radii=(c,), generator=seeded())
+    decode, z = two_token_readout(FIRST_AXIS, FIRST_AXIS), slab(1.0)
+    result = dabi_flip(decode, z, both, margins(decode, z, both), radii=(c,), generator=seeded())
     assert result.rows[0].estimate.value == pytest.approx(50 * 12 / 3)
 
 
@@ -74,7 +73,8 @@ def test_where_nothing_flips_at_all_the_ratio_is_undetermined() -> None:
 
 
 def test_a_constant_decoder_has_no_normal_to_move_along() -> None:
-    result = dabi_flip(ConstantReadout(normal(2, 5)), normal(50, 4), POSITION, generator=seeded())
+    decode, z = ConstantReadout(normal(2, 5)), normal(50, 4)
+    result = dabi_flip(decode, z, POSITION, margins(decode, z, POSITION), generator=seeded())
     assert (result.facts["num_points"], result.facts["num_left_out"]) == (0, 50)
     assert all(row.estimate.value is None for row in result.rows)
     assert result.picture() is None
@@ -85,13 +85,12 @@ N = 16
 AXES = torch.eye(N, dtype=torch.float64)
 
 
-def measure(levels: tuple[float, ...], mask: torch.Tensor | None = None) -> Result:
+def measure(levels: tuple[float, ...]) -> Result:
     """2000 latents of ones, so rms is 1, with two tokens: each is at distance 1 from its flip, along its own axis."""
     z, decode = torch.ones(2000, N, dtype=torch.float64), two_token_readout(AXES[0], AXES[1])
-    ids = decode(z).argmax(-1)
-    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
     positions = torch.tensor([[1]]).expand(2000, 1)
-    return noise_robustness(decode, z, ids, mask, positions, levels=levels, generator=seeded())
+    measured = margins(decode, z, positions)
+    return noise_robustness(decode, z, decode(z).argmax(-1), positions, measured, levels=levels, generator=seeded())
 
 
 def test_isotropic_accuracy_is_the_normal_distribution_at_the_distance() -> None:
@@ -108,26 +107,10 @@ def test_the_same_length_along_the_normal_breaks_the_token_as_soon_as_it_reaches
     assert found.curves["aligned_one_number"].y == (1, 1, 1, 1, 0)
 
 
-def test_padding_does_not_count() -> None:
-    mask = torch.ones(2000, 2, dtype=torch.bool)
-    mask[:, 1] = torch.arange(2000) < 500
-    found = measure((0.5,), mask)
-    assert (found.facts["num_tokens"], found.facts["num_points"]) == (2500, 500)
-    assert found["aligned_accuracy_at_0.5"].num_examples == 500
-
-
-def test_without_positions_isotropic_accuracy_is_the_same_and_nothing_else_is_there() -> None:
-    z, decode = torch.ones(2000, N, dtype=torch.float64), two_token_readout(AXES[0], AXES[1])
-    ids = decode(z).argmax(-1)
-    found = noise_robustness(decode, z, ids, ids >= 0, None, levels=(0.0, 0.5), generator=seeded())
-    assert found.curves["isotropic"].y == measure((0.0, 0.5)).curves["isotropic"].y
-    assert [row.name for row in found.rows] == ["noise_accuracy_at_0", "noise_accuracy_at_0.5"]
-    assert list(found.curves) == ["isotropic"] and found.facts["num_points"] == 0
-
-
 def test_a_constant_readout_of_one_token_is_robust_to_everything() -> None:
     ids = torch.zeros(5, 3, dtype=torch.int64)
-    found = noise_robustness(ConstantReadout(normal(3, 1)), normal(5, 4), ids, ids == 0, ids[:, :2], generator=seeded())
+    decode, z, positions = ConstantReadout(normal(3, 1)), normal(5, 4), ids[:, :2]
+    found = noise_robustness(decode, z, ids, positions, margins(decode, z, positions), generator=seeded())
     assert all(row.estimate.value == 1 for row in found.rows)
 
 

@@ -151,7 +151,7 @@ def test_a_vanishing_slope_leads_to_no_point_rather_than_to_infinity() -> None:
 
 def test_data_points_are_the_latents_with_their_normals() -> None:
     w, z = normal(6), normal(3, 6, seed=1)
-    points = data_points(two_token_readout(w), z, torch.zeros(3, 2, dtype=torch.int64))
+    points = data_points(margins(two_token_readout(w), z, torch.zeros(3, 2, dtype=torch.int64)), z)
     torch.testing.assert_close(points.z[:, 1], z)
     torch.testing.assert_close((points.direction[:, 1] @ w).abs(), w.norm().expand(3))
 
@@ -201,7 +201,7 @@ def test_worst_direction_is_the_leading_eigenvector_of_the_information() -> None
     decode = LinearReadout(3 * normal(2, 5, 6), normal(2, 5, seed=1))
     z = normal(3, 6, seed=2)
     points = worst_direction(
-        decode, CATEGORICAL, data_points(decode, z, torch.zeros(3, 1, dtype=torch.int64)),
+        decode, CATEGORICAL, data_points(margins(decode, z, torch.zeros(3, 1, dtype=torch.int64)), z),
         num_iterations=300, generator=seeded(),
     )  # fmt: skip
     leading = torch.linalg.eigh(decode.fisher(z)).eigenvectors[..., -1]

@@ -2,9 +2,8 @@
 
 import torch
 
-from fewstep.evaluation.subject import Subject, make_subject
+from fewstep.evaluation.subject import Subject, text_subject
 from fewstep.model import SavedModel
-from fewstep.pipeline import TextGenerator
 from fewstep.types import TokenBatch
 from tests.bundles import BLOCK_SIZE, LINES, tiny_bundle, tokenizer
 
@@ -32,5 +31,6 @@ def tiny_subject(
     bundle: SavedModel | None = None, *, num_examples: int = 4, num_positions: int = 2, seed: int = 0
 ) -> Subject:
     """``bundle`` (else the mild one) on the lines of the tests."""
-    generator = TextGenerator(mild_bundle() if bundle is None else bundle)
-    return make_subject(generator, real_blocks(), num_examples=num_examples, num_positions=num_positions, seed=seed)
+    model = mild_bundle() if bundle is None else bundle
+    numbers = {"num_examples": num_examples, "num_positions": num_positions, "seed": seed}
+    return text_subject(model, real_blocks(), name="a model", **numbers)

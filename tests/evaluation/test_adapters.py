@@ -7,15 +7,12 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel
-from fewstep.errors import UserError
 from fewstep.evaluation.adapters import (
     NUM_STEPS,
     HeadConditionals,
     continuation,
     decoder_of,
     estimate_of,
-    reading,
-    sampled,
     velocity_of,
 )
 from fewstep.evaluation.measurements import measure_decidedness, measure_late_flips
@@ -72,20 +69,21 @@ def test_the_head_is_told_the_level_and_adds_no_noise(subject: Subject) -> None:
     with torch.no_grad():
         for level in (0.0, LEVEL):
             context = network.context(subject.z, mask, torch.full((len(subject.z),), level))
-            expected = network(network.shift_right(subject.ids), context)
-            found = conditionals(level).logits(subject.z, subject.ids)
+            expected = network(network.shift_right(subject.data), context)
+            found = conditionals(level).logits(subject.z, subject.data)
             torch.testing.assert_close(found, expected)
-            assert torch.equal(conditionals(level).given(subject.ids)(subject.z), found)
-        assert not torch.allclose(found, conditionals(0.0).logits(subject.z, subject.ids), atol=0.1)
+        read = subject.read_head(0.0).logits(subject.z, subject.data)
+        assert torch.equal(subject.given_text()(subject.z), read)
+        assert not torch.allclose(found, conditionals(0.0).logits(subject.z, subject.data), atol=0.1)
 
 
 def test_a_row_of_the_head_depends_on_its_own_latent_and_tokens_alone(subject: Subject) -> None:
-    z, ids = subject.z.clone(), subject.ids.clone()
+    z, ids = subject.z.clone(), subject.data.clone()
     z[1:] += 1
     ids[1:] = ids[1:].flip(1)
     head = conditionals()
     with torch.no_grad():
-        ours, theirs = head.logits(subject.z, subject.ids), head.logits(z, ids)
+        ours, theirs = head.logits(subject.z, subject.data), head.logits(z, ids)
     torch.testing.assert_close(ours[0], theirs[0])
     assert not torch.allclose(ours[1], theirs[1], atol=0.1)
     drawn = [head.draw(latents, torch.Generator().manual_seed(5)) for latents in (subject.z, z)]
@@ -94,12 +92,12 @@ def test_a_row_of_the_head_depends_on_its_own_latent_and_tokens_alone(subject: S
 
 
 def test_decoder_velocity_and_estimate_are_the_parts_own_with_every_position_real(subject: Subject) -> None:
-    bundle, x_t, t = subject.generator.model, subject.starts("x"), torch.tensor([0.1, 0.4, 0.6, 0.9])
+    bundle, x_t, t = subject.model, subject.starts("x"), torch.tensor([0.1, 0.4, 0.6, 0.9])
     flow, mask = bundle.flow(), torch.ones(subject.z.shape[:2], dtype=torch.bool)
     with torch.no_grad():
         logits = bundle.readout(subject.z, mask)
         torch.testing.assert_close(decoder_of(bundle.reader())(subject.z), logits)
-        assert torch.equal(reading(subject)(subject.z), logits.argmax(-1))
+        assert torch.equal(subject.read(subject.z), logits.argmax(-1))
         x1_hat = flow.denoise(x_t, t, mask=mask)
         torch.testing.assert_close(estimate_of(flow)(x_t, t), x1_hat)
         expected = (x1_hat - x_t) / (1 - t)[:, None, None]  # on the linear path
@@ -123,36 +121,14 @@ def by_hand(
     return states, predictions
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
-def test_a_trajectory_is_the_samplers_on_the_models_grid_from_the_subjects_noise(
-    subject: Subject, gamma: float
-) -> None:
-    found = sampled(subject, 5, gamma)
-    flow, grid = subject.generator.model.flow(), subject.generator.model.identity.default_grid()
-    times = grid.times(5).float()
-    assert not torch.allclose(times, torch.linspace(0, 1, 6), atol=0.01)
-    torch.testing.assert_close(found.times, times)
-    states, predictions = by_hand(flow, subject.starts("trajectory"), times, gamma, subject.noise("reinjection"))
-    for ours, theirs in ((found.states, states), (found.predictions, predictions)):
+def test_a_trajectory_is_the_samplers_on_the_models_grid_from_the_subjects_noise(subject: Subject) -> None:
+    flow, grid = subject.model.flow(), subject.model.identity.default_grid()
+    times = grid.times(NUM_STEPS).float()
+    assert not torch.allclose(times, torch.linspace(0, 1, NUM_STEPS + 1), atol=0.01)
+    torch.testing.assert_close(subject.trajectory.times, times)
+    states, predictions = by_hand(flow, subject.starts("trajectory"), times, 0.0, subject.noise("reinjection"))
+    for ours, theirs in ((subject.trajectory.states, states), (subject.trajectory.predictions, predictions)):
         torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), rtol=1e-4, atol=1e-4)
-    assert len(sampled(subject).predictions) == NUM_STEPS
-    assert torch.equal(sampled(subject, 5, gamma).x_1, found.x_1)
-
-
-@pytest.mark.parametrize("trained", [1, 3])
-def test_a_model_trained_for_a_number_of_steps_is_looked_at_in_these_and_in_no_others(trained: int) -> None:
-    bundle = with_identity(mild_bundle(), trained_nfe=trained)
-    subject = tiny_subject(bundle)
-    assert len(sampled(subject).predictions) == trained
-    with pytest.raises(UserError, match=f"trained it for euler with {trained} steps"):
-        sampled(subject, 8)
-    flow, evaluations = bundle.denoiser, []
-    hook = flow.register_forward_hook(lambda *_: evaluations.append(1))
-    found = measure_decidedness(subject, num_continuations=2)
-    hook.remove()
-    assert len(evaluations) == trained + 2 * sum(range(1, trained + 1))
-    assert len(found.facts["times"]) == trained
-    assert measure_late_flips(subject)
 
 
 def counted(flow: FlowModel, call: Callable[[], Tensor]) -> tuple[Tensor, int]:
@@ -166,8 +142,8 @@ def counted(flow: FlowModel, call: Callable[[], Tensor]) -> tuple[Tensor, int]:
 
 
 def test_going_on_takes_exactly_the_steps_that_are_left_with_all_noise_anew(subject: Subject) -> None:
-    path, flow = sampled(subject), subject.generator.model.flow()
-    go_on = continuation(subject.generator, NUM_STEPS, path.times)
+    path, flow = subject.trajectory, subject.model.flow()
+    go_on = continuation(subject.model, path.times)
     for step in (0, 3, NUM_STEPS - 1):
         x_t, t = path.states[step], float(path.times[step])
         end, evaluations = counted(flow, lambda x_t=x_t, t=t: go_on(x_t, t, torch.Generator().manual_seed(7)))
@@ -179,12 +155,12 @@ def test_going_on_takes_exactly_the_steps_that_are_left_with_all_noise_anew(subj
 
 
 def test_going_on_from_the_start_is_a_whole_run_with_fresh_noise(subject: Subject) -> None:
-    generator, x_0 = subject.generator, subject.starts("trajectory")
-    flow = generator.model.flow()
-    sampler = FlowSampler(flow.path, grid=generator.model.identity.default_grid(), reinjection=1.0)
+    model, x_0 = subject.model, subject.starts("trajectory")
+    flow = model.flow()
+    sampler = FlowSampler(flow.path, grid=model.identity.default_grid(), reinjection=1.0)
     with torch.no_grad():
         whole = sampler.sample(flow, x_0, num_steps=4, generator=torch.Generator().manual_seed(2))
-    end = continuation(generator, 4, whole.times)(x_0, 0.0, torch.Generator().manual_seed(2))
+    end = continuation(model, whole.times)(x_0, 0.0, torch.Generator().manual_seed(2))
     torch.testing.assert_close(end, whole.x_1)
     assert not end.requires_grad
 
@@ -197,8 +173,11 @@ def test_a_model_is_looked_at_by_steps_that_it_was_trained_for(subject: Subject)
         ({"estimate": "flow_map"}, 0.0, NUM_STEPS),
     ):
         one = tiny_subject(with_identity(mild_bundle(self_conditioning=True), **identity))
-        found = sampled(one)
-        assert len(found.predictions) == num_steps
-        torch.testing.assert_close(found.x_1, sampled(subject, num_steps, strength).x_1, rtol=0, atol=0)
+        flow, grid, x_0 = subject.model.flow(), subject.model.identity.default_grid(), one.starts("trajectory")
+        sampler = FlowSampler(flow.path, grid=grid, reinjection=strength)
+        with torch.no_grad():
+            expected = sampler.sample(flow, x_0, num_steps=num_steps, generator=one.noise("reinjection"))
+        assert len(one.trajectory.predictions) == num_steps
+        torch.testing.assert_close(one.trajectory.x_1, expected.x_1)
         for measure in (measure_late_flips, measure_decidedness):
             assert measure(one)

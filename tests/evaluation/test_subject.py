@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from fewstep.errors import UserError
-from fewstep.evaluation.subject import Subject, make_subject, noise_source
-from fewstep.pipeline import TextGenerator
+from fewstep.evaluation.subject import Subject, noise_source, text_subject
 from fewstep.types import TokenBatch
 from tests.bundles import BLOCK_SIZE, LATENT_DIM, STRIDE, only, tiny_bundle
 from tests.evaluation.subjects import real_blocks, tiny_subject
@@ -16,9 +15,9 @@ def test_blocks_with_padding_are_left_out_and_the_latents_are_the_autoencoders()
     mask = real.mask.clone()
     mask[0, -1] = mask[2, 3] = False
     bundle = tiny_bundle()
-    subject = make_subject(TextGenerator(bundle), TokenBatch(real.ids, mask), num_examples=3, num_positions=2, seed=0)
-    assert torch.equal(subject.ids, real.ids[[1, 3, 4]])
-    for row, ids in zip(subject.z, subject.ids, strict=True):
+    subject = text_subject(bundle, TokenBatch(real.ids, mask), num_examples=3, num_positions=2, seed=0)
+    assert torch.equal(subject.data, real.ids[[1, 3, 4]])
+    for row, ids in zip(subject.z, subject.data, strict=True):
         alone = bundle.autoencoder.encode(ids[None], torch.ones(1, BLOCK_SIZE, dtype=torch.bool))
         torch.testing.assert_close(row, alone.z[0])
     assert not subject.z.requires_grad
@@ -49,10 +48,10 @@ def test_noise_hangs_on_seed_and_name_and_not_on_what_was_drawn_before() -> None
 def test_first_keeps_the_first_examples_and_positions_and_the_seed() -> None:
     subject = tiny_subject(seed=3)
     few = subject.first(2, 1)
-    for name in ("ids", "z", "positions"):
+    for name in ("data", "z", "positions"):
         whole, part = getattr(subject, name), getattr(few, name)
         assert torch.equal(part, whole[:2, :1] if name == "positions" else whole[:2])
-    assert (few.seed, few.generator) == (3, subject.generator)
+    assert (few.seed, few.model) == (3, subject.model)
     assert torch.equal(subject.first(9).positions, subject.positions)
 
 
@@ -74,8 +73,8 @@ def test_a_model_without_autoencoder_or_readout_is_refused(part: str) -> None:
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"num_examples": 0}, "examples is 0: expected a number from 1 to 6, the held-out blocks without padding"),
-        ({"num_examples": 7}, "examples is 7: expected a number from 1 to 6, the held-out blocks without padding"),
+        ({"num_examples": 0}, "examples is 0: expected a number from 2 to 6, the held-out blocks without padding"),
+        ({"num_examples": 7}, "examples is 7: expected a number from 2 to 6, the held-out blocks without padding"),
         ({"num_positions": 0}, "positions is 0: expected a number from 1 to 8, the tokens of a block"),
         ({"num_positions": 9}, "positions is 9: expected a number from 1 to 8, the tokens of a block"),
     ],
@@ -84,13 +83,13 @@ def test_numbers_that_the_text_cannot_give_are_one_line(numbers: dict[str, int],
     with pytest.raises(UserError) as caught:
         tiny_subject(**numbers)
     assert str(caught.value) == message
-    assert len(tiny_subject(num_examples=6, num_positions=8).ids) == 6
+    assert len(tiny_subject(num_examples=6, num_positions=8).data) == 6
 
 
 def test_the_callers_mode_and_random_numbers_do_not_matter() -> None:
     def values(subject: Subject) -> list[list[float]]:
         assert subject.z.shape == (4, BLOCK_SIZE // STRIDE, LATENT_DIM)
-        return [value.tolist() for value in (subject.ids, subject.z, subject.positions)]
+        return [value.tolist() for value in (subject.data, subject.z, subject.positions)]
 
     before = torch.get_rng_state()
     plain = values(tiny_subject())

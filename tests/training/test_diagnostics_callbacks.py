@@ -12,9 +12,8 @@ from fewstep.data import prepare_corpus
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks
 from fewstep.evaluation.measurements import measure_late_flips
-from fewstep.evaluation.subject import Subject, make_subject
+from fewstep.evaluation.subject import Subject, text_subject
 from fewstep.model import SavedModel
-from fewstep.pipeline import TextGenerator
 from fewstep.storage import load_checkpoint
 from tests.runs import Workshop, logged
 
@@ -36,7 +35,7 @@ def subject_of(workshop: Workshop, bundle: SavedModel) -> Subject:
     """The one that a run with the flags SMALL looks at."""
     validation = prepare_corpus(workshop.settings()).validation
     tokens, _ = held_out_blocks(validation, len(validation))
-    return make_subject(TextGenerator(bundle), tokens, num_examples=8, num_positions=2, seed=0)
+    return text_subject(bundle, tokens, num_examples=8, num_positions=2, seed=0)
 
 
 @pytest.fixture(scope="module")

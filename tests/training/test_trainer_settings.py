@@ -72,6 +72,7 @@ REFUSED = {
     "num_nodes=2": "MASTER_ADDR",
     "precision=64": "32-true",
     "precision=64-true": "32-true",
+    "precision=bf16-true": "bf16-mixed",
     "precision=transformer-engine": "transformer_engine",
     "logger=MLFlowLogger": "mlflow",
     "callbacks=DeviceStatsMonitor": "psutil",

@@ -1,24 +1,64 @@
 """``fewstep diagnose``: how sharp a model's readout is, and where its tokens are decided."""
 
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
-from fewstep.cli.adapter_options import AdapterOptions, adapter_name, check_adapter_options, load_decoder
 from fewstep.cli.common import DeviceOptions, TextOptions, corpus_of, folder_beside, packed_blocks
 from fewstep.cli.main import rank_zero_errors
 from fewstep.cli.output import check_free, check_writable, make_folder, new_text_file, progress_bar
 from fewstep.cli.parser import comma_parts, parse_options
+from fewstep.errors import UserError
 from fewstep.provenance import provenance
+from fewstep.registry import import_attribute
 
 if TYPE_CHECKING:
     from fewstep.evaluation.diagnosis import Diagnosis
-    from fewstep.model import SavedModel
+    from fewstep.evaluation.subject import Subject
 
 JSON_FILE, FOLDER, PICTURES = "diagnostics.json", "diagnosis", "pictures"
+IMAGES = "fewstep.lab.images.diagnosis.image_subject"
+"""What makes a subject of an image model of ours."""
+
+TEXT, LOADED = ("text", "tokens"), ("dtype", "trust_remote_code", "allow_pickle")
+ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "seq2seq": ("fewstep.lab.adapters.seq2seq.load_seq2seq", (*TEXT, *LOADED)),
+    "causal-lm": ("fewstep.lab.adapters.language_models.load_causal_lm", (*TEXT, *LOADED)),
+    "masked-lm": ("fewstep.lab.adapters.language_models.load_masked_lm", (*TEXT, *LOADED)),
+    "encoder-linear": ("fewstep.lab.adapters.encoder_linear.load_encoder_linear", (*TEXT, *LOADED, "readout")),
+    "autoencoder-kl": ("fewstep.lab.adapters.autoencoder_kl.load_autoencoder_kl", ("images", "image_size", *LOADED)),
+    "callable": ("fewstep.lab.adapters.decoder.load_callable", ()),
+}
+"""Adapter to the function from :class:`DiagnoseOptions` to its decoder, and the options below that it takes."""
+
+
+@dataclass(kw_only=True)
+class AdapterOptions:
+    """Models of other packages (docs/howto/other-models.md).
+
+    Args:
+        adapter: what MODEL is: a model of transformers or diffusers (a folder or a hub name), or module:function.
+        text: the text to measure on, as --source takes it; left out, sotu.
+        tokens: tokens in a block; left out, 32.
+        readout: which readout of encoder-linear; left out, fitted.
+        images: for autoencoder-kl, digits, shapes or a folder of images; left out, shapes.
+        image_size: for autoencoder-kl, pixels; left out, the model's own.
+        dtype: precision of the model; left out, float32.
+        trust_remote_code: let the model run code that it brings.
+        allow_pickle: read weights from pickle files, which may run code.
+    """
+
+    adapter: Literal["seq2seq", "causal-lm", "masked-lm", "encoder-linear", "autoencoder-kl", "callable"] | None = None
+    text: str | None = None
+    tokens: PositiveInt | None = None
+    readout: Literal["fitted", "tied"] | None = None
+    images: str | None = None
+    image_size: PositiveInt | None = None
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
 
 
 @dataclass(kw_only=True)
@@ -27,6 +67,7 @@ class DiagnoseOptions(TextOptions, AdapterOptions, DeviceOptions):
 
     Args:
         model: a model folder or a .ckpt file, of text or of images; with --adapter, what that says.
+        effort: default looks at a part of the examples where a measurement is expensive, full at all of them.
         examples: held-out blocks or images.
         positions: tokens looked at in each block.
         seed: the same seed gives the same figures.
@@ -37,6 +78,7 @@ class DiagnoseOptions(TextOptions, AdapterOptions, DeviceOptions):
     """
 
     model: str
+    effort: Literal["default", "full"] = "default"
     examples: PositiveInt = 64
     positions: PositiveInt = 4
     seed: int = 0
@@ -52,20 +94,21 @@ def main(argv: list[str]) -> int:
 
 def run(options: DiagnoseOptions, argv: list[str]) -> int:
     """The command itself; ``argv`` is named by its provenance."""
-    from fewstep.evaluation.processes import Processes
-
-    check_adapter_options(options, text_given=options.source is not None)
+    check_adapter_options(options)
     only = None if options.only is None else comma_parts(options.only, "only")
-    folder = options.out or (
-        folder_beside(options.model, FOLDER)
-        if options.adapter is None
-        else Path(f"{FOLDER}-{adapter_name(options.model)}")
-    )
+    folder = options.out or default_folder(options)
     check_free(folder / JSON_FILE, overwrite=options.overwrite)
     check_writable(folder, PICTURES)
+    from fewstep.evaluation.diagnosis import choose, diagnose
+    from fewstep.evaluation.measurements import MEASUREMENTS
+    from fewstep.evaluation.processes import Processes
+
+    choose(MEASUREMENTS, only)  # a typo shows before a model is loaded
     with Processes.join() as processes, progress_bar("diagnosing", "measurement") as progress:
-        shared = {"only": only, "progress": progress if processes.is_first else None, "processes": processes}
-        diagnosis = diagnose(options, shared)
+        shown = progress if processes.is_first else None
+        diagnosis = diagnose(
+            load_subject(options), only=only, effort=options.effort, progress=shown, processes=processes
+        )
         if not processes.is_first:
             return 0
     diagnosis = replace(diagnosis, provenance=provenance("diagnose", argv))
@@ -75,46 +118,49 @@ def run(options: DiagnoseOptions, argv: list[str]) -> int:
     return 0
 
 
-def diagnose(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
-    """Load the model, of text or images, ours or another's, and measure it; ``shared`` goes to every diagnosis."""
+def check_adapter_options(options: DiagnoseOptions) -> None:
+    """Raise ``UserError`` for an option that does not belong to the adapter, or to no adapter."""
+    names = [field.name for field in fields(AdapterOptions) if field.name != "adapter"]
+    given = [name for name in names if getattr(options, name) not in (None, False)]
+    if options.adapter is None:
+        if given:
+            raise UserError(f"--{given[0]} belongs to a model of another package: pass --adapter too, or leave it out")
+        return
+    if options.source is not None:
+        raise UserError("--source belongs to our own models: with --adapter, give the text by --text")
+    _, takes = ADAPTERS[options.adapter]
+    if wrong := [name for name in given if name not in takes]:
+        listed = ", ".join(f"--{name}" for name in takes) or "none of these options"
+        raise UserError(f"--adapter {options.adapter} does not take --{wrong[0]}: it takes {listed}")
+
+
+def default_folder(options: DiagnoseOptions) -> Path:
+    """Beside our own model; ``diagnosis-NAME`` here for another, whose name is a folder's or a hub name."""
+    if options.adapter is None:
+        return folder_beside(options.model, FOLDER)
+    local = Path(options.model)
+    name = local.resolve().name if local.exists() else options.model.strip("/")
+    return Path(f"{FOLDER}-{name.replace('/', '-').replace(':', '-')}")
+
+
+def load_subject(options: DiagnoseOptions) -> "Subject":
+    """The model, of text or images, ours or another package's, with the data that it is measured on."""
+    numbers: dict[str, Any] = {"num_examples": options.examples, "seed": options.seed}
     if options.adapter is not None:
-        return diagnose_adapter(options, shared)
+        load, _ = ADAPTERS[options.adapter]
+        decoder = import_attribute(load, "adapter")(options)
+        return decoder.subject(num_positions=options.positions, **numbers)
+    from fewstep.evaluation.subject import text_subject
     from fewstep.model import SavedModel
 
     model = SavedModel.from_pretrained(options.model, allow=options.allowed).to(options.pick_device())
-    return (diagnose_text_model if model.identity.kind == "text" else diagnose_image_model)(model, options, shared)
-
-
-def diagnose_adapter(options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
-    """Another's decoder."""
-    from fewstep.lab.adapters.diagnosis import check_chosen, diagnose_decoder
-
-    if options.adapter != "callable":  # whose kind is known after the call only
-        check_chosen(shared["only"], images=options.adapter == "autoencoder-kl")
-    decoder, data, packages = load_decoder(options)
-    numbers = {"num_examples": options.examples, "num_positions": options.positions, "seed": options.seed}
-    return diagnose_decoder(decoder, **numbers, data=data, packages=packages, **shared)
-
-
-def diagnose_text_model(model: "SavedModel", options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
-    """A text model on the held-out part of its text."""
-    from fewstep.evaluation.diagnosis import diagnose_text
-    from fewstep.evaluation.subject import make_subject
-    from fewstep.pipeline import TextGenerator
-
+    numbers["name"] = options.model
+    if model.identity.kind == "images":
+        return import_attribute(IMAGES, "subject")(model, **numbers)
     corpus = corpus_of(model, options)
-    numbers = {"num_examples": options.examples, "num_positions": options.positions, "seed": options.seed}
-    subject = make_subject(TextGenerator(model), packed_blocks(corpus, options.examples), **numbers)
-    data = {"source": options.source or model.identity.source, "fingerprint": corpus.fingerprint}
-    return diagnose_text(subject, options.model, data=data, **shared)
-
-
-def diagnose_image_model(model: "SavedModel", options: DiagnoseOptions, shared: dict[str, Any]) -> "Diagnosis":
-    """The image control on held-out images."""
-    images = import_module("fewstep.lab.images.diagnosis")
-    subject = images.make_image_subject(model, num_examples=options.examples, seed=options.seed)
-    data = {"source": model.identity.source, **model.identity.source_config}
-    return images.diagnose_images(subject, options.model, data=data, **shared)
+    source = {"source": options.source or model.identity.source, "fingerprint": corpus.fingerprint}
+    blocks = packed_blocks(corpus, options.examples)
+    return text_subject(model, blocks, num_positions=options.positions, source=source, **numbers)
 
 
 def write(diagnosis: "Diagnosis", folder: Path, *, overwrite: bool) -> None:

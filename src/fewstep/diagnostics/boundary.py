@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diagnostics.decoding import Decode, in_parts, norms, random_directions, require_positions, unit_rows
-from fewstep.diagnostics.margins import leader_margin, margins
+from fewstep.diagnostics.margins import Margins, leader_margin
 from fewstep.diagnostics.response import Response
 from fewstep.shapes import expand_like
 
@@ -98,12 +98,11 @@ def _bisect(decode: Decode, z_a: Tensor, z_b: Tensor, position: Tensor, num_step
     return _between(z_a, z_b, (low + high) / 2), flips
 
 
-def data_points(decode: Decode, z: Tensor, positions: Tensor) -> BoundaryPoints:
-    """The data latents ``z`` (B, ...) themselves, with the normal of the margin at ``positions`` (B, P) there.
+def data_points(measured: Margins, z: Tensor) -> BoundaryPoints:
+    """The data latents ``z`` (B, ...) themselves, with the normals of their margins ``measured``.
 
-    ``decode`` gives logits (B, L, V). Not accepted at a zero gradient.
+    Not accepted at a zero gradient.
     """
-    measured = margins(decode, z, positions)
     direction = measured.direction
     return BoundaryPoints(_repeat(z.detach(), direction), direction, measured.gradient_norm > 0, "normal", "data")
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.result import Axes, Estimate, Result, Row, estimate_series, mean_estimate, ratio_estimate
+from fewstep.diagnostics.result import Axes, Estimate, Result, Row, curves_over, mean_estimate, ratio_estimate
 from fewstep.metrics.intervals import Interval
 from fewstep.shapes import randn
 
@@ -116,10 +116,7 @@ def cci_curve(
     return Result(
         name,
         tuple(result.rows[0] for result in results),
-        {
-            key: estimate_series(label, levels, [result.rows[place].estimate for result in results])
-            for place, (key, label) in enumerate(labels.items())
-        },
+        curves_over(levels, results, labels),
         Axes("Categorical commitment under noise", "noise level", "CCI, nats per token"),
         {"levels": tuple(map(float, levels)), "num_draws": num_draws},
     )

@@ -73,7 +73,7 @@ def _leader_margin(
         # Autograd keeps the indices for the backward pass, so create them here, outside the caller's inference mode.
         rows = torch.arange(len(x), device=x.device)
         logits = decode(x)[rows, position.to(x.device).clone()]
-        a = logits.argmax(-1) if leader is None else leader
+        a = logits.argmax(-1) if leader is None else leader.clone()
         size = logits.detach()[rows, a].double().abs()
         seen.update(leader=a.detach(), resolution=size * torch.finfo(logits.dtype).eps)
         if logits.shape[-1] == 1:

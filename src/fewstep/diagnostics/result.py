@@ -119,6 +119,14 @@ def estimate_series(label: str, x: Sequence[float], estimates: Sequence[Estimate
     )
 
 
+def curves_over(x: Sequence[float], results: Sequence[Result], labels: Mapping[str, str]) -> dict[str, Series]:
+    """The first rows of ``results``, one result for each of ``x``, as curves: ``labels`` by key, in the rows' order."""
+    return {
+        key: estimate_series(label, x, [result.rows[place].estimate for result in results])
+        for place, (key, label) in enumerate(labels.items())
+    }
+
+
 def mean_estimate(values: Tensor, weights: Tensor, generator: torch.Generator) -> Estimate:
     """Mean of ``values`` (N, P) over the places where ``weights`` (N, P) is not 0; examples (rows) are resampled.
 

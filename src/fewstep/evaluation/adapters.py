@@ -10,68 +10,89 @@ from torch import Tensor
 
 from fewstep.denoisers import FlowModel
 from fewstep.diagnostics.cci import cci
+from fewstep.diagnostics.decoding import Decode
 from fewstep.diagnostics.result import Result
-from fewstep.evaluation.conditionals import HeadConditionals, all_real, decoder_of
-from fewstep.evaluation.readout_measurements import draws_in_a_batch
-from fewstep.evaluation.subject import Subject
-from fewstep.pipeline import TextGenerator, check_sampler
+from fewstep.model import SavedModel
+from fewstep.readouts import CommitmentHead
 from fewstep.samplers import FlowSampler, default_sampling
-from fewstep.shapes import randn
-from fewstep.types import Trajectory
+from fewstep.shapes import rand, randn
+from fewstep.types import Readout, Trajectory
 
 NUM_STEPS = 8
 """Steps of the measured trajectory: few enough to fail, enough to see a token change."""
+DRAWS_IN_A_BATCH = 128
+"""Token sequences that a head draws side by side."""
 
 
-def cci_as_read(
-    conditionals: HeadConditionals, z: Tensor, noise: torch.Generator, *, draws_at_once: int | None = None
-) -> Result:
-    """CCI of a head at latents ``z`` (B, K, D), blurred to its level as the head blurs what it reads.
+def all_real(z: Tensor) -> Tensor:
+    """A mask (B, K) that is true everywhere, for latents ``z`` (B, K, D)."""
+    return torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
 
-    ``draws_at_once`` as in :func:`fewstep.diagnostics.cci`; None makes batches of 128.
+
+def decoder_of(readout: Readout) -> Decode:
+    """Latents (B, K, D) to the parallel readout's logits (B, L, V)."""
+    return lambda z: readout.logits(z, all_real(z))
+
+
+class HeadConditionals:
+    """A commitment head at latents that hold noise of ``level`` (rms), which it is given.
+
+    Unlike :meth:`~fewstep.readouts.CommitmentHead.generate` it adds no noise: it reads what it is given.
     """
+
+    def __init__(self, head: CommitmentHead, level: float) -> None:
+        self.head = head
+        self.level = level
+
+    @torch.no_grad()
+    def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Tokens (B, L) at temperature 1 for latents (B, K, D)."""
+        u = rand((len(z), z.shape[1] * self.head.network.stride), z, generator)
+        return self.head.read(z, all_real(z), u, self._levels(z), temperature=1.0, top_p=1.0).ids
+
+    def logits(self, z: Tensor, ids: Tensor) -> Tensor:
+        """Logits (B, L, V) of each of ``ids`` (B, L), given the latents and the ids before it."""
+        return self.head.logits(z, all_real(z), ids, self._levels(z))
+
+    def _levels(self, z: Tensor) -> Tensor:
+        return torch.full((len(z),), self.level, device=z.device)
+
+
+def cci_as_read(conditionals: HeadConditionals, z: Tensor, noise: torch.Generator) -> Result:
+    """CCI of a head at latents ``z`` (B, K, D), blurred to its level as the head blurs what it reads."""
     blurred = z + conditionals.level * randn(tuple(z.shape), z, noise)
-    at_once = draws_in_a_batch(len(z)) if draws_at_once is None else draws_at_once
-    return cci(conditionals, blurred, draws_at_once=at_once, generator=noise)
+    return cci(conditionals, blurred, draws_at_once=draws_in_a_batch(len(z)), generator=noise)
+
+
+def draws_in_a_batch(num_examples: int) -> int:
+    """How many sequences of each of ``num_examples`` latents are drawn side by side."""
+    return max(1, DRAWS_IN_A_BATCH // num_examples)
 
 
 @torch.no_grad()
-def sampled(subject: Subject, num_steps: int | None = None, reinjection: float | None = None) -> Trajectory:
-    """All states from the subject's noise on, by Euler steps on the model's own grid; the same for every question.
+def sampled(model: SavedModel, x_0: Tensor, generator: torch.Generator) -> Trajectory:
+    """All states from the noise ``x_0`` (B, K, D) on, by Euler steps on the model's own grid.
 
-    Where nothing is said they are ``NUM_STEPS`` deterministic steps, or what fits the model in their place
-    (:func:`fewstep.samplers.default_sampling`). Raises ``UserError`` for what the model was not trained for.
+    They are :data:`NUM_STEPS` deterministic steps, or what fits the model in their place
+    (:func:`fewstep.samplers.default_sampling`).
     """
-    identity = subject.generator.model.identity
-    own = default_sampling(identity, NUM_STEPS)
-    num_steps = own.num_steps if num_steps is None else num_steps
-    reinjection = own.reinjection if reinjection is None else reinjection
-    check_sampler(identity, num_steps, reinjection)
-    flow, x_0 = subject.generator.model.flow(), subject.starts("trajectory")
-    sampler = FlowSampler(flow.path, grid=subject.generator.model.identity.default_grid(), reinjection=reinjection)
-    noise = subject.noise("reinjection")
-    return sampler.sample(flow, x_0, num_steps=num_steps, mask=all_real(x_0), generator=noise)
+    own = default_sampling(model.identity, NUM_STEPS)
+    flow = model.flow()
+    sampler = FlowSampler(flow.path, grid=model.identity.default_grid(), reinjection=own.reinjection)
+    return sampler.sample(flow, x_0, num_steps=own.num_steps, mask=all_real(x_0), generator=generator)
 
 
-def reading(subject: Subject) -> Callable[[Tensor], Tensor]:
-    """Latents (B, K, D) to the tokens (B, L) that the parallel readout finds likeliest."""
-    decode = decoder_of(subject.generator.model.reader())
-    return torch.no_grad()(lambda z: decode(z).argmax(-1))
-
-
-def continuation(
-    generator: TextGenerator, num_steps: int, times: Tensor
-) -> Callable[[Tensor, float, torch.Generator], Tensor]:
+def continuation(model: SavedModel, times: Tensor) -> Callable[[Tensor, float, torch.Generator], Tensor]:
     """A function that goes on from (x_t, t), t one of ``times`` (N+1,), to x_1 with fresh noise in every step."""
-    flow = generator.model.flow()
-    sampler = FlowSampler(flow.path, grid=generator.model.identity.default_grid(), reinjection=1.0)
+    flow = model.flow()
+    sampler = FlowSampler(flow.path, grid=model.identity.default_grid(), reinjection=1.0)
 
     @torch.no_grad()
     def continue_from(x_t: Tensor, t: float, noise: torch.Generator) -> Tensor:
         step = int((times.double() - t).abs().argmin())
-        states = sampler.iterate(flow, x_t, num_steps=num_steps, mask=all_real(x_t), generator=noise, start_step=step)
-        for state in states:
-            last = state
+        mask = all_real(x_t)
+        states = sampler.iterate(flow, x_t, num_steps=len(times) - 1, mask=mask, generator=noise, start_step=step)
+        *_, last = states
         return last.x_t
 
     return continue_from

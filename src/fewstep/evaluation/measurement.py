@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fewstep.diagnostics.dabi import RADII
 from fewstep.diagnostics.result import Result
 from fewstep.errors import UserError
+from fewstep.evaluation.subject import MIN_EXAMPLES, Subject
 from fewstep.registry import resolve
 
 State = Literal["good", "look", "bad"]
-MIN_EXAMPLES = 2
-"""One example has no interval."""
+EffortName = Literal["training", "default", "full"]
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Brief:
-    """The cheap version of a measurement that runs after each validation of a training stage.
+class Effort:
+    """How much a measurement looks at: a part of the subject, and ``options`` as keyword arguments.
 
-    It gets the first 1 / ``share`` of the examples (at least two), the first ``positions`` tokens of each (None: all),
-    and ``options`` as keyword arguments.
+    The part is the first 1 / ``share`` of the examples (at least two), and the first ``positions`` tokens of each
+    (None: all).
     """
 
     share: int = 1
@@ -50,29 +51,51 @@ class Brief:
 
 
 @dataclass(frozen=True)
+class DabiEffort:
+    """Radii beside the local limit, random directions and probes per point, and iterations to the worst direction."""
+
+    radii: tuple[float, ...] = RADII
+    num_isotropic: int = 4
+    num_probes: int = 8
+    num_iterations: int = 10
+
+
+LOCAL = DabiEffort(radii=(), num_probes=4)
+"""The local limit of DABI alone, for training."""
+DABI_EFFORT = {"text": DabiEffort(), "images": DabiEffort(num_isotropic=12, num_iterations=20)}
+"""Few directions per point suffice, since all points share one mean; an image has a single point, and so gets more."""
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One question put to a model.
 
     ``measure`` takes a :class:`~fewstep.evaluation.subject.Subject` and returns one ``Result`` or a tuple of them;
-    everything random in it comes from ``subject.noise(name)``. ``parts`` of the model are needed; ``stages`` are the
-    training stages whose diagnostics callback runs it, as ``brief`` says. ``thresholds`` are by the names of rows, or
-    of a figure that the report computes from rows. A plain function stands for a measurement without any of these.
+    everything random in it comes from ``subject.noise(name)``. ``parts`` of the model are needed, and a subject of
+    ``kind`` (None: of any). ``stages`` are the training stages whose diagnostics callback runs it, with the effort
+    ``training``; ``default`` is that of ``fewstep diagnose``, and ``--effort full`` looks at the whole subject.
+    ``thresholds`` are by the names of rows, or of a figure that the report computes from rows. A plain function stands
+    for a measurement without any of these.
     """
 
     measure: Callable[..., Result | tuple[Result, ...]]
     parts: tuple[str, ...] = ()
+    kind: Literal["text", "images"] | None = None
     stages: tuple[str, ...] = ()
-    brief: Brief = Brief()
+    training: Effort = Effort()
+    default: Effort = Effort()
     thresholds: Mapping[str, Threshold] = field(default_factory=dict)
 
-    def run(self, subject: Any) -> tuple[Result, ...]:
-        """The results at full effort."""
-        return _results(self.measure(subject))
-
-    def run_brief(self, subject: Any) -> tuple[Result, ...]:
-        """The results at the effort of training."""
-        few = subject.first(max(MIN_EXAMPLES, len(subject.z) // self.brief.share), self.brief.positions)
-        return _results(self.measure(few, **self.brief.options))
+    def run(self, subject: Subject, effort: EffortName = "full") -> tuple[Result, ...]:
+        """The results at an effort. Raises ``UserError`` where the function gives something else."""
+        size = {"training": self.training, "default": self.default, "full": Effort()}[effort]
+        num_examples = max(MIN_EXAMPLES, len(subject.z) // size.share)
+        returned = self.measure(subject.first(num_examples, size.positions), **size.options)
+        results = returned if isinstance(returned, tuple) else (returned,)
+        for result in results:
+            if not isinstance(result, Result):
+                raise UserError(f"a measurement returned {result!r}: expected a Result, or a tuple of them")
+        return results
 
 
 def choose(offered: Mapping[str, Measurement], only: Sequence[str] | None) -> dict[str, Measurement]:
@@ -97,11 +120,3 @@ def as_measurement(item: object, name: str) -> Measurement:
     if callable(item):
         return Measurement(item)
     raise UserError(f"measurement {name!r} is {item!r}: expected a Measurement, or a function of a subject")
-
-
-def _results(returned: object) -> tuple[Result, ...]:
-    results = returned if isinstance(returned, tuple) else (returned,)
-    for result in results:
-        if not isinstance(result, Result):
-            raise UserError(f"a measurement returned {result!r}: expected a Result, or a tuple of them")
-    return results

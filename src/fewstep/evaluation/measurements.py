@@ -1,4 +1,4 @@
-"""Every measurement of a text model, by its name: what ``diagnose``, training callbacks and report read.
+"""Every measurement, by its name: what ``diagnose``, training callbacks and report read.
 
 Legend: B examples, K latent positions of D dimensions, L tokens.
 """
@@ -7,8 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
-from fewstep.diagnostics.boundary import normal_boundary
-from fewstep.diagnostics.margins import boundary_distance, margins
+from fewstep.diagnostics.boundary import BoundaryPoints, data_points, normal_boundary, segment_points, worst_direction
+from fewstep.diagnostics.cci import cci_curve
+from fewstep.diagnostics.dabi import dabi
+from fewstep.diagnostics.decoding import Decode, rms
+from fewstep.diagnostics.displacement import dabi_flip, noise_robustness, reconstruction_error, token_accuracy
+from fewstep.diagnostics.listening import listening, listening_curve
+from fewstep.diagnostics.margins import boundary_distance, boundary_width, margins
+from fewstep.diagnostics.response import CATEGORICAL, CONTINUOUS
 from fewstep.diagnostics.result import Result
 from fewstep.diagnostics.stiffness import stiffness
 from fewstep.diagnostics.trajectories import decidedness, decision_step, late_flip_rate, unigram_collision
@@ -17,40 +23,131 @@ from fewstep.evaluation.adapters import (
     HeadConditionals,
     cci_as_read,
     continuation,
+    draws_in_a_batch,
     estimate_of,
-    reading,
-    sampled,
     velocity_of,
 )
-from fewstep.evaluation.listening import listening, listening_curve
-from fewstep.evaluation.measurement import Brief, Measurement, Threshold
-from fewstep.evaluation.readout_measurements import (
-    FEW,
-    FULL,
-    NOISE_LEVELS,
-    DabiEffort,
-    measure_boundary_distance,
-    measure_cci_noise,
-    measure_dabi,
-    measure_dabi_flip,
-    measure_dabi_head,
-    measure_dabi_worst,
-    measure_noise_robustness,
-)
+from fewstep.evaluation.measurement import DABI_EFFORT, LOCAL, DabiEffort, Effort, Measurement, Threshold
 from fewstep.evaluation.subject import Subject
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-LOCAL = DabiEffort(radii=(), num_probes=4)
-"""The local limit of DABI alone, for training."""
+NOISE_LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.2, 2.0)
+FEW = 16
+"""Examples of expensive measurements, at most."""
 
 
-def measure_dabi_generated(subject: Subject, *, effort: DabiEffort = FULL) -> tuple[Result, ...]:
+ONE_IN_EACH = Effort(share=3, positions=1)
+"""Of DABI by default: points of different examples say more than as many of one."""
+HALF = Effort(share=2)
+
+
+def _dabi(
+    subject: Subject,
+    points: BoundaryPoints,
+    name: str,
+    effort: DabiEffort | None,
+    decode: Decode | None = None,
+    noise: str | None = None,
+) -> Result:
+    """DABI of ``decode`` (None: the subject's) at ``points``; ``noise`` names its source where that is not ``name``."""
+    effort = effort or DABI_EFFORT[subject.kind]
+    return dabi(
+        decode or subject.decode,
+        CATEGORICAL if subject.kind == "text" else CONTINUOUS,
+        points,
+        rms=rms(subject.z),
+        radii=effort.radii,
+        num_isotropic=effort.num_isotropic,
+        num_probes=effort.num_probes,
+        generator=subject.noise(noise or name),
+        name=name,
+    )
+
+
+def measure_token_accuracy(subject: Subject) -> Result:
+    """Share of the tokens that the parallel readout reads correctly from their own latents."""
+    return token_accuracy(subject.decode, subject.z, subject.data, generator=subject.noise("token_accuracy"))
+
+
+def measure_reconstruction(subject: Subject) -> Result:
+    """Squared error of the images decoded from their own latents."""
+    noise = subject.noise("reconstruction_error")
+    return reconstruction_error(subject.decode, subject.z, subject.data, generator=noise)
+
+
+def measure_dabi(subject: Subject, *, effort: DabiEffort | None = None, segments: bool = True) -> tuple[Result, ...]:
+    """DABI of a parallel readout at boundaries, along the normal and a segment (``segments``), and at data.
+
+    Images have no tokens, and so no boundary: half-way between two of them, and at data, along the segment.
+    """
+    if subject.kind == "images":
+        at_data = segment_points(subject.z, subject.z.roll(1, 0), "data")
+        points = {"dabi_segment": subject.segments, "dabi_data_segment": at_data}
+    else:
+        points = {"dabi": subject.normals, **({"dabi_segment": subject.segments} if segments else {})}
+        points["dabi_data"] = data_points(subject.margins, subject.z)
+    return tuple(_dabi(subject, where, name, effort) for name, where in points.items())
+
+
+def measure_dabi_worst(subject: Subject, *, effort: DabiEffort | None = None) -> Result:
+    """DABI where a segment crosses a boundary, in the direction of the largest response: an upper bound."""
+    effort = effort or DABI_EFFORT[subject.kind]
+    response = CATEGORICAL if subject.kind == "text" else CONTINUOUS
+    points = worst_direction(
+        subject.decode,
+        response,
+        subject.segments,
+        num_iterations=effort.num_iterations,
+        generator=subject.noise("worst_direction"),
+    )
+    return _dabi(subject, points, "dabi_worst", effort)
+
+
+def measure_dabi_flip(subject: Subject, *, num_isotropic: int = 12) -> Result:
+    """How often a token flips along its normal and isotropically, in ``num_isotropic`` draws per example."""
+    noise = subject.noise("dabi_flip")
+    return dabi_flip(
+        subject.decode, subject.z, subject.positions, subject.margins, num_isotropic=num_isotropic, generator=noise
+    )
+
+
+def measure_boundary_distance(subject: Subject) -> tuple[Result, ...]:
+    """How far data lies from a flip, and how wide the band around a boundary is there."""
+    noise, measured = subject.noise("boundary_distance"), subject.margins
+    return (
+        boundary_distance(measured, subject.z, generator=noise),
+        boundary_width(measured, subject.z, generator=noise),
+    )
+
+
+def measure_noise_robustness(subject: Subject) -> Result:
+    """Token accuracy against displacement, isotropic and towards the runner-up."""
+    noise = subject.noise("noise_robustness")
+    return noise_robustness(
+        subject.decode, subject.z, subject.data, subject.positions, subject.margins, generator=noise
+    )
+
+
+def measure_head_accuracy(subject: Subject) -> Result:
+    """Token accuracy of the autoregressive readout, given the text's own tokens before each position."""
+    noise = subject.noise("token_accuracy_commit")  # its first name: seeds depend on it
+    return token_accuracy(subject.given_text(), subject.z, subject.data, generator=noise, name="token_accuracy_head")
+
+
+def measure_dabi_head(subject: Subject, *, effort: DabiEffort | None = None) -> Result:
+    """DABI of the autoregressive readout, given the text's own tokens before each position."""
+    decode = subject.given_text()
+    points = normal_boundary(decode, subject.z, subject.positions)
+    return _dabi(subject, points, "dabi_head", effort, decode, noise="dabi_commit")  # its first name, as above
+
+
+def measure_dabi_generated(subject: Subject, *, effort: DabiEffort | None = None) -> tuple[Result, ...]:
     """DABI of the parallel readout at boundaries next to latents that the flow generated, and their distance."""
-    decode, z = subject.decode, sampled(subject).x_1
+    decode, z = subject.decode, subject.trajectory.x_1
     points, noise = normal_boundary(decode, z, subject.positions), subject.noise("boundary_distance_generated")
     measured = margins(decode, z, subject.positions)
     return (
-        effort.run(subject, decode, points, "dabi_generated"),
+        _dabi(subject, points, "dabi_generated", effort),
         boundary_distance(measured, z, generator=noise, name="boundary_distance_generated"),
     )
 
@@ -60,71 +157,79 @@ def measure_cci(subject: Subject, *, levels: Sequence[float] | None = NOISE_LEVE
 
     None: at generated latents alone, or without a denoiser at data with noise of the head's trust level.
     """
-    head, few = subject.generator.model.commitment_head(), subject.first(FEW)
-    results, generates = [], subject.generator.model.denoiser is not None
-    if generates:
-        results.append(cci_as_read(HeadConditionals(head, head.trust_level), sampled(few).x_1, few.noise("cci")))
+    few, results, generates = subject.first(FEW), [], "denoiser" in subject.parts
+    if generates and few.model is not None:
+        head = HeadConditionals(few.model.commitment_head(), few.trust_level)
+        results.append(cci_as_read(head, few.trajectory.x_1, few.noise("cci")))
     if levels is None:
-        levels = () if generates else (head.trust_level,)
+        levels = () if generates else (subject.trust_level,)
     if levels:
-        results.append(measure_cci_noise(subject, levels=levels))
+        curve = cci_curve(
+            few.read_head,
+            few.z,
+            levels,
+            draws_at_once=draws_in_a_batch(len(few.z)),
+            examples_at_once=few.examples_at_once,
+            generator=few.noise("cci_noise"),
+        )
+        results.append(curve)
     return tuple(results)
 
 
 def measure_listening(subject: Subject, *, levels: Sequence[float] = NOISE_LEVELS) -> tuple[Result, ...]:
     """Whether the head uses its latents: at the noise level that it blurs them by, and at ``levels``."""
-    head, real = subject.generator.model.commitment_head(), torch.ones_like(subject.ids, dtype=torch.bool)
-    z, ids = subject.z, subject.ids
-    if len(z) < 2:  # there is no other text
-        return ()
+    read, z, ids = subject.read_head, subject.z, subject.data
     return (
-        listening(head, z, ids, real, head.trust_level, subject.noise("listening")),
-        listening_curve(head, z, ids, real, levels, subject.noise("listening_noise")),
+        listening(read, z, ids, subject.trust_level, subject.noise("listening")),
+        listening_curve(read, z, ids, levels, subject.noise("listening_noise")),
     )
 
 
 def measure_decidedness(subject: Subject, *, num_continuations: int = 16, every: int = 1) -> Result:
     """Whether tokens are decided before the end of a trajectory, whatever noise comes, at every ``every``-th state."""
     few = subject.first(FEW)
-    path = sampled(few)
+    assert few.model is not None
+    path = few.trajectory
     states = [(float(t), x_t) for t, x_t in zip(path.times[:-1], path.states[:-1], strict=True)][::every]
     return decidedness(
-        continuation(few.generator, len(path.times) - 1, path.times),
-        reading(few),
+        continuation(few.model, path.times),
+        few.read,
         states,
         num_continuations=num_continuations,
-        unigram_collision=unigram_collision(subject.ids),
+        unigram_collision=unigram_collision(subject.data),
         generator=few.noise("commitment"),  # its first name: seeds depend on it
     )
 
 
 def measure_late_flips(subject: Subject) -> tuple[Result, ...]:
     """When tokens stop changing along the deterministic trajectory."""
-    predictions, noise = sampled(subject).predictions, subject.noise("late_flips")
+    predictions, noise = subject.trajectory.predictions, subject.noise("late_flips")
     return (
-        late_flip_rate(predictions, reading(subject), generator=noise),
-        decision_step(predictions, reading(subject), generator=noise),
+        late_flip_rate(predictions, subject.read, generator=noise),
+        decision_step(predictions, subject.read, generator=noise),
     )
 
 
 def measure_tube(subject: Subject, *, times: Sequence[float] = TIMES) -> Result:
     """Theorem 3 as a curve: flips of the posterior mean against the mass next to a boundary."""
-    flow, decode = subject.generator.model.flow(), subject.decode
+    assert subject.model is not None
+    flow = subject.model.flow()
     return tube(
-        decode,
+        subject.decode,
         estimate_of(flow),
         flow.path,
         subject.z,
         subject.positions,
         times,
-        distances=margins(decode, subject.z, subject.positions).distance,
+        distances=subject.margins.distance,
         generator=subject.noise("tube"),
     )
 
 
 def measure_stiffness(subject: Subject, *, times: Sequence[float] = TIMES, num_iterations: int = 20) -> Result:
     """How much the velocity changes with the state, along noised data."""
-    flow, few = subject.generator.model.flow(), subject.first(FEW)
+    assert subject.model is not None
+    flow, few = subject.model.flow(), subject.first(FEW)
     noise, x_0 = few.noise("stiffness"), few.starts("stiffness_start")
     states = []
     for time in times:
@@ -141,11 +246,13 @@ FEW_STEPS = 4
 """The number of steps that "few" means where a threshold needs one: the paper compares ODE and SDE at K = 4."""
 
 MEASUREMENTS: dict[str, Measurement] = {
+    "token_accuracy": Measurement(measure_token_accuracy, kind="text"),
+    "reconstruction": Measurement(measure_reconstruction, kind="images"),
     "dabi": Measurement(
         measure_dabi,
-        ("readout",),
         stages=("autoencoder",),
-        brief=Brief(positions=1, options={"effort": LOCAL, "segments": False}),
+        training=Effort(positions=1, options={"effort": LOCAL, "segments": False}),
+        default=ONE_IN_EACH,
         thresholds={
             "dabi / dabi_data": Threshold(
                 "sensitivity along the boundary direction, at boundaries over at data",
@@ -158,19 +265,21 @@ MEASUREMENTS: dict[str, Measurement] = {
             ),
         },
     ),
-    "dabi_worst": Measurement(measure_dabi_worst, ("readout",)),
+    "dabi_worst": Measurement(measure_dabi_worst, default=ONE_IN_EACH),
     "dabi_flip": Measurement(
         measure_dabi_flip,
-        ("readout",),
+        kind="text",
         stages=("autoencoder",),
-        brief=Brief(share=2, options={"num_isotropic": 6}),
+        training=Effort(share=2, options={"num_isotropic": 6}),
+        default=HALF,
     ),
-    "boundary_distance": Measurement(measure_boundary_distance, ("readout",), stages=("autoencoder",)),
+    "boundary_distance": Measurement(measure_boundary_distance, kind="text", stages=("autoencoder",)),
     "noise_robustness": Measurement(
         measure_noise_robustness,
-        ("readout",),
+        kind="text",
         stages=("autoencoder",),
-        brief=Brief(share=2),
+        training=Effort(share=2),
+        default=HALF,
         thresholds={
             "noise_accuracy_at_0": Threshold(
                 "token accuracy on clean latents",
@@ -192,17 +301,22 @@ MEASUREMENTS: dict[str, Measurement] = {
             ),
         },
     ),
+    "token_accuracy_head": Measurement(measure_head_accuracy, ("head",), kind="text"),
     "dabi_head": Measurement(
         measure_dabi_head,
         ("head",),
+        kind="text",
         stages=("head",),
-        brief=Brief(share=4, positions=1, options={"effort": LOCAL}),
+        training=Effort(share=4, positions=1, options={"effort": LOCAL}),
+        default=ONE_IN_EACH,
     ),
     "dabi_generated": Measurement(
         measure_dabi_generated,
-        ("readout", "denoiser"),
+        ("denoiser",),
+        kind="text",
         stages=("flow",),
-        brief=Brief(share=2, positions=1, options={"effort": LOCAL}),
+        training=Effort(share=2, positions=1, options={"effort": LOCAL}),
+        default=ONE_IN_EACH,
         thresholds={
             "boundary_distance_generated_p50 / boundary_distance_p50": Threshold(
                 "median distance to a flip, generated latents over data",
@@ -218,8 +332,10 @@ MEASUREMENTS: dict[str, Measurement] = {
     "cci": Measurement(
         measure_cci,
         ("head",),
+        kind="text",
         stages=("head",),
-        brief=Brief(share=8, options={"levels": None}),
+        training=Effort(share=8, options={"levels": None}),
+        default=Effort(share=8, options={"levels": (0.0, 0.4, 2.0)}),
         thresholds={
             "cci": Threshold(
                 "CCI, share of a token's uncertainty that the earlier tokens resolve",
@@ -234,6 +350,8 @@ MEASUREMENTS: dict[str, Measurement] = {
     "listening": Measurement(
         measure_listening,
         ("head",),
+        kind="text",
+        default=HALF,
         thresholds={
             "listening_gain_nats": Threshold(
                 "nats per token that the head gains from its own latent",
@@ -247,9 +365,11 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "tube": Measurement(
         measure_tube,
-        ("readout", "denoiser"),
+        ("denoiser",),
+        kind="text",
         stages=("flow",),
-        brief=Brief(share=2, options={"times": (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)}),
+        training=Effort(share=2, options={"times": (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)}),
+        default=HALF,
         thresholds={
             "tube mass at the last step": Threshold(
                 "share of data within reach of a boundary at the noise scale of the last step",
@@ -265,8 +385,10 @@ MEASUREMENTS: dict[str, Measurement] = {
     "stiffness": Measurement(
         measure_stiffness,
         ("denoiser",),
+        kind="text",
         stages=("flow",),
-        brief=Brief(share=4, options={"times": (0.6, 0.95), "num_iterations": 4}),
+        training=Effort(share=4, options={"times": (0.6, 0.95), "num_iterations": 4}),
+        default=Effort(share=8, options={"times": (0.2, 0.5, 0.8, 0.95), "num_iterations": 8}),
         thresholds={
             "stiffness before the last step": Threshold(
                 f"stiffness times the step 1/{FEW_STEPS}, highest before the last step",
@@ -282,9 +404,10 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "late_flips": Measurement(
         measure_late_flips,
-        ("readout", "denoiser"),
+        ("denoiser",),
+        kind="text",
         stages=("flow",),
-        brief=Brief(share=2),
+        training=Effort(share=2),
         thresholds={
             "late_flip_rate": Threshold(
                 "share of tokens that the last step changes",
@@ -300,9 +423,11 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "decidedness": Measurement(
         measure_decidedness,
-        ("readout", "denoiser"),
+        ("denoiser",),
+        kind="text",
         stages=("flow",),
-        brief=Brief(share=4, options={"num_continuations": 2, "every": 3}),
+        training=Effort(share=4, options={"num_continuations": 2, "every": 3}),
+        default=Effort(share=4, options={"num_continuations": 4}),
         thresholds={
             f"decidedness at t = {HALF_WAY:g}": Threshold(
                 f"decidedness at t = {HALF_WAY:g} (0: as open as random tokens of the text, 1: decided)",

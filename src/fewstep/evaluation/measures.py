@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.evaluation.adapters import cci_as_read
-from fewstep.evaluation.conditionals import HeadConditionals
+from fewstep.evaluation.adapters import HeadConditionals, cci_as_read
 from fewstep.evaluation.rows import HELD_OUT, Setting, Value
 from fewstep.evaluation.scorers import corpus_perplexity
 from fewstep.evaluation.subject import noise_source

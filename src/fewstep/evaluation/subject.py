@@ -1,17 +1,31 @@
-"""What a diagnosis measures: held-out text, its latents and positions in it. B examples, L tokens, P positions."""
+"""What a diagnosis measures: a decoder, latents of held-out data, and whatever else the model has.
+
+B examples, L tokens, P positions, V vocabulary.
+"""
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.decoding import Decode, draw_positions
+from fewstep.diagnostics.boundary import BoundaryPoints, normal_boundary, segment_boundary, segment_points
+from fewstep.diagnostics.cci import TokenConditionals
+from fewstep.diagnostics.decoding import Decode, DecodeInParts, draw_positions, read_tokens
+from fewstep.diagnostics.margins import Margins, margins
 from fewstep.errors import UserError
-from fewstep.evaluation.conditionals import HeadConditionals, decoder_of
-from fewstep.pipeline import TextGenerator
+from fewstep.evaluation.adapters import HeadConditionals, decoder_of, sampled
+from fewstep.model import SavedModel
 from fewstep.shapes import example_generators, randn
-from fewstep.types import TokenBatch
+from fewstep.types import TokenBatch, Trajectory
+
+MIN_EXAMPLES = 2
+"""One example has no interval."""
+PACKAGES = ("transformers", "tokenizers")
+"""Packages beside torch that our text models depend on."""
 
 
 def noise_source(seed: int, name: str) -> torch.Generator:
@@ -20,94 +34,160 @@ def noise_source(seed: int, name: str) -> torch.Generator:
     return source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
-    """A text model and what it is measured on.
+    """A model of text or of images, ours or another package's, and what it is measured on.
 
-    ``ids`` (B, L) held-out tokens without padding, ``z`` (B, K, D) their latents, ``positions`` (B, P) int64 the tokens
-    measured. Everything random comes from ``seed``.
+    ``decode`` maps latents (B, ...) to logits (B, L, V) or to images, and ``z`` (B, ...), of an rms of about 1, are the
+    latents of held-out ``data``: tokens (B, L) int64 without padding, or images (B, C, H, W). ``positions`` (B, P) are
+    the tokens measured, none for images. ``conditionals(level)`` is the autoregressive readout, where there is one, for
+    latents with noise of that level; it blurs generated latents to ``trust_level``. ``model`` is ours, None for a
+    decoder of another package. Everything random comes from ``seed``. The logits of ``examples_at_once`` examples are
+    held at once (None: all). For the protocol: ``source`` says what the data is, ``packages`` what the model depends
+    on; ``notes`` are for the reader.
     """
 
-    generator: TextGenerator
-    ids: Tensor
+    name: str
+    decode: Decode
     z: Tensor
+    data: Tensor
     positions: Tensor
     seed: int
+    conditionals: Callable[[float], TokenConditionals] | None = None
+    trust_level: float = 0.0
+    model: SavedModel | None = None
+    examples_at_once: int | None = None
+    source: Mapping[str, Any] | None = None
+    packages: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
-    def decode(self) -> Decode:
-        """The parallel readout: latents (B, K, D) to logits (B, L, V). Raises ``UserError`` where there is none."""
-        return decoder_of(self.generator.model.reader())
+    def kind(self) -> str:
+        """ "text" or "images"."""
+        return "images" if self.data.is_floating_point() else "text"
 
     @property
-    def examples_at_once(self) -> int | None:
-        """None: the logits of all examples fit the memory."""
-        return None
-
-    def conditionals(self, level: float) -> HeadConditionals:
-        """The commitment head for latents with noise of ``level``. Raises ``UserError`` where there is none."""
-        return HeadConditionals(self.generator.model.commitment_head(), level)
-
-    def given_text(self) -> Decode:
-        """The commitment head as a decoder, given the text's own tokens before each position."""
-        return self.conditionals(0.0).given(self.ids)
+    def parts(self) -> set[str]:
+        """The parts of the model that a measurement may ask for; "head" is an autoregressive readout."""
+        own = set() if self.model is None else set(self.model.parts())
+        return own | {"readout"} | ({"head"} if self.conditionals else set())
 
     def noise(self, name: str) -> torch.Generator:
         """The source of noise of the measurement ``name``: the same whatever else is measured."""
         return noise_source(self.seed, name)
 
     def starts(self, name: str) -> Tensor:
-        """Noise (B, K, D) from which to sample."""
+        """Noise shaped like ``z`` from which to sample."""
         return randn(tuple(self.z.shape), self.z, self.noise(name))
 
     def first(self, num_examples: int, num_positions: int | None = None) -> "Subject":
-        """The same with the first examples, and the first positions in each, only: for expensive measurements."""
-        ids, z, positions = (value[:num_examples] for value in (self.ids, self.z, self.positions))
-        return Subject(self.generator, ids, z, positions[:, :num_positions], self.seed)
+        """The same with the first examples, and the first positions in each (None: all), only."""
+        size = (num_examples, num_positions)
+        if size not in self._smaller:
+            z, data, positions = (value[:num_examples] for value in (self.z, self.data, self.positions))
+            self._smaller[size] = replace(self, z=z, data=data, positions=positions[:, :num_positions])
+        return self._smaller[size]
+
+    def read_head(self, level: float) -> TokenConditionals:
+        """The autoregressive readout for latents with noise of ``level``. Raises ``UserError`` if there is none."""
+        if self.conditionals is None:
+            raise UserError(f"{self.name} reads all tokens at once: it has no head")
+        return self.conditionals(level)
+
+    def given_text(self) -> Decode:
+        """The autoregressive readout as a decoder, given the text's own tokens before each position."""
+        with torch.inference_mode(False):  # no tensor of that mode may stand in a backward pass
+            ids = self.data.clone()
+        return DecodeInParts(self.read_head(0.0).logits, self.examples_at_once or len(self.z), (ids,))
+
+    def read(self, z: Tensor) -> Tensor:
+        """The tokens (B, L) that the parallel readout finds likeliest."""
+        return read_tokens(self.decode, z)
+
+    # What several measurements look at is computed once.
+
+    @cached_property
+    def _smaller(self) -> "dict[tuple[int, int | None], Subject]":
+        return {}
+
+    @cached_property
+    def margins(self) -> Margins:
+        """Of the data's latents, at the positions."""
+        return margins(self.decode, self.z, self.positions)
+
+    @cached_property
+    def normals(self) -> BoundaryPoints:
+        """The boundaries next to the data's latents, along the normal."""
+        return normal_boundary(self.decode, self.z, self.positions)
+
+    @cached_property
+    def segments(self) -> BoundaryPoints:
+        """Where the segment from each latent to the next crosses a boundary; for images its midpoint."""
+        other = self.z.roll(1, 0)
+        if self.kind == "images":
+            return segment_points(self.z, other, "midpoint")
+        return segment_boundary(self.decode, self.z, other, self.positions)
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        """What the flow makes of the subject's noise."""
+        assert self.model is not None
+        return sampled(self.model, self.starts("trajectory"), self.noise("reinjection"))
 
 
-@torch.no_grad()
-def make_subject(
-    generator: TextGenerator, tokens: TokenBatch, *, num_examples: int, num_positions: int, seed: int
+def text_subject(
+    model: SavedModel,
+    tokens: TokenBatch,
+    *,
+    num_examples: int,
+    num_positions: int,
+    seed: int,
+    name: str = "the model",
+    source: Mapping[str, Any] | None = None,
 ) -> Subject:
-    """Encode the first ``num_examples`` blocks of ``tokens`` (N, L) that hold no padding, and draw positions in them.
+    """A text model, the first ``num_examples`` blocks of ``tokens`` (N, L) that hold no padding, and positions in them.
 
     Raises ``UserError`` for a model without autoencoder and readout, for numbers that the text cannot give, and for
     a model in training mode.
     """
-    bundle = generator.model
-    bundle.require("autoencoder", "readout")
-    assert bundle.autoencoder is not None
-    if any(part.training for part in bundle.parts().values()):
-        raise UserError("the model is in training mode: call bundle.to(device) or .eval() before it is diagnosed")
-    length = tokens.ids.shape[1]
+    model.require("autoencoder", "readout")
+    assert model.autoencoder is not None
+    if any(part.training for part in model.parts().values()):
+        raise UserError("the model is in training mode: call model.to(device) or .eval() before it is diagnosed")
+    full = tokens.ids[tokens.mask.all(1)]
+    check_numbers(num_examples, len(full), "the held-out blocks without padding")
+    ids = full[:num_examples].to(next(model.autoencoder.parameters()).device)
+    positions = positions_in(ids, num_positions, seed)
+    with torch.no_grad():
+        z = model.autoencoder.encode(ids, torch.ones_like(ids)).z
+    head = None if model.head is None else model.commitment_head()
+    return Subject(
+        name,
+        decoder_of(model.reader()),
+        z,
+        ids,
+        positions,
+        seed,
+        None if head is None else lambda level: HeadConditionals(head, level),
+        0.0 if head is None else head.trust_level,
+        model,
+        source=source,
+        packages=PACKAGES,
+    )
+
+
+def positions_in(data: Tensor, num_positions: int, seed: int) -> Tensor:
+    """Positions (B, P) drawn in tokens ``data`` (B, L); none in images. Raises ``UserError`` for more than L."""
+    if data.is_floating_point():
+        return torch.empty(len(data), 0, dtype=torch.long, device=data.device)
+    length = data.shape[1]
     if not 1 <= num_positions <= length:
         raise UserError(f"positions is {num_positions}: expected a number from 1 to {length}, the tokens of a block")
-    full = tokens.ids[tokens.mask.all(1)]
-    if not 1 <= num_examples <= len(full):
-        raise UserError(
-            f"examples is {num_examples}: expected a number from 1 to {len(full)}, the held-out blocks without padding"
-        )
-    device = next(bundle.autoencoder.parameters()).device
-    ids = full[:num_examples].to(device)
-    z = bundle.autoencoder.encode(ids, torch.ones_like(ids)).z
     (source,) = example_generators(seed, 0, 1)
-    positions = draw_positions(num_examples, length, num_positions, source).to(device)
-    return Subject(generator, ids, z, positions, seed)
+    return draw_positions(len(data), length, num_positions, source).to(data.device)
 
 
-@dataclass(frozen=True)
-class ImageSubject:
-    """An image decoder and the latents ``z`` (B, ...) of held-out ``images``; everything random comes from ``seed``.
-
-    ``decode`` maps latents (B, ...) to images (B, C, H, W), differentiable in forward mode too.
-    """
-
-    decode: Decode
-    z: Tensor
-    seed: int
-    images: Tensor
-
-    def noise(self, name: str) -> torch.Generator:
-        """The source of noise of the measurement ``name``."""
-        return noise_source(self.seed, name)
+def check_numbers(num_examples: int, available: int, what: str) -> None:
+    """Raise ``UserError`` for a number of examples that the data cannot give."""
+    if not MIN_EXAMPLES <= num_examples <= available:
+        raise UserError(f"examples is {num_examples}: expected a number from {MIN_EXAMPLES} to {available}, {what}")

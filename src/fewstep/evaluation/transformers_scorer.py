@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.data import load_tokenizer, tokenizer_fingerprint
 from fewstep.errors import UserError
-from fewstep.evaluation.pretrained import DTYPES, from_pretrained, missing_weights
+from fewstep.evaluation.pretrained import DTYPES, from_pretrained
 from fewstep.evaluation.scorers import DIGEST_DIGITS, ScoredText, weights_digest
 from fewstep.metrics.text import sample_entropies_nats
 
@@ -62,15 +62,11 @@ class TransformersScorer:
         self._vocab_size = rows
 
     def _load_model(self, source: str) -> Any:
-        name, dtype = f"scorer {self.path_or_name}", DTYPES[self.dtype]
+        from transformers import AutoModelForCausalLM
+
+        name, options = f"scorer {self.path_or_name}", {"dtype": DTYPES[self.dtype]}
         purpose = "a causal language model"
-        model, report = from_pretrained("AutoModelForCausalLM", source, dtype=dtype, purpose=purpose, name=name)
-        if missing := missing_weights(report):  # transformers would leave them random
-            raise UserError(
-                f"{name} lacks {len(missing)} weights, first {missing[0]}: give a whole model with its "
-                "language-modelling head"
-            )
-        return model
+        return from_pretrained(AutoModelForCausalLM, source, purpose=purpose, name=name, options=options)[0]
 
     def identity(self) -> dict[str, Any]:
         """Class, hashes of weights and config, dtype, tokenizer, the rules for both ends of a text.

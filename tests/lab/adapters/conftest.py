@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.lab.adapters import TextSource
-from tests.lab.adapters.folders import TOKENS, write
+from tests.lab.adapters.folders import write
 from tests.runs import write_text
 
 
@@ -17,8 +16,3 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("gpt2", "llama", "gemma2", "bert", "encoder", "t5", "bart"):
         write(folder / kind, kind)
     return folder
-
-
-@pytest.fixture(scope="session")
-def source(shop: Path) -> TextSource:
-    return TextSource(str(shop / "text.jsonl"), tokens=TOKENS, examples=3, cache_dir=str(shop / "cache"))

@@ -22,12 +22,21 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.data import train_tokenizer
 from tests.runs import WORDS
 
 TOKENS = 8
+
 LINES = [" ".join(WORDS), "Text number 1. 2. 3. 4. 5. 6. 7. 8. 9. 0."]
 WIDTH = 16
+
+
+def options_of(shop: Path, kind: str | Path, **changes: object) -> DiagnoseOptions:
+    """Three examples of a model of the shop, or in another folder."""
+    model = str(shop / kind)  # an absolute path stays what it is
+    values: dict[str, Any] = {"text": str(shop / "text.jsonl"), "tokens": TOKENS, "examples": 3}
+    return DiagnoseOptions(**{**values, "model": model, "cache_dir": str(shop / "cache"), "device": "cpu", **changes})
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,5 +1,6 @@
 """Another's decoder: its figures hang on neither the unit of its latents nor how many examples are held at once."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -7,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.lab.adapters import TextDecoder
-from fewstep.lab.adapters import diagnosis as decoder_diagnosis
-from fewstep.lab.adapters.diagnosis import DECODER_MEASUREMENTS, diagnose_decoder
+from fewstep.evaluation.diagnosis import diagnose
+from fewstep.lab.adapters import Decoder
+from fewstep.lab.adapters import decoder as decoder_module
 
 EXAMPLES, TOKENS, VOCABULARY, DIM = 4, 3, 8, 4
+FLOW = ("dabi_generated", "tube", "stiffness", "late_flips", "decidedness")
 
 
 class Chain:
@@ -37,14 +39,15 @@ class Chain:
         return ids
 
 
-def decoder(unit: float) -> TextDecoder:
+def decoder(unit: float) -> Decoder:
     chain = Chain(unit)
     z = unit * torch.randn(EXAMPLES, TOKENS, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return TextDecoder("chain", chain.decode, z, chain.decode(z).argmax(-1), chain)
+    return Decoder("chain", chain.decode, z, chain.decode(z).argmax(-1), chain)
 
 
-def figures(made: TextDecoder, only: list[str] | None = None) -> dict[str, Any]:
-    return diagnose_decoder(made, num_examples=EXAMPLES, num_positions=2, seed=0, only=only).to_dict()
+def figures(made: Decoder, only: list[str] | None = None) -> dict[str, Any]:
+    subject = made.subject(num_examples=EXAMPLES, num_positions=2, seed=0)
+    return json.loads(diagnose(subject, only=only).to_json())
 
 
 def test_the_unit_of_the_latents_moves_no_figure() -> None:
@@ -57,27 +60,21 @@ def test_the_unit_of_the_latents_moves_no_figure() -> None:
 
 def test_the_number_of_examples_held_at_once_moves_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = figures(decoder(1.0))["table"]
-    monkeypatch.setattr(decoder_diagnosis, "NUMBERS_AT_ONCE", 1)
+    monkeypatch.setattr(decoder_module, "NUMBERS_AT_ONCE", 1)
     single = figures(decoder(1.0))["table"]
     assert {name: row["value"] for name, row in single.items()} == pytest.approx(
         {name: row["value"] for name, row in whole.items()}, rel=1e-6
     )
 
 
-@pytest.mark.parametrize("name", DECODER_MEASUREMENTS)
-def test_alone_a_measurement_gives_the_figures_of_the_whole(name: str) -> None:
-    whole, alone = figures(decoder(1.0))["results"], figures(decoder(1.0), [name])["results"]
-    assert alone and alone == {key: value for key, value in whole.items() if key in alone}
-
-
 def test_the_autoregressive_readout_reads_better_with_the_texts_own_tokens_and_needs_to_be_there() -> None:
     chain, made = Chain(1.0), decoder(1.0)
     ids = chain.draw(made.z, torch.Generator().manual_seed(2))
-    table = figures(replace(made, ids=ids), ["token_accuracy", "token_accuracy_head"])["table"]
+    table = figures(replace(made, data=ids), ["token_accuracy", "token_accuracy_head"])["table"]
     for name, logits in (
         ("token_accuracy", chain.decode(made.z)),
         ("token_accuracy_head", chain.logits(made.z, ids)),
     ):
         assert table[name]["value"] == pytest.approx(float((logits.argmax(-1) == ids).double().mean()))
     without = figures(replace(made, conditionals=None))
-    assert set(without["left_out"]) == {"token_accuracy_head", "dabi_head", "cci"}
+    assert set(without["left_out"]) == {"token_accuracy_head", "dabi_head", "cci", "listening", *FLOW}

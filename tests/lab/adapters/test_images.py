@@ -7,15 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.errors import UserError
-from fewstep.lab.adapters import Loading, load_autoencoder_kl
-from fewstep.lab.adapters.image_files import read_images
+from fewstep.lab.adapters.autoencoder_kl import load_autoencoder_kl, read_images
 from fewstep.lab.images import Digits, DrawnShapes
 
 diffusers = pytest.importorskip("diffusers")
-LOADING = Loading()
+
+
+def options_of(
+    model: Path, images: str = "shapes", examples: int = 2, image_size: int | None = None
+) -> DiagnoseOptions:
+    return DiagnoseOptions(model=str(model), images=images, examples=examples, image_size=image_size, device="cpu")
 
 
 def write_kl(folder: Path, channels: int = 3, size: int = 8) -> Path:
@@ -43,10 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def test_latents_are_the_posteriors_mean_and_the_decoder_is_the_models_own(folder: Path) -> None:
-    decoder = load_autoencoder_kl(str(folder), "shapes", LOADING, num_examples=11)
+    decoder = load_autoencoder_kl(options_of(folder, examples=11))
     model = diffusers.AutoencoderKL.from_pretrained(folder).eval()
     images = DrawnShapes(num_held_out=11, size=8).held_out() * 2 - 1
-    assert torch.equal(decoder.images, images)
+    assert torch.equal(decoder.data, images)
     torch.testing.assert_close(decoder.z, model.encode(images).latent_dist.mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(decoder.decode(decoder.z), model.decode(decoder.z).sample, rtol=1e-4, atol=1e-5)
     assert decoder.z.shape == (11, 2, 4, 4)
@@ -62,8 +68,8 @@ def test_an_autoencoder_without_posterior_is_read_by_its_latent(tmp_path: Path) 
         latent_channels=2,
     )
     tiny.save_pretrained(tmp_path / "tiny")
-    decoder = load_autoencoder_kl(str(tmp_path / "tiny"), "digits", LOADING, num_examples=2, image_size=16)
-    torch.testing.assert_close(decoder.z, tiny.eval().encode(decoder.images).latents, rtol=1e-4, atol=1e-5)
+    decoder = load_autoencoder_kl(options_of(tmp_path / "tiny", "digits", image_size=16))
+    torch.testing.assert_close(decoder.z, tiny.eval().encode(decoder.data).latents, rtol=1e-4, atol=1e-5)
 
 
 def test_digits_are_stretched_over_the_models_channels_and_size() -> None:
@@ -86,7 +92,7 @@ def test_a_folder_is_read_in_order_of_names_scaled_and_converted(tmp_path: Path)
         return [round(float(value), 2) for value in image.flatten(1).mean(1)]
 
     assert [colour_of(image) for image in given] == [[-1, -1, -1], [1, -1, -1], [1, 1, 1], [-0.6, -0.6, -0.6]]
-    with pytest.raises(UserError, match="examples is 5: expected a number from 2 to 4"):
+    with pytest.raises(UserError, match=r"holds 4 \.png or \.jpg files, and examples is 5"):
         read_images(str(tmp_path), 5, channels=3, size=8)
     (tmp_path / "0.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"0\.png cannot be read as an image"):
@@ -97,23 +103,17 @@ def test_a_folder_is_read_in_order_of_names_scaled_and_converted(tmp_path: Path)
 
 def test_only_an_autoencoder_of_diffusers_is_loaded_and_only_whole(folder: Path, tmp_path: Path) -> None:
     def load(path: Path) -> None:
-        load_autoencoder_kl(str(path), "shapes", LOADING, num_examples=2)
+        load_autoencoder_kl(options_of(path))
 
     for name in ("UNet2DModel", "AutoencoderOfMine", "os.system", None):
         made = tmp_path / f"class {name}"
         made.mkdir()
         (made / "config.json").write_text(json.dumps({"_class_name": name}))
+        save_file({}, made / "model.safetensors")
         with pytest.raises(UserError, match="expected an autoencoder of diffusers"):
             load(made)
-    pipeline = tmp_path / "pipeline"
-    pipeline.mkdir()
-    (pipeline / "model_index.json").write_text("{}")
-    with pytest.raises(UserError, match="whole pipeline: give the folder of its autoencoder"):
-        load(pipeline)
     broken = write_kl(tmp_path / "broken")
     weights = broken / "diffusion_pytorch_model.safetensors"
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(weights)
     gone = next(iter(sorted(tensors)))
     del tensors[gone]
@@ -129,4 +129,4 @@ def test_only_an_autoencoder_of_diffusers_is_loaded_and_only_whole(folder: Path,
 def test_without_diffusers_one_line_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UserError, match=r"pip install 'fewstep\[diffusers\]'"):
-        load_autoencoder_kl(str(folder), "shapes", LOADING, num_examples=2)
+        load_autoencoder_kl(options_of(folder))

@@ -1,6 +1,7 @@
 """The image control: DABI of a decoder without tokens, against its own Jacobian."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from fewstep.diagnostics.boundary import BoundaryPoints, segment_points, worst_d
 from fewstep.diagnostics.dabi import RADII
 from fewstep.diagnostics.response import CONTINUOUS
 from fewstep.errors import UserError
-from fewstep.evaluation.diagnosis import Diagnosis, diagnose_text
+from fewstep.evaluation.diagnosis import Diagnosis, diagnose
 from fewstep.evaluation.pictures import write_picture
-from fewstep.evaluation.subject import ImageSubject, noise_source
-from fewstep.lab.images.diagnosis import IMAGE_MEASUREMENTS, diagnose_images, make_image_subject
+from fewstep.evaluation.subject import Subject, noise_source
+from fewstep.lab.images.diagnosis import image_subject
 from fewstep.lab.images.generator import image_autoencoder, images_of
 from tests.evaluation.subjects import tiny_subject
 from tests.lab.images.models import tiny_image_model
@@ -22,13 +23,13 @@ from tests.lab.images.models import tiny_image_model
 NUM = 12
 
 
-def subject_of(seed: int = 0) -> ImageSubject:
-    return make_image_subject(tiny_image_model(), num_examples=NUM, seed=seed)
+def subject_of(seed: int = 0) -> Subject:
+    return image_subject(tiny_image_model(), num_examples=NUM, seed=seed)
 
 
 @pytest.fixture(scope="module")
 def diagnosis() -> Diagnosis:
-    return diagnose_images(subject_of(), "images")
+    return diagnose(subject_of())
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +97,13 @@ def test_at_every_point_the_worst_direction_responds_at_least_as_much_as_the_seg
 def test_a_seed_gives_the_same_figures_alone_and_under_inference_mode_and_another_seed_others(
     diagnosis: Diagnosis,
 ) -> None:
-    whole, model = diagnosis.to_dict()["results"], tiny_image_model()
-    for name in IMAGE_MEASUREMENTS:
+    whole, model = json.loads(diagnosis.to_json())["results"], tiny_image_model()
+    for name, results in (("dabi", ["dabi_segment", "dabi_data_segment"]), ("dabi_worst", ["dabi_worst"])):
         with torch.inference_mode():
-            subject = make_image_subject(model, num_examples=NUM, seed=0)
-            alone = diagnose_images(subject, "images", only=[name]).to_dict()["results"]
-        assert alone == {key: whole[key] for key in alone}
-        assert len(alone) == 1
-    other = diagnose_images(subject_of(seed=1), "images", only=["dabi_segment"]).to_dict()
+            subject = image_subject(model, num_examples=NUM, seed=0)
+            alone = json.loads(diagnose(subject, only=[name]).to_json())["results"]
+        assert alone == {key: whole[key] for key in results}
+    other = json.loads(diagnose(subject_of(seed=1), only=["dabi"]).to_json())
     assert other["results"]["dabi_segment"] != whole["dabi_segment"]
     assert (other["seed"], other["n"], other["num_examples"]) == (1, 8, NUM)
 
@@ -112,7 +112,7 @@ def test_measuring_leaves_the_model_and_random_numbers_as_they_were() -> None:
     model = tiny_image_model()
     module, numbers = image_autoencoder(model), torch.get_rng_state()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    diagnose_images(make_image_subject(model, num_examples=NUM, seed=0), "images", only=["dabi_worst"])
+    diagnose(image_subject(model, num_examples=NUM, seed=0), only=["dabi_worst"])
     assert torch.equal(torch.get_rng_state(), numbers)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in module.parameters())
@@ -122,9 +122,9 @@ def test_measuring_leaves_the_model_and_random_numbers_as_they_were() -> None:
 def test_table_json_and_pictures_are_those_of_images(diagnosis: Diagnosis, tmp_path: Path) -> None:
     stored = json.loads(diagnosis.to_json())
     assert (stored["kind"], stored["num_positions"], stored["left_out"]) == ("images", None, {})
-    assert list(stored["results"]) == ["dabi_segment", "dabi_data_segment", "dabi_worst"]
+    assert list(stored["results"]) == ["reconstruction_error", "dabi_segment", "dabi_data_segment", "dabi_worst"]
     assert diagnosis.to_text().endswith(f"{NUM} examples of images; latents of n = 8; seed 0.")
-    assert list(diagnosis.pictures()) == list(stored["results"])
+    assert list(diagnosis.pictures()) == list(stored["results"])[1:]
     for name, picture in diagnosis.pictures().items():
         write_picture(picture, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -132,11 +132,11 @@ def test_table_json_and_pictures_are_those_of_images(diagnosis: Diagnosis, tmp_p
 
 def test_text_and_images_store_the_protocol_that_their_dabi_was_measured_by() -> None:
     data = {"source": "lines", "fingerprint": "abc"}
-    text = diagnose_text(tiny_subject(), "a model", only=["dabi"], data=data)
-    images = diagnose_images(make_image_subject(tiny_image_model(), num_examples=5, seed=3), "images")
+    text = diagnose(replace(tiny_subject(), source=data), only=["dabi"])
+    images = diagnose(image_subject(tiny_image_model(), num_examples=5, seed=3), only=["dabi"])
     for diagnosis, expected in (
         (text, {"examples": 4, "positions": 2, "block_length": 8, "seed": 0, "data": data}),
-        (images, {"examples": 5, "positions": None, "block_length": None, "seed": 3, "data": None}),
+        (images, {"examples": 5, "positions": None, "block_length": None, "seed": 3}),
     ):
         protocol = json.loads(diagnosis.to_json())["protocol"]
         assert {name: protocol[name] for name in expected} == expected
@@ -157,14 +157,5 @@ def test_the_latents_are_those_of_held_out_images() -> None:
 @pytest.mark.parametrize("num_examples", [1, 98])
 def test_numbers_that_the_images_cannot_give_are_one_line(num_examples: int) -> None:
     with pytest.raises(UserError) as caught:
-        make_image_subject(tiny_image_model(), num_examples=num_examples, seed=0)
+        image_subject(tiny_image_model(), num_examples=num_examples, seed=0)
     assert str(caught.value) == f"examples is {num_examples}: expected a number from 2 to 97, the held-out images"
-
-
-def test_an_unknown_measurement_is_one_line_with_all_that_are_offered() -> None:
-    with pytest.raises(UserError) as caught:
-        diagnose_images(subject_of(), "images", only=["cci"])
-    assert str(caught.value) == (
-        "measurement is 'cci': expected one of dabi_segment, dabi_data, dabi_worst, or a dotted path such as "
-        "my_package.my_module.name"
-    )

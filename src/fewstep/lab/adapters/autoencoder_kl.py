@@ -1,4 +1,4 @@
-"""Image autoencoders of diffusers: the posterior mean, read by the decoder. B images, C channels."""
+"""Image autoencoders of diffusers: the posterior mean, read by the decoder. N images, C channels."""
 
 from pathlib import Path
 from typing import Any
@@ -6,100 +6,142 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.errors import UserError, first_line
-from fewstep.evaluation.pretrained import Loading, check_report, check_weights, model_folder, read_config
-from fewstep.lab.adapters.decoders import ImageDecoder
-from fewstep.lab.adapters.image_files import check_images, read_images
+from fewstep.evaluation.pretrained import DTYPES, check_memory, from_pretrained, model_folder, read_config
+from fewstep.lab.adapters.decoder import Decoder
+from fewstep.lab.images import Digits, DrawnShapes
 
-PREFIX = "Autoencoder"
 DEFAULT_SIZE = 32
 BATCH_SIZE = 8
 
 
-def load_autoencoder_kl(
-    path: str, images: str, loading: Loading, *, num_examples: int, image_size: int | None = None
-) -> ImageDecoder:
-    """An image autoencoder of diffusers (folder or hub name) as a decoder, with the latents of ``num_examples`` images.
+def load_autoencoder_kl(options: DiagnoseOptions) -> Decoder:
+    """An image autoencoder of diffusers as a decoder, with the latents of images.
 
     The class is the ``Autoencoder...`` of diffusers that config.json names, and no other. A latent is the mean of the
-    encoder's posterior, or its latent where it has no posterior, not scaled or shifted. ``images`` as in
-    :func:`~fewstep.lab.adapters.image_files.read_images`; ``image_size`` in pixels, None: the config's sample_size, or
-    32. Raises ``UserError`` where diffusers is not installed, and for whatever is wrong with the model or the images.
+    encoder's posterior, or its latent where it has no posterior, not scaled or shifted. Images are resized to
+    ``image_size`` pixels, left out: the config's sample_size, or 32. Raises ``UserError`` where diffusers is not
+    installed, and for whatever is wrong with the model or the images.
     """
-    check_images(images, num_examples)
-    folder = model_folder(path, loading)
-    model = _load(folder, loading)
-    size = _size(model, image_size)
+    source = options.images or "shapes"
+    if source not in ("digits", "shapes"):
+        image_files(source, options.examples)  # before the model is loaded
+    folder = model_folder(options.model, allow_pickle=options.allow_pickle)
+    dtype = DTYPES[options.dtype or "float32"]
+    check_memory(folder, dtype)
+    model = _load(folder, dtype, options).to(options.pick_device())
+    size = options.image_size or getattr(model.config, "sample_size", None) or DEFAULT_SIZE
+    size = int(size[0] if isinstance(size, list | tuple) else size)
     channels = int(getattr(model.config, "in_channels", 3))
-    given = read_images(images, num_examples, channels=channels, size=size)
-    given = given.to(loading.device, loading.torch_dtype)
+    images = read_images(source, options.examples, channels=channels, size=size).to(model.device, dtype)
     try:
         with torch.no_grad():
-            z = torch.cat([_mean(model.encode(part)) for part in given.split(BATCH_SIZE)])
+            z = torch.cat([_mean(model.encode(part)) for part in images.split(BATCH_SIZE)])
             shape = model.decode(z[:1]).sample.shape
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
-            f"{path} does not encode images of {channels} x {size} x {size} ({first_line(error, 160)}): try another "
+            f"{folder} does not encode images of {channels} x {size} x {size} ({first_line(error, 160)}): try another "
             "--image_size"
         ) from None
-    if shape[1:] != given.shape[1:]:
-        raise UserError(f"{path} decodes images of shape {tuple(shape[1:])}, given {tuple(given.shape[1:])}")
+    if shape[1:] != images.shape[1:]:
+        raise UserError(f"{folder} decodes images of shape {tuple(shape[1:])}, given {tuple(images.shape[1:])}")
     pixels = f"images of {size} x {size} pixels"
     note = f"autoencoder-kl: latent: the mean of {type(model).__name__}'s posterior, {tuple(z.shape[1:])}; {pixels}"
-    return ImageDecoder(path, lambda x: model.decode(x).sample, z, given, (note,))
+    return Decoder(
+        options.model,
+        lambda x: model.decode(x).sample,
+        z,
+        images,
+        notes=(note,),
+        source={"source": source, "shape": list(images.shape[1:])},
+        packages=("diffusers",),
+    )
 
 
-def _load(folder: Path, loading: Loading) -> Any:
-    if (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is a whole pipeline: give the folder of its autoencoder, {folder / 'vae'}")
-    name = read_config(folder).get("_class_name")
-    stranger = UserError(f"{folder} is a {name!r}: expected an autoencoder of diffusers as _class_name in config.json")
-    if not isinstance(name, str) or not name.startswith(PREFIX):
-        raise stranger
+def _load(folder: Path, dtype: torch.dtype, options: DiagnoseOptions) -> Any:
+    name = str(read_config(folder).get("_class_name"))
     try:
         import diffusers
     except ImportError:
         raise UserError("autoencoder-kl needs diffusers: pip install 'fewstep[diffusers]'") from None
     cls: Any = getattr(diffusers, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
-        raise stranger
-    check_weights(folder, loading)
-    try:
-        model, report = cls.from_pretrained(
-            str(folder),
-            torch_dtype=loading.torch_dtype,
-            use_safetensors=not loading.allow_pickle or any(folder.glob("*.safetensors")),
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # another's files in another library: whatever it raises is told
-        raise UserError(f"{folder} cannot be loaded as {name} ({first_line(error, 160)})") from None
-    check_report(report, str(folder), str(name))
-    _straighten(model)
-    return model.to(loading.device).eval().requires_grad_(False)
-
-
-def _straighten(model: Any) -> None:
-    """Give every group normalisation its input in plain order, tangent and all: its forward mode takes no other."""
+    if not (name.startswith("Autoencoder") and isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
+        raise UserError(f"{folder} is a {name!r}: expected an autoencoder of diffusers as _class_name in config.json")
+    settings = {
+        "torch_dtype": dtype,
+        "use_safetensors": not options.allow_pickle or any(folder.glob("*.safetensors")),
+        "low_cpu_mem_usage": False,
+    }
+    model, _ = from_pretrained(cls, folder, purpose=name, name=str(folder), options=settings)
 
     def plain(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0].clone(memory_format=torch.contiguous_format), *inputs[1:])
 
     for module in model.modules():
-        if isinstance(module, torch.nn.GroupNorm):
+        if isinstance(module, torch.nn.GroupNorm):  # its forward mode takes contiguous inputs only, the tangent too
             module.register_forward_pre_hook(plain)
-
-
-def _size(model: Any, wanted: int | None) -> int:
-    found = getattr(model.config, "sample_size", None) if wanted is None else wanted
-    if isinstance(found, list | tuple):
-        found = found[0]
-    return int(found) if isinstance(found, int) and found > 0 else DEFAULT_SIZE
+    return model
 
 
 def _mean(encoded: Any) -> Tensor:
     for name in ("latent_dist", "latent", "latents"):
-        found = getattr(encoded, name, None)
-        if found is not None:
-            return found.mode() if name == "latent_dist" else found
+        output = getattr(encoded, name, None)
+        if output is not None:
+            return output.mode() if name == "latent_dist" else output
     raise UserError(f"{type(encoded).__name__} has no posterior and no latent: the autoencoder cannot be diagnosed")
+
+
+def read_images(source: str, count: int, *, channels: int, size: int) -> Tensor:
+    """``count`` held-out images of ``source`` as (N, channels, size, size) float32 in [-1, 1].
+
+    ``source`` is "digits" or "shapes" (:mod:`fewstep.lab.images`), or a folder of .png and .jpg files, taken in order
+    of their names. They are resized (bilinear, antialiased); grey ones are repeated over the channels, coloured ones
+    averaged where there is one. Raises ``UserError`` where there are fewer images, or one cannot be read.
+    """
+    if source == "digits":
+        images = [Digits().held_out(count)]
+    elif source == "shapes":
+        images = [DrawnShapes(num_held_out=count, size=size).held_out(count)]
+    else:
+        images = [_read(file) for file in image_files(source, count)]
+    return torch.cat([_resized(image, channels, size) for image in images]) * 2 - 1
+
+
+def image_files(source: str, count: int) -> list[Path]:
+    """The first ``count`` image files of a folder. Raises ``UserError`` where there are fewer."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"images {source}: expected digits or shapes, or a folder of .png or .jpg files")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if len(files) < count:
+        raise UserError(
+            f"images {source}: the folder holds {len(files)} .png or .jpg files, and examples is {count}: expected at "
+            f"least 2 files and as many as --examples"
+        )
+    return files[:count]
+
+
+def _read(file: Path) -> Tensor:
+    """(1, C, H, W) in [0, 1], grey or coloured as the file is."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(file) as opened:
+            plain = opened.convert("L" if opened.mode in ("1", "L", "I", "I;16") else "RGB")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as an image ({first_line(error)}): give another file") from None
+    values = torch.from_numpy(np.array(plain)).float() / 255
+    return values[None, None] if values.ndim == 2 else values.permute(2, 0, 1)[None]
+
+
+def _resized(images: Tensor, channels: int, size: int) -> Tensor:
+    if images.shape[1] != channels:
+        images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+    if images.shape[-2:] == (size, size):
+        return images
+    resized = torch.nn.functional.interpolate(
+        images, (size, size), mode="bilinear", antialias=True, align_corners=False
+    )
+    return resized.clamp(0, 1)

@@ -1,76 +1,76 @@
-"""Encoders with a linear readout, the way of text diffusion on the states of a frozen encoder (ELF)."""
+"""Encoders with a linear readout, as text diffusion on the states of a frozen encoder has it (ELF).
 
-from typing import Any
+N states, D numbers of a state, V vocabulary.
+"""
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
 
+from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.errors import UserError
-from fewstep.evaluation.memory import read_header
-from fewstep.evaluation.pretrained import Loading, load_transformers, model_folder
-from fewstep.lab.adapters.decoders import TextDecoder
-from fewstep.lab.adapters.linear import LinearReadout, ReadoutChoice, fit_linear, read_linear
-from fewstep.lab.adapters.text import ModelText, TextSource, read_text
-from fewstep.lab.adapters.trunk import embedding_rows, last_states, max_positions
+from fewstep.lab.adapters.decoder import Decoder
+from fewstep.lab.adapters.text import blocks_of, load_text_model
 from fewstep.shapes import example_generators
 
-FIT_BLOCKS = 1024
-"""Blocks of the train split that a readout is fitted on, at most."""
+FIT_BLOCKS, FIT_STEPS = 1024, 400
+"""Blocks of the train split that a readout is fitted on, at most, and steps of the fit."""
 UNUSED = ("pooler", "decoder.")
 """Weights that may be missing: an encoder's token states do not come from them."""
 
 
-def load_encoder_linear(
-    path: str, source: TextSource, loading: Loading, choice: ReadoutChoice
-) -> tuple[TextDecoder, ModelText]:
-    """Any encoder of transformers (folder or hub name) with a linear readout of its token states, and its text.
+def load_encoder_linear(options: DiagnoseOptions) -> Decoder:
+    """Any encoder of transformers with a linear readout of its token states.
 
     A block stands between the special tokens that the tokenizer writes; a latent is the last states (L, D) of the
     block's own tokens. The readout is fitted on the train split of the same text, starting from the input embeddings
-    where they have the states' width; or tied to them; or read from a file, as ``choice`` says.
-    Of an encoder-decoder model the encoder is taken. Raises ``UserError`` for whatever is wrong with model, tokenizer,
-    text or readout.
+    where they have the states' width; or ``tied`` to them. Of an encoder-decoder model the encoder is taken. Raises
+    ``UserError`` for whatever is wrong with model, tokenizer or text.
     """
-    if choice.file is not None:
-        read_header(choice.file)  # what is no readout is told before the model is read
-    folder = model_folder(path, loading)
-    model, notes = load_transformers("AutoModel", folder, loading, purpose="an encoder", ignored=UNUSED)
+    from transformers import AutoModel
+
+    text = load_text_model(options, AutoModel, "an encoder", unused=UNUSED)
+    model = text.model
     encoder = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
-    rows = embedding_rows(model)
-    text = read_text(folder, source, rows, length=source.tokens, max_positions=max_positions(model))
-    z = token_states(encoder, text, text.blocks, loading.device)
-    readout, told = _readout(encoder, text, z, rows, choice, path)
-    note = f"encoder-linear: latent: the encoder's last state at each token; readout: linear, {told}"
-    return TextDecoder(path, readout, z, text.blocks.to(loading.device), notes=(note, *notes)), text
-
-
-def token_states(encoder: Any, text: ModelText, blocks: Tensor, device: str) -> Tensor:
-    """The last states (N, L, D) of the tokens of ``blocks`` (N, L), special tokens standing around them."""
-    return text.inner(last_states(encoder, text.framed(blocks), device)).contiguous()
-
-
-def _readout(
-    encoder: Any, text: ModelText, z: Tensor, rows: int, choice: ReadoutChoice, path: str
-) -> tuple[LinearReadout, str]:
-    if choice.file is not None:
-        return read_linear(choice.file, z.shape[-1], int(text.blocks.max()) + 1, z), f"read from {choice.file.name}"
+    z = text.inner(text.states(encoder, text.framed(text.blocks)))
     table = encoder.get_input_embeddings().weight.detach()
-    fits = table.shape[1] == z.shape[-1]
-    if choice.kind == "tied" and not fits:
-        raise UserError(
-            f"{path} has embeddings of {table.shape[1]} numbers and states of {z.shape[-1]}: they cannot be tied, take "
-            "--readout fitted"
-        )
-    nothing = torch.zeros(rows, dtype=z.dtype, device=z.device)
-    start = LinearReadout(table if fits else nothing[:, None].expand(-1, z.shape[-1]).clone(), nothing)
-    if choice.kind == "tied":
-        return start, "tied to the input embeddings"
-    blocks = text.train_blocks(FIT_BLOCKS)
-    states = token_states(encoder, text, blocks, str(z.device))
-    (generator,) = example_generators(choice.seed, 0, 1)
-    flat, ids = states.flatten(0, 1), blocks.flatten().to(z.device)
-    fitted = fit_linear(flat, ids, start, num_steps=choice.num_steps, generator=generator)
-    return (
-        fitted,
-        f"fitted on {blocks.numel():,} tokens of the train split in {choice.num_steps} steps, seed {choice.seed}",
-    )
+    bias = table.new_zeros(len(table))
+    same_width = table.shape[1] == z.shape[-1]
+    if options.readout == "tied":
+        if not same_width:
+            raise UserError(
+                f"{options.model} has embeddings of {table.shape[1]} numbers and states of {z.shape[-1]}: they cannot "
+                "be tied, take --readout fitted"
+            )
+        weight, how = table, "tied to the input embeddings"
+    else:
+        blocks = blocks_of(text.corpus.train, FIT_BLOCKS)
+        states = text.inner(text.states(encoder, text.framed(blocks)))
+        start = table if same_width else table.new_zeros(len(table), z.shape[-1])
+        (generator,) = example_generators(options.seed, 0, 1)
+        weight, bias = fit_linear(states.flatten(0, 1), blocks.flatten().to(z.device), start, generator)
+        how = f"fitted on {blocks.numel():,} tokens of the train split in {FIT_STEPS} steps, seed {options.seed}"
+    note = f"encoder-linear: latent: the encoder's last state at each token; readout: linear, {how}"
+    return text.decoder(lambda z: linear(z, weight, bias), z, text.blocks, note)
+
+
+def fit_linear(
+    states: Tensor, ids: Tensor, start: Tensor, generator: torch.Generator, *, learning_rate: float = 2e-3
+) -> tuple[Tensor, Tensor]:
+    """Weight (V, D) and bias (V,) that read ``ids`` (N,) from ``states`` (N, D), from the weight ``start`` on.
+
+    AdamW on cross-entropy with linear decay to 0, of batches of 256 drawn with replacement by ``generator``.
+    """
+    scale = states.double().square().mean().sqrt().to(states)
+    with torch.inference_mode(False), torch.enable_grad():
+        weight, bias = (start.clone() * scale).requires_grad_(), start.new_zeros(len(start)).requires_grad_()
+        optimizer = torch.optim.AdamW([weight, bias], lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        for step in range(FIT_STEPS):
+            rows = torch.randint(len(ids), (256,), generator=generator, device=generator.device).to(ids.device)
+            logits = linear(states[rows].clone() / scale, weight, bias)
+            loss = cross_entropy(logits.float(), ids[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / FIT_STEPS)
+            optimizer.step()
+    return (weight / scale).detach(), bias.detach()

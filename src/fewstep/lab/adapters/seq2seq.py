@@ -8,22 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.errors import UserError
-from fewstep.evaluation.pretrained import Loading, load_transformers, model_folder
-from fewstep.lab.adapters.decoders import TextDecoder
-from fewstep.lab.adapters.text import ModelText, TextSource, read_text
-from fewstep.lab.adapters.trunk import embedding_rows, last_states, max_positions
+from fewstep.lab.adapters.decoder import Decoder
+from fewstep.lab.adapters.text import load_text_model
 from fewstep.readouts import draw_tokens
 from fewstep.shapes import rand
 
 NOTE = (
     "seq2seq: latent: the encoder's states, special tokens included; the text is to be copied, which a model need not "
     "have learnt: see the token accuracies. Parallel readout: one pass of the decoder with its start token everywhere, "
-    "for which it was not trained either; rows with commit, and cci: the decoder as it is meant, token after token"
+    "for which it was not trained either; rows of the head, and cci: the decoder as it is meant, token after token"
 )
 BLIND = (
     "the parallel readout says the same at every place: this decoder knows a place by the tokens before it only (T5's "
-    "relative positions), and they are all alike here; read the rows with commit"
+    "relative positions), and they are all alike here; read the rows of the head"
 )
 
 
@@ -41,7 +40,7 @@ class Seq2SeqReadout:
         self.start = int(model.config.decoder_start_token_id)
 
     def parallel(self, z: Tensor) -> Tensor:
-        """Logits (B, L, V) in one pass, the start token standing at every place: no token is told to any other."""
+        """Logits (B, L, V) in one pass, the start token standing at every place: no token depends on any other."""
         inputs = torch.full((len(z), len(self.before) + self.length), self.start, device=z.device)
         return self._logits(z, inputs)
 
@@ -72,24 +71,23 @@ class Seq2SeqReadout:
         return output.logits[:, len(self.before) :]
 
 
-def load_seq2seq(path: str, source: TextSource, loading: Loading) -> tuple[TextDecoder, ModelText]:
-    """An encoder-decoder model of transformers (folder or hub name) as a decoder of its own input, and its text.
+def load_seq2seq(options: DiagnoseOptions) -> Decoder:
+    """An encoder-decoder model of transformers as a decoder of its own input.
 
     The encoder reads a block between the special tokens that the tokenizer writes (T5: an end after it; BART: one on
     either side), and a latent is all of its states (K, D). ``decode`` is the parallel readout, ``conditionals`` the
     autoregressive one; both give the block's L tokens. Raises ``UserError`` for whatever is wrong with model, tokenizer
     or text.
     """
-    folder = model_folder(path, loading)
-    model, notes = load_transformers("AutoModelForSeq2SeqLM", folder, loading, purpose="an encoder-decoder model")
-    if getattr(model.config, "decoder_start_token_id", None) is None:
-        raise UserError(f"{folder} has no decoder_start_token_id: give it in config.json")
-    text = read_text(folder, source, embedding_rows(model), length=source.tokens, max_positions=max_positions(model))
-    z = last_states(model.get_encoder(), text.framed(text.blocks), loading.device)
-    readout = Seq2SeqReadout(model, text.before, source.tokens)
-    ids = text.blocks.to(loading.device)
-    told = (NOTE, BLIND, *notes) if _is_blind(readout, z[:2]) else (NOTE, *notes)
-    return TextDecoder(path, readout.parallel, z, ids, readout, told), text
+    from transformers import AutoModelForSeq2SeqLM
+
+    text = load_text_model(options, AutoModelForSeq2SeqLM, "an encoder-decoder model")
+    if getattr(text.model.config, "decoder_start_token_id", None) is None:
+        raise UserError(f"{options.model} has no decoder_start_token_id: give it in config.json")
+    z = text.states(text.model.get_encoder(), text.framed(text.blocks))
+    readout = Seq2SeqReadout(text.model, text.before, text.blocks.shape[1])
+    notes = (NOTE, BLIND) if _is_blind(readout, z[:2]) else (NOTE,)
+    return text.decoder(readout.parallel, z, text.blocks, *notes, conditionals=readout)
 
 
 @torch.no_grad()

