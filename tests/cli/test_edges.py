@@ -1,11 +1,9 @@
 """Small promises of the commands: numbers, warnings, names that look like paths, and refusals at the start."""
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -141,18 +139,10 @@ def test_a_run_folder_that_vanishes_is_one_line(
     assert len(errors) == 1 and str(run) in errors[0]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of text, as a file of rows takes it."""
+def test_a_row_whose_command_is_no_utf_8_is_read_back(tmp_path: Path) -> None:
+    from fewstep.evaluation.protocol import hash_of
+    from fewstep.evaluation.rows import Row, RowFile
 
-    text: str
-
-    def to_dict(self) -> dict[str, str]:
-        return {"text": self.text}
-
-
-def test_a_lone_surrogate_in_a_row_is_kept(tmp_path: Path) -> None:
-    from fewstep.evaluation.row_file import RowFile
-
-    RowFile(tmp_path / "rows.jsonl", Row).append(Row("a\udc80 é"))
-    assert json.loads((tmp_path / "rows.jsonl").read_text(encoding="utf-8")) == {"text": "a\udc80 é"}
+    file = RowFile(tmp_path / "rows.jsonl")
+    file.append(Row({"name": "flow"}, {}, 1, (0,), "m", hash_of({}), {}, 1, "cpu", provenance={"argv": "a\udc80 é"}))
+    assert [row.provenance for row in file.read()] == [{"argv": "a? é"}]

@@ -1,5 +1,6 @@
 """The engine on numbers instead of text: what it makes, measures, resumes and refuses."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 
 from fewstep.errors import UserError
 from fewstep.evaluation.processes import Processes
+from fewstep.evaluation.protocol import differences, hash_of
 from fewstep.evaluation.rows import COLUMNS, Column, Row, RowFile, rows_csv, rows_markdown, same_protocol, table_lines
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, Statistic, Sweep, Value
 from fewstep.metrics.intervals import Interval, bootstrap_interval
@@ -208,6 +210,14 @@ def test_rows_of_two_protocols_are_not_put_in_one_table(rows: list[Row]) -> None
         same_protocol([*rows, other])
     with pytest.raises(UserError, match="no rows"):
         same_protocol([])
+
+
+def test_a_protocols_hash_is_that_of_its_values_alone() -> None:
+    values = {"scorer": {"class": "RunScorer", "dtype": "float32"}, "seeds": [0, 1]}
+    text = '{"scorer":{"class":"RunScorer","dtype":"float32"},"seeds":[0,1]}'
+    assert hash_of(values) == hashlib.sha256(text.encode()).hexdigest()[:12], "it must not change between versions"
+    other = {"scorer": {"class": "RunScorer", "dtype": "float16"}, "seeds": [0, 1]}
+    assert differences(values, other) == ["scorer.dtype: 'float32' against 'float16'"]
 
 
 def test_a_protocol_must_be_plain_values(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ class RowFile:
             whole = sum(len(line) + 1 for line in self._lines()[:-1])
             with self.file.open("ab") as stream:
                 stream.truncate(whole)  # a killed process may have left half a line
-                stream.write(line.encode())
+                stream.write(line.encode("utf-8", "replace"))  # a path of a command may be no UTF-8
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:

@@ -12,10 +12,10 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.evaluation.canvas import write_png
+from fewstep.evaluation.pictures import write_png
 from fewstep.evaluation.rows import COLUMNS as TEXT_COLUMNS
 from fewstep.evaluation.rows import HELD_OUT, Column, Row, RowFile, Value
-from fewstep.evaluation.scoring import corpus_perplexity
+from fewstep.evaluation.scorers import corpus_perplexity
 from fewstep.lab.compare.runs import FLOW
 from fewstep.lab.images.study import YARDSTICK
 from fewstep.metrics.intervals import Interval, bootstrap_interval, mean_interval

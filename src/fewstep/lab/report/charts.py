@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from fewstep.diagnostics.result import Picture, Series
-from fewstep.evaluation.canvas import SERIES
-from fewstep.evaluation.pictures import draw_picture
+from fewstep.evaluation.pictures import SERIES, draw_picture
 from fewstep.lab.report.figures import rounded
 
 INK = "#010203"
