@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -272,9 +273,9 @@ def parse_rule(value: RuleLike) -> Rule:
     if callable(value):
         return value
     if isinstance(value, Real):  # NumPy's numbers too
-        return constant(value)
+        return constant(float(value))
     if not isinstance(value, str):
-        return listed(*value)
+        return listed(*map(float, cast("Sequence[float]", value)))
     name, _, rest = value.strip().partition(":")
     if _numbers(value) is not None:
         name, rest = "listed" if "," in value else "constant", value
