@@ -102,7 +102,8 @@ def training_option(option: str) -> str | None:
         from lightning import Trainer
 
         names = importlib.import_module("inspect").signature(Trainer.__init__).parameters
-        return None if leaf in names else f"Trainer has no {leaf}"
+        first = rest.partition(".")[0]  # what comes behind is the logger's or the strategy's
+        return None if first in names else f"Trainer has no {first}"
     if section in SECTIONS and leaf in argument_names():
         return None
     return f"{name} is no option of training"
