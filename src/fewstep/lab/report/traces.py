@@ -6,6 +6,7 @@ B samples, L tokens, N steps, K latent positions of D dimensions.
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -202,7 +203,7 @@ def _by_head(model: SavedModel, clean: Tensor, sources: list[torch.Generator]) -
     z = clean.flatten(0, 1)
     levels = torch.full((len(z),), level, device=z.device)
     ids = head.read(z, all_real(z), u, levels, temperature=1.0, top_p=1.0).ids
-    return z, ids, lambda rows: HeadConditionals(head, level).given(ids[rows].clone())
+    return z, ids, lambda rows: partial(HeadConditionals(head, level).logits, ids=ids[rows].clone())
 
 
 def _with_samples(path: TracePath, times: Tensor, ids: Tensor, distances: Tensor, used: Tensor) -> TracePath:
