@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_distances_are_those_of_the_diagnostics(generator: TextGenerator, collec
     if mode == "head":
         head = bundle.commitment_head()
         z = z + head.trust_level * randn(tuple(z.shape), z, sources)
-        decode = HeadConditionals(head, head.trust_level).given(ids_of(collected, path)[1])
+        decode = partial(HeadConditionals(head, head.trust_level).logits, ids=ids_of(collected, path)[1])
     expected = margins(decode, z, torch.arange(BLOCK_SIZE).expand(3, -1)).distance
     distances = torch.tensor([sample.distances[1] for sample in path.samples], dtype=torch.float64)
     torch.testing.assert_close(distances, expected, rtol=6e-3, atol=0)  # three digits are kept

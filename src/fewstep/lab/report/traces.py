@@ -203,8 +203,7 @@ def _by_head(model: SavedModel, clean: Tensor, sources: list[torch.Generator]) -
     z = clean.flatten(0, 1)
     levels = torch.full((len(z),), level, device=z.device)
     ids = head.read(z, all_real(z), u, levels, temperature=1.0, top_p=1.0).ids
-    conditionals = HeadConditionals(head, level)
-    return z, ids, lambda rows: partial(conditionals.logits, ids=ids[rows].clone())
+    return z, ids, lambda rows: partial(HeadConditionals(head, level).logits, ids=ids[rows].clone())
 
 
 def _with_samples(path: TracePath, times: Tensor, ids: Tensor, distances: Tensor, used: Tensor) -> TracePath:
