@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fewstep.diagnostics.cci import cci
 from fewstep.diagnostics.response import CATEGORICAL, CONTINUOUS
-from fewstep.lab.theory import Mixture
 from fewstep.lab.theory.consistency import sample_spread
+from fewstep.lab.theory.mixtures import Mixture
 from fewstep.paths import PATHS, linear_path
 from fewstep.samplers import FlowSampler
 

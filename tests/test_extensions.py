@@ -68,7 +68,7 @@ def test_training_logs_what_came_from_outside(model: Path, package: Path) -> Non
     assert log["diag/latent_norm"]
     assert (package / "flow" / "samples.jsonl").read_text().count("\n") >= 1
     config = json.loads((model / "config.json").read_text())
-    assert config["identity"]["objective"] == "Noisy"
+    assert config["identity"]["objective"] == OBJECTIVE
     assert config["parts"]["autoencoder"]["class_path"] == ENCODER
     assert config["parts"]["readout"]["class_path"] == READOUT
 

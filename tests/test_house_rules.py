@@ -58,7 +58,7 @@ BUDGETS = {
     "denoisers": (339, 260),
     "readouts": (599, 540),
     "objectives": (977, 950),
-    "samplers": (790, 690),
+    "samplers": (791, 690),
     "data": (1375, 950),
     "model storage pipeline provenance locking": (1295, 1100),
     "metrics diagnostics": (2088, 1750),

@@ -166,8 +166,8 @@ def test_a_fit_of_text_loads_at_most_90_modules(fit: dict[str, list[str]]) -> No
     assert len(fit["loaded"]) <= 90, "\n".join(fit["loaded"])
 
 
-def test_a_fit_of_text_executes_at_most_42_files(fit: dict[str, list[str]]) -> None:
-    assert len(fit["executed"]) <= 42, "\n".join(fit["executed"])
+def test_a_fit_of_text_executes_at_most_43_files(fit: dict[str, list[str]]) -> None:
+    assert len(fit["executed"]) <= 43, "\n".join(fit["executed"])
 
 
 def test_sampling_loads_at_most_45_modules(tmp_path: Path) -> None:

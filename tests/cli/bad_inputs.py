@@ -137,15 +137,15 @@ NUMBERS = [
     Case(f"{EVALUATE} --cci_examples -1", "-1", "cci_examples"),
     Case(f"{EVALUATE} --max_documents 0", "0", "max_documents"),
     Case(f"{DIAGNOSE} --examples 0", "0", "examples"),
-    Case(f"{DIAGNOSE} --examples 10000", "10000", "from 1 to"),
+    Case(f"{DIAGNOSE} --examples 10000", "10000", "from 2 to"),
     Case(f"{DIAGNOSE} --positions 9", "9", "from 1 to 8"),
     Case(f"{DIAGNOSE} --positions few", "few", "positions"),
     Case("theory --flips --out out --effort 0", "0", "effort"),
     Case("theory --flips --out out --effort nan", "nan", "effort"),
     Case("theory --modes --out out --max_modes 10", "10", "at least 1024"),
     Case("compare {model} --out out --budget 0", "0", "budget"),
-    Case("compare {model} --out out --steps 0", "0", "K >= 1"),
-    Case("compare {model} --out out --reinjection 1.5", "1.5", "in [0, 1]"),
+    Case("compare {model} --out out --steps 0", "0", "at least 1"),
+    Case("compare {model} --out out --reinjection 1.5", "1.5", "between 0 (none) and 1"),
 ]
 CHOICES = [
     Case(f"{SAMPLE} --readout serial", "serial", "readout"),

@@ -180,7 +180,7 @@ def test_what_is_no_whole_model_is_told_in_one_line(folders: dict[str, Path], tm
     larger = Path(shutil.copytree(folders["gpt2"], tmp_path / "larger"))
     train_tokenizer(LINES * 50, 320).save_pretrained(larger)
     for path, message in (
-        (cut, "lacks 1 weights, first transformer.h.1.mlp.c_fc.weight"),
+        (cut, "lacks 1 weights of a causal language model, first transformer.h.1.mlp.c_fc.weight"),
         (empty, "cannot be loaded as a causal language model"),
         (tmp_path / "nowhere", "is no folder"),
         ("somebody/no-such-model", "somebody/no-such-model cannot be loaded"),

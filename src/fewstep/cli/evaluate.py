@@ -91,7 +91,10 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
         from fewstep.training.tracking import check_wandb
 
         check_wandb()
+    lock = FolderLock(folder, "--out")
     with Processes.join() as processes, ExitStack() as locked:
+        if processes.is_first and folder.is_dir():  # in use: said before a model is loaded
+            locked.enter_context(lock)
         bundle = SavedModel.from_pretrained(options.model, allow=options.allowed, kind="text")
         bundle = bundle.to(options.pick_device())
         check_steps(bundle, [sampling.num_steps for sampling in samplings])
@@ -101,7 +104,7 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
         plan = study.plan([*study.yardsticks(), *flows], provenance=provenance("evaluate", argv))
         if processes.is_first:
             make_folder(folder)
-            locked.enter_context(FolderLock(folder, "--out"))
+            locked.enter_context(lock)
         with progress_bar("evaluating", "row") as progress:
             rows = Sweep(plan, processes).run(RowFile(folder / ROWS), progress)
         if processes.is_first:

@@ -83,7 +83,7 @@ def from_pretrained(
             options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
             model, report = loader.from_pretrained(str(source), **options)
     except Exception as error:  # foreign files in a foreign library, which may raise anything
-        if "trust_remote_code" in str(error):
+        if "trust_remote_code" in str(error) or brings_code(source, options):
             raise UserError(f"{name} brings code of its own: pass --trust_remote_code if you trust it") from None
         raise UserError(
             f"{name} cannot be loaded as {purpose} ({first_line(error, 160)}): give such a model, or fetch or "
@@ -100,6 +100,12 @@ def from_pretrained(
             "whole model with its head"
         )
     return model.eval().requires_grad_(False), sorted(report["unexpected_keys"])
+
+
+def brings_code(source: str | Path, options: dict[str, Any]) -> bool:
+    """Whether a folder names code of its own that ``options`` do not trust."""
+    file = Path(source) / "config.json"
+    return not options.get("trust_remote_code") and file.is_file() and "auto_map" in read_config(Path(source))
 
 
 def check_memory(folder: Path, dtype: torch.dtype) -> None:

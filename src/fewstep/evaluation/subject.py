@@ -181,10 +181,15 @@ def positions_in(data: Tensor, num_positions: int, seed: int) -> Tensor:
     if data.is_floating_point():
         return torch.empty(len(data), 0, dtype=torch.long, device=data.device)
     length = data.shape[1]
-    if not 1 <= num_positions <= length:
-        raise UserError(f"positions is {num_positions}: expected a number from 1 to {length}, the tokens of a block")
+    check_positions(num_positions, length)
     (source,) = example_generators(seed, 0, 1)
     return draw_positions(len(data), length, num_positions, source).to(data.device)
+
+
+def check_positions(num_positions: int, length: int) -> None:
+    """Raise ``UserError`` unless blocks of ``length`` tokens have so many positions."""
+    if not 1 <= num_positions <= length:
+        raise UserError(f"positions is {num_positions}: expected a number from 1 to {length}, the tokens of a block")
 
 
 def check_numbers(num_examples: int, available: int, what: str) -> None:

@@ -62,7 +62,6 @@ OPTIONS = [
     Case(f"{CAUSAL} {{gpt2}} --positions 9", "positions is 9", "from 1 to 8"),
     Case(f"{CAUSAL} {{gpt2}} --examples 1", "examples is 1", "expected a number from 2"),
     Case(f"{CAUSAL} {{gpt2}} --only dabi,sharpness", "sharpness", "expected one of token_accuracy"),
-    Case(f"{IMAGES} {{gpt2}} --only cci", "cci", "expected one of reconstruction"),
     Case(f"{IMAGES} {{gpt2}} --image_size half", "half", "image_size"),
 ]
 PLACES = [
