@@ -68,9 +68,9 @@ BUDGETS = {
     "lab": (5973, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_396, 11_000)  # without NOT_CORE
+CORE_LINES = (13_308, 11_000)  # without NOT_CORE
 SRC_LINES = (22_450, 15_000)
-TEST_SHARE = (0.997, 0.75)  # lines of tests to lines of src
+TEST_SHARE = (0.996, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
