@@ -53,17 +53,3 @@ def validated(kind: type[T], values: Any, source: str) -> T:
         raise UserError(f"{source}: {name} is {str(first['input'])[:80]!r}: {first['msg']}") from None
     except (TypeError, ValueError, RecursionError) as error:  # no JSON: a checkpoint may hold anything
         raise UserError(f"{source}: {first_line(error)}") from None
-
-
-def check_types(result: Any) -> None:
-    """Raise ``ValueError`` where a field of the dataclass ``result``, at any depth, has another type than annotated.
-
-    Numbers must be finite. A text may hold any characters, a lone surrogate too.
-    """
-    from pydantic import TypeAdapter
-
-    adapter = TypeAdapter(type(result))
-    values = adapter.dump_python(result, mode="json", warnings=False)
-    # pydantic neither writes nor reads a lone surrogate, so the copy that it checks has a "?" in its place.
-    text = json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-    adapter.validate_json(text, strict=True)

@@ -32,8 +32,3 @@ def rounded(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def shown(value: float | None, form: str) -> str:
-    """``value`` in a format of Python's; nothing for None."""
-    return "" if value is None else format(value, form)
