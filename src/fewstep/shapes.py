@@ -1,5 +1,6 @@
 """Tensor helpers. B batch, L tokens, K latent positions, D latent dimension."""
 
+import hashlib
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -44,6 +45,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(plain(item) for item in value)
     return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, as hexadecimal digits, of the names, dtypes, shapes and bytes of tensors on any device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def expand_like(t: Tensor, x: Tensor) -> Tensor:

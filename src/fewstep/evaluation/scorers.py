@@ -1,6 +1,5 @@
 """Who scores text: what a scorer offers, and the run's own language model as one. N texts, L tokens."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from fewstep.data import tokenizer_fingerprint
 from fewstep.metrics.text import sample_entropies_nats
 from fewstep.readouts import LanguageModel
+from fewstep.shapes import tensors_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -113,9 +113,5 @@ class RunScorer:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """16 hex digits of SHA-256 over the names, dtypes, shapes and bytes of a module's weights, on any device."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:DIGEST_DIGITS]
+    """16 hex digits of :func:`fewstep.shapes.tensors_digest` of a module's weights."""
+    return tensors_digest(module.state_dict())[:DIGEST_DIGITS]

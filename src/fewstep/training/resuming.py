@@ -1,18 +1,17 @@
 """What a checkpoint records of its run, and its comparison with the run that resumes from it."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.registry import validated
+from fewstep.shapes import tensors_digest
 
 BASE = "model.autoencoder"
 """The option of a stage that names the frozen parts of earlier stages."""
@@ -68,12 +67,8 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def weights_digest(parts: Mapping[str, Mapping[str, Tensor]]) -> str:
     """SHA-256 of tensors by part and name."""
-    digest = hashlib.sha256()
-    for part, tensors in sorted(parts.items()):
-        for name, value in sorted(tensors.items()):
-            digest.update(f"{part}.{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    flat = {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
+    return tensors_digest(flat)
 
 
 def compare(saved: RunRecord, now: RunRecord, checkpoint: Path | str) -> list[str]:
