@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.evaluation.adapters import all_real, decoder_of
 from fewstep.evaluation.baselines import shuffled_blocks, unigram_blocks
 from fewstep.evaluation.rows import FLOW, HELD_OUT, NOISE, Setting
 from fewstep.evaluation.sweep import Batch, Group, Samples
@@ -82,8 +83,7 @@ class FlowTexts:
             torch.cuda.synchronize(x_1.device)
         sampling, left = time.perf_counter() - start, [source.get_state() for source in noise]
         common = {"x_1": x_1.cpu(), **self._late_flips(predictions)}
-        mask = torch.ones(x_1.shape[:2], dtype=torch.bool, device=x_1.device)
-        samples = []
+        mask, samples = all_real(x_1), []
         for setting in settings:
             name = str(setting["readout"])
             choice = resolve(READOUTS, name, "readout")
@@ -102,9 +102,9 @@ class FlowTexts:
         """The last two predictions, x_1, and the forward passes."""
         shape = (len(noise), *self.bundle.latent_shape())
         x_0 = randn(shape, next(self.flow.parameters()), noise)
-        mask = torch.ones(shape[:2], dtype=torch.bool, device=x_0.device)
         predictions: list[Tensor] = []
-        for state in self.sampler.iterate(self.flow, x_0, num_steps=self.num_steps, mask=mask, generator=noise):
+        states = self.sampler.iterate(self.flow, x_0, num_steps=self.num_steps, mask=all_real(x_0), generator=noise)
+        for state in states:
             predictions = [*predictions, *([] if state.x1_hat is None else [state.x1_hat])][-2:]
             last = state
         return predictions, last.x_t, last.nfe
@@ -113,8 +113,8 @@ class FlowTexts:
         """Share of each sample's tokens that change between the last two predictions (B,), by the parallel readout."""
         if len(predictions) < 2 or self.bundle.readout is None:
             return {}
-        mask = torch.ones(predictions[0].shape[:2], dtype=torch.bool, device=predictions[0].device)
-        before, last = (self.bundle.readout.logits(x1_hat, mask).argmax(-1) for x1_hat in predictions)
+        decode = decoder_of(self.bundle.readout)
+        before, last = (decode(x1_hat).argmax(-1) for x1_hat in predictions)
         return {"late_flips": (before != last).double().mean(-1).cpu()}
 
 
@@ -166,14 +166,14 @@ def language_model_group(bundle: SavedModel, seed_offset: int = 0) -> Group:
 
 def noise_group(bundle: SavedModel) -> Group:
     """Standard normal latents as the parallel readout reads them: the floor of a sweep."""
-    reader, shape = bundle.reader(), bundle.latent_shape()
+    decode, shape = decoder_of(bundle.reader()), bundle.latent_shape()
     like = next(bundle.parts()["readout"].parameters())
 
     @torch.no_grad()
     def make(batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
         start = time.perf_counter()
         z = randn((batch.count, *shape), like, example_generators(batch.seed, batch.first, batch.count))
-        ids = reader.logits(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)).argmax(-1).cpu()
+        ids = decode(z).argmax(-1).cpu()
         return [Samples({"ids": ids, "x_1": z.cpu()}, time.perf_counter() - start, {"nfe": 1}) for _ in settings]
 
     return Group(({"name": NOISE},), make)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fewstep.diagnostics.result import Picture, Series
 from fewstep.errors import UserError
+from fewstep.evaluation.adapters import decoder_of
 from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.rows import Column, Row, Setting, Value
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, Statistic, model_digest
@@ -191,9 +192,8 @@ class ExactStudy:
     @torch.no_grad()
     def read(self, z: Tensor) -> Tensor:
         """The likeliest tokens (B, L) int64 at latents (B, K, D)."""
-        reader = self.bundle.reader()
-        parts = z.float().split(64)
-        return torch.cat([reader.logits(x, torch.ones_like(x[..., 0], dtype=torch.bool)).argmax(-1) for x in parts])
+        decode = decoder_of(self.bundle.reader())
+        return torch.cat([decode(x).argmax(-1) for x in z.float().split(64)])
 
     def distance(self, x_1: Tensor) -> float:
         """Mean distance to the nearest latent."""
