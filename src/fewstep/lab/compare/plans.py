@@ -5,7 +5,7 @@ N samples of a setting, K steps.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ from fewstep.evaluation.sweep import Batch, Group, Plan, Samples, model_digest
 from fewstep.evaluation.text_plan import TextStudy
 from fewstep.evaluation.texts import FlowTexts, Sampling, flow_setting
 from fewstep.lab.compare.runs import Kind, Run
-from fewstep.lab.images.generator import ImageGenerator
-from fewstep.lab.images.study import YARDSTICK, BaseFlow, ImageStudy
+from fewstep.lab.images.study import YARDSTICK, BaseFlow, ImageStudy, generated
 from fewstep.model import SavedModel
 from fewstep.samplers import FlowSampler, default_sampling, incompatibility
 
@@ -36,8 +35,17 @@ class Models:
         """The model in ``folder``; the latest stays in memory."""
         return _load(folder, self.kind, self.device)
 
-    def settings(self) -> Iterator[tuple[Run, int, str, str | None]]:
+    @cached_property
+    def digests(self) -> dict[Path, str]:
+        """Digest of each model by its folder."""
+        return {run.model: model_digest(self.load(run.model)) for run in self.runs}
+
+    @cached_property
+    def settings(self) -> list[tuple[Run, int, str, str | None]]:
         """Run, K, rule, and why the model was not trained for that, or None; the settings of a model in a row."""
+        return list(self._settings())
+
+    def _settings(self) -> Iterator[tuple[Run, int, str, str | None]]:
         for run in self.runs:
             model = self.load(run.model)
             for rule in self.rules:
@@ -49,15 +57,16 @@ class Models:
     def ruled_out(self) -> list[str]:
         """A sentence for each objective and reason."""
         grouped: dict[tuple[str, str], list[str]] = {}
-        for run, count, rule, reason in self.settings():
+        for run, count, rule, reason in self.settings:
             if reason is not None:
                 grouped.setdefault((run.name, reason), []).append(f"K = {count} with gamma {rule}")
         return [f"{name}, {', '.join(where)}, is ruled out: {reason}." for (name, reason), where in grouped.items()]
 
-    def cost(self, run: Run) -> dict[str, float | None]:
-        """Forward passes per example, and wall time of the run's training with the rounds before it."""
+    def with_cost(self, run: Run, samples: Samples) -> Samples:
+        """``samples`` with what training cost: passes per example, and wall time with the rounds before the run."""
         own = [each for each in self.runs if each.name == run.name]
-        return {"passes": run.passes, "training_seconds": sum(each.seconds for each in own[: own.index(run) + 1])}
+        seconds = sum(each.seconds for each in own[: own.index(run) + 1])
+        return replace(samples, numbers={**samples.numbers, "passes": run.passes, "training_seconds": seconds})
 
 
 @lru_cache(maxsize=1)
@@ -68,12 +77,12 @@ def _load(folder: Path, kind: Kind, device: str) -> SavedModel:
 def text_plan(study: TextStudy, models: Models, readouts: Sequence[str], provenance: dict[str, Any]) -> Plan:
     """Real text and the other yardsticks, and every model at every setting; all readouts of the same latents."""
     groups = study.yardsticks()
-    for run, count, rule, reason in models.settings():
+    for run, count, rule, reason in models.settings:
         if reason is None:
             sampling = Sampling(count, rule)
             settings = tuple(flow_setting(sampling, readout, run.name) for readout in readouts)
-            digest = model_digest(models.load(run.model))
-            groups.append(Group(settings, partial(_make_texts, models, run, sampling, tuple(readouts)), digest))
+            make = partial(_make_texts, models, run, sampling, tuple(readouts))
+            groups.append(Group(settings, make, models.digests[run.model]))
     return study.plan(groups, MEASURES, keep=("perplexity",), provenance=provenance)
 
 
@@ -81,8 +90,7 @@ def _make_texts(
     models: Models, run: Run, sampling: Sampling, readouts: Sequence[str], batch: Batch, settings: Sequence[Setting]
 ) -> list[Samples]:
     texts = FlowTexts(models.load(run.model), sampling, readouts)
-    cost = models.cost(run)
-    return [replace(samples, numbers={**samples.numbers, **cost}) for samples in texts.make(batch, settings)]
+    return [models.with_cost(run, samples) for samples in texts.make(batch, settings)]
 
 
 def image_plan(
@@ -94,25 +102,14 @@ def image_plan(
     study = ImageStudy(teacher, num_samples, tuple(seeds), BaseFlow(teacher), batch_size=batch_size)
     plan = study.plan((own.num_steps,), (own.reinjection,))
     groups = [group for group in plan.groups if group.settings[0]["name"] == YARDSTICK]
-    for run, count, rule, reason in models.settings():
+    for run, count, rule, reason in models.settings:
         if reason is None:
             setting: Setting = {"name": run.name, "num_steps": count, "reinjection": rule}
             make = partial(_make_images, models, run, batch_size)
-            groups.append(Group((setting,), make, model_digest(models.load(run.model))))
+            groups.append(Group((setting,), make, models.digests[run.model]))
     return replace(plan, groups=groups, device=models.device, provenance=provenance)
 
 
 def _make_images(models: Models, run: Run, batch_size: int, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
-    generator = ImageGenerator(models.load(run.model))
-    generated = [
-        generator.generate(
-            batch.count,
-            int(setting["num_steps"]),
-            batch.seed,
-            reinjection=str(setting["reinjection"]),
-            batch_size=batch_size,
-            first_sample=batch.first,
-        )
-        for setting in settings
-    ]
-    return [Samples({"images": each.images}, each.seconds, {"nfe": each.nfe, **models.cost(run)}) for each in generated]
+    model = models.load(run.model)
+    return [models.with_cost(run, generated(model, batch, setting, batch_size)) for setting in settings]

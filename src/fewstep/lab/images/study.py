@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewstep.diagnostics.stiffness import stiffness
 from fewstep.errors import UserError
-from fewstep.evaluation.adapters import velocity_of
+from fewstep.evaluation.adapters import all_real, velocity_of
 from fewstep.evaluation.protocol import HASH_DIGITS
 from fewstep.evaluation.rows import COLUMNS, Column, Setting, Value
 from fewstep.evaluation.scorers import weights_digest
@@ -127,18 +127,7 @@ class ImageStudy:
         )
 
     def _generated_by_model(self, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
-        return [self._generated(self.model, batch, setting) for setting in settings]
-
-    def _generated(self, model: SavedModel, batch: Batch, setting: Setting) -> Samples:
-        generated = ImageGenerator(model).generate(
-            batch.count,
-            int(setting["num_steps"]),
-            batch.seed,
-            reinjection=float(setting["reinjection"]),
-            batch_size=self.batch_size,
-            first_sample=batch.first,
-        )
-        return Samples({"images": generated.images}, generated.seconds, {"nfe": generated.nfe})
+        return [generated(self.model, batch, setting, self.batch_size) for setting in settings]
 
     def _train_images(self, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
         """Train images drawn without replacement, decoded like the held-out ones."""
@@ -192,7 +181,8 @@ class ImageStudy:
             if batch.seed_index > 0 or count < 1 or setting["name"] == YARDSTICK:
                 return {}
             same_noise = Batch(0, batch.seed, batch.first, count)
-            expected = self._generated(base.model, same_noise, {"num_steps": base.num_steps, "reinjection": 0.0})
+            deterministic: Setting = {"num_steps": base.num_steps, "reinjection": 0.0}
+            expected = generated(base.model, same_noise, deterministic, self.batch_size)
             return {"images": samples.tensors["images"][:count], "of_base": expected.tensors["images"]}
 
         def values(setting: Setting, samples: Samples) -> Mapping[str, Value]:
@@ -218,8 +208,7 @@ class ImageStudy:
         x_0 = randn((len(generators), *self.model.latent_shape()), next(flow.parameters()), generators)
         grid, gamma = self.model.identity.default_grid(), float(setting["reinjection"])
         sampler = FlowSampler(flow.path, grid=grid, reinjection=gamma)
-        mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=x_0.device)
-        states = list(sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators))[:-1]
+        states = list(sampler.iterate(flow, x_0, num_steps=num_steps, mask=all_real(x_0), generator=generators))[:-1]
         picked = torch.linspace(0, len(states) - 1, min(len(states), MAX_STATES)).round().int().tolist()
         result = stiffness(
             velocity_of(flow),
@@ -228,6 +217,19 @@ class ImageStudy:
             generator=noise_source(self.seeds[0], "stiffness"),
         )
         return result["stiffness_peak"].value
+
+
+def generated(model: SavedModel, batch: Batch, setting: Setting, batch_size: int) -> Samples:
+    """The images of a batch that ``model`` makes at ``setting``."""
+    result = ImageGenerator(model).generate(
+        batch.count,
+        int(setting["num_steps"]),
+        batch.seed,
+        reinjection=setting["reinjection"],
+        batch_size=batch_size,
+        first_sample=batch.first,
+    )
+    return Samples({"images": result.images}, result.seconds, {"nfe": result.nfe})
 
 
 def _take_nothing(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Any]:
