@@ -21,7 +21,7 @@ class Cost:
 
 def _seconds(row: Row) -> float | None:
     speed = row.value("tokens_per_second")
-    return None if speed is None else 1000 / speed
+    return 1000 / speed if speed else None
 
 
 STEPS = Cost("steps K", lambda row: float(row.setting["num_steps"]))

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from fewstep import __version__
 from fewstep.diagnostics.result import Axes, Picture, Series
-from fewstep.evaluation.charts import ENTROPY_BAND_NATS
-from fewstep.evaluation.rows import HELD_OUT, Row, table_lines
+from fewstep.evaluation.charts import ENTROPY_BAND_NATS, NFE, SECONDS
+from fewstep.evaluation.rows import HELD_OUT, table_lines
 from fewstep.lab.report.charts import Chart, chart
 from fewstep.lab.report.figures import (
     HEAD,
@@ -279,30 +279,25 @@ def score_charts(runs: Sequence[Run]) -> Iterator[Chart]:
             yield _score_chart(group, x, y, f"chart-{y}-{x}-{index}", caption)
 
 
-COSTS = {"nfe": "forward passes per sample (NFE)", "seconds": "seconds per 1,000 tokens"}
-
-
-def cost_of(row: Row, cost: str) -> float:
-    """0 where it was not measured."""
-    if cost == "nfe":
-        return row.value("nfe") or 0.0
-    speed = row.value("tokens_per_second")
-    return 1000 / speed if speed else 0.0
+COSTS = {
+    "nfe": replace(NFE, label="forward passes per sample (NFE)"),
+    "seconds": replace(SECONDS, label="seconds per 1,000 tokens"),
+}
 
 
 def _score_chart(group: Sequence[Run], x: str, y: str, name: str, caption: str) -> Chart:
-    series = []
+    series, cost = [], COSTS[x]
     for run in group:
         for readout in (PARALLEL, HEAD):
             for strength in sorted({strength_of(row) or 0.0 for row in flows(run, readout)}):
-                rows = [row for row in flows(run, readout, strength) if cost_of(row, x)]
+                rows = [row for row in flows(run, readout, strength) if cost.of(row)]
                 ends = [end for row in rows if (end := row.interval(y))]
                 whole = len(ends) == len(rows)
                 label = f"{readout}, gamma {strength:g}"
                 series.append(
                     Series(
                         f"{run.name}: {label}" if len(group) > 1 else label,
-                        tuple(cost_of(row, x) for row in rows),
+                        tuple(cost.of(row) or 0.0 for row in rows),
                         tuple(number(row, y) for row in rows),
                         tuple(end.low for end in ends) if whole else None,
                         tuple(end.high for end in ends) if whole else None,
@@ -314,7 +309,7 @@ def _score_chart(group: Sequence[Run], x: str, y: str, name: str, caption: str) 
     if y == "entropy_nats" and HELD_OUT in levels:
         band = (levels[HELD_OUT] - ENTROPY_BAND_NATS, levels[HELD_OUT] + ENTROPY_BAND_NATS)
     title = f"{y_label.capitalize()} of {', '.join(run.name for run in group)}"
-    picture = Picture(title, COSTS[x], y_label, tuple(series), log_x=True, log_y=y == "perplexity")
+    picture = Picture(title, cost.label, y_label, tuple(series), log_x=True, log_y=y == "perplexity")
     return chart(picture, name, caption, levels=levels, band=band)
 
 
