@@ -141,6 +141,7 @@ class TextGenerator:
         self.model.require("denoiser", choice.part)
         reader = self.model.open_readout(choice)
         temperature = choice.temperature if temperature is None else temperature
+        own = default_sampling(self.model.identity, num_steps)
         tokenizer = self.model.tokenizer
         ending = Ending(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)) if stop else None
         with as_user_error():
@@ -148,7 +149,7 @@ class TextGenerator:
             sampler = FlowSampler(
                 self.model.flow().path,
                 grid=self.model.identity.default_grid() if grid is None else grid,
-                reinjection=default_reinjection(self.model, num_steps) if reinjection is None else reinjection,
+                reinjection=own.reinjection if reinjection is None else reinjection,
                 solver=solver,
                 reuse_noise=reuse_noise,
                 noise_temperature=noise_temperature,
@@ -158,11 +159,11 @@ class TextGenerator:
             )
             check_compatible(self.model.identity, sampler, num_steps)
         draw = partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
-        samples, latents, start = [], [], time.perf_counter()
+        samples, x_1, start = [], [], time.perf_counter()
         batches = sampled_latents(self.model, sampler, num_steps, seed, first_sample, num_samples, batch_size)
         for generators, mask, last in batches:
             samples.append(draw(last.x_t, mask, generator=generators).cpu())
-            latents.append(last.x_t.cpu())
+            x_1.append(last.x_t.cpu())
             if progress is not None:
                 progress(len(mask))
         seconds = time.perf_counter() - start
@@ -170,13 +171,7 @@ class TextGenerator:
             torch.cat(parts) for parts in zip(*((s.ids, s.log_probs, s.written) for s in samples), strict=True)
         )
         texts = decode_blocks(tokenizer, ids)
-        x_1 = torch.cat(latents)
-        return GeneratedText(texts, ids, log_probs, x_1, last.nfe, seconds, num_steps, seed, readout, mask)
-
-
-def default_reinjection(model: SavedModel, num_steps: int) -> float:
-    """The strength that is right for the kind of ``model``: 0, or 1 for an endpoint model of several steps."""
-    return default_sampling(model.identity, num_steps).reinjection
+        return GeneratedText(texts, ids, log_probs, torch.cat(x_1), last.nfe, seconds, num_steps, seed, readout, mask)
 
 
 def sampled_latents(

@@ -117,8 +117,8 @@ def written_batches(options: SampleOptions, recipe: dict[str, Any], cost: dict[s
     """
     from tqdm import tqdm  # takes seconds to import with the others, which --help should not
 
-    from fewstep.pipeline import TextGenerator, default_reinjection
-    from fewstep.samplers import parse_rule, parse_snap
+    from fewstep.pipeline import TextGenerator
+    from fewstep.samplers import default_sampling, parse_rule, parse_snap
 
     try:  # before the model is loaded
         parse_rule(0.0 if options.reinjection is None else options.reinjection)
@@ -127,7 +127,8 @@ def written_batches(options: SampleOptions, recipe: dict[str, Any], cost: dict[s
         raise UserError(str(error)) from None
     generator = TextGenerator.from_pretrained(options.model, options.pick_device(), allow=options.allowed)
     if options.reinjection is None:
-        options = replace(options, reinjection=default_reinjection(generator.model, options.steps))
+        own = default_sampling(generator.model.identity, options.steps)
+        options = replace(options, reinjection=own.reinjection)
     with tqdm(total=options.num_samples, desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
         for first in range(0, options.num_samples, options.batch_size):
             generated = generator.generate(

@@ -3,7 +3,6 @@
 import errno
 import logging
 import warnings
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fewstep.errors import UserError
+from fewstep.registry import import_attribute
 from fewstep.settings import PARSER, ConfigOption, SizeOption, expand_home, parser_message, whole_number
 from fewstep.shapes import own_defaults
 from fewstep.training.callbacks import (
@@ -138,7 +138,7 @@ class FewstepCLI(LightningCLI):
         self._loggers = place_loggers(config.trainer.logger, config.run_dir)
         self._note, self._entry = "", None
         if config.ckpt_path is not None:  # before Lightning reads it, whose errors name no remedy
-            stage = named(config.model.class_path).stage_name
+            stage = import_attribute(config.model.class_path, "model.class_path").stage_name
             file, self._entry, self._note = find_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
             config.ckpt_path = str(file)
             if 0 < config.trainer.max_steps < self._entry["step"]:
@@ -265,8 +265,8 @@ def check_settings(config: Namespace) -> None:
     if config.diagnostics.measurements is not None:  # before the text is read
         check_measurements(config.diagnostics.measurements)
     model, data = config.model.class_path, config.data.class_path
-    expected = named(model).data_class
-    if not issubclass(named(data), expected):
+    expected = import_attribute(model, "model.class_path").data_class
+    if not issubclass(import_attribute(data, "data.class_path"), expected):
         model, data = (path.rpartition(".")[2] for path in (model, data))
         raise UserError(f"data.class_path is {data}, but {model} trains on {expected.__name__}: give that class")
 
@@ -278,12 +278,6 @@ def config_file(run_dir: Path, *, resumed: bool) -> Path:
         number += 1
         file = run_dir / f"config_resumed_{number}.yaml"
     return file
-
-
-def named(class_path: str) -> Any:
-    """The class with this dotted name."""
-    module, _, name = class_path.rpartition(".")
-    return getattr(import_module(module), name)
 
 
 @own_defaults()
