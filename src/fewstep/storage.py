@@ -97,13 +97,11 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
     local = Path(path).expanduser()
     if local.exists():
         return local
-    from fewstep.data.hub import looks_local  # for hub names only
+    from fewstep.data import hub  # for hub names only
 
-    if not HUB_NAME.fullmatch(str(path)) or looks_local(str(path)):
+    if not HUB_NAME.fullmatch(str(path)) or hub.looks_local(str(path)):
         raise UserError(f"{path} does not exist: give a model folder, a .ckpt file or the name of a model on the hub")
     from huggingface_hub import snapshot_download
-
-    from fewstep.data import hub  # for hub names only
 
     with hub.one_line_errors("model", str(path)):
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=list(MODEL_FILES)))

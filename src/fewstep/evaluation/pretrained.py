@@ -24,7 +24,7 @@ DTYPES = {
 def model_folder(path_or_name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Path:
     """The local folder of a model: ``path_or_name`` itself, or what the hub has under that name, fetched.
 
-    Raises ``UserError`` where there is neither, and for weights that are missing, or in pickles only (which may run
+    Raises ``UserError`` if neither exists, and for weights that are missing, or in pickles only (which may run
     code) unless ``allow_pickle``.
     """
     from huggingface_hub import constants, snapshot_download

@@ -125,7 +125,7 @@ def window(strength: RuleLike, begin: float, end: float) -> Rule:
         inside = (times[1:] >= begin) & (times[1:] < end)
         return Noise.preserving(torch.where(inside, inner(path, times).fresh, 0.0))
 
-    known = end == 1 or isinstance(strength, int | float)  # another rule may fade out, which a window cuts short
+    known = end == 1 or isinstance(strength, Real)  # another rule may fade out, which a window cuts short
     return ShippedRule(rule, is_consistent(inner) if known else None)
 
 

@@ -15,7 +15,7 @@ from fewstep.diagnostics.cci import TokenConditionals
 from fewstep.diagnostics.decoding import Decode
 from fewstep.errors import UserError
 from fewstep.evaluation.pretrained import DTYPES, check_memory, from_pretrained, model_folder
-from fewstep.evaluation.subject import check_positions
+from fewstep.evaluation.subject import MIN_EXAMPLES, check_positions
 from fewstep.lab.adapters.decoder import Decoder
 
 TOKENS = 32
@@ -96,8 +96,10 @@ def load_text_model(
         tokenizer.eos_token = tokenizer.sep_token
     before, after = special_tokens(tokenizer)
     check_positions(options.positions, options.tokens or TOKENS)
-    if options.examples < 2:  # more than there are is known only when the text has been read
-        raise UserError(f"examples is {options.examples}: expected a number from 2 to the number of blocks")
+    if options.examples < MIN_EXAMPLES:  # how many there are is known only when the text has been read
+        raise UserError(
+            f"examples is {options.examples}: expected a number from {MIN_EXAMPLES} to the number of blocks"
+        )
     length = (options.tokens or TOKENS) + more_tokens
     limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     if isinstance(limit, int) and len(before) + length + len(after) > limit:

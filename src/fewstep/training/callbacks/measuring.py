@@ -25,7 +25,7 @@ MAX_LOGITS = 2**28
 
 
 def chosen_measurements(names: Sequence[str] | None) -> dict[str, Measurement]:
-    """The measurements ``names``, all for None. Raises ``UserError`` for a name that is none."""
+    """The measurements ``names``, all for None. Raises ``UserError`` for an unknown name."""
     try:
         return choose(MEASUREMENTS, names)
     except UserError as error:
