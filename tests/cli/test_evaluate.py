@@ -211,31 +211,6 @@ def test_controls_and_snap_are_axes_whose_columns_show_where_they_differ(
     assert not {"initial noise", "drawn", "snap"} & set((whole / "table.md").read_text().splitlines()[0].split(" | "))
 
 
-def test_places_that_cannot_be_written_and_models_that_lack_a_part_are_one_line(
-    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    (tmp_path / "odd" / "rows.jsonl").mkdir(parents=True)
-    (tmp_path / "edited").mkdir()
-    (tmp_path / "edited" / "rows.jsonl").write_text("no row\n")
-    bundle = with_identity(tiny_bundle(), source=str(shop / "text.jsonl"))
-    without_lm = only(bundle, "autoencoder", "readout", "denoiser")
-    without_lm.save_pretrained(tmp_path / "flow")
-    for path, options, message in (
-        (None, ["--out", tmp_path / "mine.txt"], "cannot write into"),
-        (None, ["--out", tmp_path / "odd"], "cannot read"),
-        (None, ["--out", tmp_path / "edited"], "line 1 is no row of this fewstep version"),
-        (tmp_path / "none", ["--out", tmp_path / "out"], "none does not exist"),
-        (tmp_path / "flow", ["--out", tmp_path / "out"], "has no head"),
-        (tmp_path / "flow", ["--out", tmp_path / "out", "--readout", "parallel"], "has no language_model"),
-    ):
-        assert main(command(shop, *options, path=path)) == 2
-        out, err = capsys.readouterr()
-        assert not out
-        assert err.count("\n") == 1, err
-        assert message in err
-
-
 def test_a_model_trained_for_a_number_of_steps_tells_it_before_anything_is_made_and_takes_it(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,23 +263,6 @@ def test_mauve_is_measured_where_it_is_asked_for_against_text_that_is_not_the_ro
     all_of_it = ["--samples", "17", "--out", tmp_path / "much"]
     assert main(command(shop, *few, *all_of_it, "--mauve")) == 0
     assert [row.value("mauve") is None for row in rows_in(tmp_path / "much")] == [True, *[False] * 5]
-
-
-def test_without_its_package_or_with_one_text_mauve_is_one_line_before_any_sampling(
-    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mauve: list[object]
-) -> None:
-    monkeypatch.setattr("fewstep.evaluation.texts.FlowTexts.make", None)
-    monkeypatch.setattr("fewstep.evaluation.scorers.RunScorer.score", None)
-    for options, message in (
-        (["--samples", "1", "--seeds", "1"], "MAUVE of 1 text: expected at least 2"),
-        ([], "pip install 'fewstep[mauve]'"),
-    ):
-        if not options:
-            monkeypatch.setitem(sys.modules, "mauve", None)
-        assert main(command(shop, "--mauve", *options, "--out", tmp_path)) == 2
-        out, err = capsys.readouterr()
-        assert (out, err.count("\n")) == ("", 1)
-        assert message in err
 
 
 def test_documents_that_are_not_packed_count_to_their_end(shop: Path, tmp_path: Path) -> None:

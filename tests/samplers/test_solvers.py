@@ -38,18 +38,6 @@ def test_measured_order_of_convergence(path: Path, solver: Solver, order: int) -
 
 
 @each_path
-@pytest.mark.parametrize("grid", [UniformGrid(), LogitNormalGrid()], ids=lambda g: type(g).__name__)
-def test_on_every_grid_heun_is_of_order_2_in_the_longest_step(path: Path, grid: TimeGrid) -> None:
-    """The longest step, not 1 / N: the logit-normal grid's outer steps shrink only slowly with N."""
-    model, x_0 = _gaussian(path), _noise(8, 2, 3)
-    exact = model.flow(x_0, torch.ones(8, dtype=torch.float64))
-    sampler = FlowSampler(path, solver=heun, grid=grid)
-    coarse, fine = ((_end(model, sampler, x_0, n) - exact).abs().max() for n in (64, 256))
-    longest_coarse, longest_fine = (grid.times(n).diff().max() for n in (64, 256))
-    assert torch.log(coarse / fine) / torch.log(longest_coarse / longest_fine) > 1.85
-
-
-@each_path
 @each_solver
 def test_a_constant_pair_is_followed_without_error_in_any_number_of_steps(path: Path, solver: Solver) -> None:
     x_1, x_0 = _noise(2, 3, seed=1), _noise(4, 2, 3)

@@ -25,7 +25,7 @@ PER_START = (
 PLACES = (
     *("data.source", "data.tokenizer", "data.cache_dir"),
     *("model.autoencoder", "model.teacher", "model.initialise_from", "model.language_model"),
-    *("model.latent_cache_dir", "model.allow"),
+    "model.allow",
 )
 """Names of files and folders: their content is compared by its fingerprint."""
 DECIDES_ROWS_AND_MODEL = ("data.", "model.", "seed_everything", BATCHES, PROCESSES)
