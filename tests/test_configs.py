@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from fewstep import objectives
-from fewstep.cli.train import main
 from fewstep.settings import STAGES, read_yaml, size_sections, stage_of
+from fewstep.training.command import main
 from tests.lab.images.models import tiny_image_model
 from tests.runs import CONFIGS, Workshop
 from tests.training.flows import needs_teacher, trained_flow

@@ -106,7 +106,7 @@ def test_imports_go_strictly_downward_and_libraries_stay_in_their_rooms() -> Non
         ("fewstep.schedules", "from .paths import linear_path"),
         ("fewstep.samplers.ode", "from fewstep import TextGenerator"),
         ("fewstep.objectives.flow", "def later():\n    from fewstep.data import corpus"),
-        ("fewstep.cli.train", "from lightning.pytorch.cli import LightningCLI"),
+        ("fewstep.cli.sample", "from lightning.pytorch.cli import LightningCLI"),
         ("fewstep.metrics.text", "from pathlib import Path"),
         ("fewstep.pipeline", "from fewstep.lab.adapters import text"),
         ("fewstep.cli.diagnose", "from fewstep.lab import adapters"),

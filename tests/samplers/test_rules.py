@@ -178,16 +178,6 @@ def test_churn_with_euler_is_edms_algorithm_2(path: Path, amount: float, noise_m
     torch.testing.assert_close(ours.x_1, y, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.5, 5.0, 1e3, 1e17])
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 7])
-def test_elfs_weights_add_up_to_one_in_standard_deviation(gamma: float, num_steps: int) -> None:
-    found = noise_of(elf(gamma), num_steps)
-    kept = torch.cat([torch.tensor(found.initial[:1]), found.kept])
-    fresh = torch.cat([torch.tensor(found.initial[1:]), found.fresh])
-    torch.testing.assert_close(kept + fresh, torch.ones(num_steps + 1).double(), rtol=0, atol=1e-7)
-    assert bool((kept >= 0).all()) and bool((fresh >= 0).all())
-
-
 class _ElfGrid:
     """The times a_k t_k at which ELF evaluates when its own grid is uniform."""
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep.cli.train import main
 from fewstep.data import prepare_corpus
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks
@@ -16,6 +15,7 @@ from fewstep.evaluation.subject import Subject, text_subject
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.storage import load_checkpoint
+from fewstep.training.command import main
 from tests.runs import Workshop, logged
 from tests.training.test_resume import assert_equal
 

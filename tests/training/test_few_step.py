@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from fewstep.cli.main import main as command
-from fewstep.cli.train import main
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.model import SavedModel
 from fewstep.objectives import ConsistencyDistillation
 from fewstep.shapes import randn
+from fewstep.training.command import main
 from fewstep.training.flow import start_from
 from tests.bundles import randomise
 from tests.runs import Workshop, logged

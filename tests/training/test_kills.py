@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fewstep.cli.main import errors_to_exit_code
-from fewstep.cli.train import main
 from fewstep.storage import load_checkpoint
+from fewstep.training.command import main
 from fewstep.training.run_folder import AtomicCheckpointIO
 from tests.forked import kill_when, start_command
 from tests.runs import Workshop

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.cli.train import main
 from fewstep.storage import load_checkpoint
+from fewstep.training.command import main
 from tests.runs import Workshop, logged, start
 
 STEPS = 60

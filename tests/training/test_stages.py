@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.cli.train import main
 from fewstep.errors import UserError
 from fewstep.storage import load_checkpoint
 from fewstep.training import AutoencoderModule, LanguageModelModule
+from fewstep.training.command import main
 from fewstep.training.module import TrainingModule
 from tests.runs import Workshop
 from tests.training.flows import trained_flow

@@ -9,13 +9,13 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
 from fewstep.cli.main import EXIT_USER_ERROR, errors_to_exit_code
-from fewstep.cli.train import main
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.objectives import FlowMatching
 from fewstep.paths import linear_path
 from fewstep.schedules import UniformTime
 from fewstep.storage import load_checkpoint
 from fewstep.training.callbacks import WeightAverage
+from fewstep.training.command import main
 from fewstep.types import Latents
 from tests.nn.builders import randomised
 from tests.runs import Workshop, logged

@@ -12,7 +12,7 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 from fewstep.cli import main as commands
-from fewstep.cli.train import main
+from fewstep.training.command import main
 from tests.runs import BATCH_SIZE, Workshop, logged
 
 

@@ -17,7 +17,7 @@ from fewstep.schedules import LogitNormalTime
 from fewstep.storage import load_strictly
 from fewstep.training.data_modules import Batch, StepDataModule
 from fewstep.training.module import DEFAULT_OPTIMIZER, OptimizerSettings, Shared, TrainingModule, tokens_of
-from fewstep.training.resuming import weights_digest
+from fewstep.training.run_folder import weights_digest
 from fewstep.types import Latents, LossOutput
 
 MAX_COUNTED_BLOCKS = 50_000  # enough for a prior over tokens
