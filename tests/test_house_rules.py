@@ -55,22 +55,22 @@ BUDGETS = {
     "__init__ errors shapes types registry schedules paths": (628, 600),
     "nn": (489, 450),
     "autoencoders": (142, 180),
-    "denoisers": (339, 260),
+    "denoisers": (327, 260),
     "readouts": (599, 540),
-    "objectives": (977, 950),
+    "objectives": (1125, 950),
     "samplers": (791, 690),
-    "data": (1375, 950),
-    "model storage pipeline provenance locking": (1290, 1100),
+    "data": (1379, 950),
+    "model storage pipeline provenance locking": (1288, 1100),
     "metrics diagnostics": (2088, 1750),
-    "training": (2948, 1950),
-    "cli settings __main__": (1721, 1300),
+    "training": (3050, 1950),
+    "cli settings __main__": (1698, 1300),
     "evaluation": (3160, 2000),
     "lab": (5969, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_387, 11_000)  # without NOT_CORE
-SRC_LINES = (22_516, 15_000)
-TEST_SHARE = (0.996, 0.75)  # lines of tests to lines of src
+CORE_LINES = (13_604, 11_000)  # without NOT_CORE
+SRC_LINES = (22_733, 15_000)
+TEST_SHARE = (0.924, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
