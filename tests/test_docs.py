@@ -19,10 +19,6 @@ from tests.runs import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_README_LINES = 160
-REMOVED = (
-    r"fewstep replay|make study|--no_traces|commit_off|configs/commitment|CommitmentReinjection|configs/flow\.yaml"
-    r"|reliability_training|docs/(adapters|scale|escapes|models|data|diagnostics|recipe)\.md"
-)
 PLACEHOLDERS = r"\.\.\.|my_ext|my_package|\b[A-Z]{3,}\b"
 """Words that stand for something of the reader's; such commands are checked for their options only."""
 
@@ -210,13 +206,6 @@ def test_pages_that_code_refers_to_are_there() -> None:
         named = re.findall(r"docs/[\w/-]+\.md", text_of(file))
         problems += [f"{name_of(file)}: {path}" for path in named if not (ROOT / path).exists()]
     assert not problems
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_no_page_names_what_is_gone(page: Path) -> None:
-    assert not re.findall(REMOVED, text_of(page))
-    if "benchmarks/" in text_of(page):
-        assert "855469b" in text_of(page), "a script that is gone is named with the commit that has it"
 
 
 def test_the_readme_is_short_and_its_python_runs_up_to_the_model() -> None:

@@ -187,7 +187,7 @@ def notes_to_self(sources: Sources) -> Iterator[str]:
 
 
 def prints(sources: Sources) -> Iterator[str]:
-    """Only the command line prints: cli/, and the commands of lab/."""
+    """Only the command line prints: cli/, and the files command.py."""
     for source in sources:
         if source.room != "cli" and not source.name.endswith("command.py"):
             yield from (f"{place}: print" for place, name in calls(source) if name == "print")

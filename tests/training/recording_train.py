@@ -1,40 +1,27 @@
-"""``train.py`` that also writes, into the folder named by RECORD, what every process trained on and ended with."""
+"""``train.py`` that also writes, into the folder named by RECORD, what every process trained on."""
 
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fewstep.cli.main import main
-from fewstep.training.callbacks import ExportModel
 from fewstep.training.module import TrainingModule
 
-folder = Path(os.environ["RECORD"])
-training_step, on_fit_end = TrainingModule.training_step, ExportModel.on_fit_end
+training_step = TrainingModule.training_step
 
 
 def recorded_step(self: TrainingModule, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
     loss = training_step(self, batch, batch_idx)
-    row = {
-        "step": self.global_step,
-        "index": batch["index"].tolist(),
-        "ids": batch["ids"].tolist(),
-        "loss": loss.item(),
-    }
-    with (folder / f"rank{self.global_rank}.jsonl").open("a") as stream:
+    row = {"step": self.global_step, "index": batch["index"].tolist(), "loss": loss.item()}
+    with (Path(os.environ["RECORD"]) / f"rank{self.global_rank}.jsonl").open("a") as stream:
         stream.write(json.dumps(row) + "\n")
     return loss
 
 
-def recorded_end(self: ExportModel, trainer: Any, pl_module: TrainingModule) -> None:
-    torch.save(pl_module.state_dict(), folder / f"rank{pl_module.global_rank}.pt")
-    on_fit_end(self, trainer, pl_module)
-
-
-TrainingModule.training_step, ExportModel.on_fit_end = recorded_step, recorded_end
+TrainingModule.training_step = recorded_step
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))
