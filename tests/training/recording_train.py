@@ -1,27 +1,46 @@
-"""``train.py`` that also writes, into the folder named by RECORD, what every process trained on."""
+"""``train.py`` that also writes, into the folder named by RECORD, what every process trained on and ended with."""
 
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fewstep.cli.main import main
+from fewstep.training.callbacks import ExportModel
+from fewstep.training.data_modules import StepDataModule
 from fewstep.training.module import TrainingModule
 
-training_step = TrainingModule.training_step
+folder = Path(os.environ["RECORD"])
+training_step, on_fit_end = TrainingModule.training_step, ExportModel.on_fit_end
 
 
 def recorded_step(self: TrainingModule, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
     loss = training_step(self, batch, batch_idx)
-    row = {"step": self.global_step, "index": batch["index"].tolist(), "loss": loss.item()}
-    with (Path(os.environ["RECORD"]) / f"rank{self.global_rank}.jsonl").open("a") as stream:
+    row = {
+        "step": self.global_step,
+        "index": batch["index"].tolist(),
+        "ids": batch["ids"].tolist(),
+        "loss": loss.item(),
+    }
+    with (folder / f"rank{self.global_rank}.jsonl").open("a") as stream:
         stream.write(json.dumps(row) + "\n")
     return loss
 
 
-TrainingModule.training_step = recorded_step
+def recorded_end(self: ExportModel, trainer: Any, pl_module: TrainingModule) -> None:
+    auxiliary = getattr(pl_module, "_auxiliary", None)
+    second = {} if auxiliary is None or auxiliary.value is None else auxiliary.value.network.state_dict()
+    weights = {**pl_module.state_dict(), **{f"auxiliary.{name}": value for name, value in second.items()}}
+    torch.save(weights, folder / f"rank{pl_module.global_rank}.pt")
+    on_fit_end(self, trainer, pl_module)
+
+
+if os.environ.get("SAME_DRAWS"):  # every rank takes the batches and the noise of a single process
+    StepDataModule.ranks = lambda self: (0, 1)  # type: ignore[method-assign]
+TrainingModule.training_step, ExportModel.on_fit_end = recorded_step, recorded_end
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))
