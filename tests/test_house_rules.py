@@ -62,14 +62,14 @@ BUDGETS = {
     "data": (1375, 950),
     "model storage pipeline provenance locking": (1290, 1100),
     "metrics diagnostics": (2088, 1750),
-    "training": (2937, 1950),
-    "cli settings __main__": (1634, 1300),
+    "training": (2948, 1950),
+    "cli settings __main__": (1721, 1300),
     "evaluation": (3160, 2000),
     "lab": (5969, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_289, 11_000)  # without NOT_CORE
-SRC_LINES = (22_418, 15_000)
+CORE_LINES = (13_387, 11_000)  # without NOT_CORE
+SRC_LINES = (22_516, 15_000)
 TEST_SHARE = (0.996, 0.75)  # lines of tests to lines of src
 
 
