@@ -58,18 +58,18 @@ BUDGETS = {
     "denoisers": (339, 260),
     "readouts": (599, 540),
     "objectives": (1125, 950),
-    "samplers": (791, 690),
+    "samplers": (798, 690),
     "data": (1375, 950),
     "model storage pipeline provenance locking": (1290, 1100),
     "metrics diagnostics": (2088, 1750),
-    "training": (3150, 1950),
-    "cli settings __main__": (1724, 1300),
-    "evaluation": (3160, 2000),
-    "lab": (5969, 4000),
+    "training": (3154, 1950),
+    "cli settings __main__": (1755, 1300),
+    "evaluation": (3456, 2000),
+    "lab": (5982, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (13_738, 11_000)  # without NOT_CORE
-SRC_LINES = (22_867, 15_000)
+SRC_LINES = (23_218, 15_000)
 TEST_SHARE = (0.996, 0.75)  # lines of tests to lines of src
 
 
