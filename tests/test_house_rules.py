@@ -68,7 +68,7 @@ BUDGETS = {
     "lab": (5982, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_738, 11_000)  # without NOT_CORE
+CORE_LINES = (13_780, 11_000)  # without NOT_CORE
 SRC_LINES = (23_218, 15_000)
 TEST_SHARE = (0.996, 0.75)  # lines of tests to lines of src
 
