@@ -58,19 +58,19 @@ BUDGETS = {
     "denoisers": (327, 260),
     "readouts": (599, 540),
     "objectives": (1125, 950),
-    "samplers": (791, 690),
+    "samplers": (798, 690),
     "data": (1379, 950),
     "model storage pipeline provenance locking": (1288, 1100),
     "metrics diagnostics": (2088, 1750),
-    "training": (3050, 1950),
-    "cli settings __main__": (1698, 1300),
-    "evaluation": (3160, 2000),
-    "lab": (5969, 4000),
+    "training": (3054, 1950),
+    "cli settings __main__": (1729, 1300),
+    "evaluation": (3456, 2000),
+    "lab": (5982, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_604, 11_000)  # without NOT_CORE
-SRC_LINES = (22_733, 15_000)
-TEST_SHARE = (0.930, 0.75)  # lines of tests to lines of src
+CORE_LINES = (13_646, 11_000)  # without NOT_CORE
+SRC_LINES = (23_084, 15_000)
+TEST_SHARE = (0.923, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)

@@ -31,18 +31,18 @@ def test_rows_carry_the_texts_of_the_generator_and_how_to_make_them_again(model:
     assert [row["index"] for row in rows] == [0, 1, 2]
     for row in rows:
         assert (row["steps"], row["seed"], row["readout"], row["reinjection"]) == (2, 7, "head", 0.5)
-        assert (row["noise"], row["noise_temperature"], row["initial_temperature"]) == ("fresh", 1.0, 1.0)
+        assert (row["noise"], row["noise_temperature"], row["noise_scale"]) == ("fresh", 1.0, 1.0)
     assert [item.name for item in tmp_path.iterdir()] == ["samples.jsonl"]
 
 
 DRAW = {"readout": "head", "temperature": 30.0, "top_k": 40, "stop": True}
-NOISE = {"reuse_noise": True, "noise_temperature": 0.9, "initial_temperature": 0.8}
+NOISE = {"reuse_noise": True, "noise_temperature": 0.9, "noise_scale": 0.8}
 SETTINGS: dict[str, dict[str, Any]] = {
     "--snap confidence:0.3": {"snap": "confidence:0.3"},
     "--readout head --head_context off": {"readout": "head", "head_context": False},
     "--readout head --temperature 30 --top_k 40 --stop": DRAW,
     "--reinjection linear:1,0.2": {"reinjection": linear(1.0, 0.2)},
-    "--reinjection by_position:0.9 --noise reused --noise_temperature 0.9 --initial_temperature 0.8": {
+    "--reinjection by_position:0.9 --noise reused --noise_temperature 0.9 --noise_scale 0.8": {
         "reinjection": by_position(0.9),
         **NOISE,
     },
@@ -59,8 +59,10 @@ def test_options_reach_their_place_and_stand_in_every_row(model: str, tmp_path: 
     assert [row["ids"] for row in rows] == expected.ids.tolist()
     assert rows[0]["head_context"] == ("off" if "off" in options else "on")
     assert rows[0]["noise"] == ("reused" if "reused" in options else "fresh")
-    for name in ("snap", "top_k", "stop", "noise_temperature", "initial_temperature"):
-        assert rows[0][name] == settings.get(name, {"stop": False}.get(name, 1.0 if "temperature" in name else None))
+    for name in ("snap", "top_k", "stop", "noise_temperature", "noise_scale"):
+        assert rows[0][name] == settings.get(
+            name, {"stop": False}.get(name, 1.0 if name.startswith("noise_") else None)
+        )
     if "reinjection" in settings:
         assert {row["reinjection"] for row in rows} == {options.split()[1]}
 
