@@ -59,10 +59,8 @@ def test_options_reach_their_place_and_stand_in_every_row(model: str, tmp_path: 
     assert [row["ids"] for row in rows] == expected.ids.tolist()
     assert rows[0]["head_context"] == ("off" if "off" in options else "on")
     assert rows[0]["noise"] == ("reused" if "reused" in options else "fresh")
-    for name in ("snap", "top_k", "stop", "noise_temperature", "noise_scale"):
-        assert rows[0][name] == settings.get(
-            name, {"stop": False}.get(name, 1.0 if name.startswith("noise_") else None)
-        )
+    left_out = {"snap": None, "top_k": None, "stop": False, "noise_temperature": 1.0, "noise_scale": 1.0}
+    assert {name: rows[0][name] for name in left_out} == {name: settings.get(name, left_out[name]) for name in left_out}
     if "reinjection" in settings:
         assert {row["reinjection"] for row in rows} == {options.split()[1]}
 
