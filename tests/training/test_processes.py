@@ -38,7 +38,7 @@ def test_two_processes_train_what_one_does_that_accumulates_their_batches(
         own = [f"--trainer.accumulate_grad_batches={batches}", f"--trainer.val_check_interval={2 * batches}"]
         own += [f"--run_dir={record / 'run'}", f"--trainer.devices={world_size}", f"--trainer.strategy={strategy}"]
         process = start(workshop.arguments(stage, *common, *own, steps=STEPS), SCRIPT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     assert_same_training(records["auto"], records["ddp"], 2 * accumulated * STEPS)
 
@@ -67,7 +67,7 @@ def test_a_loss_that_is_bad_in_one_process_is_skipped_by_both(workshop: Workshop
     flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
     flags += ["--trainer.strategy=ddp"]
     process = start(workshop.arguments("language_model", *flags, steps=STEPS), SCRIPT.with_name("poisoned_train.py"))
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     counts = logged(tmp_path)["train/skipped_steps"]
     assert [counts[step] for step in range(STEPS)] == [0, 0, 1, 1]
@@ -84,7 +84,7 @@ def test_a_loss_that_stays_bad_in_one_process_ends_the_run_and_keeps_its_batch(
     flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2", "--nonfinite.max_in_a_row=1"]
     flags += ["--trainer.strategy=ddp"]
     process = start(workshop.arguments("language_model", *flags, steps=STEPS), SCRIPT.with_name("poisoned_train.py"))
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == EXIT_USER_ERROR and "Traceback" not in errors, errors
     files = [tmp_path / "nonfinite" / f"step-2-rank-{rank}.pt" for rank in (0, 1)]
     assert str(files[0]) in errors
