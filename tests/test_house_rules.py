@@ -62,14 +62,14 @@ BUDGETS = {
     "data": (1375, 950),
     "model storage pipeline provenance locking": (1290, 1100),
     "metrics diagnostics": (2088, 1750),
-    "training": (3154, 1950),
+    "training": (3168, 1950),
     "cli settings __main__": (1755, 1300),
     "evaluation": (3456, 2000),
     "lab": (5982, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_780, 11_000)  # without NOT_CORE
-SRC_LINES = (23_218, 15_000)
+CORE_LINES = (13_794, 11_000)  # without NOT_CORE
+SRC_LINES = (23_232, 15_000)
 TEST_SHARE = (0.996, 0.75)  # lines of tests to lines of src
 
 
