@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +10,8 @@ from torch import Tensor
 from fewstep.diagnostics.dabi import RADII
 from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis, diagnose
-from fewstep.evaluation.pictures import write_picture
 from fewstep.evaluation.subject import Subject
 from fewstep.lab.images.diagnosis import image_subject
-from fewstep.lab.images.generator import image_autoencoder, images_of
 from tests.evaluation.subjects import tiny_subject
 from tests.lab.images.models import tiny_image_model
 
@@ -91,17 +88,6 @@ def test_a_seed_gives_the_same_figures_alone_and_under_inference_mode_and_anothe
     assert (other["seed"], other["n"], other["num_examples"]) == (1, 8, NUM)
 
 
-def test_table_json_and_pictures_are_those_of_images(diagnosis: Diagnosis, tmp_path: Path) -> None:
-    stored = json.loads(diagnosis.to_json())
-    assert (stored["kind"], stored["num_positions"], stored["left_out"]) == ("images", None, {})
-    assert list(stored["results"]) == ["reconstruction_error", "dabi_segment", "dabi_data_segment", "dabi_worst"]
-    assert diagnosis.to_text().endswith(f"{NUM} examples of images; latents of n = 8; seed 0.")
-    assert list(diagnosis.pictures()) == list(stored["results"])[1:]
-    for name, picture in diagnosis.pictures().items():
-        write_picture(picture, tmp_path / f"{name}.png")
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_text_and_images_store_the_protocol_that_their_dabi_was_measured_by() -> None:
     data = {"source": "lines", "fingerprint": "abc"}
     text = diagnose(replace(tiny_subject(), source=data), only=["dabi"])
@@ -118,12 +104,6 @@ def test_text_and_images_store_the_protocol_that_their_dabi_was_measured_by() ->
         assert (protocol["num_isotropic"], protocol["num_probes"]) == (facts["num_isotropic"], facts["num_probes"])
         assert {"fewstep", "torch"} <= set(protocol["versions"])
     assert text.protocol["num_isotropic"] != images.protocol["num_isotropic"]
-
-
-def test_the_latents_are_those_of_held_out_images() -> None:
-    model = tiny_image_model()
-    with torch.no_grad():
-        assert torch.equal(subject_of().z, image_autoencoder(model).encode(images_of(model).held_out(NUM)))
 
 
 @pytest.mark.parametrize("num_examples", [1, 98])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.cli.bad_inputs import Case
-from tests.lab.report.runs_on_disk import whole_run
+from tests.lab.report.runs_on_disk import whole_run, write_run
 
 LOG = "flow/csv/version_0/metrics.csv"
 TRACES = (
@@ -56,7 +56,7 @@ BROKEN = (
     _text("long_number", "diagnostics.json", '{"num_examples": ' + "1" * 5_000 + "}", "diagnostics.json"),
     _text("text_value", "diagnostics.json", DIAGNOSIS % (ROWS % '"much"'), "rows.0.estimate.value is 'much'"),
     _text("a_true", "diagnostics.json", DIAGNOSIS % (SERIES % "true"), "curves.c.y.0 is 'True'", "valid number"),
-    Broken("wide_samples", "samples.txt", "wide".encode("utf-16"), "samples.txt is not UTF-8"),
+    Broken("wide_log", LOG, "wide".encode("utf-16"), "metrics.csv is not UTF-8"),
     _text("no_step", LOG, "epoch,loss\n1,2\n", "has no column step", "delete it"),
     _text("odd_loss", LOG, "step,train/loss\n1,low\n", "'low'", "delete the file"),
     _text("no_traces", "traces.json", '{"model": "abc"}', "seed is missing"),
@@ -81,7 +81,7 @@ def write_broken(folder: Path, broken: Broken) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(broken.content)
     if broken.file == "traces.json":
-        (run / "samples.txt").write_text("a text")
+        write_run(run, logs=True)
 
 
 MINE = "report mine --traces 0"

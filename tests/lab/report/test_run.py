@@ -26,7 +26,7 @@ def test_a_whole_run_is_read_with_all_its_parts(tmp_path: Path) -> None:
 
 def test_what_a_run_lacks_is_empty(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "bare", rows=sweep_rows()))
-    assert (run.manifest, run.sizes, run.diagnosis, run.stages, run.samples) == (None, {}, None, (), None)
+    assert (run.manifest, run.sizes, run.diagnosis, run.stages) == (None, {}, None, ())
 
 
 def test_a_diagnosis_alone_is_a_run_by_file_and_by_folder(tmp_path: Path) -> None:

@@ -154,20 +154,6 @@ def test_a_cap_bounds_the_jacobian_everywhere_and_one_that_does_not_bind_changes
     torch.testing.assert_close(loose.denoise(x, t), exact.denoise(x, t))
 
 
-@each_path
-@pytest.mark.parametrize("width", [0.0, 0.7])
-def test_latents_of_positions_follow_bayes_rule_written_out(path: Path, width: float) -> None:
-    """Nothing shared with the class: distances, and each component's own mean."""
-    latents = torch.randn(37, 3, 2, generator=seeded())
-    x, t = torch.randn(5, 3, 2, generator=seeded(1)), torch.tensor([0.0, 0.3, 0.6, 0.9, 0.99])
-    alpha, sigma = (value[:, None].double() for value in path.alpha_sigma(t.double(), x.double()))
-    variance = alpha**2 * width**2 + sigma**2
-    apart = x.double()[:, None] - alpha * latents
-    weights = torch.softmax(-apart.square().sum((2, 3)) / (2 * variance[:, :, 0, 0]), 1)
-    expected = (weights[:, :, None, None] * (latents + alpha * width**2 / variance * apart)).sum(1)
-    torch.testing.assert_close(Mixture(path, latents, width).denoise(x, t), expected.float(), rtol=1e-5, atol=1e-6)
-
-
 def test_weights_that_would_overflow_do_not_and_the_end_of_time_gives_the_nearest_latent() -> None:
     latents, x = (1e3 * torch.randn(count, 3, 2, generator=seeded(count), dtype=torch.float64) for count in (37, 5))
     law = Mixture(linear_path(), latents)
@@ -178,17 +164,6 @@ def test_weights_that_would_overflow_do_not_and_the_end_of_time_gives_the_neares
     assert index.equal(apart.argmin(1))
     with pytest.raises(ValueError, match="padding"):
         law.denoise(x, torch.ones(5), mask=torch.zeros(5, 3, dtype=torch.bool))
-
-
-@pytest.mark.parametrize("width", [0.0, 0.4])
-@pytest.mark.parametrize("cap", [0.5, 2.0])
-def test_under_a_cap_the_denoiser_is_lipschitz(width: float, cap: float) -> None:
-    law = Mixture(linear_path(), torch.tensor([[-1.0], [1.0]], dtype=torch.float64), width, cap=cap)
-    x = torch.linspace(-2, 2, 4001, dtype=torch.float64)[:, None]
-    for time in (0.5, 0.8, 0.9):
-        slopes = law.denoise(x, torch.full((len(x),), time)).flatten().diff() / x.flatten().diff()
-        smoothing = time * width**2 / (time**2 * width**2 + (1 - time) ** 2)
-        assert float(slopes.max()) <= max(cap, smoothing) + 1e-6
 
 
 def test_the_norm_in_many_numbers_is_that_of_the_matrix() -> None:

@@ -280,8 +280,6 @@ def text_groups(run: Run) -> list[TextGroup]:
             cut = (text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} …" for text in row.examples)
             first = row.setting["name"] == HELD_OUT or (row in plain and steps_of(row) in judged)
             groups.append(TextGroup(setting_text(row), written, tuple(cut)[:MOST_TEXTS], first))
-    if not groups and run.samples is not None:
-        groups.append(TextGroup("samples.txt", "", (run.samples,)))
     return groups
 
 

@@ -49,7 +49,6 @@ class Run:
     diagnosis: Diagnosis | None = None
     stages: tuple[StageLog, ...] = ()
     rows: tuple[Row, ...] = ()
-    samples: str | None = None
 
     @property
     def kind(self) -> str:
@@ -79,7 +78,7 @@ def read_run(path: str | Path) -> Run:
         raise UserError(f"{path} does not exist: give a run's folder, or a diagnosis")
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         raise UserError(f"{path} is a model: give the run's folder that contains it, {folder.resolve().parent}")
-    samples, diagnoses = folder / "samples.txt", (folder / "diagnosis" / DIAGNOSIS, folder / DIAGNOSIS)
+    diagnoses = (folder / "diagnosis" / DIAGNOSIS, folder / DIAGNOSIS)
     run = Run(
         name=_name(folder),
         path=str(path),
@@ -88,9 +87,8 @@ def read_run(path: str | Path) -> Run:
         diagnosis=next((read_json(Diagnosis, file) for file in diagnoses if file.is_file()), None),
         stages=tuple(_stage_logs(folder)),
         rows=_rows(folder),
-        samples=read_text(samples) if samples.is_file() else None,
     )
-    if not any((run.manifest, run.sizes, run.diagnosis, run.stages, run.rows, run.samples)):
+    if not any((run.manifest, run.sizes, run.diagnosis, run.stages, run.rows)):
         expected = "model/, diagnosis/diagnostics.json, evaluation/rows.jsonl or */csv"
         raise UserError(f"{path} holds nothing of a run: expected some of {expected}")
     return run
