@@ -23,7 +23,6 @@ from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry
 from tests.bundles import BLOCK_SIZE, LINES, STRIDE, only, tiny_bundle, tokenizer, with_identity, write_checkpoint
 from tests.fake_hub import running_hub
 from tests.lab.images.models import tiny_image_flow, tiny_image_model
-from tests.runs import Workshop
 
 OUTSIDE = '''
 import torch
@@ -222,22 +221,6 @@ def test_classes_are_named_by_their_shortest_path_and_scripts_have_none() -> Non
     assert class_path(TransformerReadout) == "fewstep.readouts.TransformerReadout"
     with pytest.raises(UserError, match="needs a module"):
         class_path(type("Local", (LinearReadout,), {"__module__": "__main__"}))
-
-
-def test_encoder_and_readout_from_outside_are_trained_saved_loaded_and_sampled(
-    outside: str, workshop: Workshop, tmp_path: Path
-) -> None:
-    settings = {
-        "autoencoder": {"class_path": "my_parts.BagEncoder", "init_args": {"latent_dim": 4}},
-        "readout": {"class_path": "my_parts.BagReadout"},
-        "objective": {"class_path": "fewstep.objectives.Reconstruction", "init_args": {"token_masking": 0.0}},
-    }
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": {"init_args": settings}}))
-    run = workshop.arguments("autoencoder", "--config", str(tmp_path / "mine.yaml"), f"--run_dir={tmp_path / 'run'}")
-    assert main(["train", *run]) == 0
-    model = SavedModel.from_pretrained(tmp_path / "run" / "model", allow=[outside])
-    assert model.encoder().latent_dim == 4
-    assert type(model.reader()).__name__ == "BagReadout"
 
 
 def test_a_model_goes_to_the_hub_and_comes_back(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Models saved by earlier versions load, and generate what they generated. The files are never made again."""
+"""Models saved by earlier versions load, and generate what they generated.
+
+``model_v1`` and ``flow_v1.ckpt`` are the tiny bundle of fewstep 0.1.0; the files are never made again.
+"""
 
 import json
 from pathlib import Path

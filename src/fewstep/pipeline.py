@@ -104,8 +104,8 @@ class TextGenerator:
         solver: str | Solver = "euler",
         grid: TimeGrid | None = None,
         reuse_noise: bool = False,
+        noise_scale: float = 1.0,
         noise_temperature: float = 1.0,
-        initial_temperature: float = 1.0,
         snap: str | SnapRule | None = None,
         head_context: bool = True,
         temperature: float | None = None,
@@ -125,9 +125,9 @@ class TextGenerator:
         first end-of-text. ``head_context`` False hides its earlier tokens from the head, for the ablation. ``snap``
         "every", "confidence:0.9" or another rule of :func:`fewstep.samplers.parse_snap` replaces estimates by those of
         their likeliest tokens. ``reinjection``: whatever :func:`fewstep.samplers.parse_rule` reads (None: what fits the
-        model, :func:`fewstep.samplers.default_sampling`); for its controls, ``reuse_noise`` and two temperatures, see
-        :class:`fewstep.samplers.FlowSampler`. ``grid``: where the steps end
-        (None: the identity's own). ``progress`` is called with the number just finished.
+        model, :func:`fewstep.samplers.default_sampling`); ``noise_scale``, the temperature of sampling,
+        and the controls ``reuse_noise`` and ``noise_temperature`` as in :class:`fewstep.samplers.FlowSampler`.
+        ``grid``: where the steps end (None: the identity's own). ``progress`` is called with the number just finished.
 
         Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
         rules out.
@@ -152,8 +152,8 @@ class TextGenerator:
                 reinjection=own.reinjection if reinjection is None else reinjection,
                 solver=solver,
                 reuse_noise=reuse_noise,
+                noise_scale=noise_scale,
                 noise_temperature=noise_temperature,
-                initial_temperature=initial_temperature,
                 correct=None if snap is None else self.snap(snap),
                 decidedness=self.decidedness,
             )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.lab.theory.consistency import WIDTH, limits, sample_spread, window_limit
 from fewstep.paths import Path, linear_path
-from fewstep.samplers import RULES, FlowSampler, is_consistent
+from fewstep.samplers import FlowSampler, is_consistent
 from fewstep.samplers.rules import ancestral, linear, window
 from fewstep.types import FlowLike
 from tests.samplers.bases import basis_noise, each_path, unit
@@ -30,11 +30,6 @@ class GaussianModel(FlowLike):
         return x_t * (WIDTH / variance.sqrt() if self.endpoint else alpha * WIDTH**2 / variance)
 
 
-def test_every_rule_with_a_limit_is_tried() -> None:
-    tried = {spelling.split(":")[0] for spelling in SPELLINGS}
-    assert tried >= set(RULES) - {"constant", "listed"}
-
-
 @each_path
 @pytest.mark.parametrize("rule", SPELLINGS)
 def test_the_spread_of_the_samples_tends_to_its_closed_form_which_is_1_if_the_rule_is_consistent(
@@ -48,13 +43,18 @@ def test_the_spread_of_the_samples_tends_to_its_closed_form_which_is_1_if_the_ru
 @each_path
 @pytest.mark.parametrize("endpoint", [False, True])
 @pytest.mark.parametrize("rule", [*SPELLINGS, "0.3,0.9,0.1,0.6,1"])
-def test_the_recursion_is_what_the_sampler_does(path: Path, rule: str, endpoint: bool) -> None:
-    sampler = FlowSampler(path, reinjection=rule, decidedness=lambda x1_hat, mask: torch.zeros(x1_hat.shape[:2]))
+@pytest.mark.parametrize("noise_scale", [1.0, 0.5])
+def test_the_recursion_is_what_the_sampler_does_and_the_spread_goes_with_the_noise_scale(
+    path: Path, rule: str, endpoint: bool, noise_scale: float
+) -> None:
+    undecided = torch.zeros(1, 1)
+    sampler = FlowSampler(path, reinjection=rule, noise_scale=noise_scale, decidedness=lambda x1_hat, mask: undecided)
     with basis_noise():
         x_1 = sampler.sample(
             GaussianModel(path, endpoint), unit(1).view(1, 1, -1), num_steps=5, generator=torch.Generator()
         ).x_1
-    assert float(x_1.norm()) / WIDTH == pytest.approx(sample_spread(rule, path, 5, endpoint=endpoint), rel=1e-6)
+    spread = noise_scale * sample_spread(rule, path, 5, endpoint=endpoint)
+    assert float(x_1.norm()) / WIDTH == pytest.approx(spread, rel=1e-6)
 
 
 @each_path
@@ -65,21 +65,6 @@ def test_an_endpoint_model_is_exact_with_all_noise_fresh_and_with_less_only_in_o
     assert sample_spread(1, path, num_steps, endpoint=True) == pytest.approx(1, abs=1e-12)
     deviates = {gamma: abs(sample_spread(gamma, path, num_steps, endpoint=True) - 1) > 1e-3 for gamma in (0, 0.5)}
     assert all(deviates.values()) == (num_steps > 1)
-
-
-def test_figures_of_the_docs_at_few_steps() -> None:
-    """Standard deviations at N = 8, 64, 256 where data have 0.3, from samples in an independent programme."""
-    figures = {
-        "0": (0.234, 0.290, 0.296),
-        "ancestral": (0.206, 0.280, 0.292),
-        "churn:8": (0.220, 0.282, 0.295),
-        "1": (0.174, 0.202, 0.208),
-        "0.9": (0.202, 0.244, 0.248),
-        "elf:1.5": (0.104, 0.079, 0.051),
-    }
-    for rule, expected in figures.items():
-        exact = [WIDTH * sample_spread(rule, linear_path(), count) for count in (8, 64, 256)]
-        assert exact == pytest.approx(expected, abs=0.003), rule
 
 
 def test_what_no_limit_is_known_for_says_so() -> None:

@@ -19,7 +19,7 @@ from fewstep.provenance import versions
 from fewstep.shapes import example_generators
 from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry, state_dict_mismatch
 from fewstep.training.data_modules import Batch, StepDataModule, TextDataModule
-from fewstep.training.resuming import (
+from fewstep.training.run_folder import (
     BASE,
     BATCHES,
     PROCESSES,
@@ -215,6 +215,9 @@ class TrainingModule(LightningModule):
         Raises ``UserError`` if the run would not be the one of the checkpoint any more.
         """
         return compare(recorded_run(entry, str(checkpoint)), self.run_record(trainer), checkpoint)
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Raise ``UserError`` for a trainer that this stage cannot be trained by."""
 
     def frozen_weights(self) -> dict[str, dict[str, torch.Tensor]]:
         """State dicts of the frozen parts, by part."""
