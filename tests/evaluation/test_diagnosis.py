@@ -204,7 +204,7 @@ def test_a_model_that_answers_the_same_to_everything_has_a_table_without_nan() -
 def test_a_number_that_json_does_not_have_is_refused(value: float) -> None:
     result = Result("late_flip_rate", (Row("late_flip_rate", Estimate(value, None, 1)),))
     with pytest.raises(ValueError, match="JSON"):
-        Diagnosis("text", "a model", (result,), 1, 1, 1, 0, {}).to_json()
+        Diagnosis("text", "a model", {result.name: result}, 1, 1, 1, 0, {}).to_json()
 
 
 def test_every_picture_is_drawn(whole: Diagnosis, tmp_path: Path) -> None:
