@@ -64,13 +64,13 @@ BUDGETS = {
     "metrics diagnostics": (2075, 1750),
     "training": (3068, 1950),
     "cli settings __main__": (1729, 1300),
-    "evaluation": (3456, 2000),
-    "lab": (5492, 4000),
+    "evaluation": (3455, 2000),
+    "lab": (5487, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (13_647, 11_000)  # without NOT_CORE
 SRC_LINES = (22_589, 15_000)
-TEST_SHARE = (0.923, 0.75)  # lines of tests to lines of src
+TEST_SHARE = (0.921, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
