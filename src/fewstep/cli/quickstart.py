@@ -13,12 +13,14 @@ from jsonargparse.typing import PositiveInt
 from fewstep.cli.common import TextOptions, comma_rules, corpus_of
 from fewstep.cli.output import progress_bar, write_text
 from fewstep.cli.parser import parse_options
+from fewstep.errors import UserError
 from fewstep.provenance import provenance
-from fewstep.settings import configs_folder, size_sections
+from fewstep.settings import configs_folder, read_yaml, size_sections
 
 if TYPE_CHECKING:
     from fewstep.evaluation.rows import Row
 
+BUILT_IN = "sotu"
 STEPS = (1, 2, 4, 8, 32)
 MEASURES = ("scores", "repetition", "late_flips", "rms")
 
@@ -44,7 +46,8 @@ class QuickstartOptions:
     Args:
         out: folder for everything.
         size: debug, hour, base or a YAML file; left out, the quickstart's own size.
-        source: the text: sotu, a file, a folder or a hub data set.
+        source: the text: everyday, sotu, a file, a folder or a hub data set; left out, that of the folder, else
+            everyday, or sotu for size debug and where everyday cannot be downloaded.
         num_samples: samples per row of the table.
         reinjection: strengths and rules of re-injection in the table, as in fewstep evaluate; by default the
             deterministic flow, and fresh noise after every step.
@@ -53,7 +56,7 @@ class QuickstartOptions:
 
     out: Path = Path("runs/quickstart")
     size: str | None = None
-    source: str = "sotu"
+    source: str | None = None
     num_samples: PositiveInt = 128
     reinjection: list[float | str] = field(default_factory=lambda: ["0,1"])
     cache_dir: str = "~/.cache/fewstep"
@@ -67,7 +70,8 @@ def main(argv: list[str]) -> int:
     comma_rules(options.reinjection)
     start = time.perf_counter()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    say(f"writing to {options.out}; the same command resumes an interrupted run")
+    options.source = choose_source(options)
+    say(f"text {options.source}, writing to {options.out}; the same command resumes an interrupted run")
     for number, (stage, (purpose, _)) in enumerate(STAGES.items(), 1):
         say(f"stage {number} of {len(STAGES) + 1}, {stage}: {purpose}")
         if (options.out / stage / "model" / "config.json").is_file():
@@ -87,6 +91,40 @@ def main(argv: list[str]) -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     say(f"{time.perf_counter() - start:.0f} s in all, peak memory {peak / 2**30:.1f} GiB")
     return 0
+
+
+def choose_source(options: QuickstartOptions) -> str:
+    """The text of ``options.out`` if that was begun, else as given, else everyday English or what stands in for it.
+
+    Raises ``UserError`` for another text than the folder's.
+    """
+    from fewstep.data.everyday import EVERYDAY, everyday_file
+
+    begun = options.out / next(iter(STAGES)) / "config.yaml"
+    if begun.is_file():
+        source = str(read_yaml(begun)["data"]["init_args"]["source"])
+        if options.source not in (None, source):
+            raise UserError(
+                f"--source {options.source}: {options.out} was begun with {source}; leave --source out, or choose "
+                "another --out"
+            )
+        return source
+    if options.source is not None:
+        return options.source
+    if max_documents(options) is not None:  # a few sentences are no text to train on
+        return BUILT_IN
+    try:
+        everyday_file(Path(options.cache_dir).expanduser())
+    except UserError as error:
+        say(f"WARNING: using {BUILT_IN}, speeches, in place of {EVERYDAY} English: {error}")
+        return BUILT_IN
+    return EVERYDAY
+
+
+def max_documents(options: QuickstartOptions) -> int | None:
+    """How many documents the size takes at most: with the same number held-out text stays held out."""
+    sections = size_sections(options.size) if options.size else {}
+    return sections.get("autoencoder", {}).get("data", {}).get("max_documents")
 
 
 def train_stage(stage: str, options: QuickstartOptions) -> None:
@@ -121,13 +159,12 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     folders = [str(options.out / name / "model") for name in ("head", "language_model")]
     bundle = merge_models([SavedModel.from_pretrained(folder) for folder in folders], folders)
     bundle.save_pretrained(options.out / "model", overwrite=True)
-    sections = size_sections(options.size) if options.size else {}  # the same documents: held-out text stays held out
-    documents = sections.get("autoencoder", {}).get("data", {}).get("max_documents")
-    text = TextOptions(source=options.source, max_documents=documents, cache_dir=options.cache_dir)
+    text = TextOptions(source=options.source, max_documents=max_documents(options), cache_dir=options.cache_dir)
     corpus = corpus_of(bundle, text)
     count = min(options.num_samples, len(corpus.validation))
     scorer = RunScorer(bundle.scorer(), bundle.tokenizer)
-    study = TextStudy(bundle, scorer, real_text(corpus, options.source, count, packed=None), count, (0,))
+    packed = None if bundle.identity.blocks == "packed" else False
+    study = TextStudy(bundle, scorer, real_text(corpus, bundle.identity.source, count, packed=packed), count, (0,))
     samplings = [Sampling(steps, rule) for rule in comma_rules(options.reinjection) for steps in STEPS]
     groups = [*study.yardsticks(language_model_offset=3), *study.flows(samplings, ("parallel", "head"))]
     plan = study.plan(groups, MEASURES, provenance=recipe)
