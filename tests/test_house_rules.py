@@ -52,24 +52,24 @@ GLOBAL_SEEDS = {
 
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
-    "__init__ errors shapes types registry schedules paths": (628, 600),
+    "__init__ errors shapes types registry schedules paths": (634, 600),
     "nn": (489, 450),
     "autoencoders": (142, 180),
     "denoisers": (339, 260),
     "readouts": (599, 540),
     "objectives": (977, 950),
     "samplers": (791, 690),
-    "data": (1375, 950),
-    "model storage pipeline provenance locking": (1290, 1100),
+    "data": (1515, 950),
+    "model storage pipeline provenance locking": (1293, 1100),
     "metrics diagnostics": (2088, 1750),
-    "training": (2937, 1950),
-    "cli settings __main__": (1634, 1300),
-    "evaluation": (3160, 2000),
-    "lab": (5969, 4000),
+    "training": (2954, 1950),
+    "cli settings __main__": (1758, 1300),
+    "evaluation": (3166, 2000),
+    "lab": (5970, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_289, 11_000)  # without NOT_CORE
-SRC_LINES = (22_418, 15_000)
+CORE_LINES = (13_579, 11_000)  # without NOT_CORE
+SRC_LINES = (22_715, 15_000)
 TEST_SHARE = (0.996, 0.75)  # lines of tests to lines of src
 
 

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -24,19 +25,30 @@ BUILT_IN = "sotu"
 STEPS = (1, 2, 4, 8, 32)
 MEASURES = ("scores", "repetition", "late_flips", "rms")
 
-STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "autoencoder": ("learn latents of text, and to read them back under noise", ()),
-    "flow": ("learn to carry noise to latents", ("--model.autoencoder={out}/autoencoder/model",)),
-    "language_model": (
-        "learn the same text token by token: the baseline, and the scorer",
-        ("--data.tokenizer={out}/autoencoder/model/tokenizer",),
-    ),
-    "head": (
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is for, and the flags of its inputs; ``beside``: it trains beside the flow, in a process of its own.
+
+    A stage is called like its settings and its folder.
+    """
+
+    purpose: str
+    flags: tuple[str, ...] = ()
+    beside: bool = False
+
+
+STAGES = {
+    "language_model": Stage("learn the text token by token: the baseline, and the scorer", beside=True),
+    "autoencoder": Stage("learn latents of text, and to read them back under noise"),
+    "head": Stage(
         "learn to read latents token by token, starting from the language model: the commitment head",
-        ("--model.autoencoder={out}/flow/model", "--model.language_model={out}/language_model/model"),
+        ("--model.autoencoder={out}/autoencoder/model", "--model.language_model={out}/language_model/model"),
+        beside=True,
     ),
+    "flow": Stage("learn to carry noise to latents", ("--model.autoencoder={out}/autoencoder/model",)),
 }
-"""Training stage, which is the name of its settings and of its folder, to its purpose and the flags of its inputs."""
+"""In an order in which every stage stands after its inputs. Two stages without a common input train side by side."""
 
 
 @dataclass(kw_only=True)
@@ -72,14 +84,7 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options.source = choose_source(options)
     say(f"text {options.source}, writing to {options.out}; the same command resumes an interrupted run")
-    for number, (stage, (purpose, _)) in enumerate(STAGES.items(), 1):
-        say(f"stage {number} of {len(STAGES) + 1}, {stage}: {purpose}")
-        if (options.out / stage / "model" / "config.json").is_file():
-            say(f"{stage} is done already, see {options.out / stage}")
-            continue
-        began = time.perf_counter()
-        train_stage(stage, options)
-        say(f"{stage} took {time.perf_counter() - began:.0f} s")
+    train_stages(options)
     say(f"stage {len(STAGES) + 1} of {len(STAGES) + 1}: sample at K = {', '.join(map(str, STEPS))} and score")
     sample_and_score(options, provenance("quickstart", argv))
     out, model = options.out, options.out / "model"
@@ -127,18 +132,99 @@ def max_documents(options: QuickstartOptions) -> int | None:
     return sections.get("autoencoder", {}).get("data", {}).get("max_documents")
 
 
-def train_stage(stage: str, options: QuickstartOptions) -> None:
-    """Train one stage in this process, resuming an interrupted run."""
-    from fewstep.training.command import run_training
+def train_stages(options: QuickstartOptions) -> None:
+    """Train the stages that are not done yet, those beside the flow in one other process at a time."""
+    import torch
 
-    run_dir = options.out / stage
-    arguments = ["fit", "--config", str(configs_folder() / f"{stage}.yaml")]
+    from fewstep.training.trainer_settings import emulates_bfloat16
+
+    faster = ["--trainer.precision=32-true"] if emulates_bfloat16() else []
+    threads = torch.get_num_threads()
+    beside = Beside(options.out, max(1, threads // 2))
+    try:
+        for number, (name, stage) in enumerate(STAGES.items(), 1):
+            say(f"stage {number} of {len(STAGES) + 1}, {name}: {stage.purpose}")
+            if (options.out / name / "model" / "config.json").is_file():
+                say(f"{name} is done already, see {options.out / name}")
+            elif stage.beside:
+                beside.start(name, arguments_of(name, options) + faster)
+            else:
+                torch.set_num_threads(beside.threads if beside.runs else threads)
+                train_here(name, arguments_of(name, options) + faster)
+        beside.wait()
+    finally:
+        beside.stop()
+        torch.set_num_threads(threads)
+
+
+def arguments_of(name: str, options: QuickstartOptions) -> list[str]:
+    """The arguments of ``fewstep train`` for a stage; an interrupted run is resumed."""
+    run_dir = options.out / name
+    arguments = ["fit", "--config", str(configs_folder() / f"{name}.yaml")]
     arguments += ["--size", options.size] if options.size else []
     arguments += [f"--run_dir={run_dir}", f"--data.source={options.source}", f"--data.cache_dir={options.cache_dir}"]
-    arguments += [flag.format(out=options.out) for flag in STAGES[stage][1]]
+    arguments += [flag.format(out=options.out) for flag in STAGES[name].flags]
     if (run_dir / "checkpoints" / "last.ckpt").is_file():
         arguments += ["--ckpt_path", "last"]
+    return arguments
+
+
+def train_here(name: str, arguments: list[str]) -> None:
+    """Train a stage in this process."""
+    from fewstep.training.command import run_training
+
+    began = time.perf_counter()
     run_training(arguments)
+    say(f"{name} took {time.perf_counter() - began:.0f} s")
+
+
+class Beside:
+    """Trains one stage at a time in a process of its own with ``threads``, which prints into ``out/STAGE.log``."""
+
+    def __init__(self, out: Path, threads: int) -> None:
+        self.out, self.threads = out, threads
+        self.name, self.began = "", 0.0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether a stage is not done yet."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def log(self) -> Path:
+        """What the stage prints."""
+        return self.out / f"{self.name}.log"
+
+    def start(self, name: str, arguments: list[str]) -> None:
+        """Start a stage when the one before has ended."""
+        self.wait()
+        self.name, self.began = name, time.perf_counter()
+        self.out.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as log:
+            command = [sys.executable, "-m", "fewstep", "train", *arguments]
+            threads = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+            self.process = subprocess.Popen(command, env=threads, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        say(f"{name} trains beside the next stages, its output is in {self.log}")
+
+    def wait(self) -> None:
+        """Wait for the stage. Raises ``UserError`` with its last line if it failed."""
+        if self.process is None:
+            return
+        code = self.process.wait()
+        self.process = None
+        if code:
+            last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            raise UserError(
+                f"{self.name} ended with exit code {code}: {''.join(last).removeprefix('fewstep: error: ')}"
+            )
+        say(f"{self.name} took {time.perf_counter() - self.began:.0f} s")
+
+    def stop(self) -> None:
+        """End the stage if it still runs; it leaves a checkpoint."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
 
 
 def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "list[Row]":
@@ -156,7 +242,7 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     from fewstep.evaluation.texts import Sampling
     from fewstep.model import SavedModel, merge_models
 
-    folders = [str(options.out / name / "model") for name in ("head", "language_model")]
+    folders = [str(options.out / name / "model") for name in ("flow", "head", "language_model")]
     bundle = merge_models([SavedModel.from_pretrained(folder) for folder in folders], folders)
     bundle.save_pretrained(options.out / "model", overwrite=True)
     text = TextOptions(source=options.source, max_documents=max_documents(options), cache_dir=options.cache_dir)

@@ -50,6 +50,7 @@ from fewstep.training.tracking import check_wandb, default_loggers, finish_runs,
 from fewstep.training.trainer_settings import (
     check_built,
     check_trainer,
+    emulates_bfloat16,
     is_refusal,
     place_loggers,
     with_log_folder,
@@ -206,6 +207,8 @@ class FewstepCLI(LightningCLI):
             self._folder.open()
         if self._note:
             announce(trainer, f"==> {self._note}")
+        if trainer.precision == "bf16-mixed" and emulates_bfloat16():
+            announce(trainer, "==> this CPU computes bfloat16 in software: --trainer.precision=32-true trains faster")
         if changes:
             announce(trainer, "==> changed since the checkpoint: " + ", ".join(changes))
         if self._entry is not None and "run" not in self._entry:

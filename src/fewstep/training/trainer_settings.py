@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from jsonargparse import Namespace
 from lightning import Callback, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -99,6 +100,13 @@ def check_built(trainer: Trainer) -> None:
             f"trainer.num_nodes is {trainer.num_nodes}, but no scheduler started this process and MASTER_ADDR is not "
             "set: start one process per node by torchrun or SLURM (docs/howto/cluster.md)"
         )
+
+
+def emulates_bfloat16() -> bool:
+    """Whether this machine has no accelerator and a CPU that computes bfloat16 in software, slower than float32."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # earlier releases of torch do not tell
+    is_native = known.get("avx512_bf16") or known.get("amx_bf16") or known.get("architecture") != "x86_64"
+    return not torch.accelerator.is_available() and not is_native
 
 
 def with_log_folder(arguments: list[str]) -> list[str]:
