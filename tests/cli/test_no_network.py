@@ -1,4 +1,4 @@
-"""No command calls anywhere that its user did not name: with every socket forbidden, all of them still work."""
+"""No command calls anywhere that its user did not name (but for the quickstart's text): every socket is forbidden here."""
 
 import json
 import os
