@@ -62,7 +62,7 @@ BUDGETS = {
     "data": (1515, 950),
     "model storage pipeline provenance locking": (1293, 1100),
     "metrics diagnostics": (2088, 1750),
-    "training": (2954, 1950),
+    "training": (2955, 1950),
     "cli settings __main__": (1758, 1300),
     "evaluation": (3166, 2000),
     "lab": (5970, 4000),

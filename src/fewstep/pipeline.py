@@ -125,10 +125,9 @@ class TextGenerator:
         first end-of-text, as it always does where a model's blocks hold one document. ``head_context`` False hides its
         earlier tokens from the head, for the ablation. ``snap`` "every", "confidence:0.9" or another rule of
         :func:`fewstep.samplers.parse_snap` replaces estimates by those of their likeliest tokens. ``reinjection``:
-        whatever :func:`fewstep.samplers.parse_rule` reads (None: what fits the model,
-        :func:`fewstep.samplers.default_sampling`); for its controls, ``reuse_noise`` and two temperatures, see
-        :class:`fewstep.samplers.FlowSampler`. ``grid``: where the steps end (None: the identity's own).
-        ``progress`` is called with the number just finished.
+        whatever :func:`fewstep.samplers.parse_rule` reads (None: :func:`fewstep.samplers.default_sampling`); for its
+        controls, ``reuse_noise`` and two temperatures, see :class:`fewstep.samplers.FlowSampler`. ``grid``: where the
+        steps end (None: the identity's own). ``progress`` is called with the number just finished.
 
         Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
         rules out.

@@ -105,9 +105,9 @@ def choose_source(options: QuickstartOptions) -> str:
     """
     from fewstep.data.everyday import EVERYDAY, everyday_file
 
-    begun = options.out / next(iter(STAGES)) / "config.yaml"
-    if begun.is_file():
-        source = str(read_yaml(begun)["data"]["init_args"]["source"])
+    begun = [file for stage in STAGES if (file := options.out / stage / "config.yaml").is_file()]
+    if begun:
+        source = str(read_yaml(begun[0])["data"]["init_args"]["source"])
         if options.source not in (None, source):
             raise UserError(
                 f"--source {options.source}: {options.out} was begun with {source}; leave --source out, or choose "
