@@ -26,6 +26,7 @@ def one_step(workshop: Workshop, config: Path, *flags: str) -> int:
     """A fast step on the tiny text, or on images, with all else as in the file."""
     stage = stage_trained_by(config)
     base = [f"--model.autoencoder={workshop.autoencoder}"] if stage in ("flow", "head") else []
+    base += [f"--model.autoencoder={trained_flow(workshop)}"] if stage == "distribution_matching" else []
     base += ["--model.language_model=null"] if stage == "head" else []
     base += [f"--model.autoencoder={image_autoencoder(workshop)}"] if stage == "image_flow" else []
     images = ["--data.images=Digits", "--data.images.num_held_out=97", "--data.images.seed=3"]
@@ -82,6 +83,8 @@ def test_an_objective_trains_a_step(workshop: Workshop, objective: Path) -> None
     given = ["--model.denoiser.depth=1"]
     if objective.stem != "flow_matching" and needs_teacher(objective.stem):
         given.append(f"--model.teacher={trained_flow(workshop)}")
+    if objective.stem == "distribution_matching":  # starts from its teacher, which is of the debug size
+        given = [*given, "--size", "debug", f"--model.initialise_from={trained_flow(workshop)}"]
     assert one_step(workshop, CONFIGS / "flow.yaml", "--config", str(objective), *given) == 0
 
 

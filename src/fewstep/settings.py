@@ -15,7 +15,10 @@ from jsonargparse import ActionConfigFile, Namespace, get_loader, set_loader
 import fewstep
 from fewstep.errors import UserError
 
-STAGES = ("autoencoder", "flow", "head", "language_model", "image_autoencoder", "image_flow")
+STAGES = (
+    *("autoencoder", "flow", "distribution_matching", "head", "language_model"),
+    *("image_autoencoder", "image_flow"),
+)
 """Sections of a size file, each named like the stage that it changes."""
 LARGEST_FILE_BYTES = 1_000_000
 """YAML is parsed at about 0.1 MB/s; a larger file is not a file of settings."""

@@ -1,4 +1,4 @@
-"""No command calls anywhere that its user did not name (but for the quickstart's text): every socket is forbidden here."""
+"""No command calls anywhere that its user did not name, but for the text of a quickstart: every socket is forbidden."""
 
 import json
 import os

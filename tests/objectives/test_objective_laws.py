@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import ESTIMATES, EstimateKind, FlowModel, PredictionType, RegressionDenoiser
-from fewstep.objectives import OBJECTIVES, HeadTraining, Objective, Reconstruction
+from fewstep.objectives import (
+    OBJECTIVES,
+    DistributionMatching,
+    Generated,
+    HeadTraining,
+    Objective,
+    Reconstruction,
+)
 from fewstep.objectives.flow_maps import FlowMapObjective
 from fewstep.paths import Path, linear_path
 from fewstep.readouts import LinearReadout
@@ -23,6 +30,7 @@ from tests.objectives.toys import (
     K,
     Small,
     Wrapped,
+    auxiliary_of,
     both_predictions,
     data,
     each_path,
@@ -86,6 +94,7 @@ def test_padding_contributes_nothing(name: str, prediction: PredictionType) -> N
             generator=seed(4),
             teacher=teacher,
             progress=0.05,
+            **auxiliary_of(objective, model, z),
         )
         for z, i in ((latents, ids), (junk, other_ids))
     )
@@ -103,8 +112,16 @@ def test_the_passes_of_a_step_are_the_declared_ones(name: str, prediction: Predi
         FlowModel(Wrapped(Small(times, width=4), after=counter), linear_path(), prediction)
         for times in (two_times, False)
     )
-    objective = build(name)
-    loss_of(objective, model, single(data(count, seed(0))), seed(1), teacher).loss.backward()
+    objective, latents = build(name), single(data(count, seed(0)))
+    if isinstance(objective, DistributionMatching):
+        second = FlowModel(Wrapped(Small(True, width=4), after=counter), linear_path(), prediction)
+        given = {"tokens": None, "readout": None, "generator": seed(1), "teacher": teacher, "auxiliary": second}
+        objective.forward(model, latents, **given).loss.backward()
+        for _ in range(objective.auxiliary_updates):
+            generated = Generated(latents.z, torch.zeros(count), latents.mask)
+            objective.auxiliary_loss(generated, second, seed(2)).backward()
+    else:
+        loss_of(objective, model, latents, seed(1), teacher).loss.backward()
     assert counter.rows / count == pytest.approx(objective.passes_per_step)
 
 
@@ -168,7 +185,7 @@ EXACT: dict[str, Callable[[Path, PredictionType], FlowModel]] = {
     "lagrangian": exact_map,
     "semigroup": exact_map,
 }
-"""The optimum in closed form; those of shortcut, progressive and reflow are in the files of their families."""
+"""The optimum in closed form; those of the others are in the files of their families."""
 EXACTLY = {"consistency_distillation": 1e-4, "lagrangian": 1e-9, "semigroup": 1e-9}
 """Objectives whose every single gradient vanishes there; those of the others vanish on average."""
 
@@ -206,7 +223,8 @@ LEARNS = [("shortcut", "velocity")] + [
     pytest.param(name, prediction, marks=pytest.mark.slow)
     for name in OBJECTIVES
     for prediction in ("x1", "velocity")
-    if name not in ("flow_matching", "progressive", "reflow") and (name, prediction) != ("shortcut", "velocity")
+    if name not in ("flow_matching", "progressive", "reflow", "distribution_matching")
+    and (name, prediction) != ("shortcut", "velocity")
 ]
 
 
@@ -237,6 +255,10 @@ def test_a_small_network_learns_to_go_in_one_step(name: str, prediction: Predict
         ("progressive", {"teacher_steps": 1}, "teacher_steps 1"),
         ("reflow", {"num_steps": 0}, "num_steps 0"),
         ("reflow", {"times_per_pair": 0}, "times_per_pair 0"),
+        ("distribution_matching", {"auxiliary_updates": 0}, "auxiliary_updates 0"),
+        ("distribution_matching", {"auxiliary_learning_rate": 0.0}, "auxiliary_learning_rate 0.0"),
+        ("distribution_matching", {"initial_share": 1.5}, "initial_share 1.5"),
+        ("distribution_matching", {"num_steps": 0}, "num_steps 0"),
         ("reconstruction", {"noise_level_max": -1.0}, "noise_level_max -1.0"),
         ("reconstruction", {"latent_dropout": 1.0}, "latent_dropout 1.0"),
         ("reconstruction", {"token_masking": 1.0}, "token_masking 1.0"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoisers import FlowModel, PredictionType
-from fewstep.objectives import Objective
+from fewstep.objectives import DistributionMatching, Objective
 from fewstep.paths import Path, linear_path, variance_preserving_path
 from fewstep.types import Latents, LossOutput
 from tests.nn.builders import first, normal
@@ -48,9 +48,16 @@ def loss_of(
     teacher: FlowModel | None = None,
     progress: float = 1.0,
 ) -> LossOutput:
-    return objective.forward(
-        model, latents, tokens=None, readout=None, generator=generator, teacher=teacher, progress=progress
-    )
+    given = {"tokens": None, "readout": None, "generator": generator, "teacher": teacher, "progress": progress}
+    return objective.forward(model, latents, **given, **auxiliary_of(objective, model, latents))
+
+
+def auxiliary_of(objective: Objective, model: FlowModel, latents: Latents) -> dict[str, FlowModel]:
+    """The argument ``auxiliary`` of an objective that has such a network, here a random one; else nothing."""
+    if not isinstance(objective, DistributionMatching):
+        return {}
+    network = Small(two_times=True, width=5).to(latents.z.dtype)
+    return {"auxiliary": FlowModel(network, model.path, model.prediction)}
 
 
 def gradient(loss: Tensor, model: nn.Module) -> Tensor:

@@ -22,6 +22,7 @@ from tests.training.flows import STUDENTS, flow_arguments, trained_flow, upon_a_
 ESTIMATES = {
     "consistency_distillation": "endpoint",
     "consistency_training": "endpoint",
+    "distribution_matching": "endpoint",
     "progressive": "posterior_mean",
     "reflow": "posterior_mean",
 }

@@ -44,7 +44,7 @@ class EstimateKind:
 POSTERIOR_MEAN = EstimateKind("posterior_mean")
 """The mean of the data given x_t: a flow."""
 ENDPOINT = EstimateKind("endpoint", has_velocity=False, keeps_noise=False)
-"""The end of the trajectory through x_t: a consistency model."""
+"""A sample of the data: the end of the trajectory through x_t (a consistency model), or matched in distribution."""
 FLOW_MAP = EstimateKind("flow_map", two_times=True, has_velocity=False)
 """The point that a jump from t to s goes along: a flow map."""
 

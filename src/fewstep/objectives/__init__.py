@@ -1,8 +1,9 @@
-"""Objectives: flow matching, flow maps, consistency, distillation, reconstruction, and the commitment head's."""
+"""Objectives: flow matching, flow maps, consistency, distillation, distribution matching; those of the other stages."""
 
 from fewstep.objectives.base import Batch, FlowMatching, Objective, Regression, match_flow
 from fewstep.objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from fewstep.objectives.distillation import ProgressiveDistillation, Reflow
+from fewstep.objectives.distribution_matching import DistributionMatching, Generated
 from fewstep.objectives.flow_maps import (
     LagrangianSelfDistillation,
     MeanFlow,
@@ -21,6 +22,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "shortcut": ShortcutModel,
     "progressive": ProgressiveDistillation,
     "reflow": Reflow,
+    "distribution_matching": DistributionMatching,
 }
 """The objectives of a denoiser by short name; each has a settings file of that name in ``configs/objectives``."""
 
@@ -29,7 +31,9 @@ __all__ = [
     "Batch",
     "ConsistencyDistillation",
     "ConsistencyTraining",
+    "DistributionMatching",
     "FlowMatching",
+    "Generated",
     "HeadTraining",
     "LagrangianSelfDistillation",
     "MeanFlow",

@@ -2,12 +2,13 @@
 
 from fewstep.training.autoencoders import AutoencoderModule
 from fewstep.training.data_modules import TextDataModule
-from fewstep.training.flow import FlowModule
+from fewstep.training.flow import DistributionMatchingModule, FlowModule
 from fewstep.training.head import HeadModule, LanguageModelModule
 from fewstep.training.module import OptimizerSettings
 
 __all__ = [
     "AutoencoderModule",
+    "DistributionMatchingModule",
     "FlowModule",
     "HeadModule",
     "LanguageModelModule",

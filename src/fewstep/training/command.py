@@ -196,6 +196,7 @@ class FewstepCLI(LightningCLI):
             default_root_dir=config.run_dir, logger=logger, callbacks=[*callbacks, Monitor()]
         )
         check_built(trainer)
+        self.model.check_trainer(trainer)
         if self.subcommand == "fit" and config.diagnostics.measurements is not None:
             check_measurements(config.diagnostics.measurements, self.model)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()

@@ -6,15 +6,17 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import torch
+from lightning import Trainer
 from torch import nn
 
 from fewstep.denoisers import ESTIMATES, FlowModel, PredictionType, ReadsCodebook, RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel, check_same_autoencoder
-from fewstep.objectives import Objective
+from fewstep.objectives import DistributionMatching, Objective
 from fewstep.paths import PATHS, PathName
 from fewstep.schedules import LogitNormalTime
 from fewstep.storage import load_strictly
+from fewstep.training.auxiliary import Auxiliary
 from fewstep.training.data_modules import Batch, StepDataModule
 from fewstep.training.latent_cache import LatentCache
 from fewstep.training.module import DEFAULT_OPTIMIZER, OptimizerSettings, Shared, TrainingModule, tokens_of
@@ -22,6 +24,8 @@ from fewstep.training.resuming import weights_digest
 from fewstep.types import Latents, LossOutput
 
 MAX_COUNTED_BLOCKS = 50_000  # enough for a prior over tokens
+AUXILIARY = "auxiliary"
+"""Key of a checkpoint."""
 
 
 class FlowModule(TrainingModule):
@@ -33,6 +37,10 @@ class FlowModule(TrainingModule):
     start without effect (:func:`.start_from`). ``latent_cache_dir`` keeps the latents of the train split on disk.
     ``allow`` names packages beside fewstep whose classes these models may have. Raises ``UserError`` if parts and data
     do not fit.
+
+    Distribution matching grows its auxiliary network from that flow too. A training step is then one step of the
+    denoiser and the updates of the auxiliary network on the same batch; ``max_steps``, the schedules and the average
+    of the weights count the denoiser's steps.
     """
 
     trained: ClassVar[tuple[str, ...]] = ("denoiser",)
@@ -85,6 +93,20 @@ class FlowModule(TrainingModule):
             new = start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
             tensors = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"
             self._started = f"starts from {initialise_from}; {tensors}"
+        self._auxiliary: Shared[Auxiliary | None] = Shared(None)
+        if isinstance(objective, DistributionMatching):
+            self._grow_auxiliary(objective, initialise_from)
+
+    def _grow_auxiliary(self, objective: DistributionMatching, initialise_from: str | None) -> None:
+        """Build the auxiliary network: the denoiser with a second time. Raises ``UserError`` without a trained flow."""
+        if initialise_from is None:
+            raise UserError("model.initialise_from is missing: DistributionMatching starts from the flow it matches")
+        network = type(self.denoiser)(**{**self.denoiser.config, "two_times": True})
+        start_from(network, self.denoiser, initialise_from)
+        rate, updates = objective.auxiliary_learning_rate, objective.auxiliary_updates
+        self._auxiliary = Shared(Auxiliary(network, replace(self.optimizer_settings, learning_rate=rate)))
+        size = sum(parameter.numel() for parameter in network.parameters())
+        self._started += f"\nauxiliary network: {size:,} parameters, {updates} updates per step, not in the saved model"
 
     def _give_codebook(self, denoiser: ReadsCodebook) -> None:
         """Give the denoiser the autoencoder's code and the tokens' log-frequencies in the train split."""
@@ -126,6 +148,8 @@ class FlowModule(TrainingModule):
         super().on_fit_start()
         if self._teacher.value is not None:
             self._teacher.value.to(self.device)
+        if self._auxiliary.value is not None:
+            self._auxiliary.value.start(self.trainer, self.device)
         if self.latent_cache_dir is not None and self._cache is None:
             self._cache = LatentCache.open(self.latent_cache_dir, self.base, self.data)
 
@@ -138,10 +162,12 @@ class FlowModule(TrainingModule):
 
     def batch_loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """The objective's loss on the batch's latents."""
-        teacher = self._teacher.value
+        teacher, auxiliary = self._teacher.value, self._auxiliary.value
         # Validation runs in inference mode, whose tensors take no derivative; some objectives need one.
         recording = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(recording):
+            if auxiliary is not None:
+                return self._match_distributions(auxiliary, self.latents(batch), generator)
             return self.objective.forward(
                 self.model(),
                 self.latents(batch),
@@ -151,6 +177,91 @@ class FlowModule(TrainingModule):
                 teacher=None if teacher is None else teacher.flow(),
                 progress=self.progress(),
             )
+
+    def _match_distributions(self, auxiliary: Auxiliary, latents: Latents, generator: torch.Generator) -> LossOutput:
+        """The student's loss; in training also the auxiliary network's updates, on the same samples of the student.
+
+        The student's loss comes first, on samples that the auxiliary network has not been fitted to: on samples that
+        it has seen its estimate leans towards them, and the student would move to the teacher's mean.
+        """
+        objective, teacher = self.objective, self._teacher.value
+        assert isinstance(objective, DistributionMatching) and teacher is not None
+        student, second = self.model(), FlowModel(auxiliary.network, self.model().path, self.flow_identity.prediction)
+        generated = objective.generate(student, latents, generator)
+        output = objective.student_loss(generated, second, teacher.flow(), generator)
+        if not self.training:
+            return output
+        losses, norms = [], []
+        for _ in range(objective.auxiliary_updates):
+            loss = objective.auxiliary_loss(generated, second, generator)
+            losses.append(loss.detach())
+            norms.append(auxiliary.update(loss, self.trainer))
+        auxiliary.end_step()
+        loss, norm = torch.stack(losses).mean(), torch.stack(norms).mean()
+        terms = {**output.terms, "auxiliary_loss": loss, "auxiliary_grad_norm": norm}
+        # One that is not finite marks the step: the student skips it too, and it is counted.
+        return replace(output, loss=output.loss + 0 * norm, terms=terms)
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Raise ``UserError`` for settings with which the auxiliary network cannot be trained."""
+        if self._auxiliary.value is None:
+            return
+        if trainer.accumulate_grad_batches > 1:
+            raise UserError(
+                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: distribution matching updates "
+                "its auxiliary network in every batch; give 1, and a larger data.batch_size"
+            )
+        if trainer.precision == "16-mixed":
+            raise UserError(
+                "trainer.precision is 16-mixed: the auxiliary network's gradients are not scaled; give bf16-mixed or "
+                "32-true"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the auxiliary network, if there is one, with its optimizer and schedule."""
+        super().on_save_checkpoint(checkpoint)
+        if self._auxiliary.value is not None:
+            checkpoint[AUXILIARY] = self._auxiliary.value.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the auxiliary network too."""
+        super().on_load_checkpoint(checkpoint)
+        if self._auxiliary.value is not None:
+            self._auxiliary.value.load_state_dict(checkpoint.get(AUXILIARY, {}), "the checkpoint")
+
+
+class DistributionMatchingModule(FlowModule):
+    """The stage after the flow: :class:`fewstep.objectives.DistributionMatching` of the flow in ``autoencoder``.
+
+    ``autoencoder`` is a model folder or checkpoint with autoencoder, readout and flow, which is the teacher and what
+    the student starts from; network, path and prediction are its own. ``allow`` names packages beside fewstep whose
+    classes it may have. Raises ``UserError`` if model and data do not fit.
+    """
+
+    def __init__(
+        self,
+        data: StepDataModule,
+        autoencoder: str,
+        objective: DistributionMatching,
+        optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
+        allow: list[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        model = data.load_model(autoencoder, *self.builds_on, "denoiser", allow=allow or ())
+        trained, identity = model.parts()["denoiser"], model.identity
+        super().__init__(
+            data,
+            autoencoder,
+            objective,
+            lambda latent_dim, positions: type(trained)(**trained.config),
+            identity.path,
+            identity.prediction,
+            teacher=autoencoder,
+            initialise_from=autoencoder,
+            optimizer=optimizer,
+            allow=allow,
+            seed=seed,
+        )
 
 
 def identity_of_flow(model: Identity, objective: Objective, path: PathName, prediction: PredictionType) -> Identity:

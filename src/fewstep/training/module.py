@@ -217,6 +217,9 @@ class TrainingModule(LightningModule):
         """
         return compare(recorded_run(entry, str(checkpoint)), self.run_record(trainer), checkpoint)
 
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Raise ``UserError`` for a trainer that this stage cannot be trained by."""
+
     def frozen_weights(self) -> dict[str, dict[str, torch.Tensor]]:
         """State dicts of the frozen parts, by part."""
         return {name: part.state_dict() for name, part in self.base.parts().items() if name not in self.trained}
