@@ -62,14 +62,14 @@ BUDGETS = {
     "data": (1515, 950),
     "model storage pipeline provenance locking": (1292, 1100),
     "metrics diagnostics": (2088, 1750),
-    "training": (3157, 1950),
+    "training": (3156, 1950),
     "cli settings __main__": (1761, 1300),
     "evaluation": (3166, 2000),
     "lab": (5970, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_932, 11_000)  # without NOT_CORE
-SRC_LINES = (23_068, 15_000)
+CORE_LINES = (13_931, 11_000)  # without NOT_CORE
+SRC_LINES = (23_067, 15_000)
 TEST_SHARE = (0.996, 0.75)  # lines of tests to lines of src
 
 

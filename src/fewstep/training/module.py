@@ -205,7 +205,6 @@ class TrainingModule(LightningModule):
             self._is_fingerprinted = True
         own = {"model.seed": self.seed, "data.batch_size": self.data.batch_size, "data.seed": self.data.seed}
         own[BATCHES] = trainer.accumulate_grad_batches * trainer.world_size
-        own |= {"data.blocks": self.data.blocks} if hasattr(self.data, "blocks") else {}
         if getattr(self.data, "streaming", False):
             own[PROCESSES] = trainer.world_size
         return RunRecord(self.settings | own, self.fingerprints)
