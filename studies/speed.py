@@ -3,12 +3,14 @@
     python studies/speed.py training                  # a step of each stage at three sizes
     python studies/speed.py sampling                  # tokens a second beside transformers' GPT-2 with KV cache
     python studies/speed.py objectives                # a step of each objective over one of flow matching
+    python studies/speed.py model --model runs/quickstart/model --steps 1,2,4    # beside its own language model
     python studies/speed.py sampling --device cuda --batches 1,64,512 --repeats 9
     python studies/speed.py training --quick          # a trial run
 
-Networks have the shipped sizes and random weights, on which the time does not depend. Cases take turns within a
-repeat, backwards in every second one, so that other work on the machine hits all alike; ratios are taken within a
-repeat. On a CPU seconds are those that one thread spent; on a GPU those of the clock, with the device synchronised.
+`model` aside, networks have the shipped sizes and random weights, on which the time does not depend. Cases take turns
+within a repeat, backwards in every second one, so that other work on the machine hits all alike; ratios are taken
+within a repeat. On a CPU seconds are those that one thread spent; on a GPU those of the clock, with the device
+synchronised.
 """
 
 import argparse
@@ -17,6 +19,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +30,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.lab.compare.runs import objective_of, settings_of
+from fewstep.model import SavedModel
 from fewstep.objectives import OBJECTIVES, FlowMatching, HeadTraining, Objective, Reconstruction
 from fewstep.paths import linear_path
-from fewstep.readouts import CausalTransformer, CommitmentHead, TransformerReadout
-from fewstep.samplers import FlowSampler
+from fewstep.pipeline import sampled_latents
+from fewstep.readouts import READOUTS, CausalTransformer, CommitmentHead, TransformerReadout
+from fewstep.samplers import FlowSampler, default_sampling
+from fewstep.samplers.sampler import DefaultSampling
 from fewstep.schedules import LogitNormalTime
 from fewstep.settings import configs_folder
 from fewstep.shapes import example_generators, randn
@@ -270,6 +277,35 @@ def sampling(args: argparse.Namespace) -> None:
     print_table(("way", "batch", "tokens/s", "times GPT-2's speed", "time over bare evaluations"), rows)
 
 
+def trained(args: argparse.Namespace) -> None:
+    """Tokens a second of a saved model by both readouts, and ratios to its own language model with KV cache."""
+    bundle, clock, rows = SavedModel.from_pretrained(args.model, kind="text").to(args.device), Clock(args.device), []
+    length, language_model = bundle.identity.block_size, bundle.scorer()
+    readers = {name: bundle.open_readout(READOUTS[name]) for name in ("parallel", "head")}
+    steps = [default_sampling(bundle.identity, int(number)) for number in args.steps.split(",")]
+
+    @torch.inference_mode()
+    def write(name: str, own: DefaultSampling, batch: int) -> None:
+        sampler = FlowSampler(bundle.flow().path, grid=bundle.identity.default_grid(), reinjection=own.reinjection)
+        for noise, mask, last in sampled_latents(bundle, sampler, own.num_steps, 0, 0, batch, batch):
+            readers[name].generate(last.x_t, mask, temperature=READOUTS[name].temperature, generator=noise)
+
+    @torch.inference_mode()
+    def autoregressive(batch: int) -> None:
+        language_model.generate(batch, length, generator=example_generators(0, 0, batch))
+
+    for batch in [1] if args.quick else [int(number) for number in args.batches.split(",")]:
+        works: dict[str, Work] = {"its language model": partial(autoregressive, batch)}
+        for name, own in product(readers, steps):
+            works[f"{name} readout, K = {own.num_steps}"] = partial(write, name, own, batch)
+        taken = clock.by_turns(works, args.repeats)
+        for name, seconds in taken.items():
+            low, rate, high = (batch * length / f(seconds) for f in (max, statistics.median, min))
+            times = ratio(taken["its language model"], seconds)
+            rows.append((name, str(batch), f"{rate:,.0f}", f"{low:,.0f} - {high:,.0f}", times))
+    print_table(("way", "batch", "tokens/s", "lowest - highest", "times the language model's speed"), rows)
+
+
 def objective_step(name: str, device: str) -> Work:
     """One training step of the objective of a shipped settings file, without the encoder."""
     objective: Objective = objective_of(configs_folder() / "flow.yaml", settings_of(name), {})
@@ -302,20 +338,24 @@ def objectives(args: argparse.Namespace) -> None:
     print_table(("objective", "ms a step", "time over flow matching"), rows)
 
 
+STUDIES = {"training": training, "sampling": sampling, "objectives": objectives, "model": trained}
+
+
 def main() -> None:
     """Measure what the command line asks for, and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("training", "sampling", "objectives"))
+    parser.add_argument("what", choices=tuple(STUDIES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", default="1,4,16", help="sampling steps, with commas between")
     parser.add_argument("--batches", default="1,16,64", help="batch sizes of sampling, with commas between")
     parser.add_argument("--length", type=int, default=128, help="tokens a block in sampling")
+    parser.add_argument("--model", default="runs/quickstart/model", help="the saved model of `model`")
     parser.add_argument("--quick", action="store_true", help="a trial run: the smallest case")
     args = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
-    {"training": training, "sampling": sampling, "objectives": objectives}[args.what](args)
+    STUDIES[args.what](args)
     where = torch.cuda.get_device_name() if args.device == "cuda" else "CPU, one thread"
     print(f"\n{where}, torch {torch.__version__}, {args.repeats} repeats, load {load:.1f} to {os.getloadavg()[0]:.1f}.")
 

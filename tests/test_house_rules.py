@@ -58,18 +58,18 @@ BUDGETS = {
     "denoisers": (339, 260),
     "readouts": (599, 540),
     "objectives": (1125, 950),
-    "samplers": (791, 690),
+    "samplers": (798, 690),
     "data": (1515, 950),
-    "model storage pipeline provenance locking": (1292, 1100),
+    "model storage pipeline provenance locking": (1293, 1100),
     "metrics diagnostics": (2088, 1750),
-    "training": (3156, 1950),
-    "cli settings __main__": (1761, 1300),
-    "evaluation": (3166, 2000),
-    "lab": (5970, 4000),
+    "training": (3160, 1950),
+    "cli settings __main__": (1792, 1300),
+    "evaluation": (3462, 2000),
+    "lab": (5983, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_931, 11_000)  # without NOT_CORE
-SRC_LINES = (23_067, 15_000)
+CORE_LINES = (13_974, 11_000)  # without NOT_CORE
+SRC_LINES = (23_419, 15_000)
 TEST_SHARE = (0.996, 0.75)  # lines of tests to lines of src
 
 

@@ -70,7 +70,7 @@ def test_solver_grid_reinjection_and_temperature_reach_their_place(generator: Te
         generator.generate(3, 4, reinjection="by_position"),
         generator.generate(3, 4, reinjection=parse_rule("elf")),
         generator.generate(3, 4, noise_temperature=0.5),
-        generator.generate(3, 4, initial_temperature=0.5),
+        generator.generate(3, 4, noise_scale=0.5),
     ):
         assert not torch.allclose(plain.x_1, other.x_1)
     assert not torch.equal(plain.ids, generator.generate(3, 4, temperature=5.0).ids)
@@ -156,7 +156,7 @@ def test_progress_counts_the_samples(generator: TextGenerator) -> None:
         ({"reinjection": 1.5}, "re-injection strength is 1.5"),
         ({"reinjection": [0.5]}, "1 re-injection strengths for 4 steps"),
         ({"noise_temperature": -1.0}, "noise_temperature is -1.0"),
-        ({"initial_temperature": float("inf")}, "initial_temperature is inf"),
+        ({"noise_scale": float("inf")}, "noise_scale is inf"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0.0"),

@@ -104,8 +104,8 @@ class TextGenerator:
         solver: str | Solver = "euler",
         grid: TimeGrid | None = None,
         reuse_noise: bool = False,
+        noise_scale: float = 1.0,
         noise_temperature: float = 1.0,
-        initial_temperature: float = 1.0,
         snap: str | SnapRule | None = None,
         head_context: bool = True,
         temperature: float | None = None,
@@ -122,12 +122,13 @@ class TextGenerator:
         matrix products, which may tip a token over at a tie); they begin at ``first_sample``. ``readout`` is one of
         :data:`fewstep.readouts.READOUTS`; ``temperature``, ``top_p`` and ``top_k`` are for its draw: by default the
         parallel readout takes the likeliest token (0) and the commitment head draws (1). ``stop``: a text ends at its
-        first end-of-text, as it always does where a model's blocks hold one document. ``head_context`` False hides its
-        earlier tokens from the head, for the ablation. ``snap`` "every", "confidence:0.9" or another rule of
+        first end-of-text, always where blocks hold one document. ``head_context`` False hides its earlier tokens from
+        the head, for the ablation. ``snap`` "every", "confidence:0.9" or another rule of
         :func:`fewstep.samplers.parse_snap` replaces estimates by those of their likeliest tokens. ``reinjection``:
-        whatever :func:`fewstep.samplers.parse_rule` reads (None: :func:`fewstep.samplers.default_sampling`); for its
-        controls, ``reuse_noise`` and two temperatures, see :class:`fewstep.samplers.FlowSampler`. ``grid``: where the
-        steps end (None: the identity's own). ``progress`` is called with the number just finished.
+        whatever :func:`fewstep.samplers.parse_rule` reads (None: :func:`fewstep.samplers.default_sampling`);
+        ``noise_scale``, the temperature of sampling, ``reuse_noise`` and ``noise_temperature`` as in
+        :class:`fewstep.samplers.FlowSampler`. ``grid``: where the steps end (None: the identity's own). ``progress`` is
+        called with the number just finished.
 
         Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
         rules out.
@@ -153,8 +154,8 @@ class TextGenerator:
                 reinjection=own.reinjection if reinjection is None else reinjection,
                 solver=solver,
                 reuse_noise=reuse_noise,
+                noise_scale=noise_scale,
                 noise_temperature=noise_temperature,
-                initial_temperature=initial_temperature,
                 correct=None if snap is None else self.snap(snap),
                 decidedness=self.decidedness,
             )

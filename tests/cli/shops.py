@@ -20,7 +20,7 @@ def make_shop(folder: Path) -> Path:
 def evaluation(shop: Path, out: Path, *options: str) -> list[str]:
     """``evaluate`` of the model in few settings; ``options`` come last."""
     machine = ["--cache_dir", str(shop / "cache"), "--device", "cpu", "--batch_size", "3", "--cci_examples", "2"]
-    return ["evaluate", str(shop / "model"), *FEW, *machine, "--out", str(out), *options]
+    return ["evaluate", str(shop / "model"), *FEW, *machine, "--matched_entropy", "1", "--out", str(out), *options]
 
 
 def diagnosis(shop: Path, out: Path, *options: str) -> list[str]:

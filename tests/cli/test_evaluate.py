@@ -24,6 +24,7 @@ from tests.bundles import BLOCK_SIZE, only, tiny_bundle, tokenizer, with_identit
 from tests.runs import ROOT, write_text
 
 FEW = ["--steps", "1,3", "--reinjection", "0,1", "--readout", "parallel,head", "--samples", "5", "--seeds", "2"]
+ONE = ["--matched_entropy", "1"]
 YARDSTICKS = ["held-out text", "words shuffled", "unigram draws", "pure noise", "language model"]
 
 
@@ -40,7 +41,7 @@ def command(shop: Path, *options: str | Path, path: Path | None = None) -> list[
     """``evaluate`` of the model, or ``path``, in few settings; ``options`` come last."""
     model = shop / "model" if path is None else path
     machine = ["--cache_dir", str(shop / "cache"), "--device", "cpu", "--batch_size", "2", "--cci_examples", "2"]
-    return ["evaluate", str(model), *FEW, *machine, *map(str, options)]
+    return ["evaluate", str(model), *FEW, *ONE, *machine, *map(str, options)]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,25 @@ def test_there_is_a_row_for_each_setting_beside_the_yardsticks_all_of_one_protoc
     assert "| rms / data | tokens / s | N |" in table[0]
     assert len(table) == 2 + len(rows) + 2
     assert rows[0].protocol_hash in table[-1]
+
+
+def test_a_sweep_over_temperatures_adds_a_table_at_real_texts_entropy_and_leaves_the_plain_one(
+    shop: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_bytes((whole / "rows.jsonl").read_bytes())
+    few = ["--steps", "3", "--reinjection", "1", "--out", tmp_path, "--matched_entropy", "0.5,1,2"]
+    assert main(command(shop, *few)) == 0
+    added = [row.setting for row in rows_in(tmp_path)[len(rows_in(whole)) :]]
+    assert [(each.get("readout"), each.get("noise_scale"), each.get("temperature")) for each in added] == [
+        *((None, None, 0.5), (None, None, 2.0)),
+        *(("head", 1.0, 0.5), ("head", 1.0, 2.0), ("parallel", 0.5, None), ("parallel", 2.0, None)),
+    ]
+    table = (tmp_path / "table.md").read_text()
+    plain, matched = table.split("\n| text | readout | reinjection | K | at temperature |")
+    assert set(plain.splitlines()) == set((whole / "table.md").read_text().splitlines())
+    names = [line.split(" | ")[0].removeprefix("| ") for line in matched.splitlines()[2:-2]]
+    assert names == ["held-out text", "words shuffled", "language model", "flow", "flow"]
+    assert "Each setting at the temperature" in capsys.readouterr().out
 
 
 def test_a_killed_sweep_goes_on_where_it_stopped_and_a_finished_one_makes_nothing(
@@ -196,19 +216,19 @@ def test_lists_of_rules_take_numbers_with_commas_and_rules_with_blanks() -> None
 def test_controls_and_snap_are_axes_whose_columns_show_where_they_differ(
     shop: Path, whole: Path, tmp_path: Path
 ) -> None:
-    few = ["--steps", "4", "--reinjection", "1", "--readout", "parallel", "--out", tmp_path]
-    axes = ["--noise", "fresh,reused", "--initial_temperature", "1,0.5", "--snap", "none,last:1"]
+    few = ["--steps", "4", "--reinjection", "0.5", "--readout", "parallel", "--out", tmp_path]
+    axes = ["--noise", "fresh,reused", "--noise_temperature", "1,0.5", "--snap", "none,last:1"]
     (tmp_path / "rows.jsonl").write_bytes((whole / "rows.jsonl").read_bytes())
     assert main(command(shop, *few, *axes)) == 0
     added = rows_in(tmp_path)[len(rows_in(whole)) :]
-    found = [tuple(row.setting[axis] for axis in ("initial_temperature", "noise", "snap")) for row in added]
+    found = [tuple(row.setting[axis] for axis in ("noise_temperature", "noise", "snap")) for row in added]
     assert found == list(product((1.0, 0.5), ("fresh", "reused"), ("none", "last:1")))
     assert [row.value("nfe") for row in added] == [5, 7] * 4
     assert len({row.value("perplexity") for row in added}) == len(added)
     heading, _, *lines = [line.split(" | ") for line in (tmp_path / "table.md").read_text().splitlines()[:-2]]
     last = dict(zip(heading, lines[7 + len(YARDSTICKS)], strict=True))
-    assert (last["initial noise"], last["drawn"], last["snap"]) == ("0.5", "reused", "last:1")
-    assert not {"initial noise", "drawn", "snap"} & set((whole / "table.md").read_text().splitlines()[0].split(" | "))
+    assert (last["noise"], last["drawn"], last["snap"]) == ("0.5", "reused", "last:1")
+    assert not {"noise", "drawn", "snap"} & set((whole / "table.md").read_text().splitlines()[0].split(" | "))
 
 
 def test_places_that_cannot_be_written_and_models_that_lack_a_part_are_one_line(

@@ -26,7 +26,8 @@ def command(workshop: Workshop, tmp_path: Path) -> list[str]:
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(size))
     source = ["--source", str(workshop.folder / "text.jsonl"), "--cache_dir", str(tmp_path / "cache")]
-    return ["--out", str(tmp_path / "out"), "--size", str(file), "--num_samples", "4", *source]
+    few = ["--num_samples", "4", "--matched_entropy", "2"]
+    return ["--out", str(tmp_path / "out"), "--size", str(file), *few, *source]
 
 
 def test_it_trains_samples_and_scores_and_a_second_call_only_scores(
@@ -41,6 +42,8 @@ def test_it_trains_samples_and_scores_and_a_second_call_only_scores(
     assert settings == {(r, g, k) for r in ("parallel", "head") for g in ("0", "1") for k in (1, 2, 4, 8, 32)}
     assert {row.num_samples for row in rows} == {4}
     assert (out / "table.csv").read_text().count("\n") == 1 + len(rows)
+    assert sum(row.setting.get("noise_scale") == 2 or row.setting.get("temperature") == 2 for row in rows) == 21
+    assert {"frontier.png", "matched.csv"} <= {file.name for file in out.iterdir()}
     for name in ("held-out text", "words shuffled", "unigram draws", "language model", "gamma = 1"):
         assert name in first
     weights = {file: file.read_bytes() for file in (out / "model").glob("*.safetensors")}

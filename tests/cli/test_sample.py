@@ -30,13 +30,13 @@ def test_rows_carry_the_texts_of_the_generator_and_how_to_make_them_again(model:
     assert [row["index"] for row in rows] == [0, 1, 2]
     for row in rows:
         assert (row["steps"], row["seed"], row["readout"], row["reinjection"]) == (2, 7, "head", 0.5)
-        assert (row["noise"], row["noise_temperature"], row["initial_temperature"]) == ("fresh", 1.0, 1.0)
+        assert (row["noise"], row["noise_temperature"], row["noise_scale"]) == ("fresh", 1.0, 1.0)
     assert [item.name for item in tmp_path.iterdir()] == ["samples.jsonl"]
 
 
 def test_rules_and_controls_of_re_injection_reach_the_sampler(model: str, tmp_path: Path) -> None:
     output = tmp_path / "samples.jsonl"
-    options = "--num_samples 3 --steps 3 --noise reused --noise_temperature 0.9 --initial_temperature 0.8 --device cpu"
+    options = "--num_samples 3 --steps 3 --noise reused --noise_temperature 0.9 --noise_scale 0.8 --device cpu"
     generator = TextGenerator(tiny_bundle())
     for text, rule in (
         ("linear:1,0.2", linear(1.0, 0.2)),
@@ -44,15 +44,11 @@ def test_rules_and_controls_of_re_injection_reach_the_sampler(model: str, tmp_pa
     ):
         arguments = ["sample", model, *options.split(), "--reinjection", text, "--output", str(output), "--overwrite"]
         assert main(arguments) == 0
-        expected = generator.generate(
-            3, 3, reinjection=rule, reuse_noise=True, noise_temperature=0.9, initial_temperature=0.8
-        )
+        expected = generator.generate(3, 3, reinjection=rule, reuse_noise=True, noise_temperature=0.9, noise_scale=0.8)
         rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
         assert [row["ids"] for row in rows] == expected.ids.tolist()
         assert {row["reinjection"] for row in rows} == {text}
-        assert {(row["noise"], row["noise_temperature"], row["initial_temperature"]) for row in rows} == {
-            ("reused", 0.9, 0.8)
-        }
+        assert {(row["noise"], row["noise_temperature"], row["noise_scale"]) for row in rows} == {("reused", 0.9, 0.8)}
 
 
 def test_snap_and_the_head_and_the_draw_reach_their_place(model: str, tmp_path: Path) -> None:

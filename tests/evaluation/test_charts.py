@@ -65,11 +65,11 @@ def test_each_setting_has_a_line_with_a_point_for_each_number_of_steps(cost: Cos
 
 def test_a_line_names_its_controls_where_they_are_unusual() -> None:
     setting = {"name": FLOW, "readout": "parallel", "num_steps": 4, "reinjection": "1", "noise_temperature": 1.0}
-    setting |= {"initial_temperature": 1.0, "noise": "fresh", "snap": "none"}
+    setting |= {"noise_scale": 1.0, "noise": "fresh", "snap": "none"}
     assert line_of(fake_row(setting, 9.0, 3.0, 5, 1.0)) == "parallel, gamma 1"
-    unusual = setting | {"initial_temperature": 0.8, "noise": "reused", "snap": "every"}
+    unusual = setting | {"noise_scale": 0.8, "noise": "reused", "snap": "every"}
     line = line_of(fake_row(unusual, 9.0, 3.0, 5, 1.0))
-    assert line == "parallel, gamma 1, initial noise 0.8, drawn reused, snap every"
+    assert line == "parallel, gamma 1, noise scale 0.8, drawn reused, snap every"
 
 
 def test_what_has_no_perplexity_or_no_cost_is_left_out_and_nothing_at_all_is_bare_axes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fewstep.evaluation.rows import FLOW, HELD_OUT, Row
 from fewstep.evaluation.scorers import RunScorer, ScoredText, corpus_perplexity
 from fewstep.evaluation.sweep import Batch, Group, Sweep
 from fewstep.evaluation.text_plan import RealText, TextStudy
-from fewstep.evaluation.texts import FlowTexts, Sampling, fixed_group, flow_group, noise_group, yardsticks
+from fewstep.evaluation.texts import FlowTexts, Sampling, fixed_group, flow_groups, noise_group, yardsticks
 from fewstep.metrics.text import distinct_n, mauve_score
 from fewstep.pipeline import TextGenerator, decode_blocks
 from fewstep.samplers import FlowSampler
@@ -65,7 +65,7 @@ def study(
 
 
 def swept(own: TextStudy, groups: Sequence[Group] | None = None, **options: object) -> list[Row]:
-    every = [*own.yardsticks(), *own.flows([SAMPLING], READOUTS)]
+    every = [*own.yardsticks(), *flow_groups(own.bundle, [SAMPLING], READOUTS)]
     return list(Sweep(own.plan(every if groups is None else groups, **options)).rows())
 
 
@@ -93,10 +93,10 @@ def generated(readout: str, bundle: object | None = None, **options: object) -> 
 CONTROLS = [
     {},
     {"reinjection": 1.0, "noise_temperature": 1.0},
-    {"initial_temperature": 0.5, "noise_temperature": 1.0},
+    {"noise_scale": 0.5, "noise_temperature": 1.0},
     {"reuse_noise": True, "noise_temperature": 1.0},
     {"snap": "every", "noise_temperature": 1.0},
-    {"reuse_noise": True, "initial_temperature": 0.8, "snap": "confidence:0.3"},
+    {"reuse_noise": True, "noise_scale": 0.8, "snap": "confidence:0.3"},
 ]
 
 
@@ -104,7 +104,7 @@ CONTROLS = [
 def test_samples_are_those_that_the_generator_makes_of_the_same_seed(options: dict[str, object]) -> None:
     how = {"reinjection": 0.5, "noise_temperature": 0.9} | options
     how |= {"noise": "reused" if how.pop("reuse_noise", False) else "fresh", "reinjection": f"{how['reinjection']:g}"}
-    group = flow_group(mild_bundle(), Sampling(3, **how), READOUTS)
+    (group,) = flow_groups(mild_bundle(), [Sampling(3, **how)], READOUTS)
     batches = [
         Batch(index, seed, first, count) for index, seed in enumerate(SEEDS) for first, count in ((0, 2), (2, 1))
     ]
@@ -121,7 +121,7 @@ def test_every_network_pass_is_counted(rows: list[Row]) -> None:
     assert [by(rows, FLOW, readout).value("nfe") for readout in READOUTS] == [3 + 1, 3 + BLOCK_SIZE, 3 + 1]
     assert [by(rows, name).value("nfe") for name in ("language model", HELD_OUT)] == [BLOCK_SIZE, None]
     for snap, passes in (("none", 3 + 2 + 1), ("every", 3 * 3 + 2 + 1)):
-        group = flow_group(tiny_bundle(), Sampling(3, "by_position", snap=snap), ("parallel",))
+        (group,) = flow_groups(tiny_bundle(), [Sampling(3, "by_position", snap=snap)], ("parallel",))
         for _ in range(2):
             assert group.make(Batch(0, 0, 0, 2), group.settings)[0].numbers["nfe"] == passes
 
@@ -176,14 +176,14 @@ def test_the_late_flip_rate_is_that_of_the_diagnostics(rows: list[Row]) -> None:
         assert by(rows, FLOW, readout).value("late_flip_rate") == pytest.approx(sum(rates) / len(rates))
     assert sum(rates) > 0
     own = study()
-    assert swept(own, own.flows([Sampling(1)], READOUTS))[0].value("late_flip_rate") is None
+    assert swept(own, flow_groups(own.bundle, [Sampling(1)], READOUTS))[0].value("late_flip_rate") is None
 
 
 def test_cci_is_zero_exactly_where_the_head_sees_no_tokens(rows: list[Row]) -> None:
     assert by(rows, FLOW, "head_off").value("cci") == 0 < 0.01 < by(rows, FLOW, "head").value("cci")
     assert by(rows, FLOW, "parallel").value("cci") is None
     own = study(cci_examples=0)
-    assert swept(own, own.flows([SAMPLING], ("head",)))[0].value("cci") is None
+    assert swept(own, flow_groups(own.bundle, [SAMPLING], ("head",)))[0].value("cci") is None
 
 
 def test_noise_read_without_a_flow_is_the_floor_and_as_large_as_noise_is() -> None:

@@ -48,13 +48,18 @@ def test_the_spread_of_the_samples_tends_to_its_closed_form_which_is_1_if_the_ru
 @each_path
 @pytest.mark.parametrize("endpoint", [False, True])
 @pytest.mark.parametrize("rule", [*SPELLINGS, "0.3,0.9,0.1,0.6,1"])
-def test_the_recursion_is_what_the_sampler_does(path: Path, rule: str, endpoint: bool) -> None:
-    sampler = FlowSampler(path, reinjection=rule, decidedness=lambda x1_hat, mask: torch.zeros(x1_hat.shape[:2]))
+@pytest.mark.parametrize("noise_scale", [1.0, 0.5])
+def test_the_recursion_is_what_the_sampler_does_and_the_spread_goes_with_the_noise_scale(
+    path: Path, rule: str, endpoint: bool, noise_scale: float
+) -> None:
+    undecided = torch.zeros(1, 1)
+    sampler = FlowSampler(path, reinjection=rule, noise_scale=noise_scale, decidedness=lambda x1_hat, mask: undecided)
     with basis_noise():
         x_1 = sampler.sample(
             GaussianModel(path, endpoint), unit(1).view(1, 1, -1), num_steps=5, generator=torch.Generator()
         ).x_1
-    assert float(x_1.norm()) / WIDTH == pytest.approx(sample_spread(rule, path, 5, endpoint=endpoint), rel=1e-6)
+    spread = noise_scale * sample_spread(rule, path, 5, endpoint=endpoint)
+    assert float(x_1.norm()) / WIDTH == pytest.approx(spread, rel=1e-6)
 
 
 @each_path

@@ -128,7 +128,7 @@ def test_with_euler_the_jump_and_the_return_are_the_formula_of_re_injection(path
 @pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 1.2])
 @pytest.mark.parametrize("rule", ["constant", "by_position"])
-def test_each_step_keeps_its_share_of_old_noise_and_temperature_scales_that_only(
+def test_each_step_keeps_its_share_of_old_noise_temperature_scales_that_only_and_noise_scale_what_is_drawn(
     path: Path, solver: Solver, gamma: float, temperature: float, rule: str
 ) -> None:
     sampler = FlowSampler(
@@ -136,7 +136,7 @@ def test_each_step_keeps_its_share_of_old_noise_and_temperature_scales_that_only
         solver=solver,
         reinjection=f"{rule}:{gamma}",
         noise_temperature=temperature,
-        initial_temperature=0.5,
+        noise_scale=0.5,
         decidedness=lambda x1_hat, mask: torch.zeros(x1_hat.shape[:2]),
     )
     expected = torch.zeros_like(exact_states(sampler, 4)[0][2])
@@ -145,7 +145,7 @@ def test_each_step_keeps_its_share_of_old_noise_and_temperature_scales_that_only
         t = torch.tensor(time, dtype=torch.float64)
         if k > 0:
             expected = expected * temperature * math.sqrt(1 - gamma**2)
-            expected[:, k] = gamma
+            expected[:, k] = 0.5 * gamma
         torch.testing.assert_close(data, path.schedule.alpha(t).expand(1), rtol=0, atol=1e-9)
         torch.testing.assert_close(weights, path.schedule.sigma(t) * expected, rtol=0, atol=1e-7)
 
@@ -173,7 +173,7 @@ def test_reused_noise_is_drawn_once_and_independent_of_the_initial_noise() -> No
         assert matrix[0, 1:].abs().max() < 0.05
 
 
-@pytest.mark.parametrize("settings", [{"initial_temperature": 0.5}, {"reinjection": "elf"}])
+@pytest.mark.parametrize("settings", [{"noise_scale": 0.5}, {"reinjection": "elf"}])
 def test_what_concerns_the_initial_noise_leaves_a_start_in_the_middle_alone(settings: dict) -> None:
     x_t, sampler, model = noise(2, 3, 4), FlowSampler(linear(), **settings), MixingModel(linear())
     whole, rest = (

@@ -1,6 +1,7 @@
 """Promises of the loop: what the model is asked, what is yielded, padding, errors."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -166,8 +167,10 @@ def test_arguments_that_do_not_fit_are_named_before_any_evaluation(
     assert not model.calls
 
 
-@pytest.mark.parametrize("name", ["noise_temperature", "initial_temperature"])
-@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*product(["noise_temperature", "noise_scale"], [-0.1, math.nan, math.inf]), ("noise_scale", 0.0)],
+)
 def test_an_impossible_temperature_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         FlowSampler(linear_path(), **{name: value})

@@ -10,6 +10,7 @@ import torch
 
 from fewstep.cli.main import main
 from fewstep.training.callbacks import ExportModel
+from fewstep.training.data_modules import StepDataModule
 from fewstep.training.module import TrainingModule
 
 folder = Path(os.environ["RECORD"])
@@ -30,10 +31,15 @@ def recorded_step(self: TrainingModule, batch: dict[str, torch.Tensor], batch_id
 
 
 def recorded_end(self: ExportModel, trainer: Any, pl_module: TrainingModule) -> None:
-    torch.save(pl_module.state_dict(), folder / f"rank{pl_module.global_rank}.pt")
+    auxiliary = getattr(pl_module, "_auxiliary", None)
+    second = {} if auxiliary is None or auxiliary.value is None else auxiliary.value.network.state_dict()
+    weights = {**pl_module.state_dict(), **{f"auxiliary.{name}": value for name, value in second.items()}}
+    torch.save(weights, folder / f"rank{pl_module.global_rank}.pt")
     on_fit_end(self, trainer, pl_module)
 
 
+if os.environ.get("SAME_DRAWS"):  # every rank takes the batches and the noise of a single process
+    StepDataModule.ranks = lambda self: (0, 1)  # type: ignore[method-assign]
 TrainingModule.training_step, ExportModel.on_fit_end = recorded_step, recorded_end
 
 if __name__ == "__main__":

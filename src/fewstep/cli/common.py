@@ -1,5 +1,6 @@
 """What several commands share: groups of options, the device, and the study of a model's text."""
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from fewstep.cli.parser import comma_parts
+from fewstep.cli.parser import comma_numbers, comma_parts
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class ScoringOptions:
         scorer_dtype: precision of a transformers scorer.
         cci_examples: samples on which CCI is measured, 0 for none.
         batch_size: samples generated at a time.
+        matched_entropy: temperatures of the sweep from which the table at real text's entropy comes, of the noise for
+            the parallel readout and of the tokens for the others; 1 alone for none.
     """
 
     samples: PositiveInt = 128
@@ -86,6 +89,7 @@ class ScoringOptions:
     scorer_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     cci_examples: NonNegativeInt = 8
     batch_size: PositiveInt = 64
+    matched_entropy: list[float] | float | str = "0.6,0.8,1,1.2"
 
 
 @dataclass(kw_only=True)
@@ -128,6 +132,14 @@ def comma_rules(given: Sequence[float | str]) -> list[str]:
             is_number = text.replace(".", "", 1).isdigit()
             rules.append(f"{float(text):g}" if is_number else text)
     return rules
+
+
+def sweep_temperatures(given: Sequence[float] | float | str) -> list[float]:
+    """The temperatures of ``--matched_entropy``, rising, with 1 among them. Raises ``UserError``."""
+    temperatures = comma_numbers(given, "matched_entropy", float)
+    if not all(0 < temperature < math.inf for temperature in temperatures):
+        raise UserError(f"--matched_entropy {given!r}: expected temperatures above 0, such as 0.6,0.8,1,1.2")
+    return sorted({1.0, *temperatures})
 
 
 def folder_beside(model: str, name: str) -> Path:

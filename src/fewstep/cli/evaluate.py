@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.cli.common import StudyOptions, comma_rules, folder_beside
+from fewstep.cli.common import StudyOptions, comma_rules, folder_beside, sweep_temperatures
 from fewstep.cli.main import rank_zero_errors
 from fewstep.cli.output import check_writable, make_folder, progress_bar, write_text
 from fewstep.cli.parser import comma_numbers, comma_parts, parse_options
@@ -34,7 +34,6 @@ class AxisOptions:
             between.
         readout: parallel, head, head_off (the head without its view of earlier tokens).
         noise_temperature: factors on a step's old noise; below 1 is colder.
-        initial_temperature: factors on the noise that sampling starts from.
         noise: fresh, reused (re-injected noise drawn in every step, or once).
         snap: none, and rules as in fewstep sample.
     """
@@ -43,7 +42,6 @@ class AxisOptions:
     reinjection: list[float | str] = field(default_factory=lambda: ["0,0.5,1"])
     readout: list[str] | str = "parallel,head"
     noise_temperature: list[float] | float | str = 1.0
-    initial_temperature: list[float] | float | str = 1.0
     noise: list[str] | str = "fresh"
     snap: list[str] | str = "none"
 
@@ -72,15 +70,16 @@ def main(argv: list[str]) -> int:
 
 def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
     """The command itself; ``argv`` is recorded in the provenance of its rows."""
+    from fewstep.evaluation.matched import KEPT
     from fewstep.evaluation.processes import Processes
     from fewstep.evaluation.rows import RowFile
     from fewstep.evaluation.sweep import Sweep
-    from fewstep.evaluation.texts import flow_group
+    from fewstep.evaluation.texts import flow_groups
     from fewstep.metrics.text import mauve_package_version
     from fewstep.model import SavedModel
 
     folder = folder_beside(options.model, "evaluation") if options.out is None else options.out
-    samplings = all_samplings(options)
+    samplings, temperatures = all_samplings(options), sweep_temperatures(options.matched_entropy)
     check_writable(folder)
     if options.mauve:
         mauve_package_version()
@@ -96,9 +95,10 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
         bundle = bundle.to(options.pick_device())
         check_steps(bundle, [sampling.num_steps for sampling in samplings])
         readouts = comma_parts(options.readout, "readout")
-        flows = [flow_group(bundle, sampling, readouts) for sampling in samplings]
+        flows = flow_groups(bundle, samplings, readouts, temperatures)
         study = options.study(bundle, mauve=options.mauve)
-        plan = study.plan([*study.yardsticks(), *flows], provenance=provenance("evaluate", argv))
+        groups = [*study.yardsticks(temperatures=temperatures), *flows]
+        plan = study.plan(groups, keep=KEPT, provenance=provenance("evaluate", argv))
         if processes.is_first:
             make_folder(folder)
             locked.enter_context(lock)
@@ -128,10 +128,9 @@ def all_samplings(options: AxisOptions) -> "list[Sampling]":
     except ValueError as error:
         raise UserError(str(error)) from None
     colds = comma_numbers(options.noise_temperature, "noise_temperature", float)
-    starts = comma_numbers(options.initial_temperature, "initial_temperature", float)
     return [
-        Sampling(num_steps, rule, cold, start, noise, snap)
-        for rule, cold, start, noise, snap, num_steps in product(rules, colds, starts, noises, snaps, steps)
+        Sampling(num_steps, rule, cold, noise=noise, snap=snap)
+        for rule, cold, noise, snap, num_steps in product(rules, colds, noises, snaps, steps)
     ]
 
 
@@ -149,20 +148,27 @@ def check_steps(bundle: "SavedModel", steps: Sequence[int]) -> None:
 def write_results(rows: "Sequence[Row]", plan: "Plan", scorer: str, folder: Path, *, wandb: bool) -> None:
     """Write the table and the pictures, and print the table."""
     from fewstep.evaluation.charts import NFE, SECONDS, score_pictures
+    from fewstep.evaluation.frontier import write_frontier
+    from fewstep.evaluation.matched import with_matched_table
     from fewstep.evaluation.pictures import write_pictures
     from fewstep.evaluation.rows import rows_csv, rows_markdown, rows_text, table_lines
 
-    write_text(folder / TABLE, rows_markdown(rows, plan.caption, plan.columns))
+    tables = with_matched_table(rows, plan.caption, plan.columns)
+    plain, *_ = tables[0]
+    write_text(folder / TABLE, "\n".join(rows_markdown(*each) for each in tables))
     write_text(folder / "table.csv", rows_csv(rows))
+    for matched, *_ in tables[1:]:
+        write_text(folder / "matched.csv", rows_csv(matched))
     pictures = {f"pareto_{name}": folder / f"pareto_{name}.png" for name in ("nfe", "seconds")}
     for cost, file in zip((NFE, SECONDS), pictures.values(), strict=True):
-        write_pictures(score_pictures(rows, cost, scorer), file)
-    print(rows_text(rows, plan.caption, plan.columns))
-    print(f"\nrows      {folder / ROWS}\ntable     {folder / TABLE}\npictures  {folder / 'pareto_*.png'}")
+        write_pictures(score_pictures(plain, cost, scorer), file)
+    write_frontier(rows, scorer, folder / "frontier.png")
+    print("\n\n".join(rows_text(*each) for each in tables))
+    print(f"\nrows      {folder / ROWS}\ntable     {folder / TABLE}\npictures  {folder / '*.png'}")
     if wandb:
         from fewstep.training.tracking import log_study
 
-        heading, *lines = table_lines(rows, plan.columns)
+        heading, *lines = table_lines(plain, plan.columns)
         figures = {f"sweep_pictures/{name}": file for name, file in pictures.items()}
         logged = log_study(folder, {"sweep": (heading, lines)}, figures)
         print("wandb     " + (str(folder / "wandb") if logged else "nothing logged: WANDB_MODE is disabled"))

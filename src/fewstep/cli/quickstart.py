@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt
 
-from fewstep.cli.common import TextOptions, comma_rules, corpus_of
+from fewstep.cli.common import TextOptions, comma_rules, corpus_of, sweep_temperatures
 from fewstep.cli.output import progress_bar, write_text
 from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = "sotu"
 STEPS = (1, 2, 4, 8, 32)
-MEASURES = ("scores", "repetition", "late_flips", "rms")
+MEASURES = ("scores", "length_matched_entropy", "repetition", "late_flips", "rms")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class QuickstartOptions:
         reinjection: strengths and rules of re-injection in the table, as in fewstep evaluate; by default the
             deterministic flow, and fresh noise after every step.
         cache_dir: folder for prepared text.
+        matched_entropy: temperatures from which the table at real text's entropy comes, as in fewstep evaluate.
     """
 
     out: Path = Path("runs/quickstart")
@@ -72,6 +73,7 @@ class QuickstartOptions:
     num_samples: PositiveInt = 128
     reinjection: list[float | str] = field(default_factory=lambda: ["0,1"])
     cache_dir: str = "~/.cache/fewstep"
+    matched_entropy: list[float] | float | str = "0.6,0.8,1,1.2"
 
 
 def main(argv: list[str]) -> int:
@@ -80,6 +82,7 @@ def main(argv: list[str]) -> int:
     if options.size:
         size_sections(options.size)  # a typo shows before any work
     comma_rules(options.reinjection)
+    sweep_temperatures(options.matched_entropy)
     start = time.perf_counter()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options.source = choose_source(options)
@@ -89,7 +92,7 @@ def main(argv: list[str]) -> int:
     sample_and_score(options, provenance("quickstart", argv))
     out, model = options.out, options.out / "model"
     print(f"\nmodel     {model}   (fewstep sample {model} --steps 4 --readout head)")
-    print(f"table     {out / 'table.md'}, {out / 'table.csv'}, rows {out / 'rows.jsonl'}, picture {out / 'table.png'}")
+    print(f"table     {out / 'table.md'}, {out / 'table.csv'}, rows {out / 'rows.jsonl'}, pictures {out / '*.png'}")
     print(f"samples   {out / 'samples.txt'}")
     print(f"runs      {', '.join(str(out / stage) for stage in STAGES)}")
     unit = 1 if sys.platform == "darwin" else 1024  # KiB on Linux
@@ -234,12 +237,14 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     """
     from fewstep.evaluation.charts import STEPS as OVER_STEPS
     from fewstep.evaluation.charts import score_pictures
+    from fewstep.evaluation.frontier import write_frontier
+    from fewstep.evaluation.matched import KEPT, with_matched_table
     from fewstep.evaluation.pictures import write_pictures
     from fewstep.evaluation.rows import RowFile, rows_csv, rows_markdown, rows_text
     from fewstep.evaluation.scorers import RunScorer
     from fewstep.evaluation.sweep import Sweep
     from fewstep.evaluation.text_plan import TextStudy, real_text
-    from fewstep.evaluation.texts import Sampling
+    from fewstep.evaluation.texts import Sampling, flow_groups
     from fewstep.model import SavedModel, merge_models
 
     folders = [str(options.out / name / "model") for name in ("flow", "head", "language_model")]
@@ -252,18 +257,25 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     packed = None if bundle.identity.blocks == "packed" else False
     study = TextStudy(bundle, scorer, real_text(corpus, bundle.identity.source, count, packed=packed), count, (0,))
     samplings = [Sampling(steps, rule) for rule in comma_rules(options.reinjection) for steps in STEPS]
-    groups = [*study.yardsticks(language_model_offset=3), *study.flows(samplings, ("parallel", "head"))]
-    plan = study.plan(groups, MEASURES, provenance=recipe)
+    temperatures = sweep_temperatures(options.matched_entropy)
+    yardsticks = study.yardsticks(language_model_offset=3, temperatures=temperatures)
+    flows = flow_groups(bundle, samplings, ("parallel", "head"), temperatures)
+    plan = study.plan([*yardsticks, *flows], MEASURES, keep=KEPT, provenance=recipe)
     with progress_bar("sampling and scoring", "row") as progress:
         rows = Sweep(plan).run(RowFile(options.out / "rows.jsonl"), progress, renew=True)
-    table = rows_markdown(rows, plan.caption)
+    tables = with_matched_table(rows, plan.caption, plan.columns)
+    plain, *_ = tables[0]
+    table = "\n".join(rows_markdown(*each) for each in tables)
     write_text(options.out / "table.md", table)
     write_text(options.out / "table.csv", rows_csv(rows))
-    write_text(options.out / "samples.txt", sentences(rows))
-    write_pictures(score_pictures(rows, OVER_STEPS, scorer.name), options.out / "table.png")
+    for matched, *_ in tables[1:]:
+        write_text(options.out / "matched.csv", rows_csv(matched))
+    write_text(options.out / "samples.txt", sentences(plain))
+    write_frontier(rows, scorer.name, options.out / "frontier.png")
+    write_pictures(score_pictures(plain, OVER_STEPS, scorer.name), options.out / "table.png")
     bundle.save_pretrained(options.out / "model", overwrite=True, scores=table)  # now with its scores
-    print(sentences(rows))
-    print(rows_text(rows, plan.caption))
+    print(sentences(plain))
+    print("\n\n".join(rows_text(*each) for each in tables))
     return rows
 
 

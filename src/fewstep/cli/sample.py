@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from fewstep.cli.common import DeviceOptions
 from fewstep.cli.main import check_stdout
@@ -30,8 +30,9 @@ class SamplerOptions:
             endpoint model, where that is exact, and 0 for others, where a constant strength makes samples colder than
             the data (docs/findings/consistency.md).
         noise: draw re-injected noise in every step, or once.
-        noise_temperature: factor on a step's old noise; below 1 is colder.
-        initial_temperature: factor on the noise that sampling starts from.
+        noise_scale: factor on all noise that is drawn, the temperature of sampling; below 1 gives likelier and less
+            varied texts.
+        noise_temperature: factor on a step's old noise, a control for re-injection; below 1 is colder.
         solver: how a step is taken.
         snap: replace estimates by those of their likeliest tokens: every, last:N (in the last N steps), confidence:P
             (where the probability exceeds P).
@@ -40,8 +41,8 @@ class SamplerOptions:
     steps: PositiveInt = 4
     reinjection: float | list[float] | str | None = None
     noise: Literal["fresh", "reused"] = "fresh"
+    noise_scale: PositiveFloat = 1.0
     noise_temperature: float = 1.0
-    initial_temperature: float = 1.0
     solver: Literal["euler", "heun"] = "euler"
     snap: str | None = None
 
@@ -139,8 +140,8 @@ def written_batches(options: SampleOptions, recipe: dict[str, Any], cost: dict[s
                 reinjection=options.reinjection,
                 solver=options.solver,
                 reuse_noise=options.noise == "reused",
+                noise_scale=options.noise_scale,
                 noise_temperature=options.noise_temperature,
-                initial_temperature=options.initial_temperature,
                 snap=snap,
                 head_context=options.head_context == "on",
                 temperature=options.temperature,

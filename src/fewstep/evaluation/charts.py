@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fewstep.diagnostics.result import Picture, Series
-from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, NOISE, Row
+from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, LANGUAGE_MODEL, NOISE, SHUFFLED, Row
 
-YARDSTICKS = (HELD_OUT, "language model", "words shuffled", "unigram draws", NOISE)
+YARDSTICKS = (HELD_OUT, LANGUAGE_MODEL, SHUFFLED, "unigram draws", NOISE)
 ENTROPY_BAND_NATS = 0.3
 """Perplexities compare only among samples whose entropy is this close to real text's."""
 

@@ -18,8 +18,9 @@ from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded
 from fewstep.evaluation.protocol import differences, hash_of
 from fewstep.metrics.intervals import Interval
 
-FLOW, HELD_OUT, NOISE = "flow", "held-out text", "pure noise"
-"""Names of the rows of a model's own samples, of real text, and of decoded noise."""
+FLOW, HELD_OUT, SHUFFLED = "flow", "held-out text", "words shuffled"
+LANGUAGE_MODEL, NOISE = "language model", "pure noise"
+"""Names of the rows of a model's own samples, of real text and its words, of the language model, of decoded noise."""
 
 Axis = str | int | float
 Setting = Mapping[str, Axis]
@@ -31,6 +32,11 @@ Key = tuple[tuple[str, Axis], ...]
 def key_of(setting: Setting) -> Key:
     """A hashable form of ``setting``."""
     return tuple(sorted(setting.items()))
+
+
+def at_usual_temperature(setting: Setting) -> bool:
+    """Whether a row is no part of a sweep over temperatures: neither noise nor tokens are drawn colder or hotter."""
+    return "temperature" not in setting and setting.get("noise_scale", 1.0) == 1.0
 
 
 def label_of(setting: Setting) -> str:
@@ -202,7 +208,7 @@ COLUMNS: dict[str, Column] = {
     "readout": Column("readout"),
     "reinjection": Column("reinjection"),
     "noise_temperature": Column("noise", "g", usual=1.0),
-    "initial_temperature": Column("initial noise", "g", usual=1.0),
+    "noise_scale": Column("noise scale", "g", usual=1.0),
     "noise": Column("drawn", usual="fresh"),
     "snap": Column("snap", usual="none"),
     "num_steps": Column("K", ".0f"),

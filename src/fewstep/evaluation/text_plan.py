@@ -16,7 +16,7 @@ from fewstep.evaluation.measures import MEASURES, texts_of
 from fewstep.evaluation.rows import Setting
 from fewstep.evaluation.scorers import Scorer
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, model_digest
-from fewstep.evaluation.texts import Sampling, flow_group, yardsticks
+from fewstep.evaluation.texts import yardsticks
 from fewstep.model import SavedModel
 from fewstep.provenance import versions
 from fewstep.readouts import tokens_to_first_end
@@ -104,19 +104,16 @@ class TextStudy:
     mauve: bool = False
     num_resamples: int = 1000
 
-    def yardsticks(self, language_model_offset: int = 0) -> list[Group]:
-        """Real text, and what readout and language model write by themselves."""
+    def yardsticks(self, language_model_offset: int = 0, temperatures: Sequence[float] = ()) -> list[Group]:
+        """Real text, and what readout and language model write by themselves, the latter at ``temperatures`` too."""
         return yardsticks(
             self.bundle,
             self.real.held_out,
             self.real.counts,
             self.num_samples,
             language_model_offset=language_model_offset,
+            temperatures=temperatures,
         )
-
-    def flows(self, samplings: Sequence[Sampling], readouts: Sequence[str]) -> list[Group]:
-        """The model's own samples."""
-        return [flow_group(self.bundle, sampling, readouts) for sampling in samplings]
 
     def measures(self, names: Collection[str] = tuple(MEASURES)) -> list[Measure]:
         """The measures of these names that apply."""

@@ -5,7 +5,7 @@ B samples, L tokens, K latent positions, D latent dimension, V vocabulary.
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import all_real, decoder_of
 from fewstep.evaluation.baselines import shuffled_blocks, unigram_blocks
-from fewstep.evaluation.rows import FLOW, HELD_OUT, NOISE, Setting
+from fewstep.evaluation.rows import FLOW, HELD_OUT, LANGUAGE_MODEL, NOISE, SHUFFLED, Setting
 from fewstep.evaluation.sweep import Batch, Group, Samples
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
@@ -30,14 +30,14 @@ FRESH, REUSED, NO_SNAP = "fresh", "reused", "none"
 class Sampling:
     """One way from noise to latents; ``reinjection`` and ``snap`` as on the command line.
 
-    ``noise_temperature``: factor on a step's old noise; ``initial_temperature``: on x_0; ``noise``: whether re-injected
-    noise is drawn in every step ("fresh") or once ("reused").
+    ``noise_temperature``: factor on a step's old noise; ``noise_scale``: on all noise that is drawn; ``noise``: whether
+    re-injected noise is drawn in every step ("fresh") or once ("reused").
     """
 
     num_steps: int
     reinjection: str = "0"
     noise_temperature: float = 1.0
-    initial_temperature: float = 1.0
+    noise_scale: float = 1.0
     noise: str = FRESH
     snap: str = NO_SNAP
 
@@ -64,8 +64,8 @@ class FlowTexts:
                 grid=bundle.identity.default_grid(),
                 reinjection=sampling.reinjection,
                 reuse_noise=sampling.noise == REUSED,
+                noise_scale=sampling.noise_scale,
                 noise_temperature=sampling.noise_temperature,
-                initial_temperature=sampling.initial_temperature,
                 correct=None if sampling.snap == NO_SNAP else generator.snap(sampling.snap),
                 decidedness=generator.decidedness,
             )
@@ -90,8 +90,9 @@ class FlowTexts:
             for source, state in zip(noise, left, strict=True):
                 source.set_state(state)
             start = time.perf_counter()
+            temperature = float(setting.get("temperature", choice.temperature))
             drawn = self.readers[name].generate(
-                x_1, mask, temperature=choice.temperature, top_p=1.0, top_k=None, ending=None, generator=noise
+                x_1, mask, temperature=temperature, top_p=1.0, top_k=None, ending=None, generator=noise
             )
             ids = drawn.ids.cpu()
             seconds = sampling + time.perf_counter() - start
@@ -121,22 +122,40 @@ class FlowTexts:
         return {"late_flips": masked_mean((before != last).double(), counted)}
 
 
-def flow_setting(sampling: Sampling, readout: str, name: str = FLOW) -> Setting:
-    """The setting of a row of a model's own samples."""
-    return {"name": name, "readout": readout, **asdict(sampling)}
+def flow_settings(
+    sampling: Sampling, readouts: Sequence[str], temperatures: Sequence[float] = (), name: str = FLOW
+) -> list[tuple[Sampling, tuple[Setting, ...]]]:
+    """The settings of a model's own samples, by the sampling whose latents they read.
+
+    Beside the usual temperature each readout has a row for each of ``temperatures``: of the noise (``noise_scale``)
+    where it takes the likeliest tokens, of the tokens (``temperature``) where it draws them.
+    """
+    usual = {readout: resolve(READOUTS, readout, "readout").temperature for readout in readouts}
+    rows = {readout: {"name": name, "readout": readout, **asdict(sampling)} for readout in readouts}
+    drawn = [
+        {**row, "temperature": temperature}
+        for readout, row in rows.items()
+        for temperature in temperatures
+        if usual[readout] > 0 and temperature != usual[readout]
+    ]
+    settings: list[tuple[Sampling, tuple[Setting, ...]]] = [(sampling, (*rows.values(), *drawn))]
+    likeliest = [readout for readout in readouts if usual[readout] == 0]
+    for scale in temperatures if likeliest else ():
+        if scale != sampling.noise_scale:
+            scaled = tuple({**rows[readout], "noise_scale": scale} for readout in likeliest)
+            settings.append((replace(sampling, noise_scale=scale), scaled))
+    return settings
 
 
-def flow_group(
-    bundle: SavedModel,
-    sampling: Sampling,
-    readouts: Sequence[str],
-    *,
-    name: str = FLOW,
-    model: str | None = None,
-) -> Group:
-    """:class:`FlowTexts` as a group of a sweep, one setting for each readout."""
-    settings = tuple(flow_setting(sampling, readout, name) for readout in readouts)
-    return Group(settings, FlowTexts(bundle, sampling, readouts).make, model)
+def flow_groups(
+    bundle: SavedModel, samplings: Sequence[Sampling], readouts: Sequence[str], temperatures: Sequence[float] = ()
+) -> list[Group]:
+    """:class:`FlowTexts` as groups of a sweep, with the settings of :func:`flow_settings`."""
+    return [
+        Group(settings, FlowTexts(bundle, own, list(dict.fromkeys(str(row["readout"]) for row in settings))).make)
+        for sampling in samplings
+        for own, settings in flow_settings(sampling, readouts, temperatures)
+    ]
 
 
 def fixed_group(name: str, tokens: TokenBatch, num_samples: int, *, padded: bool = True) -> Group:
@@ -154,17 +173,23 @@ def fixed_group(name: str, tokens: TokenBatch, num_samples: int, *, padded: bool
     return Group(({"name": name},), make)
 
 
-def language_model_group(bundle: SavedModel, seed_offset: int = 0) -> Group:
-    """What the run's language model writes at temperature 1; block i depends on the seed and i alone."""
+def language_model_group(bundle: SavedModel, seed_offset: int = 0, temperatures: Sequence[float] = ()) -> Group:
+    """What the run's language model writes at temperature 1 and at ``temperatures``; block i depends on the seed and i
+    alone."""
     model, block_size = bundle.scorer(), bundle.identity.block_size
 
     def make(batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
-        start = time.perf_counter()
-        noise = example_generators(batch.seed + seed_offset, batch.first, batch.count)
-        ids = model.generate(batch.count, block_size, generator=noise).ids.cpu()
-        return [Samples({"ids": ids}, time.perf_counter() - start, {"nfe": block_size}) for _ in settings]
+        samples = []
+        for setting in settings:
+            start = time.perf_counter()
+            noise = example_generators(batch.seed + seed_offset, batch.first, batch.count)
+            temperature = float(setting.get("temperature", 1.0))
+            ids = model.generate(batch.count, block_size, temperature=temperature, generator=noise).ids.cpu()
+            samples.append(Samples({"ids": ids}, time.perf_counter() - start, {"nfe": block_size}))
+        return samples
 
-    return Group(({"name": "language model"},), make)
+    own: Setting = {"name": LANGUAGE_MODEL}
+    return Group((own, *({**own, "temperature": other} for other in temperatures if other != 1)), make)
 
 
 def noise_group(bundle: SavedModel) -> Group:
@@ -183,21 +208,28 @@ def noise_group(bundle: SavedModel) -> Group:
 
 
 def yardsticks(
-    bundle: SavedModel, held_out: TokenBatch, train_counts: Tensor, num_samples: int, *, language_model_offset: int = 0
+    bundle: SavedModel,
+    held_out: TokenBatch,
+    train_counts: Tensor,
+    num_samples: int,
+    *,
+    language_model_offset: int = 0,
+    temperatures: Sequence[float] = (),
 ) -> list[Group]:
     """Held-out text (N, L), the same with its words shuffled, unigram draws from ``train_counts`` (V,), and where the
-    model has the parts, decoded noise and samples of its language model. ``num_samples`` of the N are of one seed.
+    model has the parts, decoded noise and samples of its language model, these at ``temperatures`` too. ``num_samples``
+    of the N are of one seed.
     """
     shuffling, drawing = (example_generators(offset, 0, 1)[0] for offset in (1, 2))
     shuffled = shuffled_blocks(held_out, bundle.tokenizer, shuffling)
     unigrams = unigram_blocks(train_counts, len(held_out.ids), held_out.ids.shape[1], drawing)
     groups = [
         fixed_group(HELD_OUT, held_out, num_samples),
-        fixed_group("words shuffled", shuffled, num_samples),
+        fixed_group(SHUFFLED, shuffled, num_samples),
         fixed_group("unigram draws", unigrams, num_samples, padded=False),
     ]
     if bundle.readout is not None and bundle.autoencoder is not None:
         groups.append(noise_group(bundle))
     if bundle.language_model is not None:
-        groups.append(language_model_group(bundle, language_model_offset))
+        groups.append(language_model_group(bundle, language_model_offset, temperatures))
     return groups

@@ -90,8 +90,11 @@ class FlowSampler:
     ``correct`` replaces each clean estimate (:class:`fewstep.samplers.Snap`). ``decidedness`` is for rules by position
     (:meth:`fewstep.pipeline.TextGenerator.decidedness`).
 
+    ``noise_scale`` is the temperature of sampling: a factor > 0 on all noise that is drawn, x_0 and fresh, but not on
+    eps_hat, which follows from them. Below 1 samples are likelier and less varied.
+
     Controls: ``reuse_noise`` adds the same draw at every step. ``noise_temperature`` multiplies eps_hat in every new
-    state and ``initial_temperature`` the noise x_0, not the fresh noise; below 1 is colder, 0 leaves alpha_s x1_hat.
+    state; below 1 is colder, 0 leaves alpha_s x1_hat.
 
     Gradients are recorded as the caller's context says; use ``torch.inference_mode()`` for generation.
     """
@@ -104,8 +107,8 @@ class FlowSampler:
         reinjection: RuleLike = 0.0,
         solver: str | Solver = "euler",
         reuse_noise: bool = False,
+        noise_scale: float = 1.0,
         noise_temperature: float = 1.0,
-        initial_temperature: float = 1.0,
         correct: Correction | None = None,
         decidedness: Decidedness | None = None,
     ) -> None:
@@ -114,11 +117,15 @@ class FlowSampler:
         self.rule = parse_rule(reinjection)
         self.solver: Solver = resolve(SOLVERS, solver, "solver") if isinstance(solver, str) else solver
         self.reuse_noise = reuse_noise
-        for name, value in (("noise_temperature", noise_temperature), ("initial_temperature", initial_temperature)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}: expected a finite number of at least 0 (1: the noise as it is).")
+        if not 0 < noise_scale < math.inf:
+            raise ValueError(f"noise_scale is {noise_scale}: expected a finite number above 0 (1: the noise as it is).")
+        if not 0 <= noise_temperature < math.inf:
+            raise ValueError(
+                f"noise_temperature is {noise_temperature}: expected a finite number of at least 0 (1: the noise as it "
+                "is)."
+            )
+        self.noise_scale = noise_scale
         self.noise_temperature = noise_temperature
-        self.initial_temperature = initial_temperature
         self.correct = correct
         self.decidedness = decidedness
 
@@ -166,10 +173,10 @@ class FlowSampler:
             )
         estimate = _CountedEstimate(model, self.correct, num_steps, mask)
         path, x_t, self_cond = self.path, _zero_padding(upcast(x_0), mask), None
-        draws = _draws(x_t, generator, self.reuse_noise)
+        draws = _draws(x_t, generator, self.noise_scale, self.reuse_noise)
         if start_step == 0:
             kept, fresh = noise.initial
-            x_t = kept * self.initial_temperature * x_t
+            x_t = kept * self.noise_scale * x_t
             x_t = _zero_padding(x_t + fresh * next(draws), mask) if fresh > 0 else x_t
         yield SamplerState(step=start_step, time=float(times[start_step]), x_t=x_t, x1_hat=None, nfe=0)
         for step in range(start_step, num_steps):
@@ -270,12 +277,12 @@ class _CountedEstimate:
         return torch.ones_like(x[..., 0], dtype=torch.bool) if self.mask is None else self.mask.bool()
 
 
-def _draws(like: Tensor, generator: Generators, reuse: bool) -> Iterator[Tensor]:
-    """Standard normal noise (B, K, D), drawn when asked for; with ``reuse`` the first draw again and again."""
+def _draws(like: Tensor, generator: Generators, scale: float, reuse: bool) -> Iterator[Tensor]:
+    """``scale`` times standard normal noise (B, K, D), drawn when asked for; with ``reuse`` the first draw always."""
     xi = None
     while True:
         if xi is None or not reuse:
-            xi = randn(tuple(like.shape), like, generator).to(like.dtype)
+            xi = scale * randn(tuple(like.shape), like, generator).to(like.dtype)
         yield xi
 
 

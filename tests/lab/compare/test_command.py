@@ -15,6 +15,7 @@ from tests.runs import write_text
 
 OBJECTIVES = "flow_matching,consistency_distillation,progressive,tests.outside.Noisy"
 FEW = ["--budget", "12", "--teacher_steps", "2", "--steps", "1,2", "--samples", "3", "--seeds", "1"]
+SWEEP = ["--matched_entropy", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(shop: Path, *options: str | Path) -> list[str]:
     machine = ["--size", shop / "tiny.yaml", "--cache_dir", shop / "cache", "--device", "cpu", "--batch_size", "2"]
-    return ["compare", str(shop / "model"), *FEW, *map(str, machine), *map(str, options)]
+    return ["compare", str(shop / "model"), *FEW, *SWEEP, *map(str, machine), *map(str, options)]
 
 
 def compared(shop: Path, out: Path) -> list[str]:
@@ -68,6 +69,8 @@ def test_every_objective_has_its_rows_and_table_picture_and_data_are_written(sho
     markdown = (whole / "compare.md").read_text()
     assert all(text in markdown for text in (*names, "is ruled out: ", "beats the flow by", "rms / data"))
     assert (whole / "compare.csv").read_text().count("\n") == len(rows) + 1
+    temperatures = {row["setting"].get("noise_scale", row["setting"].get("temperature")) for row in rows[5:]}
+    assert temperatures == {1.0, 2.0} and "at temperature" in markdown
     assert (whole / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 

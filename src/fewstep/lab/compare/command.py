@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
-from fewstep.cli.common import StudyOptions, comma_rules
+from fewstep.cli.common import StudyOptions, comma_rules, sweep_temperatures
 from fewstep.cli.output import make_folder, progress_bar, write_text
 from fewstep.cli.parser import comma_numbers, comma_parts, parse_options
 from fewstep.errors import UserError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fewstep.evaluation.text_plan import TextStudy
     from fewstep.lab.compare.plans import Models
 
-ROWS, TABLE, DATA, PICTURE = "rows.jsonl", "compare.md", "compare.csv", "compare.png"
+ROWS, TABLE, DATA, MATCHED, PICTURE = "rows.jsonl", "compare.md", "compare.csv", "matched.csv", "compare.png"
 
 
 @dataclass(kw_only=True)
@@ -68,6 +68,7 @@ def main(argv: list[str]) -> int:
     if min(steps) < 1:
         raise UserError(f"--steps {options.steps!r}: expected whole numbers of at least 1")
     rules = list(dict.fromkeys(comma_rules(options.reinjection)))
+    temperatures = sweep_temperatures(options.matched_entropy)
     from fewstep.lab.compare.plans import Models, image_plan, text_plan
     from fewstep.lab.compare.runs import planned, train, training_arguments
     from fewstep.model import kind_of
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> int:
             say(f"{run.name} is done already, see {run.folder}")
     models = Models(runs, steps, rules, kind, options.pick_device())
     if text is not None:
-        plan = text_plan(text[0], models, text[1], recipe)
+        plan = text_plan(text[0], models, text[1], temperatures, recipe)
     else:
         seeds = range(options.seeds)
         plan = image_plan(teacher.model, models, options.samples, seeds, recipe, options.batch_size)
@@ -109,6 +110,7 @@ def text_study(options: CompareOptions) -> "tuple[TextStudy, list[str]]":
 
 def measure(plan: "Plan", models: "Models", out: Path) -> None:
     """Measure what has no row yet; write and print the table, and draw the picture."""
+    from fewstep.evaluation.matched import with_matched_table
     from fewstep.evaluation.rows import RowFile, rows_csv, rows_markdown, rows_text
     from fewstep.evaluation.sweep import Sweep
     from fewstep.lab.compare.tables import CAPTION, COLUMNS, real_value, with_gains, write_figure
@@ -117,11 +119,14 @@ def measure(plan: "Plan", models: "Models", out: Path) -> None:
         rows = Sweep(plan).run(RowFile(out / ROWS), progress)
     real_value(rows)
     rows, notes = with_gains(rows), models.ruled_out()
-    caption = "\n".join([f"{plan.caption} {CAPTION}", *notes])
-    write_text(out / TABLE, rows_markdown(rows, caption, COLUMNS) + "\n")
+    tables = with_matched_table(rows, "\n".join([f"{plan.caption} {CAPTION}", *notes]), COLUMNS)
+    plain, *_ = tables[0]
+    write_text(out / TABLE, "\n".join(rows_markdown(*each) for each in tables) + "\n")
     write_text(out / DATA, rows_csv(rows))
-    write_figure(rows, out / PICTURE)
-    print(rows_text(rows, caption, COLUMNS))
+    for matched, *_ in tables[1:]:
+        write_text(out / MATCHED, rows_csv(matched))
+    write_figure(plain, out / PICTURE)
+    print("\n\n".join(rows_text(*each) for each in tables))
     print(f"\ntable     {out / TABLE}, {out / DATA}\nrows      {out / ROWS}\npicture   {out / PICTURE}")
 
 

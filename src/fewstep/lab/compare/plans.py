@@ -9,16 +9,17 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from fewstep.evaluation.matched import KEPT
 from fewstep.evaluation.rows import Setting
 from fewstep.evaluation.sweep import Batch, Group, Plan, Samples, model_digest
 from fewstep.evaluation.text_plan import TextStudy
-from fewstep.evaluation.texts import FlowTexts, Sampling, flow_setting
+from fewstep.evaluation.texts import FlowTexts, Sampling, flow_settings
 from fewstep.lab.compare.runs import Kind, Run
 from fewstep.lab.images.study import YARDSTICK, BaseFlow, ImageStudy, generated
 from fewstep.model import SavedModel
 from fewstep.samplers import FlowSampler, default_sampling, incompatibility
 
-MEASURES = ("scores", "repetition", "copies", "late_flips", "cci", "rms")
+MEASURES = ("scores", "length_matched_entropy", "repetition", "copies", "late_flips", "cci", "rms")
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,23 @@ def _load(folder: Path, kind: Kind, device: str) -> SavedModel:
     return SavedModel.from_pretrained(folder, kind=kind).to(device)
 
 
-def text_plan(study: TextStudy, models: Models, readouts: Sequence[str], provenance: dict[str, Any]) -> Plan:
-    """Real text and the other yardsticks, and every model at every setting; all readouts of the same latents."""
-    groups = study.yardsticks()
+def text_plan(
+    study: TextStudy,
+    models: Models,
+    readouts: Sequence[str],
+    temperatures: Sequence[float],
+    provenance: dict[str, Any],
+) -> Plan:
+    """Real text and the other yardsticks, and every model at every setting and temperature; all readouts of the same
+    latents."""
+    groups = study.yardsticks(temperatures=temperatures)
     for run, count, rule, reason in models.settings:
-        if reason is None:
-            sampling = Sampling(count, rule)
-            settings = tuple(flow_setting(sampling, readout, run.name) for readout in readouts)
-            make = partial(_make_texts, models, run, sampling, tuple(readouts))
-            groups.append(Group(settings, make, models.digests[run.model]))
-    return study.plan(groups, MEASURES, keep=("perplexity",), provenance=provenance)
+        for sampling, settings in flow_settings(Sampling(count, rule), readouts, temperatures, run.name):
+            if reason is None:
+                own = list(dict.fromkeys(str(setting["readout"]) for setting in settings))
+                make = partial(_make_texts, models, run, sampling, own)
+                groups.append(Group(settings, make, models.digests[run.model]))
+    return study.plan(groups, MEASURES, keep=KEPT, provenance=provenance)
 
 
 def _make_texts(

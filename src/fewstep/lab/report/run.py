@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from fewstep.diagnostics.result import Estimate, Result, Series
 from fewstep.errors import UserError, first_line
 from fewstep.evaluation.measurement import Threshold
-from fewstep.evaluation.rows import Row, RowFile, same_protocol
+from fewstep.evaluation.rows import Row, RowFile, at_usual_temperature, same_protocol
 from fewstep.storage import Manifest, read_manifest
 
 T = TypeVar("T")
@@ -280,5 +280,5 @@ def _rows(folder: Path) -> tuple[Row, ...]:
     for file in (folder / "evaluation" / "rows.jsonl", folder / "rows.jsonl"):
         if file.is_file() and (rows := RowFile(file).read()):
             same_protocol(rows)
-            return tuple(rows)
+            return tuple(row for row in rows if at_usual_temperature(row.setting))
     return ()

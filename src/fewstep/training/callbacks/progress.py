@@ -89,7 +89,7 @@ class SampleTable(Callback):
     They go to ``folder/samples.jsonl`` and to wandb as the table ``samples``: training step, number of sampling steps,
     text. ``num_steps`` lists the numbers of sampling steps; a model trained for one number is sampled with that.
     ``reinjection`` is a rule of re-injection such as 0.5 or "cosine:1,0" (:func:`fewstep.samplers.parse_rule`); None:
-    the model's own (:func:`fewstep.samplers.default_sampling`).
+    the model's own (:func:`fewstep.samplers.default_sampling`). ``noise_scale`` is the temperature of sampling.
 
     Listed before :class:`.WeightAverage`, which takes the average out of the model when the validation epoch ends. A
     resumed run keeps the rows up to its first step.
@@ -102,12 +102,14 @@ class SampleTable(Callback):
         num_steps: tuple[int, ...] = (1, 4, 32),
         seed: int = 0,
         reinjection: float | str | list[float] | None = None,
+        noise_scale: float = 1.0,
     ) -> None:
         self.file = Path(folder) / "samples.jsonl"
         self.num_samples = num_samples
         self.num_steps = tuple(num_steps)
         self.seed = seed
         self.reinjection = None if reinjection is None else parse_rule(reinjection)
+        self.noise_scale = noise_scale
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the rows of steps that a resumed run repeats."""
@@ -128,8 +130,10 @@ class SampleTable(Callback):
         with self.file.open("a", encoding="utf-8") as stream:
             for own in dict.fromkeys(default_sampling(identity, steps) for steps in self.num_steps):
                 rule = own.reinjection if self.reinjection is None else self.reinjection
-                texts = generator.generate(self.num_samples, own.num_steps, self.seed, reinjection=rule).texts
-                for text in texts:
+                generated = generator.generate(
+                    self.num_samples, own.num_steps, self.seed, reinjection=rule, noise_scale=self.noise_scale
+                )
+                for text in generated.texts:
                     stream.write(_line({"step": trainer.global_step, "num_steps": own.num_steps, "text": text}))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

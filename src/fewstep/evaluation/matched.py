@@ -1,0 +1,158 @@
+"""Perplexity at matched entropy: each setting is compared where its samples have real text's unigram entropy.
+
+Perplexity falls as entropy falls, so rows of different entropy do not compare. A setting is sampled at T temperatures,
+and its log-perplexity interpolated where the entropy is real text's. N samples, q quantities.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fewstep.evaluation.rows import COLUMNS, HELD_OUT, SHUFFLED, Axis, Column, Row, Value, at_usual_temperature
+from fewstep.evaluation.scorers import corpus_perplexity
+from fewstep.metrics.intervals import Interval, bootstrap_interval
+
+ENTROPY = "length_matched_entropy_nats"
+"""The value by which rows are matched: :func:`fewstep.evaluation.measures.length_matched_entropy`."""
+KEPT = ("perplexity", ENTROPY)
+"""Statistics whose numbers of each sample a plan keeps for the intervals."""
+Table = tuple[list[Row], str, Mapping[str, Column]]
+"""Rows, caption and columns, as :func:`fewstep.evaluation.rows.rows_text` takes them."""
+FURTHER = ("repeated_4grams", "rms_ratio")
+AXES = ("name", "readout", "reinjection", "noise_temperature", "noise", "snap", "num_steps")
+MATCHED_COLUMNS = {
+    **{name: COLUMNS[name] for name in AXES},
+    "temperature": Column("at temperature"),
+    "perplexity": COLUMNS["perplexity"],
+    "shuffled_ratio": Column("over shuffled", ".3f", interval=True),
+    "repeated_4grams": COLUMNS["repeated_4grams"],
+    "repetition_ratio": Column("rep-4 / real", ".1f"),
+    "rms_ratio": COLUMNS["rms_ratio"],
+    "num_samples": COLUMNS["num_samples"],
+}
+
+
+def at_entropy(frontier: Tensor, entropy_nats: float) -> Tensor:
+    """Quantities (..., q) where a frontier has the entropy; NaN where it never has.
+
+    ``frontier`` (..., T, 1 + q): entropy and the quantities by rising temperature, the first of them to be low. Linear
+    in the entropy between neighbouring temperatures. Entropy need not rise with the temperature: of several places the
+    one of the lowest first quantity is taken, for that is what the setting can do.
+    """
+    low, high = frontier[..., :-1, :], frontier[..., 1:, :]
+    rise = high[..., :1] - low[..., :1]
+    share = torch.where(rise == 0, torch.zeros_like(rise), (entropy_nats - low[..., :1]) / rise)
+    there = (share >= 0) & (share <= 1) & ((rise != 0) | (low[..., :1] == entropy_nats))
+    values = torch.where(there, torch.lerp(low, high, share)[..., 1:], math.nan)
+    best = values[..., :1].nan_to_num(nan=math.inf).argmin(-2, keepdim=True)
+    return values.take_along_dim(best, -2)[..., 0, :]
+
+
+def matched_rows(rows: Sequence[Row]) -> list[Row]:
+    """A row for each setting that was sampled at several temperatures, at the entropy of real text; before them real
+    text and its words shuffled as they are.
+
+    ``perplexity`` with its 95 % bootstrap interval over samples, which are resampled at all temperatures alike;
+    ``shuffled_ratio``, over that of shuffled words; ``repeated_4grams``, over real text's ``repetition_ratio``, and
+    ``rms_ratio``, interpolated as the perplexity is. The axis ``temperature`` says where. A setting that never gets
+    there has no perplexity, and ``nearest_entropy_nats``. Empty without real text or a sweep.
+    """
+    fixed = {str(row.setting["name"]): row for row in rows if row.setting["name"] in (HELD_OUT, SHUFFLED)}
+    real = fixed.get(HELD_OUT)
+    sweeps = sweeps_of(rows)
+    if real is None or real.value(ENTROPY) is None or not sweeps:
+        return []
+    yardsticks = [replace(row, values=_ratios(row.values, fixed)) for row in fixed.values()]
+    return [*yardsticks, *(_matched(sweep, fixed) for sweep in sweeps)]
+
+
+def with_matched_table(rows: Sequence[Row], caption: str, columns: Mapping[str, Column]) -> list[Table]:
+    """The table of ``rows`` at their usual temperature, and where there was a sweep the one at matched entropy."""
+    plain = [row for row in rows if at_usual_temperature(row.setting)]
+    matched = matched_rows(rows)
+    return [(plain, caption, columns), *([(matched, _caption(matched), MATCHED_COLUMNS)] if matched else [])]
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    return (
+        f"Each setting at the temperature where its samples have the unigram entropy of real text, "
+        f"{rows[0].value(ENTROPY):.2f} nats on as many tokens: log-perplexity interpolated linearly in entropy between "
+        "neighbouring temperatures, of several places the lowest. Temperature: of the noise (noise scale) for the "
+        "parallel readout, of the tokens for head and language model. never: no temperature of the sweep brackets "
+        "that entropy; behind it the nearest one reached, in nats. over shuffled: over the perplexity of shuffled words"
+    )
+
+
+def temperature_of(row: Row) -> float:
+    """The temperature of a row of a sweep: of the tokens where they are drawn at an unusual one, else of the noise."""
+    return float(row.setting.get("temperature", row.setting.get("noise_scale", 1.0)))
+
+
+def sweeps_of(rows: Sequence[Row]) -> list[list[Row]]:
+    """Scored rows that differ in temperature alone, at least two, by rising temperature."""
+    groups: dict[tuple[tuple[str, Axis], ...], list[Row]] = {}
+    for row in rows:
+        if row.value("perplexity") is not None and row.value(ENTROPY) is not None:
+            groups.setdefault(tuple(_without_temperature(row).items()), []).append(row)
+    return [sorted(group, key=temperature_of) for group in groups.values() if len(group) > 1]
+
+
+def _without_temperature(row: Row) -> dict[str, Axis]:
+    return {name: value for name, value in row.setting.items() if name not in ("temperature", "noise_scale")}
+
+
+def _matched(sweep: Sequence[Row], fixed: dict[str, Row]) -> Row:
+    """The rows of one setting at the entropy of real text."""
+    target = fixed[HELD_OUT].value(ENTROPY)
+    assert target is not None
+    setting = _without_temperature(sweep[0])
+    entropies = [row.value(ENTROPY) or 0.0 for row in sweep]
+    quantities = [
+        [math.log(row.value("perplexity") or math.nan), temperature_of(row), *(_or_nan(row, name) for name in FURTHER)]
+        for row in sweep
+    ]
+    points = [[entropy, *others] for entropy, others in zip(entropies, quantities, strict=True)]
+    frontier = torch.tensor(points, dtype=torch.float64)
+    log_perplexity, temperature, *further = at_entropy(frontier, target).tolist()
+    if math.isnan(log_perplexity):
+        nearest = min(entropies, key=lambda entropy: abs(entropy - target))
+        values = {"perplexity": Value(None), "nearest_entropy_nats": Value(nearest)}
+        return replace(sweep[0], setting=setting | {"temperature": f"never, {nearest:.2f}"}, values=values)
+    values = {"perplexity": Value(math.exp(log_perplexity), _interval(sweep, target)), ENTROPY: Value(target)}
+    values |= {name: Value(value) for name, value in zip(FURTHER, further, strict=True) if not math.isnan(value)}
+    return replace(sweep[0], setting=setting | {"temperature": f"{temperature:.2f}"}, values=_ratios(values, fixed))
+
+
+def _or_nan(row: Row, name: str) -> float:
+    value = row.value(name)
+    return math.nan if value is None else value
+
+
+def _ratios(values: dict[str, Value], fixed: dict[str, Row]) -> dict[str, Value]:
+    """``values`` with perplexity over shuffled words' and repetition over real text's, where these are known."""
+    ratios = {}
+    for name, value, of in (("shuffled_ratio", "perplexity", SHUFFLED), ("repetition_ratio", FURTHER[0], HELD_OUT)):
+        unit = fixed[of].value(value) if of in fixed else None
+        own = values.get(value, Value(None))
+        if unit and own.value is not None:
+            bounds = own.interval and Interval(own.interval.low / unit, own.interval.high / unit)
+            ratios[name] = Value(own.value / unit, bounds)
+    return values | ratios
+
+
+def _interval(sweep: Sequence[Row], entropy_nats: float) -> Interval | None:
+    """Of the matched perplexity; None where samples have no score, and where too few resamples get there."""
+    parts = [torch.tensor(row.per_sample.get(name, ()), dtype=torch.float64) for row in sweep for name in KEPT]
+    if len({len(part) for part in parts}) > 1 or not len(parts[0]):
+        return None
+
+    def of(resamples: Tensor) -> Tensor:  # (R, N, 3 T): nats, tokens, entropy at each temperature
+        columns = resamples.unflatten(-1, (len(sweep), 3)).transpose(-2, -3)
+        frontier = torch.stack([columns[..., 2].mean(-1), corpus_perplexity(columns[..., :2]).log()], -1)
+        return at_entropy(frontier, entropy_nats)[..., 0].exp().nan_to_num(nan=math.inf)
+
+    interval = bootstrap_interval(torch.cat(parts, 1), of, 1000, torch.Generator().manual_seed(0), batched=True)
+    return interval if math.isfinite(interval.high) and math.isfinite(interval.low) else None

@@ -1,0 +1,145 @@
+"""Matched entropy: interpolation is exact on a known frontier, and what never gets there says so."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fewstep.evaluation.matched import ENTROPY, KEPT, at_entropy, matched_rows, with_matched_table
+from fewstep.evaluation.measures import length_matched_entropy
+from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, SHUFFLED, Row, Value
+from fewstep.evaluation.sweep import Group, Samples, Sweep
+from fewstep.evaluation.texts import Sampling, flow_settings
+from fewstep.metrics.text import unigram_entropy_nats
+from tests.evaluation.test_texts import held_out, study
+
+REAL_ENTROPY, SHUFFLED_PERPLEXITY = 3.0, 500.0
+
+
+def row(name: str, entropy: float, perplexity: float, count: int = 20, spread: float = 0.0, **axes: object) -> Row:
+    """``count`` samples of 10 tokens, half of them ``spread`` above and half below the entropy."""
+    setting = {"name": name, **axes}
+    entropies = [(entropy + spread,), (entropy - spread,)] * (count // 2)
+    values = {"perplexity": Value(perplexity), ENTROPY: Value(entropy)}
+    values |= {"repeated_4grams": Value(0.01 * entropy), "rms_ratio": Value(entropy / 3)}
+    kept = {"perplexity": ((10 * math.log(perplexity), 10.0),) * count, ENTROPY: tuple(entropies)}
+    return Row(setting, values, count, (0,), "1" * 12, "0" * 12, {}, 64, "cpu", per_sample=kept)
+
+
+YARDSTICKS = [row(HELD_OUT, REAL_ENTROPY, 40.0), row(SHUFFLED, 3.1, SHUFFLED_PERPLEXITY)]
+
+
+def frontier(*entropies: float, **options: object) -> list[Row]:
+    """A setting at rising noise scales, on the frontier perplexity = exp(2 entropy)."""
+    temperatures = [0.5 + 0.25 * place for place in range(len(entropies))]
+    return [
+        row(FLOW, entropy, math.exp(2 * entropy), readout="parallel", noise_scale=temperature, **options)
+        for entropy, temperature in zip(entropies, temperatures, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("entropies", [(2.5, 2.8, 3.2, 3.3), (3.0, 3.4), (2.2, 3.0), (3.3, 2.8)])
+def test_on_a_frontier_that_is_straight_in_the_logarithm_it_is_exact_wherever_the_temperatures_are(
+    entropies: tuple[float, ...],
+) -> None:
+    *_, matched = matched_rows([*YARDSTICKS, *frontier(*entropies)])
+    assert matched.value("perplexity") == pytest.approx(math.exp(2 * REAL_ENTROPY))
+    assert matched.value("shuffled_ratio") == pytest.approx(math.exp(2 * REAL_ENTROPY) / SHUFFLED_PERPLEXITY)
+    assert (matched.value("repeated_4grams"), matched.value("rms_ratio")) == pytest.approx((0.03, 1.0))
+    assert matched.value("repetition_ratio") == pytest.approx(1.0)
+    interval = matched.interval("perplexity")
+    assert (interval.low, interval.high) == pytest.approx((matched.value("perplexity"),) * 2)
+
+
+def test_the_temperature_is_where_it_gets_there_and_of_several_places_the_lowest_perplexity_is_taken() -> None:
+    *_, matched = matched_rows([*YARDSTICKS, *frontier(2.9, 3.3)])
+    assert matched.setting == {"name": FLOW, "readout": "parallel", "temperature": "0.56"}
+    points = torch.tensor([[2.5, 5.0], [3.5, 7.0], [3.0, 9.0], [2.0, 4.0], [3.2, 4.6]])
+    assert at_entropy(points, 3.0).tolist() == pytest.approx([4.5])  # 6.0 and 9.0 on the way
+    assert at_entropy(points.flip(0), 3.0).tolist() == pytest.approx([4.5])
+
+
+@pytest.mark.parametrize("entropies", [(3.1, 3.4, 3.2), (2.0, 2.99), (2.8, 2.8)])
+def test_a_sweep_on_one_side_never_gets_there_and_names_the_nearest_entropy(entropies: tuple[float, ...]) -> None:
+    rows = [*YARDSTICKS, *frontier(*entropies)]
+    *_, matched = matched_rows(rows)
+    nearest = min(entropies, key=lambda entropy: abs(entropy - REAL_ENTROPY))
+    assert "perplexity" in matched.values and matched.value("perplexity") is None
+    assert matched.value("nearest_entropy_nats") == nearest
+    assert matched.setting["temperature"] == f"never, {nearest:.2f}"
+    _, (table, caption, columns) = with_matched_table(rows, "", COLUMNS)
+    assert "3.00 nats" in caption and table[-1] == matched and columns["temperature"].title == "at temperature"
+
+
+def test_only_temperature_joins_rows_and_without_real_text_or_a_sweep_there_is_no_table() -> None:
+    rows = [*frontier(2.9, 3.1), *frontier(2.5, 3.2, num_steps=4), row("unigram draws", 3.2, 600.0)]
+    settings = [matched.setting for matched in matched_rows([*YARDSTICKS, *rows])]
+    assert [(setting["name"], setting.get("num_steps")) for setting in settings] == [
+        *((HELD_OUT, None), (SHUFFLED, None), (FLOW, None), (FLOW, 4))
+    ]
+    assert matched_rows(rows) == [] and len(with_matched_table([*YARDSTICKS, *rows[:1]], "", COLUMNS)) == 1
+    (plain, *_), _ = with_matched_table([*YARDSTICKS, *rows], "", COLUMNS)
+    assert [each.setting["name"] for each in plain] == [HELD_OUT, SHUFFLED, "unigram draws"]
+
+
+def test_the_interval_resamples_all_temperatures_alike_and_is_left_out_where_many_resamples_miss() -> None:
+    # Sample i is above or below at both temperatures: were they resampled apart, the interval would be narrower.
+    low, high = (row(FLOW, entropy, math.exp(2 * entropy), spread=0.2, noise_scale=entropy) for entropy in (2.5, 3.5))
+    *_, matched = matched_rows([*YARDSTICKS, low, high])
+    interval = matched.interval("perplexity")
+    half = 1.96 * 0.2 / math.sqrt(20)
+    assert math.log(interval.high / interval.low) / 4 == pytest.approx(half, rel=0.15)
+    *_, matched = matched_rows([*YARDSTICKS, replace(low, per_sample={}), high])
+    assert matched.value("perplexity") is not None and matched.interval("perplexity") is None
+    near = row(FLOW, 3.01, math.exp(6.02), spread=0.2, noise_scale=0.9)
+    *_, matched = matched_rows([*YARDSTICKS, near, high])
+    assert matched.value("perplexity") is None
+    near = row(FLOW, 2.99, math.exp(5.98), spread=0.2, noise_scale=0.9)
+    *_, matched = matched_rows([*YARDSTICKS, near, high])
+    assert matched.value("perplexity") is not None and matched.interval("perplexity") is None
+
+
+def test_real_text_as_a_models_own_samples_has_its_own_perplexity_and_repetition() -> None:
+    own = study()
+    real = own.real.held_out
+
+    def make(batch: object, settings: object) -> list[Samples]:
+        start = batch.seed_index * own.num_samples + batch.first
+        rows = slice(start, start + batch.count)
+        return [Samples({"ids": real.ids[rows], "mask": real.mask[rows]}) for _ in settings]
+
+    group = Group(tuple({"name": "copy", "temperature": value} for value in (0.8, 1.2)), make)
+    measures = ("scores", "length_matched_entropy", "repetition")
+    rows = list(Sweep(own.plan([*own.yardsticks()[:2], group], measures, keep=KEPT)).rows())
+    first, _, copy = matched_rows(rows)
+    assert copy.value("perplexity") == pytest.approx(first.value("perplexity"))
+    assert copy.value("shuffled_ratio") == pytest.approx(first.value("shuffled_ratio"))
+    assert copy.value("repetition_ratio") in (None, 1.0)
+
+
+def test_entropy_is_real_texts_whatever_number_of_its_first_tokens_is_counted() -> None:
+    own = study(packed=False)
+    (ids, mask), measure = (held_out().ids, held_out().mask), length_matched_entropy(own)
+    for count in (1, 3, ids.shape[1]):
+        seen = mask & (torch.arange(ids.shape[1]) < count)
+        entropies = measure.values({}, Samples({"ids": ids, "mask": seen}))[ENTROPY].rows
+        assert float(entropies.mean()) == pytest.approx(unigram_entropy_nats(ids, mask))
+    repeated = torch.full_like(ids, 5)
+    entropies = measure.values({}, Samples({"ids": repeated, "mask": mask}))[ENTROPY].rows
+    assert float(entropies.mean()) == pytest.approx(0.0, abs=1e-9)  # blocks that count as a whole keep their own
+
+
+def test_a_sweep_scales_the_noise_of_what_reads_the_likeliest_token_and_heats_the_tokens_of_what_draws() -> None:
+    groups = flow_settings(Sampling(4, "1"), ("parallel", "head"), (0.6, 1.0, 1.2))
+    found = [
+        [(setting["readout"], setting["noise_scale"], setting.get("temperature")) for setting in settings]
+        for _, settings in groups
+    ]
+    assert found == [
+        [("parallel", 1.0, None), ("head", 1.0, None), ("head", 1.0, 0.6), ("head", 1.0, 1.2)],
+        [("parallel", 0.6, None)],
+        [("parallel", 1.2, None)],
+    ]
+    assert [sampling.noise_scale for sampling, _ in groups] == [1.0, 0.6, 1.2]
+    assert len(flow_settings(Sampling(4), ("head",), (0.6, 1.0))) == 1
