@@ -126,9 +126,8 @@ class TextGenerator:
         the head, for the ablation. ``snap`` "every", "confidence:0.9" or another rule of
         :func:`fewstep.samplers.parse_snap` replaces estimates by those of their likeliest tokens. ``reinjection``:
         whatever :func:`fewstep.samplers.parse_rule` reads (None: :func:`fewstep.samplers.default_sampling`);
-        ``noise_scale``, the temperature of sampling, ``reuse_noise`` and ``noise_temperature`` as in
-        :class:`fewstep.samplers.FlowSampler`. ``grid``: where the steps end (None: the identity's own). ``progress`` is
-        called with the number just finished.
+        ``noise_scale``, ``reuse_noise`` and ``noise_temperature`` as in :class:`fewstep.samplers.FlowSampler`.
+        ``grid``: where the steps end (None: the identity's own). ``progress`` is called with the number just finished.
 
         Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
         rules out.
