@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.data import StepBatchSampler
-from fewstep.errors import UserError
 from fewstep.objectives import Reconstruction
 from fewstep.readouts import LinearReadout
 from fewstep.training import AutoencoderModule, TextDataModule
@@ -80,12 +79,6 @@ def test_validation_blocks_are_shared_by_the_processes(workshop: Workshop) -> No
                 if weight:
                     counted[place * world_size + rank] = batch
         assert [counted[number] for number in sorted(counted)] == alone
-
-
-@pytest.mark.parametrize("name", ["batch_size", "num_validation_blocks"])
-def test_a_number_below_one_is_refused_by_name(workshop: Workshop, name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=name):
-        TextDataModule(source=str(tmp_path), **{name: 0})
 
 
 @pytest.mark.parametrize(("known", "lossless"), [(40, True), (37, False)])
