@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.data import StepBatchSampler
+from fewstep.errors import UserError
 from fewstep.objectives import Reconstruction
 from fewstep.readouts import LinearReadout
 from fewstep.training import AutoencoderModule, TextDataModule
