@@ -9,8 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.cli.train import main
 from fewstep.data import CorpusSettings
+from fewstep.training.command import main
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

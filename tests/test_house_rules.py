@@ -55,22 +55,22 @@ BUDGETS = {
     "__init__ errors shapes types registry schedules paths": (634, 600),
     "nn": (489, 450),
     "autoencoders": (142, 180),
-    "denoisers": (339, 260),
+    "denoisers": (327, 260),
     "readouts": (599, 540),
     "objectives": (1125, 950),
     "samplers": (798, 690),
-    "data": (1515, 950),
-    "model storage pipeline provenance locking": (1293, 1100),
-    "metrics diagnostics": (2088, 1750),
-    "training": (3160, 1950),
-    "cli settings __main__": (1792, 1300),
-    "evaluation": (3462, 2000),
-    "lab": (5983, 4000),
+    "data": (1519, 950),
+    "model storage pipeline provenance locking": (1292, 1100),
+    "metrics diagnostics": (2075, 1750),
+    "training": (3060, 1950),
+    "cli settings __main__": (1766, 1300),
+    "evaluation": (3461, 2000),
+    "lab": (5492, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_974, 11_000)  # without NOT_CORE
-SRC_LINES = (23_419, 15_000)
-TEST_SHARE = (0.996, 0.75)  # lines of tests to lines of src
+CORE_LINES = (13_826, 11_000)  # without NOT_CORE
+SRC_LINES = (22_775, 15_000)
+TEST_SHARE = (0.923, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def notes_to_self(sources: Sources) -> Iterator[str]:
 
 
 def prints(sources: Sources) -> Iterator[str]:
-    """Only the command line prints: cli/, and the commands of lab/."""
+    """Only the command line prints: cli/, and the files command.py."""
     for source in sources:
         if source.room != "cli" and not source.name.endswith("command.py"):
             yield from (f"{place}: print" for place, name in calls(source) if name == "print")

@@ -76,16 +76,6 @@ def test_grids_rise_strictly_from_exactly_0_to_exactly_1(grid: TimeGrid, num_ste
     assert bool((times.diff() > 0).all())
 
 
-@each_grid
-def test_doubling_the_steps_keeps_every_time_of_a_grid(grid: TimeGrid) -> None:
-    torch.testing.assert_close(grid.times(10)[::2], grid.times(5), rtol=1e-6, atol=0)
-
-
-def test_grids_follow_their_formulas() -> None:
-    fractions = torch.arange(9) / 8
-    torch.testing.assert_close(UniformGrid().times(8), fractions, rtol=0, atol=0)
-
-
 def test_logit_normal_grid_gives_every_step_an_equal_share_of_training_times() -> None:
     training = LogitNormalTime(-0.5, 0.8, stratified=False).sample(200_000, torch.Generator().manual_seed(0))
     counts = torch.histogram(training, LogitNormalGrid(-0.5, 0.8).times(8)).hist / len(training)
@@ -167,11 +157,6 @@ def test_the_generator_is_the_only_state_so_resuming_is_exact(sampler: TimeSampl
     uninterrupted = sampler.sample(8, generator)
     resumed = sampler.sample(8, torch.Generator().set_state(saved))
     assert torch.equal(resumed, uninterrupted)
-
-
-def test_an_empty_batch_of_times_is_named() -> None:
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        UniformTime().sample(0, torch.Generator())
 
 
 @pytest.mark.parametrize("sampler", [UniformTime(), LogitNormalTime(0.3, 1.2)], ids=["uniform", "logit_normal"])

@@ -75,25 +75,18 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         edit_config(lambda c: c["sha256"].update({"denoiser.safetensors": c["sha256"]["readout.safetensors"]})),
         "denoiser.safetensors is damaged: its SHA-256",
     ),
-    "digests no object": (edit_config(lambda c: c.update(sha256=[1])), "sha256 is '[1]'"),
-    "digests null": (edit_config(lambda c: c.update(sha256=None)), "sha256 is 'None'"),
-    "digest no text": (edit_config(lambda c: c["sha256"].update(a=7)), "sha256.a is '7'"),
     "no digests": (edit_config(lambda c: c.pop("sha256")), "unexpected or missing keys: ['sha256']"),
     "missing tensor": (edit_weights(lambda w: w.pop("outputs.bias")), "(readout): weights do not fit"),
     "extra tensor": (edit_weights(lambda w: w.update(more=torch.zeros(1))), "(readout): weights do not fit"),
     "other shape": (edit_weights(lambda w: w.update({"norm.bias": torch.zeros(3)})), "(readout): weights do not fit"),
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "config cut short": (truncate("config.json"), "config.json cannot be read"),
-    "config nested deeply": (lambda f: (f / "config.json").write_text("[" * 10**5), "config.json cannot be read"),
     "config of others": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "not describe a fewstep"),
-    "config no object": (lambda f: (f / "config.json").write_text("[1]"), "not describe a fewstep"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer is missing"),
     "tokenizer cut short": (truncate("tokenizer/tokenizer.json"), "tokenizer"),
-    "other format": (edit_config(lambda c: c.update(format=99)), "model format 99, this fewstep reads 1 and 2"),
     "key too many": (edit_config(lambda c: c.update(colour=1)), "unexpected or missing keys: ['colour']"),
     "other class": (part("readout", class_path="fewstep.denoisers.RegressionDenoiser"), "cannot be built from"),
     "no class": (edit_config(lambda c: c["parts"]["readout"].pop("class_path")), "parts.readout.class_path is"),
-    "class no text": (part("readout", class_path=7), "parts.readout.class_path is '7'"),
     "unknown part": (
         lambda f: (
             edit_config(lambda c: c["parts"].update(extra=c["parts"]["readout"]))(f),
@@ -109,21 +102,15 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         edit_config(lambda c: c["parts"]["readout"]["init_args"].update(colour=1)),
         "fewstep.readouts.TransformerReadout cannot be built from its init_args",
     ),
-    "a network larger than any memory": (
-        edit_config(lambda c: c["parts"]["readout"]["init_args"].update(width=2**17)),
-        "cannot be built from its init_args (the network would have more than 1,0",
-    ),
     "a network without end": (
         edit_config(lambda c: c["parts"]["denoiser"]["init_args"].update(depth=10**12)),
         "cannot be built from its init_args (the network would have more than 1,0",
     ),
     "identity key too many": (identity(extra=1), "identity: unexpected or missing keys: ['extra']"),
     "identity key missing": (edit_config(lambda c: c["identity"].pop("path")), "unexpected or missing keys: ['path']"),
-    "identity no object": (edit_config(lambda c: c.update(identity=3)), "identity is '3'"),
     "other time": (identity(time_convention="t=1 noise"), "time_convention is 't=1 noise'"),
     "unknown kind": (identity(kind="sound"), "kind is 'sound': Input should be 'text' or 'images'"),
     "unknown path": (identity(path="curved"), "path is 'curved'"),
-    "unknown prediction": (identity(prediction="score"), "prediction is 'score'"),
     "unknown estimate": (identity(estimate="mode"), "unknown estimate 'mode'"),
     "number as text": (identity(trust_level="0.5"), "trust_level is '0.5'"),
     "negative level": (identity(trust_level=-1.0), "trust_level is -1.0"),
@@ -132,7 +119,6 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "no block": (identity(block_size=0), "block_size is 0, expected at least 1"),
     "block too long": (identity(block_size=64), "the denoiser is built for 4 latent positions"),
     "other tokenizer": (identity(tokenizer_fingerprint="0"), "its tokenizer is not"),
-    "versions no object": (identity(versions=["fewstep"]), "versions is"),
 }
 IMAGE_DAMAGE: dict[str, tuple[Damage, str]] = {
     "no autoencoder": (edit_config(lambda c: c["parts"].pop("autoencoder")), "has no autoencoder"),
@@ -146,7 +132,6 @@ IMAGE_DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "other size": (edit_config(lambda c: c["parts"]["autoencoder"]["init_args"].update(size=9)), "cannot be built"),
     "flow map of one time": (identity(estimate="flow_map"), "a flow map, but its denoiser"),
-    "settings no object": (identity(source_config=3), "source_config is '3'"),
 }
 
 
@@ -264,17 +249,6 @@ def test_what_does_not_fit_is_counted_and_named() -> None:
         "1 of another shape (0.weight (3, 5) for (3, 2))"
     )
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items()), "nothing was copied"
-
-
-def test_a_checkpoint_of_another_size_is_one_line(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = workshop.arguments("language_model", f"--run_dir={tmp_path}", steps=2)
-    assert main(["train", *arguments]) == 0
-    capsys.readouterr()
-    assert main(["train", *arguments, "--ckpt_path=last", "--model.network.width=48"]) == 2
-    (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep"))
-    assert "network.width is 48, in the checkpoint" in error
 
 
 def test_a_model_of_a_newer_version_is_warned_about(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -56,22 +56,6 @@ def test_a_file_of_ones_own_wins_over_a_shipped_name(installed: Path, capsys: py
     assert yaml.safe_load(printed(capsys, "--config", "flow.yaml"))["run_dir"] == "runs/flow"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--config", "flwo"], "objectives/mean_flow"),
-        (["--config", "flow", "--size", "huge"], "base, debug, hour"),
-        (["--config", "../flow"], "../flow: no such file"),
-    ],
-)
-def test_an_unknown_name_is_one_line_with_the_known_ones(
-    installed: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
-) -> None:
-    assert main(["train", "fit", *arguments]) == 2
-    err = capsys.readouterr().err
-    assert named in err and err.count("\n") == 1
-
-
 def test_the_list_names_every_file_with_its_purpose_and_a_copy_is_whole_and_never_over_others(
     installed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,19 +151,6 @@ def test_a_command_prints_its_settings_and_takes_them_back(
     Path("odd.yaml").write_text("colour: red\n")
     assert main([command, *given, "--config", "odd.yaml"]) == 2
     assert "colour" in capsys.readouterr().err
-
-
-def test_help_of_the_program_and_of_every_command_loads_no_heavy_library() -> None:
-    script = (
-        "import sys, contextlib, time\nfrom fewstep.cli.main import COMMANDS, main\n"
-        "main(['--help'])\nseconds = time.process_time()\n"
-        "for name in COMMANDS:\n"
-        "    if name != 'train':\n"
-        "        with contextlib.suppress(SystemExit):\n            main([name, '--help'])\n"
-        "print(*(name for name in ('torch', 'transformers', 'tqdm', 'matplotlib') if name in sys.modules), seconds)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(done.stdout.splitlines()[-1]) < 0.3, "seconds of CPU of fewstep --help, and no library's name"
 
 
 @pytest.mark.slow

@@ -24,20 +24,3 @@ def test_checkpoints_of_the_stages_become_one_model_that_writes_the_same_text(
     for readout in ("parallel", "head"):
         texts = TextGenerator(loaded).generate(2, readout=readout).texts
         assert texts == TextGenerator(whole).generate(2, readout=readout).texts
-
-
-def test_refusals_are_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = str(write_checkpoint(tiny_bundle(), tmp_path / "a.ckpt", "denoiser"))
-    other = str(write_checkpoint(tiny_bundle(seed=1), tmp_path / "b.ckpt", "denoiser"))
-    model = str(tmp_path / "model")
-    assert main(["convert", file, model]) == 0
-    capsys.readouterr()
-    for arguments, message in (
-        ([file, model], "exists already"),
-        ([file, other, str(tmp_path / "new")], "different autoencoders"),
-    ):
-        assert main(["convert", *arguments]) == 2
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1
-        assert message in err
-    assert main(["convert", other, model, "--overwrite"]) == 0

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,46 +35,36 @@ def test_rows_carry_the_texts_of_the_generator_and_how_to_make_them_again(model:
     assert [item.name for item in tmp_path.iterdir()] == ["samples.jsonl"]
 
 
-def test_rules_and_controls_of_re_injection_reach_the_sampler(model: str, tmp_path: Path) -> None:
-    output = tmp_path / "samples.jsonl"
-    options = "--num_samples 3 --steps 3 --noise reused --noise_temperature 0.9 --noise_scale 0.8 --device cpu"
-    generator = TextGenerator(tiny_bundle())
-    for text, rule in (
-        ("linear:1,0.2", linear(1.0, 0.2)),
-        ("by_position:0.9", by_position(0.9)),
-    ):
-        arguments = ["sample", model, *options.split(), "--reinjection", text, "--output", str(output), "--overwrite"]
-        assert main(arguments) == 0
-        expected = generator.generate(3, 3, reinjection=rule, reuse_noise=True, noise_temperature=0.9, noise_scale=0.8)
-        rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-        assert [row["ids"] for row in rows] == expected.ids.tolist()
-        assert {row["reinjection"] for row in rows} == {text}
-        assert {(row["noise"], row["noise_temperature"], row["noise_scale"]) for row in rows} == {("reused", 0.9, 0.8)}
+DRAW = {"readout": "head", "temperature": 30.0, "top_k": 40, "stop": True}
+NOISE = {"reuse_noise": True, "noise_temperature": 0.9, "noise_scale": 0.8}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "--snap confidence:0.3": {"snap": "confidence:0.3"},
+    "--readout head --head_context off": {"readout": "head", "head_context": False},
+    "--readout head --temperature 30 --top_k 40 --stop": DRAW,
+    "--reinjection linear:1,0.2": {"reinjection": linear(1.0, 0.2)},
+    "--reinjection by_position:0.9 --noise reused --noise_temperature 0.9 --noise_scale 0.8": {
+        "reinjection": by_position(0.9),
+        **NOISE,
+    },
+}
 
 
-def test_snap_and_the_head_and_the_draw_reach_their_place(model: str, tmp_path: Path) -> None:
-    output, generator = tmp_path / "samples.jsonl", TextGenerator(tiny_bundle())
-    cases = {
-        "--snap every": {"snap": "every"},
-        "--snap confidence:0.3": {"snap": "confidence:0.3"},
-        "--snap last:1": {"snap": "last:1"},
-        "--readout head --head_context off": {"readout": "head", "head_context": False},
-        "--readout head --temperature 30 --top_k 40 --stop": {
-            "readout": "head",
-            "temperature": 30.0,
-            "top_k": 40,
-            "stop": True,
-        },
-    }
-    for options, settings in cases.items():
-        base = ["sample", model, "--num_samples", "20", "--steps", "3", "--device", "cpu", "--overwrite"]
-        assert main([*base, *options.split(), "--output", str(output)]) == 0
-        rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-        expected = generator.generate(20, 3, **settings)
-        assert [row["ids"] for row in rows] == expected.ids.tolist(), options
-        assert rows[0]["head_context"] == ("off" if "off" in options else "on")
-        assert rows[0]["snap"] == settings.get("snap")
-        assert (rows[0]["top_k"], rows[0]["stop"]) == (settings.get("top_k"), settings.get("stop", False))
+@pytest.mark.parametrize("options", SETTINGS)
+def test_options_reach_their_place_and_stand_in_every_row(model: str, tmp_path: Path, options: str) -> None:
+    output, settings = tmp_path / "samples.jsonl", SETTINGS[options]
+    base = ["sample", model, "--num_samples", "20", "--steps", "3", "--device", "cpu"]
+    assert main([*base, *options.split(), "--output", str(output)]) == 0
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    expected = TextGenerator(tiny_bundle()).generate(20, 3, **settings)
+    assert [row["ids"] for row in rows] == expected.ids.tolist()
+    assert rows[0]["head_context"] == ("off" if "off" in options else "on")
+    assert rows[0]["noise"] == ("reused" if "reused" in options else "fresh")
+    for name in ("snap", "top_k", "stop", "noise_temperature", "noise_scale"):
+        assert rows[0][name] == settings.get(
+            name, {"stop": False}.get(name, 1.0 if name.startswith("noise_") else None)
+        )
+    if "reinjection" in settings:
+        assert {row["reinjection"] for row in rows} == {options.split()[1]}
 
 
 def test_without_output_the_texts_are_printed_numbered(model: str, capsys: pytest.CaptureFixture[str]) -> None:

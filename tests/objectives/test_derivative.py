@@ -15,10 +15,6 @@ T = torch.tensor([0.2, 0.5, 0.6], dtype=torch.float64)
 STEP = 1e-3
 
 
-def smooth(x: Tensor, t: Tensor) -> Tensor:
-    return torch.sin(x * t[:, None, None]) + t[:, None, None] ** 3
-
-
 def places(positions: int = 2) -> tuple[Tensor, Tensor]:
     """A state and its direction (B, K, D)."""
     generator = seed(0)
@@ -30,15 +26,6 @@ def transformer() -> FlowModel:
         return RegressionDenoiser(D, 4, width=8, depth=2, num_heads=2, two_times=True, max_frequency=4.0)
 
     return FlowModel(randomised(build, std=0.1), linear_path(), "velocity")
-
-
-def test_the_derivative_along_a_direction_is_that_of_the_closed_form() -> None:
-    x, u = places()
-    value, change = forward_derivative(smooth, (x, T), (u, torch.full_like(T, 2.0)))
-    time = T[:, None, None]
-    assert torch.equal(value, smooth(x, T))
-    exact = torch.cos(x * time) * (u * time + 2 * x) + 6 * time**2
-    torch.testing.assert_close(change, exact, rtol=0, atol=1e-12)
 
 
 def test_difference_quotients_of_a_transformer_approach_it_with_the_square_of_the_step() -> None:

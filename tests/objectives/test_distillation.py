@@ -9,7 +9,6 @@ from torch import Tensor
 from fewstep.denoisers import FlowModel, PredictionType
 from fewstep.objectives import ProgressiveDistillation, Reflow
 from fewstep.objectives.base import Batch, Regression
-from fewstep.objectives.distillation import follow
 from fewstep.paths import Path
 from fewstep.samplers import FlowSampler, euler, heun
 from fewstep.schedules import LogitNormalTime, TimeSampler, UniformTime, grid_of
@@ -101,15 +100,6 @@ def assert_is_the_optimum(
     torch.testing.assert_close(away.item(), 0.01, rtol=1e-5, atol=0)
     with torch.no_grad():
         student.network.shift.zero_()
-
-
-@each_path
-@pytest.mark.parametrize("second_order", [False, True])
-def test_a_teacher_is_followed_as_the_sampler_does(path: Path, second_order: bool) -> None:
-    teacher, batch, times = exact_flow(path), batch_of(3, [3, 1, 2]), grid_of(UniformTime()).times(4)
-    followed = follow(teacher, batch.x_0, [t.expand(3) for t in times], batch.mask, second_order=second_order)
-    exact = ends(teacher, batch.x_0, 4, UniformTime(), second_order=second_order) * batch.mask[..., None]
-    torch.testing.assert_close(followed, exact, rtol=0, atol=1e-12)
 
 
 @each_path

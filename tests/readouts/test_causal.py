@@ -59,17 +59,6 @@ def test_cached_decoding_equals_the_naive_loop_token_for_token(
     torch.testing.assert_close(fast.log_probs, slow.log_probs, rtol=0, atol=1e-6)
 
 
-def test_decoding_computes_keys_and_values_of_the_context_once_a_block(generator: torch.Generator) -> None:
-    network, context = network_and_context(D, generator)
-    u, calls = torch.rand((3, L), generator=generator), []
-    for block in network.blocks:
-        block.cross.kv.register_forward_hook(lambda layer, *_: calls.append(layer))
-    decode_cached(network, u, context, temperature=3.0, top_p=1.0)
-    assert calls == [block.cross.kv for block in network.blocks]
-    decode_naive(network, u, context, temperature=3.0, top_p=1.0)
-    assert len(calls) == (1 + L) * len(network.blocks), "the hook counts"
-
-
 def test_caches_take_the_context_when_they_are_made_and_no_token_more_than_they_have_room_for(
     generator: torch.Generator,
 ) -> None:

@@ -52,27 +52,6 @@ def test_stopped_cached_decoding_is_the_naive_loop_and_the_unstopped_one_up_to_t
     assert torch.equal(fast.written, fast.mask) and bool(free.written.all())
 
 
-def test_ended_rows_leave_the_batch_and_the_loop_ends_with_the_last(
-    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, sizes = network(None), []
-    u = torch.rand((B, L), generator=generator)
-    forward = model.forward
-
-    def spy(inputs: Tensor, *rest: object) -> Tensor:
-        sizes.append(len(inputs))
-        return forward(inputs, *rest)
-
-    monkeypatch.setattr(model, "forward", spy)
-    stopped = decode_cached(model, u, None, **DRAW, ending=ENDING)
-    assert sizes == [int(column.sum()) for column in stopped.mask.T if column.any()]
-    sizes.clear()
-    only_end = Ending(int(decode_cached(model, u[:1], None, temperature=0.0, top_p=1.0).ids[0, 0]), 4)
-    sizes.clear()
-    assert decode_cached(model, u, None, temperature=0.0, top_p=1.0, ending=only_end).mask.sum() == B
-    assert sizes == [B]
-
-
 def test_every_readout_stops_its_texts(generator: torch.Generator) -> None:
     z, mask = normal((B, L, D), generator), torch.ones(B, L, dtype=torch.bool)
     head = CommitmentHead(network(D))

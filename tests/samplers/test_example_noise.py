@@ -39,16 +39,6 @@ def test_noise_by_example_is_standard_normal_and_uncorrelated_between_neighbours
     assert abs(correlation) < 0.02
 
 
-def test_one_generator_still_fills_the_batch_in_one_draw() -> None:
-    expected = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(randn((3, 4, 2), torch.empty(0), torch.Generator().manual_seed(5)), expected)
-
-
-def test_a_wrong_number_of_generators_is_named() -> None:
-    with pytest.raises(ValueError, match="2 generators for a batch of 3"):
-        randn((3, 4), torch.empty(0), example_generators(0, 0, 2))
-
-
 @pytest.mark.parametrize(("start", "count"), [(-1, 2), (0, -2)])
 def test_examples_are_counted_from_0(start: int, count: int) -> None:
     with pytest.raises(ValueError, match=f"start is {start} and count {count}"):

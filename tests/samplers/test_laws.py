@@ -12,11 +12,10 @@ from fewstep.paths import linear_path as linear
 from fewstep.samplers import FlowSampler, Solver
 from fewstep.schedules import LogitNormalGrid
 from tests.samplers.bases import each_path, each_solver, exact_states, noise, shares_of_noise
-from tests.toys import ConstantModel, MixingModel
+from tests.toys import MixingModel
 
 NUM_STEPS, NUM_POSITIONS = 5, 3
 HOW_DECIDED = torch.tensor([[0.0, 0.37, 1.0]], dtype=torch.float64)
-UNDECIDED = torch.zeros(1, NUM_POSITIONS)
 
 PRESERVING = [
     "0",
@@ -157,20 +156,6 @@ def test_reused_noise_has_the_law_after_one_step_and_too_much_variance_after_two
     too_much = 1 + 2 * gamma**2 * math.sqrt(1 - gamma**2)
     torch.testing.assert_close(reused[:3], torch.tensor([1.0, 1.0, too_much]).double(), rtol=1e-7, atol=0)
     assert bool((reused.diff()[1:] > 0).all())
-
-
-def test_reused_noise_is_drawn_once_and_independent_of_the_initial_noise() -> None:
-    def states(reuse_noise: bool) -> torch.Tensor:
-        path, x_0 = linear(), noise(4_000, 1, 1, seed=8, dtype=torch.float32)
-        trajectory = FlowSampler(path, reinjection=1.0, reuse_noise=reuse_noise).sample(
-            ConstantModel(path, torch.zeros(1, 1)), x_0, num_steps=4, generator=torch.Generator().manual_seed(9)
-        )
-        return torch.stack(trajectory.states[:-1]).flatten(1)
-
-    for reuse_noise, correlation in ((False, 0.0), (True, 1.0)):
-        matrix = torch.corrcoef(states(reuse_noise))
-        torch.testing.assert_close(matrix[1:, 1:] - torch.eye(3), correlation * (1 - torch.eye(3)), rtol=0, atol=0.05)
-        assert matrix[0, 1:].abs().max() < 0.05
 
 
 @pytest.mark.parametrize("settings", [{"noise_scale": 0.5}, {"reinjection": "elf"}])

@@ -1,13 +1,9 @@
 """Promises of the loop: what the model is asked, what is yielded, padding, errors."""
 
-import math
-from itertools import product
-
 import pytest
 import torch
 from torch import Tensor
 
-from fewstep.errors import UserError
 from fewstep.paths import Path, linear_path, variance_preserving_path
 from fewstep.samplers import FlowSampler, Solver, euler, heun
 from fewstep.schedules import LogitNormalGrid
@@ -165,17 +161,3 @@ def test_arguments_that_do_not_fit_are_named_before_any_evaluation(
     with pytest.raises(ValueError, match=message):
         FlowSampler(linear_path(), **settings).sample(model, _noise(1, 2, 3), generator=_generator(), **arguments)
     assert not model.calls
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [*product(["noise_temperature", "noise_scale"], [-0.1, math.nan, math.inf]), ("noise_scale", 0.0)],
-)
-def test_an_impossible_temperature_is_named(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} is {value}"):
-        FlowSampler(linear_path(), **{name: value})
-
-
-def test_an_unknown_solver_is_named() -> None:
-    with pytest.raises(UserError, match=r"solver is 'rk4': expected .*euler, heun"):
-        FlowSampler(linear_path(), solver="rk4")

@@ -11,9 +11,9 @@ from torch import Tensor
 from fewstep.paths import Path, linear_path
 from fewstep.samplers import FlowSampler, Solver, euler, heun
 from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
-from tests.samplers.bases import each_path, each_solver
+from tests.samplers.bases import each_path
 from tests.samplers.bases import noise as _noise
-from tests.toys import ConstantModel, GaussianModel, MixingModel, PointSetModel
+from tests.toys import GaussianModel, MixingModel, PointSetModel
 
 
 def _gaussian(path: Path) -> GaussianModel:
@@ -35,50 +35,6 @@ def test_measured_order_of_convergence(path: Path, solver: Solver, order: int) -
     for coarse, fine in pairwise(errors):
         assert abs(math.log2(coarse / fine) - order) < 0.15
     assert errors[-1] < (0.02 if order == 1 else 2e-4)
-
-
-@each_path
-@pytest.mark.parametrize("grid", [UniformGrid(), LogitNormalGrid()], ids=lambda g: type(g).__name__)
-def test_on_every_grid_heun_is_of_order_2_in_the_longest_step(path: Path, grid: TimeGrid) -> None:
-    """The longest step, not 1 / N: the logit-normal grid's outer steps shrink only slowly with N."""
-    model, x_0 = _gaussian(path), _noise(8, 2, 3)
-    exact = model.flow(x_0, torch.ones(8, dtype=torch.float64))
-    sampler = FlowSampler(path, solver=heun, grid=grid)
-    coarse, fine = ((_end(model, sampler, x_0, n) - exact).abs().max() for n in (64, 256))
-    longest_coarse, longest_fine = (grid.times(n).diff().max() for n in (64, 256))
-    assert torch.log(coarse / fine) / torch.log(longest_coarse / longest_fine) > 1.85
-
-
-@each_path
-@each_solver
-def test_a_constant_pair_is_followed_without_error_in_any_number_of_steps(path: Path, solver: Solver) -> None:
-    x_1, x_0 = _noise(2, 3, seed=1), _noise(4, 2, 3)
-    for state in FlowSampler(path, solver=solver).iterate(
-        ConstantModel(path, x_1), x_0, num_steps=3, generator=torch.Generator()
-    ):
-        t = torch.full((4,), state.time, dtype=torch.float64)
-        torch.testing.assert_close(state.x_t, path.sample(x_1.expand_as(x_0), x_0, t), rtol=0, atol=1e-13)
-
-
-def test_on_the_linear_path_heun_is_the_textbook_step_in_t() -> None:
-    path = linear_path()
-    model, x_0 = MixingModel(path), _noise(4, 2, 3)
-    h = 0.25
-
-    def velocity(x: Tensor, time: float, self_cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        t = torch.full((4,), time, dtype=torch.float64)
-        x1_hat = model.denoise(x, t, self_cond=self_cond)
-        return model.velocity_of(x, x1_hat, t), x1_hat
-
-    heun = x_0
-    previous: Tensor | None = None
-    for k in range(4):
-        v, previous = velocity(heun, k * h, previous)
-        if k < 3:
-            v_end, previous = velocity(heun + h * v, (k + 1) * h, previous)
-            v = (v + v_end) / 2
-        heun = heun + h * v
-    torch.testing.assert_close(_end(model, FlowSampler(path, solver="heun"), x_0, 4), heun, rtol=1e-12, atol=1e-12)
 
 
 @each_path

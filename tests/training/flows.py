@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from fewstep.cli.train import main
 from fewstep.objectives import OBJECTIVES
+from fewstep.training.command import main
 from tests.runs import CONFIGS, Workshop
 
 STUDENTS = [name for name in OBJECTIVES if name != "flow_matching"]

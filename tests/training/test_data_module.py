@@ -82,12 +82,6 @@ def test_validation_blocks_are_shared_by_the_processes(workshop: Workshop) -> No
         assert [counted[number] for number in sorted(counted)] == alone
 
 
-@pytest.mark.parametrize("name", ["batch_size", "num_validation_blocks"])
-def test_a_number_below_one_is_refused_by_name(workshop: Workshop, name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=name):
-        TextDataModule(source=str(tmp_path), **{name: 0})
-
-
 @pytest.mark.parametrize(("known", "lossless"), [(40, True), (37, False)])
 def test_bits_per_byte_are_logged_only_if_the_tokenizer_loses_nothing(
     workshop: Workshop, tmp_path: Path, known: int, lossless: bool

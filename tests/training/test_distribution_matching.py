@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fewstep.cli.train import main
 
 from fewstep.cli.main import main as command
-from fewstep.cli.train import main
 from fewstep.errors import UserError
 from fewstep.model import SavedModel
 from fewstep.objectives import DistributionMatching

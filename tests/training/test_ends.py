@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import Timer
 
 from fewstep.cli.main import main
@@ -18,19 +18,6 @@ from tests.training.test_resume import assert_equal
 STEPS = 12
 FLAGS = ["--trainer.val_check_interval=4", "--ema.decay=0.9"]
 EARLY = '{"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss", "patience": 1, "min_delta": 100}}'
-OWN = '{"class_path": "tests.training.test_ends.StopAt", "init_args": {"step": 5}}'
-
-
-class StopAt(Callback):
-    """Asks the trainer to stop after a step, as anyone's callback may."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        trainer.should_stop |= trainer.global_step == self.step
 
 
 def command(workshop: Workshop, run_dir: Path, *flags: str) -> list[str]:
@@ -64,7 +51,6 @@ def stop_after_five(timer: Timer, trainer: Trainer) -> None:
     [
         (["--trainer.max_time=00:01:00:00"], [], 5),
         ([f"--trainer.callbacks=[{EARLY}]"], ["--trainer.callbacks=null"], 8),
-        ([f"--trainer.callbacks=[{OWN}]"], [], 5),
     ],
 )
 def test_a_run_that_the_trainer_stops_is_saved_and_goes_on(
@@ -134,8 +120,6 @@ def test_a_run_that_fails_is_saved_before_it_ends(
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--trainer.limit_train_batches=3"],
-        ["--trainer.limit_train_batches=0.25", "--trainer.reload_dataloaders_every_n_epochs=1"],
         ["--trainer.limit_train_batches=4", "--trainer.accumulate_grad_batches=2"],
         ["--trainer.limit_train_batches=3", "--data.streaming=true"],
     ],

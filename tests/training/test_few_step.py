@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from fewstep.cli.main import main as command
-from fewstep.cli.train import main
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.model import SavedModel
 from fewstep.objectives import ConsistencyDistillation
 from fewstep.shapes import randn
+from fewstep.training.command import main
 from fewstep.training.flow import start_from
 from tests.bundles import randomise
 from tests.runs import Workshop, logged
@@ -32,7 +32,8 @@ ESTIMATES = {
 def test_an_objective_trains_and_its_model_says_what_it_is(workshop: Workshop, tmp_path: Path, objective: str) -> None:
     run_dir = tmp_path / "run"
     arguments = upon_a_flow(workshop, objective, run_dir, "--diagnostics.every_n_validations=2")
-    assert main([*arguments, "--diagnostics.num_examples=2", "--trainer.precision=bf16-mixed"]) == 0
+    few = ["--diagnostics.num_examples=2", "--diagnostics.measurements=[late_flips]"]
+    assert main([*arguments, *few, "--trainer.precision=bf16-mixed"]) == 0
     identity = SavedModel.from_pretrained(run_dir / "model").identity
     assert identity.estimate == ESTIMATES.get(objective, "flow_map")
     assert identity.trained_nfe == (4 if objective == "progressive" else None)
@@ -116,20 +117,14 @@ def test_every_objective_is_refused_what_does_not_fit_it(
     one_time, two_times = "--model.denoiser.two_times=false", "--model.denoiser.two_times=true"
     cases = {
         ("consistency_distillation",): "model.teacher is missing: ConsistencyDistillation learns from a trained flow",
-        ("progressive", f"--model.teacher={tmp_path / 'none'}"): "none does not exist",
         ("reflow", f"--model.teacher={autoencoder}"): "has no denoiser",
         ("reflow", f"--model.teacher={flow}", "--model.path=variance_preserving"): "the teacher's path is linear",
         ("mean_flow", f"--model.teacher={flow}"): "MeanFlow learns from data alone: leave it out",
-        ("mean_flow", f"--model.initialise_from={tmp_path / 'none'}"): "none does not exist",
         ("mean_flow", f"--model.initialise_from={autoencoder}"): "has no denoiser",
-        ("mean_flow", f"--model.initialise_from={flow}", "--model.denoiser.max_frequency=20"): "max_frequency 30.0",
         ("mean_flow", f"--model.initialise_from={flow}", "--model.prediction=x1"): "its prediction is velocity",
         ("mean_flow", one_time): "two_times is false, but MeanFlow trains a network of two times",
-        ("consistency_training", two_times): "two_times is true, but ConsistencyTraining trains a network of one time",
         ("flow_matching", two_times): "two_times is true, but FlowMatching trains a network of one time",
         ("mean_flow", "--model.denoiser.self_conditioning=true"): "MeanFlow never feeds an estimate back",
-        ("mean_flow", "--model.denoiser.max_frequency=0"): "max_frequency is 0",
-        ("mean_flow", "--model.objective.adaptive_power=-1"): "adaptive_power is -1",
     }
     for (objective, *flags), told in cases.items():
         capsys.readouterr()

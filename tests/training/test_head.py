@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.cli.train import main
 from fewstep.errors import UserError
 from fewstep.model import Identity
 from fewstep.pipeline import TextGenerator
 from fewstep.shapes import randn
 from fewstep.training import HeadModule
+from fewstep.training.command import main
 from fewstep.training.head import check_generation
 from fewstep.types import Latents
 from tests.bundles import tiny_bundle

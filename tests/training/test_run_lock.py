@@ -39,13 +39,12 @@ def held_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
-@pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--ckpt_path=last"]])
+@pytest.mark.parametrize("flags", [["--overwrite"], ["--ckpt_path=last"]])
 def test_a_second_run_in_one_folder_is_refused_and_the_first_is_not_touched(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
     arguments = workshop.arguments("language_model", f"--run_dir={tmp_path}", steps=2)
-    if flags:
-        assert main(["train", *arguments]) == 0
+    assert main(["train", *arguments]) == 0
     capsys.readouterr()
     with held_elsewhere(tmp_path) as process:
         before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}

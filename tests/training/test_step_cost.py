@@ -9,13 +9,13 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
 from fewstep.cli.main import EXIT_USER_ERROR, errors_to_exit_code
-from fewstep.cli.train import main
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.objectives import FlowMatching
 from fewstep.paths import linear_path
 from fewstep.schedules import UniformTime
 from fewstep.storage import load_checkpoint
 from fewstep.training.callbacks import WeightAverage
+from fewstep.training.command import main
 from fewstep.types import Latents
 from tests.nn.builders import randomised
 from tests.runs import Workshop, logged
@@ -54,10 +54,9 @@ def small_network() -> nn.Sequential:
     return randomised(lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))).float()
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "32"])
-def test_gradients_are_clipped_at_every_precision(precision: str, workshop: Workshop, tmp_path: Path) -> None:
+def test_gradients_are_clipped_under_bf16(workshop: Workshop, tmp_path: Path) -> None:
     """Lightning refuses to clip for an optimizer that says it undoes the scaling of gradients itself."""
-    flags = [f"--run_dir={tmp_path}", f"--trainer.precision={precision}", "--trainer.gradient_clip_val=1e-30"]
+    flags = [f"--run_dir={tmp_path}", "--trainer.precision=bf16-mixed", "--trainer.gradient_clip_val=1e-30"]
     settings = ["--model.init_args.optimizer.warmup_steps=0", "--model.init_args.optimizer.weight_decay=0"]
     # Clipped to nothing against epsilon, no gradient moves a weight: the loss on held-out text stays what it was.
     assert main(workshop.arguments("flow", *flags, *settings)) == 0
@@ -87,14 +86,9 @@ def test_the_average_is_the_one_of_lightning(generator: torch.Generator) -> None
 @pytest.mark.parametrize(
     ("stage", "flag"),
     [
-        ("flow", "--compile.backend=aot_eager"),
         ("flow", "--recompute.blocks=true"),
         pytest.param("autoencoder", "--compile.backend=aot_eager", marks=pytest.mark.slow),
-        pytest.param("head", "--compile.backend=aot_eager", marks=pytest.mark.slow),
-        *(
-            pytest.param(stage, "--recompute.blocks=true", marks=pytest.mark.slow)
-            for stage in ("autoencoder", "head", "language_model")
-        ),
+        pytest.param("head", "--recompute.blocks=true", marks=pytest.mark.slow),
         pytest.param("mean_flow", "--compile.backend=aot_eager", marks=pytest.mark.slow),
     ],
 )

@@ -1,14 +1,13 @@
 """Every setting of Lightning's trainer, in every type it is annotated with: it works, or is one line and no folder."""
 
 import inspect
-import logging
 from pathlib import Path
 
 import pytest
 from lightning import Trainer
 
 from fewstep.cli.main import main
-from tests.runs import Workshop, logged
+from tests.runs import Workshop
 
 WORKS: dict[str, list[str]] = {
     "accelerator": ["cpu", "auto"],
@@ -130,12 +129,6 @@ def test_what_cannot_work_is_one_line_and_no_folder(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("logger", [[], ["--trainer.logger=true"]])
-def test_the_logger_that_is_left_out_is_ours(logger: list[str], workshop: Workshop, tmp_path: Path) -> None:
-    assert main(["train", *workshop.arguments("language_model", f"--run_dir={tmp_path}", *logger, steps=2)]) == 0
-    assert len(logged(tmp_path)["train/loss"]) == 2
-
-
 def test_every_subcommand_that_is_listed_works(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,12 +145,3 @@ def test_a_metric_that_does_not_exist_is_one_line(
     assert main(["train", *workshop.arguments("language_model", f"--run_dir={tmp_path}", *stopping)]) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep"))
     assert "val/nothing" in line and "val/loss" in line
-
-
-def test_a_profiler_prints_its_report(
-    workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
-    flags = [f"--run_dir={tmp_path}", "--trainer.profiler=simple"]
-    assert main(["train", *workshop.arguments("language_model", *flags, steps=2)]) == 0
-    assert "run_training_batch" in caplog.text

@@ -39,7 +39,7 @@ MACHINE_ERRORS = (
 # name -> (help in one line, module with main(argv: list[str]) -> int)
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("train, sample and score on the built-in text, in minutes", "fewstep.cli.quickstart"),
-    "train": ("train one stage from a YAML file of settings", "fewstep.cli.train"),
+    "train": ("train one stage from a YAML file of settings", "fewstep.training.command"),
     "configs": ("list the shipped settings, or copy them into a folder", "fewstep.cli.configs"),
     "sample": ("write text with a saved model", "fewstep.cli.sample"),
     "evaluate": ("score samples over steps, re-injection and readouts, beside real text", "fewstep.cli.evaluate"),

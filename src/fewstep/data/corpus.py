@@ -76,7 +76,8 @@ class PreparedCorpus:
     ``train`` and ``validation`` have the columns ``index`` (row number), ``input_ids`` (L), ``length`` (tokens that
     count: in blocks of one document those up to its end-of-text, that included) and ``num_bytes`` (UTF-8 bytes of text
     that they stand for; an end-of-text stands for none).
-    Rows come as numpy values. ``folder`` holds it all.
+    Rows come as numpy values. ``folder`` holds it all. ``content_digest`` is the SHA-256 of the blocks, of a stream its
+    source's fingerprint: equal digests, equal rows to train on.
     """
 
     train: "Dataset"
@@ -84,22 +85,12 @@ class PreparedCorpus:
     tokenizer: "PreTrainedTokenizerFast"
     report: PackingReport
     folder: Path
+    content_digest: str
 
     @property
     def fingerprint(self) -> str:
         """Hash of settings, source and versions: equal fingerprints, equal blocks."""
         return self.folder.name
-
-    def content_digest(self) -> str:
-        """SHA-256 of the blocks, of a stream its source's fingerprint: equal digests, equal rows to train on."""
-        if isinstance(self.train, BlockStream):
-            return self.train.source_fingerprint
-        digest = hashlib.sha256()
-        for split in (self.train, self.validation):
-            for rows in split.iter(8192):
-                for name in ("input_ids", "length"):
-                    digest.update(np.ascontiguousarray(rows[name]).tobytes())
-        return digest.hexdigest()
 
 
 def prepare_corpus(settings: CorpusSettings, rank: int = 0, world_size: int = 1) -> PreparedCorpus:
@@ -126,7 +117,7 @@ def prepare_corpus(settings: CorpusSettings, rank: int = 0, world_size: int = 1)
     )
     if train is None:
         train = BlockStream(source, tokenizer, settings, frozenset(stored["held_out"]), rank, world_size)
-    return PreparedCorpus(train, validation, tokenizer, report, folder)
+    return PreparedCorpus(train, validation, tokenizer, report, folder, stored["digest"] or source.fingerprint)
 
 
 def prepared_tokenizer(settings: CorpusSettings) -> "PreTrainedTokenizerFast | None":
@@ -154,7 +145,8 @@ def _is_whole(folder: Path) -> bool:
     try:
         stored = json.loads((folder / "report.json").read_text())
         sizes = stored["bytes"].items()
-        return "held_out" in stored and all((folder / name).stat().st_size == size for name, size in sizes)
+        complete = stored.keys() >= {"held_out", "digest"}
+        return complete and all((folder / name).stat().st_size == size for name, size in sizes)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -193,8 +185,21 @@ def _build_corpus(
     )
     shutil.rmtree(scratch)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.arrow"))}
-    stored = {"report": asdict(report), "bytes": sizes, "held_out": held_out}
+    digest = None if settings.streaming else _blocks_digest(folder)
+    stored = {"report": asdict(report), "bytes": sizes, "held_out": held_out, "digest": digest}
     (folder / "report.json").write_text(json.dumps(stored, indent=2))
+
+
+def _blocks_digest(folder: Path) -> str:
+    """SHA-256 of tokens and lengths of all blocks, train split first."""
+    from datasets import Dataset
+
+    digest = hashlib.sha256()
+    for name in SPLITS:
+        for rows in Dataset.from_file(str(folder / f"{name}.arrow")).with_format("numpy").iter(8192):
+            for column in ("input_ids", "length"):
+                digest.update(np.ascontiguousarray(rows[column]).tobytes())
+    return digest.hexdigest()
 
 
 def _write_documents(source: Source, settings: CorpusSettings, path: Path) -> tuple["Dataset", Counter[str]]:

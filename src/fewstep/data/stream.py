@@ -44,7 +44,6 @@ class BlockStream(IterableDataset):
         from datasets.distributed import split_dataset_by_node
 
         self._records = split_dataset_by_node(source.records, rank=rank, world_size=world_size)
-        self.source_fingerprint = source.fingerprint
         self._tokenizer, self._settings, self._held_out, self._rank = tokenizer, settings, held_out, rank
         tokens = tokenizer_fingerprint(tokenizer)
         self._identity = f"{source.fingerprint}/{tokens}/{settings.block_size}/{settings.blocks}/{world_size}"

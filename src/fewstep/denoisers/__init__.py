@@ -1,17 +1,17 @@
 """Networks that estimate clean latents, and the wrapper that gives them one meaning."""
 
-from fewstep.denoisers.categorical import CategoricalDenoiser
-from fewstep.denoisers.flow_model import FlowModel, PredictionType
-from fewstep.denoisers.output import (
+from fewstep.denoisers.flow_model import (
     ENDPOINT,
     ESTIMATES,
     FLOW_MAP,
     POSTERIOR_MEAN,
     DenoiserOutput,
     EstimateKind,
+    FlowModel,
+    PredictionType,
     ReadsCodebook,
 )
-from fewstep.denoisers.regression import RegressionDenoiser
+from fewstep.denoisers.networks import CategoricalDenoiser, RegressionDenoiser
 
 __all__ = [
     "ENDPOINT",

@@ -1,7 +1,8 @@
-"""Training from YAML files and flags, by LightningCLI."""
+"""``fewstep train``: one stage from YAML files and flags, by LightningCLI."""
 
 import errno
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,30 +24,32 @@ from fewstep.training.callbacks import (
     CompiledBlocks,
     Diagnostics,
     ExportModel,
-    Monitor,
     RecomputedBlocks,
     ResumePoint,
     SampleTable,
     SkipNonFinite,
-    StepBar,
     WeightAverage,
 )
-from fewstep.training.callbacks.diagnostics import check_measurements
+from fewstep.training.callbacks.interruptions import TrainingStopped
+from fewstep.training.callbacks.validations import check_measurements
 from fewstep.training.data_modules import StepDataModule, check_passes
 from fewstep.training.module import TrainingModule, announce
-from fewstep.training.resuming import RunRecord, compare, flatten, recorded_run
 from fewstep.training.run_folder import (
     CHECKPOINTS,
     MODEL,
     NONFINITE,
     AtomicCheckpointIO,
     RunFolder,
+    RunRecord,
     cannot_write,
+    compare,
     find_checkpoint,
+    flatten,
+    recorded_run,
     resumed_tokenizer,
     tokenizer_of,
 )
-from fewstep.training.tracking import check_wandb, default_loggers, finish_runs, in_own_run
+from fewstep.training.tracking import Monitor, StepBar, check_wandb, default_loggers, finish_runs, in_own_run
 from fewstep.training.trainer_settings import (
     check_built,
     check_trainer,
@@ -56,6 +59,8 @@ from fewstep.training.trainer_settings import (
     with_log_folder,
 )
 
+SIGNAL_EXIT = 128
+"""A shell reports a process that a signal ended as 128 plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 DEFAULT_DATA = {"class_path": "fewstep.training.TextDataModule", "init_args": {}}
 INTENDED = (
@@ -282,6 +287,23 @@ def config_file(run_dir: Path, *, resumed: bool) -> Path:
         number += 1
         file = run_dir / f"config_resumed_{number}.yaml"
     return file
+
+
+def main(argv: list[str]) -> int:
+    """Train: ``argv`` is ``fit --config NAME_OR_FILE [--size NAME] ...``. Returns the exit code.
+
+    A run that a signal stopped has written a checkpoint; one line says how to resume.
+    """
+    try:
+        run_training(argv)
+    except TrainingStopped as stopped:
+        if stopped.first_process:
+            resume = "stopped before anything was saved; the same command starts again from step 0"
+            if stopped.checkpoint is not None:
+                resume = f"stopped after {stopped.step:,} steps; the same command with --ckpt_path last resumes there"
+            print("fewstep:", resume, file=sys.stderr)
+        return SIGNAL_EXIT + stopped.signal_number
+    return 0
 
 
 @own_defaults()

@@ -230,7 +230,7 @@ class TextDataModule(CorpusSettings, StepDataModule):
     def fingerprints(self) -> dict[str, str]:
         """Of the blocks and the tokenizer."""
         tokenizer = tokenizer_fingerprint(self.corpus.tokenizer)
-        return {"data.source": self.corpus.content_digest(), "data.tokenizer": tokenizer}
+        return {"data.source": self.corpus.content_digest, "data.tokenizer": tokenizer}
 
     def new_model(self) -> SavedModel:
         """A text model without parts."""

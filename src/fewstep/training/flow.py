@@ -18,9 +18,8 @@ from fewstep.schedules import LogitNormalTime
 from fewstep.storage import load_strictly
 from fewstep.training.auxiliary import Auxiliary
 from fewstep.training.data_modules import Batch, StepDataModule
-from fewstep.training.latent_cache import LatentCache
 from fewstep.training.module import DEFAULT_OPTIMIZER, OptimizerSettings, Shared, TrainingModule, tokens_of
-from fewstep.training.resuming import weights_digest
+from fewstep.training.run_folder import weights_digest
 from fewstep.types import Latents, LossOutput
 
 MAX_COUNTED_BLOCKS = 50_000  # enough for a prior over tokens
@@ -34,9 +33,8 @@ class FlowModule(TrainingModule):
     ``autoencoder`` is a model folder or checkpoint of stage one; ``denoiser`` is built from (D, K). ``teacher`` is a
     model with the trained flow that some objectives learn from. ``initialise_from`` is one with a flow of the same
     architecture, path and prediction to start from; if the network here has a second time, its tensors are new and
-    start without effect (:func:`.start_from`). ``latent_cache_dir`` keeps the latents of the train split on disk.
-    ``allow`` names packages beside fewstep whose classes these models may have. Raises ``UserError`` if parts and data
-    do not fit.
+    start without effect (:func:`.start_from`). ``allow`` names packages beside fewstep whose classes these models may
+    have. Raises ``UserError`` if parts and data do not fit.
 
     Distribution matching grows its auxiliary network from that flow too. A training step is then one step of the
     denoiser and the updates of the auxiliary network on the same batch; ``max_steps``, the schedules and the average
@@ -58,17 +56,12 @@ class FlowModule(TrainingModule):
         teacher: str | None = None,
         initialise_from: str | None = None,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
-        latent_cache_dir: str | None = None,
         allow: list[str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, data.load_model(autoencoder, *self.builds_on, allow=allow or ()))
-        if latent_cache_dir is not None and not self.has_tokens:
-            raise UserError("model.latent_cache_dir is for text only: leave it out")
         self.flow_identity = identity_of_flow(super().identity(), objective, path, prediction)
         self.objective = objective
-        self.latent_cache_dir = latent_cache_dir
-        self._cache: LatentCache | None = None
         positions, latent_dim = self.base.latent_shape()
         self.denoiser = denoiser(latent_dim, positions)
         if isinstance(self.denoiser, ReadsCodebook):
@@ -144,19 +137,15 @@ class FlowModule(TrainingModule):
         return min(self.global_step / self.trainer.max_steps, 1.0) if self.training else 1.0
 
     def on_fit_start(self) -> None:
-        """Move frozen parts and teacher to the device; compute or open the latent cache."""
+        """Move frozen parts and teacher to the device."""
         super().on_fit_start()
         if self._teacher.value is not None:
             self._teacher.value.to(self.device)
         if self._auxiliary.value is not None:
             self._auxiliary.value.start(self.trainer, self.device)
-        if self.latent_cache_dir is not None and self._cache is None:
-            self._cache = LatentCache.open(self.latent_cache_dir, self.base, self.data)
 
     def latents(self, batch: Batch) -> Latents:
-        """Latents of a batch: those of train rows from the cache if there is one."""
-        if self._cache is not None and self.training:
-            return self._cache.rows(batch["index"])
+        """Latents of a batch."""
         with torch.no_grad():
             return self.base.encoder().encode(batch["ids"], batch["mask"])
 

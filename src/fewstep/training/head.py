@@ -17,7 +17,7 @@ from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import rand, randn
 from fewstep.training.data_modules import Batch, TextDataModule
 from fewstep.training.module import DEFAULT_OPTIMIZER, OptimizerSettings, TrainingModule, tokens_of
-from fewstep.training.resuming import weights_digest
+from fewstep.training.run_folder import weights_digest
 from fewstep.types import Latents, LossOutput
 
 

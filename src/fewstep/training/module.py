@@ -19,7 +19,7 @@ from fewstep.provenance import versions
 from fewstep.shapes import example_generators
 from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry, state_dict_mismatch
 from fewstep.training.data_modules import Batch, StepDataModule, TextDataModule
-from fewstep.training.resuming import (
+from fewstep.training.run_folder import (
     BASE,
     BATCHES,
     PROCESSES,

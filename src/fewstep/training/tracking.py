@@ -1,24 +1,93 @@
-"""Where a run is logged: its CSV file, and wandb by the conventions of its environment variables."""
+"""What a run shows and where it is logged: its bar and speed, its CSV file, wandb by its environment variables."""
 
 import os
 import secrets
 import socket
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+import torch
 import wandb
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from fewstep.errors import UserError
+from fewstep.training.data_modules import Batch
+from fewstep.training.module import TrainingModule, announce, ends_logged_step
 
 PROBE_SECONDS = 10.0
 PROJECT, LIGHTNING_PROJECT = "fewstep", "lightning_logs"
 """The project where none is named, and what Lightning calls it."""
 TRUE = ("1", "true", "yes", "on")
+
+
+class StepBar(TQDMProgressBar):
+    """Lightning's bar, for training steps only, on stderr."""
+
+    def init_train_tqdm(self) -> Tqdm:
+        """The bar."""
+        with redirect_stdout(sys.stderr):
+            return super().init_train_tqdm()
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """No bar."""
+        return Tqdm(disable=True)
+
+    init_sanity_tqdm = init_validation_tqdm
+
+
+class Monitor(Callback):
+    """Prints what is trained on which data, and logs ``train/tokens_per_second`` or ``train/images_per_second``.
+
+    Real tokens of all ranks since the last log over wall-clock time without validation. The count stays on the device
+    and is read when it is logged: Lightning's ``ThroughputMonitor`` syncs the device at every step.
+    """
+
+    def __init__(self) -> None:
+        self._count: torch.Tensor | int = 0
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the summary and start counting."""
+        assert isinstance(pl_module, TrainingModule)
+        count = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
+        data, start = pl_module.data, trainer.global_step
+        size = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        resumed = f", going on from step {start:,}" if start else ""
+        lines = [f"{trainer.max_steps:,} steps of {size:,} {data.example_name}{resumed}", *data.report().splitlines()]
+        if start == 0:
+            lines += pl_module.report().splitlines()
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            lines.append(f"writes {trainer.default_root_dir}")
+        announce(trainer, f"==> {pl_module.stage_name}: {count:,} parameters, " + "\n    ".join(lines))
+        self._restart()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the time of a validation out."""
+        self._restart()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count, and log every ``log_every_n_steps``."""
+        assert isinstance(pl_module, TrainingModule)
+        self._count = self._count + pl_module.data.units_in(batch)
+        if ends_logged_step(trainer, batch_idx):
+            count, seconds = int(self._count) * trainer.world_size, time.perf_counter() - self._started
+            pl_module.log(f"train/{pl_module.data.unit}_per_second", count / max(seconds, 1e-9))
+            self._restart()
+
+    def _restart(self) -> None:
+        self._count, self._started = 0, time.perf_counter()
 
 
 class RunLogger(WandbLogger):

@@ -1,10 +1,11 @@
-"""Diagnostics during training: when to measure, and where the results go."""
+"""What a run does at a validation: write texts of the averaged weights, and measure them."""
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -13,14 +14,76 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from fewstep.errors import UserError
 from fewstep.locking import draft_of, put_in_place
+from fewstep.pipeline import TextGenerator
+from fewstep.samplers import default_sampling, parse_rule
+from fewstep.training.flow import FlowModule
 from fewstep.training.module import TrainingModule, announce
 
 if TYPE_CHECKING:
     from fewstep.diagnostics.result import Result, Row
 
+COLUMNS = ("step", "num_steps", "text")
 FILE, PICTURES = "diagnostics.jsonl", "diagnostics"
 STAGES = ("autoencoder", "flow", "head")
 """Stages that have measurements of their own."""
+
+
+class SampleTable(Callback):
+    """After every validation of a text flow, samples texts from fixed noise with the averaged weights.
+
+    They go to ``folder/samples.jsonl`` and to wandb as the table ``samples``: training step, number of sampling steps,
+    text. ``num_steps`` lists the numbers of sampling steps; a model trained for one number is sampled with that.
+    ``reinjection`` is a rule of re-injection such as 0.5 or "cosine:1,0" (:func:`fewstep.samplers.parse_rule`); None:
+    the model's own (:func:`fewstep.samplers.default_sampling`). ``noise_scale`` is the temperature of sampling.
+
+    Listed before :class:`.WeightAverage`, which takes the average out of the model when the validation epoch ends. A
+    resumed run keeps the rows up to its first step.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        num_samples: int = 4,
+        num_steps: tuple[int, ...] = (1, 4, 32),
+        seed: int = 0,
+        reinjection: float | str | list[float] | None = None,
+        noise_scale: float = 1.0,
+    ) -> None:
+        self.file = Path(folder) / "samples.jsonl"
+        self.num_samples = num_samples
+        self.num_steps = tuple(num_steps)
+        self.seed = seed
+        self.reinjection = None if reinjection is None else parse_rule(reinjection)
+        self.noise_scale = noise_scale
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the rows of steps that a resumed run repeats."""
+        if self._applies(trainer, pl_module):
+            drop_later_rows(self.file, trainer.global_step)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample, write, log; not in the sanity check before training."""
+        if trainer.sanity_checking or not self._applies(trainer, pl_module):
+            return
+        assert isinstance(pl_module, FlowModule)
+        generator = TextGenerator(pl_module.saved_model().to(pl_module.device))
+        identity = generator.model.identity
+        for own in dict.fromkeys(default_sampling(identity, steps) for steps in self.num_steps):
+            rule = own.reinjection if self.reinjection is None else self.reinjection
+            generated = generator.generate(
+                self.num_samples, own.num_steps, self.seed, reinjection=rule, noise_scale=self.noise_scale
+            )
+            step = {"step": trainer.global_step, "num_steps": own.num_steps}
+            append_rows(self.file, [{**step, "text": text} for text in generated.texts])
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                data = [[row[name] for name in COLUMNS] for row in rows_of(self.file)]
+                logger.log_table("samples", columns=list(COLUMNS), data=data)
+
+    def _applies(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        assert isinstance(pl_module, TrainingModule)
+        is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        return pl_module.stage_name == FlowModule.stage_name and trainer.is_global_zero and not is_trial
 
 
 class Diagnostics(Callback):
@@ -63,14 +126,8 @@ class Diagnostics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the lines of steps that a resumed run repeats."""
-        file = self.folder / FILE
-        if trainer.is_global_zero and file.is_file():
-            with file.open(encoding="utf-8") as stream:
-                lines = [line for line in stream if line.endswith("\n")]
-            lines = [line for line in lines if json.loads(line)["step"] <= trainer.global_step]
-            with draft_of(file) as draft:
-                draft.write_text("".join(lines), encoding="utf-8")
-                put_in_place(draft, file)
+        if trainer.is_global_zero:
+            drop_later_rows(self.folder / FILE, trainer.global_step)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, log and write; not in the sanity check before training, and not in a trial run."""
@@ -132,12 +189,7 @@ class Diagnostics(Callback):
             "table": {row.name: asdict(row.estimate) for row in self._latest},
             "results": {result.name: result.to_dict() for result in results},
         }
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / FILE).open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write into {self.folder}: {error.strerror or error}") from None
+        append_rows(self.folder / FILE, [line])
 
     def _show(self, trainer: Trainer, results: "tuple[Result, ...]") -> None:
         """Figures to the folder and to wandb."""
@@ -179,3 +231,28 @@ def table(rows: "tuple[Row, ...]") -> str:
 
 def _is_finite(row: "Row") -> bool:
     return row.estimate.value is not None and math.isfinite(row.estimate.value)
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, without a last one that was cut off."""
+    with file.open(encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream if line.endswith("\n")]
+
+
+def append_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows to a JSONL file, which is made with its folder if need be. ``UserError`` if it cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except OSError as error:
+        raise UserError(f"cannot write into {file.parent}: {error.strerror or error}") from None
+
+
+def drop_later_rows(file: Path, step: int) -> None:
+    """Keep the rows up to a training step: a resumed run repeats the others."""
+    if file.is_file():
+        rows = [row for row in rows_of(file) if row["step"] <= step]
+        with draft_of(file) as draft:
+            append_rows(draft, rows)
+            put_in_place(draft, file)
