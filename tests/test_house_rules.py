@@ -70,7 +70,7 @@ BUDGETS = {
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (13_857, 11_000)  # without NOT_CORE
 SRC_LINES = (22_810, 15_000)
-TEST_SHARE = (0.923, 0.75)  # lines of tests to lines of src
+TEST_SHARE = (0.920, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
