@@ -15,7 +15,7 @@ import yaml
 from fewstep.cli.main import main
 from fewstep.denoisers import CategoricalDenoiser, RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.lab.images.generator import ImageGenerator, images_of
+from fewstep.lab.images.generator import generate_images, images_of
 from fewstep.model import SavedModel, class_path, kind_of, merge_models
 from fewstep.pipeline import TextGenerator
 from fewstep.readouts import LinearReadout, TransformerReadout
@@ -110,11 +110,11 @@ def test_a_folder_and_a_checkpoint_give_the_text_model_back_and_the_same_text(tm
 def test_a_folder_and_a_checkpoint_give_the_image_model_back_and_the_same_images(tmp_path: Path) -> None:
     model, alone = tiny_image_flow(), tiny_image_model()
     model.save_pretrained(tmp_path / "model")
-    images = ImageGenerator(model).generate(3, 2, seed=4).images
+    images = generate_images(model, 3, 2, seed=4).images
     for path in (tmp_path / "model", image_checkpoint(model, tmp_path / "flow.ckpt", "denoiser")):
         loaded = SavedModel.from_pretrained(path, kind="images")
         assert_same(model, loaded)
-        assert torch.equal(ImageGenerator(loaded).generate(3, 2, seed=4).images, images)
+        assert torch.equal(generate_images(loaded, 3, 2, seed=4).images, images)
         assert torch.equal(images_of(loaded).held_out(5), images_of(model).held_out(5))
     edited = (tmp_path / "model" / "config.json").read_text().replace("fewstep.lab.images.", "fewstep.autoencoders.")
     (tmp_path / "model" / "config.json").write_text(edited)
@@ -122,7 +122,7 @@ def test_a_folder_and_a_checkpoint_give_the_image_model_back_and_the_same_images
     assert len(images_of(model).held_out()) == 97
     assert_same(alone, SavedModel.from_pretrained(image_checkpoint(alone, tmp_path / "image.ckpt", "autoencoder")))
     with pytest.raises(UserError, match=r"^[^\n]*has no denoiser .*train the stage flow first"):
-        ImageGenerator(alone).generate(1)
+        generate_images(alone, 1)
 
 
 def test_text_and_images_are_never_mixed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,6 @@ from fewstep.diagnostics.result import Result
 from fewstep.shapes import rand
 
 LOG_2 = math.log(2)
-BACKWARD_COST = 2  # of a backward pass, in evaluations of the decoder
-FORWARD_MODE_COST = 3  # of a forward-mode pass with the evaluation in it, counted high
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -89,21 +87,6 @@ class ConstantReadout:
 
     def __call__(self, z: Tensor) -> Tensor:
         return self.logits.expand(len(z), *self.logits.shape)
-
-
-class Counted:
-    """A decoder that adds up what it is used for, in evaluations of the whole batch."""
-
-    def __init__(self, decode: LinearReadout | SmoothReadout) -> None:
-        self.decode = decode
-        self.cost = 0
-
-    def __call__(self, z: Tensor) -> Tensor:
-        if torch._C._functorch.is_functorch_wrapped_tensor(z):
-            self.cost += FORWARD_MODE_COST
-        else:
-            self.cost += 1 + BACKWARD_COST * z.requires_grad
-        return self.decode(z)
 
 
 class ParallelConditionals:

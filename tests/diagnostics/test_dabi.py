@@ -28,7 +28,6 @@ from fewstep.diagnostics.response import CATEGORICAL, CONTINUOUS
 from fewstep.diagnostics.result import Result
 from tests.diagnostics.decoders import (
     ConstantReadout,
-    Counted,
     LinearReadout,
     ScalingDecoder,
     SmoothReadout,
@@ -101,13 +100,6 @@ def test_a_diagonal_decoder_has_the_closed_form_of_its_singular_values() -> None
     assert value(local(ScalingDecoder(singular), axes)) == pytest.approx(4 * 16 / 21.25)
 
 
-def test_the_worst_direction_has_the_largest_dabi() -> None:
-    decode, z = SmoothReadout(8, 4, 6), normal(6, 8)
-    points = normal_boundary(decode, z, FIRST)
-    worst = worst_direction(decode, CATEGORICAL, points, num_iterations=100, generator=seeded())
-    assert value(local(decode, worst)) >= value(local(decode, points))
-
-
 def test_random_probes_agree_with_the_exact_trace() -> None:
     decode, z = SmoothReadout(24, 6, 8), normal(200, 24)
     (column,) = data_points(margins(decode, z, draw_positions(200, 6, 1, seeded())), z).columns()
@@ -118,24 +110,10 @@ def test_random_probes_agree_with_the_exact_trace() -> None:
     assert near < 0.05 and far / near == pytest.approx((400 / 12) ** 0.5, rel=0.3)
 
 
-def test_the_exact_trace_is_that_of_the_matrix() -> None:
-    decode = LinearReadout(normal(3, 7, 5), normal(3, 7, seed=1))
-    z, u = normal(4, 5, seed=2), torch.nn.functional.normalize(normal(4, 5, seed=3))
-    along, across = fisher_trace(decode, CATEGORICAL, z, u, num_probes=None, generator=seeded())
-    torch.testing.assert_close(along + across, decode.fisher(z).diagonal(dim1=1, dim2=2).sum(1))
-
-
 @pytest.mark.parametrize("num_probes", [1, 2, 8])
 def test_probes_never_lift_dabi_above_n(num_probes: int) -> None:
     decode, z = two_token_readout(normal(30), 1e-3 * normal(30, seed=1)), normal(6, 30, seed=2)
     assert value(local(decode, normal_boundary(decode, z, FIRST), num_probes=num_probes)) <= 30
-
-
-def test_local_dabi_of_64_examples_and_4_positions_costs_at_most_150_evaluations() -> None:
-    sharp = Counted(SmoothReadout(16, 8, 6, scale=30.0))
-    points = normal_boundary(sharp, normal(64, 16), draw_positions(64, 8, 4, seeded()))
-    dabi(sharp, CATEGORICAL, points, rms=1.0, radii=(), generator=seeded())
-    assert 0 < sharp.cost / 4 <= 150  # a fourth of the 256 points at a time
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -283,13 +261,6 @@ def test_a_token_whose_logit_has_no_derivative_because_it_is_impossible_does_not
     z, u = normal(4, 1).abs(), torch.ones(4, 1, dtype=torch.float64)
     p = torch.sigmoid(z[:, 0])
     torch.testing.assert_close(CATEGORICAL.local(decode, z, u), p * (1 - p))
-
-
-def test_a_constant_decoder_has_no_response() -> None:
-    decode, z = ConstantReadout(normal(3, 5)), normal(2, 6)
-    for kind in (CATEGORICAL, CONTINUOUS):
-        assert not any(x.any() for x in (kind.finite(decode, z, z, 0.1), kind.local(decode, z, z)))
-        assert not kind.product(decode, z, z).any()
 
 
 def test_work_in_slices_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

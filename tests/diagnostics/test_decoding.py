@@ -64,13 +64,6 @@ def test_gradients_of_all_examples_come_from_one_pass() -> None:
     torch.testing.assert_close(gradient, 3 * x.square())
 
 
-def test_products_follow_autocast() -> None:
-    layer, z = nn.Linear(6, 4), normal(3, 6, dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value, forward = directional(layer, z, z)
-    assert value.dtype == forward.dtype == torch.bfloat16
-
-
 EXAMPLES, TOKENS, VOCABULARY, N = 5, 4, 32, 6
 """An example's logits fill whole vectors of the processor: what is left over would be computed in another way."""
 Z = normal(EXAMPLES, N, seed=4)
@@ -130,18 +123,6 @@ def test_the_figures_are_equal_to_the_last_bit_and_no_more_than_the_part_is_aske
     assert (whole.largest, parted.largest) == (EXAMPLES, at_once)
 
 
-class NeverWhole(DecodeInParts):
-    """Refuses to give the outputs of all examples together."""
-
-    def __call__(self, z: Tensor) -> Tensor:
-        raise AssertionError(f"asked for {len(z)} examples together")
-
-
-@pytest.mark.parametrize("name", QUESTIONS)
-def test_the_output_of_all_examples_is_never_held_at_once(name: str) -> None:
-    assert QUESTIONS[name](NeverWhole(RowByRow(), 2)) == QUESTIONS[name](RowByRow())
-
-
 def test_what_belongs_to_an_example_goes_with_it() -> None:
     shift = torch.arange(EXAMPLES, dtype=torch.float64)
     whole, parted = RowByRow(), RowByRow()
@@ -160,8 +141,3 @@ def test_cci_of_a_few_examples_at_a_time_is_that_of_all() -> None:
         for at_once in (None, 1, 2)
     ]
     assert found[0] == found[1] == found[2]
-
-
-def test_no_example_at_once_is_refused() -> None:
-    with pytest.raises(ValueError, match="examples_at_once is 0"):
-        DecodeInParts(RowByRow(), 0)

@@ -63,17 +63,6 @@ def test_points_without_a_gradient_are_infinitely_far_and_left_out_but_counted(v
         plain(result)
 
 
-def test_rows_are_named_by_quantile_and_the_histogram_holds_every_point() -> None:
-    decode, z = SmoothReadout(6, 3, 5), normal(30, 6)
-    found = margins(decode, z, draw_positions(30, 3, 2, seeded()))
-    result = boundary_distance(found, z, generator=seeded())
-    assert [row.name for row in result.rows] == [f"boundary_distance_p{q}" for q in ("01", "10", "50", "90")]
-    assert sum(result.curves["histogram"].y) == pytest.approx(1)
-    plain(result)
-    other = boundary_width(found, z, generator=seeded(), name="width_generated")
-    assert other.rows[2].name == "width_generated_p50"
-
-
 def top_two_gap(logits: torch.Tensor) -> torch.Tensor:
     first, second = logits.topk(2, -1).values.unbind(-1)
     return first - second
@@ -132,14 +121,6 @@ def test_points_do_not_depend_on_the_gradient_mode_of_the_caller() -> None:
         with mode():
             found.append(normal_boundary(decode, normal(20, 8), draw_positions(20, 4, 2, seeded())).z)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-
-
-def test_a_latent_at_a_boundary_is_its_own_boundary_point_at_distance_zero() -> None:
-    decode, z, position = two_token_readout(normal(4)), torch.zeros(3, 4).double(), torch.zeros(3, 1, dtype=torch.int64)
-    points = normal_boundary(decode, z, position)
-    assert points.accepted.all() and not points.z.any()
-    result = boundary_distance(margins(decode, z, position), z, generator=seeded())
-    assert result.facts["mean"].value == 0 and result.picture() is not None
 
 
 def test_a_vanishing_slope_leads_to_no_point_rather_than_to_infinity() -> None:

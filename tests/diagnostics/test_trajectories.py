@@ -58,18 +58,6 @@ def test_tokens_drawn_from_the_unigram_prior_are_not_decided_at_all(num_continua
     assert one.interval.low <= 0 <= one.interval.high or abs(one.value) < 0.01
 
 
-def test_where_half_of_the_tokens_are_decided_it_is_one_half() -> None:
-    draw = _draws(torch.tensor([0.5, 0.5]), 20)
-
-    def continue_from(x_t: Tensor, t: float, generator: torch.Generator) -> Tensor:
-        ids = draw(x_t, t, generator)
-        ids[:, ::2] = 7
-        return ids
-
-    result = decidedness(continue_from, _same, [(0.2, normal(300, 2))], unigram_collision=0.5, generator=seeded())
-    assert result.rows[0].estimate.value == pytest.approx(0.5, abs=0.02)
-
-
 def test_decidedness_of_a_flow_rises_from_the_prior_to_certainty() -> None:
     # Eight points, one token each: at t = 0 re-injected noise chooses freely among them, near the end no longer.
     points = 3 * normal(8, 2, 3, dtype=torch.float32)
@@ -138,12 +126,6 @@ def test_a_trajectory_of_one_step_settles_at_once_and_has_no_late_flip() -> None
     steps = decision_step(PREDICTIONS[:1], _same, generator=seeded())
     assert steps.curves["shares"].y == (1.0,) and steps["decision_step"].value == 1
     plain(late), plain(steps)
-
-
-def test_no_prediction_leaves_late_flips_undetermined_and_has_no_step() -> None:
-    assert late_flip_rate([], _same, generator=seeded())["late_flip_rate"].value is None
-    with pytest.raises(ValueError, match="no predictions"):
-        decision_step([], _same, generator=seeded())
 
 
 @settings(deadline=None, max_examples=30)

@@ -95,7 +95,7 @@ def test_measuring_leaves_weights_flags_gradients_modes_and_random_numbers_as_th
 
 
 def test_every_measurement_is_there_once_in_the_order_of_the_table(whole: Diagnosis) -> None:
-    results, rows = [result.name for result in whole.results], [row.name for row in whole.rows()]
+    results, rows = list(whole.results), [row.name for row in whole.rows()]
     assert len(set(results)) == len(results) == len(figures(whole))
     assert len(set(rows)) == len(rows) == len(json.loads(whole.to_json())["table"])
     assert results[:4] == ["token_accuracy", "dabi", "dabi_segment", "dabi_data"]
@@ -112,7 +112,7 @@ def test_late_flips_are_those_of_the_models_own_trajectory(bundle: SavedModel, w
 
 def test_cci_at_generated_latents_needs_a_flow_and_the_curve_does_not(bundle: SavedModel, whole: Diagnosis) -> None:
     found = diagnose(tiny_subject(only(bundle, "autoencoder", "readout", "head")), only=["cci"])
-    assert [result.name for result in found.results] == ["cci_noise"]
+    assert list(found.results) == ["cci_noise"]
     assert figures(found)["cci_noise"] == figures(whole)["cci_noise"]
 
 
@@ -204,7 +204,7 @@ def test_a_model_that_answers_the_same_to_everything_has_a_table_without_nan() -
 def test_a_number_that_json_does_not_have_is_refused(value: float) -> None:
     result = Result("late_flip_rate", (Row("late_flip_rate", Estimate(value, None, 1)),))
     with pytest.raises(ValueError, match="JSON"):
-        Diagnosis("text", "a model", (result,), 1, 1, 1, 0, {}).to_json()
+        Diagnosis("text", "a model", {result.name: result}, 1, 1, 1, 0, {}).to_json()
 
 
 def test_every_picture_is_drawn(whole: Diagnosis, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_progress_is_told_before_each_measurement_and_at_the_end() -> None:
     names = ["late_flips", "boundary_distance"]
     found = diagnose(tiny_subject(), only=names, progress=lambda *news: seen.append(news))
     assert seen == [(0, 2, "boundary_distance"), (1, 2, "late_flips"), (2, 2, "")]
-    assert [result.name for result in found.results] == [
+    assert list(found.results) == [
         "boundary_distance", "boundary_width", "late_flip_rate", "decision_step"
     ]  # fmt: skip
 

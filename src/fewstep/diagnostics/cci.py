@@ -90,12 +90,11 @@ def cci_curve(
     draws_at_once: int = 1,
     examples_at_once: int | None = None,
     generator: torch.Generator,
-    name: str = "cci_noise",
 ) -> Result:
     """:func:`cci` at z + level n for each of ``levels``, n standard normal noise drawn once for all of them.
 
-    ``conditionals_at(level)`` is the readout for latents with noise of that level. Rows ``NAME_LEVEL``; curves of CCI
-    and of both entropies over the level.
+    ``conditionals_at(level)`` is the readout for latents with noise of that level. Rows ``cci_noise_LEVEL``; curves of
+    CCI and of both entropies over the level.
     """
     if not levels or not min(levels) >= 0:
         raise ValueError(f"levels are {list(levels)}: expected at least one noise level, none of them negative.")
@@ -108,13 +107,13 @@ def cci_curve(
             draws_at_once=draws_at_once,
             examples_at_once=examples_at_once,
             generator=generator,
-            name=f"{name}_{level:g}",
+            name=f"cci_noise_{level:g}",
         )
         for level in levels
     ]
     labels = {"cci": "CCI", "committed": "committed (nats per token)", "marginal": "marginal (nats per token)"}
     return Result(
-        name,
+        "cci_noise",
         tuple(result.rows[0] for result in results),
         curves_over(levels, results, labels),
         Axes("Categorical commitment under noise", "noise level", "CCI, nats per token"),

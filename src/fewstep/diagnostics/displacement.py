@@ -42,9 +42,7 @@ def token_accuracy(
 
 
 @torch.no_grad()
-def reconstruction_error(
-    decode: Decode, z: Tensor, images: Tensor, *, generator: torch.Generator, name: str = "reconstruction_error"
-) -> Result:
+def reconstruction_error(decode: Decode, z: Tensor, images: Tensor, *, generator: torch.Generator) -> Result:
     """Squared error of ``decode(z)`` against ``images`` (B, ...), over their variance around their mean image.
 
     0 is perfect; the mean image alone would have 1.
@@ -56,7 +54,7 @@ def reconstruction_error(
     images = images.to(z.device)
     variance = (images.double() - images.double().mean(0)).flatten(1).square().sum(1)
     error = in_parts(decode, squared_error, z, images)
-    note = "squared error / variance of the images"
+    name, note = "reconstruction_error", "squared error / variance of the images"
     return Result(name, (Row(name, ratio_estimate(error, variance, generator), "", note),))
 
 

@@ -72,14 +72,14 @@ def listening_curve(
     ids: Tensor,
     levels: Sequence[float],
     generator: torch.Generator,
-    *,
-    name: str = "listening_noise",
 ) -> Result:
-    """:func:`listening` at each of ``levels``, each with noise of its own: rows ``NAME_LEVEL_gain_nats``."""
-    results = [listening(conditionals_at, z, ids, level, generator, name=f"{name}_{level:g}") for level in levels]
+    """:func:`listening` at each of ``levels``, each with noise of its own: rows ``listening_noise_LEVEL_gain_nats``."""
+    results = [
+        listening(conditionals_at, z, ids, level, generator, name=f"listening_noise_{level:g}") for level in levels
+    ]
     labels = {"right": "right latent", "other": "another text's", "none": "no latent"}
     return Result(
-        name,
+        "listening_noise",
         tuple(result.rows[3] for result in results),
         curves_over(levels, results, labels),
         Axes("Does the commitment head listen?", "noise level", "perplexity of held-out text", log_y=True),

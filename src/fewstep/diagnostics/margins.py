@@ -110,9 +110,9 @@ def boundary_distance(
     return _quantiles(name, measured.distance / (rms(z) or 1.0), generator)
 
 
-def boundary_width(measured: Margins, z: Tensor, *, generator: torch.Generator, name: str = "boundary_width") -> Result:
+def boundary_width(measured: Margins, z: Tensor, *, generator: torch.Generator) -> Result:
     """Quantiles of 1 / |grad m| over rms(z): the distance over which the margin changes by one nat."""
-    return _quantiles(name, 1 / measured.gradient_norm / (rms(z) or 1.0), generator)
+    return _quantiles("boundary_width", 1 / measured.gradient_norm / (rms(z) or 1.0), generator)
 
 
 def _quantiles(name: str, values: Tensor, generator: torch.Generator) -> Result:

@@ -33,13 +33,12 @@ def stiffness(
     *,
     num_iterations: int = 20,
     generator: torch.Generator,
-    name: str = "stiffness",
 ) -> Result:
     """Largest singular value of J = d v(x, t) / d x at the ``states`` (t, x_t), x_t (B, ...), mean over examples.
 
-    Row ``NAME_peak``: the highest of the means over time. Power iteration on J'J from a random direction, all examples
-    at once, at most ``num_iterations`` times; it approaches the value from below, and the fact ``last_growth`` (the
-    largest relative growth in a last iteration) says how far it may still be. Runs in the dtype of x_t, float32 at
+    Row ``stiffness_peak``: the highest of the means over time. Power iteration on J'J from a random direction, all
+    examples at once, at most ``num_iterations`` times; it approaches the value from below, and the fact ``last_growth``
+    (the largest relative growth in a last iteration) says how far it may still be. Runs in the dtype of x_t, float32 at
     least; an iteration costs one forward-mode and one reverse-mode derivative, about 4 evaluations. A velocity that is
     not finite gives an undetermined value.
     """
@@ -53,8 +52,8 @@ def stiffness(
         peak, peak_time = Estimate(float(table.mean(0).max()), interval, len(table)), times[int(table.mean(0).argmax())]
     where = "undetermined" if peak_time is None else f"at t = {peak_time:.3g}"
     return Result(
-        name,
-        (Row(f"{name}_peak", peak, "1 / time", where),),
+        "stiffness",
+        (Row("stiffness_peak", peak, "1 / time", where),),
         {"stiffness": estimate_series("largest singular value", times, estimates)},
         Axes("Stiffness of the velocity", "time t", "largest singular value of dv/dx"),
         {"times": times, "peak_time": peak_time, "last_growth": max(growth for _, growth in columns)},

@@ -32,13 +32,12 @@ def decidedness(
     num_continuations: int = 16,
     unigram_collision: float,
     generator: torch.Generator,
-    name: str = "decidedness",
 ) -> Result:
     """Whether tokens are decided at ``states`` (t, x_t), x_t (B, ...): 1 decided, 0 as open as the unigram prior.
 
     Each state is continued M = ``num_continuations`` times. With c the share of pairs of continuations that agree on a
     token (an unbiased estimate of its collision probability, so the result may fall a little under 0) and u
-    ``unigram_collision`` of the corpus, decidedness is the mean of (c - u) / (1 - u) over tokens: rows ``NAME_at_T``.
+    ``unigram_collision`` of the corpus, it is the mean of (c - u) / (1 - u) over tokens: rows ``decidedness_at_T``.
 
     ``continue_from`` must draw independent noise of re-injection strength 1 in each call, whatever sampler is under
     study: deterministic continuations always agree. The last step adds no noise, so at the state before it the value
@@ -56,8 +55,8 @@ def decidedness(
     times = tuple(float(t) for t, _ in states)
     note = f"{num_continuations} continuations"
     return Result(
-        name,
-        tuple(Row(f"{name}_at_{t:.3g}", found, note=note) for t, found in zip(times, estimates, strict=True)),
+        "decidedness",
+        tuple(Row(f"decidedness_at_{t:.3g}", found, note=note) for t, found in zip(times, estimates, strict=True)),
         {"decidedness": estimate_series("decidedness", times, estimates)},
         Axes("Decidedness along the trajectory", "time t", "decidedness"),
         {"times": times, "num_continuations": num_continuations, "unigram_collision": float(unigram_collision)},
@@ -65,9 +64,7 @@ def decidedness(
 
 
 @torch.no_grad()
-def late_flip_rate(
-    predictions: Sequence[Tensor], read: Read, *, generator: torch.Generator, name: str = "late_flip_rate"
-) -> Result:
+def late_flip_rate(predictions: Sequence[Tensor], read: Read, *, generator: torch.Generator) -> Result:
     """Share of tokens that differ between the last two of ``predictions`` x1_hat, each (B, ...).
 
     Undetermined for fewer than 2 predictions: a trajectory of one step has no last change.
@@ -79,13 +76,12 @@ def late_flip_rate(
         flipped = (before != last).double()
         rate = mean_estimate(flipped, torch.ones_like(flipped), generator)
     note = f"{len(predictions)} predictions"
+    name = "late_flip_rate"
     return Result(name, (Row(name, rate, note=note),), facts={"num_predictions": len(predictions)})
 
 
 @torch.no_grad()
-def decision_step(
-    predictions: Sequence[Tensor], read: Read, *, generator: torch.Generator, name: str = "decision_step"
-) -> Result:
+def decision_step(predictions: Sequence[Tensor], read: Read, *, generator: torch.Generator) -> Result:
     """The step k in 1 .. N from whose prediction on a token stays the same: mean over tokens, and a histogram.
 
     ``predictions`` N tensors (B, ...) of x1_hat, in order. For N > 1 the tokens that settle at N are those that
@@ -96,8 +92,8 @@ def decision_step(
     mean = mean_estimate(step, torch.ones_like(step), generator)
     shares = tuple((counts / counts.sum().clamp(min=1)).tolist())
     return Result(
-        name,
-        (Row(name, mean, "step", f"of {len(shares)}"),),
+        "decision_step",
+        (Row("decision_step", mean, "step", f"of {len(shares)}"),),
         {"shares": Series("tokens", tuple(float(k + 1) for k in range(len(shares))), shares)},
         Axes("Step after which a token stays", "step", "share of tokens", kind="bars"),
     )

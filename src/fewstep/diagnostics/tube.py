@@ -39,9 +39,7 @@ def tube(
     times: Sequence[float],
     *,
     distances: Tensor,
-    num_noises: int = 1,
     generator: torch.Generator,
-    name: str = "tube",
 ) -> Result:
     """Flip rates of data latents ``z`` (B, ...) at ``positions`` (B, P) over ``times``, and the tube mass.
 
@@ -49,9 +47,9 @@ def tube(
     of a model trained on ``path``; ``distances`` (B, P) are m / |grad m| there (:attr:`Margins.distance`). Curves over
     s: ``mass`` T(c s); ``flips`` phi, tokens of the posterior mean x1_hat that differ from the data's; ``isotropic``,
     those of z + s noise; ``matched``, those of z moved isotropically exactly as far as x1_hat lies from it. Rows:
-    ``NAME_c``, which minimises the squared distance of T from phi over the times, and ``NAME_fit_error``, its root mean
-    square; both are undetermined where every c fits alike. The same ``num_noises`` draws serve all times. Costs
-    3 S ``num_noises`` + 1 evaluations of ``decode`` and S ``num_noises`` of ``denoise``.
+    ``tube_c``, which minimises the squared distance of T from phi over the times, and ``tube_fit_error``, its root mean
+    square; both are undetermined where every c fits alike. The same noise serves all times. Costs 3 S + 1 evaluations
+    of ``decode`` and S of ``denoise``.
     """
     require_positions(z, positions)
     if not times or not all(0 < float(torch.tensor(time, dtype=torch.float32)) < 1 for time in times):
@@ -61,20 +59,17 @@ def tube(
     scales = [_noise_scale(path, time) for time in times]
     tokens = _tokens(decode, z, positions)
     # The length of the posterior mean's step depends on its noise: the isotropic one takes a direction of its own.
-    noises = [
-        (randn(tuple(z.shape), z, generator).to(z.dtype), random_directions(z, generator)) for _ in range(num_noises)
-    ]
+    noise, direction = randn(tuple(z.shape), z, generator).to(z.dtype), random_directions(z, generator)
     flips = torch.zeros(3, len(times), *positions.shape, dtype=torch.float64)
     for k, (time, s) in enumerate(zip(times, scales, strict=True)):
         t = torch.full((len(z),), time, dtype=torch.float32, device=z.device)
-        for noise, direction in noises:
-            x1_hat = denoise(path.sample(z, noise, t), t)
-            matched = z + expand_like(norms(x1_hat - z), z).to(z.dtype) * direction
-            for curve, moved in enumerate((x1_hat, z + s * noise, matched)):
-                flips[curve, k] += (_tokens(decode, moved, positions) != tokens).cpu() / num_noises
+        x1_hat = denoise(path.sample(z, noise, t), t)
+        matched = z + expand_like(norms(x1_hat - z), z).to(z.dtype) * direction
+        for curve, moved in enumerate((x1_hat, z + s * noise, matched)):
+            flips[curve, k] = (_tokens(decode, moved, positions) != tokens).cpu()
     curves = [[_mean(values, generator) for values in curve] for curve in flips]
     c, masses, error = _fit_with_interval(torch.tensor(scales).double(), flips[0], distances.double().cpu(), generator)
-    note = f"{positions.numel()} points, {num_noises} noises, {len(times)} times"
+    note = f"{positions.numel()} points, {len(times)} times"
     if c.value is None:
         note += "; undetermined: no token flips, all do, or no boundary is known"
     label = "tube mass T(c s)" if c.value is None else f"tube mass T(c s), c = {c.value:.3g}"
@@ -84,10 +79,10 @@ def tube(
         "matched": "flips, isotropic, same norm",
     }
     return Result(
-        name,
+        "tube",
         (
-            Row(f"{name}_c", c, note=note),
-            Row(f"{name}_fit_error", error, "share of points", "rms over the times"),
+            Row("tube_c", c, note=note),
+            Row("tube_fit_error", error, "share of points", "rms over the times"),
         ),
         {
             "mass": estimate_series(label, scales, masses),
@@ -96,7 +91,7 @@ def tube(
         Axes(
             "Flips and the tube around the boundaries", "noise scale s = sigma / alpha", "share of points", log_x=True
         ),
-        {"times": tuple(times), "num_points": positions.numel(), "num_noises": num_noises},
+        {"times": tuple(times), "num_points": positions.numel()},
     )
 
 

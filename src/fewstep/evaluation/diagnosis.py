@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fewstep.diagnostics.result import Estimate, Picture, Result, Row
 from fewstep.errors import UserError
@@ -22,29 +22,29 @@ COLUMNS = ("diagnostic", "value", "95 % interval", "unit", "examples", "note")
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """``results`` in the order of the table, and how they were measured.
+    """``results`` by name in the order of the table, and how they were measured.
 
     ``kind`` "text" or "images"; ``n`` numbers in one latent; ``left_out`` maps the measurements that the model lacks
     parts for to those parts; ``protocol`` is what two diagnoses must share for their rows to compare; ``notes`` are for
     the reader; ``thresholds`` those of the measurements, by row; ``provenance``: code, versions, command and machine.
     """
 
-    kind: str
+    kind: Literal["text", "images"]
     model: str
-    results: tuple[Result, ...]
+    results: dict[str, Result]
     n: int
     num_examples: int
     num_positions: int | None
     seed: int
-    left_out: Mapping[str, str]
-    protocol: Mapping[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str]
+    protocol: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
-    provenance: Mapping[str, Any] | None = None
+    thresholds: dict[str, Threshold] = field(default_factory=dict)
+    provenance: dict[str, Any] | None = None
 
     def rows(self) -> tuple[Row, ...]:
         """Every line of the table."""
-        return tuple(row for result in self.results for row in result.rows)
+        return tuple(row for result in self.results.values() for row in result.rows)
 
     def estimate(self, name: str) -> Estimate:
         """The estimate of the row ``name``."""
@@ -52,24 +52,23 @@ class Diagnosis:
 
     def pictures(self) -> dict[str, Picture]:
         """The pictures, by the results' names."""
-        drawn = {result.name: result.picture() for result in self.results}
+        drawn = {name: result.picture() for name, result in self.results.items()}
         return {name: picture for name, picture in drawn.items() if picture is not None}
 
     def to_json(self) -> str:
-        """Indented JSON: ``table`` has every row's estimate, ``results`` the whole of each result, by name.
+        """Indented JSON: the fields, and every row's estimate as ``table``.
 
         Raises ``ValueError`` for NaN and infinity, which JSON does not have.
         """
         values = asdict(self)
         values["table"] = {row.name: asdict(row.estimate) for row in self.rows()}
-        values["results"] = {result.name: result.to_dict() for result in self.results}
         return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_text(self) -> str:
         """Aligned columns for a terminal, and what was left out."""
         blank = ("",) * len(COLUMNS)  # between results
         lines: list[tuple[str, ...]] = [COLUMNS]
-        for result in self.results:
+        for result in self.results.values():
             lines += [*([blank] if len(lines) > 1 else []), *(_cells(row) for row in result.rows)]
         notes = [f"left out: {name}, since the model has no {parts}" for name, parts in self.left_out.items()]
         positions = "" if self.num_positions is None else f", {self.num_positions} positions in each"
@@ -99,8 +98,8 @@ def diagnose(
         for name in left_out:
             refuse(subject, name, missing[name])
     chosen = {name: item for name, item in chosen.items() if name not in left_out}
-    results = run_all(chosen, subject, effort, progress, processes)
-    names = {row.name for result in results for row in result.rows}
+    results = {result.name: result for result in run_all(chosen, subject, effort, progress, processes)}
+    names = {row.name for result in results.values() for row in result.rows}
     declared = (item for measurement in chosen.values() for item in measurement.thresholds.items())
     positions = subject.positions.shape[1] or None
     return Diagnosis(

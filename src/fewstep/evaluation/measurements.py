@@ -36,7 +36,7 @@ FEW = 16
 """Examples of expensive measurements, at most."""
 
 
-ONE_IN_EACH = Effort(share=3, positions=1)
+ONE_IN_EACH = Effort(share=4, positions=1)
 """Of DABI by default: points of different examples say more than as many of one."""
 HALF = Effort(share=2)
 
@@ -335,7 +335,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         kind="text",
         stages=("head",),
         training=Effort(share=8, options={"levels": None}),
-        default=Effort(share=8, options={"levels": (0.0, 0.4, 2.0)}),
+        default=Effort(share=8, options={"levels": (0.4, 2.0)}),
         thresholds={
             "cci": Threshold(
                 "CCI, share of a token's uncertainty that the earlier tokens resolve",
@@ -427,7 +427,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         kind="text",
         stages=("flow",),
         training=Effort(share=4, options={"num_continuations": 2, "every": 3}),
-        default=Effort(share=4, options={"num_continuations": 4}),
+        default=Effort(share=8, options={"num_continuations": 4}),
         thresholds={
             f"decidedness at t = {HALF_WAY:g}": Threshold(
                 f"decidedness at t = {HALF_WAY:g} (0: as open as random tokens of the text, 1: decided)",

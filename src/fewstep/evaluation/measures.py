@@ -65,7 +65,8 @@ def scores(study: "TextStudy") -> Measure:
     def values(setting: Setting, samples: Samples) -> Values:
         stacked, seed_index = samples.tensors["scores"], samples.tensors["seed_index"]
         counted = stacked[:, 1] > 0  # a resample of unscored samples alone would have no perplexity
-        speed = {} if not samples.seconds else {"tokens_per_second": samples.tensors["ids"].numel() / samples.seconds}
+        tokens = int(samples.tensors["mask"].sum())
+        speed = {} if not samples.seconds else {"tokens_per_second": tokens / samples.seconds}
         return {
             "perplexity": Statistic(stacked[counted], corpus_perplexity, seed_index[counted]),
             "entropy_nats": Statistic(samples.tensors["entropies"][:, None], seed_index=seed_index),
@@ -208,8 +209,8 @@ def _mean_square(study: "TextStudy") -> float:
     encoder, tokens = study.bundle.encoder(), study.real.held_out
     device = next(study.bundle.parts()["autoencoder"].parameters()).device
     squares = []
-    for ids, mask in zip(tokens.ids.split(AT_ONCE), tokens.mask.split(AT_ONCE), strict=True):
-        encoded = encoder.encode(ids.to(device), mask.to(device))
+    for ids in tokens.ids.to(device).split(AT_ONCE):
+        encoded = encoder.encode(ids, torch.ones_like(ids, dtype=torch.bool))
         squares.append(encoded.z[encoded.mask].double().square().flatten().cpu())
     return float(torch.cat(squares).mean())
 

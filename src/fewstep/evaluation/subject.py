@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -62,8 +62,8 @@ class Subject:
     notes: tuple[str, ...] = ()
 
     @property
-    def kind(self) -> str:
-        """ "text" or "images"."""
+    def kind(self) -> Literal["text", "images"]:
+        """Of the data."""
         return "images" if self.data.is_floating_point() else "text"
 
     @property

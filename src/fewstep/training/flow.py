@@ -112,7 +112,7 @@ class FlowModule(TrainingModule):
         codebook = self.base.autoencoder.codebook()
         counts = torch.ones(len(codebook), dtype=torch.float64)  # of each token one more, so that none is impossible
         for row in islice(self.data.corpus.train, MAX_COUNTED_BLOCKS):
-            counts += torch.as_tensor(row["input_ids"][: row["length"]]).bincount(minlength=len(codebook))
+            counts += torch.as_tensor(row["input_ids"]).bincount(minlength=len(codebook))
         denoiser.set_codebook(codebook, (counts / counts.sum()).log().float())
 
     @property
@@ -123,6 +123,11 @@ class FlowModule(TrainingModule):
     def report(self) -> str:
         """What the network starts from, unless it starts from scratch."""
         return self._started
+
+    def networks(self) -> list[nn.Module]:
+        """With the auxiliary network and its teacher, which make most passes of distribution matching."""
+        auxiliary, teacher = self._auxiliary.value, self._teacher.value
+        return [self] if auxiliary is None or teacher is None else [self, auxiliary.network, teacher.flow()]
 
     def identity(self) -> Identity:
         """The identity with the flow's path, prediction, objective and time grid."""

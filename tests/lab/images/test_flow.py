@@ -9,11 +9,13 @@ import torch
 from fewstep.cli.main import main
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.lab.images import Digits, to_positions
-from fewstep.lab.images.generator import ImageGenerator, image_autoencoder
+from fewstep.lab.images.generator import generate_images, image_autoencoder
 from fewstep.lab.images.training import ImageDataModule, ImageFlowModule
 from fewstep.metrics.frechet import frechet_distance, moments
 from fewstep.model import SavedModel, kind_of
 from fewstep.objectives import OBJECTIVES, Objective
+from fewstep.pipeline import sampled_latents
+from fewstep.samplers import FlowSampler
 from fewstep.schedules import LogitNormalTime
 from fewstep.types import LossOutput
 from tests.lab.images.models import tiny_image_flow, tiny_image_model
@@ -86,7 +88,7 @@ def test_a_run_leaves_the_frozen_autoencoder_with_its_flow(base: Path, flow: Pat
     assert (told.objective, told.estimate, told.trained_nfe) == ("FlowMatching", "posterior_mean", None)
     assert (told.path, told.prediction, told.grid_mean, told.grid_std) == ("linear", "x1", 0.0, 1.0)
     from_checkpoint = SavedModel.from_pretrained(flow / "checkpoints" / "last.ckpt")
-    assert torch.equal(ImageGenerator(from_checkpoint).generate(2).images, ImageGenerator(model).generate(2).images)
+    assert torch.equal(generate_images(from_checkpoint, 2).images, generate_images(model, 2).images)
     metrics = logged(flow)
     assert metrics["val/loss"][99] < metrics["val/loss"][49] < 1.0, "of data of unit variance"
     assert len(metrics["train/images_per_second"]) == 100
@@ -94,11 +96,12 @@ def test_a_run_leaves_the_frozen_autoencoder_with_its_flow(base: Path, flow: Pat
 
 def test_training_brings_generated_latents_to_those_of_the_images(flow: Path) -> None:
     model = SavedModel.from_pretrained(flow / "model")
+    sampler = FlowSampler(model.flow().path, grid=model.identity.default_grid())
     with torch.no_grad():
         z = to_positions(image_autoencoder(model).encode(IMAGES.train()))
-    made = ImageGenerator(model).generate(200, 8).x_1
+        ((_, _, last),) = sampled_latents(model, sampler, 8, 0, 0, 200, 200)
     noise = torch.randn(200, 4, 2, generator=torch.Generator().manual_seed(0))
-    distance = [frechet_distance(moments(z), moments(x)) for x in (made, noise)]
+    distance = [frechet_distance(moments(z), moments(x)) for x in (last.x_t, noise)]
     assert distance[0] < 0.5 * distance[1]
 
 
@@ -112,8 +115,7 @@ def test_objectives_train_on_images(base: Path, flow: Path, tmp_path: Path, obje
     told = model.identity
     expected = OBJECTIVES[objective]
     assert (told.objective, told.estimate) == (expected.__name__, expected.estimate.name)
-    made = ImageGenerator(model).generate(2, told.trained_nfe or 1)
-    assert made.images.isfinite().all()
+    assert generate_images(model, 2, told.trained_nfe or 1).images.isfinite().all()
     assert all(
         torch.tensor(list(logged(tmp_path)[f"{part}/loss"].values())).isfinite().all() for part in ("train", "val")
     )

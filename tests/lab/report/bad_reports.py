@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.cli.bad_inputs import Case
-from tests.lab.report.runs_on_disk import whole_run
+from tests.lab.report.runs_on_disk import whole_run, write_run
 
 LOG = "flow/csv/version_0/metrics.csv"
 TRACES = (
     '{"model": "m", "seed": 0, "num_samples": %s, "num_tokens": 1, "block_size": 1, "vocabulary": %s, '
     '"token_ids": [], "paths": []}'
 )
-DIAGNOSIS = '{"kind": "text", "num_examples": 4, "num_positions": 1, "seed": 0, "results": {"a": {"name": "a" %s}}}'
+DIAGNOSIS = (
+    '{"kind": "text", "model": "a", "n": 2, "left_out": {}, "num_examples": 4, "num_positions": 1, "seed": 0, '
+    '"results": {"a": {"name": "a" %s}}}'
+)
 SERIES = ', "curves": {"c": {"label": "c", "x": [1], "y": [%s], "low": null, "high": null}}'
 ESTIMATE = '{"value": %s, "interval": null, "num_examples": 4}'
 ROWS = ', "rows": [{"name": "a", "unit": "", "note": "", "estimate": ' + ESTIMATE + "}]"
@@ -42,7 +45,7 @@ BROKEN = (
     _text("a_list", "diagnostics.json", "[]", "content is '[]'"),
     _text("torn", "diagnostics.json", "{", "Invalid JSON"),
     _text("deep", "diagnostics.json", DEEP, "content is"),
-    _text("empty", "diagnosis/diagnostics.json", "{}", "results is missing"),
+    _text("empty", "diagnosis/diagnostics.json", "{}", "kind is missing"),
     _text(
         "of_sound",
         "diagnosis/diagnostics.json",
@@ -52,18 +55,13 @@ BROKEN = (
     ),
     _text("long_number", "diagnostics.json", '{"num_examples": ' + "1" * 5_000 + "}", "diagnostics.json"),
     _text("text_value", "diagnostics.json", DIAGNOSIS % (ROWS % '"much"'), "rows.0.estimate.value is 'much'"),
-    _text("nan_value", "diagnostics.json", DIAGNOSIS % (ROWS % "NaN"), "estimate.value is nan", "a finite number"),
-    _text("huge_value", "diagnostics.json", DIAGNOSIS % (ROWS % ("1" + "0" * 400)), "estimate.value", "finite"),
-    _text("short_curve", "diagnostics.json", DIAGNOSIS % (SERIES % ""), "results.a.curves.c has 1 x", "as many y"),
     _text("a_true", "diagnostics.json", DIAGNOSIS % (SERIES % "true"), "curves.c.y.0 is 'True'", "valid number"),
-    _text("no_table", "flow/diagnostics.jsonl", "{}\n", "results is missing"),
-    Broken("wide_samples", "samples.txt", "wide".encode("utf-16"), "samples.txt is not UTF-8"),
+    Broken("wide_log", LOG, "wide".encode("utf-16"), "metrics.csv is not UTF-8"),
     _text("no_step", LOG, "epoch,loss\n1,2\n", "has no column step", "delete it"),
     _text("odd_loss", LOG, "step,train/loss\n1,low\n", "'low'", "delete the file"),
     _text("no_traces", "traces.json", '{"model": "abc"}', "seed is missing"),
     _text("endless_traces", "traces.json", TRACES % ("Infinity", "[]"), "num_samples is 'inf'"),
     _text("odd_traces", "traces.json", TRACES % (1, "[1]"), "vocabulary.0 is '1'", "valid string"),
-    _text("bare_traces", "traces.json", TRACES % (1, "[]"), "sizes that it names", "delete it"),
     _text("junk_weights", "model/denoiser.safetensors", "junk", "denoiser.safetensors", "save the model again"),
     _text("no_identity", "model/config.json", '{"parts": {}}', "does not describe a fewstep model", "save_pretrained"),
 )
@@ -83,7 +81,7 @@ def write_broken(folder: Path, broken: Broken) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(broken.content)
     if broken.file == "traces.json":
-        (run / "samples.txt").write_text("a text")
+        write_run(run, logs=True)
 
 
 MINE = "report mine --traces 0"

@@ -80,21 +80,6 @@ def test_a_model_without_a_flow_has_a_page_without_a_viewer(tmp_path: Path) -> N
     assert "TransformerAutoencoder" in page
 
 
-def test_what_is_wrong_is_told_in_one_line_and_leaves_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = whole_run(tmp_path / "mine")
-    assert "does not exist" in refusal(capsys, tmp_path / "nowhere")
-    assert "is given twice" in refusal(capsys, folder, folder)
-    assert "--title is empty" in refusal(capsys, folder, "--title", " ")
-    assert "traces" in refusal(capsys, folder, "--traces", "-1")
-    assert "runs" in refusal(capsys)
-    assert "does not exist; make it first" in refusal(capsys, folder, "--out", tmp_path / "no" / "page.html")
-    (folder / "samples.txt").write_bytes(b"\xff")
-    assert "samples.txt is not UTF-8" in refusal(capsys, folder)
-    assert not list(tmp_path.rglob("*.html")) and not list(tmp_path.rglob(".report*"))
-
-
 def test_a_broken_model_leaves_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "run", rows=sweep_rows())
     tiny_bundle().save_pretrained(folder / "model")

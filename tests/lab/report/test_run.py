@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 
 from fewstep.errors import UserError
 from fewstep.lab.report.figures import figures_of
-from fewstep.lab.report.page import CurveChart, overlay
 from fewstep.lab.report.run import read_run, read_runs
 from fewstep.storage import Manifest, PartSpec
 from tests.lab.report.runs_on_disk import MadeDiagnosis, sweep_row, sweep_rows, whole_run, write_run
@@ -17,7 +16,7 @@ from tests.lab.report.runs_on_disk import MadeDiagnosis, sweep_row, sweep_rows, 
 
 def test_a_whole_run_is_read_with_all_its_parts(tmp_path: Path) -> None:
     run = read_run(whole_run(tmp_path / "mine"))
-    assert (run.name, run.kind, run.block_size) == ("mine", "text", 32)
+    assert (run.name, run.kind) == ("mine", "text")
     assert list(run.rows) == sweep_rows()
     (flow,) = run.stages
     train, held_out = flow.curves
@@ -25,16 +24,9 @@ def test_a_whole_run_is_read_with_all_its_parts(tmp_path: Path) -> None:
     assert (held_out.x, held_out.y, flow.last) == ((20.0,), (0.8,), {"val/loss": 0.8})
 
 
-def test_bars_of_a_histogram_become_a_density_that_integrates_to_one(tmp_path: Path) -> None:
-    run = read_run(whole_run(tmp_path / "mine"))
-    picture = overlay([run], CurveChart({"boundary_distance/histogram": "data"}, "", density=True))
-    assert picture is not None
-    assert sum(picture.series[0].y) * 0.5 == pytest.approx(1.0)  # bars of width 0.5
-
-
 def test_what_a_run_lacks_is_empty(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "bare", rows=sweep_rows()))
-    assert (run.manifest, run.sizes, run.diagnoses, run.stages, run.samples) == (None, {}, (), (), None)
+    assert (run.manifest, run.sizes, run.diagnosis, run.stages) == (None, {}, None, ())
 
 
 def test_a_diagnosis_alone_is_a_run_by_file_and_by_folder(tmp_path: Path) -> None:
@@ -42,7 +34,7 @@ def test_a_diagnosis_alone_is_a_run_by_file_and_by_folder(tmp_path: Path) -> Non
     for path in (folder, folder / "diagnostics.json"):
         run = read_run(path)
         assert run.name == "other"
-        assert figures_of(run).values["cci"] == 0.3
+        assert figures_of(run)["cci"] == 0.3
 
 
 def test_the_model_is_known_by_its_manifest_and_the_headers_of_its_weights(tmp_path: Path) -> None:
@@ -54,24 +46,9 @@ def test_the_model_is_known_by_its_manifest_and_the_headers_of_its_weights(tmp_p
     save_file({"a": torch.zeros(2, 3), "b": torch.zeros(5), "c": torch.zeros(())}, model / "denoiser.safetensors")
     run = read_run(tmp_path / "run")
     assert run.manifest == Manifest(values["identity"], {"denoiser": PartSpec("fewstep.D", {})})
-    assert (run.kind, run.sizes, run.block_size) == ("text", {"denoiser": 12}, 8)
+    assert (run.kind, run.sizes) == ("text", {"denoiser": 12})
     with pytest.raises(UserError, match="is a model: give the run's folder"):
         read_run(model)
-
-
-def test_figures_of_training_fill_in_where_a_diagnosis_lacks_them(tmp_path: Path) -> None:
-    diagnosis = MadeDiagnosis()
-    del diagnosis.table["cci"]
-    folder = write_run(tmp_path / "run", diagnosis=diagnosis)
-    for stage, value in (("flow", 0.4), ("head", 0.2)):
-        (folder / stage).mkdir()
-        logged = MadeDiagnosis(table={"cci": value, "dabi": 99.0}).to_dict()
-        first, last = ({**logged, "kind": None, "step": step} for step in (1, 7))
-        lines = f"{json.dumps(first)}\n{json.dumps(last)}\n" + '{"cut off'
-        (folder / stage / "diagnostics.jsonl").write_text(lines)
-    figures = figures_of(read_run(folder))
-    assert (figures.values["dabi"], figures.values["cci"]) == (2.0, 0.4)
-    assert figures.sources["cci"] == "training of the flow, step 7, 16 examples"
 
 
 def test_resumed_logs_continue_and_losses_that_are_not_finite_are_left_out(tmp_path: Path) -> None:

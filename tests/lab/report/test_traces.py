@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 
 from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.trajectories import decision_step
-from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals, decoder_of
 from fewstep.lab.report import traces as module
 from fewstep.lab.report.run import read_json
@@ -167,27 +166,6 @@ def test_models_that_generate_no_text_have_no_traces(tmp_path: Path) -> None:
     for name in ("first", "second"):
         assert traces_of_run(tmp_path / name) is None
         assert not (tmp_path / name / "traces.json").exists()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda values: values["paths"].clear(),
-        lambda values: values["paths"][0]["times"].pop(),
-        lambda values: values["paths"][0]["samples"].pop(),
-        lambda values: values["paths"][1]["samples"][0]["tokens"].pop(),
-        lambda values: values["paths"][0]["samples"][0]["distances"][0].pop(),
-        lambda values: values["paths"][0]["samples"][0]["tokens"][0].__setitem__(0, 999),
-        lambda values: values["paths"][0]["samples"][0]["settled"].pop(),
-    ],
-)
-def test_a_file_whose_sizes_do_not_agree_is_refused_and_kept(run: Path, collected: Traces, change) -> None:
-    values = json.loads(json.dumps(asdict(collected)))
-    change(values)
-    (run / "traces.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=r"traces\.json: its paths, .*delete it"):
-        traces_of_run(run)
-    assert json.loads((run / "traces.json").read_text()) == values
 
 
 def test_texts_of_tokens_put_together_are_the_text() -> None:

@@ -10,12 +10,11 @@ from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.cli.main import main
 from fewstep.data import tokenizer_fingerprint, train_tokenizer
 from fewstep.denoisers import RegressionDenoiser
-from fewstep.errors import UserError
 from fewstep.evaluation.rows import Row, RowFile
-from fewstep.evaluation.sweep import Samples, Statistic
+from fewstep.evaluation.sweep import Samples, Statistic, Sweep
+from fewstep.lab.theory.exact import ExactStudy
 from fewstep.lab.theory.grammar import AGREEMENTS, GrammarSentences
-from fewstep.lab.theory.grammar_judge import GrammarJudge, block_texts
-from fewstep.lab.theory.grammar_measure import GrammarValues, grammar_measure, total_variation
+from fewstep.lab.theory.grammar_measure import GrammarJudge, block_texts, grammar_measure, total_variation
 from fewstep.metrics.intervals import share_of
 from fewstep.model import Identity, SavedModel
 from fewstep.readouts import CausalTransformer, TransformerReadout
@@ -67,14 +66,9 @@ def test_what_no_agreement_can_mend_is_malformed(judge, text):
     assert judged.uses.sum() == 0 and judged.log_probability[0] == -math.inf
 
 
-def test_only_a_grammar_has_exact_probabilities():
-    with pytest.raises(UserError, match="grammar"):
-        GrammarJudge("sotu")
-
-
 def values_of(judge: GrammarJudge, texts: list[str], seeds: list[int] | None = None) -> dict:
     seed_index = torch.tensor(seeds or [0] * len(texts))
-    values = GrammarValues(judge.law).of(judge.judge(texts), seed_index)
+    values = judge.values(judge.judge(texts), seed_index)
     return {name: value.value(2, 200) if isinstance(value, Statistic) else value for name, value in values.items()}
 
 
@@ -83,7 +77,7 @@ def test_the_laws_own_sentences_are_valid_at_its_entropy_and_no_farther_than_cha
     values = values_of(judge, list(sentences.texts()))
     assert [values[name].value for name in ("valid", "malformed", "broken")] == [1, 0, 0]
     nats, chance = values["nats_per_word"].interval, values["branch_distance_by_chance"].interval
-    assert nats.low < GrammarValues(judge.law).entropy_per_word < nats.high
+    assert nats.low < judge.entropy_per_word < nats.high
     assert 0 < chance.low <= values["branch_distance"].value <= chance.high
 
 
@@ -136,13 +130,12 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def rows(tokenizer, tmp_path_factory) -> dict[str, Row]:
-    """What the command leaves for an untrained model, by the names of the texts."""
-    folder = tmp_path_factory.mktemp("law")
+def bundle(tokenizer) -> SavedModel:
+    """An untrained model of the grammar."""
     sizes = {"width": 16, "depth": 1, "num_heads": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        bundle = SavedModel(
+        return SavedModel(
             tokenizer,
             Identity(NUM_WORDS + 1, tokenizer_fingerprint(tokenizer), source=SOURCE),
             autoencoder=TransformerAutoencoder(len(tokenizer), 6, stride=1, **sizes),
@@ -150,6 +143,12 @@ def rows(tokenizer, tmp_path_factory) -> dict[str, Row]:
             denoiser=RegressionDenoiser(6, NUM_WORDS + 1, **sizes),
             language_model=CausalTransformer(len(tokenizer), **sizes),
         ).to("cpu")
+
+
+@pytest.fixture(scope="module")
+def rows(bundle, tmp_path_factory) -> dict[str, Row]:
+    """What the command leaves, by the names of the texts."""
+    folder = tmp_path_factory.mktemp("law")
     bundle.save_pretrained(folder / "model")
     options = ["--steps", "2", "--readout", "parallel", "--samples", "8", "--seeds", "2", "--cci_examples", "0"]
     place = ["--max_documents", "600", "--cache_dir", str(folder / "cache"), "--out", str(folder / "out")]
@@ -165,12 +164,12 @@ def test_in_a_sweep_held_out_sentences_are_valid_and_nothing_else_is(rows):
     assert all(len(row.values["valid"].by_seed) == 2 for row in rows.values())
 
 
-def test_the_nats_of_a_row_are_the_laws_own(rows):
-    judge, row = GrammarJudge(SOURCE), rows["held-out text"]
-    judged = judge.judge([text.strip() for text in row.examples])
-    values = values_of(judge, [text.strip() for text in row.examples])
-    assert values["nats_per_word"].value == pytest.approx(float(-judged.log_probability.mean()) / NUM_WORDS)
-    assert abs(row.value("nats_per_word") - GrammarValues(judge.law).entropy_per_word) < 0.5
+def test_texts_of_the_exact_denoiser_are_judged_where_the_source_is_a_grammar(bundle):
+    latents = torch.randn(8, NUM_WORDS + 1, 6, generator=torch.Generator().manual_seed(0))
+    few = {"widths": (0.0,), "steps": (2,), "reinjections": (0.0,), "matched_steps": (), "caps": ()}
+    rows = list(Sweep(ExactStudy(bundle, latents, 4, **few).plan()).rows())
+    assert [row.value("valid") for row in rows] == [0, 0]
+    assert rows[0].interval("valid").high > 0.1
 
 
 def test_the_measure_judges_whole_blocks_up_to_their_padding(tokenizer):

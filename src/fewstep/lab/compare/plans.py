@@ -15,9 +15,9 @@ from fewstep.evaluation.sweep import Batch, Group, Plan, Samples, model_digest
 from fewstep.evaluation.text_plan import TextStudy
 from fewstep.evaluation.texts import FlowTexts, Sampling, flow_settings
 from fewstep.lab.compare.runs import Kind, Run
-from fewstep.lab.images.study import YARDSTICK, BaseFlow, ImageStudy, generated
+from fewstep.lab.images.study import ImageStudy, generated
 from fewstep.model import SavedModel
-from fewstep.samplers import FlowSampler, default_sampling, incompatibility
+from fewstep.samplers import FlowSampler, incompatibility
 
 MEASURES = ("scores", "length_matched_entropy", "repetition", "copies", "late_flips", "cci", "rms")
 
@@ -106,16 +106,14 @@ def image_plan(
 ) -> Plan:
     """Train images against held-out ones, and every model at every setting against both and the flow in ``base``."""
     teacher = SavedModel.from_pretrained(base, kind="images").to(models.device)
-    own = default_sampling(teacher.identity, 1)
-    study = ImageStudy(teacher, num_samples, tuple(seeds), BaseFlow(teacher), batch_size=batch_size)
-    plan = study.plan((own.num_steps,), (own.reinjection,))
-    groups = [group for group in plan.groups if group.settings[0]["name"] == YARDSTICK]
+    groups = []
     for run, count, rule, reason in models.settings:
         if reason is None:
             setting: Setting = {"name": run.name, "num_steps": count, "reinjection": rule}
             make = partial(_make_images, models, run, batch_size)
             groups.append(Group((setting,), make, models.digests[run.model]))
-    return replace(plan, groups=groups, device=models.device, provenance=provenance)
+    study = ImageStudy(teacher, num_samples, tuple(seeds), batch_size)
+    return study.plan(groups, models.device, provenance)
 
 
 def _make_images(models: Models, run: Run, batch_size: int, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:

@@ -1,4 +1,4 @@
-"""Noise to images with a saved model. N images, C channels, K latent positions, c latent channels."""
+"""Noise to images with a saved model. N images, C channels, S pixels a side."""
 
 import time
 from dataclasses import dataclass
@@ -12,9 +12,8 @@ from fewstep.lab.images.autoencoder import ImageAutoencoder, from_positions
 from fewstep.lab.images.sources import ImageSource, image_source
 from fewstep.model import SavedModel
 from fewstep.pipeline import as_user_error, sampled_latents
-from fewstep.samplers import FlowSampler, RuleLike, Solver
+from fewstep.samplers import FlowSampler, RuleLike
 from fewstep.samplers.sampler import check_compatible, check_numbers
-from fewstep.schedules import TimeGrid
 from fewstep.shapes import own_defaults
 
 
@@ -33,51 +32,36 @@ def images_of(model: SavedModel) -> ImageSource:
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """``images`` (N, C, H, W) in [0, 1] and the latents ``x_1`` (N, K, c) that were decoded, both on the CPU.
-
-    ``nfe``: evaluations of the denoiser per image. ``seconds``: wall time from noise to images.
-    """
+    """``images`` (N, C, S, S) in [0, 1] on the CPU; ``nfe``: evaluations of the denoiser per image; ``seconds``: wall
+    time from noise to images."""
 
     images: Tensor
-    x_1: Tensor
     nfe: int
     seconds: float
 
 
-class ImageGenerator:
-    """Samples images with a saved or freshly trained model, whose parts are used where they are and as they are."""
+@own_defaults()
+@torch.no_grad()
+def generate_images(
+    model: SavedModel,
+    num_samples: int,
+    num_steps: int = 4,
+    seed: int = 0,
+    *,
+    reinjection: RuleLike = 0.0,
+    batch_size: int = 64,
+    first_sample: int = 0,
+) -> GeneratedImages:
+    """``num_samples`` images in Euler steps on the model's own grid; image i depends on ``seed`` and i alone.
 
-    def __init__(self, model: SavedModel) -> None:
-        self.model = model
-
-    @own_defaults()
-    @torch.no_grad()
-    def generate(
-        self,
-        num_samples: int,
-        num_steps: int = 4,
-        seed: int = 0,
-        *,
-        reinjection: RuleLike = 0.0,
-        solver: str | Solver = "euler",
-        grid: TimeGrid | None = None,
-        batch_size: int = 64,
-        first_sample: int = 0,
-    ) -> GeneratedImages:
-        """``num_samples`` images; the arguments are those of :meth:`TextGenerator.generate`.
-
-        Image i depends on ``seed`` and i alone. Raises ``UserError`` for numbers out of range, a missing flow, and a
-        sampler that the model's identity rules out.
-        """
-        check_numbers(num_samples, num_steps, batch_size)
-        autoencoder = image_autoencoder(self.model)
-        images, latents, start = [], [], time.perf_counter()
-        with as_user_error():
-            grid = self.model.identity.default_grid() if grid is None else grid
-            sampler = FlowSampler(self.model.flow().path, grid=grid, reinjection=reinjection, solver=solver)
-            check_compatible(self.model.identity, sampler, num_steps)
-        for _, _, last in sampled_latents(self.model, sampler, num_steps, seed, first_sample, num_samples, batch_size):
-            latent_map = from_positions(last.x_t, autoencoder.latent_shape[1])
-            images.append(autoencoder.decode(latent_map).clamp(0, 1).cpu())
-            latents.append(last.x_t.cpu())
-        return GeneratedImages(torch.cat(images), torch.cat(latents), last.nfe, time.perf_counter() - start)
+    Raises ``UserError`` for numbers out of range, a missing flow, and a sampler that the model's identity rules out.
+    """
+    check_numbers(num_samples, num_steps, batch_size)
+    autoencoder, images, start = image_autoencoder(model), [], time.perf_counter()
+    with as_user_error():
+        sampler = FlowSampler(model.flow().path, grid=model.identity.default_grid(), reinjection=reinjection)
+        check_compatible(model.identity, sampler, num_steps)
+    for _, _, last in sampled_latents(model, sampler, num_steps, seed, first_sample, num_samples, batch_size):
+        latent_map = from_positions(last.x_t, autoencoder.latent_shape[1])
+        images.append(autoencoder.decode(latent_map).clamp(0, 1).cpu())
+    return GeneratedImages(torch.cat(images), last.nfe, time.perf_counter() - start)

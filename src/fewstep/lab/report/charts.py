@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from fewstep.diagnostics.result import Picture, Series
-from fewstep.evaluation.pictures import SERIES, draw_picture
+from fewstep.evaluation.pictures import draw_picture
 from fewstep.lab.report.figures import rounded
 
 INK = "#010203"
@@ -57,33 +57,25 @@ def chart(
     *,
     levels: Mapping[str, float] | None = None,
     band: tuple[float, float] | None = None,
-    places: Sequence[str] = (),
 ) -> Chart:
-    """Draw ``picture``: lines with their intervals, or bars.
-
-    ``levels`` are horizontal lines by their labels, ``band`` a shaded range of y. With ``places`` the bars are
-    horizontal: x counts places from 0, and each is named beside its bar, an empty bar's in bold.
-    """
+    """Draw ``picture``; ``levels`` are horizontal lines by their labels, ``band`` a shaded range of y."""
     levels = levels or {}
     with rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES))
-        if places:
-            axes = _draw_places(picture, places, figure)
-        else:
-            axes = draw_picture(picture, figure)
-            for (label, value), dashes in zip(levels.items(), LEVEL_DASHES, strict=False):
-                axes.axhline(value, color=INK, linestyle=dashes, linewidth=1.1, label=label)
-            if band:
-                axes.axhspan(*band, color=INK, alpha=0.1, linewidth=0)
-            axes.set_title("")  # the page's own caption says it
-            _plain_numbers(axes.yaxis)
-            _place_legend(axes, figure)
+        axes = draw_picture(picture, figure)
+        for (label, value), dashes in zip(levels.items(), LEVEL_DASHES, strict=False):
+            axes.axhline(value, color=INK, linestyle=dashes, linewidth=1.1, label=label)
+        if band:
+            axes.axhspan(*band, color=INK, alpha=0.1, linewidth=0)
+        axes.set_title("")  # the page's own caption says it
+        _plain_numbers(axes.yaxis)
+        _place_legend(axes, figure)
         _plain_numbers(axes.xaxis)
         axes.patch.set_visible(False)
         figure.patch.set_visible(False)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = _inline(buffer.getvalue(), alternative_text(picture, levels, places), name)
+    svg = _inline(buffer.getvalue(), alternative_text(picture, levels), name)
     return Chart(name, caption, Markup(svg), picture)
 
 
@@ -114,34 +106,8 @@ def _place_legend(axes: Axes, figure: Figure) -> None:
         figure.legend(handles, labels, loc="lower left", ncols=columns, **style)
 
 
-def _draw_places(picture: Picture, places: Sequence[str], figure: Figure) -> Axes:
-    height = 0.3 * len(places) + 0.8
-    figure.set_size_inches(WIDTH_INCHES, height)
-    axes = figure.add_axes((0.56, 0.6 / height, 0.4, 1 - 0.7 / height))
-    for index, series in enumerate(picture.series):
-        low, high = series.low or series.y, series.high or series.y
-        below = [max(0.0, y - end) for y, end in zip(series.y, low, strict=True)]
-        above = [max(0.0, end - y) for y, end in zip(series.y, high, strict=True)]
-        color = SERIES[index % len(SERIES)][0]
-        whiskers = {"ecolor": INK, "elinewidth": 1.1, "capsize": 2}
-        axes.barh(series.x, series.y, height=0.7, color=color, xerr=[below, above], error_kw=whiskers)
-    axes.set(xscale="log", xlabel=picture.y_label, ylim=(len(places) - 0.4, -0.6))
-    axes.set_yticks(range(len(places)), places, fontsize=9.5)
-    bars = {x for series in picture.series for x in series.x}
-    for place, label in enumerate(axes.get_yticklabels()):
-        label.set_fontweight("normal" if place in bars else "bold")
-    axes.tick_params(axis="y", length=0)
-    axes.set_axisbelow(True)
-    axes.grid(alpha=0.25, axis="x")
-    return axes
-
-
-def alternative_text(picture: Picture, levels: Mapping[str, float], places: Sequence[str] = ()) -> str:
+def alternative_text(picture: Picture, levels: Mapping[str, float]) -> str:
     """Title and axes, and where each series begins and ends, and its extremes."""
-    if places:
-        values = {int(x): y for series in picture.series for x, y in zip(series.x, series.y, strict=True)}
-        bars = (f"{label}: {rounded(values[i])}" if i in values else label for i, label in enumerate(places))
-        return f"{picture.title}: bars of {picture.y_label}. {'. '.join(bars)}."
     shown = [series for series in picture.series if series.x]
     parts = [f"{picture.title}: {picture.kind} of {picture.y_label} over {picture.x_label}."]
     parts += map(_series_text, shown[:MOST_SERIES])

@@ -1,7 +1,6 @@
 """Figures of a run by their names, as rules and tables read them, and how they are written."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
 
@@ -51,77 +50,60 @@ def estimate_text(estimate: Estimate | None) -> str:
     return f"{rounded(estimate.value)} ({rounded(estimate.interval.low)} to {rounded(estimate.interval.high)})"
 
 
-@dataclass
-class Figures:
-    """Figures by name, each with its source; of two of the same name the first counts."""
-
-    values: dict[str, Figure] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-
-    def add(self, source: str, figures: Mapping[str, Figure | None]) -> None:
-        """Keep what is known of ``figures``."""
-        for name, value in figures.items():
-            if value is not None and name not in self.values:
-                self.values[name], self.sources[name] = value, source
+def figures_of(run: Run) -> dict[str, Figure]:
+    """Every determined estimate by its row's name, and what follows from estimates, curves and scores."""
+    rows = [row for result in run.results.values() for row in result.rows]
+    estimates = {row.name: row.estimate.value for row in rows}
+    logged = (stage.last.get("val/token_accuracy") for stage in run.stages)
+    accuracy = next((value for value in logged if value is not None), None)
+    figures: dict[str, Figure | None] = {"noise_accuracy_at_0": accuracy}
+    figures |= {name: value for name, value in estimates.items() if value is not None}
+    figures |= readout_figures(figures, run.kind) | trajectory_figures(run) | row_figures(run)
+    return {name: value for name, value in figures.items() if value is not None}
 
 
-def figures_of(run: Run) -> Figures:
-    """Every estimate by its row's name, and what follows from estimates, curves and scores."""
-    figures = Figures()
-    for name, estimate, diagnosis in run.estimates():
-        figures.add(diagnosis.source, {name: estimate.value})
-    for stage in run.stages:
-        figures.add(f"validation of the {stage.stage}", {"noise_accuracy_at_0": stage.last.get("val/token_accuracy")})
-    add_readout_figures(run, figures)
-    add_trajectory_figures(run, figures)
-    add_row_figures(run, figures)
-    return figures
-
-
-def add_readout_figures(run: Run, figures: Figures) -> None:
+def readout_figures(values: Mapping[str, Figure | None], kind: str) -> dict[str, Figure | None]:
     """Sharpness at boundaries over at data, and distances of generated latents over those of data."""
-    boundary, data = ("dabi", "dabi_data") if run.kind == "text" else ("dabi_segment", "dabi_data_segment")
-    values = figures.values
-    ratios = {
-        "sharpness": (boundary, data),
-        "generated_over_data": ("boundary_distance_generated_p50", "boundary_distance_p50"),
+    boundary, data = ("dabi", "dabi_data") if kind == "text" else ("dabi_segment", "dabi_data_segment")
+    generated, own = values.get("boundary_distance_generated_p50"), values.get("boundary_distance_p50")
+    at_boundary, at_data = values.get(boundary), values.get(data)
+    return {
+        "sharpness": _ratio(at_boundary, at_data),
+        "sharpness_at": at_boundary,
+        "sharpness_at_data": at_data,
+        "sharpness_share": values.get(f"{boundary}_fraction"),
+        "generated_over_data": _ratio(generated, own),
     }
-    for name, (above, below) in ratios.items():
-        top, bottom = values.get(above), values.get(below)
-        if isinstance(top, float) and isinstance(bottom, float) and bottom:
-            figures.add(figures.sources[above], {name: top / bottom})
-    figures.add("", {"sharpness_at": values.get(boundary), "sharpness_at_data": values.get(data)})
-    figures.add("", {"sharpness_share": values.get(f"{boundary}_fraction")})
 
 
-def add_trajectory_figures(run: Run, figures: Figures) -> None:
+def _ratio(above: Figure | None, below: Figure | None) -> float | None:
+    return above / below if isinstance(above, float) and isinstance(below, float) and below else None
+
+
+def trajectory_figures(run: Run) -> dict[str, Figure | None]:
     """Decidedness half-way, stiffness before the last step, tube mass and flips at the last step."""
-    late, decided, tube, stiff = map(run.result, ("late_flip_rate", "decidedness", "tube", "stiffness"))
-    steps = late[0].facts.get("num_predictions") if late else None
-    if late:
-        figures.add(late[1].source, {"late_flip_steps": steps})
-    states = decided[0].curves.get("decidedness") if decided else None
-    if decided and states and states.x:
+    late, decided, tube, stiff = map(run.results.get, ("late_flip_rate", "decidedness", "tube", "stiffness"))
+    figures: dict[str, Figure | None] = {"late_flip_steps": late.facts.get("num_predictions") if late else None}
+    states = decided.curves.get("decidedness") if decided else None
+    if states and states.x:
         time, value = min(zip(states.x, states.y, strict=True), key=lambda point: abs(point[0] - HALF_WAY))
         if abs(time - HALF_WAY) <= NEAR:
-            figures.add(decided[1].source, {"decided_half_way": value, "half_way": time})
-    # Training looks at some of the states only: then the last is not where the last step starts.
-    if tube and states and "mass" in tube[0].curves and len(states.x) == steps:
-        mass, times, start = tube[0].curves["mass"], tube[0].facts.get("times"), states.x[-1]
+            figures |= {"decided_half_way": value, "half_way": time}
+    if tube and states and states.x and "mass" in tube.curves:
+        mass, times, start = tube.curves["mass"], tube.facts.get("times"), states.x[-1]
         if isinstance(times, list) and len(times) == len(mass.x) and min(times) <= start <= max(times):
-            at_start = {
+            figures |= {
                 "last_step_mass": value_at(times, mass.y, start),
                 "last_step_scale": value_at(times, mass.x, start),
             }
-            figures.add(tube[1].source, at_start)
-    curve = stiff[0].curves.get("stiffness") if stiff else None
-    if stiff and curve:
+    curve = stiff.curves.get("stiffness") if stiff else None
+    if curve:
         before = [(y, x) for x, y in zip(curve.x, curve.y, strict=True) if x <= 1 - 1 / FEW_STEPS + 1e-9]
         if before:
             peak, time = max(before)
             step = peak / FEW_STEPS
-            figures.add(stiff[1].source, {"step_stiffness": step, "step_growth": 1 + step, "stiffest": peak})
-            figures.add(stiff[1].source, {"stiffest_time": time})
+            figures |= {"step_stiffness": step, "step_growth": 1 + step, "stiffest": peak, "stiffest_time": time}
+    return figures
 
 
 def value_at(x: Iterable[float], y: Iterable[float], place: float) -> float:
@@ -191,23 +173,22 @@ def number(row: Row, name: str) -> float:
     return row.values[name].value or 0.0
 
 
-def add_row_figures(run: Run, figures: Figures) -> None:
-    """Saturation, gains, entropy and copies."""
-    source, plain = scored_by(run), flows(run, PARALLEL, 0.0)
+def row_figures(run: Run) -> dict[str, Figure | None]:
+    """Late flips, saturation, gains, entropy and copies of a sweep."""
+    plain, noised = flows(run, PARALLEL, 0.0), [row for row in flows(run, PARALLEL) if strength_of(row)]
+    real = next((row for row in run.rows if row.setting["name"] == HELD_OUT and row.value("perplexity")), None)
+    figures = _gain("reinjection", plain, noised, real) | _gain("head", plain, flows(run, HEAD, 0.0), real)
     if late := [row for row in plain if row.value("late_flip_rate") is not None]:
         few = judged_steps(late)[0]
         rate = next(number(row, "late_flip_rate") for row in late if steps_of(row) == few)
-        figures.add(source, {"late_flip_rate": rate, "late_flip_steps": few})
+        figures |= {"late_flip_rate": rate, "late_flip_steps": few} if "late_flip_rate" not in run.results else {}
     if run.rows and run.rows[0].protocol.get("scorer", {}).get("class") == OWN_SCORER:
-        figures.add(source, {"own_scorer": "the run's own language model"})
-    real = next((row for row in run.rows if row.setting["name"] == HELD_OUT and row.value("perplexity")), None)
-    noised = [row for row in flows(run, PARALLEL) if strength_of(row)]
-    figures.add(source, _gain("reinjection", plain, noised, real))
-    figures.add(source, _gain("head", plain, flows(run, HEAD, 0.0), real))
+        figures["own_scorer"] = "the run's own language model"
     if real is not None:
-        figures.add(source, _saturation(plain, real))
-        figures.add(source, _entropy([rows for readout in (PARALLEL, HEAD) if (rows := flows(run, readout))], real))
-        figures.add(source, _copies([*flows(run, PARALLEL), *flows(run, HEAD)], real))
+        figures |= _saturation(plain, real)
+        figures |= _entropy([rows for readout in (PARALLEL, HEAD) if (rows := flows(run, readout))], real)
+        figures |= _copies([*flows(run, PARALLEL), *flows(run, HEAD)], real)
+    return figures
 
 
 def _apart(first: Row, second: Row) -> bool:

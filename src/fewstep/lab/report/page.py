@@ -1,9 +1,8 @@
 """The page: one HTML file that requests nothing over the network, from one template."""
 
 import json
-import tomllib
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from itertools import pairwise
@@ -13,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fewstep import __version__
-from fewstep.diagnostics.result import Axes, Picture, Series
+from fewstep.diagnostics.result import Picture, Series
 from fewstep.evaluation.charts import ENTROPY_BAND_NATS, NFE, SECONDS
 from fewstep.evaluation.rows import HELD_OUT, table_lines
 from fewstep.lab.report.charts import Chart, chart
@@ -43,15 +42,17 @@ SPREAD_FOR_LOG = 30.0
 MOST_TEXTS, MOST_LETTERS = 3, 600
 NEAR = (0.1, 0.25, 0.5, 1.0)
 """Where one colour of the viewer ends and the next begins, rms: generated tokens lie at some tenths, data about 1."""
-DABI_PLACES = {
-    "dabi": "boundary by data, normal",
-    "dabi_worst": "boundary, worst direction",
-    "dabi_segment": "boundary, along the segment",
-    "dabi_data": "data, normal",
-    "dabi_data_segment": "data, along a segment",
-    "dabi_generated": "boundary by generated, normal",
-    "dabi_head": "head, boundary, normal",
+CAPTIONS = {
+    "noise_robustness": "What the readout reads when a latent is displaced.",
+    "boundary_distance_generated": "Distance of tokens to the nearest flip: it should be as for data.",
+    "tube": "Theorem 3 of arXiv:2606.30705: tokens that flip under the posterior mean, and data within c s of a "
+    "boundary. Where they agree, the distance to a boundary is what decides.",
+    "decidedness": "Whether two continuations with fresh noise end in the same token: 0 as often as random tokens, 1 "
+    "always.",
+    "stiffness": "How much the velocity changes with the state. Near t = 1 it is about 1 / (1 - t) for any model.",
+    "cci_noise": "Share of a token's uncertainty that the head's earlier tokens resolve, on data with noise.",
 }
+"""What the title of a result does not say."""
 PAGE = files("fewstep.lab.report") / "page"
 
 
@@ -87,36 +88,21 @@ class Report:
     viewer: Markup
 
 
-@dataclass(frozen=True)
-class CurveChart:
-    """A chart of page/curves.toml."""
-
-    curves: dict[str, str]
-    caption: str
-    density: bool = False
-
-
 def make_report(runs: Sequence[Run], *, title: str | None = None, traces: Mapping[str, Traces] | None = None) -> Report:
     """Judge ``runs`` and draw their charts. ``traces`` are by the runs' names. Raises ``ValueError`` for no run."""
     if not runs:
         raise ValueError("no run: expected at least one")
-    declared = tomllib.loads((PAGE / "curves.toml").read_text("utf-8"))
-    curves = {section: [CurveChart(**spec) for spec in specs] for section, specs in declared.items()}
-    drawn = {place.partition("/")[0] for specs in curves.values() for spec in specs for place in spec.curves}
     return Report(
         title or f"Few-step report: {', '.join(run.name for run in runs)}",
         tuple(map(judge, runs)),
         {
             "training": list(loss_charts(runs)),
-            "readout": [*curve_charts(runs, curves["readout"]), *sharpness_charts(runs)],
-            "trajectory": list(curve_charts(runs, curves["trajectory"])),
+            "measurements": list(result_charts(runs)),
             "scores": list(score_charts(runs)),
-            "further": list(further_charts(runs, drawn)),
         },
         {
-            "readout": list(sharpness_tables(runs)),
+            "measurements": list(estimate_tables(runs)),
             "scores": list(score_tables(runs)),
-            "further": list(further_tables(runs, drawn)),
             "provenance": [provenance(runs)],
         },
         [(run.name, groups) for run in runs if (groups := text_groups(run))],
@@ -193,74 +179,35 @@ def loss_charts(runs: Sequence[Run]) -> Iterator[Chart]:
             yield chart(picture, f"chart-loss-{_identifier(stage)}", f"{title}.")
 
 
-def curve_charts(runs: Sequence[Run], specs: Iterable[CurveChart]) -> Iterator[Chart]:
-    """Those of which some run has a curve; several runs have their names in the legend."""
-    for spec in specs:
-        picture = overlay(runs, spec)
-        if picture is not None:
-            yield chart(picture, f"chart-{_identifier(next(iter(spec.curves)))}", spec.caption)
+def result_charts(runs: Sequence[Run]) -> Iterator[Chart]:
+    """One for each result with curves, of all runs that have it; several runs have their names in the legend."""
+    for name in dict.fromkeys(name for run in runs for name in run.results):
+        pictures = [(run.name, run.results[name].picture()) for run in runs if name in run.results]
+        drawn = [(run, picture) for run, picture in pictures if picture is not None]
+        series = [
+            replace(curve, label=f"{run}: {curve.label}" if len(drawn) > 1 else curve.label)
+            for run, picture in drawn
+            for curve in picture.series
+        ]
+        if series:
+            first = drawn[0][1]
+            picture = replace(first, series=tuple(series), kind=first.kind if len(series) == 1 else "lines")
+            yield chart(picture, f"chart-{_identifier(name)}", f"{first.title}. {CAPTIONS.get(name, '')}".strip())
 
 
-def overlay(runs: Sequence[Run], spec: CurveChart) -> Picture | None:
-    """The curves of ``spec`` of all runs."""
-    curves: list[tuple[str, str, Series]] = []
-    axes = None
-    for run in runs:
-        for place, label in spec.curves.items():
-            name, _, key = place.partition("/")
-            result = run.result(name)
-            if result and key in result[0].curves and result[0].curves[key].x:
-                axes = axes or result[0].axes
-                curves.append((run.name, label, result[0].curves[key]))
-    if not curves:
-        return None
-    several = len({name for name, _, _ in curves}) > 1
-    series = []
-    for name, label, curve in curves:
-        names = [name] * several + [label] * (len(spec.curves) > 1 or not several)
-        width = curve.x[1] - curve.x[0] if spec.density and len(curve.x) > 1 else 1.0
-        series.append(replace(curve, label=": ".join(names), y=tuple(value / (width or 1.0) for value in curve.y)))
-    axes = axes or Axes("", "", "")
-    if len(series) > 1:
-        axes = replace(axes, kind="lines", y_label="density" if spec.density else axes.y_label)
-    return Picture(series=tuple(series), **asdict(axes))
-
-
-def sharpness_charts(runs: Sequence[Run]) -> Iterator[Chart]:
-    """DABI over n of all runs as bars."""
-    places: list[str] = []
-    series = []
-    for run in runs:
-        known = ((label, run.estimate(f"{name}_fraction")) for name, label in DABI_PLACES.items())
-        bars = [(label, bar.value, bar.interval) for label, bar in known if bar and bar.value]
-        places += [run.name if len(run.name) < 36 else f"{run.name[:35]}…"] if bars and len(runs) > 1 else []
-        x = tuple(float(len(places) + index) for index in range(len(bars)))
-        low = tuple(interval.low if interval else value for _, value, interval in bars)
-        high = tuple(interval.high if interval else value for _, value, interval in bars)
-        series.append(Series(run.name, x, tuple(value for _, value, _ in bars), low, high))
-        places += [label for label, _, _ in bars]
-    if places:
-        picture = Picture("Sharpness", "", "DABI_0 / n", tuple(series), kind="bars")
-        caption = "Share of all sensitivity that lies in the one direction; a random direction has 1 / n."
-        yield chart(picture, "chart-dabi", caption, places=places)
-
-
-def sharpness_tables(runs: Sequence[Run]) -> Iterator[Table]:
-    """The figures of the bars, and DABI itself."""
-    rows = []
-    for run in runs:
-        sources = {name: diagnosis for name, _, diagnosis in reversed(list(run.estimates()))}
-        for name, label in DABI_PLACES.items():
-            if name in sources:
-                raw, share = (estimate_text(run.estimate(f"{name}{suffix}")) for suffix in ("", "_fraction"))
-                rows.append((run.name, label, str(sources[name].n or NOTHING), raw, share, sources[name].source))
-    if rows:
-        caption = (
-            "DABI for r -> 0 with 95 % intervals (a definition after arXiv:2606.30705). It is n at most, so "
-            "decoders of different n compare by the fraction; those measured with other efforts compare roughly."
-        )
-        heading = ("decoder", "points, direction", "n", "DABI_0", "DABI_0 / n", "source")
-        yield Table("table-dabi", caption, heading, rows)
+def estimate_tables(runs: Sequence[Run]) -> Iterator[Table]:
+    """Every estimate of each diagnosis, with the state by a declared threshold."""
+    for index, run in enumerate(runs):
+        rows = []
+        for row in (row for result in run.results.values() for row in result.rows):
+            threshold = run.diagnosis.thresholds.get(row.name) if run.diagnosis else None
+            value, state = row.estimate.value, ""
+            if threshold is not None and value is not None:
+                state = f"{threshold.state(value)} ({threshold_text(threshold)})"
+            rows.append((row.name, estimate_text(row.estimate), row.unit, row.note, state))
+        if rows:
+            heading = ("row", "value", "unit", "note", "state")
+            yield Table(f"table-estimates-{index}", f"{run.name}: estimates with 95 % intervals.", heading, rows)
 
 
 def score_charts(runs: Sequence[Run]) -> Iterator[Chart]:
@@ -333,36 +280,7 @@ def text_groups(run: Run) -> list[TextGroup]:
             cut = (text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} …" for text in row.examples)
             first = row.setting["name"] == HELD_OUT or (row in plain and steps_of(row) in judged)
             groups.append(TextGroup(setting_text(row), written, tuple(cut)[:MOST_TEXTS], first))
-    if not groups and run.samples is not None:
-        groups.append(TextGroup("samples.txt", "", (run.samples,)))
     return groups
-
-
-def further_charts(runs: Sequence[Run], drawn: set[str]) -> Iterator[Chart]:
-    """Results that have no place in another section, those of measurements from outside the package among them."""
-    for run in runs:
-        for diagnosis in run.diagnoses:
-            for name, result in diagnosis.results.items():
-                picture = result.picture()
-                if picture is not None and name not in {*drawn, *DABI_PLACES}:
-                    key = _identifier(f"{run.name}-{diagnosis.origin}-{name}")
-                    yield chart(picture, f"chart-further-{key}", f"{run.name}: {name}, {diagnosis.origin}.")
-
-
-def further_tables(runs: Sequence[Run], drawn: set[str]) -> Iterator[Table]:
-    """Their rows, with the state by a declared threshold."""
-    for index, run in enumerate(runs):
-        rows = []
-        for diagnosis in run.diagnoses:
-            for name, result in diagnosis.results.items():
-                for row in result.rows if name not in {*drawn, *DABI_PLACES} else ():
-                    threshold, value, state = diagnosis.thresholds.get(row.name), row.estimate.value, ""
-                    if threshold is not None and value is not None:
-                        state = f"{threshold.state(value)} ({threshold_text(threshold)})"
-                    rows.append((row.name, estimate_text(row.estimate), row.unit, row.note, diagnosis.origin, state))
-        if rows:
-            heading = ("row", "value", "unit", "note", "source", "state")
-            yield Table(f"table-further-{index}", f"{run.name}: estimates with 95 % intervals.", heading, rows)
 
 
 def provenance(runs: Sequence[Run]) -> Table:
@@ -386,11 +304,12 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     for row in run.rows[:1]:
         yield "scoring", f"{scored_by(run)}, model {row.model}, seeds {', '.join(map(str, row.seeds))}"
         yield "scored with", _written(row.protocol.get("versions", {}))
-    for diagnosis in run.diagnoses:
-        positions = f", {diagnosis.num_positions} positions in each" if diagnosis.num_positions else ""
-        notes = " ".join(["", *diagnosis.notes])
-        yield diagnosis.origin, f"{diagnosis.num_examples} examples{positions}, seed {diagnosis.seed}.{notes}"
-        yield f"protocol of {diagnosis.origin}", _written(diagnosis.protocol)
+    if run.diagnosis is not None:
+        shown = run.diagnosis
+        positions = f", {shown.num_positions} positions in each" if shown.num_positions else ""
+        notes = " ".join(["", *shown.notes])
+        yield "diagnosis", f"{shown.num_examples} examples{positions}, seed {shown.seed}.{notes}"
+        yield "protocol of the diagnosis", _written(shown.protocol)
 
 
 def _written(values: Mapping[str, Any]) -> str:

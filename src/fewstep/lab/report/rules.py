@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from fewstep.evaluation.columns import aligned_columns
 from fewstep.evaluation.measurement import Threshold
 from fewstep.evaluation.measurements import MEASUREMENTS
-from fewstep.lab.report.figures import NOTHING, Figures, figures_of, percent, rounded
+from fewstep.lab.report.figures import NOTHING, Figure, figures_of, percent, rounded, scored_by
 from fewstep.lab.report.run import Run
 
 State = Literal["bad", "look", "good", "not measured"]
@@ -37,7 +37,7 @@ class Rule:
     Templates: ``shown`` beside the state; ``finding``, full sentences, of which those are kept whose figures are all
     known; ``advice`` where the state is not good. In a template ``{value}`` is the figure that was read, and after a
     colon "%" is per cent. ``measure`` says how to get the figures: options of ``fewstep evaluate``, or the
-    ``measurement`` of ``fewstep diagnose``. ``of_decoder``: a decoder without a flow can answer it.
+    ``measurement`` of ``fewstep diagnose``.
     """
 
     key: str
@@ -50,7 +50,6 @@ class Rule:
     evaluation: str = ""
     reservations: tuple[Reservation, ...] = ()
     kinds: tuple[str, ...] = ("text",)
-    of_decoder: bool = False
     shown: str = ""
 
     @property
@@ -139,17 +138,15 @@ def sentence(template: str, figures: dict[str, Any]) -> str:
 def judge(run: Run) -> Verdict:
     """Put every rule that fits the run's kind to it."""
     figures = figures_of(run)
-    if run.block_size:
-        figures.add("", {"block_size": run.block_size})
     return Verdict(run.name, tuple(_finding(rule, run, figures) for rule in RULES if run.kind in rule.kinds))
 
 
-def _finding(rule: Rule, run: Run, figures: Figures) -> Finding:
-    name = next((name for name in rule.reads if name in figures.values), None)
+def _finding(rule: Rule, run: Run, figures: dict[str, Figure]) -> Finding:
+    name = next((name for name in rule.reads if name in figures), None)
     if name is None:
         return _not_measured(rule, run)
-    value = float(figures.values[name])
-    known = {**figures.values, "value": value}
+    value = float(figures[name])
+    known = {**figures, "value": value}
     state: State = rule.threshold.state(value)
     sentences = [sentence(template, known) for template in rule.finding]
     for reservation in rule.reservations:
@@ -158,25 +155,18 @@ def _finding(rule: Rule, run: Run, figures: Figures) -> Finding:
             sentences.append(sentence(reservation.sentence, known))
     shown = rule.shown or ("{value:%}" if rule.threshold.shares else "{value}")
     text = " ".join(filter(None, sentences))
-    advice = "" if state == "good" else rule.advice
-    return Finding(rule, state, sentence(shown, known), text, advice, figures.sources[name])
+    diagnosed = f"fewstep diagnose, {run.diagnosis.num_examples} examples" if run.diagnosis else ""
+    source = diagnosed if rule.measurement else scored_by(run)
+    return Finding(rule, state, sentence(shown, known), text, "" if state == "good" else rule.advice, source)
 
 
 def _not_measured(rule: Rule, run: Run) -> Finding:
-    names = rule.measurement.split(",")
-    missing = next(
-        (part for diagnosis in run.diagnoses for name in names if (part := diagnosis.left_out.get(name))), None
-    )
+    left_out = run.diagnosis.left_out if run.diagnosis else {}
+    missing = next((left_out[name] for name in rule.measurement.split(",") if name in left_out), None)
     if missing is not None:
-        text, advice = f"This cannot be measured: the model has no {missing}.", ""
-    elif not run.is_decoder_alone:
-        text, advice = "This run does not hold the figures.", f"To measure it: {rule.command}"
-    elif rule.of_decoder:
-        text = "This diagnosis does not hold the figures."
-        advice = f"To measure it, diagnose with {rule.measurement} among --only, or without --only."
-    else:
-        text, advice = "A decoder alone has no samples.", "Give the folder of the run that it belongs to."
-    return Finding(rule, "not measured", NOTHING, text, advice)
+        return Finding(rule, "not measured", NOTHING, f"This cannot be measured: the model has no {missing}.")
+    text = "This run does not hold the figures."
+    return Finding(rule, "not measured", NOTHING, text, f"To measure it: {rule.command}")
 
 
 def _threshold(declared: dict[str, Any], name: str) -> Threshold:

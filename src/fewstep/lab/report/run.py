@@ -6,50 +6,23 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from fewstep.diagnostics.result import Estimate, Result, Series
+from fewstep.diagnostics.result import Result, Series
 from fewstep.errors import UserError, first_line
-from fewstep.evaluation.measurement import Threshold
+from fewstep.evaluation.diagnosis import Diagnosis
 from fewstep.evaluation.rows import Row, RowFile, at_usual_temperature, same_protocol
 from fewstep.storage import Manifest, read_manifest
 
 T = TypeVar("T")
 
-STAGES = ("autoencoder", "flow", "head", "language_model")
+STAGES = ("autoencoder", "flow", "distribution_matching", "head", "language_model")
 """In the order of training; stages of other names come after them."""
 LOSSES = (("train/loss", "train"), ("val/loss", "held out"))
-REMEDY = "re-create or delete the file"
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What ``fewstep diagnose`` measured, or what training logged last; ``origin`` says which, in words.
-
-    ``left_out`` maps measurements to the parts that the model lacks for them; ``thresholds`` are by row; ``n`` numbers
-    in a latent.
-    """
-
-    results: dict[str, Result]
-    num_examples: int
-    num_positions: int | None
-    seed: int
-    origin: str = "fewstep diagnose"
-    kind: Literal["text", "images"] | None = None
-    n: int | None = None
-    step: int | None = None
-    left_out: dict[str, str] = field(default_factory=dict)
-    thresholds: dict[str, Threshold] = field(default_factory=dict)
-    protocol: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def source(self) -> str:
-        """Origin and effort."""
-        return f"{self.origin}, {self.num_examples} examples"
+DIAGNOSIS, REMEDY = "diagnostics.json", "re-create or delete the file"
 
 
 @dataclass(frozen=True)
@@ -66,24 +39,21 @@ class Run:
     """What a run holds; what is missing is None or empty.
 
     ``name`` for headings, ``path`` as the user wrote it, ``sizes`` the numbers stored in each part of the model.
-    ``diagnoses`` are in the order in which figures are looked up: the diagnosis, then what training logged. ``rows`` of
-    a sweep share their protocol.
+    ``rows`` of a sweep share their protocol.
     """
 
     name: str
     path: str
     manifest: Manifest | None = None
     sizes: dict[str, int] = field(default_factory=dict)
-    diagnoses: tuple[Diagnosis, ...] = ()
+    diagnosis: Diagnosis | None = None
     stages: tuple[StageLog, ...] = ()
     rows: tuple[Row, ...] = ()
-    samples: str | None = None
 
     @property
     def kind(self) -> str:
         """ "text" or "images"."""
-        kinds = (diagnosis.kind for diagnosis in self.diagnoses if diagnosis.kind)
-        return next(kinds, str(self.identity.get("kind", "text")))
+        return self.diagnosis.kind if self.diagnosis else str(self.identity.get("kind", "text"))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -91,35 +61,9 @@ class Run:
         return {} if self.manifest is None else self.manifest.identity
 
     @property
-    def block_size(self) -> int | None:
-        """Tokens in a text, where that is known."""
-        known = [
-            self.identity.get("block_size"),
-            *(diagnosis.protocol.get("block_length") for diagnosis in self.diagnoses),
-        ]
-        return next((size for size in known if isinstance(size, int) and size > 0), None)
-
-    @property
-    def is_decoder_alone(self) -> bool:
-        """Whether there is a diagnosis and nothing else."""
-        return bool(self.diagnoses) and not any((self.manifest, self.stages, self.rows, self.samples))
-
-    def estimates(self) -> Iterator[tuple[str, Estimate, Diagnosis]]:
-        """Every determined estimate by its row's name, those of the diagnosis before those of training."""
-        for diagnosis in self.diagnoses:
-            for result in diagnosis.results.values():
-                yield from (
-                    (row.name, row.estimate, diagnosis) for row in result.rows if row.estimate.value is not None
-                )
-
-    def estimate(self, name: str) -> Estimate | None:
-        """The first of that name."""
-        return next((estimate for row, estimate, _ in self.estimates() if row == name), None)
-
-    def result(self, name: str) -> tuple[Result, Diagnosis] | None:
-        """The first result of that name that has a point to draw, or facts."""
-        holders = (diagnosis for diagnosis in self.diagnoses if name in diagnosis.results)
-        return next(((diagnosis.results[name], diagnosis) for diagnosis in holders), None)
+    def results(self) -> dict[str, Result]:
+        """Of the diagnosis, by name; empty without one."""
+        return {} if self.diagnosis is None else self.diagnosis.results
 
 
 def read_run(path: str | Path) -> Run:
@@ -129,23 +73,22 @@ def read_run(path: str | Path) -> Run:
     """
     folder = Path(path).expanduser()
     if folder.is_file():
-        return Run(_name(folder.parent), str(path), diagnoses=(read_json(Diagnosis, folder),))
+        return Run(_name(folder.parent), str(path), diagnosis=read_json(Diagnosis, folder))
     if not folder.is_dir():
         raise UserError(f"{path} does not exist: give a run's folder, or a diagnosis")
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         raise UserError(f"{path} is a model: give the run's folder that contains it, {folder.resolve().parent}")
-    samples = folder / "samples.txt"
+    diagnoses = (folder / "diagnosis" / DIAGNOSIS, folder / DIAGNOSIS)
     run = Run(
         name=_name(folder),
         path=str(path),
         manifest=read_manifest(folder / "model") if (folder / "model" / "config.json").is_file() else None,
         sizes={file.stem: _stored_numbers(file) for file in sorted((folder / "model").glob("*.safetensors"))},
-        diagnoses=tuple(_diagnoses(folder)),
+        diagnosis=next((read_json(Diagnosis, file) for file in diagnoses if file.is_file()), None),
         stages=tuple(_stage_logs(folder)),
         rows=_rows(folder),
-        samples=read_text(samples) if samples.is_file() else None,
     )
-    if not any((run.manifest, run.sizes, run.diagnoses, run.stages, run.rows, run.samples)):
+    if not any((run.manifest, run.sizes, run.diagnosis, run.stages, run.rows)):
         expected = "model/, diagnosis/diagnostics.json, evaluation/rows.jsonl or */csv"
         raise UserError(f"{path} holds nothing of a run: expected some of {expected}")
     return run
@@ -178,15 +121,13 @@ def read_text(file: Path) -> str:
         raise UserError(f"{file} is not UTF-8 (byte {error.start}): {REMEDY}") from None
 
 
-def read_json(kind: type[T], file: Path, text: str | None = None) -> T:
-    """A dataclass from the JSON ``file`` (or ``text`` of it), strictly: no conversion between types, finite numbers.
+def read_json(kind: type[T], file: Path) -> T:
+    """A dataclass from the JSON ``file``, strictly: no conversion between types.
 
     Raises ``UserError`` that names the first key that is wrong.
     """
     try:
-        value = TypeAdapter(kind).validate_json(read_text(file) if text is None else text, strict=True)
-        _check(value)
-        return value
+        return TypeAdapter(kind).validate_json(read_text(file), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "content"
@@ -195,19 +136,6 @@ def read_json(kind: type[T], file: Path, text: str | None = None) -> T:
         raise UserError(f"{file}: {key} is {str(first['input'])[:40]!r}: {first['msg']}; {REMEDY}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: {first_line(error)}; {REMEDY}") from None
-
-
-def _check(value: object, key: str = "") -> None:
-    """Raise ``ValueError`` for a number that is not finite, and for a curve whose points lack a coordinate."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{key} is {value}: expected a finite number")
-    if isinstance(value, Series) and any(
-        len(y) != len(value.x) for y in (value.y, value.low, value.high) if y is not None
-    ):
-        raise ValueError(f"{key} has {len(value.x)} x: expected as many y, low and high")
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple) else ()
-    for name, item in items if not hasattr(value, "__dataclass_fields__") else vars(value).items():
-        _check(item, f"{key}.{name}" if key else str(name))
 
 
 def _name(folder: Path) -> str:
@@ -223,20 +151,6 @@ def _stored_numbers(file: Path) -> int:
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged or cut short ({first_line(error)}): save the model again") from None
-
-
-def _diagnoses(folder: Path) -> Iterator[Diagnosis]:
-    for file in (folder / "diagnosis" / "diagnostics.json", folder / "diagnostics.json"):
-        if file.is_file():
-            yield read_json(Diagnosis, file)
-    logs = {folder.resolve().name: folder, **{stage: folder / stage for stage in STAGES}}
-    for stage, place in logs.items():
-        file = place / "diagnostics.jsonl"
-        lines = read_text(file).split("\n")[:-1] if file.is_file() else []  # what follows the last newline is cut off
-        if lines:
-            last = read_json(Diagnosis, file, lines[-1])
-            origin = f"training of the {stage.replace('_', ' ')}, step {last.step}"
-            yield replace(last, origin=origin)
 
 
 def _stage_logs(folder: Path) -> Iterator[StageLog]:

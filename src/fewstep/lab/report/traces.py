@@ -18,7 +18,6 @@ from fewstep.cli.output import write_text
 from fewstep.diagnostics.decoding import Decode
 from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.trajectories import settling_steps
-from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals, all_real, decoder_of
 from fewstep.evaluation.sweep import model_digest
 from fewstep.lab.report.run import read_json
@@ -101,7 +100,7 @@ def traces_of_run(
     is neither, or the model does not generate text. Raises ``UserError`` for a broken file or model.
     """
     file = run / FILE
-    kept = read_traces(file) if file.exists() else None
+    kept = read_json(Traces, file) if file.exists() else None
     if not (run / "model").exists():
         return kept
     if kind_of(run / "model") != "text":
@@ -234,26 +233,3 @@ def token_text(tokenizer: "PreTrainedTokenizerFast", token: int) -> str:
         for count in (1, 2)
     )
     return twice[len(alone) :] or alone
-
-
-def read_traces(file: Path) -> Traces:
-    """The traces in ``file``. Raises ``UserError`` where it is broken, in one line."""
-    traces = read_json(Traces, file)
-    sizes = (traces.num_samples, traces.num_tokens)
-    if not all(_fits(path, *sizes, len(traces.vocabulary)) for path in traces.paths) or not traces.paths:
-        raise UserError(f"{file}: its paths, samples, steps or tokens do not have the sizes that it names: delete it")
-    return traces
-
-
-def _fits(path: TracePath, num_samples: int, num_tokens: int, vocab_size: int) -> bool:
-    """Whether every step of every sample has its tokens, known ones, and distances."""
-    return (
-        (len(path.times), len(path.samples)) == (path.num_steps + 1, num_samples)
-        and all(len(sample.tokens) == len(sample.distances) == path.num_steps for sample in path.samples)
-        and all(
-            len(row) == num_tokens
-            for sample in path.samples
-            for row in (*sample.tokens, *sample.distances, sample.settled)
-        )
-        and all(0 <= token < vocab_size for sample in path.samples for row in sample.tokens for token in row)
-    )

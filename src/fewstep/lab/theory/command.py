@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -145,18 +144,12 @@ def make_curve(name: str, options: TheoryOptions) -> "Result":
     from fewstep.lab.theory.consistency import consistency_curve
     from fewstep.paths import linear_path, variance_preserving_path
 
-    path = {"linear": linear_path, "vp": variance_preserving_path}[options.path]()
+    path = linear_path() if options.path == "linear" else variance_preserving_path()
+    if name == "consistency":
+        return consistency_curve(path)
     noise, num = torch.Generator().manual_seed(options.seed), max(FEWEST_EXAMPLES, round(CURVES[name] * options.effort))
-    curves: dict[str, Callable[[], Result]] = {
-        "flips": lambda: theorems.flips_curve(path, num, noise),
-        "modes": lambda: theorems.modes_curve(path, num, noise, options.max_modes),
-        "dimension": lambda: theorems.dimension_curve(path, num, noise, options.max_modes),
-        "hierarchy": lambda: theorems.hierarchy_curve(path, num, noise),
-        "coarea": lambda: theorems.coarea_curve(path, num, noise),
-        "surface": lambda: theorems.surface_curve(path, num, noise),
-        "consistency": lambda: consistency_curve(path),
-    }
-    return curves[name]()
+    limit = {"max_modes": options.max_modes} if name in ("modes", "dimension") else {}
+    return getattr(theorems, f"{name}_curve")(path, num, noise, **limit)
 
 
 def study_latents(options: LatentsOptions, model: str, folder: Path, recipe: dict[str, Any]) -> None:

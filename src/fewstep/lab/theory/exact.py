@@ -7,7 +7,7 @@ B samples, N latents, K positions of D dimensions, L tokens.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from fewstep.evaluation.adapters import decoder_of
 from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.rows import Column, Row, Setting, Value
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, Statistic, model_digest
+from fewstep.lab.theory.grammar import grammar_sentences
+from fewstep.lab.theory.grammar_measure import GrammarJudge, block_texts, share_value
 from fewstep.lab.theory.mixtures import Mixture
 from fewstep.metrics.intervals import Interval, bootstrap_interval
 from fewstep.model import SavedModel
@@ -52,12 +54,14 @@ COLUMNS = {
     "wrong": Column("wrong tokens", lambda value: f"{100 * value:.2f} %", interval=True),
     "distance": Column("distance", ".2f"),
     "rms": Column("rms", ".3f"),
+    "valid": Column("valid", ".3f", interval=True),
     "texts": Column("texts", ".0f"),
     "latents": Column("latents", ".0f"),
 }
 CAPTION = (
     "Wrong tokens: share that differs from the tokens of the nearest latent, distance: to that latent; 95 % bootstrap "
-    "intervals over samples; texts and latents: how many distinct ones came out."
+    "intervals over samples; valid: share of texts that the grammar can write, where the source is one; texts and "
+    "latents: how many distinct ones came out."
 )
 GAIN_HEADING = ("h", "K", "gamma", "control", "T or level", "wrong", "control's", "remains")
 GAIN_CAPTION = (
@@ -120,7 +124,7 @@ class ExactStudy:
         """The sweep. Raises ``UserError`` for a model without a readout."""
         self.bundle.require("autoencoder", "readout")
         groups = [
-            Group((setting,), self._maker(), num_samples=min(self.cap_samples, self.num_samples) if caps else None)
+            Group((setting,), self._make, num_samples=min(self.cap_samples, self.num_samples) if caps else None)
             for caps, settings in ((False, self._settings()), (True, self._capped()))
             for setting in settings
         ]
@@ -157,8 +161,8 @@ class ExactStudy:
             for count in self.cap_steps:
                 yield {**flow_setting(0.0, count, 0.0), "cap": cap}
 
-    def _maker(self) -> Callable[[Batch, Sequence[Setting]], list[Samples]]:
-        return lambda batch, settings: [self.make(setting, batch.count) for setting in settings]
+    def _make(self, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
+        return [self.make(setting, batch.count) for setting in settings]
 
     def make(self, setting: Setting, count: int) -> Samples:
         """The first ``count`` samples, as ``x_1`` (B, K, D); of a control with its ``temperature`` and ``matched``."""
@@ -211,9 +215,19 @@ class ExactStudy:
         taken = {"ids": ids, "index": index, "distance": distance, "wrong": wrong, "square": x_1.double().square()}
         return {name: value.cpu() for name, value in taken.items()}
 
+    @cached_property
+    def judge(self) -> GrammarJudge | None:
+        """Of texts, where the model's source is a grammar."""
+        source = self.bundle.identity.source
+        return None if grammar_sentences(source) is None else GrammarJudge(source)
+
     def _values(self, setting: Setting, samples: Samples) -> Mapping[str, Value | Statistic]:
-        got = samples.tensors
+        got, valid = samples.tensors, {}
+        if self.judge is not None:
+            judged = self.judge.judge(block_texts(self.bundle.tokenizer, got["ids"]))
+            valid = {"valid": share_value(judged.valid)}
         return {
+            **valid,
             "wrong": Statistic(got["wrong"][:, None]),
             "distance": Statistic(got["distance"][:, None]),
             "rms": Value(float(got["square"].mean().sqrt())),

@@ -15,8 +15,8 @@ from fewstep.lab.theory.grammar_law import Grammar, GrammarLaw, Parts
 
 NUM_WORDS = 31
 """Default words of a sentence: with the end-of-text one block of 32 tokens."""
-LONGEST = 255
-"""Words of the longest sentences allowed: the time to count them grows with the square."""
+LONGEST = 127
+"""Words of the longest sentences allowed: probabilities of longer ones could be less than a float holds."""
 NUM_SENTENCES = 40_000
 _NAME = re.compile(r"grammar(?::(\d+))?")
 

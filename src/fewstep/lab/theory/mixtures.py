@@ -2,20 +2,16 @@
 
 With x_t = alpha x_1 + sigma x_0 and x_1 ~ sum_m w_m N(mu_m, h^2 I), a state has variance V = alpha^2 h^2 + sigma^2
 around alpha times its mode. Let r be the posterior probabilities of the modes at x, m = sum r_m mu_m their mean and C
-their covariance. Everything else is linear in x and m, and every Jacobian is a I + b C, since dm/dx = (alpha / V) C:
+their covariance, so that dm/dx = (alpha / V) C. Then
 
-===================  ======================================  ====================================================
-clean E[x_1 | x]     m + (alpha h^2 / V) (x - alpha m)       (alpha h^2 / V) I + (alpha sigma^2 / V^2) C
-noise E[x_0 | x]     sigma (x - alpha m) / V                 (sigma / V) I - (sigma alpha^2 / V^2) C
-velocity             alpha' clean + sigma' noise             the same combination of the two above
-===================  ======================================  ====================================================
+    E[x_1 | x] = m + (alpha h^2 / V) (x - alpha m),    d E[x_1 | x] / dx = (alpha h^2 / V) I + (alpha sigma^2 / V^2) C
 
-Conditioning of Gaussians (arXiv:2303.08797 for the path). Legend: B states, M modes,
-n numbers in a state; states are (B, ...) with n numbers each, times (B,).
+Conditioning of Gaussians (arXiv:2303.08797 for the path). Legend: B states, M modes, n numbers in a state; states are
+(B, ...) with n numbers each, times (B,).
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from scipy.sparse.linalg import eigsh
@@ -24,7 +20,6 @@ from torch import Tensor, nn
 from fewstep.paths import MIN_DIVISOR, Path
 from fewstep.schedules import upcast
 
-Field = Literal["clean", "velocity"]
 BATCHED_UP_TO, DENSE_UP_TO = 64, 256
 """Largest n whose covariances (n, n) are built for all states at once, and largest that are decomposed as a whole."""
 NUMBERS_AT_ONCE = 2**24
@@ -106,17 +101,6 @@ class Mixture(nn.Module):
         parts = zip(x_t.flatten(1).split(size), t.split(size), strict=True)
         return torch.cat([self._clean(x.double(), time) for x, time in parts]).view_as(x_t).to(upcast(x_t).dtype)
 
-    def velocity_of(self, x_t: Tensor, x1_hat: Tensor, t: Tensor) -> Tensor:
-        """The velocity (B, ...) of ``x1_hat`` at (x_t, t)."""
-        return self.path.velocity_from_x1(x_t, x1_hat, t)
-
-    def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The velocity (B, ...) of the posterior mean. Regular up to t = 1 for a width above 0."""
-        x = x_t.flatten(1).double()
-        at = self._posterior(x, t)
-        noise = at.sigma * (x - at.alpha * at.mean) / at.variance
-        return self.path.velocity(self._clean(x, t), noise, t).view_as(x_t).to(upcast(x_t).dtype)
-
     @torch.no_grad()
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Distance (B,) float64 of each of ``x`` (B, ...) to its nearest mode, and the index (B,) int64 of that."""
@@ -125,19 +109,12 @@ class Mixture(nn.Module):
         index = (flat @ means.T - means.square().sum(1) / 2).argmax(1)
         return (flat - means[index]).norm(dim=1), index
 
-    def spectral_norm(self, x_t: Tensor, t: Tensor, of: Field = "velocity") -> Tensor:
-        """Spectral norm (B,) of the Jacobian of a field in x: its eigenvalues are a + b lambda, lambda those of C."""
+    def spectral_norm(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Spectral norm (B,) of the Jacobian of the clean estimate in x, at the largest eigenvalue of C."""
         at = self._posterior(x_t.flatten(1).double(), t)
-        alpha, sigma, variance = at.alpha, at.sigma, at.variance
-        d_mean = at.beta * alpha / variance
-        identity, spread = alpha * self.width**2 / variance, sigma**2 / variance * d_mean
-        if of == "velocity":
-            d_alpha, d_sigma = self.path.d_alpha_sigma(t, alpha)
-            identity = d_alpha * identity + d_sigma * sigma / variance
-            spread = d_alpha * spread - d_sigma * sigma * alpha / variance * d_mean
-        # a and b of the clean estimate are not negative: its norm is at the largest eigenvalue
-        extremes = extreme_eigenvalues(at.weights, self.means.double(), at.mean, smallest=of == "velocity")
-        return (identity + spread * extremes).abs().amax(1).to(upcast(x_t).dtype)
+        own, spread = at.alpha * self.width**2 / at.variance, at.beta * at.alpha * at.sigma**2 / at.variance**2
+        largest = largest_eigenvalues(at.weights, self.means.double(), at.mean)
+        return (own[:, 0] + spread[:, 0] * largest).to(upcast(x_t).dtype)
 
     def _clean(self, x: Tensor, t: Tensor) -> Tensor:
         at = self._posterior(x, t)
@@ -159,36 +136,29 @@ class Mixture(nn.Module):
         return _Posterior(alpha, sigma, variance, beta, weights, weights @ means)
 
 
-def extreme_eigenvalues(weights: Tensor, means: Tensor, mean: Tensor, *, smallest: bool = True) -> Tensor:
-    """Smallest and largest eigenvalue (B, 2) of C = sum_m r_m (mu_m - m)(mu_m - m)', float64.
+def largest_eigenvalues(weights: Tensor, means: Tensor, mean: Tensor) -> Tensor:
+    """Largest eigenvalue (B,) of C = sum_m r_m (mu_m - m)(mu_m - m)', float64.
 
-    ``weights`` r (B, M), ``means`` mu (M, n), ``mean`` m (B, n). Not ``smallest``: 0 in its place, which lets
-    Lanczos' method find the largest of many numbers.
+    ``weights`` r (B, M), ``means`` mu (M, n), ``mean`` m (B, n). States of many numbers are taken one by one, large
+    matrices by Lanczos' method.
     """
-    if means.shape[1] <= BATCHED_UP_TO:
-        size = max(1, NUMBERS_AT_ONCE // 16 // means.numel())
-        parts = zip(weights.split(size), mean.split(size), strict=True)
-        covariances = torch.cat([_covariances(r, means, m) for r, m in parts])
-        return torch.linalg.eigvalsh(covariances)[:, [0, -1]]
-    extremes = [_extremes(r, means, m, smallest) for r, m in zip(weights, mean, strict=True)]
-    return torch.tensor(extremes, dtype=torch.float64)
+    few = means.shape[1] <= BATCHED_UP_TO
+    size = max(1, NUMBERS_AT_ONCE // 16 // means.numel()) if few else 1
+    parts = zip(weights.split(size), mean.split(size), strict=True)
+    return torch.cat([_largest(_gram(r, means, m)) for r, m in parts])
 
 
-def _covariances(weights: Tensor, means: Tensor, mean: Tensor) -> Tensor:
+def _gram(weights: Tensor, means: Tensor, mean: Tensor) -> Tensor:
+    """Matrices (B, k, k) with the largest eigenvalues of C: root' root, or root root' where there are fewer modes."""
     if len(weights) == 1:  # many modes, most of them without weight: leave out what is less than rounding together
         heavy = weights[0] > torch.finfo(weights.dtype).eps / len(means)
         weights, means = weights[:, heavy], means[heavy]
-    deviations = (means - mean[:, None]) * weights[..., None].sqrt()
-    return deviations.mT @ deviations
+    root = (means - mean[:, None]) * weights[..., None].sqrt()
+    return root @ root.mT if root.shape[1] < root.shape[2] else root.mT @ root
 
 
-def _extremes(weights: Tensor, means: Tensor, mean: Tensor, smallest: bool) -> tuple[float, float]:
-    heavy = weights > torch.finfo(weights.dtype).eps / len(means)
-    root = (means[heavy] - mean) * weights[heavy, None].sqrt()  # C = root' root, of the same eigenvalues as root root'
-    count, n = root.shape
-    gram = root @ root.T if count <= n else root.T @ root
-    if len(gram) <= DENSE_UP_TO or (smallest and count > n):
-        values = torch.linalg.eigvalsh(gram)
-        return 0.0 if count <= n else float(values[0]), float(values[-1])  # M modes span M - 1 directions
-    start = torch.arange(1, len(gram) + 1).double().mul(1.618).sin().numpy()  # without symmetry
-    return 0.0, float(eigsh(gram.numpy(), k=1, which="LA", v0=start, tol=1e-7, return_eigenvectors=False)[0])
+def _largest(grams: Tensor) -> Tensor:
+    if len(grams) > 1 or grams.shape[1] <= DENSE_UP_TO:
+        return torch.linalg.eigvalsh(grams)[:, -1]
+    start = torch.arange(1, grams.shape[1] + 1).double().mul(1.618).sin().numpy()  # without symmetry
+    return torch.from_numpy(eigsh(grams[0].numpy(), k=1, which="LA", v0=start, tol=1e-7, return_eigenvectors=False))

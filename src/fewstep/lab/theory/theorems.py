@@ -180,7 +180,7 @@ def coarea_curve(path: Path, num: int, generator: torch.Generator, num_modes: in
         near = (distance < LAYER * radius**2 / unit).nonzero()[:, 0]
         t = time.expand(len(near))
         alpha, _ = path.alpha_sigma(t, z[near])
-        stiffness[near, k] = alpha[:, 0] * bare.spectral_norm(alpha * z[near], t, "clean") / unit
+        stiffness[near, k] = alpha[:, 0] * bare.spectral_norm(alpha * z[near], t) / unit
     exact, interval = boundary_integral(law, means, num, generator)
     x = (radii / unit).tolist()
     lines = [
@@ -216,7 +216,7 @@ def peak_stiffness(path: Path, means: Tensor, low: float, high: float, num: int,
 
     def stiffness(scales: Tensor) -> Tensor:
         t = times_of_scales(path, scales)
-        return path.schedule.sigma(t) * mixture.spectral_norm(path.sample(modes, noise, t), t, "clean")
+        return path.schedule.sigma(t) * mixture.spectral_norm(path.sample(modes, noise, t), t)
 
     grid = torch.logspace(math.log10(low), math.log10(high), COARSE, dtype=torch.float64)
     best, at = torch.stack([stiffness(scale.expand(num)) for scale in grid]).max(0)
