@@ -62,14 +62,14 @@ BUDGETS = {
     "data": (1519, 950),
     "model storage pipeline provenance locking": (1292, 1100),
     "metrics diagnostics": (2075, 1750),
-    "training": (3060, 1950),
+    "training": (3074, 1950),
     "cli settings __main__": (1766, 1300),
     "evaluation": (3461, 2000),
     "lab": (5492, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_826, 11_000)  # without NOT_CORE
-SRC_LINES = (22_775, 15_000)
+CORE_LINES = (13_840, 11_000)  # without NOT_CORE
+SRC_LINES = (22_789, 15_000)
 TEST_SHARE = (0.923, 0.75)  # lines of tests to lines of src
 
 

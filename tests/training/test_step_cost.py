@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.cli.main import EXIT_USER_ERROR, errors_to_exit_code
 from fewstep.denoisers import FlowModel, RegressionDenoiser
-from fewstep.objectives import FlowMatching
+from fewstep.objectives import OBJECTIVES, FlowMatching
 from fewstep.paths import linear_path
 from fewstep.schedules import UniformTime
 from fewstep.storage import load_checkpoint
@@ -19,7 +19,7 @@ from fewstep.training.command import main
 from fewstep.types import Latents
 from tests.nn.builders import randomised
 from tests.runs import Workshop, logged
-from tests.training.flows import flow_arguments
+from tests.training.flows import flow_arguments, upon_a_flow
 from tests.training.test_resume import assert_equal
 
 
@@ -90,6 +90,8 @@ def test_the_average_is_the_one_of_lightning(generator: torch.Generator) -> None
         pytest.param("autoencoder", "--compile.backend=aot_eager", marks=pytest.mark.slow),
         pytest.param("head", "--recompute.blocks=true", marks=pytest.mark.slow),
         pytest.param("mean_flow", "--compile.backend=aot_eager", marks=pytest.mark.slow),
+        pytest.param("distribution_matching", "--compile.backend=aot_eager", marks=pytest.mark.slow),
+        pytest.param("distribution_matching", "--recompute.blocks=true", marks=pytest.mark.slow),
     ],
 )
 def test_compiled_and_recomputed_blocks_train_to_the_same_losses(
@@ -99,7 +101,7 @@ def test_compiled_and_recomputed_blocks_train_to_the_same_losses(
     torch._dynamo.utils.counters.clear()
     for run_dir, flags in zip(runs, ([], [flag]), strict=True):
         own = workshop.arguments(stage, f"--run_dir={run_dir}", *flags)
-        assert main(flow_arguments(workshop, stage, run_dir, *flags) if stage == "mean_flow" else own) == 0
+        assert main(upon_a_flow(workshop, stage, run_dir, *flags) if stage in OBJECTIVES else own) == 0
     plain, changed = (logged(run_dir) for run_dir in runs)
     assert len(plain["train/loss"]) == 4
     if "compile" in flag:

@@ -124,6 +124,11 @@ class FlowModule(TrainingModule):
         """What the network starts from, unless it starts from scratch."""
         return self._started
 
+    def networks(self) -> list[nn.Module]:
+        """With the auxiliary network and its teacher, which make most passes of distribution matching."""
+        auxiliary, teacher = self._auxiliary.value, self._teacher.value
+        return [self] if auxiliary is None or teacher is None else [self, auxiliary.network, teacher.flow()]
+
     def identity(self) -> Identity:
         """The identity with the flow's path, prediction, objective and time grid."""
         return self.flow_identity

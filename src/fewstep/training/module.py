@@ -146,6 +146,10 @@ class TrainingModule(LightningModule):
         """The loss of one batch; held-out batches come in evaluation mode."""
         raise NotImplementedError
 
+    def networks(self) -> list[nn.Module]:
+        """The networks that take part in a training step, for compiling and recomputing their blocks."""
+        return [self]
+
     def report(self) -> str:
         """Lines to print before the first step."""
         return ""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
@@ -95,7 +95,7 @@ class CompiledBlocks(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the blocks; each is compiled at its first call."""
         if self.backend is not None:
-            for block in transformer_blocks(pl_module):
+            for block in _blocks(pl_module):
                 block.compile(backend=self.backend)
 
 
@@ -113,8 +113,13 @@ class RecomputedBlocks(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wrap the forward method of each block; parameter names stay as they are."""
         if self.blocks:
-            for block in transformer_blocks(pl_module):
+            for block in _blocks(pl_module):
                 block.forward = partial(_recomputed, block.forward)  # type: ignore[method-assign]
+
+
+def _blocks(module: LightningModule) -> list[nn.Module]:
+    assert isinstance(module, TrainingModule)
+    return [block for network in module.networks() for block in transformer_blocks(network)]
 
 
 def _recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
