@@ -63,13 +63,13 @@ BUDGETS = {
     "model storage pipeline provenance locking": (1292, 1100),
     "metrics diagnostics": (2075, 1750),
     "training": (3074, 1950),
-    "cli settings __main__": (1766, 1300),
-    "evaluation": (3461, 2000),
-    "lab": (5492, 4000),
+    "cli settings __main__": (1783, 1300),
+    "evaluation": (3465, 2000),
+    "lab": (5488, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_840, 11_000)  # without NOT_CORE
-SRC_LINES = (22_789, 15_000)
+CORE_LINES = (13_857, 11_000)  # without NOT_CORE
+SRC_LINES = (22_810, 15_000)
 TEST_SHARE = (0.923, 0.75)  # lines of tests to lines of src
 
 

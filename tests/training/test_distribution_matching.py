@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fewstep.cli.train import main
 
 from fewstep.cli.main import main as command
 from fewstep.errors import UserError
@@ -15,6 +14,7 @@ from fewstep.objectives import DistributionMatching
 from fewstep.storage import load_checkpoint
 from fewstep.training import FlowModule, OptimizerSettings
 from fewstep.training.auxiliary import Auxiliary
+from fewstep.training.command import main
 from tests.runs import Workshop, logged, start
 from tests.training.flows import flow_arguments, trained_flow
 from tests.training.test_resume import assert_equal

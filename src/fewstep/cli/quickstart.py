@@ -5,7 +5,7 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = "sotu"
 STEPS = (1, 2, 4, 8, 32)
+FEW_STEPS, RENEWED = (1, 2, 4, 8), "1"
 MEASURES = ("scores", "length_matched_entropy", "repetition", "late_flips", "rms")
 
 
@@ -47,6 +48,10 @@ STAGES = {
         beside=True,
     ),
     "flow": Stage("learn to carry noise to latents", ("--model.autoencoder={out}/autoencoder/model",)),
+    "distribution_matching": Stage(
+        "learn to do so in few steps, so that the samples follow the law of the data",
+        ("--model.autoencoder={out}/flow/model",),
+    ),
 }
 """In an order in which every stage stands after its inputs. Two stages without a common input train side by side."""
 
@@ -91,7 +96,8 @@ def main(argv: list[str]) -> int:
     say(f"stage {len(STAGES) + 1} of {len(STAGES) + 1}: sample at K = {', '.join(map(str, STEPS))} and score")
     sample_and_score(options, provenance("quickstart", argv))
     out, model = options.out, options.out / "model"
-    print(f"\nmodel     {model}   (fewstep sample {model} --steps 4 --readout head)")
+    print(f"\nmodel     {model}   (fewstep sample {model} --steps 32, fewstep diagnose {model})")
+    print(f"few steps {out / 'few_step_model'}   (fewstep sample {out / 'few_step_model'} --steps 2)")
     print(f"table     {out / 'table.md'}, {out / 'table.csv'}, rows {out / 'rows.jsonl'}, pictures {out / '*.png'}")
     print(f"samples   {out / 'samples.txt'}")
     print(f"runs      {', '.join(str(out / stage) for stage in STAGES)}")
@@ -242,14 +248,20 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     from fewstep.evaluation.pictures import write_pictures
     from fewstep.evaluation.rows import RowFile, rows_csv, rows_markdown, rows_text
     from fewstep.evaluation.scorers import RunScorer
-    from fewstep.evaluation.sweep import Sweep
+    from fewstep.evaluation.sweep import Sweep, model_digest
     from fewstep.evaluation.text_plan import TextStudy, real_text
     from fewstep.evaluation.texts import Sampling, flow_groups
     from fewstep.model import SavedModel, merge_models
 
-    folders = [str(options.out / name / "model") for name in ("flow", "head", "language_model")]
-    bundle = merge_models([SavedModel.from_pretrained(folder) for folder in folders], folders)
-    bundle.save_pretrained(options.out / "model", overwrite=True)
+    names = ("flow", "distribution_matching", "head", "language_model")
+    folders = {name: str(options.out / name / "model") for name in names}
+    models = {name: SavedModel.from_pretrained(folder) for name, folder in folders.items()}
+
+    def merged(*names: str) -> SavedModel:
+        return merge_models([models[name] for name in names], [folders[name] for name in names])
+
+    bundle = merged("flow", "head", "language_model")
+    few_step = merged("distribution_matching", "head", "language_model")
     text = TextOptions(source=options.source, max_documents=max_documents(options), cache_dir=options.cache_dir)
     corpus = corpus_of(bundle, text)
     count = min(options.num_samples, len(corpus.validation))
@@ -259,8 +271,12 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     samplings = [Sampling(steps, rule) for rule in comma_rules(options.reinjection) for steps in STEPS]
     temperatures = sweep_temperatures(options.matched_entropy)
     yardsticks = study.yardsticks(language_model_offset=3, temperatures=temperatures)
-    flows = flow_groups(bundle, samplings, ("parallel", "head"), temperatures)
+    readouts = ("parallel", "head")
+    flows = flow_groups(bundle, samplings, readouts, temperatures)
+    few = [Sampling(steps, RENEWED) for steps in FEW_STEPS]
+    flows += flow_groups(few_step, few, readouts, temperatures, name="distribution matching")
     plan = study.plan([*yardsticks, *flows], MEASURES, keep=KEPT, provenance=recipe)
+    plan = replace(plan, protocol={**plan.protocol, "few_step_model": model_digest(few_step)})
     with progress_bar("sampling and scoring", "row") as progress:
         rows = Sweep(plan).run(RowFile(options.out / "rows.jsonl"), progress, renew=True)
     tables = with_matched_table(rows, plan.caption, plan.columns)
@@ -273,7 +289,8 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     write_text(options.out / "samples.txt", sentences(plain))
     write_frontier(rows, scorer.name, options.out / "frontier.png")
     write_pictures(score_pictures(plain, OVER_STEPS, scorer.name), options.out / "table.png")
-    bundle.save_pretrained(options.out / "model", overwrite=True, scores=table)  # now with its scores
+    bundle.save_pretrained(options.out / "model", overwrite=True, scores=table)
+    few_step.save_pretrained(options.out / "few_step_model", overwrite=True, scores=table)
     print(sentences(plain))
     print("\n\n".join(rows_text(*each) for each in tables))
     return rows

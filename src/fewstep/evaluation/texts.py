@@ -148,13 +148,17 @@ def flow_settings(
 
 
 def flow_groups(
-    bundle: SavedModel, samplings: Sequence[Sampling], readouts: Sequence[str], temperatures: Sequence[float] = ()
+    bundle: SavedModel,
+    samplings: Sequence[Sampling],
+    readouts: Sequence[str],
+    temperatures: Sequence[float] = (),
+    name: str = FLOW,
 ) -> list[Group]:
     """:class:`FlowTexts` as groups of a sweep, with the settings of :func:`flow_settings`."""
     return [
         Group(settings, FlowTexts(bundle, own, list(dict.fromkeys(str(row["readout"]) for row in settings))).make)
         for sampling in samplings
-        for own, settings in flow_settings(sampling, readouts, temperatures)
+        for own, settings in flow_settings(sampling, readouts, temperatures, name)
     ]
 
 
