@@ -52,24 +52,24 @@ GLOBAL_SEEDS = {
 
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
-    "__init__ errors shapes types registry schedules paths": (628, 600),
+    "__init__ errors shapes types registry schedules paths": (634, 600),
     "nn": (489, 450),
     "autoencoders": (142, 180),
     "denoisers": (327, 260),
     "readouts": (599, 540),
     "objectives": (1125, 950),
     "samplers": (798, 690),
-    "data": (1379, 950),
-    "model storage pipeline provenance locking": (1288, 1100),
-    "metrics diagnostics": (2075, 1750),
-    "training": (3068, 1950),
-    "cli settings __main__": (1729, 1300),
-    "evaluation": (3456, 2000),
-    "lab": (5492, 4000),
+    "data": (1519, 950),
+    "model storage pipeline provenance locking": (1292, 1100),
+    "metrics diagnostics": (2067, 1750),
+    "training": (3074, 1950),
+    "cli settings __main__": (1783, 1300),
+    "evaluation": (3464, 2000),
+    "lab": (5488, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (13_647, 11_000)  # without NOT_CORE
-SRC_LINES = (22_589, 15_000)
+CORE_LINES = (13_857, 11_000)  # without NOT_CORE
+SRC_LINES = (22_810, 15_000)
 TEST_SHARE = (0.923, 0.75)  # lines of tests to lines of src
 
 

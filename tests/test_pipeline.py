@@ -128,6 +128,8 @@ def test_stopped_texts_end_at_their_end_of_text(generator: TextGenerator, readou
     stopped, end = generator.generate(400, 1, **draw, stop=True), tokenizer().eos_token_id
     assert bool(free.mask.all()) and not bool(stopped.mask.all())
     assert torch.equal(stopped.ids[stopped.mask], free.ids[stopped.mask])
+    alone = TextGenerator(with_identity(generator.model, blocks="documents"))
+    assert torch.equal(alone.generate(400, 1, **draw).ids, stopped.ids), "a text of its own always ends"
     assert bool((stopped.ids[~stopped.mask] == tokenizer().pad_token_id).all())
     for row, mask, text in zip(stopped.ids, stopped.mask, stopped.texts, strict=True):
         length = int(mask.sum())

@@ -15,6 +15,7 @@ from torch import nn
 
 from fewstep import storage
 from fewstep.data import tokenizer_fingerprint
+from fewstep.data.everyday import EVERYDAY, ORIGIN
 from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionType
 from fewstep.errors import UserError, first_line
 from fewstep.paths import PATHS, PathName
@@ -23,7 +24,7 @@ from fewstep.registry import import_attribute, validated
 from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
 from fewstep.shapes import own_defaults, plain
 from fewstep.storage import Manifest, PartSpec
-from fewstep.types import LatentEncoder, Readout
+from fewstep.types import Blocks, LatentEncoder, Readout
 
 Kind = Literal["text", "images"]
 
@@ -48,6 +49,7 @@ FIELDS_OF_PART = {
 """Fields of an identity that describe one part, and go with it where models are merged."""
 CORPORA = {
     "sotu": "State of the Union addresses, 1790 to 2026 (US federal texts, in the public domain)",
+    EVERYDAY: ORIGIN,
     "grammar": "sentences drawn from the project's own grammar",
     "Digits": "scikit-learn's handwritten digits (UCI, CC BY 4.0)",
     "DrawnShapes": "shapes drawn by the project",
@@ -64,7 +66,7 @@ TASK = {"text": "text-generation", "images": "unconditional-image-generation"}
 class Identity:
     """What a model is, so that it is never used as something else.
 
-    ``block_size`` tokens and ``tokenizer_fingerprint`` are of text (0 and empty for images). ``path`` and
+    ``block_size`` tokens, ``tokenizer_fingerprint`` and ``blocks`` are of text (0 and empty for images). ``path`` and
     ``prediction`` say what the denoiser was trained on, ``objective`` how, ``trained_nfe`` for how many network
     evaluations (None: any number). ``estimate``: its output is the mean of the data given x_t, the end of the
     trajectory, or the point that a jump aims at. ``grid_mean`` and ``grid_std`` place the sampler's steps where
@@ -74,6 +76,7 @@ class Identity:
 
     block_size: int = 0
     tokenizer_fingerprint: str = ""
+    blocks: Blocks = "packed"
     kind: Kind = "text"
     time_convention: Literal["t=0 noise, t=1 data"] = "t=0 noise, t=1 data"
     path: PathName = "linear"
@@ -333,7 +336,8 @@ def kind_of(path: str | FilePath) -> Kind:
 
 
 def _checked_identity(manifest: Manifest, source: str) -> Identity:
-    defaults = asdict(Identity()) if manifest.format == 1 else {}
+    # Before blocks of one document there was one way to cut a text, which a folder of format 2 does not name then.
+    defaults = asdict(Identity()) if manifest.format == 1 else {"blocks": Identity().blocks}
     identity = validated(Identity, {**defaults, **manifest.identity}, f"{source}: identity")
     try:
         identity.default_grid()
@@ -391,7 +395,7 @@ def merge_models(models: Sequence[SavedModel], sources: Sequence[str]) -> SavedM
     parts: dict[str, Any] = {}
     origin: dict[str, int] = {}
     for index, model in enumerate(models):
-        for what in ("kind", "tokenizer_fingerprint", "block_size"):
+        for what in ("kind", "tokenizer_fingerprint", "block_size", "blocks"):
             ours, first = getattr(model.identity, what), getattr(models[0].identity, what)
             if ours != first:
                 raise UserError(f"{sources[index]} and {sources[0]} differ in {what} ({ours}, {first}): cannot merge")

@@ -122,11 +122,11 @@ class TextGenerator:
         matrix products, which may tip a token over at a tie); they begin at ``first_sample``. ``readout`` is one of
         :data:`fewstep.readouts.READOUTS`; ``temperature``, ``top_p`` and ``top_k`` are for its draw: by default the
         parallel readout takes the likeliest token (0) and the commitment head draws (1). ``stop``: a text ends at its
-        first end-of-text. ``head_context`` False hides its earlier tokens from the head, for the ablation. ``snap``
-        "every", "confidence:0.9" or another rule of :func:`fewstep.samplers.parse_snap` replaces estimates by those of
-        their likeliest tokens. ``reinjection``: whatever :func:`fewstep.samplers.parse_rule` reads (None: what fits the
-        model, :func:`fewstep.samplers.default_sampling`); ``noise_scale``, the temperature of sampling,
-        and the controls ``reuse_noise`` and ``noise_temperature`` as in :class:`fewstep.samplers.FlowSampler`.
+        first end-of-text, always where blocks hold one document. ``head_context`` False hides its earlier tokens from
+        the head, for the ablation. ``snap`` "every", "confidence:0.9" or another rule of
+        :func:`fewstep.samplers.parse_snap` replaces estimates by those of their likeliest tokens. ``reinjection``:
+        whatever :func:`fewstep.samplers.parse_rule` reads (None: :func:`fewstep.samplers.default_sampling`);
+        ``noise_scale``, ``reuse_noise`` and ``noise_temperature`` as in :class:`fewstep.samplers.FlowSampler`.
         ``grid``: where the steps end (None: the identity's own). ``progress`` is called with the number just finished.
 
         Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
@@ -143,7 +143,8 @@ class TextGenerator:
         temperature = choice.temperature if temperature is None else temperature
         own = default_sampling(self.model.identity, num_steps)
         tokenizer = self.model.tokenizer
-        ending = Ending(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)) if stop else None
+        stops = stop or self.model.identity.blocks == "documents"
+        ending = Ending(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)) if stops else None
         with as_user_error():
             check_draw(temperature, top_p, top_k)
             sampler = FlowSampler(

@@ -4,12 +4,18 @@ Legend: B batch, L tokens, K latent positions, D latent dimension, V vocabulary,
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fewstep.shapes import Generators
+
+Blocks = Literal["packed", "documents"]
+"""How text is cut into blocks: joined and cut, or one document each, up to its end-of-text and then filled with more.
+
+A model writes every position of a block; of "documents" what counts ends with the first end-of-text.
+"""
 
 
 @dataclass(frozen=True)

@@ -258,9 +258,11 @@ def test_mauve_is_measured_where_it_is_asked_for_against_text_that_is_not_the_ro
     assert "MAUVE" in (tmp_path / "table.md").read_text().splitlines()[0]
 
 
-def test_documents_that_are_not_packed_count_to_their_end(shop: Path, tmp_path: Path) -> None:
+def test_blocks_of_one_document_count_to_their_end(shop: Path, tmp_path: Path) -> None:
+    bundle = with_identity(tiny_bundle(), source=str(shop / "text.jsonl"), blocks="documents")
+    bundle.save_pretrained(tmp_path / "model")
     few = ["--steps", "1", "--reinjection", "0", "--readout", "parallel", "--samples", "2", "--out", tmp_path]
-    assert main(command(shop, *few, "--no_pack")) == 0
+    assert main(command(shop, *few, "--seeds", "1", path=tmp_path / "model")) == 0
     rows = rows_in(tmp_path)
     assert {row.protocol["end_of_text"] for row in rows} == {TO_FIRST_END}
     assert len(rows) == len(YARDSTICKS) + 1

@@ -1,12 +1,14 @@
 """All stages in one folder: what is done is not done again, and the table tells of every setting."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fewstep.cli import quickstart
+from fewstep.data import everyday
 from fewstep.errors import UserError
 from fewstep.evaluation.rows import RowFile
 from fewstep.settings import size_sections
@@ -38,9 +40,13 @@ def test_it_trains_samples_and_scores_and_a_second_call_only_scores(
     axes = ("readout", "reinjection", "num_steps")
     settings = {tuple(row.setting[axis] for axis in axes) for row in rows if row.setting["name"] == "flow"}
     assert settings == {(r, g, k) for r in ("parallel", "head") for g in ("0", "1") for k in (1, 2, 4, 8, 32)}
+    matched = {row.setting["num_steps"] for row in rows if row.setting["name"] == "distribution matching"}
+    assert matched == {1, 2, 4, 8}
+    student, flow = (out / name / "denoiser.safetensors" for name in ("few_step_model", "model"))
+    assert student.read_bytes() != flow.read_bytes()
     assert {row.num_samples for row in rows} == {4}
     assert (out / "table.csv").read_text().count("\n") == 1 + len(rows)
-    assert sum(row.setting.get("noise_scale") == 2 or row.setting.get("temperature") == 2 for row in rows) == 21
+    assert sum(row.setting.get("noise_scale") == 2 or row.setting.get("temperature") == 2 for row in rows) == 29
     assert {"frontier.png", "matched.csv"} <= {file.name for file in out.iterdir()}
     for name in ("held-out text", "words shuffled", "unigram draws", "language model", "gamma = 1"):
         assert name in first
@@ -50,7 +56,7 @@ def test_it_trains_samples_and_scores_and_a_second_call_only_scores(
     assert (out / "table.md").read_text().strip() in card  # scores with their entropy, under their command
     assert quickstart.main(command) == 0
     again = capsys.readouterr().out
-    assert again.count("is done already") == 4
+    assert again.count("is done already") == 5
     assert {file: file.read_bytes() for file in (out / "model").glob("*.safetensors")} == weights
     assert RowFile(out / "rows.jsonl").read() == rows
     assert quickstart.main([*command, "--num_samples", "3", "--reinjection", "0", "cosine:1,0"]) == 0
@@ -63,3 +69,26 @@ def test_it_trains_samples_and_scores_and_a_second_call_only_scores(
     (out / "language_model" / "model" / "language_model.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"language_model\.safetensors is damaged"):
         quickstart.main(command)
+
+
+def test_the_text_is_everyday_english_where_it_can_be_had_and_a_folder_keeps_the_text_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = quickstart.QuickstartOptions(out=tmp_path / "out", cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setattr(everyday, "everyday_file", lambda cache_dir: cache_dir)
+    assert quickstart.choose_source(options) == "everyday"
+    assert quickstart.choose_source(replace(options, size="debug")) == "sotu", "40 sentences are no text"
+
+    def offline(cache_dir: Path) -> Path:
+        raise UserError("no index: connect")
+
+    monkeypatch.setattr(everyday, "everyday_file", offline)
+    assert quickstart.choose_source(options) == "sotu"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "[quickstart] WARNING: using sotu, speeches, in place of everyday English: no index: connect"
+    assert quickstart.choose_source(replace(options, source="everyday")) == "everyday", "a given text is never replaced"
+    (tmp_path / "out" / "autoencoder").mkdir(parents=True)
+    (tmp_path / "out" / "autoencoder" / "config.yaml").write_text("data: {init_args: {source: a.txt}}")
+    assert quickstart.choose_source(options) == quickstart.choose_source(replace(options, source="a.txt")) == "a.txt"
+    with pytest.raises(UserError, match=r"was begun with a\.txt"):
+        quickstart.choose_source(replace(options, source="everyday"))

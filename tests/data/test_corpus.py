@@ -52,7 +52,7 @@ def test_the_blocks_read_in_a_row_are_the_documents(texts, tmp_path, make_settin
         assert report.tokens == len(split) * 16 + len(tail)
         assert report.documents == len(expected)
         assert report.bytes == sum(len(text.encode()) for text in expected)
-        assert report.padded_positions == 0
+        assert report.filled_positions == 0
         assert split[:]["index"].tolist() == list(range(len(split)))
 
 
@@ -66,24 +66,22 @@ def test_the_bytes_of_a_block_are_those_of_its_text(texts, tmp_path, make_settin
         assert corpus.train[number]["num_bytes"] == len(decoded_blocks[number].encode())
 
 
-def test_unpacked_documents_start_their_own_blocks_and_padding_is_counted(tmp_path, make_settings):
+def test_a_block_of_one_document_begins_with_it_and_the_share_cut_off_is_reported(tmp_path, make_settings):
     texts = [make_text(seed, words=3 + seed % 30) for seed in range(40)] + [""]
-    corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), pack=False, block_size=16))
-    eos = corpus.tokenizer.eos_token_id
-    documents, current, padded = [], [], 0
-    for row in corpus.train:
-        real = row["input_ids"][: row["length"]].tolist()
-        padded += 16 - row["length"]
-        assert (row["input_ids"][row["length"] :] == corpus.tokenizer.pad_token_id).all()
-        current += real
-        if current[-1] == eos:
-            documents.append(corpus.tokenizer.decode(current[:-1]))
-            current = []
+    corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), blocks="documents", block_size=64))
+    eos, cut = corpus.tokenizer.eos_token_id, 0
+    for row, text in zip(corpus.train, [t for n, t in enumerate(texts[:40]) if n % 20 != 19], strict=True):
+        tokens, behind = row["input_ids"][: row["length"]].tolist(), row["input_ids"][row["length"] :]
+        assert (behind == eos).all()
+        if tokens[-1] == eos:
+            assert corpus.tokenizer.decode(tokens[:-1]) == text
         else:
-            assert row["length"] == 16, "only the last block of a document is padded"
-    assert documents == [text for number, text in enumerate(texts[:40]) if number % 20 != 19]
-    assert corpus.report.train.padded_positions == padded > 0
-    assert corpus.report.train.dropped_tokens == 0
+            cut += 1
+            assert row["length"] == 64
+            assert text.startswith(corpus.tokenizer.decode(tokens).rstrip("\ufffd"))
+    assert 0 < cut < 38
+    assert corpus.report.train.cut_documents == cut
+    assert f"{cut / 38:.1%} of the documents longer than a block and cut off" in str(corpus.report)
     assert "left out: 1 empty, 0 duplicate documents" in str(corpus.report)
 
 
@@ -137,7 +135,7 @@ def test_another_tokenizer_is_taken_as_it_is_and_counts_all_bytes(texts, tmp_pat
     backend.enable_truncation(8)
     folder = saved(tmp_path / "words", backend, pre_tokenizers.BertPreTokenizer(), unk_token="[UNK]")
     path = write_jsonl(tmp_path / "a.jsonl", texts)
-    corpus = prepare_corpus(make_settings(path, tokenizer=folder, pack=False))
+    corpus = prepare_corpus(make_settings(path, tokenizer=folder, blocks="documents", block_size=128))
     assert not corpus.report.is_lossless, "it loses capital letters"
     assert corpus.report.train.lost_bytes == 0
     assert corpus.tokenizer.eos_token == corpus.tokenizer.pad_token == "<|endoftext|>"
@@ -241,7 +239,9 @@ def test_a_byte_level_vocabulary_without_all_bytes_loses_text_that_is_counted(te
         letters[unknown] = len(letters)
     backend = Tokenizer(models.BPE(letters, [], unk_token=unknown))
     folder = saved(tmp_path / "bytes", backend, pre_tokenizers.ByteLevel(add_prefix_space=False), unk_token=unknown)
-    corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), tokenizer=folder, pack=False))
+    corpus = prepare_corpus(
+        make_settings(write_jsonl(tmp_path / "a.jsonl", texts), tokenizer=folder, blocks="documents")
+    )
     trained = [text for number, text in enumerate(texts) if number % 20 != 19]
     assert corpus.report.train.lost_bytes == sum(text.count("t") for text in trained)
     assert corpus.report.train.unknown_tokens == (corpus.report.train.lost_bytes if unknown else 0)

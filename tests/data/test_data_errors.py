@@ -22,7 +22,8 @@ from tests.data.texts import make_text
         ("validation_fraction", float("nan"), "between 0 and 1"),
         ("block_size", 0, "at least 1 token"),
         ("max_documents", 0, "above 0"),
-        ("source", " ", "'sotu', 'grammar', a file"),
+        ("source", " ", "'sotu', 'everyday', a file"),
+        ("blocks", "padded", "packed or documents"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(field, value, expected):

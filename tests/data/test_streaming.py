@@ -54,28 +54,28 @@ def documents_in(rows, tokenizer):
     return [int(piece.split()[1].rstrip(".")) for piece in pieces if piece.startswith("Document")]
 
 
-@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("blocks", ["packed", "documents"])
 @pytest.mark.parametrize(("kind", "files"), [("jsonl", 1), ("jsonl", 3), ("parquet", 2)])
-def test_a_resumed_stream_goes_on_exactly(open_corpus, kind, files, pack):
-    whole = list(islice(open_corpus(kind, files, pack=pack).train, 700))
+def test_a_resumed_stream_goes_on_exactly(open_corpus, kind, files, blocks):
+    whole = list(islice(open_corpus(kind, files, blocks=blocks).train, 700))
     assert [row["index"] for row in whole] == list(range(700))
     for used, ahead in ((0, 0), (1, 3), (37, 0), (150, 20), (390, 5), (560, 7)):
-        stream = open_corpus(kind, files, pack=pack).train
+        stream = open_corpus(kind, files, blocks=blocks).train
         list(islice(stream, used + ahead))
         state = json.loads(json.dumps(pickle.loads(pickle.dumps(stream.state_dict(used)))))
         assert used - state["snapshot"]["blocks"] < 300, "a resume must not read from the beginning"
-        resumed = open_corpus(kind, files, pack=pack).train
+        resumed = open_corpus(kind, files, blocks=blocks).train
         resumed.load_state_dict(state)
         rest = list(islice(resumed, 60))
         assert ids(rest) == ids(whole[used : used + 60])
         assert [row["index"] for row in rest] == list(range(used, used + 60))
-        second = open_corpus(kind, files, pack=pack).train
+        second = open_corpus(kind, files, blocks=blocks).train
         second.load_state_dict(resumed.state_dict())
         assert ids(islice(second, 20)) == ids(whole[used + 60 : used + 80])
 
 
 def test_every_train_document_comes_once_a_pass_and_none_of_validation(open_corpus):
-    corpus = open_corpus(pack=False)
+    corpus = open_corpus(blocks="documents", block_size=512)
     numbers = documents_in(list(islice(corpus.train, 1200)), corpus.tokenizer)
     held_out = documents_in(list(corpus.validation), corpus.tokenizer)
     # Every tenth is held out; 40 is empty, and 80 to 89 are copies of 0 to 9.
@@ -114,7 +114,7 @@ def test_a_source_with_splits_of_its_own_is_streamed_without_its_validation_docu
 def test_ranks_share_the_documents(open_corpus, files, world_size):
     seen = []
     for rank in range(world_size):
-        corpus = open_corpus(files=files, pack=False, rank=rank, world_size=world_size)
+        corpus = open_corpus(files=files, blocks="documents", block_size=512, rank=rank, world_size=world_size)
         numbers = documents_in(list(islice(corpus.train, 500)), corpus.tokenizer)
         seen.append(set(numbers))
     assert not (seen[0] & seen[1]) - set(range(10)), "only documents that stand twice in the source may come twice"
@@ -133,7 +133,7 @@ def test_a_state_of_another_rank_resumes_exactly_too(open_corpus):
 
 
 def test_a_loader_batches_the_stream_and_workers_share_the_files(open_corpus):
-    corpus = open_corpus(files=2, pack=False)
+    corpus = open_corpus(files=2, blocks="documents", block_size=512)
     loader = torch.utils.data.DataLoader(corpus.train, batch_size=8, collate_fn=collate)
     batch = next(iter(loader))
     assert ids(islice(corpus.train, 8)) == batch["ids"].tolist()

@@ -46,9 +46,9 @@ def test_a_text_that_spells_a_special_token_gets_no_special_token():
 
 @given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 6), st.booleans(), st.integers(0, 12))
 @settings(max_examples=100, deadline=None)
-def test_packing_in_pieces_is_packing_at_once_and_no_token_is_lost(lengths, block, pack, cut):
+def test_packing_in_pieces_is_packing_at_once_and_every_token_is_counted(lengths, block, alone, cut):
     documents = [EncodedDocument(np.full(n, 5, np.int32), np.full(n, 3, np.int32)) for n in lengths]
-    once, pieces = BlockPacker(TOKENIZER, block, pack), BlockPacker(TOKENIZER, block, pack)
+    once, pieces = (BlockPacker(TOKENIZER, block, one_document=alone) for _ in range(2))
     whole = once.add(documents)
     parts = [pieces.add(documents[:cut]), pieces.add(documents[cut:])]
     assert np.array_equal(whole["input_ids"], np.concatenate([part["input_ids"] for part in parts]))
@@ -56,11 +56,18 @@ def test_packing_in_pieces_is_packing_at_once_and_no_token_is_lost(lengths, bloc
     assert once.report == pieces.report
     report = once.report
     assert report.tokens == sum(lengths) + len(lengths)
-    assert report.blocks * block == report.tokens - report.dropped_tokens + report.padded_positions
-    assert report.dropped_tokens < block
-    assert whole["num_bytes"].sum() + once.rest_bytes.sum() == report.bytes == 3 * sum(lengths)
-    assert (report.dropped_tokens == 0) or pack
-    assert (report.padded_positions == 0) or not pack
+    assert report.blocks * block == report.tokens - report.dropped_tokens + report.filled_positions
+    assert report.bytes == 3 * sum(lengths)
+    if alone:
+        for row, length, size in zip(whole["input_ids"], whole["length"], lengths, strict=True):
+            assert row.tolist() == [5] * min(size, block) + [TOKENIZER.eos_token_id] * (block - size)
+            assert length == min(size + 1, block), "the first end-of-text counts"
+        assert whole["num_bytes"].tolist() == [3 * min(size, block) for size in lengths]
+        assert report.cut_documents == sum(size >= block for size in lengths)
+    else:
+        assert report.dropped_tokens < block
+        assert report.filled_positions == report.cut_documents == 0
+        assert whole["num_bytes"].sum() + once.rest_bytes.sum() == report.bytes
 
 
 def test_a_folder_without_a_tokenizer_and_an_empty_one_are_refused(tmp_path):

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.data import StepBatchSampler
+from fewstep.errors import UserError
 from fewstep.objectives import Reconstruction
 from fewstep.readouts import LinearReadout
 from fewstep.training import AutoencoderModule, TextDataModule
@@ -104,3 +105,14 @@ def test_bits_per_byte_are_logged_only_if_the_tokenizer_loses_nothing(
     scores = stage.scores(next(iter(data.train_dataloader())))
     assert ("bits_per_byte" in scores) == lossless
     assert "token_accuracy" in scores
+
+
+def test_a_model_of_other_blocks_is_refused(workshop: Workshop) -> None:
+    packed, alone = data_module(workshop), data_module(workshop, blocks="documents")
+    alone.check_model(alone.new_model().identity, "model")
+    assert alone.new_model().identity.blocks == "documents"
+    with pytest.raises(UserError, match=r"packed, the data's are documents: pass --data\.blocks=packed"):
+        alone.check_model(packed.new_model().identity, "model")
+    batch = first_batches(alone, 1)[0]
+    assert bool(batch["mask"].all())
+    assert int(alone.units_in(batch)) == int(batch["length"].sum())

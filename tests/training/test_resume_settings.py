@@ -49,7 +49,7 @@ def refusals(capsys: pytest.CaptureFixture[str], command: list[str]) -> list[str
         ("--data.validation_fraction=0.1", "give --data.validation_fraction=0.05"),
         ("--data.vocab_size=290", "give --data.vocab_size=300"),
         ("--data.streaming=true", "give --data.streaming=false"),
-        ("--data.pack=false", "give --data.pack=true"),
+        ("--data.blocks=documents", "give --data.blocks=null"),
         ("--data.source=grammar", "give the text as it was"),
         ("--trainer.accumulate_grad_batches=2", "accumulate_grad_batches x processes is 2, in the checkpoint 1"),
         ("--model.seed=1", "give --model.seed=0"),

@@ -96,7 +96,7 @@ class ScoringOptions:
 class StudyOptions(ScoringOptions, TextOptions, DeviceOptions):
     """Options of commands that score the samples of text models."""
 
-    def study(self, bundle: "SavedModel", *, pack: bool = True, mauve: bool = False) -> "TextStudy":
+    def study(self, bundle: "SavedModel", *, mauve: bool = False) -> "TextStudy":
         """Scorer, real text and protocol for the samples of ``bundle`` and of models on its latents."""
         from fewstep.evaluation.scorers import RunScorer
         from fewstep.evaluation.text_plan import TextStudy, real_text
@@ -107,8 +107,9 @@ class StudyOptions(ScoringOptions, TextOptions, DeviceOptions):
             scorer = RunScorer(bundle.scorer(), bundle.tokenizer, batch_size=self.batch_size)
         else:
             scorer = TransformersScorer(self.scorer, dtype=self.scorer_dtype, device=self.pick_device())
-        corpus, source = corpus_of(bundle, self, pack=pack), self.source or bundle.identity.source
-        real = real_text(corpus, source, self.samples * self.seeds, packed=pack, others=mauve)
+        corpus, source = corpus_of(bundle, self), self.source or bundle.identity.source
+        packed = bundle.identity.blocks == "packed"
+        real = real_text(corpus, source, self.samples * self.seeds, packed=packed, others=mauve)
         seeds = tuple(range(self.seeds))
         return TextStudy(bundle, scorer, real, self.samples, seeds, self.batch_size, self.cci_examples, mauve)
 
@@ -146,8 +147,8 @@ def folder_beside(model: str, name: str) -> Path:
     return Path(model).resolve().parent / name
 
 
-def corpus_of(bundle: "SavedModel", options: TextOptions, *, pack: bool = True) -> "PreparedCorpus":
-    """The text of the options in blocks of the model's tokens."""
+def corpus_of(bundle: "SavedModel", options: TextOptions) -> "PreparedCorpus":
+    """The text of the options in blocks like those that the model was trained on."""
     from fewstep.data import CorpusSettings, prepare_corpus
 
     with tempfile.TemporaryDirectory() as folder:  # a checkpoint has no tokenizer folder to point at
@@ -157,7 +158,7 @@ def corpus_of(bundle: "SavedModel", options: TextOptions, *, pack: bool = True) 
             text_field=options.text_field,
             tokenizer=folder,
             block_size=bundle.identity.block_size,
-            pack=pack,
+            blocks=bundle.identity.blocks,
             max_documents=options.max_documents,
             cache_dir=options.cache_dir,
         )
@@ -165,7 +166,10 @@ def corpus_of(bundle: "SavedModel", options: TextOptions, *, pack: bool = True) 
 
 
 def packed_blocks(corpus: "PreparedCorpus", count: int) -> "TokenBatch":
-    """``count`` held-out blocks and a spare one (the last block may be padded), spread evenly, or all there are."""
+    """``count`` held-out blocks all of whose tokens count and a spare one, spread evenly, or all there are."""
     from fewstep.evaluation.baselines import held_out_blocks
 
-    return held_out_blocks(corpus.validation, min(count + 1, len(corpus.validation)))[0]
+    full = corpus.validation
+    if corpus.report.validation.filled_positions:
+        full = full.select([row for row, length in enumerate(full["length"][:]) if length == corpus.report.block_size])
+    return held_out_blocks(full, min(count + 1, len(full)))[0]

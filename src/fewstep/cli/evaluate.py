@@ -53,15 +53,12 @@ class EvaluateOptions(AxisOptions, StudyOptions):
     Args:
         model: a model folder, or a .ckpt file of the flow or a later stage.
         out: folder for rows, table and pictures; left out, evaluation/ beside the model.
-        pack: --no_pack for documents in blocks of their own, as in training with pack: false; blocks count to their
-            first end.
         mauve: measure MAUVE against held-out text too: needs the extra fewstep[mauve] and many samples.
         wandb: log table and pictures to wandb too.
     """
 
     model: str
     out: Path | None = None
-    pack: bool = True
     mauve: bool = False
     wandb: bool = False
 
@@ -99,7 +96,7 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
         check_steps(bundle, [sampling.num_steps for sampling in samplings])
         readouts = comma_parts(options.readout, "readout")
         flows = flow_groups(bundle, samplings, readouts, temperatures)
-        study = options.study(bundle, pack=options.pack, mauve=options.mauve)
+        study = options.study(bundle, mauve=options.mauve)
         groups = [*study.yardsticks(temperatures=temperatures), *flows]
         plan = study.plan(groups, keep=KEPT, provenance=provenance("evaluate", argv))
         if processes.is_first:

@@ -5,7 +5,7 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,14 @@ from fewstep.cli.output import progress_bar, write_text
 from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
 from fewstep.provenance import provenance
-from fewstep.settings import configs_folder, size_sections
+from fewstep.settings import configs_folder, read_yaml, size_sections
 
 if TYPE_CHECKING:
     from fewstep.evaluation.rows import Row
 
+BUILT_IN = "sotu"
 STEPS = (1, 2, 4, 8, 32)
+FEW_STEPS, RENEWED = (1, 2, 4, 8), "1"
 MEASURES = ("scores", "length_matched_entropy", "repetition", "late_flips", "rms")
 
 
@@ -46,6 +48,10 @@ STAGES = {
         beside=True,
     ),
     "flow": Stage("learn to carry noise to latents", ("--model.autoencoder={out}/autoencoder/model",)),
+    "distribution_matching": Stage(
+        "learn to do so in few steps, so that the samples follow the law of the data",
+        ("--model.autoencoder={out}/flow/model",),
+    ),
 }
 """In an order in which every stage stands after its inputs. Two stages without a common input train side by side."""
 
@@ -57,7 +63,8 @@ class QuickstartOptions:
     Args:
         out: folder for everything.
         size: debug, hour, base or a YAML file; left out, the quickstart's own size.
-        source: the text: sotu, a file, a folder or a hub data set.
+        source: the text: everyday, sotu, a file, a folder or a hub data set; left out, that of the folder, else
+            everyday, or sotu for size debug and where everyday cannot be downloaded.
         num_samples: samples per row of the table.
         reinjection: strengths and rules of re-injection in the table, as in fewstep evaluate; by default the
             deterministic flow, and fresh noise after every step.
@@ -67,7 +74,7 @@ class QuickstartOptions:
 
     out: Path = Path("runs/quickstart")
     size: str | None = None
-    source: str = "sotu"
+    source: str | None = None
     num_samples: PositiveInt = 128
     reinjection: list[float | str] = field(default_factory=lambda: ["0,1"])
     cache_dir: str = "~/.cache/fewstep"
@@ -83,12 +90,14 @@ def main(argv: list[str]) -> int:
     sweep_temperatures(options.matched_entropy)
     start = time.perf_counter()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    say(f"writing to {options.out}; the same command resumes an interrupted run")
+    options.source = choose_source(options)
+    say(f"text {options.source}, writing to {options.out}; the same command resumes an interrupted run")
     train_stages(options)
     say(f"stage {len(STAGES) + 1} of {len(STAGES) + 1}: sample at K = {', '.join(map(str, STEPS))} and score")
     sample_and_score(options, provenance("quickstart", argv))
     out, model = options.out, options.out / "model"
-    print(f"\nmodel     {model}   (fewstep sample {model} --steps 4 --readout head)")
+    print(f"\nmodel     {model}   (fewstep sample {model} --steps 32, fewstep diagnose {model})")
+    print(f"few steps {out / 'few_step_model'}   (fewstep sample {out / 'few_step_model'} --steps 2)")
     print(f"table     {out / 'table.md'}, {out / 'table.csv'}, rows {out / 'rows.jsonl'}, pictures {out / '*.png'}")
     print(f"samples   {out / 'samples.txt'}")
     print(f"runs      {', '.join(str(out / stage) for stage in STAGES)}")
@@ -96,6 +105,40 @@ def main(argv: list[str]) -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     say(f"{time.perf_counter() - start:.0f} s in all, peak memory {peak / 2**30:.1f} GiB")
     return 0
+
+
+def choose_source(options: QuickstartOptions) -> str:
+    """The text of ``options.out`` if that was begun, else as given, else everyday English or what stands in for it.
+
+    Raises ``UserError`` for another text than the folder's.
+    """
+    from fewstep.data.everyday import EVERYDAY, everyday_file
+
+    begun = [file for stage in STAGES if (file := options.out / stage / "config.yaml").is_file()]
+    if begun:
+        source = str(read_yaml(begun[0])["data"]["init_args"]["source"])
+        if options.source not in (None, source):
+            raise UserError(
+                f"--source {options.source}: {options.out} was begun with {source}; leave --source out, or choose "
+                "another --out"
+            )
+        return source
+    if options.source is not None:
+        return options.source
+    if max_documents(options) is not None:  # a few sentences are no text to train on
+        return BUILT_IN
+    try:
+        everyday_file(Path(options.cache_dir).expanduser())
+    except UserError as error:
+        say(f"WARNING: using {BUILT_IN}, speeches, in place of {EVERYDAY} English: {error}")
+        return BUILT_IN
+    return EVERYDAY
+
+
+def max_documents(options: QuickstartOptions) -> int | None:
+    """How many documents the size takes at most: with the same number held-out text stays held out."""
+    sections = size_sections(options.size) if options.size else {}
+    return sections.get("autoencoder", {}).get("data", {}).get("max_documents")
 
 
 def train_stages(options: QuickstartOptions) -> None:
@@ -205,26 +248,35 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     from fewstep.evaluation.pictures import write_pictures
     from fewstep.evaluation.rows import RowFile, rows_csv, rows_markdown, rows_text
     from fewstep.evaluation.scorers import RunScorer
-    from fewstep.evaluation.sweep import Sweep
+    from fewstep.evaluation.sweep import Sweep, model_digest
     from fewstep.evaluation.text_plan import TextStudy, real_text
     from fewstep.evaluation.texts import Sampling, flow_groups
     from fewstep.model import SavedModel, merge_models
 
-    folders = [str(options.out / name / "model") for name in ("flow", "head", "language_model")]
-    bundle = merge_models([SavedModel.from_pretrained(folder) for folder in folders], folders)
-    bundle.save_pretrained(options.out / "model", overwrite=True)
-    sections = size_sections(options.size) if options.size else {}  # the same documents: held-out text stays held out
-    documents = sections.get("autoencoder", {}).get("data", {}).get("max_documents")
-    text = TextOptions(source=options.source, max_documents=documents, cache_dir=options.cache_dir)
+    names = ("flow", "distribution_matching", "head", "language_model")
+    folders = {name: str(options.out / name / "model") for name in names}
+    models = {name: SavedModel.from_pretrained(folder) for name, folder in folders.items()}
+
+    def merged(*names: str) -> SavedModel:
+        return merge_models([models[name] for name in names], [folders[name] for name in names])
+
+    bundle = merged("flow", "head", "language_model")
+    few_step = merged("distribution_matching", "head", "language_model")
+    text = TextOptions(source=options.source, max_documents=max_documents(options), cache_dir=options.cache_dir)
     corpus = corpus_of(bundle, text)
     count = min(options.num_samples, len(corpus.validation))
     scorer = RunScorer(bundle.scorer(), bundle.tokenizer)
-    study = TextStudy(bundle, scorer, real_text(corpus, options.source, count, packed=None), count, (0,))
+    packed = None if bundle.identity.blocks == "packed" else False
+    study = TextStudy(bundle, scorer, real_text(corpus, bundle.identity.source, count, packed=packed), count, (0,))
     samplings = [Sampling(steps, rule) for rule in comma_rules(options.reinjection) for steps in STEPS]
     temperatures = sweep_temperatures(options.matched_entropy)
     yardsticks = study.yardsticks(language_model_offset=3, temperatures=temperatures)
-    flows = flow_groups(bundle, samplings, ("parallel", "head"), temperatures)
+    readouts = ("parallel", "head")
+    flows = flow_groups(bundle, samplings, readouts, temperatures)
+    few = [Sampling(steps, RENEWED) for steps in FEW_STEPS]
+    flows += flow_groups(few_step, few, readouts, temperatures, name="distribution matching")
     plan = study.plan([*yardsticks, *flows], MEASURES, keep=KEPT, provenance=recipe)
+    plan = replace(plan, protocol={**plan.protocol, "few_step_model": model_digest(few_step)})
     with progress_bar("sampling and scoring", "row") as progress:
         rows = Sweep(plan).run(RowFile(options.out / "rows.jsonl"), progress, renew=True)
     tables = with_matched_table(rows, plan.caption, plan.columns)
@@ -237,7 +289,8 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     write_text(options.out / "samples.txt", sentences(plain))
     write_frontier(rows, scorer.name, options.out / "frontier.png")
     write_pictures(score_pictures(plain, OVER_STEPS, scorer.name), options.out / "table.png")
-    bundle.save_pretrained(options.out / "model", overwrite=True, scores=table)  # now with its scores
+    bundle.save_pretrained(options.out / "model", overwrite=True, scores=table)
+    few_step.save_pretrained(options.out / "few_step_model", overwrite=True, scores=table)
     print(sentences(plain))
     print("\n\n".join(rows_text(*each) for each in tables))
     return rows

@@ -57,7 +57,7 @@ class ReadoutOptions:
         temperature: of the draw, 0 takes the likeliest token; left out, 0 for parallel and 1 for head.
         top_p: draw from the likeliest tokens of this total mass.
         top_k: draw from this many likeliest tokens; left out, from all.
-        stop: end a text at its first end-of-text token.
+        stop: end a text at its first end-of-text token, as a model of blocks of one document always does.
     """
 
     readout: str = "parallel"

@@ -14,14 +14,14 @@ from fewstep.errors import UserError
 def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Rows of a packed split to one batch.
 
-    Returns ``ids`` (B, L) int64, ``mask`` (B, L) bool true at real tokens, ``num_bytes`` (B,) int64 and ``index``
-    (B,) int64, the row numbers.
+    Returns ``ids`` (B, L) int64; ``mask`` (B, L) bool, true everywhere, since a model also writes the ends of
+    text that fill a block; and of each row, (B,) int64, ``length`` (tokens that count), ``num_bytes`` and ``index``.
     """
     ids = torch.from_numpy(np.stack([np.asarray(row["input_ids"], dtype=np.int64) for row in examples]))
     names = ("length", "num_bytes", "index")
     length, num_bytes, index = (torch.tensor([int(row[name]) for row in examples]) for name in names)
-    mask = torch.arange(ids.shape[1]) < length[:, None]
-    return {"ids": ids, "mask": mask, "num_bytes": num_bytes, "index": index}
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return {"ids": ids, "mask": mask, "length": length, "num_bytes": num_bytes, "index": index}
 
 
 class StepBatchSampler(Sampler[list[int]]):

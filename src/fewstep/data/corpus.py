@@ -73,8 +73,9 @@ class PackingReport:
 class PreparedCorpus:
     """Packed blocks on disk, memory-mapped; ``train`` is a :class:`BlockStream` if the settings say streaming.
 
-    ``train`` and ``validation`` have the columns ``index`` (row number), ``input_ids`` (L), ``length`` (real tokens,
-    at most L) and ``num_bytes`` (UTF-8 bytes of text that the real tokens stand for; an end-of-text stands for none).
+    ``train`` and ``validation`` have the columns ``index`` (row number), ``input_ids`` (L), ``length`` (tokens that
+    count: in blocks of one document those up to its end-of-text, that included) and ``num_bytes`` (UTF-8 bytes of text
+    that they stand for; an end-of-text stands for none).
     Rows come as numpy values. ``folder`` holds it all. ``content_digest`` is the SHA-256 of the blocks, of a stream its
     source's fingerprint: equal digests, equal rows to train on.
     """
@@ -165,7 +166,9 @@ def _build_corpus(
         tokenizer = train_tokenizer(chain.from_iterable(text_batches(parts["train"])), settings.vocab_size)
     held_out = parts["validation"]["digest"][:] if settings.streaming else []
     reports = {
-        name: pack_split(parts[name], tokenizer, settings.block_size, settings.pack, folder / f"{name}.arrow")
+        name: pack_split(
+            parts[name], tokenizer, settings.block_size, folder / f"{name}.arrow", one_document=settings.one_document
+        )
         for name in (SPLITS[1:] if settings.streaming else SPLITS)
     }
     _check_splits(reports, settings)

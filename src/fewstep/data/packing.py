@@ -23,7 +23,8 @@ class SplitReport:
     """Counts of one split, which run on while it is packed.
 
     ``documents`` used; ``tokens`` of those documents, one end-of-text each included; ``bytes`` of their UTF-8 text;
-    ``blocks`` written; ``dropped_tokens`` of the tail that filled no block; ``padded_positions`` over all blocks;
+    ``blocks`` written; ``dropped_tokens`` of the tail that filled no block, or of documents cut off;
+    ``cut_documents`` that did not fit into a block with their end; ``filled_positions`` behind the ends of documents;
     ``unknown_tokens`` and ``lost_bytes`` as in :class:`EncodedDocument`.
     """
 
@@ -32,14 +33,17 @@ class SplitReport:
     bytes: int = 0
     blocks: int = 0
     dropped_tokens: int = 0
-    padded_positions: int = 0
+    cut_documents: int = 0
+    filled_positions: int = 0
     unknown_tokens: int = 0
     lost_bytes: int = 0
 
     def __str__(self) -> str:
-        left = {"tail tokens dropped": self.dropped_tokens, "positions padded": self.padded_positions}
-        more = "".join(f", {count:,} {what}" for what, count in left.items() if count)
-        return f"{self.documents:,} documents, {self.tokens:,} tokens, {self.blocks:,} blocks{more}"
+        counted = f"{self.documents:,} documents, {self.tokens:,} tokens, {self.blocks:,} blocks"
+        if self.cut_documents:
+            counted += f", {self.cut_documents / self.documents:.1%} of the documents longer than a block and cut off"
+        left = {"tokens dropped": self.dropped_tokens, "positions behind the ends": self.filled_positions}
+        return counted + "".join(f", {count:,} {what}" for what, count in left.items() if count)
 
     @property
     def unknown_share(self) -> float:
@@ -50,15 +54,15 @@ class SplitReport:
 class BlockPacker:
     """Cuts documents into blocks of ``block_size`` tokens, an end-of-text after each document.
 
-    ``pack`` True joins documents and keeps the rest for the next call (``rest_ids``, ``rest_bytes``, below one block);
-    False gives every document blocks of its own, the last one padded. An end-of-text stands for no bytes. ``report``
-    counts over all calls, the rest as dropped.
+    Blocks of ``one_document`` hold one each, cut off or filled with further ends of text. Others join documents and
+    keep the rest for the next call (``rest_ids``, ``rest_bytes``, below one block), which ``report`` counts as dropped.
+    An end-of-text stands for no bytes. ``report`` counts over all calls.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: bool) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", block_size: int, *, one_document: bool) -> None:
         self.encoder, self.report = DocumentEncoder(tokenizer), SplitReport()
-        self.eos_id, self.pad_id = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
-        self.block_size, self.pack = block_size, pack
+        self.eos_id = int(tokenizer.eos_token_id)
+        self.block_size, self.one_document = block_size, one_document
         self.rest_ids = self.rest_bytes = np.zeros(0, np.int32)
 
     def add_texts(self, texts: list[str]) -> dict[str, np.ndarray]:
@@ -66,16 +70,22 @@ class BlockPacker:
         return self.add(self.encoder.encode(texts))
 
     def add(self, documents: list[EncodedDocument]) -> dict[str, np.ndarray]:
-        """The n blocks that are full (all, padded, if not ``pack``) after these documents.
+        """The n blocks that are full after these documents.
 
-        ``index`` (n,) their numbers, ``input_ids`` (n, L) int32, ``length`` and ``num_bytes`` (n,) int32.
+        ``index`` (n,) their numbers, ``input_ids`` (n, L) int32, ``length`` (tokens up to the document's end-of-text,
+        that included, or L) and ``num_bytes`` (n,) int32.
         """
         report, ids, num_bytes = self.report, [self.rest_ids], [self.rest_bytes]
         for document in documents:
-            # Padding is marked by -1 bytes.
-            fill = 0 if self.pack else -(len(document.ids) + 1) % self.block_size
-            ids += [document.ids, np.array([self.eos_id] + [self.pad_id] * fill, np.int32)]
-            num_bytes += [document.num_bytes, np.array([0] + [-1] * fill, np.int32)]
+            size, ends = len(document.ids), 1
+            if self.one_document:
+                size = min(size, self.block_size)
+                ends = self.block_size - size
+                report.cut_documents += ends == 0
+                report.dropped_tokens += len(document.ids) - size + (ends == 0)
+            ids += [document.ids[:size], np.full(ends, self.eos_id, np.int32)]
+            # What is behind the end is marked by -1 bytes.
+            num_bytes += [document.num_bytes[:size], np.array([0, *[-1] * (ends - 1)][:ends], np.int32)]
             report.tokens += len(document.ids) + 1
             report.bytes += int(document.num_bytes.sum())
             report.unknown_tokens += document.unknown_tokens
@@ -88,8 +98,9 @@ class BlockPacker:
         length = (in_blocks >= 0).sum(1, dtype=np.int32)
         index = np.arange(report.blocks, report.blocks + len(blocks))
         report.blocks += len(blocks)
-        report.padded_positions += int(whole - length.sum())
-        report.dropped_tokens = len(self.rest_ids)
+        report.filled_positions += int(whole - length.sum())
+        if not self.one_document:
+            report.dropped_tokens = len(self.rest_ids)
         num_spelled = np.maximum(in_blocks, 0).sum(1, dtype=np.int32)
         return {"index": index, "input_ids": blocks, "length": length, "num_bytes": num_spelled}
 
@@ -121,7 +132,7 @@ def text_batches(documents: "Dataset", progress: str | None = None) -> Iterator[
 
 
 def pack_split(
-    documents: "Dataset", tokenizer: "PreTrainedTokenizerFast", block_size: int, pack: bool, path: Path
+    documents: "Dataset", tokenizer: "PreTrainedTokenizerFast", block_size: int, path: Path, *, one_document: bool
 ) -> SplitReport:
     """Tokenise and pack a split (column ``text``) into the arrow file ``path``.
 
@@ -130,7 +141,7 @@ def pack_split(
     """
     import pyarrow as pa
 
-    packer = BlockPacker(tokenizer, block_size, pack)
+    packer = BlockPacker(tokenizer, block_size, one_document=one_document)
 
     def tables() -> Iterator["pa.Table"]:
         for texts in text_batches(documents, f"packing {path.stem}"):

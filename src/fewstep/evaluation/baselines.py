@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 def held_out_blocks(validation: "Dataset", num_blocks: int) -> tuple[TokenBatch, int]:
-    """``num_blocks`` blocks spread evenly over a packed split, and the UTF-8 bytes of text that they stand for.
+    """``num_blocks`` blocks spread evenly over a split, and the UTF-8 bytes of text that they stand for.
 
+    ``mask`` is true at the tokens that count, which end with the end-of-text of a block of one document.
     The same split and number give the same blocks. Raises ``UserError`` where the split has fewer.
     """
     if not 1 <= num_blocks <= len(validation):
@@ -30,7 +31,8 @@ def held_out_blocks(validation: "Dataset", num_blocks: int) -> tuple[TokenBatch,
             "ask for no more than that, and at least 1"
         )
     batch = collate([validation[int(row)] for row in spread_rows(len(validation), num_blocks)])
-    return TokenBatch(batch["ids"], batch["mask"]), int(batch["num_bytes"].sum())
+    counts = torch.arange(batch["ids"].shape[1]) < batch["length"][:, None]
+    return TokenBatch(batch["ids"], counts), int(batch["num_bytes"].sum())
 
 
 def train_stream(train: "Dataset") -> Tensor:

@@ -23,7 +23,6 @@ from fewstep.metrics.text import (
     mauve_package_version,
     mauve_score,
     memorised_share,
-    pooled_entropy_nats,
     repeated_ngrams,
     sample_entropies_nats,
 )
@@ -66,7 +65,8 @@ def scores(study: "TextStudy") -> Measure:
     def values(setting: Setting, samples: Samples) -> Values:
         stacked, seed_index = samples.tensors["scores"], samples.tensors["seed_index"]
         counted = stacked[:, 1] > 0  # a resample of unscored samples alone would have no perplexity
-        speed = {} if not samples.seconds else {"tokens_per_second": samples.tensors["ids"].numel() / samples.seconds}
+        tokens = int(samples.tensors["mask"].sum())
+        speed = {} if not samples.seconds else {"tokens_per_second": tokens / samples.seconds}
         return {
             "perplexity": Statistic(stacked[counted], corpus_perplexity, seed_index[counted]),
             "entropy_nats": Statistic(samples.tensors["entropies"][:, None], seed_index=seed_index),
@@ -115,11 +115,9 @@ def repetition(study: "TextStudy") -> Measure:
 
     def values(setting: Setting, samples: Samples) -> Values:
         ids, mask = samples.tensors["ids"], samples.tensors["mask"]
-        pooled = pooled_entropy_nats(ids, mask) if bool(mask.any()) else None
         return {
-            **{f"distinct_{n}": Value(_where_counted(n, distinct_n, ids, mask)) for n in (1, 2, 4)},
+            "distinct_2": Value(_where_counted(2, distinct_n, ids, mask)),
             "repeated_4grams": Value(_where_counted(REPEATED, repeated_ngrams, ids, mask)),
-            "pooled_entropy_nats": Value(pooled),
         }
 
     return Measure(values, take_tokens, caption="rep-4: 4-grams that a sample repeats")
@@ -132,10 +130,8 @@ def copies(study: "TextStudy") -> Measure:
     def values(setting: Setting, samples: Samples) -> Values:
         ids, mask = samples.tensors["ids"], samples.tensors["mask"]
         lengths = match_lengths(study.real.train, ids, mask, max_length=longest)
-        copied = longest_copies(lengths)
         return {
-            "longest_copy_tokens": Value(float(copied.max())),
-            "mean_copy_tokens": Value(float(copied.double().mean())),
+            "longest_copy_tokens": Value(float(longest_copies(lengths).max())),
             "memorised_8grams": Value(_where_counted(MEMORISED, memorised_share, lengths, mask)),
         }
 
@@ -213,8 +209,8 @@ def _mean_square(study: "TextStudy") -> float:
     encoder, tokens = study.bundle.encoder(), study.real.held_out
     device = next(study.bundle.parts()["autoencoder"].parameters()).device
     squares = []
-    for ids, mask in zip(tokens.ids.split(AT_ONCE), tokens.mask.split(AT_ONCE), strict=True):
-        encoded = encoder.encode(ids.to(device), mask.to(device))
+    for ids in tokens.ids.to(device).split(AT_ONCE):
+        encoded = encoder.encode(ids, torch.ones_like(ids, dtype=torch.bool))
         squares.append(encoded.z[encoded.mask].double().square().flatten().cpu())
     return float(torch.cat(squares).mean())
 

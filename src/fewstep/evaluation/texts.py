@@ -17,10 +17,10 @@ from fewstep.evaluation.rows import FLOW, HELD_OUT, LANGUAGE_MODEL, NOISE, SHUFF
 from fewstep.evaluation.sweep import Batch, Group, Samples
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
-from fewstep.readouts import READOUTS
+from fewstep.readouts import READOUTS, tokens_to_first_end
 from fewstep.registry import resolve
 from fewstep.samplers import FlowSampler, check_compatible
-from fewstep.shapes import example_generators, randn
+from fewstep.shapes import example_generators, masked_mean, randn
 from fewstep.types import TokenBatch
 
 FRESH, REUSED, NO_SNAP = "fresh", "reused", "none"
@@ -115,8 +115,11 @@ class FlowTexts:
         if len(predictions) < 2 or self.bundle.readout is None:
             return {}
         decode = decoder_of(self.bundle.readout)
-        before, last = (decode(x1_hat).argmax(-1) for x1_hat in predictions)
-        return {"late_flips": (before != last).double().mean(-1).cpu()}
+        before, last = (decode(x1_hat).argmax(-1).cpu() for x1_hat in predictions)
+        counted = torch.ones_like(last, dtype=torch.bool)
+        if self.bundle.identity.blocks == "documents":
+            counted = tokens_to_first_end(last, int(self.bundle.tokenizer.eos_token_id))
+        return {"late_flips": masked_mean((before != last).double(), counted)}
 
 
 def flow_settings(
@@ -145,13 +148,17 @@ def flow_settings(
 
 
 def flow_groups(
-    bundle: SavedModel, samplings: Sequence[Sampling], readouts: Sequence[str], temperatures: Sequence[float] = ()
+    bundle: SavedModel,
+    samplings: Sequence[Sampling],
+    readouts: Sequence[str],
+    temperatures: Sequence[float] = (),
+    name: str = FLOW,
 ) -> list[Group]:
     """:class:`FlowTexts` as groups of a sweep, with the settings of :func:`flow_settings`."""
     return [
         Group(settings, FlowTexts(bundle, own, list(dict.fromkeys(str(row["readout"]) for row in settings))).make)
         for sampling in samplings
-        for own, settings in flow_settings(sampling, readouts, temperatures)
+        for own, settings in flow_settings(sampling, readouts, temperatures, name)
     ]
 
 

@@ -235,15 +235,21 @@ class TextDataModule(CorpusSettings, StepDataModule):
     def new_model(self) -> SavedModel:
         """A text model without parts."""
         tokenizer = self.corpus.tokenizer
-        identity = Identity(self.block_size, tokenizer_fingerprint(tokenizer), source=self.source)
+        blocks = self.settings.blocks or "packed"
+        identity = Identity(self.block_size, tokenizer_fingerprint(tokenizer), blocks, source=self.source)
         return SavedModel(tokenizer, identity)
 
     def check_model(self, identity: Identity, path: str) -> None:
-        """Raise ``UserError`` for another block size or tokenizer."""
+        """Raise ``UserError`` for other blocks or another tokenizer."""
         if identity.block_size != self.block_size:
             raise UserError(
                 f"{path} was trained on blocks of {identity.block_size} tokens, the data has {self.block_size}: "
                 f"pass --data.block_size={identity.block_size}"
+            )
+        if identity.blocks != self.blocks:
+            raise UserError(
+                f"{path} was trained on blocks that are {identity.blocks}, the data's are {self.blocks}: "
+                f"pass --data.blocks={identity.blocks}"
             )
         if identity.tokenizer_fingerprint != tokenizer_fingerprint(self.corpus.tokenizer):
             raise UserError(
@@ -251,8 +257,8 @@ class TextDataModule(CorpusSettings, StepDataModule):
             )
 
     def units_in(self, batch: Batch) -> Tensor | int:
-        """Real tokens of a batch."""
-        return batch["mask"].sum()
+        """Tokens of a batch that count."""
+        return batch["length"].sum()
 
     def train_dataloader(self) -> DataLoader:
         """Batches from the current step to the end. Raises ``UserError`` for too little text."""

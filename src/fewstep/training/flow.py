@@ -112,7 +112,7 @@ class FlowModule(TrainingModule):
         codebook = self.base.autoencoder.codebook()
         counts = torch.ones(len(codebook), dtype=torch.float64)  # of each token one more, so that none is impossible
         for row in islice(self.data.corpus.train, MAX_COUNTED_BLOCKS):
-            counts += torch.as_tensor(row["input_ids"][: row["length"]]).bincount(minlength=len(codebook))
+            counts += torch.as_tensor(row["input_ids"]).bincount(minlength=len(codebook))
         denoiser.set_codebook(codebook, (counts / counts.sum()).log().float())
 
     @property

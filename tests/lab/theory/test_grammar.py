@@ -142,7 +142,7 @@ def test_a_source_named_grammar_fills_each_block_with_one_sentence(tmp_path):
     corpus = prepare_corpus(settings)
     law = grammar_sentences("grammar:15").law
     assert corpus.report.train.documents == len(corpus.train) == 380
-    assert corpus.report.train.dropped_tokens == corpus.report.train.padded_positions == 0
+    assert corpus.report.train.dropped_tokens == corpus.report.train.filled_positions == 0
     for split in (corpus.train, corpus.validation):
         ids = torch.from_numpy(split[:]["input_ids"])
         assert bool((ids[:, -1] == corpus.tokenizer.eos_token_id).all())

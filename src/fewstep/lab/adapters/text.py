@@ -142,6 +142,7 @@ def _corpus(tokenizer: Any, options: DiagnoseOptions, length: int) -> PreparedCo
             text_field=options.text_field,
             tokenizer=folder,
             block_size=length,
+            blocks="packed",
             max_documents=options.max_documents,
             cache_dir=options.cache_dir,
         )

@@ -19,7 +19,7 @@ from fewstep.storage import Manifest, read_manifest
 
 T = TypeVar("T")
 
-STAGES = ("autoencoder", "flow", "head", "language_model")
+STAGES = ("autoencoder", "flow", "distribution_matching", "head", "language_model")
 """In the order of training; stages of other names come after them."""
 LOSSES = (("train/loss", "train"), ("val/loss", "held out"))
 DIAGNOSIS, REMEDY = "diagnostics.json", "re-create or delete the file"
