@@ -61,10 +61,10 @@ BUDGETS = {
     "samplers": (798, 690),
     "data": (1519, 950),
     "model storage pipeline provenance locking": (1292, 1100),
-    "metrics diagnostics": (2075, 1750),
+    "metrics diagnostics": (2067, 1750),
     "training": (3074, 1950),
     "cli settings __main__": (1783, 1300),
-    "evaluation": (3465, 2000),
+    "evaluation": (3464, 2000),
     "lab": (5488, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}

@@ -39,6 +39,15 @@ def test_a_model_of_version_0_1_is_sampled_and_saved_again(
     assert again.generate(COUNT, STEPS, SEED).ids.tolist() == expected
 
 
+def test_a_folder_from_before_blocks_of_one_document_is_packed(tmp_path: Path) -> None:
+    SavedModel.from_pretrained(FIXTURES / "model_v1").save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    assert config["identity"].pop("blocks") == "packed"
+    file.write_text(json.dumps(config))
+    assert SavedModel.from_pretrained(tmp_path / "model").identity.blocks == "packed"
+
+
 def test_an_image_model_of_version_0_1_generates_the_same_images(tmp_path: Path) -> None:
     model = SavedModel.from_pretrained(FIXTURES / "image_v1")
     identity = model.identity

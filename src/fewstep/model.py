@@ -336,7 +336,8 @@ def kind_of(path: str | FilePath) -> Kind:
 
 
 def _checked_identity(manifest: Manifest, source: str) -> Identity:
-    defaults = asdict(Identity()) if manifest.format == 1 else {}
+    # Before blocks of one document there was one way to cut a text, which a folder of format 2 does not name then.
+    defaults = asdict(Identity()) if manifest.format == 1 else {"blocks": Identity().blocks}
     identity = validated(Identity, {**defaults, **manifest.identity}, f"{source}: identity")
     try:
         identity.default_grid()

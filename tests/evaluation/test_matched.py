@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from fewstep.evaluation.frontier import write_frontier
 from fewstep.evaluation.matched import ENTROPY, KEPT, at_entropy, matched_rows, with_matched_table
 from fewstep.evaluation.measures import length_matched_entropy
 from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, SHUFFLED, Row, Value
@@ -143,3 +145,18 @@ def test_a_sweep_scales_the_noise_of_what_reads_the_likeliest_token_and_heats_th
     ]
     assert [sampling.noise_scale for sampling, _ in groups] == [1.0, 0.6, 1.2]
     assert len(flow_settings(Sampling(4), ("head",), (0.6, 1.0))) == 1
+
+
+def test_the_picture_looks_near_real_text_and_there_is_none_without_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    monkeypatch.setattr("fewstep.evaluation.frontier.write_png", lambda figure, file: looked.append(figure.axes))
+    swept_rows = [*YARDSTICKS, *frontier(2.9, 3.1, num_steps=4, reinjection="0")]
+    collapsed = row(FLOW, 0.1, 2e6, readout="parallel", noise_scale=3.0, num_steps=4, reinjection="0")
+    for rows in (swept_rows, [*swept_rows, collapsed], YARDSTICKS):
+        write_frontier(rows, "a scorer", tmp_path / "frontier.png")
+    (alone,), (beside,) = looked
+    assert alone.get_xlim() == beside.get_xlim() == pytest.approx((2.6, 3.2))
+    assert alone.get_ylim() == beside.get_ylim() == pytest.approx((32.0, 625.0))
+    assert REAL_ENTROPY in [line.get_xdata()[0] for line in alone.lines if line.get_linestyle() == ":"]

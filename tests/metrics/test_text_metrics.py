@@ -17,7 +17,6 @@ from fewstep.metrics.text import (
     match_lengths,
     mauve_score,
     memorised_share,
-    pooled_entropy_nats,
     repeated_ngrams,
     repetition_shares,
     sample_entropies_nats,
@@ -51,9 +50,6 @@ def test_entropies_equal_a_plain_count(samples: tuple[torch.Tensor, torch.Tensor
     each = np.array([plain_entropy(row) for row in rows])
     np.testing.assert_allclose(sample_entropies_nats(ids, mask).numpy(), each, rtol=1e-12)
     assert unigram_entropy_nats(ids, mask) == pytest.approx(each.mean(), rel=1e-12)
-    assert pooled_entropy_nats(ids, mask) == pytest.approx(
-        plain_entropy([token for row in rows for token in row]), rel=1e-12
-    )
 
 
 def test_entropy_is_zero_for_one_word_and_ln_of_length_for_all_different() -> None:
@@ -94,7 +90,6 @@ def test_the_bootstrap_draws_whole_rows() -> None:
     "call",
     [
         lambda: unigram_entropy_nats(torch.zeros(0, 4, dtype=torch.long)),
-        lambda: pooled_entropy_nats(torch.zeros(0, 4, dtype=torch.long)),
         lambda: distinct_n(torch.zeros(2, 1, dtype=torch.long), 2),
         lambda: distinct_n(torch.zeros(2, 3, dtype=torch.long), 0),
         lambda: match_lengths(torch.zeros(0), torch.zeros(1, 1), max_length=4),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fewstep.diagnostics.result import Picture, Series
-from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, LANGUAGE_MODEL, NOISE, SHUFFLED, Row
+from fewstep.evaluation.rows import FLOW, HELD_OUT, LANGUAGE_MODEL, NOISE, SHUFFLED, Row, label_of
 
 YARDSTICKS = (HELD_OUT, LANGUAGE_MODEL, SHUFFLED, "unigram draws", NOISE)
 ENTROPY_BAND_NATS = 0.3
@@ -40,7 +40,10 @@ def score_pictures(rows: Sequence[Row], cost: Cost, scorer: str) -> tuple[Pictur
     shown.sort(key=lambda row: float(row.setting["num_steps"]))
     costs = [cost.of(row) or 0.0 for row in shown] or [1.0]
     ends = (min(costs), max(costs))
-    lines = {label: [row for row in shown if line_of(row) == label] for label in sorted(set(map(line_of, shown)))}
+    lines: dict[str, list[Row]] = {}
+    for row in shown:
+        setting = {name: value for name, value in row.setting.items() if name != "num_steps"}
+        lines.setdefault(label_of(setting), []).append(row)
     beside = [row for name in YARDSTICKS for row in rows if row.setting["name"] == name]
     quality = [_line(label, line, cost, "perplexity") for label, line in lines.items()]
     entropy = [_line(label, line, cost, "entropy_nats") for label, line in lines.items()]
@@ -53,14 +56,6 @@ def score_pictures(rows: Sequence[Row], cost: Cost, scorer: str) -> tuple[Pictur
         Picture("Perplexity", cost.label, label, tuple(quality), log_x=True, log_y=True),
         Picture("Entropy: low means repetition", cost.label, "unigram entropy (nats)", tuple(entropy), log_x=True),
     )
-
-
-def line_of(row: Row) -> str:
-    """What the points of one line have in common, as its label."""
-    axes = [name for name in row.setting if name not in ("name", "readout", "reinjection", "num_steps")]
-    unusual = [name for name in axes if name in COLUMNS and row.setting[name] != COLUMNS[name].usual]
-    others = "".join(f", {COLUMNS[name].title} {row.setting[name]}" for name in unusual)
-    return f"{row.setting.get('readout')}, gamma {row.setting.get('reinjection')}{others}"
 
 
 def _line(label: str, line: Iterable[Row], cost: Cost, name: str) -> Series:

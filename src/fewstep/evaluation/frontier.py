@@ -13,6 +13,8 @@ from fewstep.evaluation.rows import HELD_OUT, LANGUAGE_MODEL, SHUFFLED, Row, at_
 
 MARKS = {HELD_OUT: "*", SHUFFLED: "X"}
 NOT_IN_LABELS = ("readout", "noise_scale")
+NEAR_NATS = 0.4
+"""Entropies farther from real text's are off the picture: a collapsed setting would squeeze all others."""
 PANEL_INCHES, LEGEND_INCHES, HEIGHT_INCHES = 4.6, 2.2, 4.4
 
 
@@ -44,6 +46,13 @@ def write_frontier(rows: Sequence[Row], scorer: str, file: Path) -> None:
         _mark(panel, rows)
         panel.set(title=f"{readout} readout", xlabel="unigram entropy (nats)", yscale="log")
         panel.grid(alpha=0.25)
+    real = next((row.value(ENTROPY) for row in rows if row.setting["name"] == HELD_OUT), None)
+    if real is not None:
+        drawn = [row for row in rows if row.setting["name"] in MARKS] + [row for sweep in sweeps for row in sweep]
+        near = [row.value("perplexity") for row in drawn if abs((row.value(ENTROPY) or 0.0) - real) <= NEAR_NATS]
+        known = [value for value in near if value is not None] or [1.0]
+        for panel in figure.axes:
+            panel.set(xlim=(real - NEAR_NATS, real + NEAR_NATS / 2), ylim=(0.8 * min(known), 1.25 * max(known)))
     figure.axes[0].set_ylabel(f"perplexity under {scorer}")
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside right upper", frameon=False, fontsize=8, handlelength=3.6)

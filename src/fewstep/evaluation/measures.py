@@ -23,7 +23,6 @@ from fewstep.metrics.text import (
     mauve_package_version,
     mauve_score,
     memorised_share,
-    pooled_entropy_nats,
     repeated_ngrams,
     sample_entropies_nats,
 )
@@ -116,11 +115,9 @@ def repetition(study: "TextStudy") -> Measure:
 
     def values(setting: Setting, samples: Samples) -> Values:
         ids, mask = samples.tensors["ids"], samples.tensors["mask"]
-        pooled = pooled_entropy_nats(ids, mask) if bool(mask.any()) else None
         return {
-            **{f"distinct_{n}": Value(_where_counted(n, distinct_n, ids, mask)) for n in (1, 2, 4)},
+            "distinct_2": Value(_where_counted(2, distinct_n, ids, mask)),
             "repeated_4grams": Value(_where_counted(REPEATED, repeated_ngrams, ids, mask)),
-            "pooled_entropy_nats": Value(pooled),
         }
 
     return Measure(values, take_tokens, caption="rep-4: 4-grams that a sample repeats")
@@ -133,10 +130,8 @@ def copies(study: "TextStudy") -> Measure:
     def values(setting: Setting, samples: Samples) -> Values:
         ids, mask = samples.tensors["ids"], samples.tensors["mask"]
         lengths = match_lengths(study.real.train, ids, mask, max_length=longest)
-        copied = longest_copies(lengths)
         return {
-            "longest_copy_tokens": Value(float(copied.max())),
-            "mean_copy_tokens": Value(float(copied.double().mean())),
+            "longest_copy_tokens": Value(float(longest_copies(lengths).max())),
             "memorised_8grams": Value(_where_counted(MEMORISED, memorised_share, lengths, mask)),
         }
 

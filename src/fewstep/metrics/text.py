@@ -42,14 +42,6 @@ def unigram_entropy_nats(ids: Tensor, mask: Tensor | None = None) -> float:
     return float(sample_entropies_nats(ids, mask).mean())
 
 
-def pooled_entropy_nats(ids: Tensor, mask: Tensor | None = None) -> float:
-    """Entropy in nats of the histogram of all tokens of all samples, at most ln V."""
-    tokens = ids[_counted(ids, mask)]
-    if not len(tokens):
-        raise ValueError("no tokens: the entropy needs at least 1")
-    return float(sample_entropies_nats(tokens[None])[0])
-
-
 def distinct_n(ids: Tensor, n: int, mask: Tensor | None = None) -> float:
     """Distinct n-grams over all n-grams of the samples together (arXiv:1510.03055), in (0, 1].
 

@@ -105,7 +105,7 @@ def test_training_brings_generated_latents_to_those_of_the_images(flow: Path) ->
     assert distance[0] < 0.5 * distance[1]
 
 
-@pytest.mark.parametrize("objective", ["mean_flow", "reflow"])
+@pytest.mark.parametrize("objective", ["mean_flow", "reflow", "distribution_matching"])
 def test_objectives_train_on_images(base: Path, flow: Path, tmp_path: Path, objective: str) -> None:
     given = [f"--model.initialise_from={flow / 'model'}"]
     given += [f"--model.teacher={flow / 'model'}"] if OBJECTIVES[objective].needs_teacher else []

@@ -114,7 +114,7 @@ class RecomputedBlocks(Callback):
         """Wrap the forward method of each block; parameter names stay as they are."""
         if self.blocks:
             for block in _blocks(pl_module):
-                block.forward = partial(_recomputed, block.forward)  # type: ignore[method-assign]
+                block.forward = partial(_recomputed, block.forward)
 
 
 def _blocks(module: LightningModule) -> list[nn.Module]:
