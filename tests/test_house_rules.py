@@ -60,7 +60,7 @@ BUDGETS = {
     "objectives": (1125, 950),
     "samplers": (798, 690),
     "data": (1519, 950),
-    "model storage pipeline provenance locking": (1292, 1100),
+    "model storage pipeline provenance locking": (1293, 1100),
     "metrics diagnostics": (2067, 1750),
     "training": (3074, 1950),
     "cli settings __main__": (1783, 1300),
@@ -70,7 +70,7 @@ BUDGETS = {
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (13_857, 11_000)  # without NOT_CORE
 SRC_LINES = (22_810, 15_000)
-TEST_SHARE = (0.920, 0.75)  # lines of tests to lines of src
+TEST_SHARE = (0.921, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
