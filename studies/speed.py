@@ -31,7 +31,7 @@ from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.lab.compare.runs import objective_of, settings_of
 from fewstep.model import SavedModel
-from fewstep.objectives import OBJECTIVES, FlowMatching, HeadTraining, Objective, Reconstruction
+from fewstep.objectives import OBJECTIVES, DistributionMatching, FlowMatching, HeadTraining, Objective, Reconstruction
 from fewstep.paths import linear_path
 from fewstep.pipeline import sampled_latents
 from fewstep.readouts import READOUTS, CausalTransformer, CommitmentHead, TransformerReadout
@@ -317,6 +317,10 @@ def objective_step(name: str, device: str) -> Work:
         teacher = FlowModel(denoiser_of(size).to(device), linear_path(), "velocity").requires_grad_(False).eval()
     latents, generator = latents_of(size, device), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    if isinstance(objective, DistributionMatching):
+        assert teacher is not None
+        auxiliary = FlowModel(denoiser_of(size, True).to(device), linear_path(), "velocity")
+        return partial(matching_step, objective, model, teacher, auxiliary, latents, generator)
 
     def step() -> None:
         output = objective.forward(
@@ -327,6 +331,32 @@ def objective_step(name: str, device: str) -> Work:
         optimizer.step()
 
     return step
+
+
+def matching_step(
+    objective: DistributionMatching,
+    model: FlowModel,
+    teacher: FlowModel,
+    auxiliary: FlowModel,
+    latents: Latents,
+    generator: torch.Generator,
+) -> None:
+    """One update of the student and those of the auxiliary network, by gradient descent."""
+    generated = objective.generate(model, latents, generator)
+    objective.student_loss(generated, auxiliary, teacher, generator).loss.backward()
+    descend(model)
+    for _ in range(objective.auxiliary_updates):
+        objective.auxiliary_loss(generated, auxiliary, generator).backward()
+        descend(auxiliary)
+
+
+@torch.no_grad()
+def descend(model: FlowModel) -> None:
+    """A small step against the gradients, which are then cleared."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter -= 1e-4 * parameter.grad
+            parameter.grad = None
 
 
 def objectives(args: argparse.Namespace) -> None:
