@@ -29,7 +29,7 @@ MEASURES = ("scores", "length_matched_entropy", "repetition", "late_flips", "rms
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is for, and the flags of its inputs; ``beside``: it trains beside the flow, in a process of its own.
+    """What a stage is for, and the flags of its inputs; ``beside``: in a process of its own, while the next ones train.
 
     A stage is called like its settings and its folder.
     """
@@ -42,12 +42,12 @@ class Stage:
 STAGES = {
     "language_model": Stage("learn the text token by token: the baseline, and the scorer", beside=True),
     "autoencoder": Stage("learn latents of text, and to read them back under noise"),
+    "flow": Stage("learn to carry noise to latents", ("--model.autoencoder={out}/autoencoder/model",)),
     "head": Stage(
         "learn to read latents token by token, starting from the language model: the commitment head",
-        ("--model.autoencoder={out}/autoencoder/model", "--model.language_model={out}/language_model/model"),
+        ("--model.autoencoder={out}/flow/model", "--model.language_model={out}/language_model/model"),
         beside=True,
     ),
-    "flow": Stage("learn to carry noise to latents", ("--model.autoencoder={out}/autoencoder/model",)),
     "distribution_matching": Stage(
         "learn to do so in few steps, so that the samples follow the law of the data",
         ("--model.autoencoder={out}/flow/model",),
@@ -253,15 +253,15 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     from fewstep.evaluation.texts import Sampling, flow_groups
     from fewstep.model import SavedModel, merge_models
 
-    names = ("flow", "distribution_matching", "head", "language_model")
+    names = ("head", "language_model", "distribution_matching")
     folders = {name: str(options.out / name / "model") for name in names}
     models = {name: SavedModel.from_pretrained(folder) for name, folder in folders.items()}
 
     def merged(*names: str) -> SavedModel:
         return merge_models([models[name] for name in names], [folders[name] for name in names])
 
-    bundle = merged("flow", "head", "language_model")
-    few_step = merged("distribution_matching", "head", "language_model")
+    bundle = merged("head", "language_model")
+    few_step = merged("head", "language_model", "distribution_matching")  # of two flows the later is taken
     text = TextOptions(source=options.source, max_documents=max_documents(options), cache_dir=options.cache_dir)
     corpus = corpus_of(bundle, text)
     count = min(options.num_samples, len(corpus.validation))
