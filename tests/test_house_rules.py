@@ -59,7 +59,7 @@ BUDGETS = {
     "readouts": (599, 540),
     "objectives": (1125, 950),
     "samplers": (798, 690),
-    "data": (1519, 950),
+    "data": (1513, 950),
     "model storage pipeline provenance locking": (1293, 1100),
     "metrics diagnostics": (2067, 1750),
     "training": (3074, 1950),

