@@ -9,12 +9,10 @@ import torch
 
 from fewstep.evaluation.frontier import write_frontier
 from fewstep.evaluation.matched import ENTROPY, KEPT, at_entropy, matched_rows, with_matched_table
-from fewstep.evaluation.measures import length_matched_entropy
 from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, SHUFFLED, Row, Value
 from fewstep.evaluation.sweep import Group, Samples, Sweep
 from fewstep.evaluation.texts import Sampling, flow_settings
-from fewstep.metrics.text import unigram_entropy_nats
-from tests.evaluation.test_texts import held_out, study
+from tests.evaluation.test_texts import study
 
 REAL_ENTROPY, SHUFFLED_PERPLEXITY = 3.0, 500.0
 
@@ -102,34 +100,25 @@ def test_the_interval_resamples_all_temperatures_alike_and_is_left_out_where_man
     assert matched.value("perplexity") is not None and matched.interval("perplexity") is None
 
 
-def test_real_text_as_a_models_own_samples_has_its_own_perplexity_and_repetition() -> None:
-    own = study()
-    real = own.real.held_out
+@pytest.mark.parametrize("length", [None, 3])
+def test_real_text_as_samples_is_itself_and_cut_short_it_does_not_pass(length: int | None) -> None:
+    real = (own := study()).real.held_out
+    seen = real.mask & (torch.arange(real.ids.shape[1]) < (length or math.inf))
 
     def make(batch: object, settings: object) -> list[Samples]:
-        start = batch.seed_index * own.num_samples + batch.first
-        rows = slice(start, start + batch.count)
-        return [Samples({"ids": real.ids[rows], "mask": real.mask[rows]}) for _ in settings]
+        rows = torch.arange(batch.count) + batch.seed_index * own.num_samples + batch.first
+        return [Samples({"ids": real.ids[rows], "mask": seen[rows]}) for _ in settings]
 
     group = Group(tuple({"name": "copy", "temperature": value} for value in (0.8, 1.2)), make)
-    measures = ("scores", "length_matched_entropy", "repetition")
-    rows = list(Sweep(own.plan([*own.yardsticks()[:2], group], measures, keep=KEPT)).rows())
+    rows = list(Sweep(own.plan([*own.yardsticks()[:2], group], ("scores", "repetition"), keep=KEPT)).rows())
     first, _, copy = matched_rows(rows)
-    assert copy.value("perplexity") == pytest.approx(first.value("perplexity"))
-    assert copy.value("shuffled_ratio") == pytest.approx(first.value("shuffled_ratio"))
+    if length is not None:
+        assert rows[-1].value("tokens_per_sample") == length
+        assert copy.value("perplexity") is None and copy.value("nearest_entropy_nats") <= math.log(length)
+        return
+    for name in ("perplexity", "shuffled_ratio"):
+        assert copy.value(name) == pytest.approx(first.value(name))
     assert copy.value("repetition_ratio") in (None, 1.0)
-
-
-def test_entropy_is_real_texts_whatever_number_of_its_first_tokens_is_counted() -> None:
-    own = study(packed=False)
-    (ids, mask), measure = (held_out().ids, held_out().mask), length_matched_entropy(own)
-    for count in (1, 3, ids.shape[1]):
-        seen = mask & (torch.arange(ids.shape[1]) < count)
-        entropies = measure.values({}, Samples({"ids": ids, "mask": seen}))[ENTROPY].rows
-        assert float(entropies.mean()) == pytest.approx(unigram_entropy_nats(ids, mask))
-    repeated = torch.full_like(ids, 5)
-    entropies = measure.values({}, Samples({"ids": repeated, "mask": mask}))[ENTROPY].rows
-    assert float(entropies.mean()) == pytest.approx(0.0, abs=1e-9)  # blocks that count as a whole keep their own
 
 
 def test_a_sweep_scales_the_noise_of_what_reads_the_likeliest_token_and_heats_the_tokens_of_what_draws() -> None:

@@ -89,7 +89,7 @@ class ScoringOptions:
     scorer_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     cci_examples: NonNegativeInt = 8
     batch_size: PositiveInt = 64
-    matched_entropy: list[float] | float | str = "0.6,0.8,1,1.2"
+    matched_entropy: list[float] | float | str = "0.8,1,1.2,1.4"
 
 
 @dataclass(kw_only=True)
@@ -138,7 +138,7 @@ def sweep_temperatures(given: Sequence[float] | float | str) -> list[float]:
     """The temperatures of ``--matched_entropy``, rising, with 1 among them. Raises ``UserError``."""
     temperatures = comma_numbers(given, "matched_entropy", float)
     if not all(0 < temperature < math.inf for temperature in temperatures):
-        raise UserError(f"--matched_entropy {given!r}: expected temperatures above 0, such as 0.6,0.8,1,1.2")
+        raise UserError(f"--matched_entropy {given!r}: expected temperatures above 0, such as 0.8,1,1.2,1.4")
     return sorted({1.0, *temperatures})
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BUILT_IN = "sotu"
 STEPS = (1, 2, 4, 8, 32)
 FEW_STEPS, RENEWED = (1, 2, 4, 8), "1"
-MEASURES = ("scores", "length_matched_entropy", "repetition", "late_flips", "rms")
+MEASURES = ("scores", "repetition", "late_flips", "rms")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class QuickstartOptions:
     num_samples: PositiveInt = 128
     reinjection: list[float | str] = field(default_factory=lambda: ["0,1"])
     cache_dir: str = "~/.cache/fewstep"
-    matched_entropy: list[float] | float | str = "0.6,0.8,1,1.2"
+    matched_entropy: list[float] | float | str = "0.8,1,1.2,1.4"
 
 
 def main(argv: list[str]) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fewstep.diagnostics.result import Picture, Series
-from fewstep.evaluation.rows import FLOW, HELD_OUT, LANGUAGE_MODEL, NOISE, SHUFFLED, Row, label_of
+from fewstep.evaluation.rows import HELD_OUT, LANGUAGE_MODEL, NOISE, SHUFFLED, Row, label_of
 
 YARDSTICKS = (HELD_OUT, LANGUAGE_MODEL, SHUFFLED, "unigram draws", NOISE)
 ENTROPY_BAND_NATS = 0.3
@@ -36,7 +36,8 @@ def score_pictures(rows: Sequence[Row], cost: Cost, scorer: str) -> tuple[Pictur
     The band around real text's entropy is 0.3 nats: outside it perplexities do not compare. Rows without a perplexity
     or a cost are left out.
     """
-    shown = [row for row in rows if row.setting["name"] == FLOW and row.value("perplexity") and cost.of(row)]
+    sampled = [row for row in rows if row.setting["name"] not in YARDSTICKS and "num_steps" in row.setting]
+    shown = [row for row in sampled if row.value("perplexity") and cost.of(row)]
     shown.sort(key=lambda row: float(row.setting["num_steps"]))
     costs = [cost.of(row) or 0.0 for row in shown] or [1.0]
     ends = (min(costs), max(costs))
@@ -54,7 +55,9 @@ def score_pictures(rows: Sequence[Row], cost: Cost, scorer: str) -> tuple[Pictur
     label = f"perplexity under {scorer}"
     return (
         Picture("Perplexity", cost.label, label, tuple(quality), log_x=True, log_y=True),
-        Picture("Entropy: low means repetition", cost.label, "unigram entropy (nats)", tuple(entropy), log_x=True),
+        Picture(
+            "Entropy: low is repetition or short", cost.label, "unigram entropy (nats)", tuple(entropy), log_x=True
+        ),
     )
 
 

@@ -12,6 +12,8 @@ from fewstep.evaluation.pictures import DASHES, write_png
 from fewstep.evaluation.rows import HELD_OUT, LANGUAGE_MODEL, SHUFFLED, Row, at_usual_temperature, label_of
 
 MARKS = {HELD_OUT: "*", SHUFFLED: "X"}
+MODEL_MARKS = (".", "^", "s", "D")
+"""Of the points of each model, in the order of the rows."""
 NOT_IN_LABELS = ("readout", "noise_scale")
 NEAR_NATS = 0.4
 """Entropies farther from real text's are off the picture: a collapsed setting would squeeze all others."""
@@ -21,8 +23,9 @@ PANEL_INCHES, LEGEND_INCHES, HEIGHT_INCHES = 4.6, 2.2, 4.4
 def write_frontier(rows: Sequence[Row], scorer: str, file: Path) -> None:
     """Perplexity (log) against entropy into the PNG ``file``, a panel a readout; nothing where there was no sweep.
 
-    A line joins a setting's temperatures: its colour is the number of steps, its dash the re-injection, a ring the
-    usual temperature. Real text, its entropy and its words shuffled are marked, and the language model's line is black.
+    A line joins a setting's temperatures: its colour is the number of steps, its dash the re-injection, its marks the
+    model, a ring the usual temperature. Real text, its entropy and its words shuffled are marked, and the language
+    model's line is black.
     Raises ``UserError`` where ``file`` cannot be written.
     """
     sweeps = sweeps_of(rows)
@@ -32,6 +35,7 @@ def write_frontier(rows: Sequence[Row], scorer: str, file: Path) -> None:
         return
     steps = sorted({float(setting["num_steps"]) for setting in settings})
     rules = list(dict.fromkeys(setting["reinjection"] for setting in settings))
+    names = list(dict.fromkeys(setting["name"] for setting in settings))
     figure = Figure(figsize=(PANEL_INCHES * len(readouts) + LEGEND_INCHES, HEIGHT_INCHES), layout="constrained")
     for panel, readout in zip(figure.subplots(1, len(readouts), squeeze=False, sharey=True)[0], readouts, strict=True):
         for sweep in sweeps:
@@ -40,9 +44,10 @@ def write_frontier(rows: Sequence[Row], scorer: str, file: Path) -> None:
                 place = steps.index(float(setting["num_steps"])) / max(1, len(steps) - 1)
                 dash = DASHES[rules.index(setting["reinjection"]) % len(DASHES)]
                 label = label_of({name: setting[name] for name in setting if name not in NOT_IN_LABELS})
-                _draw(panel, sweep, label, colormaps["viridis"](0.92 * place), dash)
+                mark = MODEL_MARKS[names.index(setting["name"]) % len(MODEL_MARKS)]
+                _draw(panel, sweep, label, colormaps["viridis"](0.92 * place), dash, mark)
             elif setting["name"] == LANGUAGE_MODEL:
-                _draw(panel, sweep, LANGUAGE_MODEL, "#000000", "-")
+                _draw(panel, sweep, LANGUAGE_MODEL, "#000000", "-", ".")
         _mark(panel, rows)
         panel.set(title=f"{readout} readout", xlabel="unigram entropy (nats)", yscale="log")
         panel.grid(alpha=0.25)
@@ -59,11 +64,11 @@ def write_frontier(rows: Sequence[Row], scorer: str, file: Path) -> None:
     write_png(figure, file)
 
 
-def _draw(panel: Axes, sweep: Sequence[Row], label: str, color: object, dash: str) -> None:
+def _draw(panel: Axes, sweep: Sequence[Row], label: str, color: object, dash: str, mark: str) -> None:
     """One setting through its temperatures, the usual one ringed."""
     x, y = ([row.value(name) or 0.0 for row in sweep] for name in (ENTROPY, "perplexity"))
     usual = [at_usual_temperature(row.setting) for row in sweep]
-    panel.plot(x, y, label=label, color=color, linestyle=dash, linewidth=1.6, marker=".", markersize=5)
+    panel.plot(x, y, label=label, color=color, linestyle=dash, linewidth=1.6, marker=mark, markersize=5)
     rings = [[value for value, ringed in zip(values, usual, strict=True) if ringed] for values in (x, y)]
     panel.plot(*rings, color=color, linestyle="", marker="o", markersize=7, fillstyle="none")
 

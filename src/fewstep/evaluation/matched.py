@@ -15,13 +15,14 @@ from fewstep.evaluation.rows import COLUMNS, HELD_OUT, SHUFFLED, Axis, Column, R
 from fewstep.evaluation.scorers import corpus_perplexity
 from fewstep.metrics.intervals import Interval, bootstrap_interval
 
-ENTROPY = "length_matched_entropy_nats"
-"""The value by which rows are matched: :func:`fewstep.evaluation.measures.length_matched_entropy`."""
+ENTROPY = "entropy_nats"
+"""The value by which rows are matched: the mean entropy of a sample, whatever its length. Colder samples of blocks that
+hold one document end early, and a short text has little entropy, so that lengths are matched as well."""
 KEPT = ("perplexity", ENTROPY)
 """Statistics whose numbers of each sample a plan keeps for the intervals."""
 Table = tuple[list[Row], str, Mapping[str, Column]]
 """Rows, caption and columns, as :func:`fewstep.evaluation.rows.rows_text` takes them."""
-FURTHER = ("repeated_4grams", "rms_ratio")
+FURTHER = ("repeated_4grams", "rms_ratio", "tokens_per_sample")
 AXES = ("name", "readout", "reinjection", "noise_temperature", "noise", "snap", "num_steps")
 MATCHED_COLUMNS = {
     **{name: COLUMNS[name] for name in AXES},
@@ -31,6 +32,7 @@ MATCHED_COLUMNS = {
     "repeated_4grams": COLUMNS["repeated_4grams"],
     "repetition_ratio": Column("rep-4 / real", ".1f"),
     "rms_ratio": COLUMNS["rms_ratio"],
+    "tokens_per_sample": COLUMNS["tokens_per_sample"],
     "num_samples": COLUMNS["num_samples"],
 }
 
@@ -56,9 +58,9 @@ def matched_rows(rows: Sequence[Row]) -> list[Row]:
     text and its words shuffled as they are.
 
     ``perplexity`` with its 95 % bootstrap interval over samples, which are resampled at all temperatures alike;
-    ``shuffled_ratio``, over that of shuffled words; ``repeated_4grams``, over real text's ``repetition_ratio``, and
-    ``rms_ratio``, interpolated as the perplexity is. The axis ``temperature`` says where. A setting that never gets
-    there has no perplexity, and ``nearest_entropy_nats``. Empty without real text or a sweep.
+    ``shuffled_ratio``, over that of shuffled words; ``repeated_4grams``, over real text's ``repetition_ratio``,
+    ``rms_ratio`` and ``tokens_per_sample``, interpolated as the perplexity is. The axis ``temperature`` says where. A
+    setting that never gets there has no perplexity, and ``nearest_entropy_nats``. Empty without real text or a sweep.
     """
     fixed = {str(row.setting["name"]): row for row in rows if row.setting["name"] in (HELD_OUT, SHUFFLED)}
     real = fixed.get(HELD_OUT)
@@ -79,7 +81,7 @@ def with_matched_table(rows: Sequence[Row], caption: str, columns: Mapping[str, 
 def _caption(rows: Sequence[Row]) -> str:
     return (
         f"Each setting at the temperature where its samples have the unigram entropy of real text, "
-        f"{rows[0].value(ENTROPY):.2f} nats on as many tokens: log-perplexity interpolated linearly in entropy between "
+        f"{rows[0].value(ENTROPY):.2f} nats a sample: log-perplexity interpolated linearly in entropy between "
         "neighbouring temperatures, of several places the lowest. Temperature: of the noise (noise scale) for the "
         "parallel readout, of the tokens for head and language model. never: no temperature of the sweep brackets "
         "that entropy; behind it the nearest one reached, in nats. over shuffled: over the perplexity of shuffled words"

@@ -1,7 +1,6 @@
 """What is measured on sampled text. A new measure is one function in :data:`MEASURES`. N samples, L tokens."""
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals, cci_as_read
-from fewstep.evaluation.matched import ENTROPY
 from fewstep.evaluation.rows import HELD_OUT, Setting, Value
 from fewstep.evaluation.scorers import corpus_perplexity
 from fewstep.evaluation.subject import noise_source
@@ -24,7 +22,6 @@ from fewstep.metrics.text import (
     mauve_score,
     memorised_share,
     repeated_ngrams,
-    sample_entropies_nats,
 )
 from fewstep.pipeline import decode_blocks
 from fewstep.readouts import READOUTS, CommitmentHead
@@ -71,6 +68,7 @@ def scores(study: "TextStudy") -> Measure:
             "perplexity": Statistic(stacked[counted], corpus_perplexity, seed_index[counted]),
             "entropy_nats": Statistic(samples.tensors["entropies"][:, None], seed_index=seed_index),
             "scored_tokens": Value(float(stacked[:, 1].sum())),
+            "tokens_per_sample": Value(tokens / len(stacked)),
             **{name: Value(value) for name, value in speed.items()},
         }
 
@@ -78,36 +76,8 @@ def scores(study: "TextStudy") -> Measure:
         values,
         take,
         caption=f"Perplexity under {study.scorer.name}, 95 % bootstrap intervals over samples; entropy in nats a "
-        "sample, on the scored tokens; NFE counts the passes of all networks",
+        "sample, on the scored tokens; tokens: a sample's, up to its end; NFE counts the passes of all networks",
     )
-
-
-def length_matched_entropy(study: "TextStudy") -> Measure:
-    """Entropy of samples on the model's own tokens, fit to compare with real text's whatever the number of tokens.
-
-    Entropy grows with the number of tokens counted. So the mean entropy of as many first tokens of real text is taken
-    off and that of whole real texts put on, which moves nothing where all blocks count as a whole.
-    """
-    ids, mask = study.real.held_out.ids, study.real.held_out.mask
-    lengths = mask.sum(1)
-
-    @cache
-    def expected(count: int) -> float:
-        """Mean entropy of the first ``count`` tokens of real text."""
-        long_enough = lengths >= min(count, int(lengths.max()))
-        return float(sample_entropies_nats(ids[long_enough, :count], mask[long_enough, :count]).mean())
-
-    def excess(ids: Tensor, mask: Tensor) -> Tensor:
-        """Entropies (N,) over those expected."""
-        return sample_entropies_nats(ids, mask) - torch.tensor([expected(count) for count in mask.sum(1).tolist()])
-
-    level = float((sample_entropies_nats(ids, mask) - excess(ids, mask).mean()).mean())
-
-    def values(setting: Setting, samples: Samples) -> Values:
-        entropies = level + excess(samples.tensors["ids"], samples.tensors["mask"])
-        return {ENTROPY: Statistic(entropies[:, None])}
-
-    return Measure(values, take_tokens)
 
 
 def repetition(study: "TextStudy") -> Measure:
@@ -266,7 +236,6 @@ def law(study: "TextStudy") -> Measure | None:
 
 MEASURES: dict[str, Factory] = {
     "scores": scores,
-    "length_matched_entropy": length_matched_entropy,
     "repetition": repetition,
     "copies": copies,
     "late_flips": late_flips,

@@ -215,6 +215,7 @@ COLUMNS: dict[str, Column] = {
     "nfe": Column("NFE", ".0f"),
     "perplexity": Column("perplexity", rounded, interval=True),
     "entropy_nats": Column("entropy", ".2f"),
+    "tokens_per_sample": Column("tokens", ".1f"),
     "distinct_2": Column("distinct-2", ".3f"),
     "repeated_4grams": Column("rep-4", ".3f"),
     "longest_copy_tokens": Column("copy", ".0f"),

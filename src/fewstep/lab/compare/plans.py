@@ -19,7 +19,7 @@ from fewstep.lab.images.study import ImageStudy, generated
 from fewstep.model import SavedModel
 from fewstep.samplers import FlowSampler, incompatibility
 
-MEASURES = ("scores", "length_matched_entropy", "repetition", "copies", "late_flips", "cci", "rms")
+MEASURES = ("scores", "repetition", "copies", "late_flips", "cci", "rms")
 
 
 @dataclass(frozen=True)
