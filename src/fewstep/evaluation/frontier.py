@@ -14,7 +14,7 @@ from fewstep.evaluation.rows import HELD_OUT, LANGUAGE_MODEL, SHUFFLED, Row, at_
 MARKS = {HELD_OUT: "*", SHUFFLED: "X"}
 MODEL_MARKS = (".", "^", "s", "D")
 """Of the points of each model, in the order of the rows."""
-NOT_IN_LABELS = ("readout", "noise_scale")
+NOT_IN_LABELS = ("readout", "noise_scale", "temperature")
 NEAR_NATS = 0.4
 """Entropies farther from real text's are off the picture: a collapsed setting would squeeze all others."""
 PANEL_INCHES, LEGEND_INCHES, HEIGHT_INCHES = 4.6, 2.2, 4.4
