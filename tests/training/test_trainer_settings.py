@@ -96,6 +96,7 @@ REFUSED = {
     "default_root_dir=elsewhere": "run_dir",
     "enable_checkpointing=false": "enable_checkpointing",
 }
+TRIED = [one for one, part in REFUSED.items() if part not in ("psutil", "mlflow") or not find_spec(part)]
 
 
 def test_every_argument_of_the_trainer_is_tried() -> None:
@@ -117,9 +118,7 @@ def test_settings_of_every_type_train(
     assert bool(list(Path("run").rglob("metrics.csv"))) == (number in (0, 1))
 
 
-@pytest.mark.parametrize(
-    "setting", [one for one, part in REFUSED.items() if part not in ("psutil", "mlflow") or not find_spec(part)]
-)
+@pytest.mark.parametrize("setting", TRIED)
 def test_what_cannot_work_is_one_line_and_no_folder(
     setting: str, workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,7 +51,7 @@ def text_of(record: object, field: str, place: str) -> str:
 
 
 def top_column(names: Iterable[str], field: str, place: str) -> str:
-    """The column of a table that ``field`` lies in. Raises ``UserError`` if there is none."""
+    """The column of a table that ``field`` lies in. Raises ``UserError`` for a missing one."""
     columns = dict.fromkeys(names)
     column = field if field in columns else field.partition(".")[0]
     if column not in columns:

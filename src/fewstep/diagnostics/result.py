@@ -93,7 +93,7 @@ class Result:
         return {row.name: row.estimate for row in self.rows}[name]
 
     def picture(self) -> Picture | None:
-        """The curves on their axes; None where there is no point to draw."""
+        """The curves on their axes; None without a point to draw."""
         if self.axes is None or not any(series.x for series in self.curves.values()):
             return None
         return Picture(series=tuple(self.curves.values()), **asdict(self.axes))

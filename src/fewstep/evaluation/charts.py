@@ -36,8 +36,7 @@ def score_pictures(rows: Sequence[Row], cost: Cost, scorer: str) -> tuple[Pictur
     The band around real text's entropy is 0.3 nats: outside it perplexities do not compare. Rows without a perplexity
     or a cost are left out.
     """
-    sampled = [row for row in rows if row.setting["name"] not in YARDSTICKS and "num_steps" in row.setting]
-    shown = [row for row in sampled if row.value("perplexity") and cost.of(row)]
+    shown = [r for r in rows if r.setting["name"] not in YARDSTICKS and r.value("perplexity") and cost.of(r)]
     shown.sort(key=lambda row: float(row.setting["num_steps"]))
     costs = [cost.of(row) or 0.0 for row in shown] or [1.0]
     ends = (min(costs), max(costs))

@@ -25,8 +25,7 @@ def write_frontier(rows: Sequence[Row], scorer: str, file: Path) -> None:
 
     A line joins a setting's temperatures: its colour is the number of steps, its dash the re-injection, its marks the
     model, a ring the usual temperature. Real text, its entropy and its words shuffled are marked, and the language
-    model's line is black.
-    Raises ``UserError`` where ``file`` cannot be written.
+    model's line is black. Raises ``UserError`` where ``file`` cannot be written.
     """
     sweeps = sweeps_of(rows)
     settings = [sweep[0].setting for sweep in sweeps if "readout" in sweep[0].setting]

@@ -40,11 +40,11 @@ class Subject:
 
     ``decode`` maps latents (B, ...) to logits (B, L, V) or to images, and ``z`` (B, ...), of an rms of about 1, are the
     latents of held-out ``data``: tokens (B, L) int64 without padding, or images (B, C, H, W). ``positions`` (B, P) are
-    the tokens measured, none for images. ``conditionals(level)`` is the autoregressive readout, where there is one, for
-    latents with noise of that level; it blurs generated latents to ``trust_level``. ``model`` is ours, None for a
-    decoder of another package. Everything random comes from ``seed``. The logits of ``examples_at_once`` examples are
-    held at once (None: all). For the protocol: ``source`` says what the data is, ``packages`` what the model depends
-    on; ``notes`` are for the reader.
+    the tokens measured, none for images. ``conditionals(level)`` is the autoregressive readout for
+    latents with noise of that level (None: a model without head); it blurs generated latents to ``trust_level``.
+    ``model`` is ours, None for a decoder of another package. Everything random comes from ``seed``. The logits of
+    ``examples_at_once`` examples are held at once (None: all). For the protocol: ``source`` says what the data is,
+    ``packages`` what the model depends on; ``notes`` are for the reader.
     """
 
     name: str
@@ -89,7 +89,10 @@ class Subject:
         return self._smaller[size]
 
     def read_head(self, level: float) -> TokenConditionals:
-        """The autoregressive readout for latents with noise of ``level``. Raises ``UserError`` if there is none."""
+        """The autoregressive readout for latents with noise of ``level``.
+
+        Raises ``UserError`` for a model without a head.
+        """
         if self.conditionals is None:
             raise UserError(f"{self.name} reads all tokens at once: it has no head")
         return self.conditionals(level)

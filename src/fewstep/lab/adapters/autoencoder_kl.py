@@ -97,7 +97,7 @@ def read_images(source: str, count: int, *, channels: int, size: int) -> Tensor:
 
     ``source`` is "digits" or "shapes" (:mod:`fewstep.lab.images`), or a folder of .png and .jpg files, taken in order
     of their names. They are resized (bilinear, antialiased); grey ones are repeated over the channels, coloured ones
-    averaged where there is one. Raises ``UserError`` where there are fewer images, or one cannot be read.
+    averaged for a decoder of one channel. Raises ``UserError`` where there are fewer images, or one cannot be read.
     """
     if source == "digits":
         images = [Digits().held_out(count)]

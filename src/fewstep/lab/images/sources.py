@@ -119,7 +119,7 @@ class DrawnShapes(ImageSource):
 
 
 def image_source(name: str, config: dict[str, Any]) -> ImageSource:
-    """The source that a saved model names. Raises ``UserError`` if there is none of this name and these fields."""
+    """The source that a saved model names. Raises ``UserError`` for an unknown name, or other fields."""
     sources: dict[str, type[Digits] | type[DrawnShapes]] = {"Digits": Digits, "DrawnShapes": DrawnShapes}
     if name not in sources:
         raise UserError(f"unknown images {name!r}: expected {' or '.join(sources)}")

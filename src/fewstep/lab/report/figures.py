@@ -192,7 +192,7 @@ def row_figures(run: Run) -> dict[str, Figure | None]:
 
 
 def _apart(first: Row, second: Row) -> bool:
-    """Whether the 95 % intervals of the perplexities lie apart; true where there are none."""
+    """Whether the 95 % intervals of the perplexities lie apart; true without intervals."""
     one_end, other_end = first.interval("perplexity"), second.interval("perplexity")
     return not one_end or not other_end or one_end.high < other_end.low or one_end.low > other_end.high
 
