@@ -1,5 +1,6 @@
 """Networks that estimate clean latents, and the wrapper that gives them one meaning."""
 
+from fewstep.denoisers.conditional import ConditionalFlow, Guided, Known
 from fewstep.denoisers.flow_model import (
     ENDPOINT,
     ESTIMATES,
@@ -19,9 +20,12 @@ __all__ = [
     "FLOW_MAP",
     "POSTERIOR_MEAN",
     "CategoricalDenoiser",
+    "ConditionalFlow",
     "DenoiserOutput",
     "EstimateKind",
     "FlowModel",
+    "Guided",
+    "Known",
     "PredictionType",
     "ReadsCodebook",
     "RegressionDenoiser",

@@ -84,6 +84,15 @@ class FlowModel(nn.Module):
         """Whether the network sees where a jump ends."""
         return bool(getattr(self.network, "config", {}).get("two_times", False))
 
+    @property
+    def reads_known(self) -> bool:
+        """Whether the network was built to see positions that are known."""
+        return bool(getattr(self.network, "config", {}).get("reads_known", False))
+
+    def rows(self, index: slice | Tensor) -> "FlowModel":
+        """The flow for some examples of a batch; they matter to one with known positions only."""
+        return self
+
     def predict(
         self,
         x_t: Tensor,

@@ -25,6 +25,7 @@ class RegressionDenoiser(nn.Module):
     ``num_positions`` fixes the longest K, ``latent_dim`` is D. With ``self_conditioning`` it also reads its previous
     estimate of x_1 (arXiv:2208.04202). ``max_frequency``, in radians per unit of time, bounds how fast the output may
     change with time: low for objectives that take a derivative in time (:class:`~fewstep.nn.AdaptiveTransformer`).
+    With ``reads_known`` an embedding, zero at first, marks positions that are known (:class:`.ConditionalFlow`).
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class RegressionDenoiser(nn.Module):
         two_times: bool = False,
         local_reach: int = 2,
         max_frequency: float = 1_000.0,
+        reads_known: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"latent_dim": latent_dim, "num_positions": num_positions, "width": width, "num_heads": num_heads}
         check_sizes(type(self).__name__, sizes)
         check_sizes(type(self).__name__, {"depth": depth, "local_reach": local_reach}, least=0)
         options = {"two_times": two_times, "local_reach": local_reach, "max_frequency": max_frequency}
+        options["reads_known"] = reads_known
         self.config: dict[str, Any] = {**sizes, "depth": depth, "self_conditioning": self_conditioning, **options}
         self.self_conditioning = self_conditioning
         self.inputs = nn.Linear(latent_dim * (2 if self_conditioning else 1), width)
@@ -53,15 +56,24 @@ class RegressionDenoiser(nn.Module):
             width, depth, num_heads, two_times=two_times, local_reach=local_reach, max_frequency=max_frequency
         )
         self.outputs = zero_linear(width, latent_dim)
+        self.known = nn.Parameter(torch.zeros(width)) if reads_known else None
 
-    def embed(self, x_t: Tensor, self_cond: Tensor | None) -> Tensor:
-        """``x_t`` and ``self_cond`` (B, K, D) to (B, K, W). ``ValueError`` for more positions than it was built for."""
+    def embed(self, x_t: Tensor, self_cond: Tensor | None, known: Tensor | None) -> Tensor:
+        """``x_t`` and ``self_cond`` (B, K, D), ``known`` (B, K) bool, to (B, K, W).
+
+        ``ValueError`` for more positions than it was built for, and for known ones that it cannot read.
+        """
         if x_t.shape[1] > len(self.positions):
             raise ValueError(f"{x_t.shape[1]} latent positions, but this denoiser was built for {len(self.positions)}")
         h = x_t
         if self.self_conditioning:
             h = torch.cat([x_t, torch.zeros_like(x_t) if self_cond is None else self_cond], dim=-1)
-        return self.inputs(h) + self.positions[: x_t.shape[1]]
+        h = self.inputs(h) + self.positions[: x_t.shape[1]]
+        if known is None:
+            return h
+        if self.known is None:
+            raise ValueError("this denoiser was built without reads_known: it cannot be given known positions")
+        return h + known[..., None] * self.known
 
     def forward(
         self,
@@ -71,9 +83,10 @@ class RegressionDenoiser(nn.Module):
         *,
         mask: Tensor | None = None,
         self_cond: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> DenoiserOutput:
-        """``x_t`` (B, K, D), times (B,), ``mask`` (B, K), ``self_cond`` (B, K, D)."""
-        return DenoiserOutput(upcast(self.outputs(self.body(self.embed(x_t, self_cond), t, s, mask))))
+        """``x_t`` (B, K, D), times (B,), ``mask`` (B, K), ``self_cond`` (B, K, D), ``known`` (B, K) bool."""
+        return DenoiserOutput(upcast(self.outputs(self.body(self.embed(x_t, self_cond, known), t, s, mask))))
 
 
 class CategoricalDenoiser(RegressionDenoiser):
@@ -101,6 +114,7 @@ class CategoricalDenoiser(RegressionDenoiser):
         two_times: bool = False,
         local_reach: int = 2,
         max_frequency: float = 1_000.0,
+        reads_known: bool = False,
     ) -> None:
         check_sizes("CategoricalDenoiser", {"vocab_size": vocab_size})
         super().__init__(
@@ -113,6 +127,7 @@ class CategoricalDenoiser(RegressionDenoiser):
             two_times=two_times,
             local_reach=local_reach,
             max_frequency=max_frequency,
+            reads_known=reads_known,
         )
         self.config |= {"vocab_size": vocab_size, "path": path}
         self.path = PATHS[path]()
@@ -134,6 +149,8 @@ class CategoricalDenoiser(RegressionDenoiser):
     def own_logits(self, x_t: Tensor, t: Tensor) -> Tensor:
         """log p(x_t | token v at this position) + log p(v) up to a constant, (B, K, V) float32 under autocast too.
 
+        ``t`` (B,), or (B, K) for a time of its own at every position.
+
         One product, [r x, r alpha, 1] . [e, -|e|^2 / 2, log p(v)] with r = alpha / sigma^2.
         """
         alpha, sigma = self.path.alpha_sigma(t, x_t)
@@ -154,9 +171,10 @@ class CategoricalDenoiser(RegressionDenoiser):
         *,
         mask: Tensor | None = None,
         self_cond: Tensor | None = None,
+        known: Tensor | None = None,
     ) -> DenoiserOutput:
-        own = self.own_logits(x_t, t)
-        h = self.embed(x_t, self_cond) + own.softmax(-1).to(x_t.dtype) @ self.evidence.weight
+        own = self.own_logits(x_t, t if known is None else torch.where(known, 1.0, t[:, None]))
+        h = self.embed(x_t, self_cond, known) + own.softmax(-1).to(x_t.dtype) @ self.evidence.weight
         logits = upcast(self.outputs(self.body(h, t, s, mask))) + own
         with torch.autocast(x_t.device.type, enabled=False):
             return DenoiserOutput(logits.softmax(-1) @ self.codebook, logits)

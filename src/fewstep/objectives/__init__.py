@@ -10,6 +10,7 @@ from fewstep.objectives.flow_maps import (
     SemigroupSelfDistillation,
     ShortcutModel,
 )
+from fewstep.objectives.known import KnownPositions
 from fewstep.objectives.stages import HeadTraining, Reconstruction
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -35,6 +36,7 @@ __all__ = [
     "FlowMatching",
     "Generated",
     "HeadTraining",
+    "KnownPositions",
     "LagrangianSelfDistillation",
     "MeanFlow",
     "Objective",

@@ -102,10 +102,12 @@ class Reflow(Objective):
         size = len(batch.x_1)
         pairs = -(-size // self.times_per_pair)
         x_0, mask = batch.x_0[:pairs], batch.mask[:pairs]
-        x_1 = follow(teacher, x_0, [x_0.new_full((pairs,), t) for t in self._grid], mask, second_order=True)
+        x_1 = follow(
+            teacher.rows(slice(0, pairs)), x_0, [x_0.new_full((pairs,), t) for t in self._grid], mask, second_order=True
+        )
         t = self.time_sampler.sample(size, batch.generator, x_1.device)
         pair = torch.arange(size, device=x_1.device) % pairs
-        yield match_flow(model, x_1[pair], x_0[pair], t, mask[pair])
+        yield match_flow(model.rows(pair), x_1[pair], x_0[pair], t, mask[pair])
 
 
 @torch.no_grad()

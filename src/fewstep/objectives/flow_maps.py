@@ -74,9 +74,9 @@ class FlowMapObjective(Objective):
         t, s, first = self.times(batch)
         if first > 0:
             flow = batch.rows(slice(0, first))
-            yield match_flow(model, flow.x_1, flow.x_0, t[:first], flow.mask)
+            yield match_flow(model.rows(slice(0, first)), flow.x_1, flow.x_0, t[:first], flow.mask)
         if first < len(t):
-            jumps, t, s = batch.rows(slice(first, None)), t[first:], s[first:]
+            model, jumps, t, s = model.rows(slice(first, None)), batch.rows(slice(first, None)), t[first:], s[first:]
             yield self.jump(model, jumps, model.path.sample(jumps.x_1, jumps.x_0, t), t, s)
 
 
@@ -197,9 +197,9 @@ class ShortcutModel(Objective):
         if first > 0:
             flow = batch.rows(slice(0, first))
             t = self.time_sampler.sample(first, batch.generator, device)
-            yield match_flow(model, flow.x_1, flow.x_0, t, flow.mask)
+            yield match_flow(model.rows(slice(0, first)), flow.x_1, flow.x_0, t, flow.mask)
         if first < size:
-            steps = batch.rows(slice(first, None))
+            model, steps = model.rows(slice(first, None)), batch.rows(slice(first, None))
             t, r, s, finest = self.steps(size - first, batch.generator, device)
             ends = torch.where(finest, t, r), torch.where(finest, r, s)
             yield jump_as_two(model, model.path.sample(steps.x_1, steps.x_0, t), (t, r, s), ends, steps.mask)

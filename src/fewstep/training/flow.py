@@ -9,10 +9,18 @@ import torch
 from lightning import Trainer
 from torch import nn
 
-from fewstep.denoisers import ESTIMATES, FlowModel, PredictionType, ReadsCodebook, RegressionDenoiser
+from fewstep.denoisers import (
+    ESTIMATES,
+    ConditionalFlow,
+    FlowModel,
+    Known,
+    PredictionType,
+    ReadsCodebook,
+    RegressionDenoiser,
+)
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel, check_same_autoencoder
-from fewstep.objectives import DistributionMatching, Objective
+from fewstep.objectives import DistributionMatching, KnownPositions, Objective
 from fewstep.paths import PATHS, PathName
 from fewstep.schedules import LogitNormalTime
 from fewstep.storage import load_strictly
@@ -32,9 +40,10 @@ class FlowModule(TrainingModule):
 
     ``autoencoder`` is a model folder or checkpoint of stage one; ``denoiser`` is built from (D, K). ``teacher`` is a
     model with the trained flow that some objectives learn from. ``initialise_from`` is one with a flow of the same
-    architecture, path and prediction to start from; if the network here has a second time, its tensors are new and
-    start without effect (:func:`.start_from`). ``allow`` names packages beside fewstep whose classes these models may
-    have. Raises ``UserError`` if parts and data do not fit.
+    architecture, path and prediction to start from; if the network here has a second time or reads known positions, its
+    tensors are new and start without effect (:func:`.start_from`). ``known`` says which positions of an example are
+    known, so that the model continues and fills in text; None: it writes whole blocks. ``allow`` names packages beside
+    fewstep whose classes these models may have. Raises ``UserError`` if parts and data do not fit.
 
     Distribution matching grows its auxiliary network from that flow too. A training step is then one step of the
     denoiser and the updates of the auxiliary network on the same batch; ``max_steps``, the schedules and the average
@@ -55,6 +64,7 @@ class FlowModule(TrainingModule):
         prediction: PredictionType = "x1",
         teacher: str | None = None,
         initialise_from: str | None = None,
+        known: KnownPositions | None = None,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         allow: list[str] | None = None,
         seed: int = 0,
@@ -64,6 +74,11 @@ class FlowModule(TrainingModule):
         self.objective = objective
         positions, latent_dim = self.base.latent_shape()
         self.denoiser = denoiser(latent_dim, positions)
+        self.known = known
+        if known is not None:
+            if not self.has_tokens:
+                raise UserError("model.known is for text: these latents have no tokens to know; leave it out")
+            self.denoiser = type(self.denoiser)(**{**self.denoiser.config, "reads_known": True})
         if isinstance(self.denoiser, ReadsCodebook):
             self._give_codebook(self.denoiser)
         check_objective(objective, self.denoiser, teacher, has_readout=self.has_tokens)
@@ -78,6 +93,11 @@ class FlowModule(TrainingModule):
         if teacher is not None:
             model = load_flow(teacher, "model.teacher")
             check_teacher(model.identity, self.flow_identity, objective, teacher)
+            if known is not None and not model.flow().reads_known:
+                raise UserError(
+                    f"{teacher}: this teacher was trained without known positions, and this run has model.known: train "
+                    "the teacher with model.known, or leave it out here"
+                )
             self._teacher = Shared(model)
         self._started = ""
         if initialise_from is not None:
@@ -160,29 +180,52 @@ class FlowModule(TrainingModule):
         # Validation runs in inference mode, whose tensors take no derivative; some objectives need one.
         recording = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(recording):
+            latents, given = self._given(batch, generator)
             if auxiliary is not None:
-                return self._match_distributions(auxiliary, self.latents(batch), generator)
+                return self._match_distributions(auxiliary, latents, given, generator)
             return self.objective.forward(
-                self.model(),
-                self.latents(batch),
+                given(self.model()),
+                latents,
                 tokens=tokens_of(batch) if "ids" in batch else None,
                 readout=self.base.readout,
                 generator=generator,
-                teacher=None if teacher is None else teacher.flow(),
+                teacher=None if teacher is None else given(teacher.flow()),
                 progress=self.progress(),
             )
 
-    def _match_distributions(self, auxiliary: Auxiliary, latents: Latents, generator: torch.Generator) -> LossOutput:
+    def _given(self, batch: Batch, generator: torch.Generator) -> tuple[Latents, Callable[[FlowModel], FlowModel]]:
+        """Latents whose mask is true where the loss counts, and what gives a flow the known positions of the batch.
+
+        The known part is encoded with the rest hidden, so that it says nothing of what is to be written.
+        """
+        latents = self.latents(batch)
+        if self.known is None:
+            return latents, lambda flow: flow
+        written, known, rows = self.known.split(latents.mask, generator)
+        seen = known.repeat_interleave(batch["ids"].shape[1] // known.shape[1], dim=1) & batch["mask"]
+        z, rows = torch.zeros_like(latents.z), rows.to(latents.z.device)
+        with torch.no_grad():
+            z[rows] = self.base.encoder().encode(batch["ids"][rows], seen[rows]).z.to(z.dtype)
+        part = Known(z, known)
+        return Latents(latents.z, written), lambda flow: ConditionalFlow(flow, part)
+
+    def _match_distributions(
+        self,
+        auxiliary: Auxiliary,
+        latents: Latents,
+        given: Callable[[FlowModel], FlowModel],
+        generator: torch.Generator,
+    ) -> LossOutput:
         """The student's loss; in training also the auxiliary network's updates, on the same samples of the student.
 
         The student's loss comes first, on samples that the auxiliary network has not been fitted to: on samples that
         it has seen its estimate leans towards them, and the student would move to the teacher's mean.
         """
-        objective, teacher = self.objective, self._teacher.value
+        objective, teacher, student = self.objective, self._teacher.value, self.model()
         assert isinstance(objective, DistributionMatching) and teacher is not None
-        student, second = self.model(), FlowModel(auxiliary.network, self.model().path, self.flow_identity.prediction)
-        generated = objective.generate(student, latents, generator)
-        output = objective.student_loss(generated, second, teacher.flow(), generator)
+        second = given(FlowModel(auxiliary.network, student.path, student.prediction))
+        generated = objective.generate(given(student), latents, generator)
+        output = objective.student_loss(generated, second, given(teacher.flow()), generator)
         if not self.training:
             return output
         losses, norms = [], []
@@ -228,8 +271,9 @@ class DistributionMatchingModule(FlowModule):
     """The stage after the flow: :class:`fewstep.objectives.DistributionMatching` of the flow in ``autoencoder``.
 
     ``autoencoder`` is a model folder or checkpoint with autoencoder, readout and flow, which is the teacher and what
-    the student starts from; network, path and prediction are its own. ``allow`` names packages beside fewstep whose
-    classes it may have. Raises ``UserError`` if model and data do not fit.
+    the student starts from; network, path and prediction are its own. ``known``, as in the flow's stage, for a flow
+    that was trained with it. ``allow`` names packages beside fewstep whose classes it may have. Raises ``UserError`` if
+    model and data do not fit.
     """
 
     def __init__(
@@ -237,6 +281,7 @@ class DistributionMatchingModule(FlowModule):
         data: StepDataModule,
         autoencoder: str,
         objective: DistributionMatching,
+        known: KnownPositions | None = None,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         allow: list[str] | None = None,
         seed: int = 0,
@@ -252,6 +297,7 @@ class DistributionMatchingModule(FlowModule):
             identity.prediction,
             teacher=autoencoder,
             initialise_from=autoencoder,
+            known=known,
             optimizer=optimizer,
             allow=allow,
             seed=seed,
@@ -335,23 +381,23 @@ def check_start(trained: Identity, student: Identity, source: str) -> None:
 def start_from(denoiser: RegressionDenoiser, trained: nn.Module, source: str) -> tuple[str, ...]:
     """Copy the weights of ``trained``, a network of the same architecture; returns the names of new tensors.
 
-    Strict: only those of the second time may be new, if ``trained`` has one time. They start so that the network
-    ignores the end of a jump and is the flow that it came from. Raises ``UserError`` for any difference.
+    Strict: only those of the second time and of known positions may be new, if ``trained`` has none. They start so that
+    the network ignores the end of a jump and what is known, and is the flow that it came from. Raises ``UserError`` for
+    any difference.
     """
     if type(trained) is not type(denoiser):
         raise UserError(f"{source}: its denoiser is a {type(trained).__name__}, this run's {type(denoiser).__name__}")
     ours: dict[str, Any] = dict(denoiser.config)
     theirs: dict[str, Any] = dict(trained.config)
-    grows = ours["two_times"] and not theirs["two_times"]
-    names = [name for name in ours if ours[name] != theirs[name] and not (grows and name == "two_times")]
+    grown = [name for name in ("two_times", "reads_known") if ours[name] and not theirs[name]]
+    names = [name for name in ours if ours[name] != theirs[name] and name not in grown]
     if names:
         listed = ", ".join(f"{name} {theirs[name]} against {ours[name]}" for name in names)
         raise UserError(f"{source}: another architecture than model.denoiser, {listed}: give the same")
-    weights, new = dict(trained.state_dict()), []
-    if grows:
+    if "two_times" in grown:
         denoiser.body.ignore_second_time()
-        own = denoiser.state_dict()
-        new = [name for name in own if name.startswith("body.distance.")]
-        weights |= {name: own[name] for name in new}
-    load_strictly(denoiser, weights, source)
+    own, weights = denoiser.state_dict(), dict(trained.state_dict())
+    added = {"two_times": "body.distance.", "reads_known": "known"}
+    new = [name for name in own if any(name.startswith(added[option]) for option in grown)]
+    load_strictly(denoiser, weights | {name: own[name] for name in new}, source)
     return tuple(new)

@@ -1,0 +1,74 @@
+"""Which positions of a training example are known, so that a flow learns to continue and to fill in.
+
+B batch, K latent positions.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.shapes import rand
+
+
+class Split(NamedTuple):
+    """Positions ``written`` (B, K) that the loss counts, and ``known`` (B, K) that the network sees; never both.
+
+    ``rows`` are the numbers of the examples that may have known ones, on the generator's device.
+    """
+
+    written: Tensor
+    known: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class KnownPositions:
+    """Shares of the examples with a known part; in the rest all is written.
+
+    ``prefix``: the beginning is known, up to a place that is uniform. ``gaps``: all is known but one or two gaps, of
+    uniform place and length. In a share ``dropped`` of these the known part is left out, for the loss and for the
+    network, which so learns the estimate without it, for guidance (arXiv:2207.12598, algorithm 1).
+    """
+
+    prefix: float = 0.3
+    gaps: float = 0.2
+    dropped: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.prefix, self.gaps) < 0 or self.prefix + self.gaps > 1 or not 0 <= self.dropped < 1:
+            raise ValueError(
+                f"known prefix {self.prefix}, gaps {self.gaps}, dropped {self.dropped}: expected shares >= 0 of which "
+                "the first two add up to at most 1, and the last is below 1"
+            )
+
+    def split(self, mask: Tensor, generator: torch.Generator, prompt: Tensor | None = None) -> Split:
+        """The parts of examples whose real positions are ``mask`` (B, K), which come first.
+
+        ``prompt`` (B, K) bool are positions that are known already, in data of prompts and texts; prefix and gaps are
+        not drawn then. At least one position of an example is written, as long as one is real.
+        """
+        size = len(mask)
+        # Drawn and read on the generator's device, the CPU: nothing here makes an accelerator wait.
+        kind, is_kept = (torch.rand(size, generator=generator, device=generator.device) for _ in range(2))
+        kept = is_kept >= self.dropped
+        start, second = (rand((size, 1), mask, generator) for _ in range(2))
+        edges = rand((size, 2, 2), mask, generator)
+        if prompt is None:
+            count, place = mask.sum(1, keepdim=True), torch.arange(mask.shape[1], device=mask.device)[None]
+            begins = (place < 1 + (start * (count - 1)).floor()) & (count > 1)
+            gap = within(edges[:, 0], count, place) | within(edges[:, 1], count, place) & (second < 0.5)
+            is_prefix = (kind < self.prefix).to(mask.device)[:, None]
+            has_gaps = (kind >= self.prefix) & (kind < self.prefix + self.gaps)
+            prompt = begins & is_prefix | ~gap & has_gaps.to(mask.device)[:, None]
+            kept &= kind < self.prefix + self.gaps
+        known = prompt & mask
+        return Split(mask & ~known, known & kept.to(mask.device)[:, None], kept.nonzero()[:, 0])
+
+
+def within(edges: Tensor, count: Tensor, place: Tensor) -> Tensor:
+    """Gaps (B, K) from uniform numbers ``edges`` (B, 2): their starts among ``count`` (B, 1) places, their lengths."""
+    first = (edges[:, :1] * count).floor()
+    length = 1 + (edges[:, 1:] * (count - first)).floor()
+    return (place >= first) & (place < first + length)
