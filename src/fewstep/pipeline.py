@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as FilePath
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from fewstep.data.tokenizer import decode_documents as decode_documents
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel
 from fewstep.paths import PATHS
+from fewstep.prompts import Draft, DraftMaker, GapTokens, check_gap_tokens
 from fewstep.readouts import READOUTS, check_draw
 from fewstep.registry import resolve
 from fewstep.samplers import FlowSampler, RuleLike, Snap, SnapRule, Solver, default_sampling
@@ -22,6 +24,7 @@ from fewstep.samplers.sampler import check_compatible, check_numbers
 from fewstep.schedules import TimeGrid
 from fewstep.shapes import example_generators, own_defaults, randn
 from fewstep.types import Ending, SamplerState
+from fewstep.writing import Text, Writer
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,9 @@ class GeneratedText:
     """What was generated, and how.
 
     ``texts`` B strings; ``ids`` (B, L) int64; ``log_probs`` (B, L) nats, of each token under the distribution it was
-    drawn from; ``x_1`` (B, K, D) the latents that were read; ``mask`` (B, L) bool, false at the padding behind a text
-    that was stopped at its end. All on the CPU. ``nfe``: evaluations of the denoiser per sample, and of readout and
+    drawn from; ``x_1`` (B, K, D) the latents that were read, of a text of several blocks those of the last; ``mask``
+    (B, L) bool, false at the padding behind a text; ``given`` (B, L) bool, true at tokens of a prompt or around a gap,
+    whose log-probability is 0. All on the CPU. ``nfe``: evaluations of the denoiser per sample, and of readout and
     encoder where estimates snap or a rule asks for decidedness; reading x_1 (one pass, or L for the commitment head) is
     not among them. ``seconds``: wall time from noise to ids, the readout included, without loading and turning ids
     into text.
@@ -46,6 +50,7 @@ class GeneratedText:
     seed: int
     readout: str
     mask: Tensor
+    given: Tensor
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -114,6 +119,14 @@ class TextGenerator:
         stop: bool = False,
         batch_size: int = 64,
         first_sample: int = 0,
+        prompt: str | Sequence[str] | None = None,
+        infill: str | Sequence[str] | None = None,
+        gap_tokens: GapTokens = (1, 8),
+        max_new_tokens: int | None = None,
+        commit_tokens: int | None = None,
+        guidance: float = 1.0,
+        on_state: Callable[[SamplerState], object] | None = None,
+        on_block: Callable[[int, str], object] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedText:
         """``num_samples`` texts in ``num_steps`` steps of ``solver`` ("euler", "heun" or a function).
@@ -127,7 +140,17 @@ class TextGenerator:
         :func:`fewstep.samplers.parse_snap` replaces estimates by those of their likeliest tokens. ``reinjection``:
         whatever :func:`fewstep.samplers.parse_rule` reads (None: :func:`fewstep.samplers.default_sampling`);
         ``noise_scale``, ``reuse_noise`` and ``noise_temperature`` as in :class:`fewstep.samplers.FlowSampler`.
-        ``grid``: where the steps end (None: the identity's own). ``progress`` is called with the number just finished.
+        ``grid``: where the steps end (None: the identity's own).
+
+        A text begins with ``prompt``, or is ``infill`` with its gaps, each marked "[..]", filled in by ``gap_tokens``
+        tokens (a number, or the least and the most, drawn per sample); both are one text for all samples, or one for
+        each. ``max_new_tokens`` follow a prompt (None: as many as its block has room for); a longer text is written
+        block by block, the tokens before it known. ``commit_tokens`` are written at a time: 1 is nearly
+        autoregressive, None takes whole blocks. ``guidance`` above 1 leans more on what is known (arXiv:2207.12598).
+        A model that was trained without known positions is given them by replacement.
+
+        ``on_state`` is called with every :class:`~fewstep.types.SamplerState` of a batch, ``on_block`` with a sample's
+        number and its text so far, ``progress`` with the number of samples just finished.
 
         Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
         rules out.
@@ -159,20 +182,101 @@ class TextGenerator:
                 decidedness=self.decidedness,
             )
             check_compatible(self.model.identity, sampler, num_steps)
-        draw = partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
-        samples, x_1, start = [], [], time.perf_counter()
-        batches = sampled_latents(self.model, sampler, num_steps, seed, first_sample, num_samples, batch_size)
-        for generators, mask, last in batches:
-            samples.append(draw(last.x_t, mask, generator=generators).cpu())
-            x_1.append(last.x_t.cpu())
-            if progress is not None:
-                progress(len(mask))
-        seconds = time.perf_counter() - start
-        ids, log_probs, mask = (
-            torch.cat(parts) for parts in zip(*((s.ids, s.log_probs, s.written) for s in samples), strict=True)
+        writer = Writer(
+            self.model,
+            sampler,
+            num_steps,
+            partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending),
+            end_id=None if ending is None else ending.end_id,
+            commit_tokens=commit_tokens,
+            guidance=guidance,
+            on_state=on_state,
         )
-        texts = decode_blocks(tokenizer, ids)
-        return GeneratedText(texts, ids, log_probs, torch.cat(x_1), last.nfe, seconds, num_steps, seed, readout, mask)
+        generators = example_generators(seed, first_sample, num_samples)
+        drafts = self.drafts(prompt, infill, gap_tokens, max_new_tokens, generators)
+        texts: list[Text] = []
+        x_1: list[Tensor] = []
+        nfe, start = 0, time.perf_counter()
+        for first in range(0, num_samples, batch_size):
+            rows = slice(first, first + batch_size)
+
+            def finished(place: int, text: Text, first: int = first) -> None:
+                if on_block is not None:
+                    on_block(first_sample + first + place, decode_blocks(tokenizer, torch.tensor([text.ids]))[0])
+
+            written, latents, passes = writer.write(drafts[rows], generators[rows], finished)
+            texts, x_1, nfe = texts + written, [*x_1, latents], max(nfe, passes)
+            if progress is not None:
+                progress(len(written))
+        seconds = time.perf_counter() - start
+        columns = as_columns(texts, max(draft.length for draft in drafts), int(tokenizer.pad_token_id))
+        return GeneratedText(
+            decode_blocks(tokenizer, columns.ids),
+            columns.ids,
+            columns.log_probs,
+            torch.cat(x_1),
+            nfe,
+            seconds,
+            num_steps,
+            seed,
+            readout,
+            columns.mask,
+            columns.given,
+        )
+
+    def drafts(
+        self,
+        prompt: str | Sequence[str] | None,
+        infill: str | Sequence[str] | None,
+        gap_tokens: GapTokens,
+        max_new_tokens: int | None,
+        generators: Sequence[torch.Generator],
+    ) -> list[Draft]:
+        """What is known of the sample of each generator; see :meth:`generate`."""
+        identity = self.model.identity
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {max_new_tokens}: expected a whole number of at least 1")
+        if prompt is None and infill is None:
+            return [Draft(length=max_new_tokens or identity.block_size)] * len(generators)
+        if prompt is not None and infill is not None:
+            raise UserError("both prompt and infill are given: choose one")
+        maker = DraftMaker(self.model.tokenizer, identity.block_size, is_document=identity.blocks == "documents")
+        if prompt is not None:
+            return [maker.continued(text, max_new_tokens) for text in one_each(prompt, len(generators), "prompt")]
+        assert infill is not None
+        if max_new_tokens is not None:
+            raise UserError("max_new_tokens is for a prompt: the gaps of infill have gap_tokens")
+        check_gap_tokens(gap_tokens)
+        texts = one_each(infill, len(generators), "infill")
+        return [maker.filled_in(text, gap_tokens, noise) for text, noise in zip(texts, generators, strict=True)]
+
+
+def one_each(texts: str | Sequence[str], count: int, name: str) -> list[str]:
+    """A text for each of ``count`` samples. Raises ``UserError``, with the option's ``name``, for another number."""
+    listed = [texts] * count if isinstance(texts, str) else list(texts)
+    if len(listed) != count:
+        raise UserError(f"{name} has {len(listed)} texts for {count} samples: give one for all, or one for each")
+    return listed
+
+
+class Columns(NamedTuple):
+    """Texts side by side, (B, L) each; see :class:`GeneratedText`."""
+
+    ids: Tensor
+    log_probs: Tensor
+    mask: Tensor
+    given: Tensor
+
+
+def as_columns(texts: Sequence[Text], length: int, pad_id: int) -> Columns:
+    """Texts padded to ``length`` tokens."""
+    padding = [[pad_id] * (length - len(text.ids)) for text in texts]
+    return Columns(
+        torch.tensor([text.ids + more for text, more in zip(texts, padding, strict=True)]),
+        torch.tensor([text.log_probs + [0.0] * len(more) for text, more in zip(texts, padding, strict=True)]),
+        torch.tensor([[True] * len(text.ids) + [False] * len(more) for text, more in zip(texts, padding, strict=True)]),
+        torch.tensor([text.given + [False] * len(more) for text, more in zip(texts, padding, strict=True)]),
+    )
 
 
 def sampled_latents(

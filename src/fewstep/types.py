@@ -68,6 +68,17 @@ class TokenSample:
 
 
 @dataclass(frozen=True)
+class KnownTokens:
+    """Tokens ``ids`` (B, L) int64 that stay where ``mask`` (B, L) bool is true: prompts, what stands around gaps.
+
+    A text does not end before its last known token.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class Ending:
     """Stop at the first ``end_id``; what follows it is ``pad_id``. Both are token ids, and may be equal."""
 
@@ -164,7 +175,11 @@ class Readout(Protocol):
         top_p: float,
         top_k: int | None,
         ending: Ending | None,
+        known: KnownTokens | None = None,
         generator: Generators,
     ) -> TokenSample:
-        """Draw tokens (B, L) for ``z`` (B, K, D) with ``mask`` (B, K); temperature 0 takes the likeliest."""
+        """Draw tokens (B, L) for ``z`` (B, K, D) with ``mask`` (B, K); temperature 0 takes the likeliest.
+
+        ``known`` is passed where some are given; their log-probability is 0.
+        """
         ...

@@ -1,6 +1,7 @@
 """Likelihood of tokens, and drawing them from logits. B batch, L tokens, K positions, W width, V vocabulary."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewstep.schedules import upcast
-from fewstep.types import Ending, TokenSample
+from fewstep.types import Ending, KnownTokens, TokenSample
 
 MAX_LOGITS = 2**25
 """Logits held at once where fewer will do: 128 MiB in float32."""
@@ -95,6 +96,49 @@ def draw_tokens(
     target = u.double()[..., None] * cumulative[..., -1:]
     ids = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
     return ids[..., 0], probs.gather(-1, ids)[..., 0].log().float()
+
+
+class Held(NamedTuple):
+    """What a draw keeps: ``ids`` (...) where ``known`` (...) bool; at ``inside`` (...) a known token is yet to come."""
+
+    ids: Tensor
+    known: Tensor
+    inside: Tensor
+
+    @classmethod
+    def of(cls, known: KnownTokens | None) -> "Held | None":
+        """What a draw of all tokens (B, L) keeps."""
+        if known is None:
+            return None
+        inside = known.mask.flip(1).cumsum(1).flip(1) > 0
+        return cls(known.ids, known.mask, inside & ~known.mask)
+
+    def at(self, *index: slice | Tensor | int) -> "Held":
+        """A part of it."""
+        return Held(*(field[index] for field in self))
+
+
+def draw_unknown(
+    logits: Tensor,
+    u: Tensor,
+    held: Held | None,
+    ending: Ending | None,
+    *,
+    temperature: float,
+    top_p: float,
+    top_k: int | None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`draw_tokens` where nothing is held; what is held stays, with log-probability 0.
+
+    With ``ending`` no end-of-text is drawn while a known token is yet to come.
+    """
+    if held is None:
+        return draw_tokens(logits, u, temperature=temperature, top_p=top_p, top_k=top_k)
+    if ending is not None:
+        is_end = torch.arange(logits.shape[-1], device=logits.device) == ending.end_id
+        logits = logits.masked_fill(held.inside[..., None] & is_end, -math.inf)
+    ids, log_probs = draw_tokens(logits, u, temperature=temperature, top_p=top_p, top_k=top_k)
+    return torch.where(held.known, held.ids, ids), log_probs.masked_fill(held.known, 0.0)
 
 
 def tokens_to_first_end(ids: Tensor, end_id: int) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.nn import Block, Context, KeyValueCache, TimeEmbedding, initialise
-from fewstep.readouts.categorical import draw_tokens, hidden_nats
+from fewstep.readouts.categorical import Held, draw_unknown, hidden_nats
 from fewstep.shapes import Generators, check_sizes, masked_mean, rand
-from fewstep.types import Ending, TokenSample
+from fewstep.types import Ending, KnownTokens, TokenSample
 
 
 class CausalTransformer(nn.Module):
@@ -124,20 +124,26 @@ def decode_cached(
     top_p: float,
     top_k: int | None = None,
     ending: Ending | None = None,
+    known: KnownTokens | None = None,
 ) -> TokenSample:
     """Tokens (B, L), one for each uniform of ``u`` (B, L), with keys and values cached, the context's too.
 
-    With ``ending`` a row leaves the batch at its end-of-text, and the loop stops when all have; what a row holds up to
-    there does not depend on ``ending``. Raises ``ValueError`` where :func:`check_draw` does.
+    ``known`` tokens stay, and are what later ones follow. With ``ending`` a row leaves the batch at its end-of-text,
+    and the loop stops when all have; what a row holds up to there does not depend on ``ending``. Raises ``ValueError``
+    where :func:`check_draw` does.
     """
     ids = torch.full(u.shape, 0 if ending is None else ending.pad_id, dtype=torch.long, device=u.device)
     log_probs = torch.zeros(u.shape, dtype=torch.float32, device=u.device)
     mask = torch.zeros(u.shape, dtype=torch.bool, device=u.device)
     rows, caches = torch.arange(len(u), device=u.device), network.empty_caches(u.shape[1], context)
+    held = Held.of(known)
     inputs = torch.full((len(u), 1), network.vocab_size, dtype=torch.long, device=u.device)
     for step in range(u.shape[1]):
         logits = network(inputs, None, caches)[:, -1]
-        token, log_prob = draw_tokens(logits, u[rows, step], temperature=temperature, top_p=top_p, top_k=top_k)
+        part = None if held is None else held.at(rows, step)
+        token, log_prob = draw_unknown(
+            logits, u[rows, step], part, ending, temperature=temperature, top_p=top_p, top_k=top_k
+        )
         ids[rows, step], log_probs[rows, step], mask[rows, step] = token, log_prob, True
         if ending is not None and bool((going := token != ending.end_id).logical_not().any()):
             if not bool(going.any()):

@@ -7,10 +7,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from fewstep.readouts.categorical import cut_at_end, draw_tokens, hidden_nats
+from fewstep.readouts.categorical import Held, cut_at_end, draw_unknown, hidden_nats
 from fewstep.readouts.causal import CausalTransformer, decode_cached
 from fewstep.shapes import Generators, masked_mean, rand, randn
-from fewstep.types import Ending, TokenSample
+from fewstep.types import Ending, KnownTokens, TokenSample
 
 
 class CommitmentHead(nn.Module):
@@ -73,13 +73,16 @@ class CommitmentHead(nn.Module):
         top_p: float = 1.0,
         top_k: int | None = None,
         ending: Ending | None = None,
+        known: KnownTokens | None = None,
         generator: Generators,
     ) -> TokenSample:
         """Tokens (B, L) for latents ``z`` (B, K, D), which are first blurred to ``trust_level``; see :meth:`read`."""
         level = torch.full((len(z),), self.trust_level, device=z.device)
         blurred = z + self.trust_level * randn(tuple(z.shape), z, generator) if self.trust_level > 0 else z
         u = rand((len(z), z.shape[1] * self.network.stride), z, generator)
-        return self.read(blurred, mask, u, level, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
+        return self.read(
+            blurred, mask, u, level, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending, known=known
+        )
 
     @torch.no_grad()
     def read(
@@ -93,17 +96,22 @@ class CommitmentHead(nn.Module):
         top_p: float,
         top_k: int | None = None,
         ending: Ending | None = None,
+        known: KnownTokens | None = None,
     ) -> TokenSample:
         """Tokens (B, L) for latents ``z`` (B, K, D) that hold noise of ``noise_level`` (B,); nothing is blurred here.
 
-        ``u`` (B, L), uniform on [0, 1), decides the draws. With ``ending`` what follows a row's first end-of-text is
-        padding, and is not computed. Raises ``ValueError`` where :func:`~fewstep.readouts.check_draw` does.
+        ``u`` (B, L), uniform on [0, 1), decides the draws; ``known`` tokens stay, and later ones follow them. With
+        ``ending`` what follows a row's first end-of-text is padding, and is not computed. Raises ``ValueError`` where
+        :func:`~fewstep.readouts.check_draw` does.
         """
         if not self.sees_tokens:
             logits = self.logits(z, mask, torch.zeros_like(u, dtype=torch.long), noise_level)
-            return cut_at_end(*draw_tokens(logits, u, temperature=temperature, top_p=top_p, top_k=top_k), ending)
+            drawn = draw_unknown(logits, u, Held.of(known), ending, temperature=temperature, top_p=top_p, top_k=top_k)
+            return cut_at_end(*drawn, ending)
         context = self.network.context(z, mask, noise_level)
-        return decode_cached(self.network, u, context, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
+        return decode_cached(
+            self.network, u, context, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending, known=known
+        )
 
     def _inputs(self, ids: Tensor, sees_tokens: Tensor | None = None) -> Tensor:
         nobody = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)

@@ -5,9 +5,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from fewstep.nn import Block, initialise
-from fewstep.readouts.categorical import cut_at_end, draw_tokens, hidden_nats, rows_at_once, token_nats
+from fewstep.readouts.categorical import Held, cut_at_end, draw_unknown, hidden_nats, rows_at_once, token_nats
 from fewstep.shapes import Generators, check_sizes, masked_mean, rand
-from fewstep.types import Ending, Readout, TokenSample
+from fewstep.types import Ending, KnownTokens, Readout, TokenSample
 
 
 class ParallelReadout(nn.Module):
@@ -41,19 +41,22 @@ class ParallelReadout(nn.Module):
         top_p: float = 1.0,
         top_k: int | None = None,
         ending: Ending | None = None,
+        known: KnownTokens | None = None,
         generator: Generators,
     ) -> TokenSample:
         """Tokens (B, L) of ``z`` (B, K, D), each position on its own; temperature 0 takes the likeliest.
 
-        With ``ending`` what follows a row's first end-of-text is padding. Raises ``ValueError`` where
-        :func:`~fewstep.readouts.check_draw` does.
+        ``known`` ones stay. With ``ending`` what follows a row's first end-of-text is padding. Raises ``ValueError``
+        where :func:`~fewstep.readouts.check_draw` does.
         """
         u = rand((len(z), z.shape[1] * self.stride), z, generator)
         size = max(1, len(z)) if self.vocab_size is None else rows_at_once(u.shape[1] * self.vocab_size)
-        parts = [
-            draw_tokens(self(*part), part_u, temperature=temperature, top_p=top_p, top_k=top_k)
-            for *part, part_u in zip(z.split(size), mask.split(size), u.split(size), strict=True)
-        ]
+        held, parts = Held.of(known), []
+        for start in range(0, len(z), size):
+            rows = slice(start, start + size)
+            part = None if held is None else held.at(rows)
+            logits = self(z[rows], mask[rows])
+            parts.append(draw_unknown(logits, u[rows], part, ending, temperature=temperature, top_p=top_p, top_k=top_k))
         ids, log_probs = (torch.cat(columns) for columns in zip(*parts, strict=True))
         return cut_at_end(ids, log_probs, ending)
 

@@ -269,7 +269,7 @@ class _CountedEstimate:
         x1_hat = upcast(self.model.denoise(x_t, t, mask=self.mask, self_cond=self_cond, **end))
         if self.correct is not None:
             x1_hat, passes = self.correct(x1_hat, self.step, self.num_steps, self.real(x1_hat))
-        self.passes += 1 + passes
+        self.passes += getattr(self.model, "passes", 1) + passes
         return _zero_padding(x1_hat, self.mask)
 
     def real(self, x: Tensor) -> Tensor:

@@ -1,0 +1,192 @@
+"""Drafts to texts, block by block: what is known is held, the rest sampled, a part of it kept for the next block.
+
+B texts, L tokens in a block, K latent positions, D latent dimension.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.denoisers import ConditionalFlow, Guided, Known
+from fewstep.errors import UserError
+from fewstep.model import SavedModel
+from fewstep.prompts import UNKNOWN, Draft
+from fewstep.samplers import FlowSampler
+from fewstep.shapes import expand_like, randn
+from fewstep.types import FlowLike, KnownTokens, SamplerState, TokenSample
+
+
+class Window(NamedTuple):
+    """The block of a text that is written next: its ``ids`` there, from token ``start`` on; kept up to token ``end``.
+
+    ``fill`` stands behind ``ids`` in the block.
+    """
+
+    ids: list[int]
+    start: int
+    end: int
+    fill: int
+
+
+@dataclass
+class Text:
+    """A text in the making: its tokens so far, the log-probability that each was drawn with, and which were given."""
+
+    length: int
+    fill: int
+    ids: list[int]
+    given: list[bool]
+    log_probs: list[float] = field(default_factory=list)
+    has_ended: bool = False
+
+    @classmethod
+    def of(cls, draft: Draft) -> "Text":
+        """The text that a draft begins."""
+        given = [token != UNKNOWN for token in draft.ids]
+        return cls(draft.length, draft.fill, list(draft.ids), given, [0.0] * len(draft.ids))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to write."""
+        return self.has_ended or (len(self.ids) >= self.length and UNKNOWN not in self.ids)
+
+    def window(self, block_size: int, commit_tokens: int | None) -> Window:
+        """The next block: all gaps, or ``commit_tokens`` more (None: what there is room for, then half a block)."""
+        if UNKNOWN in self.ids:
+            return Window(list(self.ids), 0, self.length, self.fill)
+        size, room = len(self.ids), block_size - len(self.ids)
+        more = commit_tokens or (room if room > 0 else block_size // 2)
+        end = min(size + min(more, max(room, block_size - 1)), self.length)
+        start = max(0, end - block_size)
+        return Window(self.ids[start:], start, end, self.fill)
+
+    def keep(self, window: Window, ids: list[int], log_probs: list[float], end_id: int | None) -> None:
+        """Take what a block of tokens holds up to the window's end, or to the end of the text, ``end_id``."""
+        for place in range(window.end - window.start):
+            if place < len(window.ids) and window.ids[place] != UNKNOWN:
+                continue  # it was there before
+            own = slice(window.start + place, window.start + place + 1)
+            self.ids[own], self.given[own], self.log_probs[own] = [ids[place]], [False], [log_probs[place]]
+            if ids[place] == end_id:
+                self.has_ended = True
+                return
+
+
+Draw = Callable[..., TokenSample]
+"""(z (B, K, D), mask (B, K), generator, known if there are known tokens) -> tokens (B, L)."""
+
+
+class Writer:
+    """Writes texts with a model.
+
+    ``draw`` reads latents; a text ends with ``end_id`` (None: at its full length). ``commit_tokens`` tokens are written
+    at a time, with the text before them known (None: what the block has room for). ``guidance`` is the scale of
+    classifier-free guidance on what is known. ``on_state`` is called with every state of the sampler, known latents in
+    it.
+    """
+
+    def __init__(
+        self,
+        model: SavedModel,
+        sampler: FlowSampler,
+        num_steps: int,
+        draw: Draw,
+        *,
+        end_id: int | None = None,
+        commit_tokens: int | None = None,
+        guidance: float = 1.0,
+        on_state: Callable[[SamplerState], object] | None = None,
+    ) -> None:
+        if commit_tokens is not None and commit_tokens < 1:
+            raise UserError(f"commit_tokens is {commit_tokens}: expected a whole number of at least 1")
+        self.model = model
+        self.flow = model.flow()
+        self.sampler = sampler
+        self.num_steps = num_steps
+        self.draw = draw
+        self.end_id = end_id
+        self.commit_tokens = commit_tokens
+        self.guidance = guidance
+        self.on_state = on_state
+        self.block_size = model.identity.block_size
+        self.shape = model.latent_shape()
+
+    def write(
+        self,
+        drafts: Sequence[Draft],
+        generators: Sequence[torch.Generator],
+        on_block: Callable[[int, Text], object] | None = None,
+    ) -> tuple[list[Text], Tensor, int]:
+        """The texts, the latents (B, K, D) of the last block of each, and the evaluations of the network.
+
+        A text depends on its draft and its generator alone. ``on_block`` is called with a text's place and the text,
+        whenever a block of it is finished.
+        """
+        texts, nfe = [Text.of(draft) for draft in drafts], 0
+        like = next(self.flow.parameters())
+        x_1 = torch.zeros((len(texts), *self.shape), device=like.device)
+        while places := [place for place, text in enumerate(texts) if not text.is_done]:
+            windows = [texts[place].window(self.block_size, self.commit_tokens) for place in places]
+            sample, last = self.block(windows, [generators[place] for place in places])
+            x_1[places], nfe = last.x_t.float(), nfe + last.nfe
+            for place, window, ids, log_probs in zip(
+                places, windows, sample.ids.tolist(), sample.log_probs.tolist(), strict=True
+            ):
+                texts[place].keep(window, ids, log_probs, self.end_id)
+                if on_block is not None:
+                    on_block(place, texts[place])
+        return texts, x_1.cpu(), nfe
+
+    def block(
+        self, windows: Sequence[Window], generators: Sequence[torch.Generator]
+    ) -> tuple[TokenSample, SamplerState]:
+        """One block of each text: its tokens (B, L) on the CPU, and the sampler's last state."""
+        like = next(self.flow.parameters())
+        x_0 = randn((len(windows), *self.shape), like, generators)
+        mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=like.device)
+        rows = [window.ids + [window.fill] * (self.block_size - len(window.ids)) for window in windows]
+        ids = torch.tensor(rows, device=like.device)
+        tokens = KnownTokens(ids.clamp(min=0), ids != UNKNOWN)
+        if not bool(tokens.mask.any()):
+            return self._sampled(self.flow, x_0, mask, None, None, generators)
+        known = self.encoded(tokens)
+        noise = None if self.flow.reads_known else randn(tuple(x_0.shape), like, generators)
+        flow: FlowLike = ConditionalFlow(self.flow, known, noise)
+        if self.guidance != 1:
+            flow = Guided(flow, self.guidance)  # type: ignore[arg-type]
+        return self._sampled(flow, x_0, mask, known, tokens, generators)
+
+    def encoded(self, tokens: KnownTokens) -> Known:
+        """The latents that stand for known tokens alone, made with the other tokens hidden."""
+        mask = tokens.mask.unflatten(1, (self.shape[0], -1)).all(-1)
+        seen = mask.repeat_interleave(tokens.mask.shape[1] // self.shape[0], dim=1)
+        return Known(self.model.encoder().encode(tokens.ids, seen).z, mask)
+
+    def _sampled(
+        self,
+        flow: FlowLike,
+        x_0: Tensor,
+        mask: Tensor,
+        known: Known | None,
+        tokens: KnownTokens | None,
+        generators: Sequence[torch.Generator],
+    ) -> tuple[TokenSample, SamplerState]:
+        written = mask if known is None else mask & ~known.mask
+        for state in self.sampler.iterate(flow, x_0, num_steps=self.num_steps, mask=written, generator=generators):
+            last = state if known is None else with_known(state, known)
+            if self.on_state is not None:
+                self.on_state(last)
+        given = {} if tokens is None else {"known": tokens}
+        return self.draw(last.x_t, mask, generator=generators, **given).cpu(), last
+
+
+def with_known(state: SamplerState, known: Known) -> SamplerState:
+    """A state and its estimate with the known latents in their places."""
+
+    def filled(x: Tensor) -> Tensor:
+        return torch.where(expand_like(known.mask, x), known.z.to(x.dtype), x)
+
+    return replace(state, x_t=filled(state.x_t), x1_hat=None if state.x1_hat is None else filled(state.x1_hat))
