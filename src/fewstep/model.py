@@ -43,7 +43,16 @@ BUILT_IN = ("fewstep.autoencoders", "fewstep.readouts", "fewstep.denoisers", "fe
 SPARE_NUMBERS = 1_000_000
 """A part may have so many numbers beside twice those that are stored: buffers that are computed, layers replaced."""
 FIELDS_OF_PART = {
-    "denoiser": ("path", "prediction", "objective", "trained_nfe", "estimate", "grid_mean", "grid_std"),
+    "denoiser": (
+        "path",
+        "prediction",
+        "objective",
+        "trained_nfe",
+        "estimate",
+        "grid_mean",
+        "grid_std",
+        "known_dropped",
+    ),
     "head": ("trust_level",),
 }
 """Fields of an identity that describe one part, and go with it where models are merged."""
@@ -70,7 +79,8 @@ class Identity:
     ``prediction`` say what the denoiser was trained on, ``objective`` how, ``trained_nfe`` for how many network
     evaluations (None: any number). ``estimate``: its output is the mean of the data given x_t, the end of the
     trajectory, or the point that a jump aims at. ``grid_mean`` and ``grid_std`` place the sampler's steps where
-    training spent its time (logit-normal quantiles; None: equal steps). ``trust_level`` (rms) is the commitment
+    training spent its time (logit-normal quantiles; None: equal steps). ``known_dropped`` is the share of training
+    examples whose known part was left out, which guidance needs. ``trust_level`` (rms) is the commitment
     head's. ``source`` names the training data and ``source_config`` its settings, for images.
     """
 
@@ -86,6 +96,7 @@ class Identity:
     estimate: str = POSTERIOR_MEAN.name
     grid_mean: float | None = None
     grid_std: float | None = None
+    known_dropped: float = 0.0
     trust_level: float = 0.5
     source: str = ""
     source_config: dict[str, Any] = field(default_factory=dict)

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path as FilePath
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from fewstep.samplers.sampler import check_compatible, check_numbers
 from fewstep.schedules import TimeGrid
 from fewstep.shapes import example_generators, own_defaults, randn
 from fewstep.types import Ending, SamplerState
-from fewstep.writing import Text, Writer
+from fewstep.writing import Draw, OnState, Text, Writer, Written
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class GeneratedText:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def new_parts(self) -> list[list[list[int]]]:
+        """For each text the tokens that were not given, in pieces: the continuation, or what stands in each gap."""
+        parts = []
+        for ids, written, given in zip(self.ids.tolist(), self.mask.tolist(), self.given.tolist(), strict=True):
+            runs = groupby(zip(ids, written, given, strict=True), key=lambda token: token[1] and not token[2])
+            parts.append([[token[0] for token in run] for is_new, run in runs if is_new])
+        return parts
 
 
 class TextGenerator:
@@ -125,54 +134,63 @@ class TextGenerator:
         max_new_tokens: int | None = None,
         commit_tokens: int | None = None,
         guidance: float = 1.0,
-        on_state: Callable[[SamplerState], object] | None = None,
+        on_state: OnState | None = None,
         on_block: Callable[[int, str], object] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> GeneratedText:
         """``num_samples`` texts in ``num_steps`` steps of ``solver`` ("euler", "heun" or a function).
 
         Sample i depends on ``seed`` and i alone, not on ``num_samples`` or ``batch_size`` (but for the last bits of
-        matrix products, which may tip a token over at a tie); they begin at ``first_sample``. ``readout`` is one of
-        :data:`fewstep.readouts.READOUTS`; ``temperature``, ``top_p`` and ``top_k`` are for its draw: by default the
-        parallel readout takes the likeliest token (0) and the commitment head draws (1). ``stop``: a text ends at its
-        first end-of-text, always where blocks hold one document. ``head_context`` False hides its earlier tokens from
-        the head, for the ablation. ``snap`` "every", "confidence:0.9" or another rule of
-        :func:`fewstep.samplers.parse_snap` replaces estimates by those of their likeliest tokens. ``reinjection``:
-        whatever :func:`fewstep.samplers.parse_rule` reads (None: :func:`fewstep.samplers.default_sampling`);
-        ``noise_scale``, ``reuse_noise`` and ``noise_temperature`` as in :class:`fewstep.samplers.FlowSampler`.
-        ``grid``: where the steps end (None: the identity's own).
+        matrix products, which may tip a token over at a tie); they begin at ``first_sample``.
 
-        A text begins with ``prompt``, or is ``infill`` with its gaps, each marked "[..]", filled in by ``gap_tokens``
-        tokens (a number, or the least and the most, drawn per sample); both are one text for all samples, or one for
-        each. ``max_new_tokens`` follow a prompt (None: as many as its block has room for); a longer text is written
-        block by block, the tokens before it known. ``commit_tokens`` are written at a time: 1 is nearly
-        autoregressive, None takes whole blocks. ``guidance`` above 1 leans more on what is known (arXiv:2207.12598).
-        A model that was trained without known positions is given them by replacement.
+        From noise to latents: see :meth:`sampler`. From latents to tokens: see :meth:`draw`. What is known of a text,
+        ``prompt`` or ``infill``, ``gap_tokens``, ``max_new_tokens``: see :meth:`drafts`; a text that is longer than a
+        block is written block by block. ``commit_tokens`` are written at a time, with the text before them known (None:
+        what the block has room for). ``guidance`` above 1 leans more on what is known (arXiv:2207.12598). A flow that
+        was trained without known positions is given them by replacement.
 
-        ``on_state`` is called with every :class:`~fewstep.types.SamplerState` of a batch, ``on_block`` with a sample's
-        number and its text so far, ``progress`` with the number of samples just finished.
-
-        Raises ``UserError`` for numbers out of range, a part that is missing, and a sampler that the model's identity
-        rules out.
+        ``on_state`` is called with every state of the sampler and the known tokens of its block, ``on_block`` with a
+        sample's number and its text so far, ``progress`` with the number of samples just finished. Raises ``UserError``
+        for numbers out of range, a part that is missing, and a sampler that the model's identity rules out.
         """
-        choice = resolve(READOUTS, readout, "readout")
-        if not head_context:
-            if readout != "head":
-                raise UserError("head_context=False is for readout 'head': no other sees earlier tokens")
-            choice = READOUTS["head_off"]
         check_numbers(num_samples, num_steps, batch_size)
-        self.model.require("denoiser", choice.part)
-        reader = self.model.open_readout(choice)
-        temperature = choice.temperature if temperature is None else temperature
-        own = default_sampling(self.model.identity, num_steps)
-        tokenizer = self.model.tokenizer
-        stops = stop or self.model.identity.blocks == "documents"
-        ending = Ending(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)) if stops else None
+        draw, ending = self.draw(
+            readout, head_context=head_context, temperature=temperature, top_p=top_p, top_k=top_k, stop=stop
+        )
+        sampler = self.sampler(num_steps, reinjection, solver, grid, reuse_noise, noise_scale, noise_temperature, snap)
+        writer = Writer(self.model, sampler, num_steps, draw, ending, commit_tokens, guidance, on_state)
+        generators = example_generators(seed, first_sample, num_samples)
+        drafts = self.drafts(prompt, infill, gap_tokens, max_new_tokens, generators)
+        began = time.perf_counter()
+        written = write_all(writer, drafts, generators, batch_size, on_block, first_sample, progress)
+        seconds = time.perf_counter() - began
+        return as_generated(written, drafts, self.model.tokenizer, seconds, num_steps, seed, readout)
+
+    def sampler(
+        self,
+        num_steps: int,
+        reinjection: RuleLike | None = None,
+        solver: str | Solver = "euler",
+        grid: TimeGrid | None = None,
+        reuse_noise: bool = False,
+        noise_scale: float = 1.0,
+        noise_temperature: float = 1.0,
+        snap: str | SnapRule | None = None,
+    ) -> FlowSampler:
+        """The sampler of ``num_steps`` steps that :meth:`generate` uses.
+
+        ``reinjection``: whatever :func:`fewstep.samplers.parse_rule` reads (None: what fits the model,
+        :func:`fewstep.samplers.default_sampling`). ``grid``: where the steps end (None: the identity's own). ``snap``
+        "every", "confidence:0.9" or another rule of :func:`fewstep.samplers.parse_snap` replaces estimates by those of
+        their likeliest tokens. The rest as in :class:`fewstep.samplers.FlowSampler`. Raises ``UserError`` for settings
+        that the model was not trained for.
+        """
+        identity = self.model.identity
+        own = default_sampling(identity, num_steps)
         with as_user_error():
-            check_draw(temperature, top_p, top_k)
             sampler = FlowSampler(
                 self.model.flow().path,
-                grid=self.model.identity.default_grid() if grid is None else grid,
+                grid=identity.default_grid() if grid is None else grid,
                 reinjection=own.reinjection if reinjection is None else reinjection,
                 solver=solver,
                 reuse_noise=reuse_noise,
@@ -181,48 +199,39 @@ class TextGenerator:
                 correct=None if snap is None else self.snap(snap),
                 decidedness=self.decidedness,
             )
-            check_compatible(self.model.identity, sampler, num_steps)
-        writer = Writer(
-            self.model,
-            sampler,
-            num_steps,
-            partial(reader.generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending),
-            end_id=None if ending is None else ending.end_id,
-            commit_tokens=commit_tokens,
-            guidance=guidance,
-            on_state=on_state,
-        )
-        generators = example_generators(seed, first_sample, num_samples)
-        drafts = self.drafts(prompt, infill, gap_tokens, max_new_tokens, generators)
-        texts: list[Text] = []
-        x_1: list[Tensor] = []
-        nfe, start = 0, time.perf_counter()
-        for first in range(0, num_samples, batch_size):
-            rows = slice(first, first + batch_size)
+            check_compatible(identity, sampler, num_steps)
+        return sampler
 
-            def finished(place: int, text: Text, first: int = first) -> None:
-                if on_block is not None:
-                    on_block(first_sample + first + place, decode_blocks(tokenizer, torch.tensor([text.ids]))[0])
+    def draw(
+        self,
+        readout: str = "parallel",
+        *,
+        head_context: bool = True,
+        temperature: float | None = None,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+        stop: bool = False,
+    ) -> tuple[Draw, Ending | None]:
+        """What :meth:`generate` reads latents with, and what ends a text.
 
-            written, latents, passes = writer.write(drafts[rows], generators[rows], finished)
-            texts, x_1, nfe = texts + written, [*x_1, latents], max(nfe, passes)
-            if progress is not None:
-                progress(len(written))
-        seconds = time.perf_counter() - start
-        columns = as_columns(texts, max(draft.length for draft in drafts), int(tokenizer.pad_token_id))
-        return GeneratedText(
-            decode_blocks(tokenizer, columns.ids),
-            columns.ids,
-            columns.log_probs,
-            torch.cat(x_1),
-            nfe,
-            seconds,
-            num_steps,
-            seed,
-            readout,
-            columns.mask,
-            columns.given,
-        )
+        ``readout`` is one of :data:`fewstep.readouts.READOUTS`; ``temperature``, ``top_p`` and ``top_k`` are for its
+        draw: by default the parallel readout takes the likeliest token (0) and the commitment head draws (1).
+        ``head_context`` False hides its earlier tokens from the head, for the ablation. ``stop``: a text ends at its
+        first end-of-text, always where blocks hold one document. Raises ``UserError`` for a part that is missing.
+        """
+        choice = resolve(READOUTS, readout, "readout")
+        if not head_context:
+            if readout != "head":
+                raise UserError("head_context=False is for readout 'head': no other sees earlier tokens")
+            choice = READOUTS["head_off"]
+        self.model.require("denoiser", choice.part)
+        temperature = choice.temperature if temperature is None else temperature
+        with as_user_error():
+            check_draw(temperature, top_p, top_k)
+        tokenizer, stops = self.model.tokenizer, stop or self.model.identity.blocks == "documents"
+        ending = Ending(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)) if stops else None
+        generate = self.model.open_readout(choice).generate
+        return partial(generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending), ending
 
     def drafts(
         self,
@@ -232,7 +241,13 @@ class TextGenerator:
         max_new_tokens: int | None,
         generators: Sequence[torch.Generator],
     ) -> list[Draft]:
-        """What is known of the sample of each generator; see :meth:`generate`."""
+        """What is known of the sample of each generator.
+
+        A text begins with ``prompt``, or is ``infill`` with its gaps, each marked "[..]", filled in by ``gap_tokens``
+        tokens (a number, or the least and the most, between which it is drawn); both are one text for all samples, or
+        one for each. ``max_new_tokens`` follow a prompt (None: as many as its block has room for). Raises ``UserError``
+        for texts that cannot be written.
+        """
         identity = self.model.identity
         if max_new_tokens is not None and max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {max_new_tokens}: expected a whole number of at least 1")
@@ -259,24 +274,57 @@ def one_each(texts: str | Sequence[str], count: int, name: str) -> list[str]:
     return listed
 
 
-class Columns(NamedTuple):
-    """Texts side by side, (B, L) each; see :class:`GeneratedText`."""
+def as_generated(
+    written: Written, drafts: Sequence[Draft], tokenizer: Any, seconds: float, num_steps: int, seed: int, readout: str
+) -> GeneratedText:
+    """Texts side by side, padded to the longest that they could have become."""
+    length = max(draft.length for draft in drafts)
 
-    ids: Tensor
-    log_probs: Tensor
-    mask: Tensor
-    given: Tensor
+    def column(values: Callable[[Text], list[Any]], padding: Any) -> Tensor:
+        rows = (values(text) for text in written.texts)
+        return torch.tensor([row + [padding] * (length - len(row)) for row in rows])
 
-
-def as_columns(texts: Sequence[Text], length: int, pad_id: int) -> Columns:
-    """Texts padded to ``length`` tokens."""
-    padding = [[pad_id] * (length - len(text.ids)) for text in texts]
-    return Columns(
-        torch.tensor([text.ids + more for text, more in zip(texts, padding, strict=True)]),
-        torch.tensor([text.log_probs + [0.0] * len(more) for text, more in zip(texts, padding, strict=True)]),
-        torch.tensor([[True] * len(text.ids) + [False] * len(more) for text, more in zip(texts, padding, strict=True)]),
-        torch.tensor([text.given + [False] * len(more) for text, more in zip(texts, padding, strict=True)]),
+    ids = column(lambda text: text.ids, int(tokenizer.pad_token_id))
+    return GeneratedText(
+        decode_blocks(tokenizer, ids),
+        ids,
+        column(lambda text: text.log_probs, 0.0),
+        written.x_1,
+        written.nfe,
+        seconds,
+        num_steps,
+        seed,
+        readout,
+        mask=column(lambda text: [True] * len(text.ids), False),
+        given=column(lambda text: text.given, False),
     )
+
+
+def write_all(
+    writer: Writer,
+    drafts: Sequence[Draft],
+    generators: Sequence[torch.Generator],
+    batch_size: int,
+    on_block: Callable[[int, str], object] | None,
+    first_sample: int,
+    progress: Callable[[int], object] | None,
+) -> Written:
+    """Write drafts batch by batch; the callbacks are those of :meth:`TextGenerator.generate`."""
+    parts = []
+    for first in range(0, len(drafts), batch_size):
+
+        def finished(place: int, text: Text, first: int = first) -> None:
+            if on_block is not None:
+                on_block(
+                    first_sample + first + place, decode_blocks(writer.model.tokenizer, torch.tensor([text.ids]))[0]
+                )
+
+        rows = slice(first, first + batch_size)
+        parts.append(writer.write(drafts[rows], generators[rows], finished))
+        if progress is not None:
+            progress(len(parts[-1].texts))
+    texts = [text for part in parts for text in part.texts]
+    return Written(texts, torch.cat([part.x_1 for part in parts]), max(part.nfe for part in parts))
 
 
 def sampled_latents(

@@ -16,7 +16,7 @@ from fewstep.model import SavedModel
 from fewstep.prompts import UNKNOWN, Draft
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import expand_like, randn
-from fewstep.types import FlowLike, KnownTokens, SamplerState, TokenSample
+from fewstep.types import Ending, FlowLike, KnownTokens, SamplerState, TokenSample
 
 
 class Window(NamedTuple):
@@ -78,14 +78,25 @@ class Text:
 Draw = Callable[..., TokenSample]
 """(z (B, K, D), mask (B, K), generator, known if there are known tokens) -> tokens (B, L)."""
 
+OnState = Callable[[SamplerState, KnownTokens], object]
+"""Called with every state of the sampler, known latents in it, and the tokens of these blocks (B, L) that are known."""
+
+
+class Written(NamedTuple):
+    """Texts, the latents ``x_1`` (B, K, D) of the last block of each, and the evaluations of the network, at most."""
+
+    texts: list[Text]
+    x_1: Tensor
+    nfe: int
+
 
 class Writer:
     """Writes texts with a model.
 
-    ``draw`` reads latents; a text ends with ``end_id`` (None: at its full length). ``commit_tokens`` tokens are written
-    at a time, with the text before them known (None: what the block has room for). ``guidance`` is the scale of
-    classifier-free guidance on what is known. ``on_state`` is called with every state of the sampler, known latents in
-    it.
+    ``draw`` reads latents; a text ends with the end-of-text of ``ending`` (None: at its full length). ``commit_tokens``
+    tokens are written at a time, with the text before them known (None: what the block has room for). ``guidance`` is
+    the scale of classifier-free guidance on what is known. Raises ``UserError`` for a scale that the model was not
+    trained for.
     """
 
     def __init__(
@@ -94,12 +105,16 @@ class Writer:
         sampler: FlowSampler,
         num_steps: int,
         draw: Draw,
-        *,
-        end_id: int | None = None,
+        ending: Ending | None = None,
         commit_tokens: int | None = None,
         guidance: float = 1.0,
-        on_state: Callable[[SamplerState], object] | None = None,
+        on_state: OnState | None = None,
     ) -> None:
+        if guidance != 1 and model.identity.known_dropped == 0:
+            raise UserError(
+                f"guidance is {guidance}: this flow never saw texts without what is known of them; train it with "
+                "model.known.dropped above 0, or leave guidance out"
+            )
         if commit_tokens is not None and commit_tokens < 1:
             raise UserError(f"commit_tokens is {commit_tokens}: expected a whole number of at least 1")
         self.model = model
@@ -107,7 +122,7 @@ class Writer:
         self.sampler = sampler
         self.num_steps = num_steps
         self.draw = draw
-        self.end_id = end_id
+        self.end_id = None if ending is None else ending.end_id
         self.commit_tokens = commit_tokens
         self.guidance = guidance
         self.on_state = on_state
@@ -119,8 +134,8 @@ class Writer:
         drafts: Sequence[Draft],
         generators: Sequence[torch.Generator],
         on_block: Callable[[int, Text], object] | None = None,
-    ) -> tuple[list[Text], Tensor, int]:
-        """The texts, the latents (B, K, D) of the last block of each, and the evaluations of the network.
+    ) -> Written:
+        """The texts of these drafts.
 
         A text depends on its draft and its generator alone. ``on_block`` is called with a text's place and the text,
         whenever a block of it is finished.
@@ -138,7 +153,7 @@ class Writer:
                 texts[place].keep(window, ids, log_probs, self.end_id)
                 if on_block is not None:
                     on_block(place, texts[place])
-        return texts, x_1.cpu(), nfe
+        return Written(texts, x_1.cpu(), nfe)
 
     def block(
         self, windows: Sequence[Window], generators: Sequence[torch.Generator]
@@ -151,7 +166,7 @@ class Writer:
         ids = torch.tensor(rows, device=like.device)
         tokens = KnownTokens(ids.clamp(min=0), ids != UNKNOWN)
         if not bool(tokens.mask.any()):
-            return self._sampled(self.flow, x_0, mask, None, None, generators)
+            return self._sampled(self.flow, x_0, mask, None, tokens, generators)
         known = self.encoded(tokens)
         noise = None if self.flow.reads_known else randn(tuple(x_0.shape), like, generators)
         flow: FlowLike = ConditionalFlow(self.flow, known, noise)
@@ -171,15 +186,15 @@ class Writer:
         x_0: Tensor,
         mask: Tensor,
         known: Known | None,
-        tokens: KnownTokens | None,
+        tokens: KnownTokens,
         generators: Sequence[torch.Generator],
     ) -> tuple[TokenSample, SamplerState]:
         written = mask if known is None else mask & ~known.mask
         for state in self.sampler.iterate(flow, x_0, num_steps=self.num_steps, mask=written, generator=generators):
             last = state if known is None else with_known(state, known)
             if self.on_state is not None:
-                self.on_state(last)
-        given = {} if tokens is None else {"known": tokens}
+                self.on_state(last, tokens)
+        given = {} if known is None else {"known": tokens}
         return self.draw(last.x_t, mask, generator=generators, **given).cpu(), last
 
 

@@ -2,17 +2,20 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from fewstep.cli.animation import Animation
 from fewstep.cli.common import DeviceOptions
 from fewstep.cli.main import check_stdout
-from fewstep.cli.output import new_text_file
+from fewstep.cli.output import new_text_file, write_text
 from fewstep.cli.parser import parse_options
+from fewstep.cli.prompts import Given, PromptOptions, given_texts, parse_gap_tokens
 from fewstep.errors import UserError
 from fewstep.provenance import provenance
 
@@ -69,16 +72,18 @@ class ReadoutOptions:
 
 
 @dataclass(kw_only=True)
-class SampleOptions(SamplerOptions, ReadoutOptions, DeviceOptions):
+class SampleOptions(PromptOptions, SamplerOptions, ReadoutOptions, DeviceOptions):
     """Write text with a saved model.
 
     Args:
         model: a model folder, a .ckpt file of the flow or a later stage, or owner/name on the hub.
-        num_samples: how many texts.
+        num_samples: how many texts, of each prompt.
         seed: the same seed gives the same texts.
         batch_size: texts generated at a time; changes speed only.
         output: a .jsonl file to write, or - for JSON lines on standard output; left out, the texts are printed.
         overwrite: replace the output file.
+        stream: print each text as its blocks are finished, one text at a time.
+        animate: an .html file to write, which shows the texts settle step by step.
     """
 
     model: str
@@ -87,17 +92,24 @@ class SampleOptions(SamplerOptions, ReadoutOptions, DeviceOptions):
     batch_size: PositiveInt = 64
     output: str | None = None
     overwrite: bool = False
+    stream: bool = False
+    animate: Path | None = None
 
 
 def main(argv: list[str]) -> int:
     """Sample as ``argv`` says and return the exit code. Texts are written batch by batch, in constant memory."""
     options = parse_options("sample", SampleOptions, argv)
+    given = [text for text in given_texts(options) for _ in range(options.num_samples)]
     to_file = options.output not in (None, "-")
+    if options.stream and options.output is not None:
+        raise UserError(f"--stream prints texts, and --output is {options.output}: leave one of them out")
+    if options.animate is not None and options.animate.exists() and not options.overwrite:
+        raise UserError(f"--animate {options.animate} exists already: choose another file, or add --overwrite")
     cost = {"nfe": 0, "seconds": 0.0}
     with new_text_file(options.output, overwrite=options.overwrite) if to_file else nullcontext(print_now) as write:  # type: ignore[arg-type]
-        write(written_batches(options, provenance("sample", argv), cost))
+        write(written_batches(options, given, provenance("sample", argv), cost))
     print(
-        f"{options.num_samples} texts, {options.steps} steps ({cost['nfe']} network evaluations each), "
+        f"{len(given)} texts, {options.steps} steps ({cost['nfe']} network evaluations each), "
         f"{cost['seconds']:.2f} s" + (f", written to {options.output}" if to_file else ""),
         file=sys.stderr,
     )
@@ -111,8 +123,10 @@ def print_now(batches: Iterable[str]) -> None:
         check_stdout()
 
 
-def written_batches(options: SampleOptions, recipe: dict[str, Any], cost: dict[str, float]) -> Iterator[str]:
-    """Load the model and sample; gives the lines of each batch.
+def written_batches(
+    options: SampleOptions, given: Sequence[Given], recipe: dict[str, Any], cost: dict[str, float]
+) -> Iterator[str]:
+    """Load the model and sample a text for each of ``given``; gives the lines of each batch.
 
     ``cost``: network evaluations of each text, and seconds for all texts so far.
     """
@@ -126,14 +140,24 @@ def written_batches(options: SampleOptions, recipe: dict[str, Any], cost: dict[s
         snap = None if options.snap is None else parse_snap(options.snap)
     except ValueError as error:
         raise UserError(str(error)) from None
+    gap_tokens = parse_gap_tokens(options.gap_tokens)
     generator = TextGenerator.from_pretrained(options.model, options.pick_device(), allow=options.allowed)
     if options.reinjection is None:
         own = default_sampling(generator.model.identity, options.steps)
         options = replace(options, reinjection=own.reinjection)
-    with tqdm(total=options.num_samples, desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
-        for first in range(0, options.num_samples, options.batch_size):
+    if given[0] != Given() and not generator.model.flow().reads_known:
+        print(
+            "this flow was trained without known positions: they are put into its states by replacement",
+            file=sys.stderr,
+        )
+    animation = None if options.animate is None else Animation(generator.model)
+    batches = alike_batches(given, 1 if options.stream or animation is not None else options.batch_size)
+    with tqdm(total=len(given), desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
+        for first, batch in batches:
+            if animation is not None:
+                animation.next_text()
             generated = generator.generate(
-                min(options.batch_size, options.num_samples - first),
+                len(batch),
                 options.steps,
                 options.seed,
                 readout=options.readout,
@@ -148,22 +172,81 @@ def written_batches(options: SampleOptions, recipe: dict[str, Any], cost: dict[s
                 top_p=options.top_p,
                 top_k=options.top_k,
                 stop=options.stop,
-                batch_size=options.batch_size,
+                batch_size=len(batch),
                 first_sample=first,
+                prompt=None if batch[0].prompt is None else [str(text.prompt) for text in batch],
+                infill=None if batch[0].infill is None else [str(text.infill) for text in batch],
+                gap_tokens=gap_tokens,
+                max_new_tokens=options.max_new_tokens,
+                commit_tokens=options.commit_tokens,
+                guidance=options.guidance,
+                on_state=None if animation is None else animation.on_state,
+                on_block=Stream(first) if options.stream else None,
                 progress=bar.update,
             )
             cost |= {"nfe": generated.nfe, "seconds": cost["seconds"] + generated.seconds}
-            if options.output is None:
+            if options.stream:
+                yield "\n\n"
+            elif options.output is None:
                 yield "".join(f"[{index}] {text}\n\n" for index, text in enumerate(generated.texts, first + 1))
             else:
-                yield "".join(json_lines(generated, options, first, recipe))
+                yield "".join(json_lines(generated, batch, generator.model.tokenizer, options, first, recipe))
+    if animation is not None and options.animate is not None:
+        write_text(options.animate, animation.page(f"{options.model}, {options.steps} steps"))
 
 
-def json_lines(generated: "GeneratedText", options: SampleOptions, first: int, recipe: dict[str, Any]) -> Iterator[str]:
-    """One JSON object per text, from index ``first`` on, each with all that reproduces it."""
+def alike_batches(given: Sequence[Given], batch_size: int) -> Iterator[tuple[int, Sequence[Given]]]:
+    """The texts in batches of prompts alone, of infills alone or of neither, each with the number of its first."""
+    first = 0
+    while first < len(given):
+        is_infill = given[first].infill is not None
+        end = first
+        while end < min(len(given), first + batch_size) and (given[end].infill is not None) == is_infill:
+            end += 1
+        yield first, given[first:end]
+        first = end
+
+
+class Stream:
+    """Prints what is new of a text whenever a block of it is finished."""
+
+    def __init__(self, number: int) -> None:
+        self.shown = ""
+        print(f"[{number + 1}] ", end="", flush=True)
+
+    def __call__(self, number: int, text: str) -> None:
+        whole = text.rstrip("\ufffd")  # the next block may complete a character
+        print(whole[len(self.shown) :], end="", flush=True)
+        check_stdout()
+        self.shown = whole
+
+
+def json_lines(
+    generated: "GeneratedText",
+    given: Sequence[Given],
+    tokenizer: Any,
+    options: SampleOptions,
+    first: int,
+    recipe: dict[str, Any],
+) -> Iterator[str]:
+    """One JSON object per text, from index ``first`` on, each with all that reproduces it.
+
+    A text with a prompt has it, and its ``continuation``; one with gaps has its ``infill``, and what is in the
+    ``gaps``.
+    """
+    from fewstep.pipeline import decode_documents
+
     settings = asdict(options)
-    for name in ("model", "num_samples", "batch_size", "output", "overwrite", "device", "allow"):
+    unwanted = ("model", "num_samples", "batch_size", "output", "overwrite", "device", "allow", "stream", "animate")
+    for name in (*unwanted, "prompt", "infill", "prompts"):
         del settings[name]
     settings["provenance"] = recipe
-    for index, (text, ids) in enumerate(zip(generated.texts, generated.ids.tolist(), strict=True), first):
-        yield json.dumps({"index": index, "text": text, "ids": ids, **settings}, ensure_ascii=False) + "\n"
+    rows = zip(generated.texts, generated.ids.tolist(), generated.new_parts(), given, strict=True)
+    for index, (text, ids, new, known) in enumerate(rows, first):
+        row = {"index": index, "text": text, "ids": ids}
+        parts = ["".join(decode_documents(tokenizer, part)) for part in new]
+        if known.prompt is not None:
+            row |= {"prompt": known.prompt, "continuation": "".join(parts)}
+        if known.infill is not None:
+            row |= {"infill": known.infill, "gaps": parts}
+        yield json.dumps({**row, **settings}, ensure_ascii=False) + "\n"

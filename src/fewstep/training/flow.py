@@ -70,7 +70,7 @@ class FlowModule(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, data.load_model(autoencoder, *self.builds_on, allow=allow or ()))
-        self.flow_identity = identity_of_flow(super().identity(), objective, path, prediction)
+        self.flow_identity = identity_of_flow(super().identity(), objective, path, prediction, known)
         self.objective = objective
         positions, latent_dim = self.base.latent_shape()
         self.denoiser = denoiser(latent_dim, positions)
@@ -304,7 +304,13 @@ class DistributionMatchingModule(FlowModule):
         )
 
 
-def identity_of_flow(model: Identity, objective: Objective, path: PathName, prediction: PredictionType) -> Identity:
+def identity_of_flow(
+    model: Identity,
+    objective: Objective,
+    path: PathName,
+    prediction: PredictionType,
+    known: KnownPositions | None = None,
+) -> Identity:
     """The identity ``model`` with the flow that a run trains; the time grid follows the objective's times."""
     sampler = objective.time_sampler
     mean, std = (sampler.mean, sampler.std) if isinstance(sampler, LogitNormalTime) else (None, None)
@@ -317,6 +323,7 @@ def identity_of_flow(model: Identity, objective: Objective, path: PathName, pred
         estimate=objective.estimate.name,
         grid_mean=mean,
         grid_std=std,
+        known_dropped=0.0 if known is None else known.dropped,
     )
 
 

@@ -1,0 +1,100 @@
+"""What a text begins with or is built around: the options of ``fewstep sample`` that say so, and files of prompts."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from fewstep.errors import UserError
+
+if TYPE_CHECKING:
+    from fewstep.prompts import GapTokens
+
+FIELDS = ("prompt", "infill")
+
+
+@dataclass(kw_only=True)
+class PromptOptions:
+    """What is known of a text.
+
+    Args:
+        prompt: the beginning of every text.
+        infill: a text with gaps to fill in, each marked [..], as in "The [..] sat on [..].".
+        prompts: a .jsonl file with a prompt or an infill on each line, as in {"prompt" - "The cat"}; num_samples texts
+            are written for each.
+        gap_tokens: tokens of a gap, a number or the least and the most, as in 2-6.
+        max_new_tokens: tokens to write after the prompt; left out, as many as the block has room for.
+        commit_tokens: tokens written at a time, each time with those before them known; left out, a whole block.
+        guidance: scale of classifier-free guidance on what is known; 1 for none.
+    """
+
+    prompt: str | None = None
+    infill: str | None = None
+    prompts: Path | None = None
+    gap_tokens: str | int = "1-8"
+    max_new_tokens: PositiveInt | None = None
+    commit_tokens: PositiveInt | None = None
+    guidance: PositiveFloat = 1.0
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of one text: a prompt, an infill or neither."""
+
+    prompt: str | None = None
+    infill: str | None = None
+
+
+def given_texts(options: PromptOptions) -> list[Given]:
+    """What the texts are to begin with or to be built around, one for each that the options name.
+
+    Raises ``UserError`` for more than one of prompt, infill and prompts, and for a file that is broken.
+    """
+    chosen = [name for name in (*FIELDS, "prompts") if getattr(options, name) is not None]
+    if len(chosen) > 1:
+        raise UserError(f"--{' and --'.join(chosen)} are given: choose one")
+    if options.guidance != 1 and not chosen:
+        raise UserError(f"--guidance is {options.guidance}: it leans on what is known, so give a --prompt too")
+    if options.prompts is not None:
+        return list(read_prompts(options.prompts))
+    return [Given(options.prompt, options.infill)]
+
+
+def read_prompts(file: Path) -> Iterator[Given]:
+    """The lines of a file of prompts. Raises ``UserError``, with the line's number, for one that is none."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"--prompts {file}: {error.strerror}: give a .jsonl file") from None
+    if not any(line.strip() for line in lines):
+        raise UserError(f'--prompts {file} has no line: give one object a line, such as {{"prompt": "The cat"}}')
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{file}, line {number}: byte {error.start + 1} is not UTF-8: save the file as UTF-8"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}, line {number}: no JSON ({error.msg}, column {error.colno})") from None
+        texts = {name: row[name] for name in FIELDS if name in row} if isinstance(row, dict) else {}
+        if len(texts) != 1 or not all(isinstance(text, str) for text in texts.values()):
+            raise UserError(f'{file}, line {number}: expected an object with a text as "prompt" or as "infill"')
+        yield Given(**texts)
+
+
+def parse_gap_tokens(text: str | int) -> "GapTokens":
+    """``N`` or ``LEAST-MOST``. Raises ``UserError`` for anything else."""
+    from fewstep.prompts import check_gap_tokens
+
+    numbers = str(text).split("-")
+    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
+        raise UserError(f"--gap_tokens {text!r}: expected a number of tokens, or the least and the most, as in 2-6")
+    gap_tokens: GapTokens = int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
+    check_gap_tokens(gap_tokens)
+    return gap_tokens
