@@ -56,6 +56,8 @@ FIELDS_OF_PART = {
     "head": ("trust_level",),
 }
 """Fields of an identity that describe one part, and go with it where models are merged."""
+LATER_FIELDS = ("blocks", "known_dropped")
+"""Fields of an identity that a folder of format 2 may lack, which was written before there was a choice."""
 CORPORA = {
     "sotu": "State of the Union addresses, 1790 to 2026 (US federal texts, in the public domain)",
     EVERYDAY: ORIGIN,
@@ -347,8 +349,9 @@ def kind_of(path: str | FilePath) -> Kind:
 
 
 def _checked_identity(manifest: Manifest, source: str) -> Identity:
-    # Before blocks of one document there was one way to cut a text, which a folder of format 2 does not name then.
-    defaults = asdict(Identity()) if manifest.format == 1 else {"blocks": Identity().blocks}
+    defaults = asdict(Identity())
+    if manifest.format > 1:
+        defaults = {name: defaults[name] for name in LATER_FIELDS}
     identity = validated(Identity, {**defaults, **manifest.identity}, f"{source}: identity")
     try:
         identity.default_grid()

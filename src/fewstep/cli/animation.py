@@ -4,8 +4,6 @@ import html
 import json
 from typing import TYPE_CHECKING, Any
 
-from fewstep.data.tokenizer import decode_documents
-
 if TYPE_CHECKING:
     from fewstep.model import SavedModel
     from fewstep.types import KnownTokens, SamplerState
@@ -78,6 +76,8 @@ class Animation:
     def on_state(self, state: "SamplerState", known: "KnownTokens") -> None:
         """Keep the tokens of a step's estimate, and of x_1 after the last."""
         import torch
+
+        from fewstep.data.tokenizer import decode_documents
 
         if state.x1_hat is None:
             self._block += 1
