@@ -103,6 +103,14 @@ NUMBERS = [
 ]
 CHOICES = [
     Case(f"{SAMPLE} --snap snip", "snip", "expected every"),
+    Case(f"{SAMPLE} --infill nothing", "'nothing'", "[..]"),
+    Case(f"{SAMPLE} --prompt x --infill [..]y", "--prompt and --infill", "choose one"),
+    Case(f"{SAMPLE} --infill [..]y --gap_tokens 3-1", "(3, 1)", "the least and the most"),
+    Case(f"{SAMPLE} --prompt 'a\\x01b'", "x01", "leave it out"),
+    Case(f"{SAMPLE} --prompt x --guidance 2", "2.0", "model.known.dropped"),
+    Case(f"{SAMPLE} --prompt '{'the ' * 40}'", "40 tokens", "max_new_tokens"),
+    Case(f"{SAMPLE} --prompts cut.jsonl", "cut.jsonl, line 1", '"prompt"'),
+    Case(f"{SAMPLE} --prompts empty.txt", "empty.txt", "one object a line"),
     Case(f"{SAMPLE} --head_context off", "head_context=False", "'head'"),
     Case(f"{SAMPLE} --reinjection listed:0.5,0.5", "2 re-injection strengths", "4 steps"),
     Case(f"{EVALUATE} --noise fresh,old", "'old'", "expected some of"),

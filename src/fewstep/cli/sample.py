@@ -145,11 +145,6 @@ def written_batches(
     if options.reinjection is None:
         own = default_sampling(generator.model.identity, options.steps)
         options = replace(options, reinjection=own.reinjection)
-    if given[0] != Given() and not generator.model.flow().reads_known:
-        print(
-            "this flow was trained without known positions: they are put into its states by replacement",
-            file=sys.stderr,
-        )
     animation = None if options.animate is None else Animation(generator.model)
     batches = alike_batches(given, 1 if options.stream or animation is not None else options.batch_size)
     with tqdm(total=len(given), desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
@@ -191,6 +186,8 @@ def written_batches(
                 yield "".join(f"[{index}] {text}\n\n" for index, text in enumerate(generated.texts, first + 1))
             else:
                 yield "".join(json_lines(generated, batch, generator.model.tokenizer, options, first, recipe))
+    if any(text != Given() for text in given) and not generator.model.flow().reads_known:
+        print("trained without known positions, this flow was given them by replacement", file=sys.stderr)
     if animation is not None and options.animate is not None:
         write_text(options.animate, animation.page(f"{options.model}, {options.steps} steps"))
 
