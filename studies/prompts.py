@@ -5,7 +5,8 @@
 
 Texts of at least twice ``--prompt_tokens`` are cut there and written on, up to their end. Perplexity is that of the new
 tokens given the prompt, under the language model, with a bootstrap interval over texts. ``passes`` counts forward
-passes that come one after the other: denoiser, readout, and the encoder at every block.
+passes that come one after the other: denoiser, readout, and the encoder at every block. Before the table: what the
+latents of known tokens lose by not seeing the rest.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import time
 import torch
 from torch import Tensor
 
-from fewstep.data import CorpusSettings, prepare_corpus
+from fewstep.autoencoders import TransformerAutoencoder
+from fewstep.cli.common import TextOptions, corpus_of
 from fewstep.evaluation.scorers import corpus_perplexity
 from fewstep.metrics.intervals import bootstrap_interval
 from fewstep.metrics.text import sample_entropies_nats
@@ -44,6 +46,27 @@ def row(
     )
 
 
+def leak(model: SavedModel, ids: Tensor, known_tokens: int) -> str:
+    """How far the latents of the first ``known_tokens`` of ``ids`` (B, L) are from those in the whole text.
+
+    Known alone by padding behind them, and by the encoder's mask embeddings where it has them.
+    """
+    encoder, seen = model.encoder(), torch.zeros_like(ids, dtype=torch.bool)
+    seen[:, :known_tokens] = True
+    latents = seen.unflatten(1, (model.latent_shape()[0], -1)).all(-1)
+    whole = encoder.encode(ids, torch.ones_like(seen)).z
+    ways = {"padding": encoder.encode(ids, seen).z}
+    if isinstance(encoder, TransformerAutoencoder):
+        ways["mask embeddings"] = encoder.encode(ids, torch.ones_like(seen), ~seen).z
+    found = []
+    for name, z in ways.items():
+        rms = (z - whole)[latents].square().mean().sqrt()
+        mixed = torch.where(latents[..., None], z, whole)
+        right = model.reader().logits(mixed, torch.ones_like(latents)).argmax(-1) == ids
+        found.append(f"{name} {rms:.2f} rms, {right[seen].float().mean():.1%} read right")
+    return f"first {known_tokens} tokens known: " + "; ".join(found)
+
+
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,15 +82,10 @@ def main() -> None:
     generator = TextGenerator.from_pretrained(given.model)
     model, scorer = generator.model, SavedModel.from_pretrained(given.language_model).scorer()
     identity, tokenizer = model.identity, model.tokenizer
-    tokenizer.save_pretrained("runs/prompts_tokenizer")
-    corpus = prepare_corpus(
-        CorpusSettings(
-            source=given.source,
-            tokenizer="runs/prompts_tokenizer",
-            block_size=identity.block_size,
-            blocks=identity.blocks,
-        )
-    ).validation
+    corpus = corpus_of(model, TextOptions(source=given.source)).validation
+    blocks = torch.tensor(corpus[:512]["input_ids"]).long()
+    with torch.no_grad():
+        print("\n".join(leak(model, blocks, size) for size in (4, 8, 16) if size < identity.block_size), "\n")
     long = [place for place, length in enumerate(corpus["length"][:]) if length >= 2 * given.prompt_tokens]
     real = torch.tensor(corpus.select(long[: given.samples])["input_ids"][:]).long()
     count, size, cut, end = len(real), identity.block_size, given.prompt_tokens, int(tokenizer.eos_token_id)

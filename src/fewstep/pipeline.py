@@ -257,7 +257,9 @@ class TextGenerator:
             raise UserError("both prompt and infill are given: choose one")
         maker = DraftMaker(self.model.tokenizer, identity.block_size, is_document=identity.blocks == "documents")
         if prompt is not None:
-            return [maker.continued(text, max_new_tokens) for text in one_each(prompt, len(generators), "prompt")]
+            texts = one_each(prompt, len(generators), "prompt")
+            continued = {text: maker.continued(text, max_new_tokens) for text in dict.fromkeys(texts)}
+            return [continued[text] for text in texts]
         assert infill is not None
         if max_new_tokens is not None:
             raise UserError("max_new_tokens is for a prompt: the gaps of infill have gap_tokens")

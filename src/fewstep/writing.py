@@ -4,7 +4,7 @@ B texts, L tokens in a block, K latent positions, D latent dimension.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -20,56 +20,55 @@ from fewstep.types import Ending, FlowLike, KnownTokens, SamplerState, TokenSamp
 
 
 class Window(NamedTuple):
-    """The block of a text that is written next: its ``ids`` there, from token ``start`` on; kept up to token ``end``.
-
-    ``fill`` stands behind ``ids`` in the block.
-    """
+    """The block of a text that is written next: its ``ids`` (L), from token ``start`` on; kept up to token ``end``."""
 
     ids: list[int]
     start: int
     end: int
-    fill: int
 
 
 @dataclass
 class Text:
-    """A text in the making: its tokens so far, the log-probability that each was drawn with, and which were given."""
+    """A text in the making: its tokens so far, and the log-probability that each was drawn with."""
 
-    length: int
-    fill: int
+    draft: Draft
     ids: list[int]
-    given: list[bool]
-    log_probs: list[float] = field(default_factory=list)
+    log_probs: list[float]
     has_ended: bool = False
 
     @classmethod
     def of(cls, draft: Draft) -> "Text":
         """The text that a draft begins."""
-        given = [token != UNKNOWN for token in draft.ids]
-        return cls(draft.length, draft.fill, list(draft.ids), given, [0.0] * len(draft.ids))
+        return cls(draft, list(draft.ids), [0.0] * len(draft.ids))
+
+    @property
+    def given(self) -> list[bool]:
+        """Which tokens the draft gave."""
+        given = [token != UNKNOWN for token in self.draft.ids]
+        return given + [False] * (len(self.ids) - len(given))
 
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to write."""
-        return self.has_ended or (len(self.ids) >= self.length and UNKNOWN not in self.ids)
+        return self.has_ended or (len(self.ids) >= self.draft.length and UNKNOWN not in self.ids)
 
     def window(self, block_size: int, commit_tokens: int | None) -> Window:
         """The next block: all gaps, or ``commit_tokens`` more (None: what there is room for, then half a block)."""
-        if UNKNOWN in self.ids:
-            return Window(list(self.ids), 0, self.length, self.fill)
-        size, room = len(self.ids), block_size - len(self.ids)
-        more = commit_tokens or (room if room > 0 else block_size // 2)
-        end = min(size + min(more, max(room, block_size - 1)), self.length)
-        start = max(0, end - block_size)
-        return Window(self.ids[start:], start, end, self.fill)
+        size, start, end = len(self.ids), 0, self.draft.length
+        if UNKNOWN not in self.ids:
+            more = commit_tokens or (block_size - size if size < block_size else block_size // 2)
+            end = min(end, size + min(more, block_size - 1 if size else block_size))  # one token at least is known
+            start = max(0, end - block_size)
+        ids = self.ids[start:]
+        return Window(ids + [self.draft.fill] * (block_size - len(ids)), start, end)
 
     def keep(self, window: Window, ids: list[int], log_probs: list[float], end_id: int | None) -> None:
         """Take what a block of tokens holds up to the window's end, or to the end of the text, ``end_id``."""
         for place in range(window.end - window.start):
-            if place < len(window.ids) and window.ids[place] != UNKNOWN:
+            if window.ids[place] != UNKNOWN:
                 continue  # it was there before
             own = slice(window.start + place, window.start + place + 1)
-            self.ids[own], self.given[own], self.log_probs[own] = [ids[place]], [False], [log_probs[place]]
+            self.ids[own], self.log_probs[own] = [ids[place]], [log_probs[place]]
             if ids[place] == end_id:
                 self.has_ended = True
                 return
@@ -162,16 +161,14 @@ class Writer:
         like = next(self.flow.parameters())
         x_0 = randn((len(windows), *self.shape), like, generators)
         mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=like.device)
-        rows = [window.ids + [window.fill] * (self.block_size - len(window.ids)) for window in windows]
-        ids = torch.tensor(rows, device=like.device)
+        ids = torch.tensor([window.ids for window in windows], device=like.device)
         tokens = KnownTokens(ids.clamp(min=0), ids != UNKNOWN)
         if not bool(tokens.mask.any()):
             return self._sampled(self.flow, x_0, mask, None, tokens, generators)
         known = self.encoded(tokens)
         noise = None if self.flow.reads_known else randn(tuple(x_0.shape), like, generators)
-        flow: FlowLike = ConditionalFlow(self.flow, known, noise)
-        if self.guidance != 1:
-            flow = Guided(flow, self.guidance)  # type: ignore[arg-type]
+        given = ConditionalFlow(self.flow, known, noise)
+        flow: FlowLike = given if self.guidance == 1 else Guided(given, self.guidance)
         return self._sampled(flow, x_0, mask, known, tokens, generators)
 
     def encoded(self, tokens: KnownTokens) -> Known:

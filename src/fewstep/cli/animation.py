@@ -44,8 +44,13 @@ function show() {{
 }}
 function stop() {{ clearInterval(timer); timer = null; play.textContent = "Play"; }}
 function start() {{
-  if (+step.value >= last) step.value = 0; timer = setInterval(() => {{ if (+step.value >= last) stop(); else {{
-  step.value = +step.value + 1; show(); }} }}, 700); play.textContent = "Pause";
+  if (+step.value >= last) step.value = 0;
+  timer = setInterval(() => {{
+    if (+step.value >= last) return stop();
+    step.value = +step.value + 1;
+    show();
+  }}, 700);
+  play.textContent = "Pause";
 }}
 step.addEventListener("input", () => {{ stop(); show(); }});
 play.addEventListener("click", () => (timer ? stop() : start()));

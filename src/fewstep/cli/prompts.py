@@ -1,6 +1,5 @@
 """What a text begins with or is built around: the options of ``fewstep sample`` that say so, and files of prompts."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,8 @@ class PromptOptions:
     Args:
         prompt: the beginning of every text.
         infill: a text with gaps to fill in, each marked [..], as in "The [..] sat on [..].".
-        prompts: a .jsonl file with a prompt or an infill on each line, as in {"prompt" - "The cat"}; num_samples texts
-            are written for each.
+        prompts: a .jsonl file of objects with a text as "prompt" or as "infill", one a line; num_samples texts are
+            written for each.
         gap_tokens: tokens of a gap, a number or the least and the most, as in 2-6.
         max_new_tokens: tokens to write after the prompt; left out, as many as the block has room for.
         commit_tokens: tokens written at a time, each time with those before them known; left out, a whole block.
@@ -64,28 +63,22 @@ def given_texts(options: PromptOptions) -> list[Given]:
 
 
 def read_prompts(file: Path) -> Iterator[Given]:
-    """The lines of a file of prompts. Raises ``UserError``, with the line's number, for one that is none."""
+    """The prompts of a file. Raises ``UserError``, with the line's number, for a line that is not one."""
+    from fewstep.data.readers import READERS
+
+    is_empty = True
     try:
-        lines = file.read_bytes().splitlines()
+        with file.open("rb") as stream:
+            for place, row in READERS[".jsonl"](stream, f"{file},", "prompt"):
+                is_empty = False
+                texts = {name: row[name] for name in FIELDS if name in row} if isinstance(row, dict) else {}
+                if len(texts) != 1 or not all(isinstance(text, str) for text in texts.values()):
+                    raise UserError(f'{place}: expected an object with a text as "prompt" or as "infill"')
+                yield Given(**texts)
     except OSError as error:
         raise UserError(f"--prompts {file}: {error.strerror}: give a .jsonl file") from None
-    if not any(line.strip() for line in lines):
+    if is_empty:
         raise UserError(f'--prompts {file} has no line: give one object a line, such as {{"prompt": "The cat"}}')
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{file}, line {number}: byte {error.start + 1} is not UTF-8: save the file as UTF-8"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, line {number}: no JSON ({error.msg}, column {error.colno})") from None
-        texts = {name: row[name] for name in FIELDS if name in row} if isinstance(row, dict) else {}
-        if len(texts) != 1 or not all(isinstance(text, str) for text in texts.values()):
-            raise UserError(f'{file}, line {number}: expected an object with a text as "prompt" or as "infill"')
-        yield Given(**texts)
 
 
 def parse_gap_tokens(text: str | int) -> "GapTokens":

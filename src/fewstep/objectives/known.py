@@ -43,27 +43,24 @@ class KnownPositions:
                 "the first two add up to at most 1, and the last is below 1"
             )
 
-    def split(self, mask: Tensor, generator: torch.Generator, prompt: Tensor | None = None) -> Split:
+    def split(self, mask: Tensor, generator: torch.Generator) -> Split:
         """The parts of examples whose real positions are ``mask`` (B, K), which come first.
 
-        ``prompt`` (B, K) bool are positions that are known already, in data of prompts and texts; prefix and gaps are
-        not drawn then. At least one position of an example is written, as long as one is real.
+        At least one position of an example is written, as long as one is real.
         """
         size = len(mask)
         # Drawn and read on the generator's device, the CPU: nothing here makes an accelerator wait.
         kind, is_kept = (torch.rand(size, generator=generator, device=generator.device) for _ in range(2))
-        kept = is_kept >= self.dropped
         start, second = (rand((size, 1), mask, generator) for _ in range(2))
         edges = rand((size, 2, 2), mask, generator)
-        if prompt is None:
-            count, place = mask.sum(1, keepdim=True), torch.arange(mask.shape[1], device=mask.device)[None]
-            begins = (place < 1 + (start * (count - 1)).floor()) & (count > 1)
-            gap = within(edges[:, 0], count, place) | within(edges[:, 1], count, place) & (second < 0.5)
-            is_prefix = (kind < self.prefix).to(mask.device)[:, None]
-            has_gaps = (kind >= self.prefix) & (kind < self.prefix + self.gaps)
-            prompt = begins & is_prefix | ~gap & has_gaps.to(mask.device)[:, None]
-            kept &= kind < self.prefix + self.gaps
-        known = prompt & mask
+        count, place = mask.sum(1, keepdim=True), torch.arange(mask.shape[1], device=mask.device)[None]
+        begins = (place < 1 + (start * (count - 1)).floor()) & (count > 1)
+        gap = within(edges[:, 0], count, place) | within(edges[:, 1], count, place) & (second < 0.5)
+        is_prefix, has_known = kind < self.prefix, kind < self.prefix + self.gaps
+        known = (
+            torch.where(is_prefix.to(mask.device)[:, None], begins, ~gap) & has_known.to(mask.device)[:, None] & mask
+        )
+        kept = has_known & (is_kept >= self.dropped)
         return Split(mask & ~known, known & kept.to(mask.device)[:, None], kept.nonzero()[:, 0])
 
 
