@@ -1,5 +1,24 @@
-"""Text to continuous latents."""
+"""Text to continuous latents. An encoder's module is imported when its class is first asked for (PEP 562)."""
 
-from fewstep.autoencoders.transformer import TransformerAutoencoder, Whitening
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["TransformerAutoencoder", "Whitening"]
+if TYPE_CHECKING:
+    from fewstep.autoencoders.transformer import TransformerAutoencoder, Whitening
+
+_MODULE_OF = {
+    "TransformerAutoencoder": "transformer",
+    "Whitening": "transformer",
+}
+
+__all__ = [
+    "TransformerAutoencoder",
+    "Whitening",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A class by name, so that a saved model loads the module of its own encoder only."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
