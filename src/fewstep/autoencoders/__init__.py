@@ -4,14 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fewstep.autoencoders.spherical import SphericalEmbeddings
     from fewstep.autoencoders.transformer import TransformerAutoencoder, Whitening
 
 _MODULE_OF = {
+    "SphericalEmbeddings": "spherical",
     "TransformerAutoencoder": "transformer",
     "Whitening": "transformer",
 }
 
 __all__ = [
+    "SphericalEmbeddings",
     "TransformerAutoencoder",
     "Whitening",
 ]
