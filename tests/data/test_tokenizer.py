@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.data import load_tokenizer, tokenizer_fingerprint, train_tokenizer
+from fewstep.data import load_tokenizer, tokenizer_fingerprint, train_tokenizer, vocabulary_size
 from fewstep.data.packing import BlockPacker
 from fewstep.data.tokenizer import DocumentEncoder, EncodedDocument
 from fewstep.errors import UserError
@@ -85,3 +85,17 @@ def test_a_folder_without_a_tokenizer_and_an_empty_one_are_refused(tmp_path):
     (tmp_path / "empty" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_tokenizer(tmp_path / "empty")
+
+
+def test_berts_separator_ends_a_text_where_nothing_else_does(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "[SEP]": 2, "ship": 3}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.eos_token_id, loaded.pad_token_id, vocabulary_size(loaded)) == (2, 1, 4)
+    loaded.save_pretrained(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").eos_token_id == 2

@@ -4,16 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fewstep.autoencoders.pretrained import PretrainedEncoder
     from fewstep.autoencoders.spherical import SphericalEmbeddings
     from fewstep.autoencoders.transformer import TransformerAutoencoder, Whitening
 
 _MODULE_OF = {
+    "PretrainedEncoder": "pretrained",
     "SphericalEmbeddings": "spherical",
     "TransformerAutoencoder": "transformer",
     "Whitening": "transformer",
 }
 
 __all__ = [
+    "PretrainedEncoder",
     "SphericalEmbeddings",
     "TransformerAutoencoder",
     "Whitening",

@@ -44,7 +44,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
 def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
     """A tokenizer from a folder or from the hub, with an end-of-text and a padding token.
 
-    A tokenizer without an end-of-text token gets ``<|endoftext|>``; one without padding pads with its end-of-text.
+    Without an end-of-text token, ``[SEP]`` of BERT is taken, or ``<|endoftext|>`` is added; one without padding
+    pads with its end-of-text.
     Raises ``UserError`` for a missing or empty one, and for one without a fast backend.
     """
     from huggingface_hub import try_to_load_from_cache
@@ -74,6 +75,8 @@ def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
         raise UserError(f"tokenizer {name} has no fast backend: give one with a tokenizer.json")
     if len(tokenizer) <= 1 or not tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False):
         raise UserError(f"tokenizer {name} is empty ({len(tokenizer)} tokens): its vocabulary did not load")
+    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+        tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token is None:
         tokenizer.add_special_tokens({"eos_token": END_OF_TEXT})
     if tokenizer.pad_token is None:

@@ -72,6 +72,12 @@ class LinearReadout(ParallelReadout):
         self.vocab_size = vocab_size
         self.outputs = nn.Linear(latent_dim, stride * vocab_size)
 
+    @torch.no_grad()
+    def start_from(self, codes: Tensor) -> None:
+        """Start as the inner product of a latent with ``codes`` (V, D), of unit variance, over sqrt(D); of stride 1."""
+        self.outputs.weight.copy_(codes / codes.shape[1] ** 0.5)
+        self.outputs.bias.zero_()
+
     def token_nats(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         return hidden_nats(z, self.outputs, ids)
 

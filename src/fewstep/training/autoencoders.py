@@ -23,7 +23,9 @@ class AutoencoderModule(TrainingModule):
 
     ``autoencoder`` is made from the vocabulary size V, ``readout`` from (V, D). They may be any modules that implement
     :class:`~fewstep.types.LatentEncoder` and :class:`~fewstep.types.Readout`. Logs token accuracy and bits per byte on
-    clean held-out latents. Raises ``UserError`` if they do not fit each other or the data.
+    clean held-out latents. An encoder that was trained elsewhere may have ``check_tokenizer``, which refuses any
+    tokenizer but its own, and ``first_codes``, from which a readout with ``start_from`` starts. Raises ``UserError`` if
+    they do not fit each other or the data.
     """
 
     trained: ClassVar[tuple[str, ...]] = ("autoencoder", "readout")
@@ -42,6 +44,8 @@ class AutoencoderModule(TrainingModule):
         vocab_size = vocabulary_size(data.corpus.tokenizer)
         # The parser builds subclasses of nn.Module; it cannot check protocols with attributes.
         self.autoencoder: Any = implements(autoencoder(vocab_size), LatentEncoder, "model.autoencoder")
+        if hasattr(self.autoencoder, "check_tokenizer"):
+            self.autoencoder.check_tokenizer(data.corpus.tokenizer)
         stride = data.block_size // self.autoencoder.num_latents(data.block_size)
         self.readout: Any = implements(readout(vocab_size, self.autoencoder.latent_dim), Readout, "model.readout")
         if self.readout.config.get("stride", stride) != stride:
@@ -49,6 +53,9 @@ class AutoencoderModule(TrainingModule):
                 f"model.readout.stride is {self.readout.config['stride']}, model.autoencoder.stride {stride}: "
                 "give both the same"
             )
+        codes = self.autoencoder.first_codes() if hasattr(self.autoencoder, "first_codes") else None
+        if codes is not None and hasattr(self.readout, "start_from"):
+            self.readout.start_from(codes)
         self.objective = objective
         mask_embedding = getattr(self.autoencoder, "mask_embedding", None)
         if objective.token_masking > 0 and mask_embedding is None:

@@ -65,6 +65,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 DEFAULT_DATA = {"class_path": "fewstep.training.TextDataModule", "init_args": {}}
 INTENDED = (
     ".*args parameter is intended.*",  # we parse on behalf of the caller
+    ".*in eval mode at the start of training.*",  # a pretrained encoder is frozen
     ".*does not have many workers.*",  # blocks are memory-mapped: a worker would only copy them
     ".*your dataloader is not resumable.*",  # its order follows from the trainer's step
     ".*LeafSpec.*",

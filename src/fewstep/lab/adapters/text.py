@@ -92,8 +92,6 @@ def load_text_model(
     notes = (f"{len(unexpected)} weights of the file are not used, first {unexpected[0]}",) if unexpected else ()
     rows = int(model.get_input_embeddings().num_embeddings)
     tokenizer = load_tokenizer(folder)
-    if tokenizer.eos_token_id >= rows and tokenizer.sep_token_id is not None:  # made up: it has no embedding
-        tokenizer.eos_token = tokenizer.sep_token
     before, after = special_tokens(tokenizer)
     check_positions(options.positions, options.tokens or TOKENS)
     if options.examples < MIN_EXAMPLES:  # how many there are is known only when the text has been read

@@ -25,7 +25,7 @@ class WeightAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.995) -> None:
-        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+        super().__init__(multi_avg_fn=moving_average(decay))
         self._is_swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -54,6 +54,24 @@ class WeightAverage(WeightAveraging):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the average into the weights."""
         super().on_train_end(trainer, pl_module)
+
+
+def moving_average(decay: float) -> Callable[..., None]:
+    """The update of averaged tensors, a list of one dtype. Whole numbers, such as indices, are copied.
+
+    An average of them would be rounded down: position 5 becomes 4.
+    """
+    average = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(averaged: Any, current: Any, num_averaged: Any) -> None:
+        if averaged[0].is_floating_point():
+            average(averaged, current, num_averaged)
+            return
+        for old, new in zip(averaged, current, strict=True):
+            old.copy_(new)
+
+    return update
 
 
 class ExportModel(Callback):
