@@ -76,14 +76,14 @@ def test_a_latent_trains_both_stages_and_its_model_works(workshop: Workshop, tmp
 def test_an_average_of_weights_leaves_positions_as_they_are() -> None:
     network = torch.nn.Linear(2, 2)
     network.register_buffer("position_ids", torch.arange(512))
-    average = AveragedModel(network, multi_avg_fn=moving_average(0.98), use_buffers=True)
+    average = AveragedModel(network, multi_avg_fn=moving_average(0.9), use_buffers=True)
     start = network.weight.detach().clone()
     average.update_parameters(network)
     with torch.no_grad():
         network.weight += 1
     average.update_parameters(network)
     assert torch.equal(average.module.position_ids, torch.arange(512))
-    torch.testing.assert_close(average.module.weight, start + 0.02)
+    torch.testing.assert_close(average.module.weight, start + 0.1)
 
 
 def test_another_tokenizer_than_the_encoders_is_refused_in_a_line(
