@@ -1,4 +1,4 @@
-"""Text to continuous latents. Names are imported when they are first asked for (PEP 562): a model needs one encoder."""
+"""Text to continuous latents. An encoder's module is imported when its class is first asked for (PEP 562)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,14 +8,13 @@ if TYPE_CHECKING:
     from fewstep.autoencoders.transformer import TransformerAutoencoder, Whitening
     from fewstep.autoencoders.variational import Posterior, VariationalAutoencoder
 
-MODULES = {
+_MODULE_OF = {
     "Posterior": "variational",
     "QuantisedAutoencoder": "quantised",
     "TransformerAutoencoder": "transformer",
     "VariationalAutoencoder": "variational",
     "Whitening": "transformer",
 }
-"""The file of each public name."""
 
 __all__ = [
     "Posterior",
@@ -27,7 +26,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A name of ``__all__`` from its file."""
-    if name not in MODULES:
+    """A class by name, so that a saved model loads the module of its own encoder only."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"fewstep.autoencoders.{MODULES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

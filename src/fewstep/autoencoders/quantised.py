@@ -1,4 +1,9 @@
-"""Finite scalar quantisation, soft or hard, of the transformer's latents. B batch, K positions, D latent dimension."""
+"""Finite scalar quantisation, soft or hard; apart so that other models do not load it.
+
+B batch, L tokens, K latent positions, D latent dimension.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +39,7 @@ class QuantisedAutoencoder(TransformerAutoencoder):
         if not 0 <= softness <= 1:
             raise ValueError(f"QuantisedAutoencoder: softness is {softness}, expected a share in [0, 1]")
         super().__init__(vocab_size, latent_dim, stride=stride, width=width, depth=depth, num_heads=num_heads)
-        self.config |= {"levels": levels, "softness": softness}
+        self.config: dict[str, Any] = {**self.config, "levels": levels, "softness": softness}
         self.levels = levels
         self.softness = softness
 

@@ -1,4 +1,7 @@
-"""Gaussian posteriors of the transformer's latents. B batch, L tokens, K positions, D latent dimension, W width."""
+"""Latents with a posterior, for a KL term in the loss; apart so that other models do not load them.
+
+B batch, L tokens, K latent positions, D latent dimension.
+"""
 
 from dataclasses import dataclass
 
