@@ -5,20 +5,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewstep.autoencoders.pretrained import PretrainedEncoder
+    from fewstep.autoencoders.quantised import QuantisedAutoencoder
     from fewstep.autoencoders.spherical import SphericalEmbeddings
     from fewstep.autoencoders.transformer import TransformerAutoencoder, Whitening
+    from fewstep.autoencoders.variational import Posterior, VariationalAutoencoder
 
 _MODULE_OF = {
+    "Posterior": "variational",
     "PretrainedEncoder": "pretrained",
+    "QuantisedAutoencoder": "quantised",
     "SphericalEmbeddings": "spherical",
     "TransformerAutoencoder": "transformer",
+    "VariationalAutoencoder": "variational",
     "Whitening": "transformer",
 }
 
 __all__ = [
+    "Posterior",
     "PretrainedEncoder",
+    "QuantisedAutoencoder",
     "SphericalEmbeddings",
     "TransformerAutoencoder",
+    "VariationalAutoencoder",
     "Whitening",
 ]
 

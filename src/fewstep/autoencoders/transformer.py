@@ -112,6 +112,11 @@ class TransformerAutoencoder(nn.Module):
 
     def encode_raw(self, ids: Tensor, mask: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latents before whitening (B, K, D), and their mask (B, K)."""
+        features, latent_mask = self.features(ids, mask, hidden)
+        return self.to_latent(features), latent_mask
+
+    def features(self, ids: Tensor, mask: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What latents are linear in: normed states (B, K, stride W), and the mask (B, K) of the latents."""
         self.num_latents(ids.shape[1])
         seen = mask.bool()
         h = self.embedding(ids)
@@ -120,8 +125,8 @@ class TransformerAutoencoder(nn.Module):
         for block in self.blocks:
             h = block(h, seen)
         h = self.norm(h) * seen[..., None]
-        raw = self.to_latent(rearrange(h, "b (k s) w -> b k (s w)", s=self.stride))
-        return raw, reduce(seen.to(torch.uint8), "b (k s) -> b k", "max", s=self.stride).bool()
+        latent_mask = reduce(seen.to(torch.uint8), "b (k s) -> b k", "max", s=self.stride).bool()
+        return rearrange(h, "b (k s) w -> b k (s w)", s=self.stride), latent_mask
 
     @torch.no_grad()
     def codebook(self) -> Tensor:

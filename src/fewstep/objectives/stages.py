@@ -20,35 +20,52 @@ class Reconstruction:
     ``noise_level_max`` (rms of the unit-variance latent): each example gets a level uniform in [0, max].
     ``latent_dropout``: probability that a whole latent position is set to zero. ``token_masking``: probability that the
     encoder does not see a token, which must then be inferred from its context.
+
+    An encoder with a method ``posterior`` (:class:`fewstep.autoencoders.VariationalAutoencoder`) is trained on a sample
+    of it, and ``kl_weight`` multiplies the KL divergence to the standard normal in nats per token (the beta of
+    beta-VAE; 1 is the evidence lower bound, arXiv:1312.6114, eq. 10).
     """
 
     def __init__(
-        self, *, noise_level_max: float = 1.0, latent_dropout: float = 0.0, token_masking: float = 0.0
+        self,
+        *,
+        noise_level_max: float = 1.0,
+        latent_dropout: float = 0.0,
+        token_masking: float = 0.0,
+        kl_weight: float = 0.0,
     ) -> None:
         if noise_level_max < 0 or not 0 <= latent_dropout < 1 or not 0 <= token_masking < 1:
             raise ValueError(
                 f"noise_level_max {noise_level_max}, latent_dropout {latent_dropout}, token_masking {token_masking}: "
                 "expected a level >= 0 and probabilities in [0, 1)"
             )
+        if not kl_weight >= 0:
+            raise ValueError(f"kl_weight is {kl_weight}: expected a weight >= 0")
         self.noise_level_max = noise_level_max
         self.latent_dropout = latent_dropout
         self.token_masking = token_masking
+        self.kl_weight = kl_weight
 
     def forward(
         self, autoencoder: LatentEncoder, readout: Readout, tokens: TokenBatch, *, generator: torch.Generator
     ) -> LossOutput:
-        """Mean nats per token over the batch; ``per_example`` (B,).
+        """Mean nats per token over the batch, the weighted KL divergence included; ``per_example`` (B,).
 
         Token masking needs an encoder whose ``encode`` takes the hidden tokens (B, L) as a third argument.
         """
-        encode: Any = autoencoder.encode
+        given = [tokens.ids, tokens.mask]
         if self.token_masking > 0:
-            hidden = rand(tuple(tokens.ids.shape), tokens.ids, generator) < self.token_masking
-            latents = encode(tokens.ids, tokens.mask, hidden)
-        else:
-            latents = encode(tokens.ids, tokens.mask)
-        per_example = readout.loss(self.corrupt(latents, generator), tokens.ids, tokens.mask)
-        return LossOutput(per_example.mean(), per_example.detach())
+            given.append(rand(tuple(tokens.ids.shape), tokens.ids, generator) < self.token_masking)
+        encoder: Any = autoencoder
+        if not hasattr(encoder, "posterior"):
+            nats = readout.loss(self.corrupt(encoder.encode(*given), generator), tokens.ids, tokens.mask)
+            return LossOutput(nats.mean(), nats.detach())
+        posterior = encoder.posterior(*given)
+        nats = readout.loss(self.corrupt(posterior.sample(generator), generator), tokens.ids, tokens.mask)
+        kl_nats = posterior.kl_nats() / tokens.mask.sum(-1).clamp(min=1)
+        per_example = nats + self.kl_weight * kl_nats
+        terms = {"reconstruction_nats": nats.mean().detach(), "kl_nats": kl_nats.mean().detach()}
+        return LossOutput(per_example.mean(), per_example.detach(), terms)
 
     def corrupt(self, latents: Latents, generator: torch.Generator) -> Tensor:
         """Latents (B, K, D) with noise and with whole positions dropped."""

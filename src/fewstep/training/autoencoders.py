@@ -63,6 +63,11 @@ class AutoencoderModule(TrainingModule):
                 f"model.objective.token_masking is {objective.token_masking}, but model.autoencoder has no "
                 "mask_embedding: give 0"
             )
+        if objective.kl_weight > 0 and not hasattr(self.autoencoder, "posterior"):
+            raise UserError(
+                f"model.objective.kl_weight is {objective.kl_weight}, but model.autoencoder has no posterior: give 0, "
+                "or fewstep.autoencoders.VariationalAutoencoder"
+            )
         if objective.token_masking == 0 and mask_embedding is not None:
             mask_embedding.requires_grad_(False)  # DDP waits for the gradient of every parameter
 
