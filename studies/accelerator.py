@@ -110,7 +110,9 @@ class Study:
         own = {field.name: data[field.name] for field in fields(CorpusSettings) if field.name in data}
         corpus = prepare_corpus(CorpusSettings(**own))
         tokens = data["batch_size"] * float(corpus.train["length"][:].mean())
-        return {"batch_size": data["batch_size"], "block_size": data["block_size"], "tokens_of_step": tokens}
+        samples = min(256, len(corpus.validation) - 1)  # with which they are compared; the last block may be padded
+        sizes = {name: data[name] for name in ("batch_size", "block_size")}
+        return {**sizes, "tokens_of_step": tokens, "samples": samples}
 
     def fit(self, stage: str, folder: Path, steps: int, log_every: int, *flags: str) -> None:
         """``fewstep train fit``, validated and sampled once, at the end. Ends the process where that fails."""
@@ -166,7 +168,8 @@ class Study:
         """``fewstep evaluate`` of the flow and of the few-step model, under the run's language model."""
         rows, limit = [], max_documents(self.options)
         sweep = f"--steps {','.join(map(str, STEPS))} --readout parallel --seeds 1 --matched_entropy 1"
-        sweep += " --samples 256" if limit is None else f" --samples 16 --max_documents {limit}"
+        sweep += f" --samples {self.results['parts']['text']['samples']}"
+        sweep += "" if limit is None else f" --max_documents {limit}"
         for name, stage, rule in (("flow", "flow", "0"), ("few-step model", "distribution_matching", "1")):
             folders = [str(self.out / part / "model") for part in ("language_model", stage)]
             bundle = merge_models([SavedModel.from_pretrained(folder) for folder in folders], folders)
