@@ -12,6 +12,7 @@ random weights, in bfloat16 where the device has it. Without ``--size``: acceler
 
 import argparse
 import csv
+import gc
 import json
 import math
 import os
@@ -97,6 +98,7 @@ class Study:
             given = max(0.0, ends - began) * share
             print(f"[accelerator] {name}: {given:.0f} s", flush=True)
             if self.device == "cuda":
+                gc.collect()
                 torch.cuda.reset_peak_memory_stats()
             result = work(given)
             done[name] = {**result, "seconds": time.perf_counter() - began, "peak_memory_gib": peak_memory(self.device)}
@@ -247,7 +249,7 @@ class Study:
             done = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired:
             return {"exit_code": None, "output": f"stopped after {limit:.0f} s"}
-        return {"exit_code": done.returncode, "output": done.stdout[-2000:].strip()}
+        return {"exit_code": done.returncode, "output": (done.stdout + done.stderr)[-4000:].strip()}
 
 
 def best_plan(trials: dict[str, Result], left: float) -> Result:

@@ -57,7 +57,7 @@ Size {settings["size"]}, text {settings["source"]}. Matrix products run at {rate
 {markdown_table(scores, "Perplexity under the run's own language model.")}
 {chr(10).join(left_out)}
 
-Tests marked cuda: {parts["tests"].get("output", "none run")}
+Tests marked cuda: {parts["tests"].get("output", "none run").splitlines()[-1]}
 
 `{made_by["command"]}`, torch {made_by["versions"]["torch"]}, commit {made_by["commit"]}.
 """
