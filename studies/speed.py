@@ -14,6 +14,7 @@ synchronised.
 """
 
 import argparse
+import math
 import os
 import statistics
 import time
@@ -44,6 +45,7 @@ from fewstep.training import OptimizerSettings
 from fewstep.types import Latents, TokenBatch
 
 VOCAB_SIZE, LATENT_DIM = 2048, 8
+GPT2 = "GPT-2 with KV cache"
 Work = Callable[[], object]
 
 
@@ -63,7 +65,7 @@ STAGES = ("autoencoder", "flow", "head")
 
 
 class Clock:
-    """Seconds of a device."""
+    """Seconds of a device: "cpu", "cuda" or "mps"."""
 
     def __init__(self, device: str) -> None:
         self.on_cpu = device == "cpu"
@@ -74,18 +76,24 @@ class Clock:
             start = time.process_time()
             work()
             return time.process_time() - start
-        torch.cuda.synchronize()
+        torch.accelerator.synchronize()
         start = time.perf_counter()
         work()
-        torch.cuda.synchronize()
+        torch.accelerator.synchronize()
         return time.perf_counter() - start
 
-    def by_turns(self, works: dict[str, Work], repeats: int) -> dict[str, list[float]]:
-        """Seconds of each case in each repeat, after one call that warms up."""
+    def by_turns(self, works: dict[str, Work], repeats: int, within: float = math.inf) -> dict[str, list[float]]:
+        """Seconds of each case in each repeat, after one call that warms up.
+
+        After ``within`` seconds no repeat but the first begins.
+        """
+        start = time.perf_counter()
         for work in works.values():
             work()
         taken: dict[str, list[float]] = {name: [] for name in works}
         for repeat in range(repeats):
+            if repeat and time.perf_counter() - start > within:
+                break
             names = list(works) if repeat % 2 == 0 else list(works)[::-1]
             for name in names:
                 taken[name].append(self.seconds(works[name]))
@@ -196,27 +204,44 @@ def training(args: argparse.Namespace) -> None:
 
 
 class Networks:
-    """Denoiser, parallel readout and autoregressive head of the shipped settings, for blocks of ``length`` tokens."""
+    """A flow, its parallel readout and an autoregressive head, and a GPT-2 of as many parameters as the first two.
 
-    def __init__(self, length: int, device: str) -> None:
-        self.length, self.device = length, device
-        denoiser = denoiser_of(Size(192, 5, 3, length))
+    In ``dtype`` bfloat16 GPT-2's weights are in it, and ours are cast by autocast.
+    """
+
+    def __init__(
+        self,
+        denoiser: RegressionDenoiser,
+        readout: TransformerReadout,
+        causal: CausalTransformer,
+        device: str,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.device, self.vocab_size = device, causal.vocab_size
+        self.length, self.latent_dim = denoiser.config["num_positions"], denoiser.config["latent_dim"]
         self.flow = FlowModel(denoiser, linear_path(), "x1").eval().to(device)
-        self.readout = TransformerReadout(VOCAB_SIZE, LATENT_DIM, width=128, depth=2, num_heads=4).eval().to(device)
-        causal = CausalTransformer(VOCAB_SIZE, latent_dim=LATENT_DIM, width=192, depth=4, num_heads=3)
+        self.readout = readout.eval().to(device)
         self.head = CommitmentHead(causal.eval().to(device))
-        both = [*denoiser.parameters(), *self.readout.parameters()]
-        self.gpt2 = self.matched_gpt2(sum(parameter.numel() for parameter in both)).to(device)
+        self.num_parameters = sum(part.numel() for part in (*denoiser.parameters(), *readout.parameters()))
+        self.gpt2 = self.matched_gpt2(self.num_parameters).to(device, dtype)
+        self.autocast = partial(torch.autocast, device, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+    @classmethod
+    def shipped(cls, length: int, device: str) -> "Networks":
+        """The shipped settings, for blocks of ``length`` tokens."""
+        readout = TransformerReadout(VOCAB_SIZE, LATENT_DIM, width=128, depth=2, num_heads=4)
+        causal = CausalTransformer(VOCAB_SIZE, latent_dim=LATENT_DIM, width=192, depth=4, num_heads=3)
+        return cls(denoiser_of(Size(192, 5, 3, length)), readout, causal, device)
 
     def matched_gpt2(self, target: int) -> GPT2LMHeadModel:
         """The GPT-2 whose number of parameters is nearest to ``target``."""
         sizes = [(layers, width) for layers in range(2, 13) for width in range(64, 1025, 64)]
 
         def count(layers: int, width: int) -> int:
-            return (VOCAB_SIZE + self.length + 1) * width + layers * (12 * width**2 + 13 * width) + 2 * width
+            return (self.vocab_size + self.length + 1) * width + layers * (12 * width**2 + 13 * width) + 2 * width
 
         layers, width = min(sizes, key=lambda size: abs(count(*size) - target))
-        config = GPT2Config(vocab_size=VOCAB_SIZE, n_positions=self.length + 1, n_embd=width, n_layer=layers)
+        config = GPT2Config(vocab_size=self.vocab_size, n_positions=self.length + 1, n_embd=width, n_layer=layers)
         config.n_head, config.bos_token_id, config.eos_token_id, config.pad_token_id = width // 64, 0, None, 0
         return GPT2LMHeadModel(config).eval()
 
@@ -224,18 +249,17 @@ class Networks:
     def write(self, readout: nn.Module | CommitmentHead, batch: int, num_steps: int) -> None:
         """From noise to ids."""
         generators = example_generators(0, 0, batch)
-        x_0 = randn((batch, self.length, LATENT_DIM), torch.zeros((), device=self.device), generators)
+        x_0 = randn((batch, self.length, self.latent_dim), torch.zeros((), device=self.device), generators)
         mask = torch.ones(batch, self.length, dtype=torch.bool, device=self.device)
-        states = FlowSampler(self.flow.path).iterate(
-            self.flow, x_0, num_steps=num_steps, mask=mask, generator=generators
-        )
-        *_, last = states
-        readout.generate(last.x_t, mask, generator=example_generators(0, batch, batch))  # type: ignore[operator]
+        sampler = FlowSampler(self.flow.path)
+        with self.autocast():
+            *_, last = sampler.iterate(self.flow, x_0, num_steps=num_steps, mask=mask, generator=generators)
+            readout.generate(last.x_t, mask, generator=example_generators(0, batch, batch))  # type: ignore[operator]
 
     @torch.inference_mode()
     def evaluations(self, batch: int, num_steps: int) -> None:
         """The same without a sampler: ``num_steps`` calls of the denoiser and one of the readout."""
-        x = torch.zeros(batch, self.length, LATENT_DIM, device=self.device)
+        x = torch.zeros(batch, self.length, self.latent_dim, device=self.device)
         t, mask = x.new_full((batch,), 0.5), torch.ones(batch, self.length, dtype=torch.bool, device=self.device)
         for _ in range(num_steps):
             z = self.flow.denoise(x, t, mask=mask)
@@ -255,20 +279,23 @@ class Networks:
             min_new_tokens=self.length,
         )
 
+    def works(self, batch: int, steps: Sequence[int], head_steps: Sequence[int]) -> dict[str, Work]:
+        """What writes ``batch`` blocks: GPT-2, the parallel readout after ``steps``, the head after ``head_steps``."""
+        works: dict[str, Work] = {GPT2: partial(self.autoregressive, batch)}
+        works |= {f"parallel readout, K = {k}": partial(self.write, self.readout, batch, k) for k in steps}
+        return works | {f"autoregressive head, K = {k}": partial(self.write, self.head, batch, k) for k in head_steps}
+
 
 def sampling(args: argparse.Namespace) -> None:
     """Tokens a second, and ratios to GPT-2 and to the bare network evaluations."""
     length = 32 if args.quick else args.length
-    networks, clock, rows = Networks(length, args.device), Clock(args.device), []
+    networks, clock, rows = Networks.shipped(length, args.device), Clock(args.device), []
     steps = [int(number) for number in args.steps.split(",")]
     for batch in [1] if args.quick else [int(number) for number in args.batches.split(",")]:
-        works: dict[str, Work] = {"GPT-2 with KV cache": lambda batch=batch: networks.autoregressive(batch)}
-        for k in steps:
-            works[f"parallel readout, K = {k}"] = lambda batch=batch, k=k: networks.write(networks.readout, batch, k)
-            works[f"evaluations, K = {k}"] = lambda batch=batch, k=k: networks.evaluations(batch, k)
-            works[f"autoregressive head, K = {k}"] = lambda batch=batch, k=k: networks.write(networks.head, batch, k)
+        works = networks.works(batch, steps, steps)
+        works |= {f"evaluations, K = {k}": partial(networks.evaluations, batch, k) for k in steps}
         taken = clock.by_turns(works, args.repeats)
-        theirs = taken["GPT-2 with KV cache"]
+        theirs = taken[GPT2]
         for name, seconds in taken.items():
             rate = f"{batch * length / statistics.median(seconds):,.0f}"
             bare = taken.get(name.replace("parallel readout", "evaluations"))
