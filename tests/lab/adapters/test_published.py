@@ -1,0 +1,158 @@
+"""Published text latents: encoder and decoder equal a plain rewrite, and files that are not theirs are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewstep.cli.diagnose import load_subject
+from fewstep.cli.main import main
+from fewstep.errors import UserError
+from fewstep.lab.adapters import Decoder
+from fewstep.registry import import_attribute
+from tests.lab.adapters import published
+from tests.lab.adapters.folders import TOKENS, options_of
+from tests.lab.adapters.test_text_models import check_smooth
+
+OPTIONS: dict[str, dict[str, Any]] = {"calm": {"allow_pickle": True, "tokenizer": "gpt2"}}
+"""What each adapter has to be given; a tokenizer is one of the shop."""
+
+
+def load(adapter: str, shop: Path, folder: Path, **changes: object) -> Decoder:
+    function = import_attribute(f"fewstep.lab.adapters.{adapter}.load_{adapter}", "adapter")
+    return function(options(adapter, shop, folder, **changes))
+
+
+def options(adapter: str, shop: Path, folder: Path, **changes: object) -> Any:
+    given = {**OPTIONS[adapter], **changes}
+    given |= {name: str(shop / given[name]) for name in ("tokenizer", "encoder") if given.get(name) is not None}
+    return options_of(shop, folder, adapter=adapter, **given)
+
+
+def close(ours: Tensor, expected: Tensor) -> None:
+    assert float(expected.std()) > 0.1  # random weights that say nothing would agree with anything
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def normed(x: Tensor, weight: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+
+@torch.no_grad()
+def test_calm_is_layers_of_gated_mlps_around_a_chunk(shop: Path, tmp_path: Path) -> None:
+    decoder = load("calm", shop, published.write_calm(tmp_path / "calm"))
+    w = published.calm_weights()
+    table = w["encoder.embed_tokens.weight"]
+
+    def layer(x: Tensor, name: str) -> Tensor:
+        h = normed(x, w[f"{name}.layernorm.weight"])
+        gate = h @ w[f"{name}.mlp.gate_proj.weight"].T
+        up = h @ w[f"{name}.mlp.up_proj.weight"].T
+        return x + (gate / (1 + (-gate).exp()) * up) @ w[f"{name}.mlp.down_proj.weight"].T
+
+    means, logits = [], []
+    for chunk in decoder.data.reshape(-1, 4):
+        x = layer(table[chunk], "encoder.encoder_layers.0").flatten()
+        x = layer(w["encoder.squeeze_layer.weight"] @ x + w["encoder.squeeze_layer.bias"], "encoder.encoder_layers.1")
+        x = normed(x, w["encoder.norm.weight"])
+        mean = (w["encoder.hidden_to_latent.weight"] @ x + w["encoder.hidden_to_latent.bias"])[: published.LATENT]
+        means.append(mean)
+        x = w["decoder.latent_to_hidden.weight"] @ mean + w["decoder.latent_to_hidden.bias"]
+        x = w["decoder.expand_layer.weight"] @ layer(x, "decoder.decoder_layers.0") + w["decoder.expand_layer.bias"]
+        x = layer(x.reshape(4, -1), "decoder.decoder_layers.1")
+        logits.append(normed(x, w["decoder.norm.weight"]) @ table.T)
+    close(decoder.z, torch.stack(means).reshape(3, TOKENS // 4, published.LATENT))
+    close(decoder.decode(decoder.z), torch.cat(logits).reshape(3, TOKENS, -1))
+
+
+def write(adapter: str, folder: Path) -> Path:
+    return getattr(published, f"write_{adapter}")(folder)
+
+
+@pytest.mark.parametrize("adapter", OPTIONS)
+def test_a_published_decoder_is_loaded_by_the_command_and_has_a_forward_mode(
+    shop: Path, tmp_path: Path, adapter: str
+) -> None:
+    subject = load_subject(options(adapter, shop, write(adapter, tmp_path / adapter)))
+    assert subject.notes[0].startswith(f"{adapter}: latent: ")
+    assert float(subject.z.square().mean().sqrt()) == pytest.approx(1)
+    check_smooth(subject.decode, subject.z)
+
+
+@pytest.mark.parametrize("adapter", OPTIONS)
+def test_the_command_measures_a_published_latent(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given_options, given = OPTIONS[adapter], options(adapter, shop, write(adapter, tmp_path / adapter))
+    line = ["diagnose", adapter, "--adapter", adapter, "--only", "dabi", "--examples", "4", "--positions", "1"]
+    line += ["--text", given.text, "--tokens", str(TOKENS), "--cache_dir", given.cache_dir, "--device", "cpu"]
+    for name in sorted({"tokenizer", "encoder"} & given_options.keys()):
+        line += [f"--{name}", getattr(given, name)]
+    assert main([*line, *(["--allow_pickle"] if given.allow_pickle else [])]) == 0
+    table = json.loads((tmp_path / f"diagnosis-{adapter}" / "diagnostics.json").read_text())["table"]
+    assert table["dabi"]["value"] > 1
+
+
+def refusal(adapter: str, shop: Path, folder: Path, **changes: object) -> str:
+    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
+        load(adapter, shop, folder, **changes)
+    return str(caught.value)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return [path for glob in ("*.safetensors", "*.bin", "checkpoint_*") for path in folder.rglob(glob)]
+
+
+def change_weights(adapter: str, folder: Path, change: Any) -> None:
+    """Write the weights of a folder again after ``change`` of the dict."""
+    (file,) = weight_files(folder)
+    if file.suffix == ".safetensors":
+        weights = load_file(file)
+        change(weights)
+        save_file(weights, file)
+    else:
+        values = torch.load(file, weights_only=True)
+        change(values.get("ema_params1", values))
+        torch.save(values, file)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name"),
+    [("calm", "decoder.norm.weight")],
+)
+def test_weights_that_are_missing_unexpected_or_of_another_shape_are_named(
+    shop: Path, tmp_path: Path, adapter: str, name: str
+) -> None:
+    folder = write(adapter, tmp_path / adapter)
+    kept: dict[str, Tensor] = {}
+    change_weights(adapter, folder, lambda weights: kept.update(gone=weights.pop(name)))
+    assert f"lacks weights {name} (1 of" in refusal(adapter, shop, folder)
+    change_weights(adapter, folder, lambda weights: weights.update({name: kept["gone"], "extra.weight": torch.ones(2)}))
+    assert "has the unexpected weights extra.weight (1 of" in refusal(adapter, shop, folder)
+    change_weights(adapter, folder, lambda weights: weights.pop("extra.weight"))
+    change_weights(adapter, folder, lambda weights: weights.update({name: torch.ones(3, 3)}))
+    assert f"has other shapes of the weights {name} (1 of" in refusal(adapter, shop, folder)
+
+
+@pytest.mark.parametrize("adapter", ["calm"])
+def test_a_pickle_is_read_only_when_asked_for_and_without_running_code(
+    shop: Path, tmp_path: Path, adapter: str
+) -> None:
+    folder = write(adapter, tmp_path / adapter)
+    assert "pass --allow_pickle if you trust it" in refusal(adapter, shop, folder, allow_pickle=False)
+    (file,) = weight_files(folder)
+    torch.save({"ema_params1": Path("a class")}, file)
+    assert "cannot be read as weights (" in refusal(adapter, shop, folder)
+    torch.save({"ema_params1": {"weight": 3}}, file)
+    assert "holds no tensors by name" in refusal(adapter, shop, folder)
+
+
+def test_a_model_without_its_tokenizer_asks_for_one(shop: Path, tmp_path: Path) -> None:
+    folder = published.write_calm(tmp_path / "calm")
+    assert "--tokenizer meta-llama/Meta-Llama-3-8B" in refusal("calm", shop, folder, tokenizer=None)
+    assert "tokens is 6: expected a multiple of 4" in refusal("calm", shop, folder, tokens=6)
