@@ -31,6 +31,7 @@ ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "encoder-linear": ("fewstep.lab.adapters.encoder_linear.load_encoder_linear", (*TEXT, *LOADED, "readout")),
     "autoencoder-kl": ("fewstep.lab.adapters.autoencoder_kl.load_autoencoder_kl", ("images", "image_size", *LOADED)),
     "calm": ("fewstep.lab.adapters.calm.load_calm", (*PUBLISHED, "tokenizer", "allow_pickle")),
+    "langflow": ("fewstep.lab.adapters.langflow.load_langflow", (*PUBLISHED, "tokenizer")),
     "callable": ("fewstep.lab.adapters.decoder.load_callable", ()),
 }
 """Adapter to the function from :class:`DiagnoseOptions` to its decoder, and the options below that it takes."""
@@ -48,14 +49,15 @@ class AdapterOptions:
         readout: which readout of encoder-linear; left out, fitted.
         images: for autoencoder-kl, digits, shapes or a folder of images; left out, shapes.
         image_size: for autoencoder-kl, pixels; left out, the model's own.
-        tokenizer: for calm, a folder or a hub name; left out, what lies beside the weights.
+        tokenizer: for calm and langflow, a folder or a hub name; left out, what lies beside the weights.
         dtype: precision of the model; left out, float32.
         trust_remote_code: let the model run code that it brings.
         allow_pickle: read weights from pickle files, which may run code.
     """
 
     adapter: (
-        Literal["seq2seq", "causal-lm", "masked-lm", "encoder-linear", "autoencoder-kl", "calm", "callable"] | None
+        Literal["seq2seq", "causal-lm", "masked-lm", "encoder-linear", "autoencoder-kl", "calm", "langflow", "callable"]
+        | None
     ) = None
     text: str | None = None
     tokens: PositiveInt | None = None

@@ -1,11 +1,13 @@
 """Published text latents: encoder and decoder equal a plain rewrite, and files that are not theirs are refused."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,7 +20,10 @@ from tests.lab.adapters import published
 from tests.lab.adapters.folders import TOKENS, options_of
 from tests.lab.adapters.test_text_models import check_smooth
 
-OPTIONS: dict[str, dict[str, Any]] = {"calm": {"allow_pickle": True, "tokenizer": "gpt2"}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "calm": {"allow_pickle": True, "tokenizer": "gpt2"},
+    "langflow": {"tokenizer": "gpt2"},
+}
 """What each adapter has to be given; a tokenizer is one of the shop."""
 
 
@@ -67,6 +72,74 @@ def test_calm_is_layers_of_gated_mlps_around_a_chunk(shop: Path, tmp_path: Path)
         logits.append(normed(x, w["decoder.norm.weight"]) @ table.T)
     close(decoder.z, torch.stack(means).reshape(3, TOKENS // 4, published.LATENT))
     close(decoder.decode(decoder.z), torch.cat(logits).reshape(3, TOKENS, -1))
+
+
+def heads(x: Tensor, count: int) -> list[Tensor]:
+    return list(x.split(x.shape[-1] // count, -1))
+
+
+def turned(x: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
+    """Row n of (N, d) turned by n radians over 10^4 to the power of j / (number of pairs) in the plane of pair j."""
+    result = x.clone()
+    for row in range(len(x)):
+        for number, (a, b) in enumerate(pairs):
+            angle = row / 10_000 ** (number / len(pairs))
+            result[row, a] = math.cos(angle) * x[row, a] - math.sin(angle) * x[row, b]
+            result[row, b] = math.sin(angle) * x[row, a] + math.cos(angle) * x[row, b]
+    return result
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Of one head and one example, (N, d)."""
+    return (q @ k.T / math.sqrt(q.shape[-1])).softmax(-1) @ v
+
+
+def time_embedding(value: float, w: dict[str, Tensor], first: str, second: str) -> Tensor:
+    angles = [value / 10_000 ** (number / 128) for number in range(128)]
+    features = torch.tensor([*map(math.cos, angles), *map(math.sin, angles)])
+    hidden = w[f"{first}.weight"] @ features + w[f"{first}.bias"]
+    return w[f"{second}.weight"] @ F.silu(hidden) + w[f"{second}.bias"]
+
+
+def langflow_logits(w: dict[str, Tensor], z: Tensor, gamma: float) -> Tensor:
+    """Of one example z (L, W): the network of LangFlow's paper, and the skip connection."""
+    linear = lambda name, x: x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", torch.zeros(()))  # noqa: E731
+    norm = lambda name, x: F.layer_norm(x, x.shape[-1:]) * w[f"{name}.weight"]  # noqa: E731
+    half = published.WIDTH // published.NUM_HEADS // 2
+    pairs = [(number, number + half) for number in range(half)]
+    c = F.silu(time_embedding(gamma, w, "backbone.sigma_map.mlp.0", "backbone.sigma_map.mlp.2"))
+    x = z + z @ w["backbone.self_cond_proj.weight"][:, : published.WIDTH].T
+    for number in range(2):
+        name = f"backbone.blocks.{number}"
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = linear(f"{name}.adaLN_modulation", c).chunk(6)
+        qkv = linear(f"{name}.attn_qkv", norm(f"{name}.norm1", x) * (1 + scale_a) + shift_a)
+        q, k, v = (heads(part, published.NUM_HEADS) for part in qkv.chunk(3, -1))
+        mixed = [attended(turned(a, pairs), turned(b, pairs), d) for a, b, d in zip(q, k, v, strict=True)]
+        x = x + gate_a * linear(f"{name}.attn_out", torch.cat(mixed, -1))
+        h = linear(f"{name}.mlp.0", norm(f"{name}.norm2", x) * (1 + scale_m) + shift_m)
+        x = x + gate_m * linear(f"{name}.mlp.2", F.gelu(h, approximate="tanh"))
+    shift, scale = linear("backbone.output_layer.adaLN_modulation", c).chunk(2)
+    x = norm("backbone.output_layer.norm_final", x) * (1 + scale) + shift
+    rows = w["backbone.vocab_embed.embedding"]
+    table = rows / rows.norm(dim=-1, keepdim=True) * math.sqrt(published.WIDTH)
+    skip = math.exp((math.log1p(math.exp(-gamma)) - gamma) / 2)
+    return linear("backbone.output_layer.linear", x) + skip * z @ table.T
+
+
+@torch.no_grad()
+def test_langflow_reads_noisy_embeddings_by_its_denoiser_at_the_end_of_its_schedule(shop: Path, tmp_path: Path) -> None:
+    decoder = load("langflow", shop, published.write_langflow(tmp_path / "langflow"))
+    w = published.langflow_weights()
+    gamma = 4.5 - 0.9 * math.log(-math.log(1e-5))  # the numbers of the weights, not those of the config
+    close(decoder.decode(decoder.z), torch.stack([langflow_logits(w, z, gamma) for z in decoder.z]))
+    rows = w["backbone.vocab_embed.embedding"]
+    clean = F.normalize(rows, dim=-1)[decoder.data] * math.sqrt(published.WIDTH)
+    noise = (decoder.z - clean * (1 + math.exp(gamma)) ** -0.5) * (1 + math.exp(-gamma)) ** 0.5
+    assert float(noise.mean()) == pytest.approx(0, abs=4 / noise.numel() ** 0.5)
+    assert float(noise.std()) == pytest.approx(1, abs=4 / (2 * noise.numel()) ** 0.5)
+    again, other = (load("langflow", shop, tmp_path / "langflow", seed=seed) for seed in (0, 1))
+    assert torch.equal(decoder.z, again.z) and not torch.equal(decoder.z, other.z)
+    assert "0.302 x embedding + 0.953 x noise (seed 0)" in decoder.notes[0]
 
 
 def write(adapter: str, folder: Path) -> Path:
@@ -123,7 +196,7 @@ def change_weights(adapter: str, folder: Path, change: Any) -> None:
 
 @pytest.mark.parametrize(
     ("adapter", "name"),
-    [("calm", "decoder.norm.weight")],
+    [("calm", "decoder.norm.weight"), ("langflow", "backbone.blocks.1.norm2.weight")],
 )
 def test_weights_that_are_missing_unexpected_or_of_another_shape_are_named(
     shop: Path, tmp_path: Path, adapter: str, name: str
