@@ -32,6 +32,7 @@ ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "autoencoder-kl": ("fewstep.lab.adapters.autoencoder_kl.load_autoencoder_kl", ("images", "image_size", *LOADED)),
     "calm": ("fewstep.lab.adapters.calm.load_calm", (*PUBLISHED, "tokenizer", "allow_pickle")),
     "langflow": ("fewstep.lab.adapters.langflow.load_langflow", (*PUBLISHED, "tokenizer")),
+    "elf": ("fewstep.lab.adapters.elf.load_elf", (*PUBLISHED, "encoder", "allow_pickle")),
     "callable": ("fewstep.lab.adapters.decoder.load_callable", ()),
 }
 """Adapter to the function from :class:`DiagnoseOptions` to its decoder, and the options below that it takes."""
@@ -49,6 +50,7 @@ class AdapterOptions:
         readout: which readout of encoder-linear; left out, fitted.
         images: for autoencoder-kl, digits, shapes or a folder of images; left out, shapes.
         image_size: for autoencoder-kl, pixels; left out, the model's own.
+        encoder: for elf, the T5 encoder whose states it reads, a folder or a hub name such as t5-small.
         tokenizer: for calm and langflow, a folder or a hub name; left out, what lies beside the weights.
         dtype: precision of the model; left out, float32.
         trust_remote_code: let the model run code that it brings.
@@ -56,7 +58,8 @@ class AdapterOptions:
     """
 
     adapter: (
-        Literal["seq2seq", "causal-lm", "masked-lm", "encoder-linear", "autoencoder-kl", "calm", "langflow", "callable"]
+        Literal["seq2seq", "causal-lm", "masked-lm", "encoder-linear", "autoencoder-kl", "callable"]
+        | Literal["calm", "langflow", "elf"]
         | None
     ) = None
     text: str | None = None
@@ -64,6 +67,7 @@ class AdapterOptions:
     readout: Literal["fitted", "tied"] | None = None
     images: str | None = None
     image_size: PositiveInt | None = None
+    encoder: str | None = None
     tokenizer: str | None = None
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     trust_remote_code: bool = False

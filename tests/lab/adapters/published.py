@@ -11,6 +11,7 @@ from tests.lab.adapters.folders import byte_tokenizer
 
 WIDTH, INNER, LATENT, CHUNK = 12, 20, 5, 4
 CONDITION, NUM_HEADS = 6, 3
+ELF_VOCABULARY, STATE, BOTTLENECK = 300, 16, 4
 VOCABULARY = len(byte_tokenizer(False, False))
 
 
@@ -97,4 +98,49 @@ def write_langflow(folder: Path) -> Path:
     config |= {"use_normalized_embedding": True, "self_conditioning": True, "hidden_size": WIDTH}
     (folder / "config.json").write_text(json.dumps(config))
     save_file(langflow_weights(), folder / "model.safetensors")
+    return folder
+
+
+def elf_weights() -> dict[str, Tensor]:
+    """Of ELF on states of 16 numbers, which tests.lab.adapters.folders.write gives its T5; kernels in JAX's layout."""
+    draw = Draw()
+    draw.linear("self_cond_proj", 2 * STATE, STATE)
+    draw.linear("text_proj.proj1", STATE, BOTTLENECK, bias=False)
+    draw.linear("text_proj.proj2", BOTTLENECK, WIDTH)
+    for name in ("t_embedder", "self_cond_cfg_embedder"):
+        draw.linear(f"{name}.mlp_0", 256, WIDTH)
+        draw.linear(f"{name}.mlp_2", WIDTH, WIDTH)
+    for name in ("t_emb_tokens", "self_cond_cfg_tokens", "mode_tokens"):
+        draw.add(name, 1, 4, WIDTH)
+    inner = int(4 * WIDTH * 2 / 3)
+    for number in range(2):
+        name = f"blocks.{number}"
+        draw.norm(f"{name}.norm1", WIDTH)
+        draw.norm(f"{name}.norm2", WIDTH)
+        draw.linear(f"{name}.attn.qkv", WIDTH, 3 * WIDTH)
+        draw.linear(f"{name}.attn.proj", WIDTH, WIDTH)
+        draw.norm(f"{name}.attn.q_norm", WIDTH // NUM_HEADS)
+        draw.norm(f"{name}.attn.k_norm", WIDTH // NUM_HEADS)
+        draw.linear(f"{name}.mlp.w12", WIDTH, 2 * inner)
+        draw.linear(f"{name}.mlp.w3", inner, WIDTH)
+    draw.norm("final_layer.norm_final", WIDTH)
+    draw.linear("final_layer.linear", WIDTH, STATE)
+    draw.add("proj_kernel", WIDTH, STATE, scale=1.5 * WIDTH**-0.5)
+    draw.add("proj_bias", STATE, scale=0.3)
+    draw.add("unembed_kernel", STATE, ELF_VOCABULARY, scale=1.5 * STATE**-0.5)
+    draw.add("unembed_bias", ELF_VOCABULARY, scale=0.3)
+    return draw.tensors
+
+
+def write_elf(folder: Path) -> Path:
+    """config.yml and checkpoint_20, with other weights in its params and in an earlier checkpoint."""
+    folder.mkdir()
+    config = "model: ELF-B\nencoder_model_name: t5-small\nmax_length: 1024\nbottleneck_dim: 128\n"
+    config += "num_time_tokens: 4\nlatent_mean: 0.05\nlatent_std: 0.2\ndenoiser_noise_scale: 2.0\n"
+    (folder / "config.yml").write_text(config)
+    weights = {f"_orig_mod.{name}": value for name, value in elf_weights().items()}
+    wrong = {name: torch.zeros_like(value) for name, value in weights.items()}
+    state = {"opt_state": {"state": {}, "param_groups": [{"lr": 0.1}]}, "lr_scheduler": None, "epoch": 3}
+    torch.save({"params": wrong, "ema_params1": weights, "step": 20, **state}, folder / "checkpoint_20")
+    torch.save({"params": wrong, "ema_params1": wrong, "step": 3, **state}, folder / "checkpoint_3")
     return folder

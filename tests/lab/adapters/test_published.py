@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import T5EncoderModel
 
 from fewstep.cli.diagnose import load_subject
 from fewstep.cli.main import main
@@ -23,6 +24,7 @@ from tests.lab.adapters.test_text_models import check_smooth
 OPTIONS: dict[str, dict[str, Any]] = {
     "calm": {"allow_pickle": True, "tokenizer": "gpt2"},
     "langflow": {"tokenizer": "gpt2"},
+    "elf": {"allow_pickle": True, "encoder": "t5"},
 }
 """What each adapter has to be given; a tokenizer is one of the shop."""
 
@@ -142,6 +144,44 @@ def test_langflow_reads_noisy_embeddings_by_its_denoiser_at_the_end_of_its_sched
     assert "0.302 x embedding + 0.953 x noise (seed 0)" in decoder.notes[0]
 
 
+def elf_logits(w: dict[str, Tensor], z: Tensor) -> Tensor:
+    """Of one example z (L, D): twelve tokens and the block through the denoiser in its decode mode."""
+    linear = lambda name, x: x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", torch.zeros(()))  # noqa: E731
+    head_dim = published.WIDTH // published.NUM_HEADS
+    pairs = [(number, number + 1) for number in range(0, head_dim, 2)]
+    x = linear("text_proj.proj2", linear("text_proj.proj1", linear("self_cond_proj", F.pad(z, (0, z.shape[1])))))
+    time = time_embedding(1.0, w, "t_embedder.mlp_0", "t_embedder.mlp_2")
+    guidance = time_embedding(3.0, w, "self_cond_cfg_embedder.mlp_0", "self_cond_cfg_embedder.mlp_2")
+    x = torch.cat([w["t_emb_tokens"][0] + time, w["self_cond_cfg_tokens"][0] + guidance, w["mode_tokens"][0], x])
+
+    def rotated(x: Tensor, weight: Tensor) -> Tensor:
+        x = normed(x, weight)
+        return torch.cat([x[:12], turned(x[12:], pairs)])
+
+    for number in range(2):
+        name = f"blocks.{number}"
+        qkv = linear(f"{name}.attn.qkv", normed(x, w[f"{name}.norm1.weight"]))
+        q, k, v = (heads(part, published.NUM_HEADS) for part in qkv.chunk(3, -1))
+        q = [rotated(part, w[f"{name}.attn.q_norm.weight"]) for part in q]
+        k = [rotated(part, w[f"{name}.attn.k_norm.weight"]) for part in k]
+        x = x + linear(f"{name}.attn.proj", torch.cat([attended(*parts) for parts in zip(q, k, v, strict=True)], -1))
+        gate, up = linear(f"{name}.mlp.w12", normed(x, w[f"{name}.norm2.weight"])).chunk(2, -1)
+        x = x + linear(f"{name}.mlp.w3", F.silu(gate) * up)
+    hidden = F.gelu(x[12:] @ w["proj_kernel"] + w["proj_bias"], approximate="tanh")
+    return hidden @ w["unembed_kernel"] + w["unembed_bias"]
+
+
+@torch.no_grad()
+def test_elf_reads_normalised_states_of_t5_by_its_averaged_denoiser(shop: Path, tmp_path: Path) -> None:
+    decoder = load("elf", shop, published.write_elf(tmp_path / "elf"))
+    states = T5EncoderModel.from_pretrained(shop / "t5").eval()(decoder.data).last_hidden_state
+    torch.testing.assert_close(decoder.z, (states - 0.05) / 0.2, rtol=1e-4, atol=1e-4)
+    w = published.elf_weights()
+    close(decoder.decode(decoder.z), torch.stack([elf_logits(w, z) for z in decoder.z]))
+    assert decoder.decode(decoder.z).shape[-1] == published.ELF_VOCABULARY
+    assert decoder.name == str(tmp_path / "elf")
+
+
 def write(adapter: str, folder: Path) -> Path:
     return getattr(published, f"write_{adapter}")(folder)
 
@@ -178,7 +218,7 @@ def refusal(adapter: str, shop: Path, folder: Path, **changes: object) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    return [path for glob in ("*.safetensors", "*.bin", "checkpoint_*") for path in folder.rglob(glob)]
+    return [path for glob in ("*.safetensors", "*.bin", "checkpoint_20") for path in folder.rglob(glob)]
 
 
 def change_weights(adapter: str, folder: Path, change: Any) -> None:
@@ -196,23 +236,30 @@ def change_weights(adapter: str, folder: Path, change: Any) -> None:
 
 @pytest.mark.parametrize(
     ("adapter", "name"),
-    [("calm", "decoder.norm.weight"), ("langflow", "backbone.blocks.1.norm2.weight")],
+    [
+        ("calm", "decoder.norm.weight"),
+        ("langflow", "backbone.blocks.1.norm2.weight"),
+        ("elf", "blocks.1.attn.k_norm.weight"),
+    ],
 )
 def test_weights_that_are_missing_unexpected_or_of_another_shape_are_named(
     shop: Path, tmp_path: Path, adapter: str, name: str
 ) -> None:
     folder = write(adapter, tmp_path / adapter)
     kept: dict[str, Tensor] = {}
-    change_weights(adapter, folder, lambda weights: kept.update(gone=weights.pop(name)))
+    stored = f"_orig_mod.{name}" if adapter == "elf" else name
+    change_weights(adapter, folder, lambda weights: kept.update(gone=weights.pop(stored)))
     assert f"lacks weights {name} (1 of" in refusal(adapter, shop, folder)
-    change_weights(adapter, folder, lambda weights: weights.update({name: kept["gone"], "extra.weight": torch.ones(2)}))
+    change_weights(
+        adapter, folder, lambda weights: weights.update({stored: kept["gone"], "extra.weight": torch.ones(2)})
+    )
     assert "has the unexpected weights extra.weight (1 of" in refusal(adapter, shop, folder)
     change_weights(adapter, folder, lambda weights: weights.pop("extra.weight"))
-    change_weights(adapter, folder, lambda weights: weights.update({name: torch.ones(3, 3)}))
+    change_weights(adapter, folder, lambda weights: weights.update({stored: torch.ones(3, 3)}))
     assert f"has other shapes of the weights {name} (1 of" in refusal(adapter, shop, folder)
 
 
-@pytest.mark.parametrize("adapter", ["calm"])
+@pytest.mark.parametrize("adapter", ["calm", "elf"])
 def test_a_pickle_is_read_only_when_asked_for_and_without_running_code(
     shop: Path, tmp_path: Path, adapter: str
 ) -> None:
@@ -229,3 +276,18 @@ def test_a_model_without_its_tokenizer_asks_for_one(shop: Path, tmp_path: Path) 
     folder = published.write_calm(tmp_path / "calm")
     assert "--tokenizer meta-llama/Meta-Llama-3-8B" in refusal("calm", shop, folder, tokenizer=None)
     assert "tokens is 6: expected a multiple of 4" in refusal("calm", shop, folder, tokens=6)
+
+
+def test_elf_asks_for_its_encoder_and_for_a_checkpoint(shop: Path, tmp_path: Path) -> None:
+    folder = published.write_elf(tmp_path / "elf")
+    assert "reads the states of another model: name it, --encoder t5-small" in refusal(
+        "elf", shop, folder, encoder=None
+    )
+    (folder / "config.yml").write_text("a list")
+    assert "holds no settings" in refusal("elf", shop, folder)
+    (folder / "config.yml").write_text("latent_std: 0.2")
+    torch.save({"params": {}}, folder / "checkpoint_20")
+    assert "has no entry ema_params1" in refusal("elf", shop, folder)
+    for file in folder.glob("checkpoint_*"):
+        file.unlink()
+    assert "holds no file checkpoint_NNN" in refusal("elf", shop, folder)
