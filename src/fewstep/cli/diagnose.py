@@ -33,6 +33,7 @@ ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "calm": ("fewstep.lab.adapters.calm.load_calm", (*PUBLISHED, "tokenizer", "allow_pickle")),
     "langflow": ("fewstep.lab.adapters.langflow.load_langflow", (*PUBLISHED, "tokenizer")),
     "elf": ("fewstep.lab.adapters.elf.load_elf", (*PUBLISHED, "encoder", "allow_pickle")),
+    "cola": ("fewstep.lab.adapters.cola.load_cola", (*PUBLISHED, "tokenizer")),
     "callable": ("fewstep.lab.adapters.decoder.load_callable", ()),
 }
 """Adapter to the function from :class:`DiagnoseOptions` to its decoder, and the options below that it takes."""
@@ -51,7 +52,7 @@ class AdapterOptions:
         images: for autoencoder-kl, digits, shapes or a folder of images; left out, shapes.
         image_size: for autoencoder-kl, pixels; left out, the model's own.
         encoder: for elf, the T5 encoder whose states it reads, a folder or a hub name such as t5-small.
-        tokenizer: for calm and langflow, a folder or a hub name; left out, what lies beside the weights.
+        tokenizer: for calm, langflow and cola, a folder or a hub name; left out, what lies beside the weights.
         dtype: precision of the model; left out, float32.
         trust_remote_code: let the model run code that it brings.
         allow_pickle: read weights from pickle files, which may run code.
@@ -59,7 +60,7 @@ class AdapterOptions:
 
     adapter: (
         Literal["seq2seq", "causal-lm", "masked-lm", "encoder-linear", "autoencoder-kl", "callable"]
-        | Literal["calm", "langflow", "elf"]
+        | Literal["calm", "langflow", "elf", "cola"]
         | None
     ) = None
     text: str | None = None

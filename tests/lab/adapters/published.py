@@ -144,3 +144,42 @@ def write_elf(folder: Path) -> Path:
     torch.save({"params": wrong, "ema_params1": weights, "step": 20, **state}, folder / "checkpoint_20")
     torch.save({"params": wrong, "ema_params1": wrong, "step": 3, **state}, folder / "checkpoint_3")
     return folder
+
+
+PATCH, BLOCK = 2, 2
+
+
+def cola_weights() -> dict[str, Tensor]:
+    """Of Cola's text autoencoder, with two tokens to a latent (the released one has one)."""
+    draw = Draw()
+    draw.add("encoder.wte.weight", VOCABULARY + 1, WIDTH)
+    draw.add("encoder.patch_embedder.weight", WIDTH, WIDTH, PATCH, scale=(WIDTH * PATCH) ** -0.5)
+    draw.add("encoder.patch_embedder.bias", WIDTH, scale=0.3)
+    for part in ("encoder", "decoder"):
+        for number in range(2):
+            name = f"{part}.blocks.{number}"
+            for norm in ("norm_attn", "q_norm", "k_norm", "norm_ffn"):
+                draw.norm(f"{name}.{norm}", WIDTH, bias=True)
+            draw.linear(f"{name}.qkv_proj", WIDTH, 3 * WIDTH, bias=False)
+            draw.linear(f"{name}.attn_out_proj", WIDTH, WIDTH)
+            draw.linear(f"{name}.ffn_proj", WIDTH, 2 * INNER)
+            draw.linear(f"{name}.ffn_out", INNER, WIDTH)
+    draw.linear("encoder.final_layer", WIDTH, 2 * LATENT)
+    draw.linear("decoder.in_layer", LATENT, WIDTH)
+    draw.linear("decoder.unpatch_layer", WIDTH, PATCH * WIDTH)
+    draw.norm("decoder.final_norm", WIDTH, bias=True)
+    draw.linear("decoder.final_layer", WIDTH, VOCABULARY)
+    return draw.tensors
+
+
+def write_cola(folder: Path) -> Path:
+    """The whole repository: cola_dlm/cola_vae with config.json and model.safetensors, and tokenizer.json above."""
+    inside = folder / "cola_dlm" / "cola_vae"
+    inside.mkdir(parents=True)
+    config = {"model_type": "cola_text_vae", "vocab_size": VOCABULARY, "dim": WIDTH, "num_heads": NUM_HEADS}
+    config |= {"post_norm": True, "qk_norm": True, "block_causal": True, "block_size": BLOCK, "rope_theta": 500}
+    config |= {"scaling_factor": 0.7, "shifting_factor": 0.2, "use_variation": True, "layer_norm_eps": 1e-6}
+    (inside / "config.json").write_text(json.dumps(config))
+    save_file(cola_weights(), inside / "model.safetensors")
+    byte_tokenizer(False, False).backend_tokenizer.save(str(folder / "tokenizer.json"))
+    return folder

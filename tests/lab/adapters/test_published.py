@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from fewstep.cli.main import main
 from fewstep.errors import UserError
 from fewstep.lab.adapters import Decoder
 from fewstep.registry import import_attribute
+from tests.fake_hub import running_hub
 from tests.lab.adapters import published
 from tests.lab.adapters.folders import TOKENS, options_of
 from tests.lab.adapters.test_text_models import check_smooth
@@ -25,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "calm": {"allow_pickle": True, "tokenizer": "gpt2"},
     "langflow": {"tokenizer": "gpt2"},
     "elf": {"allow_pickle": True, "encoder": "t5"},
+    "cola": {},
 }
 """What each adapter has to be given; a tokenizer is one of the shop."""
 
@@ -80,12 +85,12 @@ def heads(x: Tensor, count: int) -> list[Tensor]:
     return list(x.split(x.shape[-1] // count, -1))
 
 
-def turned(x: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
-    """Row n of (N, d) turned by n radians over 10^4 to the power of j / (number of pairs) in the plane of pair j."""
+def turned(x: Tensor, pairs: list[tuple[int, int]], base: float = 10_000) -> Tensor:
+    """Row n of (N, d) turned by n radians over ``base`` ** (j / number of pairs) in the plane of pair j."""
     result = x.clone()
     for row in range(len(x)):
         for number, (a, b) in enumerate(pairs):
-            angle = row / 10_000 ** (number / len(pairs))
+            angle = row / base ** (number / len(pairs))
             result[row, a] = math.cos(angle) * x[row, a] - math.sin(angle) * x[row, b]
             result[row, b] = math.sin(angle) * x[row, a] + math.cos(angle) * x[row, b]
     return result
@@ -182,6 +187,70 @@ def test_elf_reads_normalised_states_of_t5_by_its_averaged_denoiser(shop: Path, 
     assert decoder.name == str(tmp_path / "elf")
 
 
+def cola_blocks(w: dict[str, Tensor], part: str, x: Tensor) -> Tensor:
+    """Of one example x (N, W), position by position: each attends to the latents up to the end of its block of two."""
+    linear = lambda name, x: x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", torch.zeros(()))  # noqa: E731
+    norm = lambda name, x: F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)  # noqa: E731
+    half = published.WIDTH // published.NUM_HEADS // 2
+    pairs = [(number, number + half) for number in range(half)]
+    for number in range(2):
+        name = f"{part}.blocks.{number}"
+        q, k, v = linear(f"{name}.qkv_proj", x).chunk(3, -1)
+        q, k, v = (heads(y, published.NUM_HEADS) for y in (norm(f"{name}.q_norm", q), norm(f"{name}.k_norm", k), v))
+        rows = []
+        for row in range(len(x)):
+            end = (row // 2 + 1) * 2
+            mixed = [
+                attended(turned(a, pairs, 500)[row : row + 1], turned(b, pairs, 500)[:end], d[:end])
+                for a, b, d in zip(q, k, v, strict=True)
+            ]
+            rows.append(torch.cat(mixed, -1))
+        x = norm(f"{name}.norm_attn", x) + linear(f"{name}.attn_out_proj", torch.cat(rows))
+        up, gate = linear(f"{name}.ffn_proj", x).chunk(2, -1)
+        x = x + norm(f"{name}.norm_ffn", linear(f"{name}.ffn_out", up * gate * gate.sigmoid()))
+    return x
+
+
+@torch.no_grad()
+def test_cola_reads_scaled_means_block_by_block(shop: Path, tmp_path: Path) -> None:
+    decoder = load("cola", shop, published.write_cola(tmp_path / "cola"))
+    w = published.cola_weights()
+    kernel = w["encoder.patch_embedder.weight"]
+    means, logits = [], []
+    for ids in decoder.data:
+        pairs = w["encoder.wte.weight"][ids].reshape(-1, 2, published.WIDTH)
+        x = torch.einsum("npi,oip->no", pairs, kernel) + w["encoder.patch_embedder.bias"]
+        x = cola_blocks(w, "encoder", x) @ w["encoder.final_layer.weight"].T + w["encoder.final_layer.bias"]
+        x = x[:, : published.LATENT]
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
+        means.append((x - 0.2) * 0.7)
+        x = means[-1] @ w["decoder.in_layer.weight"].T + w["decoder.in_layer.bias"]
+        x = cola_blocks(w, "decoder", x) @ w["decoder.unpatch_layer.weight"].T + w["decoder.unpatch_layer.bias"]
+        x = x.reshape(len(x), published.WIDTH, 2).mT.reshape(-1, published.WIDTH)
+        x = F.layer_norm(x, x.shape[-1:], w["decoder.final_norm.weight"], w["decoder.final_norm.bias"], 1e-6)
+        logits.append(x @ w["decoder.final_layer.weight"].T + w["decoder.final_layer.bias"])
+    close(decoder.z, torch.stack(means))
+    close(decoder.decode(decoder.z), torch.stack(logits))
+    later = decoder.z.clone()
+    later[:, 2:] += 1
+    assert torch.equal(decoder.decode(later)[:, :4], decoder.decode(decoder.z)[:, :4])
+
+
+def test_cola_is_read_from_the_autoencoders_own_folder_and_refuses_another_variant(shop: Path, tmp_path: Path) -> None:
+    folder = published.write_cola(tmp_path / "cola")
+    whole, inside = load("cola", shop, folder), folder / "cola_dlm" / "cola_vae"
+    (folder / "tokenizer.json").rename(inside / "tokenizer.json")
+    alone = load("cola", shop, inside)
+    assert torch.equal(whole.z, alone.z)
+    assert "tokens is 6: expected a multiple of 4" in refusal("cola", shop, inside, tokens=6)
+    config = json.loads((inside / "config.json").read_text())
+    (inside / "config.json").write_text(json.dumps({**config, "post_norm": False}))
+    assert "has post_norm False: expected True" in refusal("cola", shop, inside)
+    (inside / "model.safetensors").unlink()
+    (inside / "config.json").write_text(json.dumps(config))
+    assert "holds no weights" in refusal("cola", shop, inside)
+
+
 def write(adapter: str, folder: Path) -> Path:
     return getattr(published, f"write_{adapter}")(folder)
 
@@ -240,6 +309,7 @@ def change_weights(adapter: str, folder: Path, change: Any) -> None:
         ("calm", "decoder.norm.weight"),
         ("langflow", "backbone.blocks.1.norm2.weight"),
         ("elf", "blocks.1.attn.k_norm.weight"),
+        ("cola", "decoder.blocks.1.ffn_out.bias"),
     ],
 )
 def test_weights_that_are_missing_unexpected_or_of_another_shape_are_named(
@@ -291,3 +361,28 @@ def test_elf_asks_for_its_encoder_and_for_a_checkpoint(shop: Path, tmp_path: Pat
     for file in folder.glob("checkpoint_*"):
         file.unlink()
     assert "holds no file checkpoint_NNN" in refusal("elf", shop, folder)
+
+
+def test_of_a_hub_name_only_the_files_that_are_read_are_fetched(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from fewstep.data.hub import model_snapshot\n"
+        "from fewstep.lab.adapters import cola, elf\n"
+        "for name, patterns in (('owner/elf', elf.PATTERNS), ('owner/cola', cola.PATTERNS)):\n"
+        "    folder = model_snapshot(name, patterns)\n"
+        "    print(*sorted(str(file.relative_to(folder)) for file in folder.rglob('*') if file.is_file()))\n"
+    )
+    with running_hub() as hub:
+        for name in ("elf", "cola"):
+            folder = write(name, tmp_path / name)
+            files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+            extra = {"README.md": b"", "model.bin": b"", "cola_dlm/cola_dit/model.safetensors": b"large"}
+            hub.models[f"owner/{name}"] = {**files, **extra}
+        own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+        environment = {**os.environ, **own, "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.splitlines() == [
+        "checkpoint_20 checkpoint_3 config.yml",
+        "cola_dlm/cola_vae/config.json cola_dlm/cola_vae/model.safetensors tokenizer.json",
+    ], done.stderr
