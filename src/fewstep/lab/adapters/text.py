@@ -93,11 +93,7 @@ def load_text_model(
     rows = int(model.get_input_embeddings().num_embeddings)
     tokenizer = load_tokenizer(folder)
     before, after = special_tokens(tokenizer)
-    check_positions(options.positions, options.tokens or TOKENS)
-    if options.examples < MIN_EXAMPLES:  # how many there are is known only when the text has been read
-        raise UserError(
-            f"examples is {options.examples}: expected a number from {MIN_EXAMPLES} to the number of blocks"
-        )
+    check_blocks(options)
     length = (options.tokens or TOKENS) + more_tokens
     limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     if isinstance(limit, int) and len(before) + length + len(after) > limit:
@@ -105,14 +101,7 @@ def load_text_model(
             f"tokens is {options.tokens or TOKENS}: blocks of {length} and {len(before) + len(after)} special ones are "
             f"longer than the {limit} positions of {folder}; pass a smaller --tokens"
         )
-    corpus = _corpus(tokenizer, options, length)
-    blocks = blocks_of(corpus.validation, options.examples)
-    highest = max([int(blocks.max()), tokenizer.eos_token_id, *before, *after])
-    if highest >= rows:
-        raise UserError(
-            f"the tokenizer of {folder} gives token {highest}, and its model knows {rows}: give a folder in which "
-            "tokenizer and model belong together"
-        )
+    corpus, blocks = held_out_blocks(tokenizer, options, length, rows, special=(*before, *after))
     return TextModel(options, model.to(device), corpus, blocks, before, after, notes)
 
 
@@ -123,6 +112,33 @@ def special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if whole[start : start + len(plain)] == plain:
             return tuple(whole[:start]), tuple(whole[start + len(plain) :])
     return (), ()
+
+
+def check_blocks(options: DiagnoseOptions) -> None:
+    """Raise ``UserError`` for positions or examples that no text has, before a model or a text is read."""
+    check_positions(options.positions, options.tokens or TOKENS)
+    if options.examples < MIN_EXAMPLES:  # how many there are is known only when the text has been read
+        raise UserError(
+            f"examples is {options.examples}: expected a number from {MIN_EXAMPLES} to the number of blocks"
+        )
+
+
+def held_out_blocks(
+    tokenizer: Any, options: DiagnoseOptions, length: int, rows: int, *, special: tuple[int, ...] = ()
+) -> tuple[PreparedCorpus, Tensor]:
+    """The text that the options name, and up to ``examples`` blocks (N, length) int64 of its held-out split.
+
+    Raises ``UserError`` unless all its tokens, and the ``special`` ones, are among the ``rows`` that the model knows.
+    """
+    corpus = _corpus(tokenizer, options, length)
+    blocks = blocks_of(corpus.validation, options.examples)
+    highest = max([int(blocks.max()), tokenizer.eos_token_id, *special])
+    if highest >= rows:
+        raise UserError(
+            f"the tokenizer of {options.model} gives token {highest}, and its model knows {rows}: give a folder in "
+            "which tokenizer and model belong together"
+        )
+    return corpus, blocks
 
 
 def blocks_of(split: Any, count: int) -> Tensor:
