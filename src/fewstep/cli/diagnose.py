@@ -23,12 +23,13 @@ IMAGES = "fewstep.lab.images.diagnosis.image_subject"
 """What makes a subject of an image model of ours."""
 
 TEXT, LOADED = ("text", "tokens"), ("dtype", "trust_remote_code", "allow_pickle")
+IMAGE = ("images", "image_size", "subfolder")
 ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "seq2seq": ("fewstep.lab.adapters.seq2seq.load_seq2seq", (*TEXT, *LOADED)),
     "causal-lm": ("fewstep.lab.adapters.language_models.load_causal_lm", (*TEXT, *LOADED)),
     "masked-lm": ("fewstep.lab.adapters.language_models.load_masked_lm", (*TEXT, *LOADED)),
     "encoder-linear": ("fewstep.lab.adapters.encoder_linear.load_encoder_linear", (*TEXT, *LOADED, "readout")),
-    "autoencoder-kl": ("fewstep.lab.adapters.autoencoder_kl.load_autoencoder_kl", ("images", "image_size", *LOADED)),
+    "autoencoder-kl": ("fewstep.lab.adapters.autoencoder_kl.load_autoencoder_kl", (*IMAGE, *LOADED)),
     "callable": ("fewstep.lab.adapters.decoder.load_callable", ()),
 }
 """Adapter to the function from :class:`DiagnoseOptions` to its decoder, and the options below that it takes."""
@@ -45,6 +46,7 @@ class AdapterOptions:
         readout: which readout of encoder-linear; left out, fitted.
         images: for autoencoder-kl, digits, shapes or a folder of images; left out, shapes.
         image_size: for autoencoder-kl, pixels; left out, the model's own.
+        subfolder: for autoencoder-kl, the folder of a pipeline that holds its autoencoder, such as vae.
         dtype: precision of the model; left out, float32.
         trust_remote_code: let the model run code that it brings.
         allow_pickle: read weights from pickle files, which may run code.
@@ -56,6 +58,7 @@ class AdapterOptions:
     readout: Literal["fitted", "tied"] | None = None
     images: str | None = None
     image_size: PositiveInt | None = None
+    subfolder: str | None = None
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False

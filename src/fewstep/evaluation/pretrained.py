@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,28 +20,39 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+AUTOENCODER = "Autoencoder"
+"""How the class names of diffusers' autoencoders begin."""
 
 
-def model_folder(path_or_name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Path:
+def model_folder(
+    path_or_name: str, *, subfolder: str | None = None, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> Path:
     """The local folder of a model: ``path_or_name`` itself, or what the hub has under that name, fetched.
 
-    Raises ``UserError`` if neither exists, and for weights that are missing, or in pickles only (which may run
-    code) unless ``allow_pickle``.
+    With ``subfolder``, that folder of a pipeline of diffusers, and nothing else of it is fetched. Small files come
+    first: of a pipeline without ``subfolder``, and of a subfolder that holds no autoencoder, no weights are fetched.
+    Raises ``UserError`` for both, if the model does not exist, and for weights that are missing, or in pickles only
+    (which may run code) unless ``allow_pickle``.
     """
-    from huggingface_hub import constants, snapshot_download
-
     folder = Path(path_or_name).expanduser()
-    if not folder.is_dir():
+    is_local = folder.is_dir()
+    if subfolder is not None and not re.fullmatch(r"\w[\w.-]*", subfolder):
+        raise UserError(f"subfolder is {subfolder!r}: expected the name of a folder inside the model, such as vae")
+    if not is_local:
         if folder.exists() or hub.looks_local(path_or_name):
             raise UserError(
                 f"model {path_or_name} is no folder: give a folder written by save_pretrained, or a hub name"
             )
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
-        patterns += ["*.bin"] * allow_pickle + ["*.py"] * trust_remote_code
         hub.check_on_hub("model", path_or_name)
-        with hub.one_line_errors("model", path_or_name):
-            offline = constants.HF_HUB_OFFLINE
-            folder = Path(snapshot_download(path_or_name, allow_patterns=patterns, local_files_only=offline))
+        folder = _fetch(path_or_name, subfolder, ["config.json", "model_index.json"])
+    if subfolder is None:
+        _refuse_pipeline(folder, path_or_name)
+    else:
+        _require_autoencoder(folder / subfolder, f"{path_or_name}/{subfolder}")
+    if not is_local:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        folder = _fetch(path_or_name, subfolder, patterns + ["*.bin"] * allow_pickle + ["*.py"] * trust_remote_code)
+    folder = folder / (subfolder or "")
     if read_config(folder).keys() >= {"format", "identity", "parts"}:
         raise UserError(f"{folder} is a model of fewstep's own: leave --adapter out")
     pickles = sorted(file.name for file in folder.glob("*.bin"))
@@ -54,11 +66,43 @@ def model_folder(path_or_name: str, *, trust_remote_code: bool = False, allow_pi
     return folder
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a folder. Raises ``UserError`` where it is missing or no JSON object."""
-    file = folder / "config.json"
+def _fetch(name: str, subfolder: str | None, patterns: Sequence[str]) -> Path:
+    """The folder with the files of the hub's model ``name`` that match, of ``subfolder`` or of the top folder alone."""
+    from huggingface_hub import constants, snapshot_download
+
+    start = f"{subfolder}/" if subfolder else ""
+    with hub.one_line_errors("model", name):
+        folder = snapshot_download(
+            name,
+            allow_patterns=[start + pattern for pattern in patterns],
+            ignore_patterns=[f"{start}*/*"],  # the hub's patterns match in folders below too
+            local_files_only=constants.HF_HUB_OFFLINE,
+        )
+    return Path(folder)
+
+
+def _refuse_pipeline(folder: Path, name: str) -> None:
+    if not (folder / "model_index.json").is_file():
+        return
+    index = read_config(folder, "model_index.json")
+    parts = [part for part, kind in index.items() if isinstance(kind, list) and str(kind[-1]).startswith(AUTOENCODER)]
+    advice = f"pass --adapter autoencoder-kl --subfolder {parts[0]}" if parts else "give one model, not a pipeline"
+    raise UserError(f"{name} is a pipeline of several models ({index.get('_class_name')}): {advice}")
+
+
+def _require_autoencoder(folder: Path, name: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name} holds no config.json: give the folder of an autoencoder, such as vae, as --subfolder")
+    kind = str(read_config(folder).get("_class_name"))
+    if not kind.startswith(AUTOENCODER):
+        raise UserError(f"{name} is a {kind!r}: expected an autoencoder of diffusers, give its folder as --subfolder")
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The settings in a folder's file ``name``. Raises ``UserError`` where it is missing or no JSON object."""
+    file = folder / name
     if not file.is_file():
-        raise UserError(f"{folder} holds no config.json: give a folder written by save_pretrained")
+        raise UserError(f"{folder} holds no {name}: give a folder written by save_pretrained")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

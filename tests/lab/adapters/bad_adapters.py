@@ -63,6 +63,9 @@ OPTIONS = [
     Case(f"{CAUSAL} {{gpt2}} --examples 1", "examples is 1", "expected a number from 2"),
     Case(f"{CAUSAL} {{gpt2}} --only dabi,sharpness", "sharpness", "expected one of token_accuracy"),
     Case(f"{IMAGES} {{gpt2}} --image_size half", "half", "image_size"),
+    Case(f"{CAUSAL} {{gpt2}} --subfolder vae", "--subfolder", "it takes --text, --tokens"),
+    Case(f"{IMAGES} {{gpt2}} --subfolder ../vae", "'../vae'", "such as vae"),
+    Case(f"{IMAGES} {{gpt2}} --subfolder vae", "vae holds no config.json", "folder of an autoencoder"),
 ]
 PLACES = [
     Case(f"{CAUSAL} nobody/nothing", "nobody/nothing", "HF_HUB_OFFLINE"),
