@@ -47,6 +47,7 @@ class AdapterOptions:
         images: for autoencoder-kl, digits, shapes or a folder of images; left out, shapes.
         image_size: for autoencoder-kl, pixels; left out, the model's own.
         subfolder: for autoencoder-kl, the folder of a pipeline that holds its autoencoder, such as vae.
+        whiten: give each dimension of the latents the same variance, since DABI depends on the coordinates.
         dtype: precision of the model; left out, float32.
         trust_remote_code: let the model run code that it brings.
         allow_pickle: read weights from pickle files, which may run code.
@@ -59,6 +60,7 @@ class AdapterOptions:
     images: str | None = None
     image_size: PositiveInt | None = None
     subfolder: str | None = None
+    whiten: bool = False
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -132,7 +134,7 @@ def check_adapter_options(options: DiagnoseOptions) -> None:
     if options.source is not None:
         raise UserError("--source belongs to our own models: with --adapter, give the text by --text")
     _, takes = ADAPTERS[options.adapter]
-    if wrong := [name for name in given if name not in takes]:
+    if wrong := [name for name in given if name not in (*takes, "whiten")]:
         listed = ", ".join(f"--{name}" for name in takes) or "none of these options"
         raise UserError(f"--adapter {options.adapter} does not take --{wrong[0]}: it takes {listed}")
 
@@ -152,7 +154,7 @@ def load_subject(options: DiagnoseOptions) -> "Subject":
     if options.adapter is not None:
         load, _ = ADAPTERS[options.adapter]
         decoder = import_attribute(load, "adapter")(options)
-        return decoder.subject(num_positions=options.positions, **numbers)
+        return decoder.subject(num_positions=options.positions, whiten=options.whiten, **numbers)
     from fewstep.evaluation.subject import text_subject
     from fewstep.model import SavedModel
 

@@ -55,6 +55,7 @@ OPTIONS = [
     Case(f"{IMAGES} {{gpt2}} --tokens 8", "--tokens", "it takes --images, --image_size"),
     Case(f"{CALLABLE} math:pi --dtype float16", "--dtype", "none of these options"),
     Case("diagnose {model} --images digits", "--images", "pass --adapter too"),
+    Case("diagnose {model} --whiten", "--whiten", "pass --adapter too"),
     Case("diagnose {model} --trust_remote_code", "--trust_remote_code", "pass --adapter too"),
     Case(f"{CAUSAL} {{gpt2}} --dtype int8", "int8", "dtype"),
     Case(f"{CAUSAL} {{gpt2}} --tokens 0", "0", "tokens"),

@@ -122,8 +122,11 @@ def test_an_orthonormal_image_decoder_has_1_in_every_direction_and_no_error(
     shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(shop)
+    assert main(command(shop, "mine:orthonormal", "callable", "--out", tmp_path / "white", "--whiten", examples=8)) == 0
+    assert stored(tmp_path / "white")["protocol"]["whitened"]
     assert main(command(shop, "mine:orthonormal", "callable", "--out", tmp_path, examples=8)) == 0
     found = stored(tmp_path)
+    assert not found["protocol"]["whitened"]
     assert list(found["results"]) == ["reconstruction_error", "dabi_segment", "dabi_data_segment", "dabi_worst"]
     for name in ("dabi_segment", "dabi_data_segment", "dabi_worst"):
         assert found["table"][f"{name}_at_0.1"]["value"] == pytest.approx(1)
