@@ -19,7 +19,7 @@ from tests.lab.adapters.folders import TOKENS, write
 from tests.lab.adapters.test_images import write_kl
 from tests.runs import ROOT, write_text
 
-READOUT = ["token_accuracy", "dabi", "dabi_segment", "dabi_data", "dabi_worst", "dabi_flip"]
+READOUT = ["token_accuracy", "dabi", "dabi_segment", "dabi_data", "dabi_worst", "dabi_flip", "first_failure"]
 READOUT += ["boundary_distance", "boundary_width", "noise_robustness"]
 COMMITTED = ["token_accuracy_head", "dabi_head", "cci_noise", "listening", "listening_noise"]
 LINEAR = """
