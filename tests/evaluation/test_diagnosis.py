@@ -28,6 +28,7 @@ CHEAP: dict[str, dict[str, Any]] = {
     "dabi": LITTLE,
     "dabi_worst": {"effort": DabiEffort(radii=(0.1,), num_probes=2, num_iterations=2)},
     "dabi_flip": {"num_isotropic": 4},
+    "first_failure": {"num_random": 2},
     "dabi_head": LITTLE,
     "dabi_generated": LITTLE,
     "cci": {"levels": (0.0, 0.5)},

@@ -24,12 +24,13 @@ IMAGES = "fewstep.lab.images.diagnosis.image_subject"
 
 TEXT, LOADED = ("text", "tokens"), ("dtype", "trust_remote_code", "allow_pickle")
 PUBLISHED = (*TEXT, "dtype")
+IMAGE = ("images", "image_size", "subfolder")
 ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "seq2seq": ("fewstep.lab.adapters.seq2seq.load_seq2seq", (*TEXT, *LOADED)),
     "causal-lm": ("fewstep.lab.adapters.language_models.load_causal_lm", (*TEXT, *LOADED)),
     "masked-lm": ("fewstep.lab.adapters.language_models.load_masked_lm", (*TEXT, *LOADED)),
     "encoder-linear": ("fewstep.lab.adapters.encoder_linear.load_encoder_linear", (*TEXT, *LOADED, "readout")),
-    "autoencoder-kl": ("fewstep.lab.adapters.autoencoder_kl.load_autoencoder_kl", ("images", "image_size", *LOADED)),
+    "autoencoder-kl": ("fewstep.lab.adapters.autoencoder_kl.load_autoencoder_kl", (*IMAGE, *LOADED)),
     "calm": ("fewstep.lab.adapters.calm.load_calm", (*PUBLISHED, "tokenizer", "allow_pickle")),
     "langflow": ("fewstep.lab.adapters.langflow.load_langflow", (*PUBLISHED, "tokenizer")),
     "elf": ("fewstep.lab.adapters.elf.load_elf", (*PUBLISHED, "encoder", "allow_pickle")),
@@ -53,6 +54,8 @@ class AdapterOptions:
         image_size: for autoencoder-kl, pixels; left out, the model's own.
         encoder: for elf, the T5 encoder whose states it reads, a folder or a hub name such as t5-small.
         tokenizer: for calm, langflow and cola, a folder or a hub name; left out, what lies beside the weights.
+        subfolder: for autoencoder-kl, the folder of a pipeline that holds its autoencoder, such as vae.
+        whiten: give each dimension of the latents the same variance, since DABI depends on the coordinates.
         dtype: precision of the model; left out, float32.
         trust_remote_code: let the model run code that it brings.
         allow_pickle: read weights from pickle files, which may run code.
@@ -70,6 +73,8 @@ class AdapterOptions:
     image_size: PositiveInt | None = None
     encoder: str | None = None
     tokenizer: str | None = None
+    subfolder: str | None = None
+    whiten: bool = False
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -143,7 +148,7 @@ def check_adapter_options(options: DiagnoseOptions) -> None:
     if options.source is not None:
         raise UserError("--source belongs to our own models: with --adapter, give the text by --text")
     _, takes = ADAPTERS[options.adapter]
-    if wrong := [name for name in given if name not in takes]:
+    if wrong := [name for name in given if name not in (*takes, "whiten")]:
         listed = ", ".join(f"--{name}" for name in takes) or "none of these options"
         raise UserError(f"--adapter {options.adapter} does not take --{wrong[0]}: it takes {listed}")
 
@@ -163,7 +168,7 @@ def load_subject(options: DiagnoseOptions) -> "Subject":
     if options.adapter is not None:
         load, _ = ADAPTERS[options.adapter]
         decoder = import_attribute(load, "adapter")(options)
-        return decoder.subject(num_positions=options.positions, **numbers)
+        return decoder.subject(num_positions=options.positions, whiten=options.whiten, **numbers)
     from fewstep.evaluation.subject import text_subject
     from fewstep.model import SavedModel
 

@@ -53,19 +53,24 @@ def check_on_hub(kind: str, name: str) -> str:
         return str(ask(name, timeout=_PROBE_SECONDS).sha)
 
 
-def model_snapshot(path_or_name: str, patterns: Sequence[str]) -> Path:
+def model_snapshot(path_or_name: str, patterns: Sequence[str], *, ignored: Sequence[str] = ()) -> Path:
     """The folder ``path_or_name``, or what the hub's model of that name has of the files ``patterns``, fetched.
 
-    Raises ``UserError`` if neither exists.
+    Files that match ``ignored`` too are left out. Raises ``UserError`` if neither exists.
     """
     from huggingface_hub import constants, snapshot_download
 
-    folder = Path(path_or_name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or looks_local(path_or_name):
+    local = Path(path_or_name).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists() or looks_local(path_or_name):
         raise UserError(f"model {path_or_name} is no folder: give a folder written by save_pretrained, or a hub name")
     check_on_hub("model", path_or_name)
     with one_line_errors("model", path_or_name):
-        offline = constants.HF_HUB_OFFLINE
-        return Path(snapshot_download(path_or_name, allow_patterns=list(patterns), local_files_only=offline))
+        folder = snapshot_download(
+            path_or_name,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(ignored),
+            local_files_only=constants.HF_HUB_OFFLINE,
+        )
+        return Path(folder)

@@ -128,11 +128,13 @@ def refuse(subject: Subject, name: str, missing: Sequence[str]) -> None:
 
 
 def protocol_of(subject: Subject, effort: EffortName) -> dict[str, Any]:
-    """What two diagnoses must share for their rows to compare."""
+    """What two diagnoses must share for their rows to compare, and ``latent_rms``, which is each model's own."""
     dabi, is_text = DABI_EFFORT[subject.kind], subject.kind == "text"
     return {
         "response": "whole output",  # one token or pixel alone has a ratio of n in any decoder
         "unit": "rms of the latents",
+        "whitened": subject.whitened,
+        "latent_rms": subject.latent_rms,
         "effort": effort,
         "radii": list(dabi.radii),
         "num_isotropic": dabi.num_isotropic,

@@ -28,6 +28,7 @@ from fewstep.evaluation.adapters import (
     velocity_of,
 )
 from fewstep.evaluation.measurement import DABI_EFFORT, LOCAL, DabiEffort, Effort, Measurement, Threshold
+from fewstep.evaluation.paper import FIRST_FAILURE
 from fewstep.evaluation.subject import Subject
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -273,6 +274,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         training=Effort(share=2, options={"num_isotropic": 6}),
         default=HALF,
     ),
+    "first_failure": FIRST_FAILURE,
     "boundary_distance": Measurement(measure_boundary_distance, kind="text", stages=("autoencoder",)),
     "noise_robustness": Measurement(
         measure_noise_robustness,

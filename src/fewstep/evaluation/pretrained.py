@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +20,35 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+AUTOENCODER = "Autoencoder"
+"""How the class names of diffusers' autoencoders begin."""
 
 
-def model_folder(path_or_name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Path:
+def model_folder(
+    path_or_name: str, *, subfolder: str | None = None, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> Path:
     """The local folder of a model: ``path_or_name`` itself, or what the hub has under that name, fetched.
 
-    Raises ``UserError`` if neither exists, and for weights that are missing, or in pickles only (which may run
-    code) unless ``allow_pickle``.
+    With ``subfolder``, that folder of a pipeline of diffusers, and nothing else of it is fetched. Small files come
+    first: of a pipeline without ``subfolder``, and of a subfolder that holds no autoencoder, no weights are fetched.
+    Raises ``UserError`` for both, if the model does not exist, and for weights that are missing, or in pickles only
+    (which may run code) unless ``allow_pickle``.
     """
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
-    patterns += ["*.bin"] * allow_pickle + ["*.py"] * trust_remote_code
-    folder = hub.model_snapshot(path_or_name, patterns)
+    if subfolder is not None and not re.fullmatch(r"\w[\w.-]*", subfolder):
+        raise UserError(f"subfolder is {subfolder!r}: expected the name of a folder inside the model, such as vae")
+    inside = f"{subfolder}/" if subfolder else ""
+
+    def snapshot(*patterns: str) -> Path:
+        # The hub's patterns match in folders below too.
+        return hub.model_snapshot(path_or_name, [inside + each for each in patterns], ignored=[f"{inside}*/*"])
+
+    folder = snapshot("config.json", "model_index.json")
+    if subfolder is None:
+        _refuse_pipeline(folder, path_or_name)
+    else:
+        _require_autoencoder(folder / subfolder, f"{path_or_name}/{subfolder}")
+    pickled, code = ["*.bin"] * allow_pickle, ["*.py"] * trust_remote_code
+    folder = snapshot("*.json", "*.safetensors", "*.txt", "*.model", *pickled, *code) / (subfolder or "")
     if read_config(folder).keys() >= {"format", "identity", "parts"}:
         raise UserError(f"{folder} is a model of fewstep's own: leave --adapter out")
     pickles = sorted(file.name for file in folder.glob("*.bin"))
@@ -43,11 +62,28 @@ def model_folder(path_or_name: str, *, trust_remote_code: bool = False, allow_pi
     return folder
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a folder. Raises ``UserError`` where it is missing or no JSON object."""
-    file = folder / "config.json"
+def _refuse_pipeline(folder: Path, name: str) -> None:
+    if not (folder / "model_index.json").is_file():
+        return
+    index = read_config(folder, "model_index.json")
+    parts = [part for part, kind in index.items() if isinstance(kind, list) and str(kind[-1]).startswith(AUTOENCODER)]
+    advice = f"pass --adapter autoencoder-kl --subfolder {parts[0]}" if parts else "give one model, not a pipeline"
+    raise UserError(f"{name} is a pipeline of several models ({index.get('_class_name')}): {advice}")
+
+
+def _require_autoencoder(folder: Path, name: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name} holds no config.json: give the folder of an autoencoder, such as vae, as --subfolder")
+    kind = str(read_config(folder).get("_class_name"))
+    if not kind.startswith(AUTOENCODER):
+        raise UserError(f"{name} is a {kind!r}: expected an autoencoder of diffusers, give its folder as --subfolder")
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The settings in a folder's file ``name``. Raises ``UserError`` where it is missing or no JSON object."""
+    file = folder / name
     if not file.is_file():
-        raise UserError(f"{folder} holds no config.json: give a folder written by save_pretrained")
+        raise UserError(f"{folder} holds no {name}: give a folder written by save_pretrained")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -44,7 +44,8 @@ class Subject:
     latents with noise of that level (None: a model without head); it blurs generated latents to ``trust_level``.
     ``model`` is ours, None for a decoder of another package. Everything random comes from ``seed``. The logits of
     ``examples_at_once`` examples are held at once (None: all). For the protocol: ``source`` says what the data is,
-    ``packages`` what the model depends on; ``notes`` are for the reader.
+    ``packages`` what the model depends on, ``whitened`` whether each dimension of ``z`` has the same variance, as that
+    of our models has, and ``latent_rms`` what the latents were scaled down by; ``notes`` are for the reader.
     """
 
     name: str
@@ -60,6 +61,8 @@ class Subject:
     source: Mapping[str, Any] | None = None
     packages: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    whitened: bool = True
+    latent_rms: float = 1.0
 
     @property
     def kind(self) -> Literal["text", "images"]:

@@ -55,6 +55,7 @@ OPTIONS = [
     Case(f"{IMAGES} {{gpt2}} --tokens 8", "--tokens", "it takes --images, --image_size"),
     Case(f"{CALLABLE} math:pi --dtype float16", "--dtype", "none of these options"),
     Case("diagnose {model} --images digits", "--images", "pass --adapter too"),
+    Case("diagnose {model} --whiten", "--whiten", "pass --adapter too"),
     Case("diagnose {model} --trust_remote_code", "--trust_remote_code", "pass --adapter too"),
     Case(f"{CAUSAL} {{gpt2}} --dtype int8", "int8", "dtype"),
     Case(f"{CAUSAL} {{gpt2}} --tokens 0", "0", "tokens"),
@@ -63,6 +64,9 @@ OPTIONS = [
     Case(f"{CAUSAL} {{gpt2}} --examples 1", "examples is 1", "expected a number from 2"),
     Case(f"{CAUSAL} {{gpt2}} --only dabi,sharpness", "sharpness", "expected one of token_accuracy"),
     Case(f"{IMAGES} {{gpt2}} --image_size half", "half", "image_size"),
+    Case(f"{CAUSAL} {{gpt2}} --subfolder vae", "--subfolder", "it takes --text, --tokens"),
+    Case(f"{IMAGES} {{gpt2}} --subfolder ../vae", "'../vae'", "such as vae"),
+    Case(f"{IMAGES} {{gpt2}} --subfolder vae", "vae holds no config.json", "folder of an autoencoder"),
 ]
 PLACES = [
     Case(f"{CAUSAL} nobody/nothing", "nobody/nothing", "HF_HUB_OFFLINE"),

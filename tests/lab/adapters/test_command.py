@@ -19,7 +19,7 @@ from tests.lab.adapters.folders import TOKENS, write
 from tests.lab.adapters.test_images import write_kl
 from tests.runs import ROOT, write_text
 
-READOUT = ["token_accuracy", "dabi", "dabi_segment", "dabi_data", "dabi_worst", "dabi_flip"]
+READOUT = ["token_accuracy", "dabi", "dabi_segment", "dabi_data", "dabi_worst", "dabi_flip", "first_failure"]
 READOUT += ["boundary_distance", "boundary_width", "noise_robustness"]
 COMMITTED = ["token_accuracy_head", "dabi_head", "cci_noise", "listening", "listening_noise"]
 LINEAR = """
@@ -122,8 +122,11 @@ def test_an_orthonormal_image_decoder_has_1_in_every_direction_and_no_error(
     shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(shop)
+    assert main(command(shop, "mine:orthonormal", "callable", "--out", tmp_path / "white", "--whiten", examples=8)) == 0
+    assert stored(tmp_path / "white")["protocol"]["whitened"]
     assert main(command(shop, "mine:orthonormal", "callable", "--out", tmp_path, examples=8)) == 0
     found = stored(tmp_path)
+    assert not found["protocol"]["whitened"]
     assert list(found["results"]) == ["reconstruction_error", "dabi_segment", "dabi_data_segment", "dabi_worst"]
     for name in ("dabi_segment", "dabi_data_segment", "dabi_worst"):
         assert found["table"][f"{name}_at_0.1"]["value"] == pytest.approx(1)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.cli.diagnose import DiagnoseOptions
+from fewstep.diagnostics.decoding import directional
 from fewstep.errors import UserError
+from fewstep.evaluation.diagnosis import diagnose
 from fewstep.lab.adapters.autoencoder_kl import load_autoencoder_kl, read_images
 from fewstep.lab.images import Digits, DrawnShapes
 
@@ -70,6 +73,45 @@ def test_an_autoencoder_without_posterior_is_read_by_its_latent(tmp_path: Path) 
     tiny.save_pretrained(tmp_path / "tiny")
     decoder = load_autoencoder_kl(options_of(tmp_path / "tiny", "digits", image_size=16))
     torch.testing.assert_close(decoder.z, tiny.eval().encode(decoder.data).latents, rtol=1e-4, atol=1e-5)
+
+
+def write_dc(folder: Path) -> Path:
+    """SANA's kind of autoencoder: no posterior, linear attention, and casts to float32 within."""
+    with torch.random.fork_rng():  # constructors draw from the global generator
+        torch.manual_seed(0)
+        model = diffusers.AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=4,
+            encoder_block_types=("ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)),
+        )
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_the_derivatives_of_a_linear_attention_autoencoder_are_those_of_finite_differences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(options_of(write_dc(tmp_path / "dc"), examples=3, image_size=16), dtype="float64")
+    decoder = load_autoencoder_kl(options)
+    assert decoder.z.shape == (3, 4, 8, 8)  # more places than the head has numbers: attention is linear
+    assert "no posterior" in decoder.notes[0]
+    u = torch.randn(decoder.z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tangent, h = directional(decoder.decode, decoder.z, u)[1], 1e-6
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(torch, "float32", torch.float64)  # the difference of two roundings to float32 would say nothing
+        difference = (decoder.decode(decoder.z + h * u) - decoder.decode(decoder.z - h * u)) / (2 * h)
+    torch.testing.assert_close(tangent, difference, rtol=1e-3, atol=1e-4)
+    subject = decoder.subject(num_examples=3, num_positions=1, seed=0)
+    found = diagnose(subject, only=["dabi", "dabi_worst"])
+    for name in ("dabi_segment", "dabi_data_segment", "dabi_worst"):
+        assert 0 < (found.estimate(name).value or 0) <= 4 * 8 * 8
 
 
 def test_digits_are_stretched_over_the_models_channels_and_size() -> None:

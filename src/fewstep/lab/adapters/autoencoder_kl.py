@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.errors import UserError, first_line
-from fewstep.evaluation.pretrained import DTYPES, check_memory, from_pretrained, model_folder, read_config
+from fewstep.evaluation.pretrained import AUTOENCODER, DTYPES, check_memory, from_pretrained, model_folder, read_config
 from fewstep.lab.adapters.decoder import Decoder
 from fewstep.lab.images import Digits, DrawnShapes
 
@@ -20,14 +20,15 @@ def load_autoencoder_kl(options: DiagnoseOptions) -> Decoder:
     """An image autoencoder of diffusers as a decoder, with the latents of images.
 
     The class is the ``Autoencoder...`` of diffusers that config.json names, and no other. A latent is the mean of the
-    encoder's posterior, or its latent where it has no posterior, not scaled or shifted. Images are resized to
-    ``image_size`` pixels, left out: the config's sample_size, or 32. Raises ``UserError`` where diffusers is not
-    installed, and for whatever is wrong with the model or the images.
+    encoder's posterior, or its latent where it has no posterior (AutoencoderDC), not scaled or shifted. Images are
+    resized to ``image_size`` pixels, left out: the config's sample_size, or 32. ``subfolder`` is where a pipeline holds
+    its autoencoder. Raises ``UserError`` where diffusers is not installed, and for whatever is wrong with the model or
+    the images.
     """
     source = options.images or "shapes"
     if source not in ("digits", "shapes"):
         image_files(source, options.examples)  # before the model is loaded
-    folder = model_folder(options.model, allow_pickle=options.allow_pickle)
+    folder = model_folder(options.model, subfolder=options.subfolder, allow_pickle=options.allow_pickle)
     dtype = DTYPES[options.dtype or "float32"]
     check_memory(folder, dtype)
     model = _load(folder, dtype, options).to(options.pick_device())
@@ -37,7 +38,8 @@ def load_autoencoder_kl(options: DiagnoseOptions) -> Decoder:
     images = read_images(source, options.examples, channels=channels, size=size).to(model.device, dtype)
     try:
         with torch.no_grad():
-            z = torch.cat([_mean(model.encode(part)) for part in images.split(BATCH_SIZE)])
+            encoded = [model.encode(part) for part in images.split(BATCH_SIZE)]
+            z = torch.cat([_mean(part) for part in encoded])
             shape = model.decode(z[:1]).sample.shape
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
@@ -47,9 +49,10 @@ def load_autoencoder_kl(options: DiagnoseOptions) -> Decoder:
     if shape[1:] != images.shape[1:]:
         raise UserError(f"{folder} decodes images of shape {tuple(shape[1:])}, given {tuple(images.shape[1:])}")
     pixels = f"images of {size} x {size} pixels"
-    note = f"autoencoder-kl: latent: the mean of {type(model).__name__}'s posterior, {tuple(z.shape[1:])}; {pixels}"
+    latent = "the mean of its posterior" if hasattr(encoded[0], "latent_dist") else "its latent, it has no posterior"
+    note = f"autoencoder-kl: latent of {type(model).__name__}: {latent}, {tuple(z.shape[1:])}; {pixels}"
     return Decoder(
-        options.model,
+        f"{options.model}/{options.subfolder}" if options.subfolder else options.model,
         lambda x: model.decode(x).sample,
         z,
         images,
@@ -66,7 +69,7 @@ def _load(folder: Path, dtype: torch.dtype, options: DiagnoseOptions) -> Any:
     except ImportError:
         raise UserError("autoencoder-kl needs diffusers: pip install 'fewstep[diffusers]'") from None
     cls: Any = getattr(diffusers, name, None)
-    if not (name.startswith("Autoencoder") and isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
+    if not (name.startswith(AUTOENCODER) and isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
         raise UserError(f"{folder} is a {name!r}: expected an autoencoder of diffusers as _class_name in config.json")
     settings = {
         "torch_dtype": dtype,

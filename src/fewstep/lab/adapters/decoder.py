@@ -53,10 +53,11 @@ class Decoder:
                 f"{tuple(self.data.shape)}: expected (B, ...), and tokens (B, L) or images (B, C, H, W)"
             )
 
-    def subject(self, *, num_examples: int, num_positions: int, seed: int) -> Subject:
+    def subject(self, *, num_examples: int, num_positions: int, seed: int, whiten: bool = False) -> Subject:
         """The first ``num_examples`` examples for a diagnosis, their latents over the rms of all numbers in them.
 
-        So radii and noise levels are in units of the rms, as they are for our own, whitened latents. Raises
+        So radii and noise levels are in units of the rms, as they are for our own, whitened latents. ``whiten`` gives
+        each dimension mean 0 and variance 1 over those examples instead, since DABI depends on the coordinates. Raises
         ``UserError`` for numbers that the data cannot give, and for latents or outputs that cannot be measured: no
         logits (B, L, V), no spread, or a number that is not finite.
         """
@@ -75,11 +76,13 @@ class Decoder:
                 f"tokens up to {int(data.max())}: expected (1, {data.shape[1]}, V), V the vocabulary"
             )
         at_once = max(1, NUMBERS_AT_ONCE // max(1, output.numel()))
-        conditionals = None if self.conditionals is None else _InUnits(self.conditionals, unit)
+        scale = whitening_of(z) if whiten else LatentScale(torch.zeros_like(z[:1]), torch.full_like(z[:1], unit))
+        conditionals = None if self.conditionals is None else _Unscaled(self.conditionals, scale)
+        note = f"latents whitened, {dimensions_of(z)}; " if whiten else "latents not whitened, divided by their rms; "
         return Subject(
             self.name,
-            DecodeInParts(lambda x: self.decode(x * unit), at_once),
-            z / unit,
+            DecodeInParts(lambda x: self.decode(scale.restore(x)), at_once),
+            scale.apply(z),
             data,
             positions_in(data, num_positions, seed),
             seed,
@@ -87,22 +90,67 @@ class Decoder:
             examples_at_once=at_once,
             source=self.source,
             packages=self.packages,
-            notes=self.notes,
+            notes=(*self.notes, f"{note}rms {unit:.4g} as the model gives them"),
+            whitened=whiten,
+            latent_rms=unit,
         )
 
 
-class _InUnits:
-    """Conditionals for latents in units of their rms."""
+@dataclass(frozen=True)
+class LatentScale:
+    """An affine map of latents: ``mean`` and ``scale`` broadcast to (B, ...)."""
 
-    def __init__(self, inner: TokenConditionals, unit: float) -> None:
+    mean: Tensor
+    scale: Tensor
+
+    def apply(self, z: Tensor) -> Tensor:
+        """(z - mean) / scale, 0 where the scale is."""
+        usable = self.scale > 0
+        return torch.where(usable, (z - self.mean) / self.scale.where(usable, torch.ones_like(self.scale)), 0.0)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """The inverse. A dimension of scale 0 stays at its mean, however far ``x`` moves."""
+        return x * self.scale + self.mean
+
+
+def whitening_of(z: Tensor) -> LatentScale:
+    """Mean and standard deviation of each dimension of latents ``z`` (B, ...) over examples and places.
+
+    Statistics of the examples measured, not of a train split: every adapter has those. A dimension that does not vary,
+    to the precision of its numbers, has scale 0.
+    """
+    axis = channel_axis(z)
+    others = tuple(other for other in range(z.ndim) if other != axis)
+    values = z.double()
+    mean = values.mean(others, keepdim=True)
+    scale = (values - mean).square().mean(others, keepdim=True).sqrt()
+    scale = torch.where(scale > torch.finfo(z.dtype).eps * mean.abs(), scale, 0.0)
+    return LatentScale(mean.to(z.dtype), scale.to(z.dtype))
+
+
+def channel_axis(z: Tensor) -> int:
+    """The axis of the dimensions: channels of (B, C, H, W), else the last."""
+    return 1 if z.ndim == 4 else z.ndim - 1
+
+
+def dimensions_of(z: Tensor) -> str:
+    """What is whitened, for the reader."""
+    what = "channels" if z.ndim == 4 else "dimensions"
+    return f"{z.shape[channel_axis(z)]} {what} with mean 0 and variance 1 over {len(z)} examples"
+
+
+class _Unscaled:
+    """Conditionals for scaled latents."""
+
+    def __init__(self, inner: TokenConditionals, scale: LatentScale) -> None:
         self.inner = inner
-        self.unit = unit
+        self.scale = scale
 
     def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        return self.inner.draw(z * self.unit, generator)
+        return self.inner.draw(self.scale.restore(z), generator)
 
     def logits(self, z: Tensor, ids: Tensor) -> Tensor:
-        return self.inner.logits(z * self.unit, ids)
+        return self.inner.logits(self.scale.restore(z), ids)
 
 
 def load_callable(options: DiagnoseOptions) -> Decoder:
