@@ -110,9 +110,10 @@ class Study:
         data = read_yaml(configs_folder() / "autoencoder.yaml")["data"] | size
         data |= {"source": self.options.source, "cache_dir": self.options.cache_dir}
         own = {field.name: data[field.name] for field in fields(CorpusSettings) if field.name in data}
-        corpus = prepare_corpus(CorpusSettings(**own))
+        settings = CorpusSettings(**own)
+        corpus = prepare_corpus(settings)
         tokens = data["batch_size"] * float(corpus.train["length"][:].mean())
-        samples = min(256, len(corpus.validation) - 1)  # with which they are compared; the last block may be padded
+        samples = min(256, len(corpus.validation) - (settings.blocks == "packed"))  # whose last block may be padded
         sizes = {name: data[name] for name in ("batch_size", "block_size")}
         return {**sizes, "tokens_of_step": tokens, "samples": samples}
 
@@ -217,7 +218,9 @@ class Study:
         networks = self.networks(length)
         # At a greater length the head's own passes are nearly all of its time.
         works = networks.works(batch, STEPS, STEPS[-1:] if shorter else STEPS)
-        taken, rows = Clock(self.device).by_turns(works, REPEATS, within=seconds), {}
+        began, rows = time.perf_counter(), {}
+        taken = Clock(self.device).by_turns(works, REPEATS, within=seconds)
+        round_seconds = (time.perf_counter() - began) / (1 + len(taken[GPT2]))
         peak = parts["rates"]["peak_flops"] or parts["rates"]["measured_flops"]
         for name, times in taken.items():
             median = statistics.median(times)
@@ -226,7 +229,6 @@ class Study:
             rows[name]["times_gpt2"] = ratio(taken[GPT2], times)
             if name.startswith("parallel"):
                 rows[name]["utilisation"] = count_flops(works[name]) / median / peak
-        round_seconds = sum(statistics.median(times) for times in taken.values())
         sizes = {"parameters": networks.num_parameters, "gpt2_parameters": networks.gpt2.num_parameters()}
         return {"rows": rows, "round_seconds": round_seconds, **sizes}
 

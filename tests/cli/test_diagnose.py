@@ -11,6 +11,7 @@ from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.cli.main import main
 from fewstep.cli.parser import parse_options
 from fewstep.data import CorpusSettings, prepare_corpus
+from fewstep.evaluation.measurements import MEASUREMENTS
 from fewstep.model import SavedModel
 from tests.bundles import BLOCK_SIZE, only, tiny_bundle, with_identity, write_checkpoint
 from tests.cli.test_evaluate import start_two
@@ -119,6 +120,36 @@ def test_the_text_is_the_held_out_part_of_what_the_model_was_trained_on_spread_e
         places = [len(validation) * place // given for place in range(given)]
         assert tokens.ids.tolist() == [list(validation[place]["input_ids"]) for place in places]
         assert bool(tokens.mask[:-1].all())
+
+
+def test_the_protocol_of_the_paper_measures_all_there_is_and_says_how_much_that_was(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cheap = {name: MEASUREMENTS[name] for name in ("token_accuracy", "reconstruction", "boundary_distance")}
+    monkeypatch.setattr("fewstep.evaluation.diagnosis.MEASUREMENTS", cheap)
+    text = SavedModel.from_pretrained(shop / "text" / "model")
+    options = parse_options("diagnose", DiagnoseOptions, command(shop)[1:])
+    whole_blocks = int(packed_blocks(corpus_of(text, options), 512).mask.all(1).sum())
+    arguments = ["--cache_dir", str(shop / "cache"), "--device", "cpu", "--protocol", "paper"]
+    for name, count, result in (("text", whole_blocks, "token_accuracy"), ("images", 97, "reconstruction_error")):
+        assert main(["diagnose", str(shop / name / "model"), *arguments]) == 0
+        stored = json.loads((shop / name / "paper" / "diagnostics.json").read_text())
+        note = f"protocol paper: {count} examples, the data has no more; it asks for 512"
+        assert note in stored["notes"] and note in capsys.readouterr().out.splitlines()
+        assert list(stored["results"]) == [result]
+        assert stored["table"][result]["num_examples"] == count
+        assert (stored["protocol"]["name"], stored["protocol"]["effort"]) == ("paper", "full")
+
+
+@pytest.mark.parametrize("option", ["--examples=8", "--positions 2", "--effort full", "--only dabi"])
+def test_the_protocol_decides_what_others_would_and_says_so_in_one_line(
+    shop: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert main(["diagnose", str(shop / "text" / "model"), "--protocol", "paper", *option.split()]) == 2
+    err = capsys.readouterr().err
+    name = option.replace("=", " ").split()[0]
+    assert err.count("\n") == 1
+    assert f"--protocol paper decides --examples, --positions, --effort, --only: leave {name} out" in err
 
 
 @pytest.mark.slow

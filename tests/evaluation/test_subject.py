@@ -55,6 +55,23 @@ def test_first_keeps_the_first_examples_and_positions_and_the_seed() -> None:
     assert torch.equal(subject.first(9).positions, subject.positions)
 
 
+def test_a_large_subject_is_decoded_in_parts_and_gives_what_it_gives_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tiny_subject()
+    assert whole.examples_at_once is None
+    monkeypatch.setattr("fewstep.evaluation.subject.NUMBERS_AT_ONCE", 3 * whole.decode(whole.z[:1]).numel())
+    parts = tiny_subject()
+    assert parts.examples_at_once == 3
+    torch.testing.assert_close(parts.decode(parts.z), whole.decode(whole.z))
+    torch.testing.assert_close(parts.given_text()(parts.z), whole.given_text()(whole.z))
+
+
+def test_at_most_so_many_examples_are_all_where_there_are_fewer() -> None:
+    real, few = real_blocks(), real_blocks().ids[:3]
+    for blocks, count in ((TokenBatch(few, torch.ones_like(few, dtype=torch.bool)), 3), (real, 4)):
+        subject = text_subject(tiny_bundle(), blocks, num_examples=4, num_positions=1, seed=0, at_most=True)
+        assert torch.equal(subject.data, real.ids[:count])
+
+
 @pytest.mark.parametrize("part", ["autoencoder", "language_model"])
 def test_a_model_in_training_mode_is_refused(part: str) -> None:
     bundle = tiny_bundle()

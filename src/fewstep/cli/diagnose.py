@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fewstep.evaluation.subject import Subject
 
 JSON_FILE, FOLDER, PICTURES = "diagnostics.json", "diagnosis", "pictures"
+FIXED = ("examples", "positions", "effort", "only")
+"""Options that a protocol decides."""
 IMAGES = "fewstep.lab.images.diagnosis.image_subject"
 """What makes a subject of an image model of ours."""
 
@@ -86,17 +88,20 @@ class DiagnoseOptions(TextOptions, AdapterOptions, DeviceOptions):
 
     Args:
         model: a model folder or a .ckpt file, of text or of images; with --adapter, what that says.
+        protocol: paper fixes measurements, examples (512, or all there are), positions and effort, for figures that
+            people compare between decoders.
         effort: default looks at a part of the examples where a measurement is expensive, full at all of them.
         examples: held-out blocks or images.
         positions: tokens looked at in each block.
         seed: the same seed gives the same figures.
         only: measurements with commas between, such as dabi,cci, or dotted paths of your own; left out, all.
         out: folder for the table and the pictures; left out, diagnosis/ beside the model, with --adapter
-            ./diagnosis-NAME.
+            ./diagnosis-NAME; with --protocol, that protocol's name in place of diagnosis.
         overwrite: replace an earlier diagnosis in that folder.
     """
 
     model: str
+    protocol: Literal["paper"] | None = None
     effort: Literal["default", "full"] = "default"
     examples: PositiveInt = 64
     positions: PositiveInt = 4
@@ -114,6 +119,7 @@ def main(argv: list[str]) -> int:
 def run(options: DiagnoseOptions, argv: list[str]) -> int:
     """The command itself; ``argv`` is named by its provenance."""
     check_adapter_options(options)
+    options = with_protocol(options, argv)
     only = None if options.only is None else comma_parts(options.only, "only")
     folder = options.out or default_folder(options)
     check_free(folder / JSON_FILE, overwrite=options.overwrite)
@@ -126,7 +132,12 @@ def run(options: DiagnoseOptions, argv: list[str]) -> int:
     with Processes.join() as processes, progress_bar("diagnosing", "measurement") as progress:
         shown = progress if processes.is_first else None
         diagnosis = diagnose(
-            load_subject(options), only=only, effort=options.effort, progress=shown, processes=processes
+            load_subject(options),
+            only=only,
+            effort=options.effort,
+            protocol=options.protocol,
+            progress=shown,
+            processes=processes,
         )
         if not processes.is_first:
             return 0
@@ -135,6 +146,19 @@ def run(options: DiagnoseOptions, argv: list[str]) -> int:
     print(diagnosis.to_text())
     print(f"\ntable     {folder / JSON_FILE}\npictures  {folder / PICTURES}/*.png")
     return 0
+
+
+def with_protocol(options: DiagnoseOptions, argv: list[str]) -> DiagnoseOptions:
+    """The options that the protocol decides. Raises ``UserError`` for those of ``argv``, which would be ignored."""
+    if options.protocol is None:
+        return options
+    given = {argument.partition("=")[0].removeprefix("--") for argument in argv if argument.startswith("--")}
+    if wrong := [name for name in FIXED if name in given]:
+        fixed = ", ".join(f"--{name}" for name in FIXED)
+        raise UserError(f"--protocol {options.protocol} decides {fixed}: leave --{wrong[0]} out, or --protocol")
+    from fewstep.evaluation.paper import PAPER_EXAMPLES
+
+    return replace(options, examples=PAPER_EXAMPLES, positions=1, effort="full")
 
 
 def check_adapter_options(options: DiagnoseOptions) -> None:
@@ -155,16 +179,18 @@ def check_adapter_options(options: DiagnoseOptions) -> None:
 
 def default_folder(options: DiagnoseOptions) -> Path:
     """Beside our own model; ``diagnosis-NAME`` here for another, whose name is a folder's or a hub name."""
+    folder = options.protocol or FOLDER
     if options.adapter is None:
-        return folder_beside(options.model, FOLDER)
+        return folder_beside(options.model, folder)
     local = Path(options.model)
     name = local.resolve().name if local.exists() else options.model.strip("/")
-    return Path(f"{FOLDER}-{name.replace('/', '-').replace(':', '-')}")
+    return Path(f"{folder}-{name.replace('/', '-').replace(':', '-')}")
 
 
 def load_subject(options: DiagnoseOptions) -> "Subject":
     """The model, of text or images, ours or another package's, with the data that it is measured on."""
     numbers: dict[str, Any] = {"num_examples": options.examples, "seed": options.seed}
+    numbers["at_most"] = options.protocol is not None
     if options.adapter is not None:
         load, _ = ADAPTERS[options.adapter]
         decoder = import_attribute(load, "adapter")(options)

@@ -1,7 +1,7 @@
 """A whole diagnosis: the measurements that a subject allows, as a table, JSON and pictures."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns
 from fewstep.evaluation.measurement import DABI_EFFORT, EffortName, Measurement, Threshold, choose
 from fewstep.evaluation.measurements import MEASUREMENTS, NOISE_LEVELS
+from fewstep.evaluation.paper import PAPER_EXAMPLES, PAPER_MEASUREMENTS, ProtocolName
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.subject import Subject
 from fewstep.provenance import versions
@@ -81,16 +82,20 @@ def diagnose(
     *,
     only: Sequence[str] | None = None,
     effort: EffortName = "full",
+    protocol: ProtocolName | None = None,
     progress: Progress | None = None,
     processes: Processes | None = None,
 ) -> Diagnosis:
     """Measure ``subject`` by :data:`~fewstep.evaluation.measurements.MEASUREMENTS`, or by those named in ``only``.
 
     ``only`` may name measurements outside the package by dotted paths; without it, those are left out that the model
-    lacks parts for. A figure depends on the subject and the effort alone, not on what else is measured, so several
-    ``processes`` share the work. Raises ``UserError`` for an unknown name or a missing part.
+    lacks parts for. ``protocol`` "paper" takes those of :mod:`fewstep.evaluation.paper`, and notes where the subject
+    has fewer examples than it asks for. A figure depends on the subject and the effort alone, not on what else is
+    measured, so several ``processes`` share the work. Raises ``UserError`` for an unknown name or a missing part.
     """
     offered = {name: item for name, item in MEASUREMENTS.items() if item.kind in (None, subject.kind)}
+    if protocol is not None:
+        offered = {name: item for name, item in offered.items() if name in PAPER_MEASUREMENTS}
     chosen = choose(offered, only)
     missing = {name: [part for part in item.parts if part not in subject.parts] for name, item in chosen.items()}
     left_out = {name: ", ".join(parts) for name, parts in missing.items() if parts}
@@ -111,10 +116,15 @@ def diagnose(
         positions,
         subject.seed,
         left_out,
-        protocol_of(subject, effort),
-        subject.notes,
+        {"name": protocol, **protocol_of(subject, effort)},
+        (*subject.notes, *_fewer(subject, protocol)),
         {name: threshold for name, threshold in declared if name in names},
     )
+
+
+def _fewer(subject: Subject, protocol: ProtocolName | None) -> Iterator[str]:
+    if protocol is not None and len(subject.z) < PAPER_EXAMPLES:
+        yield f"protocol {protocol}: {len(subject.z)} examples, the data has no more; it asks for {PAPER_EXAMPLES}"
 
 
 def refuse(subject: Subject, name: str, missing: Sequence[str]) -> None:

@@ -1,9 +1,17 @@
 """The protocol of figures that people compare between decoders, apart because diagnosis, command and report read it."""
 
+from typing import Literal
+
 from fewstep.diagnostics.first_failure import first_failure
 from fewstep.diagnostics.result import Result
 from fewstep.evaluation.measurement import Effort, Measurement, Threshold
 from fewstep.evaluation.subject import Subject
+
+ProtocolName = Literal["paper"]
+"""A protocol fixes measurements, examples, positions and effort; None: as the options say."""
+PAPER_MEASUREMENTS = ("token_accuracy", "reconstruction", "dabi", "first_failure", "cci")
+PAPER_EXAMPLES = 512
+"""Held-out examples, or all where the data has fewer; one position in each."""
 
 
 def measure_first_failure(subject: Subject, *, num_random: int = 4) -> Result:

@@ -22,6 +22,8 @@ from fewstep.model import SavedModel
 from fewstep.shapes import example_generators, randn
 from fewstep.types import TokenBatch, Trajectory
 
+NUMBERS_AT_ONCE = 2**25
+"""Outputs of a decoder that are held at once, 128 MiB in float32; a diagnostic holds a few such tensors."""
 MIN_EXAMPLES = 2
 """One example has no interval."""
 PACKAGES = ("transformers", "tokenizers")
@@ -150,9 +152,11 @@ def text_subject(
     seed: int,
     name: str = "the model",
     source: Mapping[str, Any] | None = None,
+    at_most: bool = False,
 ) -> Subject:
     """A text model, the first ``num_examples`` blocks of ``tokens`` (N, L) that hold no padding, and positions in them.
 
+    ``at_most``: as many as there are, where there are fewer.
     Raises ``UserError`` for a model without autoencoder and readout, for numbers that the text cannot give, and for
     a model in training mode.
     """
@@ -161,15 +165,17 @@ def text_subject(
     if any(part.training for part in model.parts().values()):
         raise UserError("the model is in training mode: call model.to(device) or .eval() before it is diagnosed")
     full = tokens.ids[tokens.mask.all(1)]
+    num_examples = min(num_examples, len(full)) if at_most else num_examples
     check_numbers(num_examples, len(full), "the held-out blocks without padding")
     ids = full[:num_examples].to(next(model.autoencoder.parameters()).device)
     positions = positions_in(ids, num_positions, seed)
     with torch.no_grad():
         z = model.autoencoder.encode(ids, torch.ones_like(ids)).z
     head = None if model.head is None else model.commitment_head()
+    decode, at_once = decoder_of(model.reader()), _examples_at_once(model, ids)
     return Subject(
         name,
-        decoder_of(model.reader()),
+        decode if at_once is None else DecodeInParts(decode, at_once),
         z,
         ids,
         positions,
@@ -177,9 +183,16 @@ def text_subject(
         None if head is None else lambda level: HeadConditionals(head, level),
         0.0 if head is None else head.trust_level,
         model,
+        at_once,
         source=source,
         packages=PACKAGES,
     )
+
+
+def _examples_at_once(model: SavedModel, ids: Tensor) -> int | None:
+    """How many examples' logits fit :data:`NUMBERS_AT_ONCE`; None: those of all of ``ids`` (B, L)."""
+    of_one = ids.shape[1] * len(model.tokenizer)
+    return None if len(ids) * of_one <= NUMBERS_AT_ONCE else max(1, NUMBERS_AT_ONCE // of_one)
 
 
 def positions_in(data: Tensor, num_positions: int, seed: int) -> Tensor:

@@ -5,15 +5,18 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from fewstep.cli.main import main
 from fewstep.diagnostics.dabi import RADII
 from fewstep.diagnostics.decoding import rms
+from fewstep.evaluation.diagnosis import Diagnosis
 from fewstep.evaluation.measurements import MEASUREMENTS
 from tests.lab.adapters.folders import TOKENS, write
 from tests.lab.adapters.test_images import write_kl
@@ -185,6 +188,31 @@ def test_an_autoencoder_of_diffusers_has_the_table_of_images(shop: Path, tmp_pat
     assert found["protocol"]["data"] == {"source": "digits", "shape": [3, 8, 8]}
     assert set(found["protocol"]["versions"]) == {"fewstep", "torch", "diffusers"}
     assert found["table"]["dabi_segment"]["value"] > 0
+
+
+def test_the_protocol_of_the_paper_has_one_layout_whatever_the_decoder(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("diffusers")
+    monkeypatch.chdir(shop)
+    (tmp_path / "photos").mkdir()
+    for place in range(3):
+        Image.new("L", (8, 8), 80 * place).save(tmp_path / "photos" / f"{place}.png")
+    paper = ["--protocol", "paper", "--device", "cpu", "--out"]
+    text = ["diagnose", "mine:two_tokens", "--adapter", "callable", "--whiten", *paper, str(tmp_path / "text")]
+    kl = ["diagnose", "kl", "--adapter", "autoencoder-kl", "--images", str(tmp_path / "photos")]
+    assert main(text) == 0
+    assert main([*kl, *paper, str(tmp_path / "images")]) == 0
+    words, pictures = (stored(tmp_path / kind) for kind in ("text", "images"))
+    assert set(words) == set(pictures) == {*(field.name for field in fields(Diagnosis)), "table"}
+    assert set(words["protocol"]) == set(pictures["protocol"])
+    assert (words["num_examples"], pictures["num_examples"]) == (8, 3)
+    results = ["token_accuracy", "dabi", "dabi_segment", "dabi_data", "first_failure", "cci_noise"]
+    assert list(words["results"]) == results
+    assert list(pictures["results"]) == ["reconstruction_error", "dabi_segment", "dabi_data_segment"]
+    assert words["table"]["dabi"]["value"] == pytest.approx(6)
+    assert words["table"]["first_failure_ratio"]["value"] > 1
+    assert "protocol paper: 3 examples, the data has no more; it asks for 512" in capsys.readouterr().out.splitlines()
 
 
 def test_what_asks_for_conditionals_is_left_out_where_there_are_none_and_said(

@@ -57,6 +57,22 @@ def test_several_runs_and_a_diagnosis_alone_make_one_page(
     assert other.with_name("report.html").is_file()
 
 
+def test_diagnoses_of_a_protocol_are_printed_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, protocol in (("a", "paper"), ("b", "paper"), ("c", None)):
+        content = MadeDiagnosis().to_dict()
+        content["protocol"]["name"] = protocol
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    files = [str(tmp_path / f"{name}.json") for name in "abc"]
+    page = ["--out", str(tmp_path / "page.html"), "--overwrite"]
+    assert main(["report", *files[:2], *page]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^dabi +2 \(1.8 to 2.2\) +2 \(1.8 to 2.2\)$", out, re.M)
+    assert "Their protocols are the same." in out
+    assert main(["report", *files, *page]) == 0
+    assert "Their protocols" not in capsys.readouterr().out, "a whole diagnosis has too many rows"
+    assert "Their protocols differ in name." in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_a_run_with_a_model_gets_a_viewer_whose_traces_are_kept(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rows=sweep_rows())
     tiny_bundle().save_pretrained(folder / "model")

@@ -11,7 +11,7 @@ import pytest
 
 from fewstep.diagnostics.result import Picture, Series
 from fewstep.lab.report.charts import alternative_text, chart
-from fewstep.lab.report.page import NEAR, PAGE, make_report, page_html, viewer_json, visible
+from fewstep.lab.report.page import NEAR, PAGE, make_report, page_html, side_by_side, viewer_json, visible
 from fewstep.lab.report.rules import RULES
 from fewstep.lab.report.run import Run, read_run, read_runs
 from fewstep.lab.report.traces import Traces
@@ -196,6 +196,31 @@ def test_two_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert "first: made: 0.3 at 0.25 to 0.9 at 0.75, between 0.3 and 0.9. second: made: 0 at 0.25" in labels
     assert "first: parallel, gamma 0" in labels and "second: parallel, gamma 0" in labels  # one protocol, one chart
     assert len(set(found.values("id"))) == len(found.values("id"))
+
+
+def test_diagnoses_of_several_stand_in_one_table_that_says_what_they_do_not_share(tmp_path: Path) -> None:
+    ours, theirs = MadeDiagnosis().to_dict(), MadeDiagnosis(table={"dabi": 50.0, "first": 7.0}).to_dict()
+    ours["protocol"] |= {"whitened": True, "latent_rms": 1.0, "examples": 512}
+    theirs["protocol"] |= {"whitened": False, "latent_rms": 9.0, "examples": 300}
+    theirs |= {"n": 4096, "num_examples": 300, "model": "others/model"}
+    theirs["results"]["table"]["rows"][1]["note"] = "median; >=; 60.0% censored"
+    for name, content in (("ours", ours), ("theirs", theirs)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    runs = read_runs([str(tmp_path / "ours.json"), str(tmp_path / "theirs.json")])
+    (table,) = side_by_side(runs)
+    assert tuple(table.heading) == ("", "ours", "theirs")
+    cells = {row[0]: tuple(row[1:]) for row in table.rows}
+    assert cells["model"] == ("made", "others/model")
+    assert (cells["n"], cells["examples"]) == (("100", "4,096"), ("16", "300"))
+    assert cells["latents"] == ("whitened", "not whitened")
+    assert cells["dabi"] == ("2 (1.8 to 2.2)", "50 (45 to 55)")
+    assert cells["cci"] == ("0.3 (0.27 to 0.33)", "–")
+    assert cells["first"] == ("–", "≥ 7 (6.3 to 7.7)")
+    assert table.caption.endswith("Their protocols differ in whitened, examples.")
+    assert table.caption in " ".join(seen(page_of(*runs)).text)
+    same = replace(runs[1], name="again")
+    assert next(side_by_side([runs[1], same])).caption.endswith("Their protocols are the same.")
+    assert not list(side_by_side(runs[:1]))
 
 
 def test_runs_whose_scores_do_not_compare_do_not_share_a_chart(tmp_path: Path) -> None:

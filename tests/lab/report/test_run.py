@@ -35,6 +35,12 @@ def test_a_diagnosis_alone_is_a_run_by_file_and_by_folder(tmp_path: Path) -> Non
         run = read_run(path)
         assert run.name == "other"
         assert figures_of(run)["cci"] == 0.3
+    for name in ("paper/diagnostics.json", "sent_in.json"):
+        file = tmp_path / "mine" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes((folder / "diagnostics.json").read_bytes())
+        assert read_run(file).name == ("sent_in" if name == "sent_in.json" else "mine")
+    assert figures_of(read_run(tmp_path / "mine"))["cci"] == 0.3
 
 
 def test_the_model_is_known_by_its_manifest_and_the_headers_of_its_weights(tmp_path: Path) -> None:

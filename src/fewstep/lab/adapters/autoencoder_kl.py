@@ -9,6 +9,7 @@ from torch import Tensor
 from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.errors import UserError, first_line
 from fewstep.evaluation.pretrained import AUTOENCODER, DTYPES, check_memory, from_pretrained, model_folder, read_config
+from fewstep.evaluation.subject import MIN_EXAMPLES
 from fewstep.lab.adapters.decoder import Decoder
 from fewstep.lab.images import Digits, DrawnShapes
 
@@ -26,8 +27,7 @@ def load_autoencoder_kl(options: DiagnoseOptions) -> Decoder:
     the images.
     """
     source = options.images or "shapes"
-    if source not in ("digits", "shapes"):
-        image_files(source, options.examples)  # before the model is loaded
+    count = count_of(source, options)  # before the model is loaded
     folder = model_folder(options.model, subfolder=options.subfolder, allow_pickle=options.allow_pickle)
     dtype = DTYPES[options.dtype or "float32"]
     check_memory(folder, dtype)
@@ -35,7 +35,7 @@ def load_autoencoder_kl(options: DiagnoseOptions) -> Decoder:
     size = options.image_size or getattr(model.config, "sample_size", None) or DEFAULT_SIZE
     size = int(size[0] if isinstance(size, list | tuple) else size)
     channels = int(getattr(model.config, "in_channels", 3))
-    images = read_images(source, options.examples, channels=channels, size=size).to(model.device, dtype)
+    images = read_images(source, count, channels=channels, size=size).to(model.device, dtype)
     try:
         with torch.no_grad():
             encoded = [model.encode(part) for part in images.split(BATCH_SIZE)]
@@ -60,6 +60,14 @@ def load_autoencoder_kl(options: DiagnoseOptions) -> Decoder:
         source={"source": source, "shape": list(images.shape[1:])},
         packages=("diffusers",),
     )
+
+
+def count_of(source: str, options: DiagnoseOptions) -> int:
+    """Images to read of ``source``: ``examples``, or under a protocol at most those. Raises ``UserError``."""
+    at_most = options.protocol is not None
+    if source not in ("digits", "shapes"):
+        return len(image_files(source, options.examples, at_most=at_most))
+    return min(options.examples, Digits().num_held_out) if at_most and source == "digits" else options.examples
 
 
 def _load(folder: Path, dtype: torch.dtype, options: DiagnoseOptions) -> Any:
@@ -111,13 +119,13 @@ def read_images(source: str, count: int, *, channels: int, size: int) -> Tensor:
     return torch.cat([_resized(image, channels, size) for image in images]) * 2 - 1
 
 
-def image_files(source: str, count: int) -> list[Path]:
-    """The first ``count`` image files of a folder. Raises ``UserError`` where there are fewer."""
+def image_files(source: str, count: int, *, at_most: bool = False) -> list[Path]:
+    """The first ``count`` image files of a folder. Raises ``UserError`` where there are fewer, unless ``at_most``."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(f"images {source}: expected digits or shapes, or a folder of .png or .jpg files")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    if len(files) < count:
+    if len(files) < (MIN_EXAMPLES if at_most else count):
         raise UserError(
             f"images {source}: the folder holds {len(files)} .png or .jpg files, and examples is {count}: expected at "
             f"least 2 files and as many as --examples"

@@ -18,10 +18,7 @@ from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.diagnostics.cci import TokenConditionals
 from fewstep.diagnostics.decoding import Decode, DecodeInParts, rms
 from fewstep.errors import UserError
-from fewstep.evaluation.subject import Subject, check_numbers, positions_in
-
-NUMBERS_AT_ONCE = 2**25
-"""Outputs of a decoder that are held at once, 128 MiB in float32; a diagnostic holds a few such tensors."""
+from fewstep.evaluation.subject import NUMBERS_AT_ONCE, Subject, check_numbers, positions_in
 
 
 @dataclass(frozen=True)
@@ -53,14 +50,18 @@ class Decoder:
                 f"{tuple(self.data.shape)}: expected (B, ...), and tokens (B, L) or images (B, C, H, W)"
             )
 
-    def subject(self, *, num_examples: int, num_positions: int, seed: int, whiten: bool = False) -> Subject:
+    def subject(
+        self, *, num_examples: int, num_positions: int, seed: int, whiten: bool = False, at_most: bool = False
+    ) -> Subject:
         """The first ``num_examples`` examples for a diagnosis, their latents over the rms of all numbers in them.
 
+        ``at_most``: as many as there are, where there are fewer.
         So radii and noise levels are in units of the rms, as they are for our own, whitened latents. ``whiten`` gives
         each dimension mean 0 and variance 1 over those examples instead, since DABI depends on the coordinates. Raises
         ``UserError`` for numbers that the data cannot give, and for latents or outputs that cannot be measured: no
         logits (B, L, V), no spread, or a number that is not finite.
         """
+        num_examples = min(num_examples, len(self.z)) if at_most else num_examples
         check_numbers(num_examples, len(self.z), "the decoder's examples")
         z, data = self.z[:num_examples].detach(), self.data[:num_examples]
         unit = rms(z)

@@ -26,7 +26,7 @@ class ReportOptions(DeviceOptions):
 
     Args:
         runs: a run's folder (as fewstep quickstart writes), a folder with some of its files, or a diagnosis (its folder
-            or diagnostics.json); several are compared.
+            or its JSON file); several are compared.
         out: the page; left out, report.html in the run's folder, or here for several runs.
         overwrite: replace an earlier page.
         title: heading of the page; left out, the runs' names.
@@ -48,7 +48,8 @@ def main(argv: list[str]) -> int:
     if options.title is not None and not options.title.strip():
         raise UserError("--title is empty: give a heading, or leave it out")
     out = options.out or default_file(options.runs)
-    from fewstep.lab.report.page import make_report, page_html
+    from fewstep.evaluation.columns import aligned_columns
+    from fewstep.lab.report.page import make_report, page_html, side_by_side
     from fewstep.lab.report.run import read_runs
 
     runs = read_runs(options.runs)
@@ -57,6 +58,9 @@ def main(argv: list[str]) -> int:
         report = make_report(runs, title=options.title, traces=traces)
         write([page_html(report)])
     print("\n\n".join(verdict.to_text() for verdict in report.verdicts))
+    if all(run.diagnosis is not None and run.diagnosis.protocol.get("name") for run in runs):
+        for table in side_by_side(runs):  # of a protocol that fixes a short list of rows
+            print(f"\n{aligned_columns([table.heading, *table.rows], (0,))}\n{table.caption}")
     print(f"\nreport    {out}")
     if options.wandb:
         log_to_wandb(report, out.resolve().parent)

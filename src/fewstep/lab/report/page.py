@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fewstep import __version__
-from fewstep.diagnostics.result import Picture, Series
+from fewstep.diagnostics.result import Picture, Row, Series
 from fewstep.evaluation.charts import ENTROPY_BAND_NATS, NFE, SECONDS
 from fewstep.evaluation.rows import HELD_OUT, table_lines
 from fewstep.lab.report.charts import Chart, chart
@@ -43,6 +43,8 @@ MOST_TEXTS, MOST_LETTERS = 3, 600
 NEAR = (0.1, 0.25, 0.5, 1.0)
 """Where one colour of the viewer ends and the next begins, rms: generated tokens lie at some tenths, data about 1."""
 CAPTIONS = {
+    "first_failure": "How far latents of data move before their token changes: where both lines rise together, a "
+    "cell ends as near in one direction as in any other.",
     "noise_robustness": "What the readout reads when a latent is displaced.",
     "boundary_distance_generated": "Distance of tokens to the nearest flip: it should be as for data.",
     "tube": "Theorem 3 of arXiv:2606.30705: tokens that flip under the posterior mean, and data within c s of a "
@@ -53,6 +55,7 @@ CAPTIONS = {
     "cci_noise": "Share of a token's uncertainty that the head's earlier tokens resolve, on data with noise.",
 }
 """What the title of a result does not say."""
+SIDE_BY_SIDE = "table-side-by-side"
 PAGE = files("fewstep.lab.report") / "page"
 
 
@@ -101,7 +104,7 @@ def make_report(runs: Sequence[Run], *, title: str | None = None, traces: Mappin
             "scores": list(score_charts(runs)),
         },
         {
-            "measurements": list(estimate_tables(runs)),
+            "measurements": [*side_by_side(runs), *estimate_tables(runs)],
             "scores": list(score_tables(runs)),
             "provenance": [provenance(runs)],
         },
@@ -193,6 +196,34 @@ def result_charts(runs: Sequence[Run]) -> Iterator[Chart]:
             first = drawn[0][1]
             picture = replace(first, series=tuple(series), kind=first.kind if len(series) == 1 else "lines")
             yield chart(picture, f"chart-{_identifier(name)}", f"{first.title}. {CAPTIONS.get(name, '')}".strip())
+
+
+def side_by_side(runs: Sequence[Run]) -> Iterator[Table]:
+    """All diagnoses in one table, a column each, with what they were measured on; none of fewer than two."""
+    shown = [(run.name, run.diagnosis) for run in runs if run.diagnosis is not None]
+    if len(shown) < 2:
+        return
+    diagnoses = [diagnosis for _, diagnosis in shown]
+    names = dict.fromkeys(key for diagnosis in diagnoses for key in diagnosis.protocol if key != "latent_rms")
+    values = {key: [diagnosis.protocol.get(key) for diagnosis in diagnoses] for key in names}
+    differing = [key for key, column in values.items() if any(value != column[0] for value in column)]
+    caption = "Diagnoses side by side, with 95 % intervals; ≥ marks a lower bound. "
+    caption += f"Their protocols differ in {', '.join(differing)}." if differing else "Their protocols are the same."
+    rows = [
+        ("model", *(diagnosis.model for diagnosis in diagnoses)),
+        ("kind", *(diagnosis.kind for diagnosis in diagnoses)),
+        ("n", *(f"{diagnosis.n:,}" for diagnosis in diagnoses)),
+        ("examples", *(f"{diagnosis.num_examples:,}" for diagnosis in diagnoses)),
+        ("latents", *("whitened" if d.protocol.get("whitened", True) else "not whitened" for d in diagnoses)),
+    ]
+    by_name = [{row.name: row for row in diagnosis.rows()} for diagnosis in diagnoses]
+    for name in dict.fromkeys(name for column in by_name for name in column):
+        rows.append((name, *(_measured(column.get(name)) for column in by_name)))
+    yield Table(SIDE_BY_SIDE, caption, ("", *(name for name, _ in shown)), rows)
+
+
+def _measured(row: Row | None) -> str:
+    return NOTHING if row is None else ("≥ " if ">=" in row.note else "") + estimate_text(row.estimate)
 
 
 def estimate_tables(runs: Sequence[Run]) -> Iterator[Table]:

@@ -23,6 +23,8 @@ STAGES = ("autoencoder", "flow", "distribution_matching", "head", "language_mode
 """In the order of training; stages of other names come after them."""
 LOSSES = (("train/loss", "train"), ("val/loss", "held out"))
 DIAGNOSIS, REMEDY = "diagnostics.json", "re-create or delete the file"
+DIAGNOSES = ("diagnosis", "paper")
+"""Folders of a diagnosis beside its model; the first that is there belongs to the run."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,13 @@ def read_run(path: str | Path) -> Run:
     """
     folder = Path(path).expanduser()
     if folder.is_file():
-        return Run(_name(folder.parent), str(path), diagnosis=read_json(Diagnosis, folder))
+        name = _name(folder.parent) if folder.name == DIAGNOSIS else folder.stem
+        return Run(name, str(path), diagnosis=read_json(Diagnosis, folder))
     if not folder.is_dir():
         raise UserError(f"{path} does not exist: give a run's folder, or a diagnosis")
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         raise UserError(f"{path} is a model: give the run's folder that contains it, {folder.resolve().parent}")
-    diagnoses = (folder / "diagnosis" / DIAGNOSIS, folder / DIAGNOSIS)
+    diagnoses = (*(folder / name / DIAGNOSIS for name in DIAGNOSES), folder / DIAGNOSIS)
     run = Run(
         name=_name(folder),
         path=str(path),
@@ -139,9 +142,9 @@ def read_json(kind: type[T], file: Path) -> T:
 
 
 def _name(folder: Path) -> str:
-    """The last name that says something: a diagnosis lies in a folder called diagnosis, beside its model."""
+    """The last name that says something: a diagnosis lies in a folder called diagnosis or paper, beside its model."""
     resolved = folder.resolve()
-    return (resolved.parent.name if resolved.name == "diagnosis" else resolved.name) or "run"
+    return (resolved.parent.name if resolved.name in DIAGNOSES else resolved.name) or "run"
 
 
 def _stored_numbers(file: Path) -> int:
