@@ -54,10 +54,15 @@ MODELS: dict[str, tuple[Callable[[Weights], Shapes], Shapes]] = {
 }
 
 
+def released_shapes(name: str) -> Shapes:
+    """All weights of a released size, from the few that decide them."""
+    shapes_of, known = MODELS[name]
+    return shapes_of(Weights(name, {key: torch.empty(shape, device="meta") for key, shape in known.items()}))
+
+
 def write(name: str, folder: Path) -> int:
     """A model folder with random weights of the released size; returns how many numbers they are."""
-    shapes_of, known = MODELS[name]
-    shapes = shapes_of(Weights(name, {key: torch.empty(shape, device="meta") for key, shape in known.items()}))
+    shapes = released_shapes(name)
     generator = torch.Generator().manual_seed(0)
     tensors = {key: 0.05 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
     schedule = {"proposal.loc": torch.tensor(4.723), "proposal.scale": torch.tensor(0.852)}
