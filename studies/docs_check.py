@@ -28,7 +28,7 @@ PAGES = sorted(
     key=lambda page: (next((i for i, part in enumerate(FIRST) if part in str(page)), len(FIRST)), str(page)),
 )
 NOT_HERE = (
-    r"\.\.\.|my_|texts/|notes|photos/|all-MiniLM|SmolLM2|smollm2|runs/ae16|runs/mine|diagnosis-bart|owner/|\.ckpt"
+    r"\.\.\.|my_|texts/|notes|photos/|all-MiniLM|SmolLM2|smollm2|Continuous-Rivals|runs/ae16|runs/mine|diagnosis-bart|owner/|\.ckpt"
     r"|--device cuda|--size base|--size hour|devices=|\$|\b[A-Z]{3,}\b|--wandb|--help"
 )
 """Such a line needs what only the reader has; the tests compare its options with the parser."""

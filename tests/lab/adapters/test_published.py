@@ -20,6 +20,7 @@ from fewstep.cli.main import main
 from fewstep.errors import UserError
 from fewstep.lab.adapters import Decoder
 from fewstep.registry import import_attribute
+from studies.published_memory import released_shapes
 from tests.fake_hub import running_hub
 from tests.lab.adapters import published
 from tests.lab.adapters.folders import TOKENS, options_of
@@ -386,3 +387,12 @@ def test_of_a_hub_name_only_the_files_that_are_read_are_fetched(tmp_path: Path) 
         "checkpoint_20 checkpoint_3 config.yml",
         "cola_dlm/cola_vae/config.json cola_dlm/cola_vae/model.safetensors tokenizer.json",
     ], done.stderr
+
+
+PUBLISHED_NUMBERS = {"calm": 75.8e6, "elf-b": 105e6, "elf-m": 342e6, "elf-l": 652e6, "cola": 500e6}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_NUMBERS)
+def test_the_weights_that_are_asked_for_add_up_to_the_published_size(name: str) -> None:
+    numbers = sum(map(math.prod, released_shapes(name).values()))
+    assert numbers == pytest.approx(PUBLISHED_NUMBERS[name], rel=0.005)
