@@ -48,7 +48,7 @@ TRIALS = (
     "speed.py sampling --quick --repeats 1",
     "speed.py objectives --quick --repeats 1",
     "grammar.py --size debug --source grammar:15 --samples 4 --seeds 1 --steps 1,2 --out grammar",
-    "recipe.py --minutes 0.1 --samples 4 --only base --out recipe",
+    "latents.py --size debug --seeds 1 --samples 4 --source sotu --only transformer,velocity --out latents",
     "accelerator.py --minutes 0.5 --size debug --source sotu --out accelerator",
     "decoders.py --train_steps 10 --examples 2 --out decoders",
 )
