@@ -96,8 +96,13 @@ class ScoringOptions:
 class StudyOptions(ScoringOptions, TextOptions, DeviceOptions):
     """Options of commands that score the samples of text models."""
 
-    def study(self, bundle: "SavedModel", *, mauve: bool = False) -> "TextStudy":
-        """Scorer, real text and protocol for the samples of ``bundle`` and of models on its latents."""
+    def study(
+        self, bundle: "SavedModel", *, mauve: bool = False, prompt_tokens: int = 0, infill_tokens: int = 0
+    ) -> "TextStudy":
+        """Scorer, real text and protocol for the samples of ``bundle`` and of models on its latents.
+
+        They are given ``prompt_tokens`` of held-out texts, or all but ``infill_tokens``.
+        """
         from fewstep.evaluation.scorers import RunScorer
         from fewstep.evaluation.text_plan import TextStudy, real_text
         from fewstep.evaluation.transformers_scorer import TransformersScorer
@@ -109,7 +114,15 @@ class StudyOptions(ScoringOptions, TextOptions, DeviceOptions):
             scorer = TransformersScorer(self.scorer, dtype=self.scorer_dtype, device=self.pick_device())
         corpus, source = corpus_of(bundle, self), self.source or bundle.identity.source
         packed = bundle.identity.blocks == "packed"
-        real = real_text(corpus, source, self.samples * self.seeds, packed=packed, others=mauve)
+        real = real_text(
+            corpus,
+            source,
+            self.samples * self.seeds,
+            packed=packed,
+            others=mauve,
+            prompt_tokens=prompt_tokens,
+            infill_tokens=infill_tokens,
+        )
         seeds = tuple(range(self.seeds))
         return TextStudy(bundle, scorer, real, self.samples, seeds, self.batch_size, self.cci_examples, mauve)
 

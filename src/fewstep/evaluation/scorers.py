@@ -50,9 +50,12 @@ class Scorer(Protocol):
         """Everything that its numbers depend on, as plain values; part of a sweep's protocol."""
         ...
 
-    def score(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> ScoredText:
+    def score(
+        self, texts: Sequence[str], ids: Tensor, mask: Tensor, spans: Sequence[tuple[int, int]] | None = None
+    ) -> ScoredText:
         """Score N texts, given as strings and as the model's tokens ``ids`` (N, L) with ``mask`` (N, L) of those that
-        count. A scorer takes whichever it understands; both are the same text."""
+        count, given the ones before them. A scorer takes whichever it understands; both are the same text. ``spans``
+        are the characters of each text that count, first and behind the last (None: all do)."""
         ...
 
     def features(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> Tensor:
@@ -86,8 +89,10 @@ class RunScorer:
         }
 
     @torch.no_grad()
-    def score(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> ScoredText:
-        """Score ``ids`` (N, L) where ``mask`` (N, L) is true; ``texts`` is not used."""
+    def score(
+        self, texts: Sequence[str], ids: Tensor, mask: Tensor, spans: Sequence[tuple[int, int]] | None = None
+    ) -> ScoredText:
+        """Score ``ids`` (N, L) where ``mask`` (N, L) is true; ``texts`` and ``spans`` are not used."""
         device, mask = next(self.model.parameters()).device, mask.cpu()
         nats = torch.cat([self.model.token_nats(rows.to(device)).double().cpu() for rows in ids.split(self.batch_size)])
         entropies = sample_entropies_nats(ids.cpu(), mask)
