@@ -57,13 +57,15 @@ class TextOptions:
 
     Args:
         source: the text; left out, what the model was trained on.
-        text_field: field that holds the text.
+        text_field: field that holds the text; left out, as in training.
+        prompt_field: field that holds the prompt of a text; left out, as in training.
         max_documents: as in training, so that held-out text is held out here too.
         cache_dir: folder for prepared text.
     """
 
     source: str | None = None
-    text_field: str = "text"
+    text_field: str | None = None
+    prompt_field: str | None = None
     max_documents: PositiveInt | None = None
     cache_dir: str = "~/.cache/fewstep"
 
@@ -168,7 +170,8 @@ def corpus_of(bundle: "SavedModel", options: TextOptions) -> "PreparedCorpus":
         bundle.tokenizer.save_pretrained(folder)
         settings = CorpusSettings(
             source=options.source or bundle.identity.source,
-            text_field=options.text_field,
+            text_field=options.text_field or bundle.identity.text_field,
+            prompt_field=options.prompt_field or bundle.identity.prompt_field,
             tokenizer=folder,
             block_size=bundle.identity.block_size,
             blocks=bundle.identity.blocks,

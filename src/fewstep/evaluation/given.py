@@ -4,12 +4,15 @@ N texts, B of them in a batch, L tokens.
 """
 
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fewstep.errors import UserError
 from fewstep.evaluation.rows import Column, Setting, Value
+from fewstep.evaluation.scorers import texts_of
 from fewstep.evaluation.sweep import Batch, Measure, Samples, Statistic
 from fewstep.types import KnownTokens, TokenBatch
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 KnownOf = Callable[[Batch], KnownTokens]
 """The tokens (B, L) that are given of a batch's texts."""
+PROMPTS = "the prompts"
+"""The rule by which a pair's prompt is given, and its answer written."""
 COLUMNS = {
     "accuracy": Column("accuracy", ".3f", interval=True),
     "kept": Column("given kept", ".3f"),
@@ -84,4 +89,46 @@ def comparison(study: "TextStudy") -> Measure | None:
         f"given: {real.given_rule}; all other figures are of the tokens that are written, the perplexity given what "
         "stands before them; accuracy: share of them that are held-out text's own",
         COLUMNS,
+    )
+
+
+def answers(study: "TextStudy") -> Measure | None:
+    """Exact match and ROUGE-L of answers to held-out prompts; ``UserError`` where its package is not installed.
+
+    Texts are compared without white space around them. ROUGE-L is the F-measure of the package rouge-score, without
+    stemming (Lin 2004, ROUGE: a package for automatic evaluation of summaries, section 3.1).
+    """
+    if study.real.given is None or study.real.given_rule != PROMPTS:
+        return None
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise UserError(f"ROUGE-L needs the package rouge-score ({error}): pip install 'fewstep[rouge]'") from None
+    scorer, tokenizer, real = RougeScorer(["rougeL"]), study.bundle.tokenizer, study.real
+    expected = texts_of(tokenizer, real.held_out.ids, real.held_out.mask & ~study.real.given)
+
+    def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
+        written = texts_of(tokenizer, samples.tensors["ids"], samples.tensors["mask"])
+        pairs = list(zip(expected[batch.rows(study.num_samples)], written, strict=True))
+        exact = [float(ours.strip() == theirs.strip()) for theirs, ours in pairs]
+        overlap = [scorer.score(theirs, ours)["rougeL"].fmeasure for theirs, ours in pairs]
+        return {"answers": torch.tensor([exact, overlap], dtype=torch.float64).T}
+
+    def values(setting: Setting, samples: Samples) -> Mapping[str, Value | Statistic]:
+        exact, overlap = samples.tensors["answers"].split(1, dim=1)
+        seed_index = samples.tensors["seed_index"]
+        return {
+            "exact_match": Statistic(exact, seed_index=seed_index),
+            "rouge_l": Statistic(overlap, seed_index=seed_index),
+        }
+
+    return Measure(
+        values,
+        take,
+        {"answers": {"rouge_score": version("rouge-score")}},
+        "exact: share of answers that are held-out text's own; ROUGE-L: their longest common subsequence of words",
+        {
+            "exact_match": Column("exact", ".3f", interval=True),
+            "rouge_l": Column("ROUGE-L", ".3f", interval=True),
+        },
     )

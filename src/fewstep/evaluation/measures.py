@@ -8,9 +8,9 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals, cci_as_read
-from fewstep.evaluation.given import comparison
+from fewstep.evaluation.given import answers, comparison
 from fewstep.evaluation.rows import HELD_OUT, Setting, Value
-from fewstep.evaluation.scorers import corpus_perplexity
+from fewstep.evaluation.scorers import corpus_perplexity, texts_of
 from fewstep.evaluation.subject import noise_source
 from fewstep.evaluation.sweep import Batch, Measure, Samples, Statistic
 from fewstep.metrics.text import (
@@ -24,7 +24,6 @@ from fewstep.metrics.text import (
     memorised_share,
     repeated_ngrams,
 )
-from fewstep.pipeline import decode_blocks
 from fewstep.readouts import READOUTS, CommitmentHead
 from fewstep.registry import import_attribute, resolve
 from fewstep.types import TokenBatch
@@ -40,11 +39,6 @@ AT_ONCE = 64
 
 Factory = Callable[["TextStudy"], Measure | None]
 Values = Mapping[str, Value | Statistic]
-
-
-def texts_of(tokenizer: "PreTrainedTokenizerFast", ids: Tensor, mask: Tensor) -> list[str]:
-    """The texts of ``ids`` (N, L) where ``mask`` (N, L) is true."""
-    return [decode_blocks(tokenizer, row[seen][None])[0] for row, seen in zip(ids, mask, strict=True)]
 
 
 def written_spans(
@@ -253,6 +247,7 @@ def law(study: "TextStudy") -> Measure | None:
 MEASURES: dict[str, Factory] = {
     "scores": scores,
     "given": comparison,
+    "answers": answers,
     "repetition": repetition,
     "copies": copies,
     "late_flips": late_flips,

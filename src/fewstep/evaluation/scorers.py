@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.data import tokenizer_fingerprint
+from fewstep.data.tokenizer import decode_blocks
 from fewstep.metrics.text import sample_entropies_nats
 from fewstep.readouts import LanguageModel
 from fewstep.shapes import tensors_digest
@@ -39,6 +40,11 @@ def corpus_perplexity(stacked: Tensor) -> Tensor:
     """exp(all nats / all tokens) of texts (..., N, 2), float64 (...)."""
     nats, tokens = stacked.double().sum(-2).unbind(-1)
     return torch.exp(nats / tokens)
+
+
+def texts_of(tokenizer: "PreTrainedTokenizerFast", ids: Tensor, mask: Tensor) -> list[str]:
+    """The texts of ``ids`` (N, L) where ``mask`` (N, L) is true."""
+    return [decode_blocks(tokenizer, row[seen][None])[0] for row, seen in zip(ids, mask, strict=True)]
 
 
 class Scorer(Protocol):

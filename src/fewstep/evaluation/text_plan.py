@@ -12,10 +12,10 @@ from fewstep.data import PreparedCorpus
 from fewstep.data.batches import spread_rows
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks, token_counts, train_stream
-from fewstep.evaluation.given import KnownOf, around_gap, first_tokens, known_of
-from fewstep.evaluation.measures import MEASURES, texts_of
+from fewstep.evaluation.given import PROMPTS, KnownOf, around_gap, first_tokens, known_of
+from fewstep.evaluation.measures import MEASURES
 from fewstep.evaluation.rows import Setting
-from fewstep.evaluation.scorers import Scorer
+from fewstep.evaluation.scorers import Scorer, texts_of
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, model_digest
 from fewstep.evaluation.texts import yardsticks
 from fewstep.model import SavedModel
@@ -66,13 +66,16 @@ def real_text(
 
     ``packed``: blocks without padding; None takes blocks as they come, and lets generated ones count as a whole where
     none of these is padded. ``others``: as many different blocks too. Samples are given the first ``prompt_tokens`` of
-    each text, or all but ``infill_tokens`` in its middle (0: nothing). Raises ``UserError`` for too few blocks that are
-    long enough.
+    each text, or all but ``infill_tokens`` in its middle; without these the prompts of pairs. Raises ``UserError`` for
+    too few blocks that are long enough.
     """
     validation = long_texts(corpus.validation, max(prompt_tokens + 1, infill_tokens + 2 if infill_tokens else 1), count)
     length, spare = len(validation), int(packed is True)
     picked = min(count + spare, length) if spare else count  # the last block of a packed split may be padded
     held_out = held_out_blocks(validation, picked)[0]
+    prompts = None
+    if "prompt" in validation.column_names:
+        prompts = torch.as_tensor(validation["prompt"][:])[torch.from_numpy(spread_rows(length, picked))]
     other = None
     if packed:
         held_out = _full(held_out, count)
@@ -96,7 +99,7 @@ def real_text(
         bool(held_out.mask.all()) if packed is None else packed,
         source,
         corpus.fingerprint,
-        *given_part(held_out, prompt_tokens, infill_tokens),
+        *given_part(held_out, prompt_tokens, infill_tokens, prompts),
     )
 
 
@@ -113,13 +116,15 @@ def long_texts(validation: "Dataset", least_tokens: int, count: int) -> "Dataset
     return validation.select(rows)
 
 
-def given_part(held_out: TokenBatch, prompt_tokens: int, infill_tokens: int) -> tuple[Tensor | None, str]:
-    """What is given of held-out texts (N, L), and how a table says it."""
+def given_part(
+    held_out: TokenBatch, prompt_tokens: int, infill_tokens: int, prompts: Tensor | None
+) -> tuple[Tensor | None, str]:
+    """What is given of held-out texts (N, L), and how a table says it; ``prompts`` (N,) tokens of pairs."""
     if prompt_tokens:
         return first_tokens(held_out, prompt_tokens), f"the first {prompt_tokens} tokens"
     if infill_tokens:
         return around_gap(held_out, infill_tokens), f"all but {infill_tokens} tokens in the middle"
-    return None, ""
+    return (None, "") if prompts is None else (first_tokens(held_out, prompts), PROMPTS)
 
 
 def _full(tokens: TokenBatch, count: int) -> TokenBatch:
