@@ -17,7 +17,7 @@ from fewstep.prompts import GAP
 from fewstep.readouts import LanguageModel, decode_cached
 from fewstep.training.command import main
 from fewstep.types import KnownTokens
-from fewstep.writing import Writer
+from fewstep.writing import known_latents
 from tests.bundles import BLOCK_SIZE, LATENT_DIM, STRIDE, randomise, tiny_bundle, with_identity
 from tests.nn.builders import randomised
 from tests.runs import Workshop
@@ -61,13 +61,11 @@ def test_a_text_begins_with_its_prompt_and_depends_on_it_and_its_seed_alone(
 
 def test_other_tokens_say_nothing_to_the_latents_of_known_ones() -> None:
     model = conditional_bundle()
-    generator = TextGenerator(model)
-    writer = Writer(model, generator.sampler(2), 2, generator.draw()[0])
     mask = torch.zeros(2, BLOCK_SIZE, dtype=torch.bool)
     mask[0, :4] = mask[1, 3:] = True
     ids = torch.randint(len(model.tokenizer), (2, BLOCK_SIZE), generator=torch.Generator().manual_seed(0))
     known, other = (
-        writer.encoded(KnownTokens(each, mask))
+        known_latents(model, KnownTokens(each, mask))
         for each in (ids, torch.where(mask, ids, (ids + 7) % len(model.tokenizer)))
     )
     assert known.mask.tolist() == [[True, True, False, False], [False, False, True, True]]

@@ -56,7 +56,7 @@ FIELDS_OF_PART = {
     "head": ("trust_level",),
 }
 """Fields of an identity that describe one part, and go with it where models are merged."""
-LATER_FIELDS = ("blocks", "known_dropped")
+LATER_FIELDS = ("blocks", "known_dropped", "text_field", "prompt_field")
 """Fields of an identity that a folder of format 2 may lack, which was written before there was a choice."""
 CORPORA = {
     "sotu": "State of the Union addresses, 1790 to 2026 (US federal texts, in the public domain)",
@@ -83,7 +83,8 @@ class Identity:
     trajectory, or the point that a jump aims at. ``grid_mean`` and ``grid_std`` place the sampler's steps where
     training spent its time (logit-normal quantiles; None: equal steps). ``known_dropped`` is the share of training
     examples whose known part was left out, which guidance needs. ``trust_level`` (rms) is the commitment
-    head's. ``source`` names the training data and ``source_config`` its settings, for images.
+    head's. ``source`` names the training data, ``text_field`` and ``prompt_field`` the fields of its records (None: no
+    prompts), and ``source_config`` its settings, for images.
     """
 
     block_size: int = 0
@@ -101,6 +102,8 @@ class Identity:
     known_dropped: float = 0.0
     trust_level: float = 0.5
     source: str = ""
+    text_field: str = "text"
+    prompt_field: str | None = None
     source_config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 

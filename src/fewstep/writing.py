@@ -3,14 +3,14 @@
 B texts, L tokens in a block, K latent positions, D latent dimension.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fewstep.denoisers import ConditionalFlow, Guided, Known
+from fewstep.denoisers import ConditionalFlow, FlowModel, Guided, Known
 from fewstep.errors import UserError
 from fewstep.model import SavedModel
 from fewstep.prompts import UNKNOWN, Draft
@@ -158,41 +158,48 @@ class Writer:
         self, windows: Sequence[Window], generators: Sequence[torch.Generator]
     ) -> tuple[TokenSample, SamplerState]:
         """One block of each text: its tokens (B, L) on the CPU, and the sampler's last state."""
-        like = next(self.flow.parameters())
-        x_0 = randn((len(windows), *self.shape), like, generators)
-        mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=like.device)
-        ids = torch.tensor([window.ids for window in windows], device=like.device)
+        ids = torch.tensor([window.ids for window in windows], device=next(self.flow.parameters()).device)
         tokens = KnownTokens(ids.clamp(min=0), ids != UNKNOWN)
-        if not bool(tokens.mask.any()):
-            return self._sampled(self.flow, x_0, mask, None, tokens, generators)
-        known = self.encoded(tokens)
-        noise = None if self.flow.reads_known else randn(tuple(x_0.shape), like, generators)
-        given = ConditionalFlow(self.flow, known, noise)
-        flow: FlowLike = given if self.guidance == 1 else Guided(given, self.guidance)
-        return self._sampled(flow, x_0, mask, known, tokens, generators)
-
-    def encoded(self, tokens: KnownTokens) -> Known:
-        """The latents that stand for known tokens alone, made with the other tokens hidden."""
-        mask = tokens.mask.unflatten(1, (self.shape[0], -1)).all(-1)
-        seen = mask.repeat_interleave(tokens.mask.shape[1] // self.shape[0], dim=1)
-        return Known(self.model.encoder().encode(tokens.ids, seen).z, mask)
-
-    def _sampled(
-        self,
-        flow: FlowLike,
-        x_0: Tensor,
-        mask: Tensor,
-        known: Known | None,
-        tokens: KnownTokens,
-        generators: Sequence[torch.Generator],
-    ) -> tuple[TokenSample, SamplerState]:
-        written = mask if known is None else mask & ~known.mask
-        for state in self.sampler.iterate(flow, x_0, num_steps=self.num_steps, mask=written, generator=generators):
-            last = state if known is None else with_known(state, known)
+        states = block_states(self.model, self.flow, self.sampler, self.num_steps, tokens, generators, self.guidance)
+        for last in states:
             if self.on_state is not None:
                 self.on_state(last, tokens)
-        given = {} if known is None else {"known": tokens}
+        mask = torch.ones(last.x_t.shape[:2], dtype=torch.bool, device=last.x_t.device)
+        given = {"known": tokens} if bool(tokens.mask.any()) else {}
         return self.draw(last.x_t, mask, generator=generators, **given).cpu(), last
+
+
+def block_states(
+    model: SavedModel,
+    flow: FlowModel,
+    sampler: FlowSampler,
+    num_steps: int,
+    tokens: KnownTokens | None,
+    generators: Sequence[torch.Generator],
+    guidance: float = 1.0,
+) -> Iterator[SamplerState]:
+    """The sampler's states from noise to the latents of a block for each generator, known latents in their places.
+
+    ``tokens`` (B, L) are held where they are known; ``guidance`` is that of :class:`Writer`.
+    """
+    like = next(flow.parameters())
+    x_0 = randn((len(generators), *model.latent_shape()), like, generators)
+    mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=like.device)
+    if tokens is None or not bool(tokens.mask.any()):
+        yield from sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators)
+        return
+    known = known_latents(model, tokens)
+    conditional = ConditionalFlow(flow, known, None if flow.reads_known else randn(tuple(x_0.shape), like, generators))
+    given: FlowLike = conditional if guidance == 1 else Guided(conditional, guidance)
+    for state in sampler.iterate(given, x_0, num_steps=num_steps, mask=mask & ~known.mask, generator=generators):
+        yield with_known(state, known)
+
+
+def known_latents(model: SavedModel, tokens: KnownTokens) -> Known:
+    """The latents that stand for known tokens alone, made with the other tokens hidden."""
+    mask = tokens.mask.unflatten(1, (model.latent_shape()[0], -1)).all(-1)
+    seen = mask.repeat_interleave(tokens.mask.shape[1] // mask.shape[1], dim=1)
+    return Known(model.encoder().encode(tokens.ids, seen).z, mask)
 
 
 def with_known(state: SamplerState, known: Known) -> SamplerState:

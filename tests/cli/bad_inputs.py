@@ -19,6 +19,10 @@ SAMPLE = "sample {model} --device cpu --output out.jsonl"
 DIAGNOSE = "diagnose {model} --examples 4 --positions 1 --device cpu --out out --cache_dir {cache}"
 
 
+PAIR = b'{"question": "the old", "answer": "ship"}\n'
+PAIRS = f"{TRAIN} --data.prompt_field=question --data.text_field=answer"
+
+
 class Case(NamedTuple):
     """``value`` is what the line must hold of what was given, ``advice`` of what to do or what was expected."""
 
@@ -33,6 +37,10 @@ def write_files(folder: Path, model: Path) -> None:
         "empty.txt": b"",
         "utf16.txt": "wide text".encode("utf-16"),
         "cut.jsonl": b'{"text": "x"}\n{"text": \n',
+        "no_answer.jsonl": PAIR + b'{"question": "who"}\n',
+        "empty_prompt.jsonl": PAIR + b'{"question": " ", "answer": "me"}\n',
+        "empty_answer.jsonl": PAIR + b'{"question": "who", "answer": ""}\n',
+        "long_prompt.jsonl": PAIR * 3 + b'{"question": "' + b"old ship " * 9 + b'", "answer": "me"}\n',
         "there.jsonl": b"mine",
         "damaged.ckpt": b"nonsense",
         "list.yaml": b"- 1\n- 2\n",
@@ -90,6 +98,9 @@ NUMBERS = [
     Case(f"{SAMPLE} --noise_scale 0", "0", "noise_scale"),
     Case(f"{SAMPLE} --snap last:0.5", "0.5", "N >= 1"),
     Case(f"{EVALUATE} --steps 1,two", "1,two", "a whole number"),
+    Case(f"{EVALUATE} --prompt_tokens 8", "9 tokens", "fewer tokens"),
+    Case(f"{EVALUATE} --infill_tokens -1", "-1", "infill_tokens"),
+    Case(f"{EVALUATE} --prompt_tokens 2 --infill_tokens 2", "--prompt_tokens and --infill_tokens", "choose one"),
     Case(f"{EVALUATE} --steps 4,4", "comes twice", "only once"),
     Case(f"{EVALUATE} --reinjection 1.5", "1.5", "reinjection"),
     Case(f"{EVALUATE} --samples 1000000", "1000000", "fewer samples"),
@@ -172,6 +183,15 @@ SETTINGS = [
     Case(f"{TRAIN} --data.batch_size=0", "batch_size 0", "at least 1"),
     Case(f"{TRAIN} --data.vocab_size=10", "vocab_size is 10", "at least 257"),
     Case(f"{TRAIN} --data.validation_fraction=1.5", "1.5", "between 0 and 1"),
+    Case(f"{PAIRS} --data.source=no_answer.jsonl", "line 2 has no field 'answer'", "set text_field"),
+    Case(f"{PAIRS} --data.source=empty_prompt.jsonl", "line 2: field 'question' is empty", "leave the record out"),
+    Case(f"{PAIRS} --data.source=empty_answer.jsonl", "line 2: field 'answer' is empty", "leave the record out"),
+    Case(f"{PAIRS} --data.source=long_prompt.jsonl", "'old ship old", "give a larger block_size"),
+    Case(f"{PAIRS} --data.source=sotu", "sotu", "give a file or folder"),
+    Case(f"{PAIRS} --data.source=empty.txt", "empty.txt", "give a file with text"),
+    Case(f"{PAIRS} --data.blocks=packed", "'packed'", "documents"),
+    Case(f"{PAIRS} --data.source=no_answer.jsonl --data.prompt_field=q", "line 1 has no field 'q'", "set prompt_field"),
+    Case(f"{EVALUATE} --prompt_field question", "'packed'", "documents, since prompt_field"),
     Case(f"{TRAIN} --data.source=", "source is ''", "give 'sotu'"),
     Case(f"{TRAIN} --data.source=nobody/nothing", "nobody/nothing", "HF_HUB_OFFLINE"),
     Case(f"{TRAIN} --data.tokenizer=nobody/nothing", "nobody/nothing", "cannot be loaded"),

@@ -258,6 +258,21 @@ def test_mauve_is_measured_where_it_is_asked_for_against_text_that_is_not_the_ro
     assert "MAUVE" in (tmp_path / "table.md").read_text().splitlines()[0]
 
 
+def test_held_out_texts_are_continued_and_filled_in_in_a_folder_of_their_own(shop: Path, tmp_path: Path) -> None:
+    few = ["--steps", "2", "--reinjection", "0", "--readout", "parallel,head", "--samples", "3"]
+    bundle = with_identity(tiny_bundle(), source=str(shop / "text.jsonl"))
+    bundle.save_pretrained(tmp_path / "model")
+    for option, written in (("prompt", BLOCK_SIZE - 3), ("infill", 3)):
+        arguments = command(shop, *few, f"--{option}_tokens", "3", path=tmp_path / "model")
+        assert main(arguments) == 0
+        rows = rows_in(tmp_path / f"evaluation_{option}3")
+        assert [row.setting["name"] for row in rows] == [*YARDSTICKS[:3], "language model", "flow", "flow"]
+        assert {row.value("kept") for row in rows} == {1.0} and rows[0].value("accuracy") == 1
+        assert {row.value("tokens_per_sample") for row in rows[2:]} == {written}
+        table = (tmp_path / f"evaluation_{option}3" / "table.md").read_text()
+        assert "| accuracy | 95 % interval | given kept |" in table and f"given: {rows[0].protocol['given']}" in table
+
+
 def test_blocks_of_one_document_count_to_their_end(shop: Path, tmp_path: Path) -> None:
     bundle = with_identity(tiny_bundle(), source=str(shop / "text.jsonl"), blocks="documents")
     bundle.save_pretrained(tmp_path / "model")

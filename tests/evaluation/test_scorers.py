@@ -87,6 +87,22 @@ def test_scores_equal_numpy_in_float64_text_by_text(folders: dict[str, Path], ki
     assert perplexity(scored) > 2
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama_without_begin"])
+def test_of_a_text_that_is_partly_given_the_tokens_with_a_written_character_count(
+    folders: dict[str, Path], kind: str
+) -> None:
+    scorer, text = TransformersScorer(folders[kind]), "the old ship sailed past"
+    spans = [(0, len(text)), (8, len(text)), (9, 13), (len(text), len(text))]
+    scored = scorer.score([text] * len(spans), NO_IDS, NO_MASK, spans)
+    tokens, nats = plain_scores(scorer, text)
+    offsets = scorer._backend.encode(text, add_special_tokens=False).offsets[-len(tokens) :]
+    for row, (first, behind) in enumerate(spans):
+        counted = [start < behind and end > first for start, end in offsets]
+        assert scored.tokens[row] == sum(counted)
+        assert float(scored.nats[row]) == pytest.approx(float(nats[counted].sum()), rel=1e-5)
+    assert 0 < scored.tokens[2] < scored.tokens[1] < scored.tokens[0] and scored.tokens[3] == 0
+
+
 def test_perplexity_equals_that_of_torchmetrics(folders: dict[str, Path]) -> None:
     text = pytest.importorskip("torchmetrics.text")
     scorer = TransformersScorer(folders["llama"])

@@ -90,6 +90,20 @@ def test_a_dropped_part_is_neither_written_nor_known() -> None:
     assert not dropped.known[gone.any(1)].any()
 
 
+def test_prompts_of_the_data_are_known_in_every_example_but_where_they_are_dropped_and_never_written() -> None:
+    mask = torch.ones(4000, 6, dtype=torch.bool)
+    mask[:, 5] = False
+    prompts = torch.arange(6) < torch.randint(1, 4, (4000, 1), generator=seed(0))
+    shares = {"prefix": 0.2, "gaps": 0.5}
+    written, known, rows = KnownPositions(**shares, dropped=0.0).split(mask, seed(1), prompts)
+    assert torch.equal(known, prompts) and torch.equal(written, mask & ~prompts) and len(rows) == 4000
+    thinned = KnownPositions(**shares, dropped=0.3).split(mask, seed(1), prompts)
+    assert torch.equal(thinned.written, written)
+    kept = thinned.known.any(1)
+    assert torch.equal(thinned.known[kept], prompts[kept])
+    assert kept.float().mean().item() == pytest.approx(0.7, abs=0.03)
+
+
 @pytest.mark.parametrize("shares", [{"prefix": 0.7, "gaps": 0.4}, {"prefix": -0.1}, {"dropped": 1.0}])
 def test_shares_that_are_none_are_refused(shares: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected shares"):

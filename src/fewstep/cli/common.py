@@ -57,13 +57,15 @@ class TextOptions:
 
     Args:
         source: the text; left out, what the model was trained on.
-        text_field: field that holds the text.
+        text_field: field that holds the text; left out, as in training.
+        prompt_field: field that holds the prompt of a text; left out, as in training.
         max_documents: as in training, so that held-out text is held out here too.
         cache_dir: folder for prepared text.
     """
 
     source: str | None = None
-    text_field: str = "text"
+    text_field: str | None = None
+    prompt_field: str | None = None
     max_documents: PositiveInt | None = None
     cache_dir: str = "~/.cache/fewstep"
 
@@ -96,8 +98,13 @@ class ScoringOptions:
 class StudyOptions(ScoringOptions, TextOptions, DeviceOptions):
     """Options of commands that score the samples of text models."""
 
-    def study(self, bundle: "SavedModel", *, mauve: bool = False) -> "TextStudy":
-        """Scorer, real text and protocol for the samples of ``bundle`` and of models on its latents."""
+    def study(
+        self, bundle: "SavedModel", *, mauve: bool = False, prompt_tokens: int = 0, infill_tokens: int = 0
+    ) -> "TextStudy":
+        """Scorer, real text and protocol for the samples of ``bundle`` and of models on its latents.
+
+        They are given ``prompt_tokens`` of held-out texts, or all but ``infill_tokens``.
+        """
         from fewstep.evaluation.scorers import RunScorer
         from fewstep.evaluation.text_plan import TextStudy, real_text
         from fewstep.evaluation.transformers_scorer import TransformersScorer
@@ -109,7 +116,15 @@ class StudyOptions(ScoringOptions, TextOptions, DeviceOptions):
             scorer = TransformersScorer(self.scorer, dtype=self.scorer_dtype, device=self.pick_device())
         corpus, source = corpus_of(bundle, self), self.source or bundle.identity.source
         packed = bundle.identity.blocks == "packed"
-        real = real_text(corpus, source, self.samples * self.seeds, packed=packed, others=mauve)
+        real = real_text(
+            corpus,
+            source,
+            self.samples * self.seeds,
+            packed=packed,
+            others=mauve,
+            prompt_tokens=prompt_tokens,
+            infill_tokens=infill_tokens,
+        )
         seeds = tuple(range(self.seeds))
         return TextStudy(bundle, scorer, real, self.samples, seeds, self.batch_size, self.cci_examples, mauve)
 
@@ -155,7 +170,8 @@ def corpus_of(bundle: "SavedModel", options: TextOptions) -> "PreparedCorpus":
         bundle.tokenizer.save_pretrained(folder)
         settings = CorpusSettings(
             source=options.source or bundle.identity.source,
-            text_field=options.text_field,
+            text_field=options.text_field or bundle.identity.text_field,
+            prompt_field=options.prompt_field or bundle.identity.prompt_field,
             tokenizer=folder,
             block_size=bundle.identity.block_size,
             blocks=bundle.identity.blocks,

@@ -7,6 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jsonargparse.typing import NonNegativeInt
+
 from fewstep.cli.common import StudyOptions, comma_rules, folder_beside, sweep_temperatures
 from fewstep.cli.main import rank_zero_errors
 from fewstep.cli.output import check_writable, make_folder, progress_bar, write_text
@@ -52,13 +54,18 @@ class EvaluateOptions(AxisOptions, StudyOptions):
 
     Args:
         model: a model folder, or a .ckpt file of the flow or a later stage.
-        out: folder for rows, table and pictures; left out, evaluation/ beside the model.
+        out: folder for rows, table and pictures; left out, evaluation/ beside the model, or evaluation_prompt16/ and
+            the like.
+        prompt_tokens: give the model this many first tokens of held-out texts; it writes the rest, and that is scored.
+        infill_tokens: give it held-out texts but for a gap of this many tokens in the middle.
         mauve: measure MAUVE against held-out text too: needs the extra fewstep[mauve] and many samples.
         wandb: log table and pictures to wandb too.
     """
 
     model: str
     out: Path | None = None
+    prompt_tokens: NonNegativeInt = 0
+    infill_tokens: NonNegativeInt = 0
     mauve: bool = False
     wandb: bool = False
 
@@ -78,7 +85,11 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
     from fewstep.metrics.text import mauve_package_version
     from fewstep.model import SavedModel
 
-    folder = folder_beside(options.model, "evaluation") if options.out is None else options.out
+    parts = {"prompt_tokens": options.prompt_tokens, "infill_tokens": options.infill_tokens}
+    if all(parts.values()):
+        raise UserError(f"--{' and --'.join(parts)} are given: choose one")
+    names = ["evaluation", *(f"{name.removesuffix('_tokens')}{count}" for name, count in parts.items() if count)]
+    folder = folder_beside(options.model, "_".join(names)) if options.out is None else options.out
     samplings, temperatures = all_samplings(options), sweep_temperatures(options.matched_entropy)
     check_writable(folder)
     if options.mauve:
@@ -95,8 +106,8 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
         bundle = bundle.to(options.pick_device())
         check_steps(bundle, [sampling.num_steps for sampling in samplings])
         readouts = comma_parts(options.readout, "readout")
-        flows = flow_groups(bundle, samplings, readouts, temperatures)
-        study = options.study(bundle, mauve=options.mauve)
+        study = options.study(bundle, mauve=options.mauve, **parts)
+        flows = flow_groups(bundle, samplings, readouts, temperatures, known=study.known)
         groups = [*study.yardsticks(temperatures=temperatures), *flows]
         plan = study.plan(groups, keep=KEPT, provenance=provenance("evaluate", argv))
         if processes.is_first:

@@ -75,7 +75,8 @@ class PreparedCorpus:
 
     ``train`` and ``validation`` have the columns ``index`` (row number), ``input_ids`` (L), ``length`` (tokens that
     count: in blocks of one document those up to its end-of-text, that included) and ``num_bytes`` (UTF-8 bytes of text
-    that they stand for; an end-of-text stands for none).
+    that they stand for; an end-of-text stands for none), and of pairs ``prompt`` (tokens of the prompt, which come
+    first).
     Rows come as numpy values. ``folder`` holds it all. ``content_digest`` is the SHA-256 of the blocks, of a stream its
     source's fingerprint: equal digests, equal rows to train on.
     """
@@ -131,6 +132,8 @@ def _corpus_key(settings: CorpusSettings, source_fingerprint: str, tokenizer: "P
     fields = asdict(settings)
     # The place of the cache and the names of tokenizer and source do not matter, their contents do.
     del fields["cache_dir"]
+    if settings.prompt_field is None:  # so that what was prepared before there were pairs is found
+        del fields["prompt_field"]
     if tokenizer is not None:
         fields["tokenizer"] = tokenizer_fingerprint(tokenizer)
         fields["special"] = [tokenizer.eos_token_id, tokenizer.pad_token_id]
@@ -197,7 +200,7 @@ def _blocks_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in SPLITS:
         for rows in Dataset.from_file(str(folder / f"{name}.arrow")).with_format("numpy").iter(8192):
-            for column in ("input_ids", "length"):
+            for column in ("input_ids", "length", *(name for name in ("prompt",) if name in rows)):
                 digest.update(np.ascontiguousarray(rows[column]).tobytes())
     return digest.hexdigest()
 
@@ -206,11 +209,12 @@ def _write_documents(source: Source, settings: CorpusSettings, path: Path) -> tu
     """The documents with text as an arrow file, and the counts ``read``, ``empty`` and ``replaced`` (characters).
 
     Of a stream the first ones only. Columns: ``text``, ``digest``, and ``side``, which is 0 for a record without a
-    split, 1 for train, 2 for validation.
+    split, 1 for train, 2 for validation; of pairs ``prompt``, as in :class:`~fewstep.data.sources.Source`.
     """
     import pyarrow as pa
 
-    schema = pa.schema([("text", pa.large_string()), ("digest", pa.uint64()), ("side", pa.int8())])
+    columns = [("text", pa.large_string()), ("digest", pa.uint64()), ("side", pa.int8())]
+    schema = pa.schema(columns if settings.prompt_field is None else [*columns, ("prompt", pa.int32())])
     counts: Counter[str] = Counter()
 
     def tables() -> Iterator["pa.Table"]:
@@ -220,7 +224,7 @@ def _write_documents(source: Source, settings: CorpusSettings, path: Path) -> tu
             counts.update(read=1, empty=not text, replaced=text.count("\ufffd"), characters=len(text))
             if text:
                 side = ("", *SPLITS).index(record.get("split", ""))
-                batch.append({"text": text, "digest": text_digest(text), "side": side})
+                batch.append({"text": text, "digest": text_digest(text), "side": side, "prompt": record.get("prompt")})
                 size += len(text)
             if size > BATCH_BYTES or len(batch) == 1000:
                 yield pa.Table.from_pylist(batch, schema)
@@ -278,6 +282,8 @@ def _cut_single(text: str, settings: CorpusSettings) -> dict[str, "Dataset"]:
 
     if settings.streaming:
         raise UserError(f"source {settings.source} is one document, which cannot be streamed: turn streaming off")
+    if settings.prompt_field is not None:
+        raise UserError(f"source {settings.source} is one pair, of which none is left to hold out: give more pairs")
     place = math.floor(len(text) * (1 - settings.validation_fraction))
     while place > 0 and not text[place].isspace():
         place -= 1

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fewstep.data.tokenizer import DocumentEncoder, EncodedDocument
+from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +26,8 @@ class SplitReport:
     ``documents`` used; ``tokens`` of those documents, one end-of-text each included; ``bytes`` of their UTF-8 text;
     ``blocks`` written; ``dropped_tokens`` of the tail that filled no block, or of documents cut off;
     ``cut_documents`` that did not fit into a block with their end; ``filled_positions`` behind the ends of documents;
-    ``unknown_tokens`` and ``lost_bytes`` as in :class:`EncodedDocument`.
+    ``cut_prompts`` that lost tokens at their beginning; ``unknown_tokens`` and ``lost_bytes`` as in
+    :class:`EncodedDocument`.
     """
 
     documents: int = 0
@@ -35,6 +37,7 @@ class SplitReport:
     dropped_tokens: int = 0
     cut_documents: int = 0
     filled_positions: int = 0
+    cut_prompts: int = 0
     unknown_tokens: int = 0
     lost_bytes: int = 0
 
@@ -42,6 +45,8 @@ class SplitReport:
         counted = f"{self.documents:,} documents, {self.tokens:,} tokens, {self.blocks:,} blocks"
         if self.cut_documents:
             counted += f", {self.cut_documents / self.documents:.1%} of the documents longer than a block and cut off"
+        if self.cut_prompts:
+            counted += f", {self.cut_prompts:,} prompts without their beginning, so that their texts fit"
         left = {"tokens dropped": self.dropped_tokens, "positions behind the ends": self.filled_positions}
         return counted + "".join(f", {count:,} {what}" for what, count in left.items() if count)
 
@@ -68,6 +73,37 @@ class BlockPacker:
     def add_texts(self, texts: list[str]) -> dict[str, np.ndarray]:
         """:meth:`add` of the tokens of about a MiB of text."""
         return self.add(self.encoder.encode(texts))
+
+    def add_pairs(self, texts: list[str], prompts: list[int]) -> dict[str, np.ndarray]:
+        """:meth:`add` of texts that begin with a prompt of so many characters; ``prompt`` (n,) int32 are its tokens.
+
+        A prompt that does not fit beside its text loses tokens at its beginning, down to half a block; then the text is
+        cut off. Raises ``UserError`` for a prompt that fills a block by itself.
+        """
+        sides = zip(texts, prompts, strict=True)
+        heads, tails = zip(*((text[:size], text[size:]) for text, size in sides), strict=True)
+        documents, kept, report = [], [], self.report
+        for text, head, tail in zip(
+            heads, self.encoder.encode(list(heads)), self.encoder.encode(list(tails)), strict=True
+        ):
+            if len(head.ids) >= self.block_size:
+                raise UserError(
+                    f"the prompt {text[:40]!a} has {len(head.ids)} tokens and a block {self.block_size}: give a larger "
+                    "block_size, or leave the record out"
+                )
+            size = min(len(head.ids), max(self.block_size - len(tail.ids) - 1, self.block_size // 2))
+            lost = len(head.ids) - size
+            report.cut_prompts += lost > 0
+            report.dropped_tokens, report.tokens = report.dropped_tokens + lost, report.tokens + lost
+            report.bytes += int(head.num_bytes[:lost].sum())
+            ids, num_bytes = (
+                np.concatenate([first[lost:], second])
+                for first, second in ((head.ids, tail.ids), (head.num_bytes, tail.num_bytes))
+            )
+            unknown, lost_bytes = head.unknown_tokens + tail.unknown_tokens, head.lost_bytes + tail.lost_bytes
+            documents.append(EncodedDocument(ids, num_bytes, unknown, lost_bytes))
+            kept.append(size)
+        return {**self.add(documents), "prompt": np.array(kept, np.int32)}
 
     def add(self, documents: list[EncodedDocument]) -> dict[str, np.ndarray]:
         """The n blocks that are full after these documents.
@@ -119,22 +155,27 @@ def write_arrow(tables: Iterable["pa.Table"], path: Path) -> "Dataset":
     return Dataset.from_file(str(path))
 
 
-def text_batches(documents: "Dataset", progress: str | None = None) -> Iterator[list[str]]:
-    """The column ``text`` in lists of about ``BATCH_BYTES``, with a progress bar that is called ``progress``."""
+def text_batches(documents: "Dataset") -> Iterator[list[str]]:
+    """The column ``text`` in lists of about ``BATCH_BYTES``."""
+    return (batch["text"] for batch in _batches(documents, None))
+
+
+def _batches(documents: "Dataset", progress: str | None) -> Iterator[dict[str, Any]]:
+    """All columns in batches of about ``BATCH_BYTES``, with a progress bar that is called ``progress``."""
     from datasets.utils import tqdm
 
     mean = documents.data.nbytes / max(len(documents.data), 1)
     size = max(1, min(1000, int(BATCH_BYTES / max(mean, 1))))
     with tqdm(total=len(documents), desc=progress, unit=" documents", disable=progress is None) as bar:
         for batch in documents.iter(size):
-            yield batch["text"]
+            yield batch
             bar.update(len(batch["text"]))
 
 
 def pack_split(
     documents: "Dataset", tokenizer: "PreTrainedTokenizerFast", block_size: int, path: Path, *, one_document: bool
 ) -> SplitReport:
-    """Tokenise and pack a split (column ``text``) into the arrow file ``path``.
+    """Tokenise and pack a split (column ``text``, of pairs also ``prompt``) into the arrow file ``path``.
 
     The documents pass one packer in order, in one process (the tokenizer itself uses all cores), so that packing
     loses less than one block in all.
@@ -144,8 +185,9 @@ def pack_split(
     packer = BlockPacker(tokenizer, block_size, one_document=one_document)
 
     def tables() -> Iterator["pa.Table"]:
-        for texts in text_batches(documents, f"packing {path.stem}"):
-            blocks = packer.add_texts(texts)
+        for batch in _batches(documents, f"packing {path.stem}"):
+            texts, prompts = batch["text"], batch.get("prompt")
+            blocks = packer.add_texts(texts) if prompts is None else packer.add_pairs(texts, prompts)
             ids = pa.FixedSizeListArray.from_arrays(pa.array(blocks.pop("input_ids").ravel()), block_size)
             yield pa.table({**blocks, "input_ids": ids})
 

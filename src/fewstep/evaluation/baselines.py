@@ -68,24 +68,30 @@ def unigram_blocks(counts: Tensor, num_blocks: int, block_size: int, generator: 
     return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
-def shuffled_blocks(tokens: TokenBatch, tokenizer: "PreTrainedTokenizerFast", generator: torch.Generator) -> TokenBatch:
+def shuffled_blocks(
+    tokens: TokenBatch,
+    tokenizer: "PreTrainedTokenizerFast",
+    generator: torch.Generator,
+    given: Tensor | None = None,
+) -> TokenBatch:
     """Every block with its words in random order: the words of real text without its grammar (N, L).
 
     A block is decoded, its words (between white space) change places, while white space and ends of text stay; then
     it is tokenised again. What no longer fits into L tokens is cut off; a block that came out shorter is padded, and
-    ``mask`` is false there. This project's definition.
+    ``mask`` is false there. Tokens that are ``given`` (N, L) stay. This project's definition.
     """
     encoder = DocumentEncoder(tokenizer)
-    ids = torch.full_like(tokens.ids, int(tokenizer.pad_token_id))
-    mask = torch.zeros_like(tokens.mask)
-    for row, (block, seen) in enumerate(zip(tokens.ids, tokens.mask, strict=True)):
+    stays = torch.zeros_like(tokens.mask) if given is None else given
+    ids = torch.where(stays, tokens.ids, int(tokenizer.pad_token_id))
+    mask = tokens.mask & stays
+    for row, (block, seen) in enumerate(zip(tokens.ids, tokens.mask & ~stays, strict=True)):
         documents = shuffle_words(decode_documents(tokenizer, block[seen].tolist()), generator)
         shuffled: list[int] = []
         for index, document in enumerate(encoder.encode(documents)):
             shuffled += ([int(tokenizer.eos_token_id)] if index else []) + document.ids.tolist()
-        length = min(len(shuffled), ids.shape[1])
-        ids[row, :length] = torch.tensor(shuffled[:length])
-        mask[row, :length] = True
+        places = (~stays[row]).nonzero()[: len(shuffled), 0]
+        ids[row, places] = torch.tensor(shuffled[: len(places)], dtype=ids.dtype)
+        mask[row, places] = True
     return TokenBatch(ids, mask)
 
 

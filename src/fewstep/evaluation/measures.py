@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals, cci_as_read
+from fewstep.evaluation.given import answers, comparison
 from fewstep.evaluation.rows import HELD_OUT, Setting, Value
-from fewstep.evaluation.scorers import corpus_perplexity
+from fewstep.evaluation.scorers import corpus_perplexity, texts_of
 from fewstep.evaluation.subject import noise_source
 from fewstep.evaluation.sweep import Batch, Measure, Samples, Statistic
 from fewstep.metrics.text import (
@@ -23,7 +24,6 @@ from fewstep.metrics.text import (
     memorised_share,
     repeated_ngrams,
 )
-from fewstep.pipeline import decode_blocks
 from fewstep.readouts import READOUTS, CommitmentHead
 from fewstep.registry import import_attribute, resolve
 from fewstep.types import TokenBatch
@@ -41,23 +41,33 @@ Factory = Callable[["TextStudy"], Measure | None]
 Values = Mapping[str, Value | Statistic]
 
 
-def texts_of(tokenizer: "PreTrainedTokenizerFast", ids: Tensor, mask: Tensor) -> list[str]:
-    """The texts of ``ids`` (N, L) where ``mask`` (N, L) is true."""
-    return [decode_blocks(tokenizer, row[seen][None])[0] for row, seen in zip(ids, mask, strict=True)]
+def written_spans(
+    tokenizer: "PreTrainedTokenizerFast", ids: Tensor, text: Tensor, mask: Tensor
+) -> list[tuple[int, int]]:
+    """Where in the texts of ``ids`` (N, L), ``text`` (N, L), the characters of the tokens ``mask`` (N, L) stand."""
+    place = torch.arange(ids.shape[1])
+    first = torch.where(mask, place, ids.shape[1]).amin(1, keepdim=True)
+    last = torch.where(mask, place, -1).amax(1, keepdim=True)
+    # A character whose bytes belong to both sides counts as written.
+    before = [len(part.rstrip("\ufffd")) for part in texts_of(tokenizer, ids, text & (place < first))]
+    until = [len(part.rstrip("\ufffd")) for part in texts_of(tokenizer, ids, text & (place <= last))]
+    return list(zip(before, until, strict=True))
 
 
 def take_tokens(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
-    """The tokens and which of them count."""
-    return {name: samples.tensors[name] for name in ("ids", "mask")}
+    """The tokens, which of them are the text, and which count: of a text that is partly given the written ones."""
+    return {name: samples.tensors[name] for name in ("ids", "text", "mask")}
 
 
 def scores(study: "TextStudy") -> Measure:
     """Perplexity and entropy under the scorer, and the speed of sampling."""
 
     def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
-        tokens = take_tokens(setting, batch, samples)
-        scored = study.scorer.score(texts_of(study.bundle.tokenizer, **tokens), **tokens)
-        return {"scores": scored.stacked(), "entropies": scored.entropies_nats, **tokens}
+        ids, text, mask = take_tokens(setting, batch, samples).values()
+        tokenizer = study.bundle.tokenizer
+        spans = {} if study.real.given is None else {"spans": written_spans(tokenizer, ids, text, mask)}
+        scored = study.scorer.score(texts_of(tokenizer, ids, text), ids, mask, **spans)
+        return {"scores": scored.stacked(), "entropies": scored.entropies_nats, "ids": ids, "text": text, "mask": mask}
 
     def values(setting: Setting, samples: Samples) -> Values:
         stacked, seed_index = samples.tensors["scores"], samples.tensors["seed_index"]
@@ -127,7 +137,7 @@ def late_flips(study: "TextStudy") -> Measure:
 
 def cci(study: "TextStudy") -> Measure | None:
     """The head's CCI on the first ``cci_examples`` samples of the first seed, blurred as the head blurs its input."""
-    if not study.cci_examples:
+    if not study.cci_examples or study.real.given is not None:
         return None
 
     def head_of(setting: Setting) -> HeadConditionals | None:
@@ -155,7 +165,7 @@ def cci(study: "TextStudy") -> Measure | None:
 
 def rms(study: "TextStudy") -> Measure | None:
     """Rms of the sampled latents x_1 over that of held-out text's: below 1 a sampler is colder than the data."""
-    if study.bundle.autoencoder is None:
+    if study.bundle.autoencoder is None or study.real.given is not None:  # given latents are the data's
         return None
     expected = _mean_square(study)
 
@@ -207,7 +217,7 @@ def mauve(study: "TextStudy") -> Measure | None:
         return cached[name]
 
     def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
-        return {"features": features(samples.tensors["ids"], samples.tensors["mask"])}
+        return {"features": features(samples.tensors["ids"], samples.tensors["text"])}
 
     def values(setting: Setting, samples: Samples) -> Values:
         ours = samples.tensors["features"]
@@ -236,6 +246,8 @@ def law(study: "TextStudy") -> Measure | None:
 
 MEASURES: dict[str, Factory] = {
     "scores": scores,
+    "given": comparison,
+    "answers": answers,
     "repetition": repetition,
     "copies": copies,
     "late_flips": late_flips,

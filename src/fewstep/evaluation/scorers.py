@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.data import tokenizer_fingerprint
+from fewstep.data.tokenizer import decode_blocks
 from fewstep.metrics.text import sample_entropies_nats
 from fewstep.readouts import LanguageModel
 from fewstep.shapes import tensors_digest
@@ -41,6 +42,11 @@ def corpus_perplexity(stacked: Tensor) -> Tensor:
     return torch.exp(nats / tokens)
 
 
+def texts_of(tokenizer: "PreTrainedTokenizerFast", ids: Tensor, mask: Tensor) -> list[str]:
+    """The texts of ``ids`` (N, L) where ``mask`` (N, L) is true."""
+    return [decode_blocks(tokenizer, row[seen][None])[0] for row, seen in zip(ids, mask, strict=True)]
+
+
 class Scorer(Protocol):
     """Gives text a likelihood. ``name`` is what a table shows."""
 
@@ -50,9 +56,12 @@ class Scorer(Protocol):
         """Everything that its numbers depend on, as plain values; part of a sweep's protocol."""
         ...
 
-    def score(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> ScoredText:
+    def score(
+        self, texts: Sequence[str], ids: Tensor, mask: Tensor, spans: Sequence[tuple[int, int]] | None = None
+    ) -> ScoredText:
         """Score N texts, given as strings and as the model's tokens ``ids`` (N, L) with ``mask`` (N, L) of those that
-        count. A scorer takes whichever it understands; both are the same text."""
+        count, given the ones before them. A scorer takes whichever it understands; both are the same text. ``spans``
+        are the characters of each text that count, first and behind the last (None: all do)."""
         ...
 
     def features(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> Tensor:
@@ -86,8 +95,10 @@ class RunScorer:
         }
 
     @torch.no_grad()
-    def score(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> ScoredText:
-        """Score ``ids`` (N, L) where ``mask`` (N, L) is true; ``texts`` is not used."""
+    def score(
+        self, texts: Sequence[str], ids: Tensor, mask: Tensor, spans: Sequence[tuple[int, int]] | None = None
+    ) -> ScoredText:
+        """Score ``ids`` (N, L) where ``mask`` (N, L) is true; ``texts`` and ``spans`` are not used."""
         device, mask = next(self.model.parameters()).device, mask.cpu()
         nats = torch.cat([self.model.token_nats(rows.to(device)).double().cpu() for rows in ids.split(self.batch_size)])
         entropies = sample_entropies_nats(ids.cpu(), mask)

@@ -35,6 +35,11 @@ class Batch:
     first: int
     count: int
 
+    def rows(self, num_samples: int) -> slice:
+        """Which of the texts of all seeds, ``num_samples`` of each, stand beside these samples."""
+        start = self.seed_index * num_samples + self.first
+        return slice(start, start + self.count)
+
 
 @dataclass(frozen=True)
 class Samples:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,15 +12,19 @@ from fewstep.data import PreparedCorpus
 from fewstep.data.batches import spread_rows
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks, token_counts, train_stream
-from fewstep.evaluation.measures import MEASURES, texts_of
+from fewstep.evaluation.given import PROMPTS, KnownOf, around_gap, first_tokens, known_of
+from fewstep.evaluation.measures import MEASURES
 from fewstep.evaluation.rows import Setting
-from fewstep.evaluation.scorers import Scorer
+from fewstep.evaluation.scorers import Scorer, texts_of
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, model_digest
 from fewstep.evaluation.texts import yardsticks
 from fewstep.model import SavedModel
 from fewstep.provenance import versions
 from fewstep.readouts import tokens_to_first_end
 from fewstep.types import TokenBatch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 NUM_EXAMPLES = 3
 WHOLE_BLOCK = "every token of a block counts, ends of text among them"
@@ -33,7 +37,8 @@ class RealText:
 
     ``held_out`` (N, L), one block for each sample; ``other``: as many different blocks, None where there are fewer;
     ``train`` (T,) the tokens of the train split and ``counts`` (V,) how often each occurs; ``packed``: generated blocks
-    count as a whole, else to their first end of text. ``source`` and ``fingerprint`` name the corpus.
+    count as a whole, else to their first end of text. ``source`` and ``fingerprint`` name the corpus. ``given`` (N, L)
+    bool is true at tokens of held-out text that stand in every sample, by ``given_rule``; None: nothing is given.
     """
 
     held_out: TokenBatch
@@ -43,19 +48,34 @@ class RealText:
     packed: bool
     source: str
     fingerprint: str
+    given: Tensor | None = None
+    given_rule: str = ""
 
 
 def real_text(
-    corpus: PreparedCorpus, source: str, count: int, *, packed: bool | None = True, others: bool = False
+    corpus: PreparedCorpus,
+    source: str,
+    count: int,
+    *,
+    packed: bool | None = True,
+    others: bool = False,
+    prompt_tokens: int = 0,
+    infill_tokens: int = 0,
 ) -> RealText:
     """``count`` held-out blocks spread evenly over ``corpus``, and its train text.
 
     ``packed``: blocks without padding; None takes blocks as they come, and lets generated ones count as a whole where
-    none of these is padded. ``others``: as many different blocks too. Raises ``UserError`` for too few blocks.
+    none of these is padded. ``others``: as many different blocks too. Samples are given the first ``prompt_tokens`` of
+    each text, or all but ``infill_tokens`` in its middle; without these the prompts of pairs. Raises ``UserError`` for
+    too few blocks that are long enough.
     """
-    length, spare = len(corpus.validation), int(packed is True)
+    validation = long_texts(corpus.validation, max(prompt_tokens + 1, infill_tokens + 2 if infill_tokens else 1), count)
+    length, spare = len(validation), int(packed is True)
     picked = min(count + spare, length) if spare else count  # the last block of a packed split may be padded
-    held_out = held_out_blocks(corpus.validation, picked)[0]
+    held_out = held_out_blocks(validation, picked)[0]
+    prompts = None
+    if "prompt" in validation.column_names:
+        prompts = torch.as_tensor(validation["prompt"][:])[torch.from_numpy(spread_rows(length, picked))]
     other = None
     if packed:
         held_out = _full(held_out, count)
@@ -66,7 +86,7 @@ def real_text(
             )
     if others:
         taken = set(spread_rows(length, picked).tolist())
-        rest = corpus.validation.select([row for row in range(length) if row not in taken])
+        rest = validation.select([row for row in range(length) if row not in taken])
         if len(rest) >= count:
             other = held_out_blocks(rest, min(count + spare, len(rest)))[0]
             other = _full(other, count) if packed else other
@@ -79,7 +99,32 @@ def real_text(
         bool(held_out.mask.all()) if packed is None else packed,
         source,
         corpus.fingerprint,
+        *given_part(held_out, prompt_tokens, infill_tokens, prompts),
     )
+
+
+def long_texts(validation: "Dataset", least_tokens: int, count: int) -> "Dataset":
+    """The blocks of a split whose texts have ``least_tokens``. Raises ``UserError`` for fewer than ``count``."""
+    if least_tokens == 1:
+        return validation
+    rows = [row for row, length in enumerate(validation["length"][:]) if length >= least_tokens]
+    if len(rows) < count:
+        raise UserError(
+            f"{count} samples of all seeds: {len(rows)} held-out texts have the {least_tokens} tokens that prompt or "
+            "gap need; ask for fewer samples or seeds, or for fewer tokens"
+        )
+    return validation.select(rows)
+
+
+def given_part(
+    held_out: TokenBatch, prompt_tokens: int, infill_tokens: int, prompts: Tensor | None
+) -> tuple[Tensor | None, str]:
+    """What is given of held-out texts (N, L), and how a table says it; ``prompts`` (N,) tokens of pairs."""
+    if prompt_tokens:
+        return first_tokens(held_out, prompt_tokens), f"the first {prompt_tokens} tokens"
+    if infill_tokens:
+        return around_gap(held_out, infill_tokens), f"all but {infill_tokens} tokens in the middle"
+    return (None, "") if prompts is None else (first_tokens(held_out, prompts), PROMPTS)
 
 
 def _full(tokens: TokenBatch, count: int) -> TokenBatch:
@@ -113,7 +158,15 @@ class TextStudy:
             self.num_samples,
             language_model_offset=language_model_offset,
             temperatures=temperatures,
+            given=self.real.given,
         )
+
+    @property
+    def known(self) -> KnownOf | None:
+        """What samples are given of held-out text, batch by batch; None: nothing."""
+        if self.real.given is None:
+            return None
+        return known_of(self.real.held_out, self.real.given, self.num_samples)
 
     def measures(self, names: Collection[str] = tuple(MEASURES)) -> list[Measure]:
         """The measures of these names that apply."""
@@ -162,18 +215,19 @@ class TextStudy:
     def _counted(
         self, make: Callable[[Batch, Sequence[Setting]], list[Samples]], batch: Batch, settings: Sequence[Setting]
     ) -> list[Samples]:
-        """The samples with their ``mask`` of the tokens that count."""
-        return [
-            replace(samples, tensors={"mask": self._mask(samples), **samples.tensors})
-            for samples in make(batch, settings)
-        ]
+        """The samples with ``text``, the tokens of a text, and ``mask``, those that count: all that are not given."""
+        counted = []
+        for samples in make(batch, settings):
+            text = samples.tensors.get("mask", self._text(samples.tensors["ids"]))
+            mask = text if self.known is None else text & ~self.known(batch).mask
+            counted.append(replace(samples, tensors={**samples.tensors, "text": text, "mask": mask}))
+        return counted
 
-    def _mask(self, samples: Samples) -> Tensor:
-        ids = samples.tensors["ids"]
+    def _text(self, ids: Tensor) -> Tensor:
         if self.real.packed:
             return torch.ones_like(ids, dtype=torch.bool)
         return tokens_to_first_end(ids, int(self.bundle.tokenizer.eos_token_id))
 
     def _examples(self, samples: Samples) -> list[str]:
-        shown = (samples.tensors[name][:NUM_EXAMPLES] for name in ("ids", "mask"))
+        shown = (samples.tensors[name][:NUM_EXAMPLES] for name in ("ids", "text"))
         return texts_of(self.bundle.tokenizer, *shown)

@@ -6,6 +6,7 @@ B samples, L tokens, K latent positions, D latent dimension, V vocabulary.
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import all_real, decoder_of
 from fewstep.evaluation.baselines import shuffled_blocks, unigram_blocks
+from fewstep.evaluation.given import KnownOf, known_of
 from fewstep.evaluation.rows import FLOW, HELD_OUT, LANGUAGE_MODEL, NOISE, SHUFFLED, Setting
 from fewstep.evaluation.sweep import Batch, Group, Samples
 from fewstep.model import SavedModel
@@ -21,7 +23,8 @@ from fewstep.readouts import READOUTS, tokens_to_first_end
 from fewstep.registry import resolve
 from fewstep.samplers import FlowSampler, check_compatible
 from fewstep.shapes import example_generators, masked_mean, randn
-from fewstep.types import TokenBatch
+from fewstep.types import Ending, KnownTokens, TokenBatch
+from fewstep.writing import block_states
 
 FRESH, REUSED, NO_SNAP = "fresh", "reused", "none"
 
@@ -45,15 +48,19 @@ class Sampling:
 class FlowTexts:
     """A model's own samples by one ``sampling``, read by several readouts from the same latents.
 
-    Sample i is that of :meth:`fewstep.pipeline.TextGenerator.generate` for the same seed. Raises ``UserError`` for a
+    Sample i is that of :meth:`fewstep.pipeline.TextGenerator.generate` for the same seed, written around the tokens
+    that ``known`` gives. Raises ``UserError`` for a
     missing part, an unknown readout, and a sampler that the model was not trained for.
     """
 
-    def __init__(self, bundle: SavedModel, sampling: Sampling, readouts: Sequence[str]) -> None:
+    def __init__(
+        self, bundle: SavedModel, sampling: Sampling, readouts: Sequence[str], known: KnownOf | None = None
+    ) -> None:
         for name in readouts:
             bundle.require(resolve(READOUTS, name, "readout").part)
         bundle.require("autoencoder", "denoiser")
         self.bundle = bundle
+        self.known = known
         self.num_steps = sampling.num_steps
         self.flow = bundle.flow()
         self.readers = {name: bundle.open_readout(resolve(READOUTS, name, "readout")) for name in readouts}
@@ -78,11 +85,14 @@ class FlowTexts:
         """Sample latents once; every readout continues from the noise generators as sampling left them."""
         start = time.perf_counter()
         noise = example_generators(batch.seed, batch.first, batch.count)
-        predictions, x_1, nfe = self._latents(noise)
+        known = known_tokens(self.bundle, self.known, batch)
+        predictions, x_1, nfe = self._latents(noise, known)
         if x_1.is_cuda:
             torch.cuda.synchronize(x_1.device)
         sampling, left = time.perf_counter() - start, [source.get_state() for source in noise]
-        common = {"x_1": x_1.cpu(), **self._late_flips(predictions)}
+        common = {"x_1": x_1.cpu(), **self._late_flips(predictions, known)}
+        given: dict[str, Any] = {} if known is None else {"known": known}
+        ending = None if known is None else ending_of(self.bundle)
         mask, samples = all_real(x_1), []
         for setting in settings:
             name = str(setting["readout"])
@@ -92,25 +102,22 @@ class FlowTexts:
             start = time.perf_counter()
             temperature = float(setting.get("temperature", choice.temperature))
             drawn = self.readers[name].generate(
-                x_1, mask, temperature=temperature, top_p=1.0, top_k=None, ending=None, generator=noise
+                x_1, mask, temperature=temperature, top_p=1.0, top_k=None, ending=ending, generator=noise, **given
             )
             ids = drawn.ids.cpu()
             seconds = sampling + time.perf_counter() - start
             samples.append(Samples({"ids": ids, **common}, seconds, {"nfe": nfe + choice.passes(ids.shape[1])}))
         return samples
 
-    def _latents(self, noise: list[torch.Generator]) -> tuple[list[Tensor], Tensor, int]:
-        """The last two predictions, x_1, and the forward passes."""
-        shape = (len(noise), *self.bundle.latent_shape())
-        x_0 = randn(shape, next(self.flow.parameters()), noise)
+    def _latents(self, noise: list[torch.Generator], known: KnownTokens | None) -> tuple[list[Tensor], Tensor, int]:
+        """The last two predictions, x_1, and the forward passes; one of them encodes what is known."""
         predictions: list[Tensor] = []
-        states = self.sampler.iterate(self.flow, x_0, num_steps=self.num_steps, mask=all_real(x_0), generator=noise)
-        for state in states:
+        for state in block_states(self.bundle, self.flow, self.sampler, self.num_steps, known, noise):
             predictions = [*predictions, *([] if state.x1_hat is None else [state.x1_hat])][-2:]
             last = state
-        return predictions, last.x_t, last.nfe
+        return predictions, last.x_t, last.nfe + (known is not None and bool(known.mask.any()))
 
-    def _late_flips(self, predictions: list[Tensor]) -> dict[str, Tensor]:
+    def _late_flips(self, predictions: list[Tensor], known: KnownTokens | None) -> dict[str, Tensor]:
         """Share of each sample's tokens that change between the last two predictions (B,), by the parallel readout."""
         if len(predictions) < 2 or self.bundle.readout is None:
             return {}
@@ -119,7 +126,23 @@ class FlowTexts:
         counted = torch.ones_like(last, dtype=torch.bool)
         if self.bundle.identity.blocks == "documents":
             counted = tokens_to_first_end(last, int(self.bundle.tokenizer.eos_token_id))
+        if known is not None:
+            counted = counted & ~known.mask.cpu()
         return {"late_flips": masked_mean((before != last).double(), counted)}
+
+
+def known_tokens(bundle: SavedModel, known: KnownOf | None, batch: Batch) -> KnownTokens | None:
+    """What is given of a batch, on the model's device."""
+    if known is None:
+        return None
+    tokens, device = known(batch), next(next(iter(bundle.parts().values())).parameters()).device
+    return KnownTokens(tokens.ids.to(device), tokens.mask.to(device))
+
+
+def ending_of(bundle: SavedModel) -> Ending | None:
+    """What ends a text where a block holds one document."""
+    ids = int(bundle.tokenizer.eos_token_id), int(bundle.tokenizer.pad_token_id)
+    return Ending(*ids) if bundle.identity.blocks == "documents" else None
 
 
 def flow_settings(
@@ -153,10 +176,13 @@ def flow_groups(
     readouts: Sequence[str],
     temperatures: Sequence[float] = (),
     name: str = FLOW,
+    known: KnownOf | None = None,
 ) -> list[Group]:
     """:class:`FlowTexts` as groups of a sweep, with the settings of :func:`flow_settings`."""
     return [
-        Group(settings, FlowTexts(bundle, own, list(dict.fromkeys(str(row["readout"]) for row in settings))).make)
+        Group(
+            settings, FlowTexts(bundle, own, list(dict.fromkeys(str(row["readout"]) for row in settings)), known).make
+        )
         for sampling in samplings
         for own, settings in flow_settings(sampling, readouts, temperatures, name)
     ]
@@ -169,26 +195,30 @@ def fixed_group(name: str, tokens: TokenBatch, num_samples: int, *, padded: bool
     """
 
     def make(batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
-        start = batch.seed_index * num_samples + batch.first
-        rows = slice(start, start + batch.count)
+        rows = batch.rows(num_samples)
         tensors = {"ids": tokens.ids[rows], **({"mask": tokens.mask[rows]} if padded else {})}
         return [Samples(tensors) for _ in settings]
 
     return Group(({"name": name},), make)
 
 
-def language_model_group(bundle: SavedModel, seed_offset: int = 0, temperatures: Sequence[float] = ()) -> Group:
-    """What the run's language model writes at temperature 1 and at ``temperatures``; block i depends on the seed and i
-    alone."""
+def language_model_group(
+    bundle: SavedModel, seed_offset: int = 0, temperatures: Sequence[float] = (), known: KnownOf | None = None
+) -> Group:
+    """What the run's language model writes at temperature 1 and at ``temperatures``; block i depends on the seed, i and
+    the tokens that ``known`` gives, of which it sees those before each token, alone."""
     model, block_size = bundle.scorer(), bundle.identity.block_size
 
     def make(batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
-        samples = []
+        samples, tokens = [], known_tokens(bundle, known, batch)
+        ending = None if tokens is None else ending_of(bundle)
         for setting in settings:
             start = time.perf_counter()
             noise = example_generators(batch.seed + seed_offset, batch.first, batch.count)
             temperature = float(setting.get("temperature", 1.0))
-            ids = model.generate(batch.count, block_size, temperature=temperature, generator=noise).ids.cpu()
+            ids = model.generate(
+                batch.count, block_size, temperature=temperature, ending=ending, known=tokens, generator=noise
+            ).ids.cpu()
             samples.append(Samples({"ids": ids}, time.perf_counter() - start, {"nfe": block_size}))
         return samples
 
@@ -219,21 +249,27 @@ def yardsticks(
     *,
     language_model_offset: int = 0,
     temperatures: Sequence[float] = (),
+    given: Tensor | None = None,
 ) -> list[Group]:
     """Held-out text (N, L), the same with its words shuffled, unigram draws from ``train_counts`` (V,), and where the
     model has the parts, decoded noise and samples of its language model, these at ``temperatures`` too. ``num_samples``
-    of the N are of one seed.
+    of the N are of one seed. Tokens of held-out text that are ``given`` (N, L) stand in all of them, but for the noise,
+    which is left out then.
     """
     shuffling, drawing = (example_generators(offset, 0, 1)[0] for offset in (1, 2))
-    shuffled = shuffled_blocks(held_out, bundle.tokenizer, shuffling)
+    shuffled = shuffled_blocks(held_out, bundle.tokenizer, shuffling, given)
     unigrams = unigram_blocks(train_counts, len(held_out.ids), held_out.ids.shape[1], drawing)
+    known: KnownOf | None = None
+    if given is not None:
+        unigrams = TokenBatch(torch.where(given, held_out.ids, unigrams.ids), unigrams.mask)
+        known = known_of(held_out, given, num_samples)
     groups = [
         fixed_group(HELD_OUT, held_out, num_samples),
         fixed_group(SHUFFLED, shuffled, num_samples),
         fixed_group("unigram draws", unigrams, num_samples, padded=False),
     ]
-    if bundle.readout is not None and bundle.autoencoder is not None:
+    if bundle.readout is not None and bundle.autoencoder is not None and given is None:
         groups.append(noise_group(bundle))
     if bundle.language_model is not None:
-        groups.append(language_model_group(bundle, language_model_offset, temperatures))
+        groups.append(language_model_group(bundle, language_model_offset, temperatures, known))
     return groups

@@ -86,22 +86,35 @@ class TransformersScorer:
         }
 
     @torch.no_grad()
-    def score(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> ScoredText:
+    def score(
+        self, texts: Sequence[str], ids: Tensor, mask: Tensor, spans: Sequence[tuple[int, int]] | None = None
+    ) -> ScoredText:
         """Score N ``texts``; ``ids`` and ``mask`` (N, L) are another tokenizer's and not used.
 
-        Raises ``UserError`` for a text that is longer than the model's positions.
+        A token counts where it holds a character of its text's span. Raises ``UserError`` for a text that is longer
+        than the model's positions.
         """
         rows = self.tokens(texts)
         skipped = int(self.begin is None)  # nothing predicts the first token
         nats = torch.zeros(len(rows), dtype=torch.float64)
+        counts = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+        if spans is not None:
+            encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+            for row, encoding, (first, behind) in zip(counts, encodings, spans, strict=True):
+                within = [end > first and start < behind for start, end in encoding.offsets]
+                row &= torch.tensor(within, dtype=torch.bool)[: len(row)]
         for picked, inputs, attended in self._batches(rows):
             logits = self.model(input_ids=inputs, attention_mask=attended, use_cache=False).logits
             for place, index in enumerate(picked):
-                targets = torch.tensor(rows[index][skipped:], device=logits.device, dtype=torch.long)
-                nats[index] = _summed_nats(logits[place, : len(targets)], targets)
-        scored = [row[skipped:] for row in rows]
+                targets = torch.tensor(rows[index][skipped:], dtype=torch.long)
+                places = counts[index][skipped:].nonzero()[:, 0]
+                nats[index] = _summed_nats(logits[place, places], targets[places].to(logits.device))
+        scored = [
+            torch.tensor(row, dtype=torch.long)[skipped:][seen[skipped:]]
+            for row, seen in zip(rows, counts, strict=True)
+        ]
         tokens = torch.tensor([float(len(row)) for row in scored], dtype=torch.float64)
-        entropies = [sample_entropies_nats(torch.tensor([row], dtype=torch.long)) for row in scored]
+        entropies = [sample_entropies_nats(row[None]) for row in scored]
         return ScoredText(nats, tokens, torch.cat(entropies) if entropies else nats)
 
     @torch.no_grad()

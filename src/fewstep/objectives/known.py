@@ -29,7 +29,8 @@ class KnownPositions:
 
     ``prefix``: the beginning is known, up to a place that is uniform. ``gaps``: all is known but one or two gaps, of
     uniform place and length. In a share ``dropped`` of these the known part is left out, for the loss and for the
-    network, which so learns the estimate without it, for guidance (arXiv:2207.12598, algorithm 1).
+    network, which so learns the estimate without it, for guidance (arXiv:2207.12598, algorithm 1). Where the data are
+    pairs, the prompts are known and the other two shares do not count.
     """
 
     prefix: float = 0.3
@@ -43,10 +44,11 @@ class KnownPositions:
                 "the first two add up to at most 1, and the last is below 1"
             )
 
-    def split(self, mask: Tensor, generator: torch.Generator) -> Split:
+    def split(self, mask: Tensor, generator: torch.Generator, prompts: Tensor | None = None) -> Split:
         """The parts of examples whose real positions are ``mask`` (B, K), which come first.
 
-        At least one position of an example is written, as long as one is real.
+        At least one position of an example is written, as long as one is real. The data's own ``prompts`` (B, K) bool
+        are known in place of what is drawn, in every example.
         """
         size = len(mask)
         # Drawn and read on the generator's device, the CPU: nothing here makes an accelerator wait.
@@ -57,6 +59,8 @@ class KnownPositions:
         begins = (place < 1 + (start * (count - 1)).floor()) & (count > 1)
         gap = within(edges[:, 0], count, place) | within(edges[:, 1], count, place) & (second < 0.5)
         is_prefix, has_known = kind < self.prefix, kind < self.prefix + self.gaps
+        if prompts is not None:
+            begins, is_prefix, has_known = prompts, torch.ones_like(is_prefix), torch.ones_like(has_known)
         known = (
             torch.where(is_prefix.to(mask.device)[:, None], begins, ~gap) & has_known.to(mask.device)[:, None] & mask
         )

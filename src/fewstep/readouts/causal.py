@@ -181,8 +181,11 @@ class LanguageModel(nn.Module):
         top_p: float = 1.0,
         top_k: int | None = None,
         ending: Ending | None = None,
+        known: KnownTokens | None = None,
         generator: Generators,
     ) -> TokenSample:
         """Draw ``num_samples`` blocks of ``num_tokens``; see :func:`decode_cached`."""
         u = rand((num_samples, num_tokens), self.network.embedding.weight, generator)
-        return decode_cached(self.network, u, None, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending)
+        return decode_cached(
+            self.network, u, None, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending, known=known
+        )

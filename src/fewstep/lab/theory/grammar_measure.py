@@ -41,8 +41,8 @@ def grammar_measure(study: "TextStudy") -> Measure:
     judge, tokenizer = GrammarJudge(study.real.source), study.bundle.tokenizer
 
     def values(setting: Setting, samples: Samples) -> Mapping[str, Value | Statistic]:
-        ids, mask = samples.tensors["ids"], samples.tensors["mask"]
-        ended = ids.masked_fill(~mask.bool(), int(tokenizer.eos_token_id))
+        ids, text = samples.tensors["ids"], samples.tensors["text"]
+        ended = ids.masked_fill(~text.bool(), int(tokenizer.eos_token_id))
         return judge.values(judge.judge(block_texts(tokenizer, ended)), samples.tensors["seed_index"])
 
     return Measure(
