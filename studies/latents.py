@@ -33,7 +33,7 @@ from fewstep.evaluation.matched import matched_rows
 from fewstep.evaluation.rows import FLOW, RowFile, at_usual_temperature
 from fewstep.model import SavedModel
 
-STEPS = {"autoencoder": 1000, "flow": 1500, "distribution_matching": 150, "language_model": 1000}
+STEPS = {"autoencoder": 800, "flow": 1000, "distribution_matching": 100, "language_model": 700}
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(LATENTS), help="names of latents, with commas between")
     parser.add_argument("--encoder", help="folder or hub name of the pretrained encoder; left out, that latent is too")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--size", help="debug for a trial run; left out, the steps of docs/findings/latents.md")
     parser.add_argument("--rows", type=Path, help="only print and draw the rows of this file")
     parser.add_argument("--draw", type=Path, help="picture of the properties against --outcome")
