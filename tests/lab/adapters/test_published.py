@@ -17,6 +17,7 @@ from transformers import T5EncoderModel
 
 from fewstep.cli.diagnose import load_subject
 from fewstep.cli.main import main
+from fewstep.data import load_tokenizer
 from fewstep.errors import UserError
 from fewstep.lab.adapters import Decoder
 from fewstep.registry import import_attribute
@@ -186,6 +187,9 @@ def test_elf_reads_normalised_states_of_t5_by_its_averaged_denoiser(shop: Path, 
     close(decoder.decode(decoder.z), torch.stack([elf_logits(w, z) for z in decoder.z]))
     assert decoder.decode(decoder.z).shape[-1] == published.ELF_VOCABULARY
     assert decoder.name == str(tmp_path / "elf")
+    T5EncoderModel.from_pretrained(shop / "t5").save_pretrained(tmp_path / "alone")  # without the decoder's weights
+    load_tokenizer(shop / "t5").save_pretrained(tmp_path / "alone")
+    assert torch.equal(load("elf", shop, tmp_path / "elf", encoder=tmp_path / "alone").z, decoder.z)
 
 
 def cola_blocks(w: dict[str, Tensor], part: str, x: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.data.hub import model_snapshot
 from fewstep.errors import UserError, first_line
 from fewstep.lab.adapters.decoder import Decoder
-from fewstep.lab.adapters.encoder_linear import UNUSED
 from fewstep.lab.adapters.published import (
     Shapes,
     Weights,
@@ -64,9 +63,9 @@ def load_elf(options: DiagnoseOptions) -> Decoder:
     model = Elf.of(read_checkpoint(folder)).to(options)
     from transformers import AutoModel
 
-    text = load_text_model(replace(options, model=options.encoder), AutoModel, "an encoder", unused=UNUSED)
+    text = load_text_model(replace(options, model=options.encoder), AutoModel, "an encoder", unused=("decoder.",))
     mean, deviation = (float(config.get(name, left_out)) for name, left_out in (("latent_mean", 0), ("latent_std", 1)))
-    encoder = text.model.get_encoder() if text.model.config.is_encoder_decoder else text.model
+    encoder = text.model.get_encoder() if hasattr(text.model, "decoder") else text.model
     z = (text.states(encoder, text.blocks) - mean) / deviation
     if z.shape[-1] != model.latent_dim:
         raise UserError(
