@@ -1,7 +1,8 @@
-"""Text to continuous latents. An encoder's module is imported when its class is first asked for (PEP 562)."""
+"""Text to continuous latents. A saved model loads the module of its own encoder only."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fewstep.registry import lazy_attributes
 
 if TYPE_CHECKING:
     from fewstep.autoencoders.pretrained import PretrainedEncoder
@@ -22,9 +23,4 @@ __all__ = [
     "Whitening",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """A class by name, so that a saved model loads the module of its own encoder only."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__ = lazy_attributes(__name__, _MODULE_OF)
