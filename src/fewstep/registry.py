@@ -1,7 +1,7 @@
 """Names and values from outside: looked up in a registry or by dotted path, and checked by annotations (pydantic)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib import import_module
 from typing import Any, TypeVar
@@ -32,6 +32,17 @@ def import_attribute(path: str, what: str) -> Any:
         return getattr(import_module(module), attribute)
     except Exception as error:  # importing runs foreign code, which may raise anything
         raise UserError(f"{what} {path!r} cannot be imported: {type(error).__name__}: {first_line(error)}") from None
+
+
+def lazy_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's ``__getattr__`` (PEP 562): imports ``modules[name]`` when ``name`` is first asked for."""
+
+    def get_attribute(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{modules[name]}"), name)
+
+    return get_attribute
 
 
 def validated(kind: type[T], values: Any, source: str) -> T:

@@ -145,6 +145,16 @@ def test_a_saved_encoder_is_built_without_its_folder(
         load_strictly(again, weights, "a test")
 
 
+def test_whitening_is_the_mean_over_all_batches(folders: Any, generator: torch.Generator) -> None:
+    encoder = PretrainedEncoder(V, folders("t5"), layer=1).train()
+    batches = [tokens(generator, (9,) * 4) for _ in range(3)]
+    for batch in batches:
+        encoder.encode(batch.ids, batch.mask)
+    states = torch.stack([encoder.states(batch.ids, batch.mask) for batch in batches])
+    torch.testing.assert_close(encoder.whitening.mean, states.mean((0, 1, 2)))
+    torch.testing.assert_close(encoder.whitening.variance, states.var((1, 2), correction=0).mean(0))
+
+
 def test_a_readout_starts_where_each_embedding_reads_as_its_own_token(folders: Any) -> None:
     encoder = PretrainedEncoder(V, folders("bert"))
     readout = LinearReadout(V, WIDTH)

@@ -21,6 +21,25 @@ NOT_NEEDED = "pooler"
 """Weights of this name may be missing: a token's state does not come from them."""
 
 
+class FrozenWhitening(Whitening):
+    """Whitening of states that training does not change: what is stored is the mean over all batches.
+
+    A moving average would keep a part of its start, twice so once the weights are averaged.
+    """
+
+    num_batches: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        self.num_batches += 1
+        for stored, new in ((self.mean, mean), (self.variance, variance)):
+            stored += torch.where(torch.isfinite(new), new - stored, 0.0) / self.num_batches
+
+
 class PretrainedEncoder(nn.Module):
     """States of a frozen encoder of transformers, whitened: a :class:`~fewstep.types.LatentEncoder`.
 
@@ -53,7 +72,7 @@ class PretrainedEncoder(nn.Module):
         self.config = {"vocab_size": vocab_size, "model": settings, "layer": self.layer, "latent_dim": latent_dim}
         self.max_tokens = getattr(config, "max_position_embeddings", None)
         self.latent_dim = width if latent_dim is None else latent_dim
-        self.whitening = Whitening(width)
+        self.whitening = FrozenWhitening(width)
         self.bottleneck: nn.Linear | None = None
         if latent_dim is not None:
             self.bottleneck = nn.Linear(width, latent_dim, bias=False)
