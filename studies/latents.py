@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--encoder", help="folder or hub name of the pretrained encoder; left out, that latent is too")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--size", help="debug for a trial run; left out, the steps of docs/findings/latents.md")
+    parser.add_argument("--size", help="debug for a trial run; left out, STEPS")
     parser.add_argument("--rows", type=Path, help="only print and draw the rows of this file")
     parser.add_argument("--draw", type=Path, help="picture of the properties against --outcome")
     parser.add_argument("--outcome", default="flow, gamma 0, K = 4")
