@@ -29,6 +29,8 @@ from tests.nn.builders import first, normal
 
 V, WIDTH, LAYERS = 23, 12, 3
 KINDS = ("bert", "t5")
+PREFIX = {"bert": [2], "t5": []}
+"""What goes before a block: BERT's [CLS]."""
 
 
 def write(folder: Path, kind: str) -> Path:
@@ -57,6 +59,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return lambda kind: str(root / kind if (root / kind).exists() else write(root / kind, kind))
 
 
+def build(folder: str, layer: int = -1, latent_dim: int | None = None) -> PretrainedEncoder:
+    return PretrainedEncoder(V, folder, layer, latent_dim, PREFIX.get(Path(folder).name, [2]))
+
+
 def tokens(generator: torch.Generator, lengths: tuple[int, ...] = (9, 4, 1)) -> TokenBatch:
     return TokenBatch(torch.randint(V, (len(lengths), 9), generator=generator), first(list(lengths), 9))
 
@@ -66,9 +72,12 @@ def own_states(folder: str, batch: TokenBatch, layer: int) -> Tensor:
     model = AutoModel.from_pretrained(folder).eval()
     model = model.encoder if model.config.is_encoder_decoder else model
     with torch.no_grad():
-        output = model(input_ids=batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True)
+        ids = torch.tensor([[*PREFIX[Path(folder).name], *row] for row in batch.ids.tolist()])
+        before = ids.shape[1] - batch.ids.shape[1]
+        mask = torch.cat([torch.ones(len(ids), before), batch.mask], dim=1)
+        output = model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
     assert len(output.hidden_states) == LAYERS + 1
-    return output.hidden_states[layer]
+    return output.hidden_states[layer][:, before:]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,7 +85,7 @@ def own_states(folder: str, batch: TokenBatch, layer: int) -> Tensor:
 def test_latents_are_the_states_of_the_layer_after_unwhitening(
     folders: Any, kind: str, layer: int, generator: torch.Generator
 ) -> None:
-    batch, encoder = tokens(generator), PretrainedEncoder(V, folders(kind), layer)
+    batch, encoder = tokens(generator), build(folders(kind), layer)
     expected = own_states(folders(kind), batch, layer)
     encoder.whitening.fit(3 * normal((2, 40, WIDTH), generator) + 1, torch.ones(2, 40).bool())
     z = encoder.eval().encode(batch.ids, batch.mask).z
@@ -89,7 +98,7 @@ def test_latents_are_the_states_of_the_layer_after_unwhitening(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_changes_no_latent(folders: Any, kind: str, generator: torch.Generator) -> None:
-    batch, encoder = tokens(generator, (9, 4, 0)), PretrainedEncoder(V, folders(kind), latent_dim=5).eval()
+    batch, encoder = tokens(generator, (9, 4, 0)), build(folders(kind), latent_dim=5).eval()
     z = encoder.encode(batch.ids, batch.mask).z
     other = torch.where(batch.mask, batch.ids, (batch.ids + 1) % V)
     more = torch.cat([other, other[:, :4]], dim=1)
@@ -103,7 +112,7 @@ def test_padding_changes_no_latent(folders: Any, kind: str, generator: torch.Gen
 def test_training_changes_no_weight_of_the_network_and_teaches_readout_and_bottleneck(
     folders: Any, kind: str, latent_dim: int | None, generator: torch.Generator
 ) -> None:
-    encoder = PretrainedEncoder(V, folders(kind), layer=1, latent_dim=latent_dim).train()
+    encoder = build(folders(kind), 1, latent_dim).train()
     readout = LinearReadout(V, encoder.latent_dim)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     batch = tokens(generator, (9,) * 16)
@@ -131,7 +140,7 @@ def test_a_saved_encoder_is_built_without_its_folder(
     folders: Any, kind: str, layer: int, tmp_path: Path, generator: torch.Generator
 ) -> None:
     source = Path(shutil.copytree(folders(kind), tmp_path / "source"))
-    encoder = PretrainedEncoder(V, str(source), layer, latent_dim=5).train()
+    encoder = PretrainedEncoder(V, str(source), layer, 5, PREFIX[kind]).train()
     batch = tokens(generator)
     encoder.encode(batch.ids, batch.mask)  # moves the stored statistics
     shutil.rmtree(source)
@@ -146,7 +155,7 @@ def test_a_saved_encoder_is_built_without_its_folder(
 
 
 def test_whitening_is_the_mean_over_all_batches(folders: Any, generator: torch.Generator) -> None:
-    encoder = PretrainedEncoder(V, folders("t5"), layer=1).train()
+    encoder = build(folders("t5"), 1).train()
     batches = [tokens(generator, (9,) * 4) for _ in range(3)]
     for batch in batches:
         encoder.encode(batch.ids, batch.mask)
@@ -156,11 +165,11 @@ def test_whitening_is_the_mean_over_all_batches(folders: Any, generator: torch.G
 
 
 def test_a_readout_starts_where_each_embedding_reads_as_its_own_token(folders: Any) -> None:
-    encoder = PretrainedEncoder(V, folders("bert"))
+    encoder = build(folders("bert"))
     readout = LinearReadout(V, WIDTH)
     codes = encoder.first_codes()
     assert codes is not None
-    torch.testing.assert_close(codes.square().mean(0), torch.ones(WIDTH))
+    torch.testing.assert_close(codes.square().mean(1), torch.ones(V))
     readout.start_from(codes)
     ids = torch.arange(V)[None]
     assert token_accuracy(readout, codes[None], ids, torch.ones_like(ids).bool()) > 0.9
@@ -184,8 +193,8 @@ def test_what_it_cannot_take_is_refused_in_a_line(folders: Any, arguments: tuple
 def test_more_tokens_than_it_has_embeddings_or_positions_for_are_refused(folders: Any) -> None:
     with pytest.raises(UserError, match=r"has 24 tokens, .* embeds 23"):
         PretrainedEncoder(V + 1, folders("bert"))
-    with pytest.raises(UserError, match="a block of 17 tokens, and the encoder has positions for 16"):
-        PretrainedEncoder(V, folders("bert")).num_latents(17)
+    with pytest.raises(UserError, match="a block of 16 tokens, and the encoder has positions for 15"):
+        build(folders("bert")).num_latents(16)
 
 
 def test_weights_that_are_missing_are_not_left_random(folders: Any, tmp_path: Path) -> None:
@@ -199,3 +208,19 @@ def test_weights_that_are_missing_are_not_left_random(folders: Any, tmp_path: Pa
     )
     with pytest.raises(UserError, match=r"lacks 1 weights, first encoder\.layer\.0\.output\.dense\.weight"):
         PretrainedEncoder(V, str(folder))
+
+
+def test_what_the_tokenizer_writes_before_a_text_goes_before_a_block(folders: Any, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    folder = Path(shutil.copytree(folders("bert"), tmp_path / "bert"))
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        PretrainedEncoder(V, str(folder))
+    words = {word: number for number, word in enumerate(["[UNK]", "[SEP]", "[CLS]", "a", "ship"])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [("[CLS]", 2), ("[SEP]", 1)]
+    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", sep_token="[SEP]").save_pretrained(folder)
+    assert PretrainedEncoder(V, str(folder)).prefix.tolist() == [2]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.autoencoders.transformer import Whitening
@@ -48,12 +49,21 @@ class PretrainedEncoder(nn.Module):
     as ``hidden_states`` does: 0 the embeddings, -1 the last layer. The layers behind it are left out. With
     ``latent_dim`` a linear map, trained with the readout, takes the W states to D dimensions; None: D = W.
 
-    The tokens have to be those of the encoder's own tokenizer (:meth:`check_tokenizer`); none is put before or behind
-    a block. Raises ``UserError`` for a model that cannot be loaded, and a layer or vocabulary that it does not have.
+    The tokens have to be those of the encoder's own tokenizer (:meth:`check_tokenizer`). ``prefix`` are ids that go
+    before every block, and None those that this tokenizer writes there: BERT takes whatever comes first for its
+    ``[CLS]``, and its state says little about the token. Raises ``UserError`` for a model that cannot be loaded, and
+    for a layer or a vocabulary that it does not have.
     """
 
+    prefix: Tensor
+
     def __init__(
-        self, vocab_size: int, model: str | dict[str, Any], layer: int = -1, latent_dim: int | None = None
+        self,
+        vocab_size: int,
+        model: str | dict[str, Any],
+        layer: int = -1,
+        latent_dim: int | None = None,
+        prefix: list[int] | None = None,
     ) -> None:
         super().__init__()
         check_sizes("PretrainedEncoder", {"vocab_size": vocab_size, "latent_dim": latent_dim})
@@ -69,7 +79,11 @@ class PretrainedEncoder(nn.Module):
             )
         settings = json.loads(self.network.config.to_json_string(use_diff=False))
         settings = {name: value for name, value in settings.items() if name not in NOT_SAVED}
+        if prefix is None:
+            prefix = [] if self.source is None else _written_before(_own_tokenizer(self.source))
+        self.register_buffer("prefix", torch.tensor(prefix, dtype=torch.int64), persistent=False)
         self.config = {"vocab_size": vocab_size, "model": settings, "layer": self.layer, "latent_dim": latent_dim}
+        self.config["prefix"] = prefix
         self.max_tokens = getattr(config, "max_position_embeddings", None)
         self.latent_dim = width if latent_dim is None else latent_dim
         self.whitening = FrozenWhitening(width)
@@ -87,10 +101,10 @@ class PretrainedEncoder(nn.Module):
 
     def num_latents(self, num_tokens: int) -> int:
         """K = L: a latent per token. ``UserError`` for more tokens than the encoder has positions for."""
-        if self.max_tokens is not None and num_tokens > self.max_tokens:
+        if self.max_tokens is not None and num_tokens + len(self.prefix) > self.max_tokens:
             raise UserError(
-                f"a block of {num_tokens} tokens, and the encoder has positions for {self.max_tokens}: give a smaller "
-                "block_size"
+                f"a block of {num_tokens} tokens, and the encoder has positions for "
+                f"{self.max_tokens - len(self.prefix)}: give a smaller block_size"
             )
         return num_tokens
 
@@ -105,32 +119,30 @@ class PretrainedEncoder(nn.Module):
     @torch.no_grad()
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The encoder's states (B, L, W) at ``layer``; arbitrary, but finite, at padding."""
-        output = self.network(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
-        return output.hidden_states[self.layer]
+        prefix = self.prefix.expand(len(ids), -1)
+        ids, seen = torch.cat([prefix, ids], 1), torch.cat([torch.ones_like(prefix), mask.long()], 1)
+        output = self.network(input_ids=ids, attention_mask=seen, output_hidden_states=True)
+        return output.hidden_states[self.layer][:, len(self.prefix) :]
 
     @torch.no_grad()
     def first_codes(self) -> Tensor | None:
-        """What a readout may start from: a guess (V, D) at the mean latent of each token, of unit variance.
+        """What a readout may start from: a guess (V, D) at the direction of each token's latents, of unit rms.
 
-        The input embedding, standardised as the states are; None where its width is not W.
+        The input embedding less the mean of all; None where its width is not W.
         """
         table = self.network.get_input_embeddings().weight[: self.config["vocab_size"]].float()
         if table.shape[1] != len(self.whitening.mean):
             return None
-        codes = _standardised(table)
-        return codes if self.bottleneck is None else _standardised(self.bottleneck(codes))
+        codes = table - table.mean(0)
+        if self.bottleneck is not None:
+            codes = self.bottleneck(codes)
+        return F.normalize(codes, dim=-1) * codes.shape[1] ** 0.5
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raise ``UserError`` unless every token of the encoder's own tokenizer has the same id in ``tokenizer``."""
-        from transformers import AutoTokenizer
-
         if self.source is None:  # of a saved model, which brings its tokenizer
             return
-        try:
-            own = AutoTokenizer.from_pretrained(str(Path(self.source).expanduser())).get_vocab()
-        except Exception as error:  # foreign files in a foreign library, which may raise anything
-            raise UserError(f"{self.source} holds no tokenizer ({first_line(error, 160)}): put its own there") from None
-        if not own.items() <= tokenizer.get_vocab().items():
+        if not _own_tokenizer(self.source).get_vocab().items() <= tokenizer.get_vocab().items():
             raise UserError(
                 f"the data's tokenizer is not that of model.autoencoder, {self.source}: pass "
                 f"--data.tokenizer={self.source}"
@@ -196,6 +208,28 @@ def _build(config: Any, source: str | None) -> Any:
     return model.float().eval()
 
 
+def _own_tokenizer(source: str) -> Any:
+    """The tokenizer that lies beside a model."""
+    from transformers import AutoTokenizer
+
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not any((folder / f"tokenizer{end}.json").exists() for end in ("", "_config")):
+        raise UserError(f"{source} holds no tokenizer.json: put the model's own there")  # an empty one would load
+    try:
+        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else source)
+    except Exception as error:  # foreign files in a foreign library, which may raise anything
+        raise UserError(
+            f"the tokenizer of {source} cannot be loaded ({first_line(error, 160)}): fetch it again"
+        ) from None
+
+
+def _written_before(tokenizer: Any) -> list[int]:
+    """The ids that a tokenizer writes before a text."""
+    plain, whole = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
+    places = [place for place in range(len(whole)) if whole[place : place + len(plain)] == plain]
+    return whole[: places[0]] if places else []
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No bar and no report of weights that are left out on purpose: what matters of it becomes an error."""
@@ -210,8 +244,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _standardised(table: Tensor) -> Tensor:
-    """``table`` (V, D) with mean 0 and variance 1 in every column."""
-    return (table - table.mean(0)) / table.std(0, correction=0).clamp(min=1e-6)

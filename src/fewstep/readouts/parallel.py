@@ -74,7 +74,7 @@ class LinearReadout(ParallelReadout):
 
     @torch.no_grad()
     def start_from(self, codes: Tensor) -> None:
-        """Start as the inner product of a latent with ``codes`` (V, D), of unit variance, over sqrt(D); of stride 1."""
+        """Start as the inner product of a latent with ``codes`` (V, D), of unit rms, over sqrt(D); of stride 1."""
         self.outputs.weight.copy_(codes / codes.shape[1] ** 0.5)
         self.outputs.bias.zero_()
 
