@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep.errors import UserError
 from fewstep.evaluation.given import around_gap, first_tokens
 from fewstep.evaluation.rows import HELD_OUT, SHUFFLED, Row
 from fewstep.evaluation.scorers import RunScorer
@@ -81,6 +82,25 @@ def test_what_is_given_stays_in_every_row_and_only_the_rest_counts(part: str, bl
     assert rows[0].value("tokens_per_sample") == number
     assert all(row.value("tokens_per_sample") <= BLOCK_SIZE - PROMPT for row in rows)
     assert part in rows[0].protocol["given"] and part in own.plan([]).caption
+
+
+@pytest.mark.parametrize("bundle", [tiny_bundle(), conditional_bundle()], ids=["replacement", "reads_known"])
+def test_the_commitment_dial_ends_at_whole_blocks_and_counts_passes_in_a_row(bundle: SavedModel) -> None:
+    own, rest = given_study("prompt", bundle=bundle), BLOCK_SIZE - PROMPT
+    samplings = [replace(SAMPLING, commit_tokens=commit) for commit in (0, rest, 2, 1)]
+    rows = list(Sweep(own.plan(flow_groups(own.bundle, samplings, ["parallel"], known=own.known))).rows())
+    assert [row.setting.get("commit_tokens") for row in rows] == [None, rest, 2, 1]
+    whole, same, pairs, singles = rows
+    assert same.examples == whole.examples and same.value("perplexity") == whole.value("perplexity")
+    assert {row.value("kept") for row in rows} == {1.0}
+    passes = SAMPLING.num_steps + 2  # the readout and the encoder too
+    assert [row.value("nfe") for row in (pairs, singles)] == [-(-rest // 2) * passes, rest * passes]
+    assert singles.value("perplexity") != whole.value("perplexity")
+
+
+def test_nothing_is_committed_to_after_nothing() -> None:
+    with pytest.raises(UserError, match="commit_tokens is 2"):
+        flow_groups(tiny_bundle(), [Sampling(2, commit_tokens=2)], ["parallel"])
 
 
 def test_where_nothing_is_given_the_rows_are_the_plain_ones() -> None:

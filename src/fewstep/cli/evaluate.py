@@ -38,6 +38,7 @@ class AxisOptions:
         noise_temperature: factors on a step's old noise; below 1 is colder.
         noise: fresh, reused (re-injected noise drawn in every step, or once).
         snap: none, and rules as in fewstep sample.
+        commit_tokens: tokens written at a time after --prompt_tokens, with all before them known; 0: a block at once.
     """
 
     steps: list[int] | int | str = "1,2,4,8,16,32"
@@ -46,6 +47,7 @@ class AxisOptions:
     noise_temperature: list[float] | float | str = 1.0
     noise: list[str] | str = "fresh"
     snap: list[str] | str = "none"
+    commit_tokens: list[int] | int | str = "0"
 
 
 @dataclass(kw_only=True)
@@ -138,10 +140,13 @@ def all_samplings(options: AxisOptions) -> "list[Sampling]":
                 parse_snap(snap)
     except ValueError as error:
         raise UserError(str(error)) from None
+    commits = comma_numbers(options.commit_tokens, "commit_tokens", int)
+    if min(commits) < 0:
+        raise UserError(f"--commit_tokens {options.commit_tokens!r}: expected whole numbers of at least 0")
     colds = comma_numbers(options.noise_temperature, "noise_temperature", float)
     return [
-        Sampling(num_steps, rule, cold, noise=noise, snap=snap)
-        for rule, cold, noise, snap, num_steps in product(rules, colds, noises, snaps, steps)
+        Sampling(num_steps, rule, cold, noise=noise, snap=snap, commit_tokens=commit)
+        for rule, cold, noise, snap, commit, num_steps in product(rules, colds, noises, snaps, commits, steps)
     ]
 
 

@@ -31,18 +31,20 @@ SECONDS = Cost("seconds for 1,000 tokens", _seconds)
 
 def score_pictures(rows: Sequence[Row], cost: Cost, scorer: str) -> tuple[Picture, Picture]:
     """Perplexity over ``cost`` with its 95 % intervals, and unigram entropy; a line per setting, whose points are its
-    numbers of steps, and a horizontal one per yardstick.
+    numbers of steps, or of tokens committed at a time where there are several, and a horizontal one per yardstick.
 
     The band around real text's entropy is 0.3 nats: outside it perplexities do not compare. Rows without a perplexity
     or a cost are left out.
     """
     shown = [r for r in rows if r.setting["name"] not in YARDSTICKS and r.value("perplexity") and cost.of(r)]
-    shown.sort(key=lambda row: float(row.setting["num_steps"]))
+    commits = {row.setting.get("commit_tokens", 0) for row in shown}
+    along = "commit_tokens" if len(commits) > 1 else "num_steps"
+    shown.sort(key=lambda row: (float(row.setting["num_steps"]), cost.of(row) or 0.0))
     costs = [cost.of(row) or 0.0 for row in shown] or [1.0]
     ends = (min(costs), max(costs))
     lines: dict[str, list[Row]] = {}
     for row in shown:
-        setting = {name: value for name, value in row.setting.items() if name != "num_steps"}
+        setting = {name: value for name, value in row.setting.items() if name != along}
         lines.setdefault(label_of(setting), []).append(row)
     beside = [row for name in YARDSTICKS for row in rows if row.setting["name"] == name]
     quality = [_line(label, line, cost, "perplexity") for label, line in lines.items()]

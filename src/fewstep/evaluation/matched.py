@@ -22,10 +22,11 @@ KEPT = ("perplexity", ENTROPY)
 """Statistics whose numbers of each sample a plan keeps for the intervals."""
 Table = tuple[list[Row], str, Mapping[str, Column]]
 """Rows, caption and columns, as :func:`fewstep.evaluation.rows.rows_text` takes them."""
-FURTHER = ("repeated_4grams", "rms_ratio", "tokens_per_sample")
-AXES = ("name", "readout", "reinjection", "noise_temperature", "noise", "snap", "num_steps")
+FURTHER = ("repeated_4grams", "rms_ratio", "tokens_per_sample", "nfe")
+AXES = ("name", "readout", "reinjection", "noise_temperature", "noise", "snap", "commit_tokens", "num_steps")
 MATCHED_COLUMNS = {
     **{name: COLUMNS[name] for name in AXES},
+    "nfe": COLUMNS["nfe"],
     "temperature": Column("at temperature"),
     "perplexity": COLUMNS["perplexity"],
     "shuffled_ratio": Column("over shuffled", ".3f", interval=True),

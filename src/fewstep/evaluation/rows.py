@@ -211,6 +211,7 @@ COLUMNS: dict[str, Column] = {
     "noise_scale": Column("noise scale", "g", usual=1.0),
     "noise": Column("drawn", usual="fresh"),
     "snap": Column("snap", usual="none"),
+    "commit_tokens": Column("commit", ".0f"),
     "num_steps": Column("K", ".0f"),
     "nfe": Column("NFE", ".0f"),
     "perplexity": Column("perplexity", rounded, interval=True),

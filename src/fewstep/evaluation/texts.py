@@ -6,6 +6,7 @@ B samples, L tokens, K latent positions, D latent dimension, V vocabulary.
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,16 +16,17 @@ from fewstep.errors import UserError
 from fewstep.evaluation.adapters import all_real, decoder_of
 from fewstep.evaluation.baselines import shuffled_blocks, unigram_blocks
 from fewstep.evaluation.given import KnownOf, known_of
-from fewstep.evaluation.rows import FLOW, HELD_OUT, LANGUAGE_MODEL, NOISE, SHUFFLED, Setting
+from fewstep.evaluation.rows import FLOW, HELD_OUT, LANGUAGE_MODEL, NOISE, SHUFFLED, Axis, Setting
 from fewstep.evaluation.sweep import Batch, Group, Samples
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
+from fewstep.prompts import UNKNOWN, Draft
 from fewstep.readouts import READOUTS, tokens_to_first_end
 from fewstep.registry import resolve
 from fewstep.samplers import FlowSampler, check_compatible
 from fewstep.shapes import example_generators, masked_mean, randn
 from fewstep.types import Ending, KnownTokens, TokenBatch
-from fewstep.writing import block_states
+from fewstep.writing import Writer, block_states
 
 FRESH, REUSED, NO_SNAP = "fresh", "reused", "none"
 
@@ -34,7 +36,8 @@ class Sampling:
     """One way from noise to latents; ``reinjection`` and ``snap`` as on the command line.
 
     ``noise_temperature``: factor on a step's old noise; ``noise_scale``: on all noise that is drawn; ``noise``: whether
-    re-injected noise is drawn in every step ("fresh") or once ("reused").
+    re-injected noise is drawn in every step ("fresh") or once ("reused"). ``commit_tokens``: written at a time after
+    what is given, with all before them known; 0: as many as a block holds.
     """
 
     num_steps: int
@@ -43,14 +46,20 @@ class Sampling:
     noise_scale: float = 1.0
     noise: str = FRESH
     snap: str = NO_SNAP
+    commit_tokens: int = 0
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """As a part of settings; the last only where it is not 0."""
+        return {name: value for name, value in asdict(self).items() if name != "commit_tokens" or value}
 
 
 class FlowTexts:
     """A model's own samples by one ``sampling``, read by several readouts from the same latents.
 
     Sample i is that of :meth:`fewstep.pipeline.TextGenerator.generate` for the same seed, written around the tokens
-    that ``known`` gives. Raises ``UserError`` for a
-    missing part, an unknown readout, and a sampler that the model was not trained for.
+    that ``known`` gives. Raises ``UserError`` for a missing part, an unknown readout, tokens to commit after nothing,
+    and a sampler that the model was not trained for.
     """
 
     def __init__(
@@ -60,7 +69,12 @@ class FlowTexts:
             bundle.require(resolve(READOUTS, name, "readout").part)
         bundle.require("autoencoder", "denoiser")
         self.bundle = bundle
+        if sampling.commit_tokens and known is None:
+            raise UserError(
+                f"commit_tokens is {sampling.commit_tokens}, and texts are given nothing: give a prompt too"
+            )
         self.known = known
+        self.commit_tokens = sampling.commit_tokens
         self.num_steps = sampling.num_steps
         self.flow = bundle.flow()
         self.readers = {name: bundle.open_readout(resolve(READOUTS, name, "readout")) for name in readouts}
@@ -83,6 +97,8 @@ class FlowTexts:
     @torch.no_grad()
     def make(self, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
         """Sample latents once; every readout continues from the noise generators as sampling left them."""
+        if self.commit_tokens:
+            return [self._committed(batch, setting) for setting in settings]
         start = time.perf_counter()
         noise = example_generators(batch.seed, batch.first, batch.count)
         known = known_tokens(self.bundle, self.known, batch)
@@ -108,6 +124,28 @@ class FlowTexts:
             seconds = sampling + time.perf_counter() - start
             samples.append(Samples({"ids": ids, **common}, seconds, {"nfe": nfe + choice.passes(ids.shape[1])}))
         return samples
+
+    def _committed(self, batch: Batch, setting: Setting) -> Samples:
+        """Samples written block by block; the forward passes are those that come one after the other."""
+        assert self.known is not None  # see __init__
+        choice, start = resolve(READOUTS, str(setting["readout"]), "readout"), time.perf_counter()
+        temperature = float(setting.get("temperature", choice.temperature))
+        ending, size, known = ending_of(self.bundle), self.bundle.identity.block_size, self.known(batch)
+        draw = partial(
+            self.readers[str(setting["readout"])].generate,
+            temperature=temperature,
+            top_p=1.0,
+            top_k=None,
+            ending=ending,
+        )
+        drafts = [draft_of(ids, given, size) for ids, given in zip(known.ids, known.mask, strict=True)]
+        writer = Writer(self.bundle, self.sampler, self.num_steps, draw, ending, self.commit_tokens)
+        written = writer.write(drafts, example_generators(batch.seed, batch.first, batch.count))
+        fill = ending.pad_id if ending else 0
+        ids = torch.tensor([text.ids + [fill] * (size - len(text.ids)) for text in written.texts])
+        num_blocks = written.nfe // self.num_steps
+        nfe = written.nfe + num_blocks * (1 + choice.passes(min(self.commit_tokens, size)))
+        return Samples({"ids": ids}, time.perf_counter() - start, {"nfe": nfe})
 
     def _latents(self, noise: list[torch.Generator], known: KnownTokens | None) -> tuple[list[Tensor], Tensor, int]:
         """The last two predictions, x_1, and the forward passes; one of them encodes what is known."""
@@ -139,6 +177,12 @@ def known_tokens(bundle: SavedModel, known: KnownOf | None, batch: Batch) -> Kno
     return KnownTokens(tokens.ids.to(device), tokens.mask.to(device))
 
 
+def draft_of(ids: Tensor, given: Tensor, length: int) -> Draft:
+    """A text of ``length`` tokens of which those of ``ids`` (L,) that are ``given`` (L,) stand."""
+    last = int((given * torch.arange(1, len(given) + 1)).max())
+    return Draft(ids=tuple(torch.where(given, ids, UNKNOWN)[:last].tolist()), length=length)
+
+
 def ending_of(bundle: SavedModel) -> Ending | None:
     """What ends a text where a block holds one document."""
     ids = int(bundle.tokenizer.eos_token_id), int(bundle.tokenizer.pad_token_id)
@@ -154,7 +198,7 @@ def flow_settings(
     where it takes the likeliest tokens, of the tokens (``temperature``) where it draws them.
     """
     usual = {readout: resolve(READOUTS, readout, "readout").temperature for readout in readouts}
-    rows = {readout: {"name": name, "readout": readout, **asdict(sampling)} for readout in readouts}
+    rows = {readout: {"name": name, "readout": readout, **sampling.axes} for readout in readouts}
     drawn = [
         {**row, "temperature": temperature}
         for readout, row in rows.items()
@@ -212,6 +256,7 @@ def language_model_group(
     def make(batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
         samples, tokens = [], known_tokens(bundle, known, batch)
         ending = None if tokens is None else ending_of(bundle)
+        passes = block_size if tokens is None else int((~tokens.mask).sum(1).max())  # a prompt is read in one of them
         for setting in settings:
             start = time.perf_counter()
             noise = example_generators(batch.seed + seed_offset, batch.first, batch.count)
@@ -219,7 +264,7 @@ def language_model_group(
             ids = model.generate(
                 batch.count, block_size, temperature=temperature, ending=ending, known=tokens, generator=noise
             ).ids.cpu()
-            samples.append(Samples({"ids": ids}, time.perf_counter() - start, {"nfe": block_size}))
+            samples.append(Samples({"ids": ids}, time.perf_counter() - start, {"nfe": passes}))
         return samples
 
     own: Setting = {"name": LANGUAGE_MODEL}
