@@ -77,7 +77,7 @@ class LinearReadout(ParallelReadout):
 
     @torch.no_grad()
     def start_from(self, codes: Tensor) -> None:
-        """Start with logits that are ``START_SHARPNESS`` z . c / sqrt(D) of ``codes`` c (V, D) of unit rms; stride 1."""
+        """Start with logits ``START_SHARPNESS`` z . c / sqrt(D), for ``codes`` c (V, D) of unit rms; stride 1."""
         self.outputs.weight.copy_(START_SHARPNESS * codes / codes.shape[1] ** 0.5)
         self.outputs.bias.zero_()
 
