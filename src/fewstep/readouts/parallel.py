@@ -9,6 +9,9 @@ from fewstep.readouts.categorical import Held, cut_at_end, draw_unknown, hidden_
 from fewstep.shapes import Generators, check_sizes, masked_mean, rand
 from fewstep.types import Ending, KnownTokens, Readout, TokenSample
 
+START_SHARPNESS = 3.0
+"""Standard deviation of the logits of tokens whose code has nothing to do with the latent."""
+
 
 class ParallelReadout(nn.Module):
     """Latents to token logits, each position on its own draw: subclasses give ``forward(z, mask) -> logits`` (B, L, V).
@@ -74,8 +77,8 @@ class LinearReadout(ParallelReadout):
 
     @torch.no_grad()
     def start_from(self, codes: Tensor) -> None:
-        """Start as the inner product of a latent with ``codes`` (V, D), of unit rms, over sqrt(D); of stride 1."""
-        self.outputs.weight.copy_(codes / codes.shape[1] ** 0.5)
+        """Start with logits ``START_SHARPNESS`` z . c / sqrt(D), for ``codes`` c (V, D) of unit rms; stride 1."""
+        self.outputs.weight.copy_(START_SHARPNESS * codes / codes.shape[1] ** 0.5)
         self.outputs.bias.zero_()
 
     def token_nats(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
