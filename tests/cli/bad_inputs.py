@@ -129,7 +129,7 @@ CHOICES = [
     Case(f"{DIAGNOSE} --only dabi,dada", "dada", "expected one of"),
     Case(f"{DIAGNOSE} --only ,", "','", "give one or more"),
     Case("compare {model} --out out --objectives flow_matching,magic", "'magic'", "expected one of"),
-    Case("quickstart --out out --size hugo", "hugo", "one of base, debug, hour"),
+    Case("quickstart --out out --size hugo", "hugo", "one of accelerator, base, debug, hour"),
     Case("theory --flips --out out --path spiral", "spiral", "path"),
 ]
 PLACES = [
