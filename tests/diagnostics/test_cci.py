@@ -33,6 +33,13 @@ def test_copies_of_one_uniform_token_are_resolved_but_for_the_first(vocabulary: 
     assert result["cci"].num_examples == 3
 
 
+def test_the_first_two_of_copies_are_resolved_by_half_if_they_alone_are_written() -> None:
+    written = (torch.arange(5) < 2).expand(3, 5)
+    result = cci(BalancedCopies(4, 5), normal(3, 4), written=written, num_draws=32, generator=seeded())
+    assert result["cci"].value == pytest.approx(1 / 2, abs=1e-12)
+    assert result["cci_marginal_nats"].value == pytest.approx(torch.tensor(4).log().item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_parallel_readout_has_exactly_0_whatever_its_entropy(dtype: torch.dtype) -> None:
     weight = normal(5, 6 * 7, seed=1)

@@ -52,7 +52,7 @@ def ended() -> TokenBatch:
 
 def given_study(part: str, blocks: str = "packed", bundle: SavedModel | None = None, **changes: object) -> TextStudy:
     """The study of texts that are given their first tokens ("prompt"), all but a gap, or nothing."""
-    own = study(cci_examples=0, packed=blocks == "packed", **changes)
+    own = study(**{"cci_examples": 0, "packed": blocks == "packed", **changes})
     tokens = held_out() if blocks == "packed" else ended()
     given = around_gap(tokens, GAP) if part == "gap" else first_tokens(tokens, PROMPT if part == "prompt" else 0)
     bundle = with_identity(own.bundle if bundle is None else bundle, blocks=blocks)
@@ -96,6 +96,13 @@ def test_the_commitment_dial_ends_at_whole_blocks_and_counts_passes_in_a_row(bun
     passes = SAMPLING.num_steps + 2  # the readout and the encoder too
     assert [row.value("nfe") for row in (pairs, singles)] == [-(-rest // 2) * passes, rest * passes]
     assert singles.value("perplexity") != whole.value("perplexity")
+
+
+def test_a_last_token_alone_leaves_nothing_to_commit_to() -> None:
+    plain = given_study("nothing", cci_examples=4)
+    last = replace(plain, real=replace(plain.real, given=first_tokens(plain.real.held_out, BLOCK_SIZE - 1)))
+    values = {own is last: swept(own, readouts=["head"])[-1].value("cci") for own in (plain, last)}
+    assert values[False] > 0 == values[True], "all draws share the tokens before it"
 
 
 def test_nothing_is_committed_to_after_nothing() -> None:

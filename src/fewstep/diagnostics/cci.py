@@ -43,6 +43,7 @@ def cci(
     conditionals: TokenConditionals,
     z: Tensor,
     *,
+    written: Tensor | None = None,
     num_draws: int = MIN_DRAWS,
     draws_at_once: int = 1,
     examples_at_once: int | None = None,
@@ -52,7 +53,8 @@ def cci(
     """CCI of a readout at latents ``z`` (B, ...), from ``num_draws`` = M draws.
 
     Rows: ``NAME``, and its numerator and denominator in nats per token, ``NAME_committed_nats`` and
-    ``NAME_marginal_nats``. The sums run over all tokens of all examples, in float64. ``draws_at_once`` sequences are
+    ``NAME_marginal_nats``. The sums run over all tokens of all examples, in float64; or, of conditionals that are given
+    a part of their tokens, over those where ``written`` (B, L) is true. ``draws_at_once`` sequences are
     drawn as one batch of repeated rows (1 where the readout holds context for each example): faster where B is small;
     the draws depend on it, their distribution does not. Costs M draws and M evaluations of the logits, and holds three
     float64 tensors (B, L, V), or (``examples_at_once``, L, V) for conditionals that hold no context.
@@ -65,10 +67,10 @@ def cci(
     size = examples_at_once or len(z)
     parts = [_entropies(conditionals, *rows) for rows in zip(z.split(size), drawn.split(size, 1), strict=True)]
     committed, marginal = (torch.cat(column) for column in zip(*parts, strict=True))
-    everywhere = torch.ones_like(marginal)
-    committed_nats = mean_estimate(committed, everywhere, generator)
-    marginal_nats = mean_estimate(marginal, everywhere, generator)
-    ratio = _within_0_and_1(ratio_estimate(marginal - committed, marginal, generator))
+    counted = torch.ones_like(marginal) if written is None else written.to(marginal)
+    committed_nats = mean_estimate(committed, counted, generator)
+    marginal_nats = mean_estimate(marginal, counted, generator)
+    ratio = _within_0_and_1(ratio_estimate((marginal - committed) * counted, marginal * counted, generator))
     note = f"{num_draws} draws"
     if marginal_nats.value is None or marginal_nats.value < MIN_MARGINAL_NATS:
         ratio = Estimate(None, None, marginal_nats.num_examples)

@@ -16,7 +16,7 @@ from fewstep.model import SavedModel
 from fewstep.readouts import CommitmentHead
 from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import rand, randn
-from fewstep.types import Readout, Trajectory
+from fewstep.types import KnownTokens, Readout, Trajectory
 
 NUM_STEPS = 8
 """Steps of the measured trajectory: few enough to fail, enough to see a token change."""
@@ -37,18 +37,24 @@ def decoder_of(readout: Readout) -> Decode:
 class HeadConditionals:
     """A commitment head at latents that hold noise of ``level`` (rms), which it is given.
 
-    Unlike :meth:`~fewstep.readouts.CommitmentHead.generate` it adds no noise: it reads what it is given.
+    The ``known`` tokens (B, L) of the latents' texts stand in every draw. Unlike
+    :meth:`~fewstep.readouts.CommitmentHead.generate` it adds no noise: it reads what it is given.
     """
 
-    def __init__(self, head: CommitmentHead, level: float) -> None:
+    def __init__(self, head: CommitmentHead, level: float, known: KnownTokens | None = None) -> None:
         self.head = head
         self.level = level
+        self.known = known
 
     @torch.no_grad()
     def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Tokens (B, L) at temperature 1 for latents (B, K, D)."""
         u = rand((len(z), z.shape[1] * self.head.network.stride), z, generator)
-        return self.head.read(z, all_real(z), u, self._levels(z), temperature=1.0, top_p=1.0).ids
+        known = self.known
+        if known is not None:  # several draws of the same texts
+            count = len(z) // len(known.ids)
+            known = KnownTokens(known.ids.repeat(count, 1), known.mask.repeat(count, 1))
+        return self.head.read(z, all_real(z), u, self._levels(z), temperature=1.0, top_p=1.0, known=known).ids
 
     def logits(self, z: Tensor, ids: Tensor) -> Tensor:
         """Logits (B, L, V) of each of ``ids`` (B, L), given the latents and the ids before it."""
@@ -61,7 +67,8 @@ class HeadConditionals:
 def cci_as_read(conditionals: HeadConditionals, z: Tensor, noise: torch.Generator) -> Result:
     """CCI of a head at latents ``z`` (B, K, D), blurred to its level as the head blurs what it reads."""
     blurred = z + conditionals.level * randn(tuple(z.shape), z, noise)
-    return cci(conditionals, blurred, draws_at_once=draws_in_a_batch(len(z)), generator=noise)
+    written = None if conditionals.known is None else ~conditionals.known.mask
+    return cci(conditionals, blurred, written=written, draws_at_once=draws_in_a_batch(len(z)), generator=noise)
 
 
 def draws_in_a_batch(num_examples: int) -> int:

@@ -26,7 +26,7 @@ from fewstep.metrics.text import (
 )
 from fewstep.readouts import READOUTS, CommitmentHead
 from fewstep.registry import import_attribute, resolve
-from fewstep.types import TokenBatch
+from fewstep.types import KnownTokens, TokenBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -136,28 +136,38 @@ def late_flips(study: "TextStudy") -> Measure:
 
 
 def cci(study: "TextStudy") -> Measure | None:
-    """The head's CCI on the first ``cci_examples`` samples of the first seed, blurred as the head blurs its input."""
-    if not study.cci_examples or study.real.given is not None:
+    """The head's CCI on the first ``cci_examples`` samples of the first seed, blurred as the head blurs its input.
+
+    Of texts that are partly given, over the tokens that are written, with the others given.
+    """
+    if not study.cci_examples:
         return None
 
-    def head_of(setting: Setting) -> HeadConditionals | None:
+    def head_of(setting: Setting) -> CommitmentHead | None:
         if "readout" not in setting:
             return None
         head = study.bundle.open_readout(resolve(READOUTS, str(setting["readout"]), "readout"))
-        return HeadConditionals(head, head.trust_level) if isinstance(head, CommitmentHead) else None
+        return head if isinstance(head, CommitmentHead) else None
 
     def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
         count = study.cci_examples - batch.first
-        if batch.seed_index or count <= 0 or head_of(setting) is None:
+        if batch.seed_index or count <= 0 or head_of(setting) is None or "x_1" not in samples.tensors:
             return {}
-        return {"cci_z": samples.tensors["x_1"][:count].clone()}
+        taken = {"cci_z": samples.tensors["x_1"]}
+        if study.known is not None:
+            known = study.known(batch)
+            taken |= {"cci_ids": known.ids, "cci_known": known.mask}
+        return {name: value[:count].clone() for name, value in taken.items()}
 
     def values(setting: Setting, samples: Samples) -> Values:
         head = head_of(setting)
         if head is None or "cci_z" not in samples.tensors:
             return {}
-        z = samples.tensors["cci_z"].to(next(head.head.parameters()).device)
-        estimate = cci_as_read(head, z, noise_source(study.seeds[0], "cci"))["cci"]
+        device = next(head.parameters()).device
+        names = ("cci_z", "cci_ids", "cci_known")
+        z, *given = (samples.tensors[name].to(device) for name in names if name in samples.tensors)
+        conditionals = HeadConditionals(head, head.trust_level, KnownTokens(*given) if given else None)
+        estimate = cci_as_read(conditionals, z, noise_source(study.seeds[0], "cci"))["cci"]
         return {"cci": Value(estimate.value, estimate.interval)}
 
     return Measure(values, take, protocol={"cci_examples": study.cci_examples})
