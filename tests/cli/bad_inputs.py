@@ -101,6 +101,8 @@ NUMBERS = [
     Case(f"{EVALUATE} --prompt_tokens 8", "9 tokens", "fewer tokens"),
     Case(f"{EVALUATE} --infill_tokens -1", "-1", "infill_tokens"),
     Case(f"{EVALUATE} --prompt_tokens 2 --infill_tokens 2", "--prompt_tokens and --infill_tokens", "choose one"),
+    Case(f"{EVALUATE} --commit_tokens 2", "commit_tokens is 2", "give a prompt"),
+    Case(f"{EVALUATE} --prompt_tokens 2 --commit_tokens -1", "-1", "at least 0"),
     Case(f"{EVALUATE} --steps 4,4", "comes twice", "only once"),
     Case(f"{EVALUATE} --reinjection 1.5", "1.5", "reinjection"),
     Case(f"{EVALUATE} --samples 1000000", "1000000", "fewer samples"),
