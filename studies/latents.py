@@ -107,7 +107,9 @@ class Study:
     def row(self, name: str, seed: int) -> dict[str, Any]:
         """Everything measured on one latent, trained with one seed."""
         latent, folder = (LATENTS | RECIPES)[name], self.folder / name / str(seed)
-        autoencoder = self.train("autoencoder", folder / "autoencoder", seed, *latent.autoencoder)
+        encoder = [f"--data.tokenizer={self.args.encoder}", f"--model.autoencoder.model={self.args.encoder}"]
+        own = (*latent.autoencoder, *(encoder if name == "pretrained" else ()))
+        autoencoder = self.train("autoencoder", folder / "autoencoder", seed, *own)
         shared = self.folder / f"language_model_{latent.tokens}"
         scorer = self.train("language_model", shared, 0, f"--data.tokenizer={autoencoder}/tokenizer")
         flow = self.train("flow", folder / "flow", seed, *latent.flow, f"--model.autoencoder={autoencoder}")
@@ -221,6 +223,7 @@ def draw(rows: list[dict[str, Any]], outcome: str, file: Path) -> None:
             points = [(x, y) for x, y in points if x is not None and y is not None]
             axis.plot(*zip(*points, strict=True) if points else ([], []), "os^vDP*"[number % 7], label=name)
         axis.set_xlabel(title)
+    axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylabel(outcome)
     axes[1, 0].set_ylabel(outcome)
     axes.flat[-1].axis("off")
@@ -238,7 +241,7 @@ def main() -> None:
     parser.add_argument("--encoder", help="folder or hub name of the pretrained encoder; left out, that latent is too")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--size", help="debug for a trial run; left out, STEPS")
+    parser.add_argument("--size", help="debug for a trial run; left out, the steps of docs/findings/latents.md")
     parser.add_argument("--rows", type=Path, help="only print and draw the rows of this file")
     parser.add_argument("--draw", type=Path, help="picture of the properties against --outcome")
     parser.add_argument("--outcome", default="flow, gamma 0, K = 4")
