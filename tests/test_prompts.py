@@ -112,9 +112,7 @@ def test_guidance_is_linear_between_the_free_estimate_and_the_given_one() -> Non
     free, full = flow.denoise(x_t, t, mask=~held), given.denoise(x_t, t, mask=~held)
     assert not torch.allclose(free[:, 1:], full[:, 1:])
     for scale in (0.0, 1.0, 2.5):
-        guided = Guided(given, FlowModel(given.network, given.path, given.prediction), scale).denoise(
-            x_t, t, mask=~held
-        )
+        guided = Guided(given, scale).denoise(x_t, t, mask=~held)
         torch.testing.assert_close(guided, free + scale * (full - free))
     model = TextGenerator(conditional_bundle())
     plain, doubled = (model.generate(1, 3, prompt="the old", guidance=scale) for scale in (1.0, 2.0))

@@ -190,7 +190,7 @@ def block_states(
         return
     known = known_latents(model, tokens)
     conditional = ConditionalFlow(flow, known, None if flow.reads_known else randn(tuple(x_0.shape), like, generators))
-    given: FlowLike = conditional if guidance == 1 else Guided(conditional, flow, guidance)
+    given: FlowLike = conditional if guidance == 1 else Guided(conditional, guidance)
     for state in sampler.iterate(given, x_0, num_steps=num_steps, mask=mask & ~known.mask, generator=generators):
         yield with_known(state, known)
 

@@ -49,33 +49,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(workshop: Workshop, tmp_path: Pa
         assert logged(tmp_path)[name] == losses and len(losses) == 3, name
 
 
-def test_a_guide_that_is_the_teacher_changes_nothing_and_a_weaker_one_does(
-    workshop: Workshop, tmp_path: Path, whole: Path
-) -> None:
-    same, weaker = trained_flow(workshop), SavedModel.from_pretrained(trained_flow(workshop))
-    with torch.no_grad():
-        weaker.denoiser.outputs.weight *= 0.5
-    weaker.save_pretrained(tmp_path / "weaker")
-    losses = {}
-    for guide in (same, tmp_path / "weaker"):
-        run = tmp_path / f"run_{len(losses)}"
-        assert main(arguments(workshop, run, f"--model.guide={guide}", "--model.guidance=3")) == 0
-        losses[guide] = logged(run)["train/loss"]
-    assert losses[same] == logged(whole)["train/loss"]
-    assert all(losses[guide][step] != loss for guide in losses if guide != same for step, loss in losses[same].items())
-
-
-@pytest.mark.parametrize("flags", [("--model.guidance=2",), ("--model.guide={flow}",), ("--model.guide={student}", "")])
-def test_a_guide_is_a_flow_and_comes_with_its_scale(
-    workshop: Workshop, tmp_path: Path, whole: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    places = {"flow": trained_flow(workshop), "student": whole / "model"}
-    given = [flag.format(**places) or "--model.guidance=2" for flag in flags]
-    assert command(["train", *arguments(workshop, tmp_path / "run", *given)]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert ("learns from a flow" if len(flags) > 1 else "give both") in error
-
-
 def test_steps_count_the_student_s_and_the_saved_model_has_no_auxiliary_network(
     workshop: Workshop, whole: Path
 ) -> None:

@@ -63,20 +63,19 @@ class ConditionalFlow(FlowModel):
 
 
 class Guided:
-    """A flow moved away from another: x1_hat = free + ``scale`` (given - free). Scale 1 is the flow itself.
+    """Classifier-free guidance on what is known (arXiv:2207.12598, eq. 6): x1_hat = free + ``scale`` (given - free).
 
-    With a flow that sees nothing of what is known as ``free``, this is classifier-free guidance (arXiv:2207.12598,
-    eq. 6); with a weaker flow of the same latents it is autoguidance (arXiv:2406.02507, eq. 3).
+    The free estimate comes from the same network, which sees the other positions alone; a flow has learned it if known
+    parts were dropped in its training. Scale 1 is the flow itself.
     """
 
     passes = 2
-    """Networks asked for one estimate."""
+    """Of the network for one estimate."""
 
-    def __init__(self, flow: FlowModel, free: FlowModel, scale: float) -> None:
+    def __init__(self, flow: ConditionalFlow, scale: float) -> None:
         self.flow = flow
-        self.free = free
+        self.free = FlowModel(flow.network, flow.path, flow.prediction)
         self.scale = scale
-        self.path = flow.path
         self.two_times = flow.two_times
 
     def denoise(

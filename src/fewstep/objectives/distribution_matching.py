@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.denoisers import ENDPOINT, EstimateKind, FlowModel, Guided
+from fewstep.denoisers import ENDPOINT, EstimateKind, FlowModel
 from fewstep.objectives.base import Objective
 from fewstep.paths import Path
 from fewstep.schedules import UniformTime, grid_of
@@ -113,7 +113,7 @@ class DistributionMatching(Objective):
         return start
 
     def student_loss(
-        self, generated: Generated, auxiliary: FlowModel, teacher: FlowModel | Guided, generator: torch.Generator
+        self, generated: Generated, auxiliary: FlowModel, teacher: FlowModel, generator: torch.Generator
     ) -> LossOutput:
         """Half the mean square of the difference of the two estimates, with that difference as gradient of x_hat."""
         x_1, start, mask = generated

@@ -1,6 +1,5 @@
 """Stage two: a flow on frozen latents, and what it may learn from and start from."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -14,7 +13,6 @@ from fewstep.denoisers import (
     ESTIMATES,
     ConditionalFlow,
     FlowModel,
-    Guided,
     Known,
     PredictionType,
     ReadsCodebook,
@@ -86,9 +84,15 @@ class FlowModule(TrainingModule):
             self._give_codebook(self.denoiser)
         check_objective(objective, self.denoiser, teacher, has_readout=self.has_tokens)
 
+        def load_flow(source: str, option: str) -> SavedModel:
+            model = data.load_model(source, "autoencoder", "denoiser", allow=allow or ())
+            self.fingerprints[option] = weights_digest({name: p.state_dict() for name, p in model.parts().items()})
+            check_same_autoencoder(self.base.autoencoder, model.autoencoder, autoencoder, source)
+            return model
+
         self._teacher: Shared[SavedModel | None] = Shared(None)
         if teacher is not None:
-            model = self._load_flow(teacher, "model.teacher", autoencoder, allow)
+            model = load_flow(teacher, "model.teacher")
             check_teacher(model.identity, self.flow_identity, objective, teacher)
             if known is not None and not model.flow().reads_known:
                 raise UserError(
@@ -98,23 +102,14 @@ class FlowModule(TrainingModule):
             self._teacher = Shared(model)
         self._started = ""
         if initialise_from is not None:
-            start = self._load_flow(initialise_from, "model.initialise_from", autoencoder, allow)
+            start = load_flow(initialise_from, "model.initialise_from")
             check_start(start.identity, self.flow_identity, initialise_from)
             new = start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
             tensors = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"
             self._started = f"starts from {initialise_from}; {tensors}"
-        self._guide: Shared[SavedModel | None] = Shared(None)
-        self.guidance = 1.0
         self._auxiliary: Shared[Auxiliary | None] = Shared(None)
         if isinstance(objective, DistributionMatching):
             self._grow_auxiliary(objective, initialise_from)
-
-    def _load_flow(self, source: str, option: str, autoencoder: str, allow: list[str] | None) -> SavedModel:
-        """A model with a flow on the latents of ``autoencoder``. Raises ``UserError`` for one on others."""
-        model = self.data.load_model(source, "autoencoder", "denoiser", allow=allow or ())
-        self.fingerprints[option] = weights_digest({name: p.state_dict() for name, p in model.parts().items()})
-        check_same_autoencoder(self.base.autoencoder, model.autoencoder, autoencoder, source)
-        return model
 
     def _grow_auxiliary(self, objective: DistributionMatching, initialise_from: str | None) -> None:
         """Build the auxiliary network: the denoiser with a second time. Raises ``UserError`` without a trained flow."""
@@ -152,10 +147,8 @@ class FlowModule(TrainingModule):
 
     def networks(self) -> list[nn.Module]:
         """With the auxiliary network and its teacher, which make most passes of distribution matching."""
-        auxiliary, frozen = self._auxiliary.value, (self._teacher.value, self._guide.value)
-        if auxiliary is None:
-            return [self]
-        return [self, auxiliary.network, *(model.flow() for model in frozen if model is not None)]
+        auxiliary, teacher = self._auxiliary.value, self._teacher.value
+        return [self] if auxiliary is None or teacher is None else [self, auxiliary.network, teacher.flow()]
 
     def identity(self) -> Identity:
         """The identity with the flow's path, prediction, objective and time grid."""
@@ -170,11 +163,10 @@ class FlowModule(TrainingModule):
         return min(self.global_step / self.trainer.max_steps, 1.0) if self.training else 1.0
 
     def on_fit_start(self) -> None:
-        """Move frozen parts, teacher and guide to the device."""
+        """Move frozen parts and teacher to the device."""
         super().on_fit_start()
-        for model in (self._teacher.value, self._guide.value):
-            if model is not None:
-                model.to(self.device)
+        if self._teacher.value is not None:
+            self._teacher.value.to(self.device)
         if self._auxiliary.value is not None:
             self._auxiliary.value.start(self.trainer, self.device)
 
@@ -235,10 +227,7 @@ class FlowModule(TrainingModule):
         assert isinstance(objective, DistributionMatching) and teacher is not None
         second = given(FlowModel(auxiliary.network, student.path, student.prediction))
         generated = objective.generate(given(student), latents, generator)
-        real: FlowModel | Guided = given(teacher.flow())
-        if self._guide.value is not None:
-            real = Guided(given(teacher.flow()), given(self._guide.value.flow()), self.guidance)
-        output = objective.student_loss(generated, second, real, generator)
+        output = objective.student_loss(generated, second, given(teacher.flow()), generator)
         if not self.training:
             return output
         losses, norms = [], []
@@ -284,11 +273,9 @@ class DistributionMatchingModule(FlowModule):
     """The stage after the flow: :class:`fewstep.objectives.DistributionMatching` of the flow in ``autoencoder``.
 
     ``autoencoder`` is a model folder or checkpoint with autoencoder, readout and flow, which is the teacher and what
-    the student starts from; network, path and prediction are its own. ``guide`` is a model with a weaker flow of the
-    same latents, such as one of fewer steps; the teacher's estimate is then moved away from the guide's by ``guidance``
-    above 1 (:class:`fewstep.denoisers.Guided`), and the student matches that. ``known``, as in the flow's stage, for a
-    flow that was trained with it. ``allow`` names packages beside fewstep whose classes they may have. Raises
-    ``UserError`` if models and data do not fit.
+    the student starts from; network, path and prediction are its own. ``known``, as in the flow's stage, for a flow
+    that was trained with it. ``allow`` names packages beside fewstep whose classes it may have. Raises ``UserError`` if
+    model and data do not fit.
     """
 
     def __init__(
@@ -296,8 +283,6 @@ class DistributionMatchingModule(FlowModule):
         data: StepDataModule,
         autoencoder: str,
         objective: DistributionMatching,
-        guide: str | None = None,
-        guidance: float = 1.0,
         known: KnownPositions | None = None,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         allow: list[str] | None = None,
@@ -319,19 +304,6 @@ class DistributionMatchingModule(FlowModule):
             allow=allow,
             seed=seed,
         )
-        if (guide is None) != (guidance == 1) or not 1 <= guidance < math.inf:
-            raise UserError(
-                f"model.guide is {guide}, model.guidance {guidance}: give both, the second above 1, or neither"
-            )
-        self.guidance = guidance
-        if guide is not None:
-            weaker = self._load_flow(guide, "model.guide", autoencoder, allow)
-            check_teacher(weaker.identity, self.flow_identity, objective, guide)
-            if known is not None and not weaker.flow().reads_known:
-                raise UserError(
-                    f"{guide}: this guide was trained without known positions, and this run has model.known"
-                )
-            self._guide = Shared(weaker)
 
 
 def identity_of_flow(
