@@ -61,15 +61,15 @@ BUDGETS = {
     "samplers": (798, 690),
     "data": (1625, 950),
     "model storage prompts writing pipeline provenance locking": (1786, 1100),
-    "metrics diagnostics": (2218, 1750),
+    "metrics diagnostics": (2220, 1750),
     "training": (3168, 1950),
     "cli settings __main__": (2137, 1300),
-    "evaluation": (3860, 2000),
+    "evaluation": (3877, 2000),
     "lab": (6471, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (15_818, 11_000)  # without NOT_CORE
-SRC_LINES = (26_149, 15_000)
+CORE_LINES = (15_820, 11_000)  # without NOT_CORE
+SRC_LINES = (26_168, 15_000)
 TEST_SHARE = (0.910, 0.75)  # lines of tests to lines of src
 
 

@@ -94,7 +94,7 @@ def test_a_sweep_over_temperatures_adds_a_table_at_real_texts_entropy_and_leaves
         *(("head", 1.0, 0.5), ("head", 1.0, 2.0), ("parallel", 0.5, None), ("parallel", 2.0, None)),
     ]
     table = (tmp_path / "table.md").read_text()
-    plain, matched = table.split("\n| text | readout | reinjection | K | at temperature |")
+    plain, matched = table.split("\n| text | readout | reinjection | K | NFE | at temperature |")
     assert set(plain.splitlines()) == set((whole / "table.md").read_text().splitlines())
     names = [line.split(" | ")[0].removeprefix("| ") for line in matched.splitlines()[2:-2]]
     assert names == ["held-out text", "words shuffled", "language model", "flow", "flow"]
