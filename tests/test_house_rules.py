@@ -64,12 +64,12 @@ BUDGETS = {
     "metrics diagnostics": (2220, 1750),
     "training": (3168, 1950),
     "cli settings __main__": (2137, 1300),
-    "evaluation": (3877, 2000),
+    "evaluation": (3861, 2000),
     "lab": (6471, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (15_820, 11_000)  # without NOT_CORE
-SRC_LINES = (26_168, 15_000)
+SRC_LINES = (26_152, 15_000)
 TEST_SHARE = (0.910, 0.75)  # lines of tests to lines of src
 
 

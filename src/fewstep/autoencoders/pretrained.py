@@ -190,7 +190,7 @@ def _build(config: Any, source: str | None) -> Any:
         folder = Path(source).expanduser()
         options = {"config": config, "output_loading_info": True, "use_safetensors": True}
         try:
-            with _quiet():
+            with quiet():
                 model, report = AutoModelForTextEncoding.from_pretrained(
                     str(folder) if folder.is_dir() else source, **options
                 )
@@ -231,8 +231,8 @@ def _written_before(tokenizer: Any) -> list[int]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No bar and no report of weights that are left out on purpose: what matters of it becomes an error."""
+def quiet() -> Iterator[None]:
+    """No bars and no warnings of transformers: what matters of its report becomes an error or a note of ours."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -4,13 +4,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fewstep.autoencoders.pretrained import quiet
 from fewstep.data import hub
 from fewstep.errors import UserError, first_line
 
@@ -150,19 +150,3 @@ def check_memory(folder: Path, dtype: torch.dtype) -> None:
             f"{folder} needs {needed / 2**30:.1f} GiB for its weights, and the machine has {memory / 2**30:.1f} GiB: "
             "take a smaller --dtype or a smaller model"
         )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No bars and no warnings of transformers: what matters of its report becomes an error or a note of ours."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
