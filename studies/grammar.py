@@ -2,6 +2,7 @@
 
     python studies/grammar.py                       # half an hour of training and sampling on two cores; resumes
     python studies/grammar.py --size debug --source grammar:15 --samples 8        # a trial run
+    python studies/grammar.py --flow_steps 2100,20000 --out runs/grammar_longer   # does training mend the flow? 1.5 hours
 
 Every step is a command of fewstep, so that the same can be done by hand: the four stages from their shipped settings,
 ``fewstep convert`` to one model, and ``fewstep evaluate`` over steps, re-injection, colder noise and readouts. The
@@ -26,6 +27,8 @@ SWEEPS = {
     "half": ("--reinjection", "0.5", "--readout", "parallel"),
     "colder": ("--reinjection", "0", "--readout", "parallel", "--noise_temperature", "0.9,0.8,0.7,0.6"),
 }
+CHUNKS = ("--config", "latents/chunks")
+"""Latents of the long training: a quarter of the positions, so that a step of the flow takes a third of the time."""
 
 
 def run(*words: str) -> None:
@@ -33,6 +36,51 @@ def run(*words: str) -> None:
     print("fewstep " + " ".join(words), flush=True)
     if fewstep(list(words)):
         raise SystemExit(f"fewstep {words[0]} failed")
+
+
+class Study:
+    """Commands of fewstep that fill one folder; what is trained already is left as it is."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.out = args, args.out
+        limit = args.max_documents or (2000 if args.size else None)
+        self.text = [] if limit is None else ["--max_documents", str(limit)]
+        self.data = [f"--data.source={args.source}", *(f"--data.max_documents={limit}" for _ in self.text[:1])]
+
+    def train(self, stage: str, num_steps: int, *flags: str, name: str = "") -> Path:
+        """The model folder of a stage trained for ``num_steps``, in a folder of its own ``name`` if it has one."""
+        folder = self.out / (name or stage)
+        if not (folder / "model" / "config.json").is_file():
+            length = ["--size", self.args.size] if self.args.size else [f"--trainer.max_steps={num_steps}"]
+            inputs = [flag.format(out=self.out) for flag in (*INPUTS.get(stage, ()), *flags)]
+            resume = ["--ckpt_path", "last"] if (folder / "checkpoints" / "last.ckpt").is_file() else []
+            run("train", "fit", "--config", stage, *inputs, *length, *self.data, f"--run_dir={folder}", *resume)
+        return folder / "model"
+
+    def evaluate(self, name: str, models: list[Path], steps: str, *axes: str) -> None:
+        """Merge ``models`` into the folder ``name`` and sweep it; rows go to the folder ``name_evaluation``."""
+        merged = self.out / name
+        if not (merged / "config.json").is_file():
+            run("convert", *map(str, models), str(merged))
+        few = ("--samples", str(self.args.samples), "--seeds", str(self.args.seeds), *self.text)
+        run("evaluate", str(merged), *axes, "--steps", steps, *few, "--out", f"{merged}_evaluation")
+
+    def escapes(self) -> None:
+        """All four stages, then fresh noise, colder noise and the head beside the deterministic flow."""
+        models = {stage: self.train(stage, num_steps) for stage, num_steps in STEPS.items()}
+        for name, axes in SWEEPS.items():
+            self.evaluate(name, [models["head"], models["language_model"]], self.args.steps, *axes)
+
+    def longer(self, flow_steps: list[int]) -> None:
+        """Flows of several numbers of steps on one autoencoder of chunks, then distribution matching on the longest."""
+        self.train("autoencoder", STEPS["autoencoder"], *CHUNKS)
+        scorer = self.train("language_model", STEPS["language_model"])
+        parallel = ("--readout", "parallel", "--reinjection")
+        for num_steps in flow_steps:
+            flow = self.train("flow", num_steps, name=f"flow_{num_steps}")
+            self.evaluate(f"longer_{num_steps}", [flow, scorer], "4,32", *parallel, "0,1")
+        student = self.train("distribution_matching", 200, f"--model.autoencoder={flow}")
+        self.evaluate("matched", [student, scorer], "1,2,4", *parallel, "1")
 
 
 def main() -> None:
@@ -45,25 +93,13 @@ def main() -> None:
     parser.add_argument("--steps", default="1,2,4,8,16,32")
     parser.add_argument("--samples", type=int, default=128, help="samples a setting and seed")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--flow_steps", help="numbers with commas: train flows that long, on chunks of 4 tokens")
     args = parser.parse_args()
-    limit = args.max_documents or (2000 if args.size else None)
-    documents = [] if limit is None else [f"--data.max_documents={limit}"]
-    for stage, num_steps in STEPS.items():
-        folder = args.out / stage
-        if (folder / "model" / "config.json").is_file():
-            continue
-        length = ["--size", args.size] if args.size else [f"--trainer.max_steps={num_steps}"]
-        inputs = [flag.format(out=args.out) for flag in INPUTS.get(stage, ())]
-        resume = ["--ckpt_path", "last"] if (folder / "checkpoints" / "last.ckpt").is_file() else []
-        shared = [f"--run_dir={folder}", f"--data.source={args.source}", *documents]
-        run("train", "fit", "--config", stage, *length, *shared, *inputs, *resume)
-    model = args.out / "model"
-    if not (model / "config.json").is_file():
-        run("convert", *(str(args.out / stage / "model") for stage in ("head", "language_model")), str(model))
-    few = ["--steps", args.steps, "--samples", str(args.samples), "--seeds", str(args.seeds)]
-    few += [] if limit is None else ["--max_documents", str(limit)]
-    for name, axes in SWEEPS.items():
-        run("evaluate", str(model), *axes, *few, "--out", str(args.out / name))
+    study = Study(args)
+    if args.flow_steps:
+        study.longer([int(number) for number in args.flow_steps.split(",")])
+    else:
+        study.escapes()
 
 
 if __name__ == "__main__":
