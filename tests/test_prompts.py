@@ -14,7 +14,7 @@ from fewstep.model import SavedModel
 from fewstep.paths import linear_path
 from fewstep.pipeline import TextGenerator
 from fewstep.prompts import GAP
-from fewstep.readouts import LanguageModel, decode_cached
+from fewstep.readouts import LanguageModel, TokenDraw, decode_cached
 from fewstep.training.command import main
 from fewstep.types import KnownTokens
 from fewstep.writing import known_latents
@@ -97,7 +97,7 @@ def test_the_head_draws_after_known_tokens_by_the_law_of_its_network() -> None:
     ids = torch.randint(network.vocab_size, (3, 6), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[True] * 3 + [False] * 3, [False] * 6, [False, True, False, True, False, False]])
     u = torch.rand(3, 6, generator=torch.Generator().manual_seed(1))
-    drawn = decode_cached(network, u, None, temperature=1.0, top_p=1.0, known=KnownTokens(ids, mask))
+    drawn = decode_cached(network, u, None, TokenDraw(known=KnownTokens(ids, mask)))
     assert torch.equal(drawn.ids[mask], ids[mask]) and not drawn.log_probs[mask].any()
     nats = LanguageModel(network).token_nats(drawn.ids)
     torch.testing.assert_close(-drawn.log_probs[~mask], nats[~mask], rtol=1e-4, atol=1e-4)

@@ -1,33 +1,14 @@
 """Laws of continuous-time consistency: the tangent, its warm-up, its size, and the anchor of an x_1 estimate."""
 
-import pytest
 import torch
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel, PredictionType
-from fewstep.objectives import ConsistencyDistillation, ConsistencyTraining, FlowMatching, Regression
-from fewstep.objectives import consistency as module
+from fewstep.objectives import ConsistencyTraining, FlowMatching, Regression
 from fewstep.objectives.base import Batch
 from fewstep.paths import Path, linear_path, variance_preserving_path
-from fewstep.schedules import UniformTime
 from tests.nn.builders import normal
-from tests.objectives.toys import (
-    FixedTimes,
-    K,
-    Small,
-    both_predictions,
-    data,
-    each_path,
-    exact_flow,
-    gradient,
-    loss_of,
-    one_step_error,
-    seed,
-    trained,
-)
-
-both_kinds = pytest.mark.parametrize("kind", [ConsistencyTraining, ConsistencyDistillation])
-Kind = type[ConsistencyTraining] | type[ConsistencyDistillation]
+from tests.objectives.toys import FixedTimes, K, Small, both_predictions, data, each_path, gradient, loss_of, seed
 
 
 def small(path: Path, prediction: PredictionType) -> FlowModel:
@@ -39,20 +20,11 @@ def batch_of(count: int, progress: float = 1.0) -> Batch:
     return Batch(latents.z, normal((count, K, 2), seed(1)), latents.mask, seed(2), progress)
 
 
-def test_an_estimate_of_x1_is_anchored_at_the_data_and_lost_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_of_a_batch_anchors_an_estimate_of_x1_at_the_data() -> None:
     model, batch = small(linear_path(), "x1"), batch_of(8)
     (part,) = ConsistencyTraining(FixedTimes()).regressions(model, batch, None)
     torch.testing.assert_close(part.target[:2], batch.x_1[:2])
     torch.testing.assert_close(part.prediction[:2], model.denoise(batch.x_1[:2], torch.ones(2)), msg="x_t is x_1")
-    teacher, objective = exact_flow(linear_path(), "velocity"), ConsistencyDistillation(UniformTime())
-    errors = []
-    for share in (0.25, 0.0):
-        monkeypatch.setattr(module, "BOUNDARY_SHARE", share)
-        model = small(linear_path(), "x1")
-        trained(objective, model, lambda g: data(128, g), steps=120, rate=1e-2, teacher=teacher)
-        with torch.no_grad():
-            errors.append(one_step_error(model))
-    assert errors[0] < 0.5 and not errors[1] < 100, errors
 
 
 @each_path
@@ -67,11 +39,8 @@ def test_the_warm_up_goes_from_flow_matching_to_the_pure_tangent(path: Path, pre
         return gradient(loss, model)
 
     assert torch.cosine_similarity(direction(0.0), matching, dim=0) > 1 - 1e-6
-    assert torch.equal(direction(0.5), direction(1.0))
+    assert torch.equal(direction(0.5), direction(1.0)) and not torch.equal(direction(0.49), direction(1.0))
     assert torch.cosine_similarity(direction(1.0), matching, dim=0) < 0.999
-    objective = ConsistencyTraining(times, warmup_share=0.2)
-    assert [objective.warmup(progress) for progress in (0.0, 0.1, 0.2, 1.0)] == [0.0, 0.5, 1.0, 1.0]
-    assert ConsistencyTraining(times, warmup_share=0.0).warmup(0.0) == 1.0
 
 
 def raw_tangent(part: Regression) -> Tensor:
@@ -96,15 +65,3 @@ def test_the_pure_tangent_is_the_derivative_of_the_end(prediction: PredictionTyp
     change = (end(t + h) - end(t - h)) / (2 * h)
     torch.testing.assert_close(raw_tangent(part)[rest], change[rest], rtol=2e-3, atol=2e-3)
     assert not part.target.requires_grad and part.prediction.requires_grad
-
-
-@both_kinds
-@both_predictions
-def test_a_tangent_is_below_1_in_root_mean_square(kind: Kind, prediction: PredictionType) -> None:
-    model = small(linear_path(), prediction)
-    with torch.no_grad():
-        model.network.straight.weight *= 1000
-    teacher = exact_flow(linear_path(), "velocity")
-    (part,) = kind(FixedTimes([0.2, 0.5, 0.9])).regressions(model, batch_of(3), teacher)
-    sizes = (part.target - part.prediction).square().mean((1, 2))[1:]
-    assert (sizes < 1).all() and (sizes > 0.9).all()

@@ -1,6 +1,5 @@
 """Laws of flow matching: its terms, its cross-entropy through token logits or the readout, self-conditioning."""
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -91,13 +90,3 @@ def test_the_share_of_steps_that_feed_back_is_the_given_one(prediction: Predicti
         else:
             assert len(network.asked) == 1, "a step without feedback costs one evaluation"
     assert abs(fed / steps - 0.3) < 5 * (0.3 * 0.7 / steps) ** 0.5
-
-
-def test_cross_entropy_without_a_readout_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs tokens and a readout"):
-        loss_of(
-            FlowMatching(UniformTime(), cross_entropy_weight=1.0),
-            FlowModel(Stub(), linear_path(), "x1"),
-            data(2, seed(0)),
-            seed(1),
-        )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fewstep.denoisers import FlowModel, PredictionType
 from fewstep.objectives import DistributionMatching, Objective
 from fewstep.paths import Path, linear_path, variance_preserving_path
-from fewstep.types import Latents, LossOutput
+from fewstep.types import Latents, LossOutput, Readout, TokenBatch
 from tests.nn.builders import first, normal
 from tests.toys import ExactModel, GaussianModel, ToyNetwork
 
@@ -47,17 +47,23 @@ def loss_of(
     generator: torch.Generator,
     teacher: FlowModel | None = None,
     progress: float = 1.0,
+    tokens: TokenBatch | None = None,
+    readout: Readout | None = None,
+    auxiliary: FlowModel | None = None,
 ) -> LossOutput:
-    given = {"tokens": None, "readout": None, "generator": generator, "teacher": teacher, "progress": progress}
-    return objective.forward(model, latents, **given, **auxiliary_of(objective, model, latents))
+    """The loss; that of distribution matching beside a random auxiliary network, unless there is one."""
+    if isinstance(objective, DistributionMatching):
+        network = Small(two_times=True, width=5).to(latents.z.dtype)
+        auxiliary = auxiliary or FlowModel(network, model.path, model.prediction)
+        return objective.student_loss(objective.generate(model, latents, generator), auxiliary, teacher, generator)
+    given = {"tokens": tokens, "readout": readout, "generator": generator, "teacher": teacher, "progress": progress}
+    return objective.forward(model, latents, **given)
 
 
-def auxiliary_of(objective: Objective, model: FlowModel, latents: Latents) -> dict[str, FlowModel]:
-    """The argument ``auxiliary`` of an objective that has such a network, here a random one; else nothing."""
-    if not isinstance(objective, DistributionMatching):
-        return {}
-    network = Small(two_times=True, width=5).to(latents.z.dtype)
-    return {"auxiliary": FlowModel(network, model.path, model.prediction)}
+def jump(model: FlowModel, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """X(t, s) (B, K, D), from t to s along the estimate."""
+    x1_hat = model.denoise(x_t, t, s=s)
+    return model.path.sample(x1_hat, model.path.eps_from_x1(x_t, x1_hat, t), s)
 
 
 def gradient(loss: Tensor, model: nn.Module) -> Tensor:
@@ -135,25 +141,15 @@ class ExactMap(Network):
         self.path, self.prediction = path, prediction
         self.exact = GaussianModel(path, MEAN, COVARIANCE)
 
-    def spread(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """alpha, sigma and rho, the last (B, 1, D)."""
-        alpha, sigma = self.path.alpha_sigma(t, like)
-        # Nothing in float64, but it keeps the quotient of two vanishing sigmas at s = t = 1.
-        sigma = sigma + 1e-30
-        return alpha, sigma, (alpha**2 * self.exact.variances + sigma**2).sqrt()
-
     def answer(self, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        (alpha_t, sigma_t, rho_t), (alpha_s, sigma_s, rho_s) = (self.spread(time, x_t) for time in (t, s))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (self.path.alpha_sigma(time, x_t) for time in (t, s))
+        rho_t, rho_s = (
+            (a**2 * self.exact.variances + b**2).sqrt() for a, b in ((alpha_t, sigma_t), (alpha_s, sigma_s))
+        )
         gain = sigma_t * alpha_s + sigma_s * alpha_t
         gain = gain * self.exact.variances / (rho_t * (sigma_t * rho_s + sigma_s * rho_t))
-        deviation = (x_t - alpha_t * MEAN) @ self.exact.axes
-        if self.prediction == "x1":
-            return MEAN + (deviation * gain) @ self.exact.axes.T
-        d_alpha, d_sigma = self.path.d_alpha_sigma(t, x_t)
-        at_end = d_alpha / alpha_t.clamp(min=1e-30)  # all that is left of it at t = s = 1
-        speed = (d_sigma + (d_alpha * sigma_t - alpha_t * d_sigma) * gain) / sigma_t
-        speed = torch.where(sigma_t < 1e-20, at_end, speed)
-        return d_alpha * MEAN + (deviation * speed) @ self.exact.axes.T
+        x1_hat = MEAN + ((x_t - alpha_t * MEAN) @ self.exact.axes * gain) @ self.exact.axes.T
+        return x1_hat if self.prediction == "x1" else self.path.velocity_from_x1(x_t, x1_hat, t)
 
 
 def exact_map(path: Path, prediction: PredictionType) -> FlowModel:
@@ -230,32 +226,3 @@ class Counter:
 
     def __call__(self, value: Tensor) -> Tensor:
         return Tally.apply(value, self)
-
-
-def trained(
-    objective: Objective,
-    model: FlowModel,
-    latents: Callable[[torch.Generator], Latents],
-    *,
-    steps: int,
-    rate: float,
-    teacher: FlowModel | None = None,
-) -> None:
-    """Adam on fresh ``latents``, its rate falling to nothing."""
-    generator, optimiser = seed(1), torch.optim.Adam(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for step in range(steps):
-        loss = loss_of(objective, model, latents(generator), generator, teacher, step / steps).loss
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-
-
-@torch.no_grad()
-def one_step_error(model: FlowModel) -> float:
-    """Mean squared distance between one step from noise to data and the exact transport; 0.9 for a posterior mean."""
-    x_0, zero = normal((512, K, D), seed(7)), torch.zeros(512)
-    ends = GaussianModel(model.path, MEAN, COVARIANCE).flow(x_0, zero + 1)
-    dtype = next(model.parameters()).dtype
-    return float((model.denoise(x_0.to(dtype), zero, s=zero + 1) - ends).square().mean())

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fewstep.nn import Context
-from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, decode_cached
+from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, TokenDraw, decode_cached
 from fewstep.shapes import example_generators
 from tests.nn.builders import first, normal, randomised
 from tests.readouts.naive import decode_naive
@@ -43,32 +43,24 @@ def test_a_later_input_never_moves_an_earlier_logit(latent_dim: int | None, gene
 
 
 @with_and_without_latents
-@pytest.mark.parametrize(
-    ("temperature", "top_p", "top_k"), [(3.0, 1.0, None), (2.0, 0.8, None), (3.0, 1.0, 4), (0.0, 1.0, None)]
-)
+@pytest.mark.parametrize("draw", [TokenDraw(3.0), TokenDraw(2.0, 0.8), TokenDraw(3.0, top_k=4), TokenDraw(0.0)])
 def test_cached_decoding_equals_the_naive_loop_token_for_token(
-    latent_dim: int | None, temperature: float, top_p: float, top_k: int | None, generator: torch.Generator
+    latent_dim: int | None, draw: TokenDraw, generator: torch.Generator
 ) -> None:
     network, context = network_and_context(latent_dim, generator)
     u = torch.rand((3, L), generator=generator)
-    fast = decode_cached(network, u, context, temperature=temperature, top_p=top_p, top_k=top_k)
-    slow = decode_naive(network, u, context, temperature=temperature, top_p=top_p, top_k=top_k)
-    assert torch.equal(fast.ids, slow.ids)
-    assert fast.mask is None and slow.mask is None
-    assert temperature == 0 or len(fast.ids.unique()) > 3, "a constant text would prove little"
+    fast, slow = decode_cached(network, u, context, draw), decode_naive(network, u, context, draw)
+    assert torch.equal(fast.ids, slow.ids) and fast.mask is None
+    assert draw.temperature == 0 or len(fast.ids.unique()) > 3, "a constant text would prove little"
     torch.testing.assert_close(fast.log_probs, slow.log_probs, rtol=0, atol=1e-6)
 
 
-def test_caches_take_the_context_when_they_are_made_and_no_token_more_than_they_have_room_for(
-    generator: torch.Generator,
-) -> None:
+def test_caches_take_the_context_when_they_are_made(generator: torch.Generator) -> None:
     network, context = network_and_context(D, generator)
     inputs = torch.randint(V, (3, L), generator=generator)
     caches = network.empty_caches(L, context)
     parts = [network(part, None, caches) for part in inputs.split([5, 3], dim=1)]
     torch.testing.assert_close(torch.cat(parts, 1), network(inputs, context), rtol=0, atol=1e-11)
-    with pytest.raises(ValueError, match=r"8 \+ 1 positions are too many for a cache with room for 8"):
-        network(inputs[:, :1], None, caches)
 
 
 def test_the_log_probs_of_decoding_are_those_of_teacher_forcing(generator: torch.Generator) -> None:
@@ -101,7 +93,6 @@ def test_the_head_reads_the_latents_and_their_noise_level(generator: torch.Gener
     assert (head.logits(z, mask, ids, torch.ones(1)) - clean).abs().max() > 1e-3
     assert (head.logits(z + 1, mask, ids, torch.zeros(1)) - clean).abs().max() > 1e-3
     every = torch.ones_like(ids).bool()
-    assert torch.equal(head.loss(z, ids, every), head.loss(z, ids, every, torch.zeros(1)))
     nats = -clean.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
     torch.testing.assert_close(head.loss(z, ids, every).double(), nats.mean(1), rtol=0, atol=1e-5)
 
@@ -133,31 +124,20 @@ def test_the_head_blurs_latents_by_its_trust_level_and_says_so(
     generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = CommitmentHead(randomised(lambda: build(D)), trust_level=TRUST)
-    seen: list[tuple[Tensor, Tensor]] = []
-    original = head.network.context
-
-    def spy(z: Tensor, mask: Tensor, noise_level: Tensor) -> Context:
-        seen.append((z, noise_level))
-        return original(z, mask, noise_level)
-
-    monkeypatch.setattr(head.network, "context", spy)
+    monkeypatch.setattr(head, "read", lambda z, mask, u, level, draw: (z, level))
     z, mask = normal((5, 400, D), generator), torch.ones(5, 400).bool()
-    monkeypatch.setattr("fewstep.readouts.head.decode_cached", lambda network, u, *_, **__: u.shape)
-    assert head.generate(z, mask, generator=generator) == (5, 800)
+    blurred, level = head.generate(z, mask, generator=generator)
     head.trust_level = 0.0
-    head.generate(z, mask, generator=generator)
-    (blurred, level), (clean, no_level) = seen
+    clean, no_level = head.generate(z, mask, generator=generator)
     # 6,000 normal numbers: their rms is known to one part in a hundred (one standard deviation).
     assert abs((blurred - z).square().mean().sqrt() - TRUST) < 5 * 0.01 * TRUST
     assert (level == TRUST).all() and (no_level == 0).all() and torch.equal(clean, z)
 
 
-def test_networks_with_and_without_latents_are_not_confused(generator: torch.Generator) -> None:
+def test_networks_with_and_without_latents_are_not_confused() -> None:
     with pytest.raises(ValueError, match="needs a network with latents"):
         CommitmentHead(build(None))
     with pytest.raises(ValueError, match="no latents"):
         LanguageModel(build(D))
-    with pytest.raises(ValueError, match="without latents"):
-        build(None).context(normal((1, 4, D), generator), first([4], 4), torch.zeros(1))
     with pytest.raises(ValueError, match="trust_level is -1"):
         CommitmentHead(build(D), trust_level=-1)

@@ -1,17 +1,27 @@
 """Laws of stopping: rows end at their first end-of-text, what stands before it stays, nothing behind is computed."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from fewstep.nn import Context
-from fewstep.readouts import CausalTransformer, CommitmentHead, Ending, LanguageModel, LinearReadout, decode_cached
+from fewstep.readouts import (
+    CausalTransformer,
+    CommitmentHead,
+    Ending,
+    LanguageModel,
+    LinearReadout,
+    TokenDraw,
+    decode_cached,
+)
 from tests.nn.builders import first, normal, randomised
 from tests.readouts.naive import decode_naive
 
 V, D, B, L = 5, 3, 12, 10
 ENDING = Ending(end_id=2, pad_id=4)
-DRAW = {"temperature": 3.0, "top_p": 1.0, "top_k": 4}
+DRAW = TokenDraw(temperature=3.0, top_k=4)
 
 
 def network(latent_dim: int | None) -> CausalTransformer:
@@ -41,9 +51,8 @@ def test_stopped_cached_decoding_is_the_naive_loop_and_the_unstopped_one_up_to_t
     model = network(latent_dim)
     context = None if latent_dim is None else context_of(model, generator)
     u = torch.rand((B, L), generator=generator)
-    free = decode_cached(model, u, context, **DRAW)
-    fast = decode_cached(model, u, context, **DRAW, ending=ENDING)
-    slow = decode_naive(model, u, context, **DRAW, ending=ENDING)
+    free = decode_cached(model, u, context, DRAW)
+    fast, slow = (decode(model, u, context, DRAW._replace(ending=ENDING)) for decode in (decode_cached, decode_naive))
     assert torch.equal(fast.ids, slow.ids) and torch.equal(fast.mask, slow.mask)
     torch.testing.assert_close(fast.log_probs, slow.log_probs, rtol=0, atol=1e-6)
     assert_stopped(fast.ids, fast.mask, free.ids)
@@ -56,15 +65,9 @@ def test_every_readout_stops_its_texts(generator: torch.Generator) -> None:
     z, mask = normal((B, L, D), generator), torch.ones(B, L, dtype=torch.bool)
     head = CommitmentHead(network(D))
     readers = (head, CommitmentHead(head.network, sees_tokens=False), randomised(lambda: LinearReadout(V, D)))
-    for reader in readers:
+    writers = [partial(reader.generate, z, mask) for reader in readers]
+    for write in (*writers, partial(LanguageModel(network(None)).generate, B, L)):
         free, stopped = (
-            reader.generate(z, mask, temperature=3.0, ending=one, generator=torch.Generator().manual_seed(1))
-            for one in (None, ENDING)
+            write(temperature=3.0, ending=one, generator=torch.Generator().manual_seed(1)) for one in (None, ENDING)
         )
         assert_stopped(stopped.ids, stopped.mask, free.ids)
-    model = LanguageModel(network(None))
-    free, stopped = (
-        model.generate(B, L, temperature=3.0, ending=one, generator=torch.Generator().manual_seed(1))
-        for one in (None, ENDING)
-    )
-    assert_stopped(stopped.ids, stopped.mask, free.ids)

@@ -55,16 +55,6 @@ def test_padding_changes_nothing_at_real_positions(readout: ParallelReadout, gen
     torch.testing.assert_close(padded_loss, loss, rtol=0, atol=1e-6)
 
 
-def test_the_transformer_leans_on_neighbours_and_the_linear_readout_does_not(generator: torch.Generator) -> None:
-    z, mask = normal((1, 4, D), generator), first([4], 4)
-    moved = z.clone()
-    moved[:, 3] += 1
-    for kind, leans in (("linear", False), ("mix", True)):
-        readout = randomised(lambda kind=kind: build(kind, 2))
-        change = (readout(moved, mask) - readout(z, mask))[:, :6].abs().max()
-        assert (change > 1e-3) == leans
-
-
 @each_readout
 def test_generation_is_argmax_by_default_and_follows_its_own_generators(
     readout: ParallelReadout, generator: torch.Generator

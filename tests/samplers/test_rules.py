@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.paths import Path, linear_path
 from fewstep.samplers import RULES, FlowSampler, Noise, Rule, RuleLike, parse_rule
-from fewstep.samplers.rules import ancestral, by_position, churn, cooled, cosine, elf, linear, window
+from fewstep.samplers.rules import ancestral, churn, elf
 from fewstep.schedules import LogitNormalGrid, UniformGrid
 from tests.samplers.bases import each_path, exact_states, noise, shares_of_noise
 from tests.toys import MixingModel
@@ -64,18 +64,6 @@ def test_every_name_is_tried_above() -> None:
     assert {text.split(":")[0] for text, _ in tried} >= set(RULES) - {"listed"}
 
 
-def test_number_list_text_and_rule_mean_the_same() -> None:
-    x_0 = noise(2, 2, 3)
-    values = [0.4, [0.4, 0.4, 0.9], "0.4", "0.4,0.4,0.1", parse_rule(0.4), window([0.4, 0.4, 0.0], 0, 1)]
-    ends = [
-        FlowSampler(linear_path(), reinjection=value)
-        .sample(MixingModel(linear_path()), x_0, num_steps=3, generator=torch.Generator().manual_seed(9))
-        .x_1
-        for value in values
-    ]
-    assert all(torch.equal(end, ends[0]) for end in ends)
-
-
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -105,13 +93,10 @@ def test_a_wrong_rule_is_named_in_one_line(value: RuleLike, message: str) -> Non
     ("rule", "message"),
     [
         ([0.1, 0.2], "2 re-injection strengths for 3 steps"),
-        (by_position([0.1, 0.2]), "2 re-injection strengths for 3 steps"),
-        (window([0.1, 0.2], 0.0, 1.0), "2 re-injection strengths for 3 steps"),
         (lambda path, times: Noise.preserving(torch.tensor([0.1])), "expected 3 numbers >= 0 each"),
         (lambda path, times: Noise.preserving(torch.tensor([0.1, 2.0, 0.0])), "expected numbers between 0 and 1"),
         (lambda path, times: Noise(torch.ones(3), torch.tensor([0.0, math.nan, 0.0])), "expected 3 numbers >= 0 each"),
         ("by_position", "pass decidedness="),
-        (cooled("by_position"), "a rule by position has no cooled control"),
     ],
 )
 def test_a_rule_that_does_not_fit_the_steps_is_named_before_any_evaluation(rule: RuleLike, message: str) -> None:
@@ -119,13 +104,6 @@ def test_a_rule_that_does_not_fit_the_steps_is_named_before_any_evaluation(rule:
     with pytest.raises(ValueError, match=message):
         sampler.sample(model, noise(1, 2, 3), num_steps=3, generator=torch.Generator())
     assert not model.calls
-
-
-@each_path
-@pytest.mark.parametrize("rule", [linear(0.9, 0.2), cosine(), window(0.4, 0.0, 0.5)])
-def test_a_strength_belongs_to_a_time_whatever_the_number_of_steps(path: Path, rule: Rule) -> None:
-    fine, coarse = noise_of(rule, 8, path).fresh, noise_of(rule, 4, path).fresh
-    torch.testing.assert_close(fine[1::2], coarse, rtol=0, atol=1e-12)
 
 
 @each_path

@@ -21,22 +21,6 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(1)
 
 
-@each_path
-@each_solver
-@each_gamma
-def test_iterate_and_sample_agree(path: Path, solver: Solver, gamma: float) -> None:
-    sampler, x_0 = FlowSampler(path, solver=solver, grid=LogitNormalGrid(), reinjection=gamma), _noise(2, 3, 4)
-    whole = sampler.sample(MixingModel(path), x_0, num_steps=4, generator=_generator())
-    states = list(sampler.iterate(MixingModel(path), x_0, num_steps=4, generator=_generator()))
-    assert [state.step for state in states] == [0, 1, 2, 3, 4]
-    assert torch.equal(whole.times, LogitNormalGrid().times(4))
-    assert whole.times.tolist() == [state.time for state in states]
-    assert states[0].x1_hat is None and torch.equal(states[0].x_t, x_0)
-    assert all(torch.equal(a, b.x_t) for a, b in zip(whole.states, states, strict=True))
-    assert all(torch.equal(a, b.x1_hat) for a, b in zip(whole.predictions, states[1:], strict=True))
-    assert whole.nfe == states[-1].nfe
-
-
 @pytest.mark.parametrize(
     ("solver", "gamma", "per_step"),
     [
@@ -89,19 +73,9 @@ def test_padding_stays_zero_and_influences_nothing(path: Path, solver: Solver, g
     for tensor, twin in zip(clean.states + clean.predictions, other.states + other.predictions, strict=True):
         assert torch.equal(tensor, twin)
         assert not tensor[~mask].any()
-    alone = sampler.sample(MixingModel(path), x_0[1:2], num_steps=3, generator=[torch.Generator()])
     if gamma == 0:
+        alone = sampler.sample(MixingModel(path), x_0[1:2], num_steps=3, generator=torch.Generator())
         torch.testing.assert_close(clean.x_1[1:2], alone.x_1)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_states_of_half_types_are_kept_in_float32(dtype: torch.dtype) -> None:
-    sampler, x_0 = FlowSampler(linear_path(), reinjection=0.5), _noise(2, 3, 4).to(dtype)
-    half, full = (
-        sampler.sample(MixingModel(linear_path()), x, num_steps=3, generator=_generator()) for x in (x_0, x_0.float())
-    )
-    assert half.x_1.dtype == torch.float32
-    assert torch.equal(half.x_1, full.x_1)
 
 
 @each_path
@@ -117,24 +91,12 @@ def test_going_on_from_a_state_gives_the_rest_of_its_trajectory_where_nothing_is
     rest = sampler.sample(
         model, whole.states[start_step], num_steps=4, start_step=start_step, mask=mask, generator=_generator()
     )
-    assert torch.equal(rest.times, whole.times[start_step:])
+    assert torch.equal(whole.times, LogitNormalGrid().times(4)) and torch.equal(rest.times, whole.times[start_step:])
     assert len(rest.predictions) == 4 - start_step
     for tensor, twin in zip(
         rest.states + rest.predictions, whole.states[start_step:] + whole.predictions[start_step:], strict=True
     ):
         assert torch.equal(tensor, twin)
-
-
-@each_gamma
-def test_a_start_in_the_middle_keeps_the_steps_numbers_times_and_strengths(gamma: float) -> None:
-    sampler = FlowSampler(linear_path(), reinjection=[0.0, 0.0, gamma, gamma])
-    x_t, model = _noise(2, 3, 4), MixingModel(linear_path())
-    states = list(sampler.iterate(model, x_t, num_steps=4, start_step=2, generator=_generator()))
-    assert [(state.step, state.time, state.nfe) for state in states] == [(2, 0.5, 0), (3, 0.75, 1), (4, 1.0, 2)]
-    assert states[0].x1_hat is None and torch.equal(states[0].x_t, x_t)
-    assert model.calls[0][2] is None
-    unstirred = FlowSampler(linear_path()).sample(model, x_t, num_steps=4, start_step=2, generator=_generator())
-    assert torch.equal(states[1].x_t, unstirred.states[1]) == (gamma == 0)
 
 
 class _ShortGrid:

@@ -13,7 +13,7 @@ from fewstep.samplers import FlowSampler, Solver, euler, heun
 from fewstep.schedules import LogitNormalGrid, TimeGrid, UniformGrid
 from tests.samplers.bases import each_path
 from tests.samplers.bases import noise as _noise
-from tests.toys import GaussianModel, MixingModel, PointSetModel
+from tests.toys import GaussianModel, MixingModel
 
 
 def _gaussian(path: Path) -> GaussianModel:
@@ -35,20 +35,6 @@ def test_measured_order_of_convergence(path: Path, solver: Solver, order: int) -
     for coarse, fine in pairwise(errors):
         assert abs(math.log2(coarse / fine) - order) < 0.15
     assert errors[-1] < (0.02 if order == 1 else 2e-4)
-
-
-@each_path
-@pytest.mark.parametrize("rule", ["0", "ancestral"])
-def test_samples_of_a_finite_set_land_on_its_points_with_their_frequencies(path: Path, rule: str) -> None:
-    points = torch.tensor([[[2.0, 0.0]], [[-1.0, 1.0]], [[0.0, -2.0]]])
-    weights = torch.tensor([0.5, 0.3, 0.2])
-    num_steps = 64
-    sampler = FlowSampler(path, reinjection=rule)
-    x_0, generator = _noise(3_000, 1, 2, seed=3, dtype=torch.float32), torch.Generator().manual_seed(4)
-    x_1 = sampler.sample(PointSetModel(path, points, weights), x_0, num_steps=num_steps, generator=generator).x_1
-    distance, nearest = (x_1.unsqueeze(1) - points).flatten(2).norm(dim=-1).min(-1)
-    assert (distance < 1e-3).float().mean() > 0.97
-    torch.testing.assert_close(nearest.bincount(minlength=3) / 3_000, weights, rtol=0, atol=0.03)
 
 
 @pytest.mark.parametrize("grid", [UniformGrid(), LogitNormalGrid(-0.3, 0.9)], ids=["uniform", "logit_normal"])

@@ -20,7 +20,7 @@ from tests.training.test_resume import assert_equal
 STEPS = 24
 FLAGS = ["--ema.decay=0.9", "--checkpoint.every_n_steps=2", "--trainer.val_check_interval=10"]
 STAGES = {
-    "autoencoder": ["--model.objective.latent_dropout=0.2", "--model.objective.token_masking=0.1"],
+    "autoencoder": ["--model.objective.token_masking=0.1"],
     "flow": ["--trainer.accumulate_grad_batches=2"],
 }
 

@@ -7,9 +7,12 @@ from fewstep.registry import lazy_attributes
 
 if TYPE_CHECKING:
     from fewstep.autoencoders.pretrained import PretrainedEncoder
-    from fewstep.autoencoders.quantised import QuantisedAutoencoder
-    from fewstep.autoencoders.spherical import SphericalEmbeddings
-    from fewstep.autoencoders.variational import Posterior, VariationalAutoencoder
+    from fewstep.autoencoders.variants import (
+        Posterior,
+        QuantisedAutoencoder,
+        SphericalEmbeddings,
+        VariationalAutoencoder,
+    )
 
 __all__ = [
     "Posterior",
@@ -21,11 +24,5 @@ __all__ = [
     "Whitening",
 ]
 
-_MODULE_OF = {
-    "Posterior": "variational",
-    "PretrainedEncoder": "pretrained",
-    "QuantisedAutoencoder": "quantised",
-    "SphericalEmbeddings": "spherical",
-    "VariationalAutoencoder": "variational",
-}
-__getattr__ = lazy_attributes(__name__, _MODULE_OF)
+_VARIANTS = ("Posterior", "QuantisedAutoencoder", "SphericalEmbeddings", "VariationalAutoencoder")
+__getattr__ = lazy_attributes(__name__, {**dict.fromkeys(_VARIANTS, "variants"), "PretrainedEncoder": "pretrained"})

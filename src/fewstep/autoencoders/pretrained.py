@@ -1,7 +1,7 @@
 """States of a frozen text encoder as latents. B batch, L tokens, W width of the states, D latent dimension."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fewstep.errors import UserError, first_line
 from fewstep.shapes import check_sizes
 from fewstep.types import Latents
 
-ENCODERS = "a text encoder of transformers (BERT, MiniLM, RoBERTa, T5)"
+ENCODERS = "give a text encoder of transformers (BERT, MiniLM, RoBERTa, T5)"
 NOT_SAVED = ("_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id", "transformers_version")
 """Entries of a configuration that do not change the states."""
 NOT_NEEDED = "pooler"
@@ -23,10 +23,7 @@ NOT_NEEDED = "pooler"
 
 
 class FrozenWhitening(Whitening):
-    """Whitening of states that training does not change: what is stored is the mean over all batches.
-
-    A moving average would keep a part of its start, twice so once the weights are averaged.
-    """
+    """Whitening of states that training does not change, by the mean over all batches, which forgets its start."""
 
     num_batches: Tensor
 
@@ -77,11 +74,11 @@ class PretrainedEncoder(nn.Module):
                 f"the data's tokenizer has {vocab_size:,} tokens, {self.source or 'the encoder'} embeds {rows:,}: give "
                 "the encoder's own, as data.tokenizer"
             )
-        settings = json.loads(self.network.config.to_json_string(use_diff=False))
-        settings = {name: value for name, value in settings.items() if name not in NOT_SAVED}
         if prefix is None:
             prefix = [] if self.source is None else _written_before(_own_tokenizer(self.source))
         self.register_buffer("prefix", torch.tensor(prefix, dtype=torch.int64), persistent=False)
+        settings = json.loads(self.network.config.to_json_string(use_diff=False))
+        settings = {name: value for name, value in settings.items() if name not in NOT_SAVED}
         self.config = {"vocab_size": vocab_size, "model": settings, "layer": self.layer, "latent_dim": latent_dim}
         self.config["prefix"] = prefix
         self.max_tokens = getattr(config, "max_position_embeddings", None)
@@ -126,10 +123,7 @@ class PretrainedEncoder(nn.Module):
 
     @torch.no_grad()
     def first_codes(self) -> Tensor | None:
-        """What a readout may start from: a guess (V, D) at the direction of each token's latents, of unit rms.
-
-        The input embedding less the mean of all; None where its width is not W.
-        """
+        """What a readout may start from: centred input embeddings, (V, D) of unit rms; None if they are not W wide."""
         table = self.network.get_input_embeddings().weight[: self.config["vocab_size"]].float()
         if table.shape[1] != len(self.whitening.mean):
             return None
@@ -157,18 +151,22 @@ def _read_config(model: str | dict[str, Any]) -> Any:
         return AutoConfig.for_model(**model)
     folder = Path(model).expanduser()
     if not folder.is_dir() and (folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1):
-        raise UserError(f"model.autoencoder.model is {model}, which is no folder: give one with {ENCODERS}")
+        raise UserError(f"model.autoencoder.model is {model}, which is no folder: {ENCODERS}")
+    return _loaded(AutoConfig.from_pretrained, model, ENCODERS)
+
+
+def _loaded(load: Callable[..., Any], source: str, advice: str, **options: Any) -> Any:
+    """What ``load`` makes of a folder or a hub name."""
+    folder = Path(source).expanduser()
     try:
-        return AutoConfig.from_pretrained(str(folder) if folder.is_dir() else model)
-    except Exception as error:
-        raise UserError(f"{model} cannot be read ({first_line(error, 160)}): give a folder with {ENCODERS}") from None
+        with quiet():
+            return load(str(folder) if folder.is_dir() else source, **options)
+    except Exception as error:  # foreign files in a foreign library, which may raise anything
+        raise UserError(f"{source} cannot be loaded ({first_line(error, 160)}): {advice}") from None
 
 
 def _kept_layers(layer: int, num_layers: int) -> tuple[int, int]:
-    """``layer`` counted from 0, and how many layers to keep for it.
-
-    One more than it, where there are more: the states behind the last layer may be normalised, those between are not.
-    """
+    """``layer`` counted from 0, and how many to keep: one more, since the states behind the last may be normalised."""
     if not -num_layers - 1 <= layer <= num_layers:
         raise UserError(
             f"model.autoencoder.layer is {layer}, expected a number from {-num_layers - 1} to {num_layers}: the model "
@@ -183,19 +181,12 @@ def _build(config: Any, source: str | None) -> Any:
     from transformers import AutoModelForTextEncoding
 
     if type(config) not in AutoModelForTextEncoding._model_mapping:
-        raise UserError(f"{source or 'the saved encoder'} is of type {config.model_type}: expected {ENCODERS}")
+        raise UserError(f"{source or 'the saved encoder'} is of type {config.model_type}: {ENCODERS}")
     if source is None:
         model = AutoModelForTextEncoding.from_config(config)
     else:
-        folder = Path(source).expanduser()
         options = {"config": config, "output_loading_info": True, "use_safetensors": True}
-        try:
-            with quiet():
-                model, report = AutoModelForTextEncoding.from_pretrained(
-                    str(folder) if folder.is_dir() else source, **options
-                )
-        except Exception as error:  # foreign files in a foreign library, which may raise anything
-            raise UserError(f"{source} cannot be loaded ({first_line(error, 160)}): give {ENCODERS}") from None
+        model, report = _loaded(AutoModelForTextEncoding.from_pretrained, source, ENCODERS, **options)
         missing = sorted(name for name in report["missing_keys"] if NOT_NEEDED not in name)
         if missing:
             raise UserError(
@@ -215,12 +206,7 @@ def _own_tokenizer(source: str) -> Any:
     folder = Path(source).expanduser()
     if folder.is_dir() and not any((folder / f"tokenizer{end}.json").exists() for end in ("", "_config")):
         raise UserError(f"{source} holds no tokenizer.json: put the model's own there")  # an empty one would load
-    try:
-        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else source)
-    except Exception as error:  # foreign files in a foreign library, which may raise anything
-        raise UserError(
-            f"the tokenizer of {source} cannot be loaded ({first_line(error, 160)}): fetch it again"
-        ) from None
+    return _loaded(AutoTokenizer.from_pretrained, source, "fetch its tokenizer again")
 
 
 def _written_before(tokenizer: Any) -> list[int]:

@@ -61,19 +61,11 @@ class Whitening(nn.Module):
 class TransformerAutoencoder(nn.Module):
     """Encoder of L tokens to L / stride whitened latents of D dimensions: a :class:`~fewstep.types.LatentEncoder`.
 
-    With ``depth`` 0 and ``stride`` 1 no token sees another: the latents are then a learned code of the vocabulary, see
-    :meth:`codebook`. A readout decodes them.
+    With ``depth`` 0 and ``stride`` 1 no token sees another: the latents are then a code of the vocabulary.
     """
 
     def __init__(
-        self,
-        vocab_size: int,
-        latent_dim: int,
-        *,
-        stride: int = 1,
-        width: int = 128,
-        depth: int = 2,
-        num_heads: int = 4,
+        self, vocab_size: int, latent_dim: int, *, stride: int = 1, width: int = 128, depth: int = 2, num_heads: int = 4
     ) -> None:
         super().__init__()
         sizes = {"vocab_size": vocab_size, "latent_dim": latent_dim, "stride": stride}
@@ -103,10 +95,7 @@ class TransformerAutoencoder(nn.Module):
         return num_tokens // self.stride
 
     def encode(self, ids: Tensor, mask: Tensor, hidden: Tensor | None = None) -> Latents:
-        """Token ``ids`` and ``mask`` (B, L) to latents ``z`` (B, K, D) with their mask (B, K).
-
-        ``hidden`` (B, L) bool marks tokens that are masked out of the input, as training does with some.
-        """
+        """Token ``ids`` and ``mask`` (B, L) to latents ``z`` (B, K, D); ``hidden`` (B, L) tokens are not seen."""
         raw, latent_mask = self.encode_raw(ids, mask, hidden)
         return Latents(self.whitening(raw, latent_mask), latent_mask)
 

@@ -24,21 +24,15 @@ class ConditionalFlow(FlowModel):
     nothing at known ones. So every objective trains it and every sampler follows it.
 
     A network that :attr:`~fewstep.denoisers.FlowModel.reads_known` sees the clean latents there, marked as such. One
-    that was trained without sees them noised with ``noise`` (B, K, D) to the time of the others, as arXiv:2201.09865
-    does for images: it takes them for its own.
+    that was trained without needs ``noise`` (B, K, D) and sees them noised to the others' time (arXiv:2201.09865).
     """
 
     def __init__(self, flow: FlowModel, known: Known, noise: Tensor | None = None) -> None:
         super().__init__(flow.network, flow.path, flow.prediction)
-        if noise is None and not flow.reads_known:
-            raise ValueError(
-                "this network was trained without known positions: build it with reads_known, or give it noise"
-            )
         self.known = known
         self.noise = noise
 
     def rows(self, index: slice | Tensor) -> "ConditionalFlow":
-        """The flow for some of the examples."""
         noise = None if self.noise is None else self.noise[index]
         return ConditionalFlow(self, Known(self.known.z[index], self.known.mask[index]), noise)
 
@@ -57,7 +51,7 @@ class ConditionalFlow(FlowModel):
         if self.reads_known:
             x = torch.where(expand_like(held, x_t), z.to(x_t.dtype), x_t)
             return self.network(x, t, s, mask=seen, self_cond=self_cond, known=held)
-        assert self.noise is not None  # see __init__
+        assert self.noise is not None, "a network that was trained without known positions needs noise"
         z_t = self.path.sample(z, self.noise, t)
         return self.network(torch.where(expand_like(held, x_t), z_t, upcast(x_t)), t, s, mask=seen, self_cond=self_cond)
 
@@ -69,8 +63,7 @@ class Guided:
     parts were dropped in its training. Scale 1 is the flow itself.
     """
 
-    passes = 2
-    """Of the network for one estimate."""
+    passes = 2  # of the network for one estimate
 
     def __init__(self, flow: ConditionalFlow, scale: float) -> None:
         self.flow = flow
@@ -87,9 +80,7 @@ class Guided:
         mask: Tensor | None = None,
         self_cond: Tensor | None = None,
     ) -> Tensor:
-        """The guided estimate x1_hat (B, K, D). Raises ``ValueError`` without a mask, which tells the parts apart."""
-        if mask is None:
-            raise ValueError("guidance needs the mask of the positions that are not known")
+        """The guided estimate x1_hat (B, K, D); ``mask`` (B, K) of the positions that are not known is needed."""
         free = self.free.denoise(x_t, t, s=s, mask=mask, self_cond=self_cond)
         given = self.flow.denoise(x_t, t, s=s, mask=mask, self_cond=self_cond)
         return free + self.scale * (given - free)

@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from fewstep.paths import Path
-from fewstep.schedules import upcast
-from fewstep.shapes import expand_like
 
 PredictionType = Literal["x1", "velocity"]
 
@@ -35,7 +32,7 @@ class ReadsCodebook(Protocol):
 
 @dataclass(frozen=True)
 class EstimateKind:
-    """What the clean estimate of a trained model is. Samplers and teachers ask these fields, not its name.
+    """What the clean estimate of a trained model is.
 
     ``two_times``: it depends on where a jump ends, so the network needs a second time. ``has_velocity``: it gives the
     flow's velocity at every state, so any solver can follow it and a student can learn from it; otherwise Euler steps
@@ -60,15 +57,15 @@ ESTIMATES: dict[str, EstimateKind] = {kind.name: kind for kind in (POSTERIOR_MEA
 
 
 class FlowModel(nn.Module):
-    """A network, the path it was trained on and what it predicts, offered as ``denoise``, ``velocity`` and ``jump``.
+    """A network, the path it was trained on and what it predicts, offered as ``denoise`` and ``velocity``.
 
     Times are (B,) float32, 0 at noise and 1 at data. A network of two times is a flow map: its estimate for (t, s) is
     the x_1 towards which the jump X(t, s) goes, so that
 
         X(t, s) = alpha_s x1_hat + sigma_s (x_t - alpha_t x1_hat) / sigma_t.
 
-    At s = t the estimate is that of an ordinary flow, at s = 1 the jump is the estimate itself. On the linear path
-    (x1_hat - x_t) / (1 - t) is the mean velocity of arXiv:2505.13447, eq. 3.
+    At s = t the estimate is that of an ordinary flow. On the linear path (x1_hat - x_t) / (1 - t) is the mean velocity
+    of arXiv:2505.13447, eq. 3.
     """
 
     def __init__(self, network: nn.Module, path: Path, prediction: PredictionType) -> None:
@@ -128,11 +125,3 @@ class FlowModel(nn.Module):
         """dx/dt (B, K, D) of the deterministic flow."""
         output = self.predict(x_t, t, mask=mask, self_cond=self_cond)
         return output.value if self.prediction == "velocity" else self.path.velocity_from_x1(x_t, output.value, t)
-
-    def jump(
-        self, x_t: Tensor, t: Tensor, s: Tensor, *, mask: Tensor | None = None, self_cond: Tensor | None = None
-    ) -> Tensor:
-        """X(t, s) (B, K, D), from t to s >= t along the estimate; exactly ``x_t`` at s = t."""
-        x1_hat = self.denoise(x_t, t, s=s, mask=mask, self_cond=self_cond)
-        x_s = self.path.sample(x1_hat, self.path.eps_from_x1(x_t, x1_hat, t), s)
-        return torch.where(expand_like(s <= t, x_s), upcast(x_t), x_s)

@@ -59,10 +59,7 @@ class RegressionDenoiser(nn.Module):
         self.known = nn.Parameter(torch.zeros(width)) if reads_known else None
 
     def embed(self, x_t: Tensor, self_cond: Tensor | None, known: Tensor | None) -> Tensor:
-        """``x_t`` and ``self_cond`` (B, K, D), ``known`` (B, K) bool, to (B, K, W).
-
-        ``ValueError`` for more positions than it was built for, and for known ones that it cannot read.
-        """
+        """``x_t`` and ``self_cond`` (B, K, D), ``known`` (B, K) bool, to (B, K, W)."""
         if x_t.shape[1] > len(self.positions):
             raise ValueError(f"{x_t.shape[1]} latent positions, but this denoiser was built for {len(self.positions)}")
         h = x_t
@@ -71,8 +68,7 @@ class RegressionDenoiser(nn.Module):
         h = self.inputs(h) + self.positions[: x_t.shape[1]]
         if known is None:
             return h
-        if self.known is None:
-            raise ValueError("this denoiser was built without reads_known: it cannot be given known positions")
+        assert self.known is not None, "this denoiser was built without reads_known"
         return h + known[..., None] * self.known
 
     def forward(
@@ -149,9 +145,7 @@ class CategoricalDenoiser(RegressionDenoiser):
     def own_logits(self, x_t: Tensor, t: Tensor) -> Tensor:
         """log p(x_t | token v at this position) + log p(v) up to a constant, (B, K, V) float32 under autocast too.
 
-        ``t`` (B,), or (B, K) for a time of its own at every position.
-
-        One product, [r x, r alpha, 1] . [e, -|e|^2 / 2, log p(v)] with r = alpha / sigma^2.
+        One product, [r x, r alpha, 1] . [e, -|e|^2 / 2, log p(v)] with r = alpha / sigma^2. ``t`` (B,) or (B, K).
         """
         alpha, sigma = self.path.alpha_sigma(t, x_t)
         precision = alpha / sigma.clamp(min=MIN_SIGMA).square()

@@ -13,7 +13,7 @@ from fewstep.diagnostics.cci import cci
 from fewstep.diagnostics.decoding import Decode
 from fewstep.diagnostics.result import Result
 from fewstep.model import SavedModel
-from fewstep.readouts import CommitmentHead
+from fewstep.readouts import CommitmentHead, TokenDraw
 from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import rand, randn
 from fewstep.types import KnownTokens, Readout, Trajectory
@@ -54,7 +54,7 @@ class HeadConditionals:
         if known is not None:  # several draws of the same texts
             count = len(z) // len(known.ids)
             known = KnownTokens(known.ids.repeat(count, 1), known.mask.repeat(count, 1))
-        return self.head.read(z, all_real(z), u, self._levels(z), temperature=1.0, top_p=1.0, known=known).ids
+        return self.head.read(z, all_real(z), u, self._levels(z), TokenDraw(known=known)).ids
 
     def logits(self, z: Tensor, ids: Tensor) -> Tensor:
         """Logits (B, L, V) of each of ``ids`` (B, L), given the latents and the ids before it."""

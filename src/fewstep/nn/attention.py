@@ -52,8 +52,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, *, causal: bool
     """Softmax attention of queries (B, H, Q, d) to keys and values (B, H, N, d), (B, H, Q, d).
 
     ``seen`` (broadcastable to (B, H, Q, N), bool) is true at keys that may be seen. Alternatively ``causal``, with
-    Q = N, lets every query see the keys up to its own, without a mask in memory. Torch's fused kernels are used, except
-    for short sequences on a CPU, where their backward pass in bf16 takes several times as long as two plain products.
+    Q = N, lets every query see the keys up to its own. Torch's fused kernels are used, except for short sequences on a
+    CPU, where their backward pass in bf16 takes several times as long as two plain products.
     """
     if q.device.type != "cpu" or k.shape[-2] > SHORT_SEQUENCE:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
@@ -82,17 +82,12 @@ class KeyValueCache:
         return 0 if self.keys is None else self.keys.shape[-2]
 
     def upcoming(self, count: int) -> Rotation:
-        """The rotation of the next ``count`` positions; ``ValueError`` if there is no room for them."""
-        start, stop, room = len(self), len(self) + count, len(self.rotation.cos)
-        if stop > room:
-            raise ValueError(f"{start} + {count} positions are too many for a cache with room for {room}")
-        return Rotation(self.rotation.cos[start:stop], self.rotation.sin[start:stop])
+        """The rotation of the next ``count`` positions."""
+        upcoming = slice(len(self), len(self) + count)
+        return Rotation(self.rotation.cos[upcoming], self.rotation.sin[upcoming])
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values (B, H, Q, head_dim); return all of them so far.
-
-        Concatenated, not written into a preallocated block: faster at the lengths of a text block.
-        """
+        """Add keys and values (B, H, Q, head_dim); return all of them so far."""
         if self.keys is not None and self.values is not None:
             keys, values = torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
         self.keys, self.values = keys, values
@@ -187,7 +182,7 @@ class ProjectedContext:
     mask: Tensor
 
     def contiguous(self) -> "ProjectedContext":
-        """The same numbers in contiguous memory, for many products one after the other."""
+        """The same numbers in contiguous memory."""
         return ProjectedContext(self.keys.contiguous(), self.values.contiguous(), self.mask)
 
     def rows(self, rows: Tensor) -> "ProjectedContext":

@@ -26,16 +26,13 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block; with ``cross`` it also attends to a context.
 
-    With ``local_reach`` each position first mixes with that many neighbours on either side (:class:`LocalMixing`); a
-    causal block must not.
+    With ``local_reach`` each position first mixes with its neighbours (:class:`LocalMixing`), later ones too.
     """
 
     def __init__(
         self, width: int, num_heads: int, *, causal: bool = False, cross: bool = False, local_reach: int = 0
     ) -> None:
         super().__init__()
-        if causal and local_reach:
-            raise ValueError(f"a causal block must not see later neighbours: local_reach is {local_reach}, expected 0")
         self.local_norm = nn.LayerNorm(width) if local_reach else None
         self.local = LocalMixing(width, local_reach) if local_reach else None
         self.attention_norm = nn.LayerNorm(width)
@@ -76,8 +73,7 @@ class AdaptiveBlock(nn.Module):
     """Block whose norms are scaled, shifted and gated by a condition (adaLN, arXiv:2212.09748, section 3.2).
 
     The modulation starts at zero and the gates at one, so a fresh block is a plain one. Gates that start at zero, as
-    in adaLN-Zero, would have to open first, which costs much of a run of a thousand steps. Before attention each
-    position mixes with its ``local_reach`` neighbours on either side (:class:`LocalMixing`).
+    in adaLN-Zero, would have to open first, which costs much of a run of a thousand steps.
     """
 
     def __init__(self, width: int, num_heads: int, *, local_reach: int = 2) -> None:
@@ -124,10 +120,7 @@ class TimeEmbedding(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Normal(0, 0.02) for linear and embedding weights, zeros for biases; call it once, at construction.
-
-    Reset layers that must start at zero after this call.
-    """
+    """Normal(0, 0.02) for linear and embedding weights, zeros for biases; call it once, at construction."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Embedding):
             nn.init.normal_(layer.weight, std=0.02)
@@ -138,10 +131,9 @@ def initialise(module: nn.Module) -> None:
 class AdaptiveTransformer(nn.Module):
     """Stack of adaptive blocks over (B, K, W), conditioned on one time ``t`` or on two, ``t`` and ``s``.
 
-    With ``two_times`` the second time enters as the distance ``s - t`` (as in mean flow, arXiv:2505.13447, section 4);
-    without it, passing ``s`` raises ``ValueError``. Times enter as sines and cosines of 1 to ``max_frequency`` radians
-    per unit of time. The usual 1000 separates times a thousandth apart, and makes the derivative in time as large and
-    as rough: objectives that train on that derivative need a low one (measured in docs/findings/objectives.md; for the
+    With ``two_times`` the second time enters as the distance ``s - t`` (as in mean flow, arXiv:2505.13447, section 4).
+    Times enter as sines and cosines of 1 to ``max_frequency`` radians per unit of time. The usual 1000 makes the
+    derivative in time large and rough: objectives that train on it need a low one (docs/findings/objectives.md; for the
     same reason arXiv:2410.11081, section 4.1, gives up fast Fourier features).
     """
 
@@ -169,12 +161,9 @@ class AdaptiveTransformer(nn.Module):
 
     def ignore_second_time(self) -> None:
         """Make the output independent of where a jump ends, until training changes it."""
-        if self.distance is None:
-            raise ValueError("this network has one time only: there is no second time to ignore")
-        last = self.distance.mlp[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        assert self.distance is not None, "this network has one time only"
+        for parameter in self.distance.mlp[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, h: Tensor, t: Tensor, s: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """``h`` (B, K, W), times (B,), ``mask`` (B, K) bool. Returns (B, K, W), normed."""
@@ -192,8 +181,8 @@ class AdaptiveTransformer(nn.Module):
 class _Mixing(torch.autograd.Function):
     """y_n = sum_s w_s x_(n + s - reach), for x (B, N, W), w (2 reach + 1, W), zero beyond the ends.
 
-    Its derivatives are itself, so it can be differentiated again, in both modes. ``F.conv2d(groups=W)`` makes a
-    training step 0.95 to 1.04 times as long on a CPU, but rounds differently in bf16, so that seeded runs would change.
+    Its derivatives are itself, so it can be differentiated again, in both modes. ``F.conv2d(groups=W)`` is as fast, but
+    rounds differently in bf16, so that seeded runs would change.
     """
 
     @staticmethod
@@ -226,16 +215,6 @@ class _Mixing(torch.autograd.Function):
         tangent = torch.zeros_like(x) if x_tangent is None else _Mixing.apply(x_tangent, weight)
         return tangent if weight_tangent is None else tangent + _Mixing.apply(x, weight_tangent)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, int | None], x: Tensor, weight: Tensor) -> tuple[Tensor, int]:
-        x_dim, weight_dim = in_dims
-        if weight_dim is None and x_dim is not None:  # further examples
-            x = x.movedim(x_dim, 0)
-            return _Mixing.apply(x.flatten(0, 1), weight).unflatten(0, x.shape[:2]), 0
-        xs = [x] * info.batch_size if x_dim is None else x.unbind(x_dim)
-        weights = [weight] * info.batch_size if weight_dim is None else weight.unbind(weight_dim)
-        return torch.stack([_Mixing.apply(row, w) for row, w in zip(xs, weights, strict=True)]), 0
-
 
 def _overlap(target: Tensor, source: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     """Where position n of ``target`` meets position n + ``shift`` of ``source``; both (B, N, W)."""
@@ -261,7 +240,6 @@ class LocalMixing(nn.Module):
 
     Attention must first learn to find the neighbours before a denoiser can use them, which takes most of a short run;
     this gives them from the first step (as the Canon layers of "Physics of Language Models" 4.1 do for causal models).
-    With ``reach`` 0 positions do not mix.
     """
 
     def __init__(self, width: int, reach: int = 2) -> None:

@@ -4,12 +4,7 @@ from fewstep.objectives.base import Batch, FlowMatching, Objective, Regression, 
 from fewstep.objectives.consistency import ConsistencyDistillation, ConsistencyTraining
 from fewstep.objectives.distillation import ProgressiveDistillation, Reflow
 from fewstep.objectives.distribution_matching import DistributionMatching, Generated
-from fewstep.objectives.flow_maps import (
-    LagrangianSelfDistillation,
-    MeanFlow,
-    SemigroupSelfDistillation,
-    ShortcutModel,
-)
+from fewstep.objectives.flow_maps import LagrangianSelfDistillation, MeanFlow, SemigroupSelfDistillation, ShortcutModel
 from fewstep.objectives.known import KnownPositions
 from fewstep.objectives.stages import HeadTraining, Reconstruction
 

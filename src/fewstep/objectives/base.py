@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, DenoiserOutput, EstimateKind, FlowModel
+from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, EstimateKind, FlowModel
 from fewstep.readouts import token_nats
 from fewstep.schedules import TimeSampler
 from fewstep.shapes import masked_mean, rand, randn
@@ -16,10 +16,7 @@ from fewstep.types import Latents, LossOutput, Readout, TokenBatch
 
 
 class Batch(NamedTuple):
-    """Data ``x_1`` and noise ``x_0`` (B, K, D), both 0 at padding, with ``mask`` (B, K).
-
-    ``generator`` draws whatever else is needed; ``progress`` in [0, 1] is the share of the training that is done.
-    """
+    """Data ``x_1`` and noise ``x_0`` (B, K, D), both 0 at padding, ``mask`` (B, K), and what draws everything else."""
 
     x_1: Tensor
     x_0: Tensor
@@ -33,10 +30,7 @@ class Batch(NamedTuple):
 
 
 class Regression(NamedTuple):
-    """``prediction`` and ``target`` (B', K, D), in the space that the network predicts, and their ``mask`` (B', K).
-
-    The target carries no gradient.
-    """
+    """``prediction`` and ``target`` (B', K, D) as the network predicts, the latter without gradient, and ``mask``."""
 
     prediction: Tensor
     target: Tensor
@@ -48,19 +42,8 @@ class Objective(ABC):
     """How a denoiser is trained on latents. A subclass implements :meth:`regressions`, or replaces :meth:`forward`.
 
     ``time_sampler`` draws the training times; the sampler's default grid follows it. ``estimate`` says what the trained
-    model's clean estimate is. ``needs_teacher``: it learns from a trained flow. ``feeds_back``: it trains networks
-    with self-conditioning.
-
-        @dataclass(kw_only=True, eq=False)
-        class Noisy(Objective):
-            \"\"\"Flow matching on latents with a little noise.\"\"\"
-
-            level: float = 0.1
-
-            def regressions(self, model, batch, teacher):
-                x_1 = batch.x_1 + self.level * randn(tuple(batch.x_1.shape), batch.x_1, batch.generator)
-                t = self.time_sampler.sample(len(x_1), batch.generator, x_1.device)
-                yield match_flow(model, x_1, batch.x_0, t, batch.mask)
+    model's clean estimate is, and so whether its network has two times. ``needs_teacher``: it learns from a trained
+    flow. ``feeds_back``: it trains networks with self-conditioning.
     """
 
     estimate: ClassVar[EstimateKind] = POSTERIOR_MEAN
@@ -75,7 +58,7 @@ class Objective(ABC):
 
     @property
     def saved_name(self) -> str:
-        """What a saved model calls it: its class, of another package with the path to import it from."""
+        """What a saved model calls it: its class, of another package with its path."""
         own = type(self)
         return own.__name__ if own.__module__.startswith("fewstep.") else f"{own.__module__}.{own.__qualname__}"
 
@@ -118,10 +101,9 @@ class Objective(ABC):
     ) -> LossOutput:
         """Loss over a batch of ``latents`` (B, K, D), squared errors averaged over real positions.
 
-        ``tokens`` (B, L) and ``readout`` are None for latents that do not stand for text. Raises ``ValueError`` for a
-        network that the objective cannot train and for a missing teacher.
+        ``tokens`` (B, L) and ``readout`` are None for latents that do not stand for text. ``progress`` in [0, 1] is the
+        share of the training that is done.
         """
-        self.check(model, teacher)
         real = latents.mask[..., None]
         x_0 = randn(tuple(latents.z.shape), latents.z, generator) * real
         batch = Batch(latents.z * real, x_0, latents.mask, generator, progress)
@@ -133,17 +115,6 @@ class Objective(ABC):
         )
         per_example = self.weigh(errors)
         return LossOutput(per_example.mean(), per_example.detach(), {"squared_error": errors.mean().detach()})
-
-    def check(self, model: FlowModel, teacher: FlowModel | None) -> None:
-        """Raise ``ValueError`` for a network with the wrong number of times, and for a missing teacher."""
-        name, two_times = type(self).__name__, self.estimate.two_times
-        if model.two_times != two_times:
-            raise ValueError(
-                f"{name} needs a denoiser of {'two times' if two_times else 'one time'}: "
-                f"build it with two_times={two_times}"
-            )
-        if self.needs_teacher and teacher is None:
-            raise ValueError(f"{name} learns from a trained flow: pass it as the teacher")
 
 
 def match_flow(model: FlowModel, x_1: Tensor, x_0: Tensor, t: Tensor, mask: Tensor) -> Regression:
@@ -162,10 +133,9 @@ def from_x1(model: FlowModel, x1_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 class FlowMatching(Objective):
     """Flow matching (arXiv:2210.02747, eq. 14): regression of the network's own target, x_1 or velocity.
 
-    ``regression_weight`` multiplies the squared error, ``cross_entropy_weight`` the nats per token of the estimate:
-    from the denoiser's own token logits if it has them, else through the readout (the terminal term of Diffusion-LM,
-    arXiv:2205.14217). ``self_conditioning_probability`` is the share of steps in which a first estimate is fed back
-    (arXiv:2208.04202).
+    ``cross_entropy_weight`` multiplies the nats per token of the estimate: from the denoiser's own token logits if it
+    has them, else through the readout (the terminal term of Diffusion-LM, arXiv:2205.14217).
+    ``self_conditioning_probability`` is the share of steps in which a first estimate is fed back (arXiv:2208.04202).
     """
 
     feeds_back: ClassVar[bool] = True
@@ -196,8 +166,7 @@ class FlowMatching(Objective):
         teacher: FlowModel | None = None,
         progress: float = 1.0,
     ) -> LossOutput:
-        """See :class:`Objective`. The cross-entropy needs tokens and a readout: ``ValueError`` if they are missing."""
-        self.check(model, teacher)
+        """The cross-entropy needs tokens and a readout: ``ValueError`` if they are missing."""
         x_1 = latents.z
         t = self.time_sampler.sample(len(x_1), generator, x_1.device)
         x_0 = randn(tuple(x_1.shape), x_1, generator)
@@ -213,18 +182,13 @@ class FlowMatching(Objective):
         if self.cross_entropy_weight > 0:
             if tokens is None or readout is None:
                 raise ValueError("cross_entropy_weight needs tokens and a readout, which these latents do not have")
-            nats = self._nats(model, output, x_t, t, tokens, readout)
+            if output.token_logits is None:
+                nats = readout.loss(model.x1_of(output, x_t, t), tokens.ids, tokens.mask)
+            else:
+                nats = masked_mean(token_nats(output.token_logits, tokens.ids), tokens.mask)
             per_example = per_example + self.cross_entropy_weight * nats
             terms["cross_entropy_nats"] = nats.mean().detach()
         return LossOutput(per_example.mean(), per_example.detach(), terms)
-
-    def _nats(
-        self, model: FlowModel, output: DenoiserOutput, x_t: Tensor, t: Tensor, tokens: TokenBatch, readout: Readout
-    ) -> Tensor:
-        """Nats per token (B,) of ``tokens`` (B, L) under the output."""
-        if output.token_logits is None:
-            return readout.loss(model.x1_of(output, x_t, t), tokens.ids, tokens.mask)
-        return masked_mean(token_nats(output.token_logits, tokens.ids), tokens.mask)
 
     @torch.no_grad()
     def _first_estimate(

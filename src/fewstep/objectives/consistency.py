@@ -3,13 +3,11 @@
 B batch, K positions, D latent dimension. Along the flow the end F(x_t, t) stays where it is, dF/dt = 0.
 """
 
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from fewstep.denoisers import ENDPOINT, EstimateKind, FlowModel
 from fewstep.objectives.base import Batch, Objective, Regression, from_x1
@@ -47,47 +45,35 @@ class ContinuousConsistency(Objective):
 
     @property
     def passes_per_step(self) -> float:
-        """Three of the pass with its gradient, one of the derivative, one of a teacher."""
         return 4.0 + float(self.needs_teacher)
 
-    @abstractmethod
-    def velocity(self, batch: Batch, model: FlowModel, x_t: Tensor, t: Tensor, teacher: FlowModel | None) -> Tensor:
-        """The velocity (B, K, D) that x_t moves with at ``t`` (B,), without gradient."""
-        ...
-
-    def warmup(self, progress: float) -> float:
-        """r in [0, 1] after the share ``progress`` of the training."""
-        return 1.0 if progress >= self.warmup_share else progress / self.warmup_share
-
     def regressions(self, model: FlowModel, batch: Batch, teacher: FlowModel | None) -> Iterator[Regression]:
-        """The output on itself plus the tangent, and on x_1 at the boundary."""
         t = self.time_sampler.sample(len(batch.x_1), batch.generator, batch.x_1.device)
         anchored = torch.zeros_like(t, dtype=torch.bool)
         if model.prediction == "x1":
             anchored[: round(BOUNDARY_SHARE * len(t))] = True
             t = torch.where(anchored, torch.ones_like(t), t)
         x_t = model.path.sample(batch.x_1, batch.x_0, t)
-        velocity = self.velocity(batch, model, x_t, t, teacher).to(x_t.dtype)
+        if teacher is not None and self.needs_teacher:
+            with torch.no_grad():
+                velocity = teacher.velocity(x_t, t, mask=batch.mask).to(x_t.dtype)
+        else:
+            velocity = model.path.velocity(batch.x_1, batch.x_0, t).to(x_t.dtype)
         estimate, change = estimate_and_change(model, x_t, velocity, t, None, batch.mask)
         prediction = from_x1(model, estimate, x_t, t)
         now = prediction.detach()
-        tangent = self.tangent(model, batch, x_t, t, velocity, estimate.detach(), change)
-        target = now + torch.where(expand_like(anchored, now), batch.x_1 - now, tangent)
-        yield Regression(prediction, target, batch.mask)
-
-    def tangent(
-        self, model: FlowModel, batch: Batch, x_t: Tensor, t: Tensor, velocity: Tensor, estimate: Tensor, change: Tensor
-    ) -> Tensor:
-        """g / (|g| + 1), (B, K, D)."""
-        r, tangent = self.warmup(batch.progress), change
-        if r < 1:
-            own = model.path.velocity_from_x1(x_t, estimate, t)
+        tangent = change
+        if batch.progress < self.warmup_share:
+            r = batch.progress / self.warmup_share
+            own = model.path.velocity_from_x1(x_t, estimate.detach(), t)
             sigma = model.path.alpha_sigma(t, x_t)[1]
             # An x_1 estimate that is wrong near the data has an infinite velocity.
             held = (sigma / MIN_SIGMA).clamp(max=1) if model.prediction == "x1" else 1.0
             tangent = (1 - r) * held * (velocity - own) + r * change
         size = masked_mean(tangent.square(), batch.mask).sqrt()
-        return tangent / (expand_like(size, tangent) + 1)
+        step = tangent / (expand_like(size, tangent) + 1)
+        target = now + torch.where(expand_like(anchored, now), batch.x_1 - now, step)
+        yield Regression(prediction, target, batch.mask)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -97,19 +83,9 @@ class ConsistencyTraining(ContinuousConsistency):
     The plain tangent is then right on average; the normalised one if it scatters symmetrically, as for Gaussian data.
     """
 
-    def velocity(self, batch: Batch, model: FlowModel, x_t: Tensor, t: Tensor, teacher: FlowModel | None) -> Tensor:
-        """The velocity of the pair of data and noise."""
-        return model.path.velocity(batch.x_1, batch.x_0, t)
-
 
 @dataclass(kw_only=True, eq=False)
 class ConsistencyDistillation(ContinuousConsistency):
     """From a trained flow on the same path: v is the teacher's velocity, the ends of its trajectories are learnt."""
 
     needs_teacher: ClassVar[bool] = True
-
-    @torch.no_grad()
-    def velocity(self, batch: Batch, model: FlowModel, x_t: Tensor, t: Tensor, teacher: FlowModel | None) -> Tensor:
-        """The teacher's velocity."""
-        assert teacher is not None  # `check` has refused that
-        return teacher.velocity(x_t, t, mask=batch.mask)

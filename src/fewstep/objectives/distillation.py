@@ -41,22 +41,18 @@ class ProgressiveDistillation(Objective):
 
     @property
     def trained_nfe(self) -> int:
-        """N: the student takes no other number of steps."""
         return self.num_steps
 
     @property
     def teacher_nfe(self) -> int:
-        """m N: the number of steps in which the teacher would sample."""
         return self.num_steps * self.teacher_steps
 
     @property
     def passes_per_step(self) -> float:
-        """Three of the student, one for each step of the teacher."""
         return 3.0 + self.teacher_steps
 
     def regressions(self, model: FlowModel, batch: Batch, teacher: FlowModel | None) -> Iterator[Regression]:
-        """The whole batch, its starts spread evenly over the N steps."""
-        assert teacher is not None  # `check` has refused that
+        assert teacher is not None  # see needs_teacher
         times = self.times(batch)
         t, s = times[0], times[-1]
         x_t = model.path.sample(batch.x_1, batch.x_0, t)
@@ -93,12 +89,10 @@ class Reflow(Objective):
 
     @property
     def passes_per_step(self) -> float:
-        """Three of the student and the teacher's share; exact if ``times_per_pair`` divides the batch."""
         return 3.0 + (2 * self.num_steps - 1) / self.times_per_pair
 
     def regressions(self, model: FlowModel, batch: Batch, teacher: FlowModel | None) -> Iterator[Regression]:
-        """The pairs at all their times, in one pass of the student."""
-        assert teacher is not None  # `check` has refused that
+        assert teacher is not None  # see needs_teacher
         size = len(batch.x_1)
         pairs = -(-size // self.times_per_pair)
         x_0, mask = batch.x_0[:pairs], batch.mask[:pairs]

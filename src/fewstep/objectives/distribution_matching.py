@@ -11,7 +11,7 @@ from fewstep.objectives.base import Objective
 from fewstep.paths import Path
 from fewstep.schedules import UniformTime, grid_of
 from fewstep.shapes import expand_like, masked_mean, randn
-from fewstep.types import Latents, LossOutput, Readout, TokenBatch
+from fewstep.types import Latents, LossOutput
 
 MIN_DISTANCE = 1e-4
 """Floor of the mean distance to the teacher's estimate, by which the gradient is divided."""
@@ -38,10 +38,10 @@ class DistributionMatching(Objective):
     the gradient of the divergence between the two noised laws, until the student's law is the data's at every T. The
     estimate is then a sample: all noise is fresh between two steps. Student and auxiliary network start from the flow.
 
-    ``auxiliary_updates`` of the auxiliary network follow each one of the student (the two time scales of DMD2,
-    arXiv:2405.14867), by regression of x_hat at ``auxiliary_learning_rate``. T is uniform, and 0, pure noise, in a
-    share ``initial_share`` of a batch; with ``num_steps`` N it is one of the N starts of the sampler's default grid,
-    and the model is for N steps. ``time_sampler`` draws (t - T) / (1 - T).
+    ``auxiliary_updates`` of the auxiliary network follow each one of the student (DMD2, arXiv:2405.14867), by
+    regression of x_hat at ``auxiliary_learning_rate``. T is uniform, and 0, pure noise, in a share ``initial_share`` of
+    a batch; with ``num_steps`` N it is one of the N starts of the sampler's default grid, and the model is for N steps.
+    ``time_sampler`` draws (t - T) / (1 - T).
     """
 
     estimate: ClassVar[EstimateKind] = ENDPOINT
@@ -63,35 +63,14 @@ class DistributionMatching(Objective):
                 "expected a share in [0, 1], and at least 1 step or none"
             )
         self._uniform = UniformTime(stratified=True)
-        self._grid = None if self.num_steps is None else grid_of(self.time_sampler).times(self.num_steps)
 
     @property
     def trained_nfe(self) -> int | None:
-        """``num_steps``."""
         return self.num_steps
 
     @property
     def passes_per_step(self) -> float:
-        """Three of the student, one of the teacher, one of the auxiliary network and three for each of its updates."""
         return 5.0 + 3.0 * self.auxiliary_updates
-
-    def forward(
-        self,
-        model: FlowModel,
-        latents: Latents,
-        *,
-        tokens: TokenBatch | None,
-        readout: Readout | None,
-        generator: torch.Generator,
-        teacher: FlowModel | None = None,
-        progress: float = 1.0,
-        auxiliary: FlowModel | None = None,
-    ) -> LossOutput:
-        """The student's loss, :meth:`student_loss`. Raises ``ValueError`` without teacher and auxiliary network."""
-        self.check(model, teacher)
-        if teacher is None or auxiliary is None or not auxiliary.two_times:
-            raise ValueError("DistributionMatching needs an auxiliary network of two times: pass it as auxiliary")
-        return self.student_loss(self.generate(model, latents, generator), auxiliary, teacher, generator)
 
     def generate(self, model: FlowModel, latents: Latents, generator: torch.Generator) -> Generated:
         """The student's samples from noised ``latents`` (B, K, D)."""
@@ -103,9 +82,10 @@ class DistributionMatching(Objective):
 
     def starts(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """The times T (B,) at which the student samples."""
-        if self._grid is not None:
+        if self.num_steps is not None:
             shares = self._uniform.sample(batch_size, generator)
-            return self._grid[:-1][(shares * len(self._grid[:-1])).long().clamp(max=len(self._grid) - 2)]
+            step = (shares * self.num_steps).long().clamp(max=self.num_steps - 1)
+            return grid_of(self.time_sampler).times(self.num_steps)[step]
         initial = round(self.initial_share * batch_size)
         start = torch.zeros(batch_size)
         if initial < batch_size:

@@ -15,7 +15,6 @@ from torch import Tensor
 from fewstep.denoisers import FLOW_MAP, EstimateKind, FlowModel
 from fewstep.objectives.base import Batch, Objective, Regression, from_x1, match_flow
 from fewstep.objectives.derivative import estimate_and_change, forward_derivative
-from fewstep.paths import Path
 from fewstep.schedules import UniformTime, grid_of
 from fewstep.shapes import rand
 
@@ -46,15 +45,12 @@ class FlowMapObjective(Objective):
     @abstractmethod
     def jump(self, model: FlowModel, batch: Batch, x_t: Tensor, t: Tensor, s: Tensor) -> Regression:
         """What is regressed for jumps from ``x_t`` (B', K, D) at ``t`` to ``s`` >= ``t``, (B',) each."""
-        ...
 
     @property
     def passes_per_step(self) -> float:
-        """Three of flow matching and those of the jumps, by their shares."""
         return 3 * self.instant_share + self.jump_passes * (1 - self.instant_share)
 
     def weigh(self, squared_error: Tensor) -> Tensor:
-        """Squared errors (B,) times the adaptive weight."""
         return squared_error * (squared_error.detach() + ERROR_FLOOR) ** -self.adaptive_power
 
     def times(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
@@ -70,7 +66,6 @@ class FlowMapObjective(Objective):
         return t, s, first
 
     def regressions(self, model: FlowModel, batch: Batch, teacher: FlowModel | None) -> Iterator[Regression]:
-        """The examples with s = t first, then the jumps."""
         t, s, first = self.times(batch)
         if first > 0:
             flow = batch.rows(slice(0, first))
@@ -95,7 +90,6 @@ class MeanFlow(FlowMapObjective):
     jump_passes: ClassVar[float] = 4.0
 
     def jump(self, model: FlowModel, batch: Batch, x_t: Tensor, t: Tensor, s: Tensor) -> Regression:
-        """The estimate on its target."""
         velocity = model.path.velocity(batch.x_1, batch.x_0, t)
         estimate, change = estimate_and_change(model, x_t, velocity, t, s, batch.mask)
         now = estimate.detach()
@@ -122,7 +116,6 @@ class LagrangianSelfDistillation(FlowMapObjective):
     jump_passes: ClassVar[float] = 7.0
 
     def jump(self, model: FlowModel, batch: Batch, x_t: Tensor, t: Tensor, s: Tensor) -> Regression:
-        """Both sides of the equation, as outputs of the network at (X(t, s), s)."""
         estimate, change = forward_derivative(
             lambda end: model.denoise(x_t, t, s=end, mask=batch.mask), (s,), (torch.ones_like(s),)
         )
@@ -160,7 +153,6 @@ class SemigroupSelfDistillation(FlowMapObjective):
     jump_passes: ClassVar[float] = 5.0
 
     def jump(self, model: FlowModel, batch: Batch, x_t: Tensor, t: Tensor, s: Tensor) -> Regression:
-        """The long jump on the end of the two short ones."""
         r = t + rand((len(t),), t, batch.generator) * (s - t)
         return jump_as_two(model, x_t, (t, r, s), (r, s), batch.mask)
 
@@ -187,11 +179,9 @@ class ShortcutModel(Objective):
 
     @property
     def passes_per_step(self) -> float:
-        """Three of a pass with its gradient, and one for each half step."""
         return 3 + 2 * (1 - self.instant_share)
 
     def regressions(self, model: FlowModel, batch: Batch, teacher: FlowModel | None) -> Iterator[Regression]:
-        """The examples of flow matching first, then the steps."""
         size, device = len(batch.x_1), batch.x_1.device
         first = round(self.instant_share * size)
         if first > 0:
@@ -220,38 +210,25 @@ class ShortcutModel(Objective):
 def jump_as_two(
     model: FlowModel, x_t: Tensor, times: tuple[Tensor, Tensor, Tensor], ends: tuple[Tensor, Tensor], mask: Tensor
 ) -> Regression:
-    """The jump from ``times[0]`` to ``times[2]`` regressed on :func:`composed_estimate`."""
-    t, _, s = times
-    target = from_x1(model, composed_estimate(model, x_t, times, ends, mask), x_t, t)
-    return Regression(model.predict(x_t, t, s, mask=mask).value, target, mask)
-
-
-@torch.no_grad()
-def composed_estimate(
-    model: FlowModel, x_t: Tensor, times: tuple[Tensor, Tensor, Tensor], ends: tuple[Tensor, Tensor], mask: Tensor
-) -> Tensor:
-    """The estimate (B, K, D) along which one jump from t to s ends where the jumps t -> r -> s end.
+    """The jump from t to s regressed on the estimate along which it ends where the jumps t -> r -> s end.
 
     ``times`` are t <= r <= s, (B,) each; ``ends`` are the end times that the network sees in the two jumps: r and s,
-    or t and r for Euler steps of the flow. With F_1 and F_2 the estimates of the two jumps it is w F_1 + (1 - w) F_2,
-    w from :func:`first_share`, since x / sigma moves by the estimate times the growth of alpha / sigma.
-    """
-    t, r, _ = times
-    first = model.denoise(x_t, t, s=ends[0], mask=mask)
-    x_r = model.path.sample(first, model.path.eps_from_x1(x_t, first, t), r) * mask[..., None]
-    second = model.denoise(x_r, r, s=ends[1], mask=mask)
-    w = first_share(model.path, times, x_t)
-    return w * first + (1 - w) * second
+    or t and r for Euler steps of the flow. With F_1 and F_2 their estimates, without gradient, it is
+    w F_1 + (1 - w) F_2, since x / sigma moves by the estimate times the growth of alpha / sigma, of which the first
+    jump has the share
 
-
-def first_share(path: Path, times: tuple[Tensor, Tensor, Tensor], like: Tensor) -> Tensor:
-    """The first jump's share (B, 1, 1) of the growth of alpha / sigma from t to s; 0 where nothing grows.
-
-        w = sigma_s (alpha_r sigma_t - alpha_t sigma_r) / (sigma_r (alpha_s sigma_t - alpha_t sigma_s))
+        w = sigma_s (alpha_r sigma_t - alpha_t sigma_r) / (sigma_r (alpha_s sigma_t - alpha_t sigma_s)).
 
     It lies in [0, 1], also where t and s nearly coincide and a quotient of displacements would be noise.
     """
-    (alpha_t, sigma_t), (alpha_r, sigma_r), (alpha_s, sigma_s) = (path.alpha_sigma(time, like) for time in times)
+    t, r, s = times
+    (alpha_t, sigma_t), (alpha_r, sigma_r), (alpha_s, sigma_s) = (model.path.alpha_sigma(time, x_t) for time in times)
     part = sigma_s * (alpha_r * sigma_t - alpha_t * sigma_r)
     whole = sigma_r * (alpha_s * sigma_t - alpha_t * sigma_s)
-    return torch.where(whole > 0, part / whole.clamp(min=torch.finfo(whole.dtype).tiny), 0.0).clamp(0, 1)
+    w = torch.where(whole > 0, part / whole.clamp(min=torch.finfo(whole.dtype).tiny), 0.0).clamp(0, 1)
+    with torch.no_grad():
+        first = model.denoise(x_t, t, s=ends[0], mask=mask)
+        x_r = model.path.sample(first, model.path.eps_from_x1(x_t, first, t), r) * mask[..., None]
+        second = model.denoise(x_r, r, s=ends[1], mask=mask)
+        target = from_x1(model, w * first + (1 - w) * second, x_t, t)
+    return Regression(model.predict(x_t, t, s, mask=mask).value, target, mask)

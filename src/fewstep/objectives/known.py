@@ -1,7 +1,4 @@
-"""Which positions of a training example are known, so that a flow learns to continue and to fill in.
-
-B batch, K latent positions.
-"""
+"""Which latent positions of a training example are known, so that a flow learns to continue and to fill in."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,10 +10,7 @@ from fewstep.shapes import rand
 
 
 class Split(NamedTuple):
-    """Positions ``written`` (B, K) that the loss counts, and ``known`` (B, K) that the network sees; never both.
-
-    ``rows`` are the numbers of the examples that may have known ones, on the generator's device.
-    """
+    """Positions ``written`` (B, K) that the loss counts, ``known`` (B, K) that the network sees, and in which rows."""
 
     written: Tensor
     known: Tensor
@@ -45,10 +39,9 @@ class KnownPositions:
             )
 
     def split(self, mask: Tensor, generator: torch.Generator, prompts: Tensor | None = None) -> Split:
-        """The parts of examples whose real positions are ``mask`` (B, K), which come first.
+        """The parts of examples whose real positions ``mask`` (B, K) come first; one at least is written.
 
-        At least one position of an example is written, as long as one is real. The data's own ``prompts`` (B, K) bool
-        are known in place of what is drawn, in every example.
+        The data's own ``prompts`` (B, K) bool are known in place of what is drawn, in every example.
         """
         size = len(mask)
         # Drawn and read on the generator's device, the CPU: nothing here makes an accelerator wait.
@@ -61,9 +54,8 @@ class KnownPositions:
         is_prefix, has_known = kind < self.prefix, kind < self.prefix + self.gaps
         if prompts is not None:
             begins, is_prefix, has_known = prompts, torch.ones_like(is_prefix), torch.ones_like(has_known)
-        known = (
-            torch.where(is_prefix.to(mask.device)[:, None], begins, ~gap) & has_known.to(mask.device)[:, None] & mask
-        )
+        known = torch.where(is_prefix.to(mask.device)[:, None], begins, ~gap) & mask
+        known &= has_known.to(mask.device)[:, None]
         kept = has_known & (is_kept >= self.dropped)
         return Split(mask & ~known, known & kept.to(mask.device)[:, None], kept.nonzero()[:, 0])
 

@@ -18,31 +18,20 @@ class Reconstruction:
     """Cross-entropy of the readout on noised latents of partly masked tokens.
 
     ``noise_level_max`` (rms of the unit-variance latent): each example gets a level uniform in [0, max].
-    ``latent_dropout``: probability that a whole latent position is set to zero. ``token_masking``: probability that the
-    encoder does not see a token, which must then be inferred from its context.
+    ``token_masking``: probability that the encoder does not see a token, which must then be inferred from its context.
 
     An encoder with a method ``posterior`` (:class:`fewstep.autoencoders.VariationalAutoencoder`) is trained on a sample
     of it, and ``kl_weight`` multiplies the KL divergence to the standard normal in nats per token (the beta of
     beta-VAE; 1 is the evidence lower bound, arXiv:1312.6114, eq. 10).
     """
 
-    def __init__(
-        self,
-        *,
-        noise_level_max: float = 1.0,
-        latent_dropout: float = 0.0,
-        token_masking: float = 0.0,
-        kl_weight: float = 0.0,
-    ) -> None:
-        if noise_level_max < 0 or not 0 <= latent_dropout < 1 or not 0 <= token_masking < 1:
+    def __init__(self, *, noise_level_max: float = 1.0, token_masking: float = 0.0, kl_weight: float = 0.0) -> None:
+        if not noise_level_max >= 0 or not 0 <= token_masking < 1 or not kl_weight >= 0:
             raise ValueError(
-                f"noise_level_max {noise_level_max}, latent_dropout {latent_dropout}, token_masking {token_masking}: "
-                "expected a level >= 0 and probabilities in [0, 1)"
+                f"noise_level_max {noise_level_max}, token_masking {token_masking}, kl_weight {kl_weight}: "
+                "expected a level and a weight >= 0 and a probability in [0, 1)"
             )
-        if not kl_weight >= 0:
-            raise ValueError(f"kl_weight is {kl_weight}: expected a weight >= 0")
         self.noise_level_max = noise_level_max
-        self.latent_dropout = latent_dropout
         self.token_masking = token_masking
         self.kl_weight = kl_weight
 
@@ -57,42 +46,35 @@ class Reconstruction:
         if self.token_masking > 0:
             given.append(rand(tuple(tokens.ids.shape), tokens.ids, generator) < self.token_masking)
         encoder: Any = autoencoder
-        if not hasattr(encoder, "posterior"):
-            nats = readout.loss(self.corrupt(encoder.encode(*given), generator), tokens.ids, tokens.mask)
+        posterior = encoder.posterior(*given) if hasattr(encoder, "posterior") else None
+        z = encoder.encode(*given).z if posterior is None else posterior.sample(generator).z
+        z, _ = noised(z, self.noise_level_max, generator)
+        nats = readout.loss(z, tokens.ids, tokens.mask)
+        if posterior is None:
             return LossOutput(nats.mean(), nats.detach())
-        posterior = encoder.posterior(*given)
-        nats = readout.loss(self.corrupt(posterior.sample(generator), generator), tokens.ids, tokens.mask)
         kl_nats = posterior.kl_nats() / tokens.mask.sum(-1).clamp(min=1)
         per_example = nats + self.kl_weight * kl_nats
         terms = {"reconstruction_nats": nats.mean().detach(), "kl_nats": kl_nats.mean().detach()}
         return LossOutput(per_example.mean(), per_example.detach(), terms)
 
-    def corrupt(self, latents: Latents, generator: torch.Generator) -> Tensor:
-        """Latents (B, K, D) with noise and with whole positions dropped."""
-        z = noised(latents.z, self.noise_level_max, generator)
-        if self.latent_dropout > 0:
-            z = z * (rand(tuple(z.shape[:2]), z, generator) >= self.latent_dropout)[..., None]
-        return z
-
 
 class HeadTraining:
     """Next-token cross-entropy given latents with isotropic noise.
 
-    Each example's level is uniform in [0, ``noise_level_max``] (rms of the unit-variance latent); the default goes past
-    the level at which a parallel readout breaks, so that the head relies on its own tokens where the latent is
-    undecided. ``prefix_dropout``: probability that an example's earlier tokens are hidden from the head, so that
-    decoding without them is a trained state. ``generated_share``: probability that an example's latents are replaced by
-    those that ``regenerate`` returns.
+    Each example's level is uniform in [0, ``noise_level_max``] (rms), past the level at which a parallel readout
+    breaks, so that the head relies on its own tokens where the latent is undecided. ``prefix_dropout``: probability
+    that an example's earlier tokens are hidden from the head, so that decoding without them is a trained state.
+    ``generated_share``: probability that an example's latents are replaced by those that ``regenerate`` returns.
     """
 
     def __init__(
         self, *, noise_level_max: float = 2.0, prefix_dropout: float = 0.0, generated_share: float = 0.0
     ) -> None:
-        if not noise_level_max >= 0:
-            raise ValueError(f"noise_level_max is {noise_level_max}: expected a level >= 0 (rms)")
-        for name, share in (("prefix_dropout", prefix_dropout), ("generated_share", generated_share)):
-            if not 0 <= share < 1:
-                raise ValueError(f"{name} is {share}: expected a share of the examples in [0, 1)")
+        if not noise_level_max >= 0 or not 0 <= prefix_dropout < 1 or not 0 <= generated_share < 1:
+            raise ValueError(
+                f"noise_level_max {noise_level_max}, prefix_dropout {prefix_dropout}, generated_share "
+                f"{generated_share}: expected a level >= 0 and shares of the examples in [0, 1)"
+            )
         self.noise_level_max = noise_level_max
         self.prefix_dropout = prefix_dropout
         self.generated_share = generated_share
@@ -109,27 +91,19 @@ class HeadTraining:
         """Mean nats per token over the batch; ``per_example`` (B,). ``generated_share`` needs ``regenerate``."""
         z = latents.z
         if self.generated_share > 0:
-            z = self._partly_generated(latents, regenerate, generator)
-        level = self.noise_level_max * rand((len(z),), z, generator)
-        noised = (z + expand_like(level, z) * randn(tuple(z.shape), z, generator)) * latents.mask[..., None]
+            if regenerate is None:
+                raise ValueError(f"generated_share is {self.generated_share}, but there is no flow: pass regenerate")
+            chosen = expand_like(rand((len(z),), z, generator) < self.generated_share, z)
+            z = torch.where(chosen, regenerate(latents, generator).to(z.dtype), z)
+        z, level = noised(z, self.noise_level_max, generator)
         sees_tokens = None
         if self.prefix_dropout > 0:
             sees_tokens = rand((len(z),), z, generator) >= self.prefix_dropout
-        per_example = head.loss(noised, tokens.ids, tokens.mask, level, sees_tokens)
+        per_example = head.loss(z * latents.mask[..., None], tokens.ids, tokens.mask, level, sees_tokens)
         return LossOutput(per_example.mean(), per_example.detach())
 
-    def _partly_generated(self, latents: Latents, regenerate: Regenerate | None, generator: torch.Generator) -> Tensor:
-        if regenerate is None:
-            raise ValueError(
-                f"generated_share is {self.generated_share}, but there is no flow to generate with: set it to 0, or "
-                "pass regenerate"
-            )
-        chosen = rand((len(latents.z),), latents.z, generator) < self.generated_share
-        generated = regenerate(latents, generator).to(latents.z.dtype)
-        return torch.where(expand_like(chosen, generated), generated, latents.z)
 
-
-def noised(z: Tensor, level_max: float, generator: torch.Generator) -> Tensor:
-    """Latents (B, ...) with white noise, its level drawn per example from the uniform law on [0, ``level_max``]."""
+def noised(z: Tensor, level_max: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents (B, ...) with white noise, and its rms (B,), drawn from the uniform law on [0, ``level_max``]."""
     level = level_max * rand((len(z),), z, generator)
-    return z + expand_like(level, z) * randn(tuple(z.shape), z, generator)
+    return z + expand_like(level, z) * randn(tuple(z.shape), z, generator), level

@@ -16,7 +16,7 @@ MAX_LOGITS = 2**25
 
 
 def rows_at_once(logits_per_row: int) -> int:
-    """How many rows of ``logits_per_row`` logits are computed together; at least 1."""
+    """How many rows are computed together; at least 1."""
     return max(1, MAX_LOGITS // logits_per_row)
 
 
@@ -31,12 +31,9 @@ def hidden_nats(hidden: Tensor, outputs: nn.Linear, ids: Tensor) -> Tensor:
     """:func:`token_nats` of ``outputs(hidden)``, (B, L), that never holds more than about ``MAX_LOGITS`` logits.
 
     ``outputs`` maps each row of ``hidden`` (B, K, W) to the logits of its L / K tokens, one after the other. Where the
-    logits are too many, rows are taken in parts whose logits the backward pass computes again. Raises ``ValueError``
-    where L is not a multiple of K.
+    logits are too many, rows are taken in parts whose logits the backward pass computes again.
     """
-    rows, positions = hidden.flatten(0, 1), hidden.shape[1]
-    if ids.shape[1] % positions:
-        raise ValueError(f"{ids.shape[1]} tokens for {positions} positions: expected a whole number of tokens each")
+    rows = hidden.flatten(0, 1)
     targets = ids.reshape(len(rows), -1)
 
     def part_nats(part: Tensor, part_targets: Tensor) -> Tensor:
@@ -98,6 +95,16 @@ def draw_tokens(
     return ids[..., 0], probs.gather(-1, ids)[..., 0].log().float()
 
 
+class TokenDraw(NamedTuple):
+    """How tokens are drawn (:func:`draw_tokens`), what ends a text, and which tokens are known and stay."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    ending: Ending | None = None
+    known: KnownTokens | None = None
+
+
 class Held(NamedTuple):
     """What a draw keeps: ``ids`` (...) where ``known`` (...) bool; at ``inside`` (...) a known token is yet to come."""
 
@@ -107,37 +114,26 @@ class Held(NamedTuple):
 
     @classmethod
     def of(cls, known: KnownTokens | None) -> "Held | None":
-        """What a draw of all tokens (B, L) keeps."""
         if known is None:
             return None
         inside = known.mask.flip(1).cumsum(1).flip(1) > 0
         return cls(known.ids, known.mask, inside & ~known.mask)
 
     def at(self, *index: slice | Tensor | int) -> "Held":
-        """A part of it."""
         return Held(*(field[index] for field in self))
 
 
-def draw_unknown(
-    logits: Tensor,
-    u: Tensor,
-    held: Held | None,
-    ending: Ending | None,
-    *,
-    temperature: float,
-    top_p: float,
-    top_k: int | None,
-) -> tuple[Tensor, Tensor]:
+def draw_unknown(logits: Tensor, u: Tensor, held: Held | None, draw: TokenDraw) -> tuple[Tensor, Tensor]:
     """:func:`draw_tokens` where nothing is held; what is held stays, with log-probability 0.
 
-    With ``ending`` no end-of-text is drawn while a known token is yet to come.
+    No end-of-text is drawn while a known token is yet to come.
     """
-    if held is None:
-        return draw_tokens(logits, u, temperature=temperature, top_p=top_p, top_k=top_k)
-    if ending is not None:
-        is_end = torch.arange(logits.shape[-1], device=logits.device) == ending.end_id
+    if held is not None and draw.ending is not None:
+        is_end = torch.arange(logits.shape[-1], device=logits.device) == draw.ending.end_id
         logits = logits.masked_fill(held.inside[..., None] & is_end, -math.inf)
-    ids, log_probs = draw_tokens(logits, u, temperature=temperature, top_p=top_p, top_k=top_k)
+    ids, log_probs = draw_tokens(logits, u, temperature=draw.temperature, top_p=draw.top_p, top_k=draw.top_k)
+    if held is None:
+        return ids, log_probs
     return torch.where(held.known, held.ids, ids), log_probs.masked_fill(held.known, 0.0)
 
 
@@ -148,10 +144,7 @@ def tokens_to_first_end(ids: Tensor, end_id: int) -> Tensor:
 
 
 def cut_at_end(ids: Tensor, log_probs: Tensor, ending: Ending | None) -> TokenSample:
-    """``ids`` and ``log_probs`` (B, L) up to and including the first end-of-text of each row; whole without ``ending``.
-
-    After it ids are padding, log-probabilities 0 and the mask (B, L) is false.
-    """
+    """``ids`` and ``log_probs`` (B, L) up to the first end-of-text of each row; after it the mask (B, L) is false."""
     if ending is None:
         return TokenSample(ids, log_probs)
     mask = tokens_to_first_end(ids, ending.end_id)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.nn import Block, Context, KeyValueCache, TimeEmbedding, initialise
-from fewstep.readouts.categorical import Held, draw_unknown, hidden_nats
+from fewstep.readouts.categorical import Held, TokenDraw, draw_unknown, hidden_nats
 from fewstep.shapes import Generators, check_sizes, masked_mean, rand
 from fewstep.types import Ending, KnownTokens, TokenSample
 
@@ -16,8 +16,7 @@ class CausalTransformer(nn.Module):
     """Next-token logits from earlier tokens and, if built with ``latent_dim``, from latents by cross-attention.
 
     The first token is predicted from a begin-of-block embedding, number V of the table. ``stride`` places latent k at
-    the middle of its tokens. The latents' noise level (rms) is an input, so that the network knows how far to trust
-    them.
+    the middle of its tokens.
     """
 
     def __init__(
@@ -49,12 +48,8 @@ class CausalTransformer(nn.Module):
             nn.init.normal_(self.latents.weight, std=latent_dim**-0.5)
 
     def context(self, z: Tensor, mask: Tensor, noise_level: Tensor) -> Context:
-        """Latents ``z`` (B, K, D) with ``mask`` (B, K) and ``noise_level`` (B,) rms, ready to be attended to.
-
-        Raises ``ValueError`` on a network without latents.
-        """
-        if self.latents is None or self.level is None:
-            raise ValueError("this network was built without latents (latent_dim=None): it is a language model")
+        """Latents ``z`` (B, K, D) with ``mask`` (B, K) and the rms ``noise_level`` (B,) in them, to attend to."""
+        assert self.latents is not None and self.level is not None, "a language model has no latents"
         # 1 / (1 + level) is the time of the linear path at which data and noise have this ratio.
         states = self.latents(z) + self.level(1 / (1 + noise_level))[:, None]
         positions = torch.arange(z.shape[1], device=z.device) * self.stride + (self.stride - 1) / 2
@@ -63,7 +58,7 @@ class CausalTransformer(nn.Module):
     def shift_right(self, ids: Tensor, sees_tokens: Tensor | None = None) -> Tensor:
         """Inputs (B, L) that predict ``ids`` (B, L): begin-of-block, then all but the last.
 
-        Rows where ``sees_tokens`` (B,) bool is false have begin-of-block at every place.
+        Rows where ``sees_tokens`` (B,) is false have begin-of-block only.
         """
         begin = torch.full_like(ids, self.vocab_size)
         inputs = torch.cat([begin[:, :1], ids[:, :-1]], dim=1)
@@ -81,7 +76,6 @@ class CausalTransformer(nn.Module):
         """Normed states (B, N, W) from which the logits after each of ``inputs`` (B, N) are read.
 
         ``caches`` of :meth:`empty_caches` hold the earlier inputs and the context, which replaces ``context``.
-        Raises ``ValueError`` if they are full.
         """
         h = self.embedding(inputs)
         for index, block in enumerate(self.blocks):
@@ -96,8 +90,7 @@ class CausalTransformer(nn.Module):
     def start_from(self, language_model: "CausalTransformer") -> list[str]:
         """Copy a language model's weights; returns the names of the tensors that it does not have.
 
-        Cross-attention is set to add nothing, so that the network starts as the language model, whatever the latents.
-        Raises ``ValueError`` where the two differ in size.
+        Cross-attention adds nothing at first. Raises ``ValueError`` where the two differ in size.
         """
         theirs = language_model.state_dict()
         ours = self.state_dict()
@@ -115,35 +108,23 @@ class CausalTransformer(nn.Module):
 
 
 @torch.no_grad()
-def decode_cached(
-    network: CausalTransformer,
-    u: Tensor,
-    context: Context | None,
-    *,
-    temperature: float,
-    top_p: float,
-    top_k: int | None = None,
-    ending: Ending | None = None,
-    known: KnownTokens | None = None,
-) -> TokenSample:
+def decode_cached(network: CausalTransformer, u: Tensor, context: Context | None, draw: TokenDraw) -> TokenSample:
     """Tokens (B, L), one for each uniform of ``u`` (B, L), with keys and values cached, the context's too.
 
-    ``known`` tokens stay, and are what later ones follow. With ``ending`` a row leaves the batch at its end-of-text,
-    and the loop stops when all have; what a row holds up to there does not depend on ``ending``. Raises ``ValueError``
-    where :func:`check_draw` does.
+    Known tokens are what later ones follow. A row leaves the batch at its end-of-text, and the loop stops when all
+    have; what a row holds up to there does not depend on ``draw.ending``.
     """
+    ending = draw.ending
     ids = torch.full(u.shape, 0 if ending is None else ending.pad_id, dtype=torch.long, device=u.device)
     log_probs = torch.zeros(u.shape, dtype=torch.float32, device=u.device)
     mask = torch.zeros(u.shape, dtype=torch.bool, device=u.device)
     rows, caches = torch.arange(len(u), device=u.device), network.empty_caches(u.shape[1], context)
-    held = Held.of(known)
+    held = Held.of(draw.known)
     inputs = torch.full((len(u), 1), network.vocab_size, dtype=torch.long, device=u.device)
     for step in range(u.shape[1]):
         logits = network(inputs, None, caches)[:, -1]
         part = None if held is None else held.at(rows, step)
-        token, log_prob = draw_unknown(
-            logits, u[rows, step], part, ending, temperature=temperature, top_p=top_p, top_k=top_k
-        )
+        token, log_prob = draw_unknown(logits, u[rows, step], part, draw)
         ids[rows, step], log_probs[rows, step], mask[rows, step] = token, log_prob, True
         if ending is not None and bool((going := token != ending.end_id).logical_not().any()):
             if not bool(going.any()):
@@ -184,8 +165,6 @@ class LanguageModel(nn.Module):
         known: KnownTokens | None = None,
         generator: Generators,
     ) -> TokenSample:
-        """Draw ``num_samples`` blocks of ``num_tokens``; see :func:`decode_cached`."""
+        """Draw ``num_samples`` blocks of ``num_tokens``; settings as in :func:`draw_tokens`, see `decode_cached`."""
         u = rand((num_samples, num_tokens), self.network.embedding.weight, generator)
-        return decode_cached(
-            self.network, u, None, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending, known=known
-        )
+        return decode_cached(self.network, u, None, TokenDraw(temperature, top_p, top_k, ending, known))

@@ -4,10 +4,9 @@ B batch, L tokens, K positions, D latent dimension, V vocabulary.
 """
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from fewstep.readouts.categorical import Held, cut_at_end, draw_unknown, hidden_nats
+from fewstep.readouts.categorical import Held, TokenDraw, cut_at_end, draw_unknown, hidden_nats
 from fewstep.readouts.causal import CausalTransformer, decode_cached
 from fewstep.shapes import Generators, masked_mean, rand, randn
 from fewstep.types import Ending, KnownTokens, TokenSample
@@ -16,13 +15,11 @@ from fewstep.types import Ending, KnownTokens, TokenSample
 class CommitmentHead(nn.Module):
     """Reads latents token by token, each token committed to before the next is chosen.
 
-    The head is trained on latents with isotropic noise, past the level at which a parallel readout breaks, and knows
-    that level. ``trust_level`` (rms) is the level that :meth:`generate` blurs latents to: 0 follows them to the letter,
-    larger values lean on the head's own words.
+    The head is trained on latents with isotropic noise and knows its level. ``trust_level`` (rms) is the level that
+    :meth:`generate` blurs latents to: 0 follows them to the letter, larger values lean on the head's own words.
 
-    With ``sees_tokens`` False the same network does not see earlier tokens, for the ablation: logits depend on the
-    latents alone, and all tokens are drawn independently in one pass. Only a network trained with prefix dropout
-    (:class:`fewstep.objectives.HeadTraining`) knows this state.
+    With ``sees_tokens`` False, for the ablation, logits depend on the latents alone, and all tokens are drawn in one
+    pass. Only a network trained with prefix dropout (:class:`fewstep.objectives.HeadTraining`) knows this state.
     """
 
     def __init__(self, network: CausalTransformer, trust_level: float = 0.5, *, sees_tokens: bool = True) -> None:
@@ -44,20 +41,14 @@ class CommitmentHead(nn.Module):
     ) -> Tensor:
         """Negative log-likelihood (B, L) of every token in nats; ``mask`` (B, L), the rest as in :meth:`logits`.
 
-        ``sees_tokens`` (B,) bool is false at rows that do not see earlier tokens; None: all rows do.
+        ``sees_tokens`` (B,) bool is false at rows that do not see earlier tokens.
         """
-        latent_mask = rearrange(mask, "b (k s) -> b k s", s=self.network.stride).any(-1)
-        context = self.network.context(z, latent_mask, noise_level)
+        context = self.network.context(z, mask.unflatten(1, (z.shape[1], -1)).any(-1), noise_level)
         hidden = self.network.hidden(self._inputs(ids, sees_tokens), context)
         return hidden_nats(hidden, self.network.outputs, ids)
 
     def loss(
-        self,
-        z: Tensor,
-        ids: Tensor,
-        mask: Tensor,
-        noise_level: Tensor | None = None,
-        sees_tokens: Tensor | None = None,
+        self, z: Tensor, ids: Tensor, mask: Tensor, noise_level: Tensor | None = None, sees_tokens: Tensor | None = None
     ) -> Tensor:
         """Mean nats per real token (B,). ``z`` (B, K, D) already holds its noise; level None: clean."""
         level = torch.zeros(len(z), device=z.device) if noise_level is None else noise_level
@@ -80,38 +71,19 @@ class CommitmentHead(nn.Module):
         level = torch.full((len(z),), self.trust_level, device=z.device)
         blurred = z + self.trust_level * randn(tuple(z.shape), z, generator) if self.trust_level > 0 else z
         u = rand((len(z), z.shape[1] * self.network.stride), z, generator)
-        return self.read(
-            blurred, mask, u, level, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending, known=known
-        )
+        return self.read(blurred, mask, u, level, TokenDraw(temperature, top_p, top_k, ending, known))
 
     @torch.no_grad()
-    def read(
-        self,
-        z: Tensor,
-        mask: Tensor,
-        u: Tensor,
-        noise_level: Tensor,
-        *,
-        temperature: float,
-        top_p: float,
-        top_k: int | None = None,
-        ending: Ending | None = None,
-        known: KnownTokens | None = None,
-    ) -> TokenSample:
+    def read(self, z: Tensor, mask: Tensor, u: Tensor, noise_level: Tensor, draw: TokenDraw) -> TokenSample:
         """Tokens (B, L) for latents ``z`` (B, K, D) that hold noise of ``noise_level`` (B,); nothing is blurred here.
 
-        ``u`` (B, L), uniform on [0, 1), decides the draws; ``known`` tokens stay, and later ones follow them. With
-        ``ending`` what follows a row's first end-of-text is padding, and is not computed. Raises ``ValueError`` where
+        ``u`` (B, L), uniform on [0, 1), decides the draws. Raises ``ValueError`` where
         :func:`~fewstep.readouts.check_draw` does.
         """
         if not self.sees_tokens:
             logits = self.logits(z, mask, torch.zeros_like(u, dtype=torch.long), noise_level)
-            drawn = draw_unknown(logits, u, Held.of(known), ending, temperature=temperature, top_p=top_p, top_k=top_k)
-            return cut_at_end(*drawn, ending)
-        context = self.network.context(z, mask, noise_level)
-        return decode_cached(
-            self.network, u, context, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending, known=known
-        )
+            return cut_at_end(*draw_unknown(logits, u, Held.of(draw.known), draw), draw.ending)
+        return decode_cached(self.network, u, self.network.context(z, mask, noise_level), draw)
 
     def _inputs(self, ids: Tensor, sees_tokens: Tensor | None = None) -> Tensor:
         nobody = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)

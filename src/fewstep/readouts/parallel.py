@@ -5,7 +5,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from fewstep.nn import Block, initialise
-from fewstep.readouts.categorical import Held, cut_at_end, draw_unknown, hidden_nats, rows_at_once, token_nats
+from fewstep.readouts.categorical import (
+    Held,
+    TokenDraw,
+    cut_at_end,
+    draw_unknown,
+    hidden_nats,
+    rows_at_once,
+    token_nats,
+)
 from fewstep.shapes import Generators, check_sizes, masked_mean, rand
 from fewstep.types import Ending, KnownTokens, Readout, TokenSample
 
@@ -32,7 +40,7 @@ class ParallelReadout(nn.Module):
 
     def loss(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Mean nats per real token (B,) of ``ids`` (B, L), ``mask`` (B, L) bool, under latents ``z`` (B, K, D)."""
-        latent_mask = rearrange(mask, "b (k s) -> b k s", s=self.stride).any(-1)
+        latent_mask = mask.unflatten(1, (z.shape[1], -1)).any(-1)
         return masked_mean(self.token_nats(z, ids, latent_mask), mask)
 
     def generate(
@@ -54,12 +62,11 @@ class ParallelReadout(nn.Module):
         """
         u = rand((len(z), z.shape[1] * self.stride), z, generator)
         size = max(1, len(z)) if self.vocab_size is None else rows_at_once(u.shape[1] * self.vocab_size)
-        held, parts = Held.of(known), []
+        draw, held, parts = TokenDraw(temperature, top_p, top_k, ending, known), Held.of(known), []
         for start in range(0, len(z), size):
             rows = slice(start, start + size)
             part = None if held is None else held.at(rows)
-            logits = self(z[rows], mask[rows])
-            parts.append(draw_unknown(logits, u[rows], part, ending, temperature=temperature, top_p=top_p, top_k=top_k))
+            parts.append(draw_unknown(self(z[rows], mask[rows]), u[rows], part, draw))
         ids, log_probs = (torch.cat(columns) for columns in zip(*parts, strict=True))
         return cut_at_end(ids, log_probs, ending)
 
@@ -93,14 +100,7 @@ class TransformerReadout(ParallelReadout):
     """Transformer over token positions, so that an undecided position can use its neighbours' latents."""
 
     def __init__(
-        self,
-        vocab_size: int,
-        latent_dim: int,
-        *,
-        stride: int = 1,
-        width: int = 128,
-        depth: int = 2,
-        num_heads: int = 4,
+        self, vocab_size: int, latent_dim: int, *, stride: int = 1, width: int = 128, depth: int = 2, num_heads: int = 4
     ) -> None:
         super().__init__()
         sizes = {"vocab_size": vocab_size, "latent_dim": latent_dim, "stride": stride}
@@ -132,17 +132,12 @@ class TransformerReadout(ParallelReadout):
         return self.norm(h)
 
 
-def as_it_is(readout: Readout, trust_level: float) -> Readout:
-    """The readout itself, which knows no trust level."""
-    return readout
-
-
 @torch.no_grad()
 def token_accuracy(readout: Readout, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """Share of real tokens (scalar) that are the likeliest at their place; arguments as in ``readout.loss``."""
-    stride, vocab_size = ids.shape[1] // z.shape[1], getattr(readout, "vocab_size", None)
+    vocab_size = getattr(readout, "vocab_size", None)
     size = max(1, len(z)) if vocab_size is None else rows_at_once(ids.shape[1] * vocab_size)
-    latent_mask = rearrange(mask, "b (k s) -> b k s", s=stride).any(-1)
+    latent_mask = mask.unflatten(1, (z.shape[1], -1)).any(-1)
     parts = zip(z.split(size), latent_mask.split(size), strict=True)
     likeliest = torch.cat([readout.logits(*part).argmax(-1) for part in parts])
     return ((likeliest == ids) & mask).sum() / mask.sum().clamp(min=1)

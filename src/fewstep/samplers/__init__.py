@@ -3,14 +3,10 @@
 from fewstep.samplers.rules import RULES, Noise, Rule, RuleLike, is_consistent, parse_rule
 from fewstep.samplers.sampler import (
     SOLVERS,
-    Correction,
-    Decidedness,
     DefaultSampling,
-    Estimate,
     FlowSampler,
     Solver,
     check_compatible,
-    check_numbers,
     default_sampling,
     euler,
     heun,
@@ -21,10 +17,7 @@ from fewstep.samplers.snap import Snap, SnapRule, parse_snap
 __all__ = [
     "RULES",
     "SOLVERS",
-    "Correction",
-    "Decidedness",
     "DefaultSampling",
-    "Estimate",
     "FlowSampler",
     "Noise",
     "Rule",
@@ -33,7 +26,6 @@ __all__ = [
     "SnapRule",
     "Solver",
     "check_compatible",
-    "check_numbers",
     "default_sampling",
     "euler",
     "heun",

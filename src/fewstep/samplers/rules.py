@@ -11,11 +11,6 @@ belongs to s, the end of a step; the last step ends at s = 1, where no noise is 
 A posterior mean x1_hat varies less than x_1, so fresh noise in place of eps_hat cools the samples. A rule is
 *consistent* if samples of the exact posterior mean reach the data's law as N grows: strengths that fall as
 1 / sqrt(N), or to 0 at s = 1, do; a constant strength does not (docs/findings/consistency.md).
-
-A rule of your own, ``my_package.my_rule:0.5`` on the command line and in YAML:
-
-    def my_rule(strength: float) -> Rule:
-        return lambda path, times: Noise.preserving(strength * times[1:])
 """
 
 import inspect
@@ -38,7 +33,7 @@ class Noise:
     """The noise of the state after step k is sigma_s (``kept[k]`` eps_hat + ``fresh[k]`` xi); both (N,) float64.
 
     ``initial`` are the weights at t = 0, where eps_hat is x_0. With ``by_position``, a latent position of decidedness d
-    in [0, 1] gets (1 - d) ``fresh[k]`` and keeps the path's variance; ``kept`` is not used.
+    in [0, 1] gets (1 - d) ``fresh[k]`` and keeps the path's variance.
     """
 
     kept: Tensor
@@ -69,8 +64,12 @@ class ShippedRule:
     consistent: bool | None
 
     def __call__(self, path: Path, times: Tensor) -> Noise:
-        """The noise of the N steps."""
         return self.noise(path, times)
+
+
+def _over_time(strength: Callable[[Tensor], Tensor], consistent: bool, *, by_position: bool = False) -> Rule:
+    """Strengths that depend on s alone, the times (N,) at which the steps end."""
+    return ShippedRule(lambda path, times: Noise.preserving(strength(times[1:]), by_position=by_position), consistent)
 
 
 def is_consistent(rule: RuleLike) -> bool | None:
@@ -82,9 +81,9 @@ def is_consistent(rule: RuleLike) -> bool | None:
 
 
 def constant(strength: float = 0.0) -> Rule:
-    """The same strength in every step: 0 follows the flow's ODE, 1 is multistep consistency sampling."""
+    """The same strength in every step."""
     gamma = _checked(strength)
-    return ShippedRule(lambda path, times: Noise.preserving(torch.full_like(times[1:], gamma)), gamma == 0)
+    return _over_time(lambda s: torch.full_like(s, gamma), gamma == 0)
 
 
 def listed(*strengths: float) -> Rule:
@@ -102,31 +101,21 @@ def listed(*strengths: float) -> Rule:
 def linear(first: float = 1.0, last: float = 0.0) -> Rule:
     """gamma(s) = ``first`` + (``last`` - ``first``) s."""
     first, last = _checked(first), _checked(last)
-    return ShippedRule(lambda path, times: Noise.preserving(_between(first, last, times[1:])), last == 0)
+    return _over_time(lambda s: _between(first, last, s), last == 0)
 
 
 def cosine(first: float = 1.0, last: float = 0.0) -> Rule:
     """gamma(s) = ``last`` + (``first`` - ``last``) (1 + cos(pi s)) / 2: flat at both ends of time."""
     first, last = _checked(first), _checked(last)
-
-    def rule(path: Path, times: Tensor) -> Noise:
-        return Noise.preserving(_between(first, last, (math.pi / 2 * times[1:]).sin().square()))
-
-    return ShippedRule(rule, last == 0)
+    return _over_time(lambda s: _between(first, last, (math.pi / 2 * s).sin().square()), last == 0)
 
 
-def window(strength: RuleLike, begin: float, end: float) -> Rule:
-    """``strength`` (a number, or another rule) where ``begin`` <= s < ``end``, and 0 elsewhere."""
+def window(strength: float, begin: float, end: float) -> Rule:
+    """``strength`` where ``begin`` <= s < ``end``, and 0 elsewhere."""
     if not 0 <= begin < end <= 1:
         raise ValueError(f"window of time is {begin} to {end}: expected 0 <= begin < end <= 1.")
-    inner = parse_rule(strength)
-
-    def rule(path: Path, times: Tensor) -> Noise:
-        inside = (times[1:] >= begin) & (times[1:] < end)
-        return Noise.preserving(torch.where(inside, inner(path, times).fresh, 0.0))
-
-    known = end == 1 or isinstance(strength, Real)  # another rule may fade out, which a window cuts short
-    return ShippedRule(rule, is_consistent(inner) if known else None)
+    gamma = _checked(strength)
+    return _over_time(lambda s: gamma * ((s >= begin) & (s < end)).double(), gamma == 0)
 
 
 def ancestral(eta: float = 1.0) -> Rule:
@@ -147,8 +136,7 @@ def churn(churn: float = 1.0, noise_min: float = 0.0, noise_max: float = math.in
     """The churn of EDM (arXiv:2206.00364 algorithm 2) between two of its noise levels sigma / alpha.
 
     EDM raises a state's level S to (1 + c) S, c = min(``churn`` / N, sqrt(2) - 1), and evaluates there; our times are
-    those of the evaluations. Hence gamma = sqrt(1 - (1 + c)^-2), at most sqrt(1/2), reached with
-    churn >= 0.415 N. EDM sets 30 to 80 for 256 steps on images. Its S_noise is 1: more does not keep the variance.
+    those of the evaluations. Hence gamma = sqrt(1 - (1 + c)^-2), at most sqrt(1/2). Its S_noise is 1.
     """
     if not 0 <= churn < math.inf:
         raise ValueError(f"churn is {churn}: expected a finite number of at least 0.")
@@ -167,17 +155,14 @@ def churn(churn: float = 1.0, noise_min: float = 0.0, noise_max: float = math.in
     return ShippedRule(rule, consistent=True)
 
 
-def by_position(strength: RuleLike = 1.0) -> Rule:
+def by_position(strength: float = 1.0) -> Rule:
     """gamma = ``strength`` (1 - decidedness): fresh noise only where a latent position is still undecided.
 
-    After the confidence rule of masked models (arXiv:2202.04200). ``strength`` is a number or another rule. The sampler
-    asks its ``decidedness`` at every step but the last. As consistent as ``strength`` where the decidedness does not
-    depend on the state; ours does.
+    After the confidence rule of masked models (arXiv:2202.04200). The sampler asks its ``decidedness`` at every step
+    but the last.
     """
-    inner = parse_rule(strength)
-    return ShippedRule(
-        lambda path, times: Noise.preserving(inner(path, times).fresh, by_position=True), is_consistent(inner)
-    )
+    gamma = _checked(strength)
+    return _over_time(lambda s: torch.full_like(s, gamma), gamma == 0, by_position=True)
 
 
 def elf(gamma: float = 1.5) -> Rule:
@@ -187,8 +172,7 @@ def elf(gamma: float = 1.5) -> Rule:
     and a t, then makes an Euler step. *Standard deviations* of old and new noise add up to sigma, where *variances*
     should: at gamma = 1.5 and 4 equal steps the noise has 0.72, 0.60, 0.54 and 0.54 of its standard deviation.
 
-    The sampler's times are those of the evaluations, a t. On other paths the rule acts on x_t / (alpha_t + sigma_t),
-    which lies on the linear path. The initial noise is mixed too.
+    The sampler's times are those of the evaluations, a t. On other paths the rule acts on x_t / (alpha_t + sigma_t).
     """
     if not 0 <= gamma < math.inf:
         raise ValueError(f"ELF's gamma is {gamma}: expected a finite number of at least 0.")
@@ -221,17 +205,15 @@ def _elf_shares(gamma: float, evaluated: list[float]) -> list[float]:
     return shares[::-1]
 
 
-def cooled(noisy: RuleLike) -> Rule:
-    """The deterministic control of a rule: with the true pair every state is exactly as cold as under ``noisy``.
+def elf_cooling(gamma: float = 1.5) -> Rule:
+    """The deterministic control of :func:`elf`: with the true pair every state is exactly as cold.
 
-    eps_hat is scaled and nothing is drawn: a gain of ``noisy`` over this is due to its noise, not its being colder.
+    eps_hat is scaled and nothing is drawn: a gain of ELF over this is due to its noise, not its being colder.
     """
-    inner = parse_rule(noisy)
+    noisy = elf(gamma)
 
     def rule(path: Path, times: Tensor) -> Noise:
-        noise = inner(path, times)
-        if noise.by_position:
-            raise ValueError("a rule by position has no cooled control: expected a rule that depends on time alone.")
+        noise = noisy(path, times)
         kept, before = [], 1.0
         for old, new in [noise.initial, *zip(noise.kept.tolist(), noise.fresh.tolist(), strict=True)]:
             after = math.sqrt((old * before) ** 2 + new**2)
@@ -240,12 +222,7 @@ def cooled(noisy: RuleLike) -> Rule:
         weights = torch.tensor(kept[1:], dtype=torch.float64)
         return Noise(weights, torch.zeros_like(weights), initial=(kept[0], 0.0))
 
-    return rule
-
-
-def elf_cooling(gamma: float = 1.5) -> Rule:
-    """The deterministic control of :func:`elf`."""
-    return ShippedRule(cooled(elf(gamma)), gamma == 0)
+    return ShippedRule(rule, gamma == 0)
 
 
 RULES: dict[str, Callable[..., Rule]] = {
@@ -264,11 +241,11 @@ RULES: dict[str, Callable[..., Rule]] = {
 
 
 def parse_rule(value: RuleLike) -> Rule:
-    """The rule that ``value`` names, in the one spelling of Python, YAML and the command line.
+    """The rule that ``value`` names. Raises ``ValueError``, in one line, for anything else than
 
-    A number is a constant strength; a sequence, or text as "0,0.3,1", has one strength per step. "NAME" or
-    "NAME:NUMBER,..." is a rule of ``RULES``, as "cosine:1,0", or a function of another package by its dotted path, as
-    "my_package.my_rule:0.5". A rule stays itself. Raises ValueError, in one line, for anything else.
+    a number, which is a constant strength; a sequence, or text as "0,0.3,1", of one strength per step; "NAME" or
+    "NAME:NUMBER,...", a rule of ``RULES``, as "cosine:1,0", or a function of another package by its dotted path, as
+    "my_package.my_rule:0.5"; and a rule, which stays itself.
     """
     if callable(value):
         return value
@@ -287,19 +264,15 @@ def parse_rule(value: RuleLike) -> Rule:
         )
     try:
         factory = resolve(RULES, name, "reinjection")
-        _check_count(name, factory, len(numbers))
+        signature = inspect.signature(factory)
+        try:
+            signature.bind(*numbers)
+        except TypeError:
+            usage = ", ".join(str(each.replace(annotation=each.empty)) for each in signature.parameters.values())
+            raise ValueError(f"{len(numbers)} numbers for {name}({usage})") from None
         return factory(*numbers)
     except (ValueError, UserError) as error:
         raise ValueError(f"reinjection is {value!r}: {error}") from None
-
-
-def _check_count(name: str, factory: Callable[..., Rule], count: int) -> None:
-    signature = inspect.signature(factory)
-    try:
-        signature.bind(*[0.0] * count)
-    except TypeError:
-        usage = ", ".join(str(each.replace(annotation=each.empty)) for each in signature.parameters.values())
-        raise ValueError(f"{count} numbers for {name}({usage})") from None
 
 
 def _numbers(text: str) -> list[float] | None:

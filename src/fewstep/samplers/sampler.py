@@ -5,22 +5,9 @@ moves back to s along the prediction and adds fresh noise xi:
 
     x_s = x_t~ + (alpha_s - alpha_t~) x1_hat + fresh sigma_s xi.
 
-With Euler this is the formula of :mod:`fewstep.samplers.rules`. Known algorithms are choices of solver, path and rule:
-
-=======  =======  =============  ====================================================================
-solver   path     rule           algorithm
-=======  =======  =============  ====================================================================
-euler    linear   0              Euler on the flow's ODE (arXiv:2209.03003)
-euler    VP       0              DDIM, eta = 0 (arXiv:2010.02502 eq. 12)
-euler    any      ancestral:1    ancestral sampling (DDPM, arXiv:2006.11239): DDIM with eta = 1
-euler    any      1              multistep consistency sampling (arXiv:2303.01469 algorithm 1),
-                                 diffusers' FlowMatchEuler with stochastic_sampling
-euler    any      in (0, 1)      between the two: DDIM with sigma_s^DDIM = gamma sigma_s
-heun     linear   0              Heun's trapezoidal rule on the ODE, order 2
-heun     VP       0              the same in (alpha, sigma) in place of t, order 2
-heun     any      1              as Euler: every jump ends at t~ = 1
-any      any      any, N = 1     one-step generation: x_1 = x1_hat(x_0, 0)
-=======  =======  =============  ====================================================================
+With Euler this is the formula of :mod:`fewstep.samplers.rules`: strength 0 is Euler on the flow's ODE on the linear
+path (arXiv:2209.03003), DDIM on the variance-preserving one (arXiv:2010.02502 eq. 12), strength 1 multistep consistency
+sampling (arXiv:2303.01469 algorithm 1).
 
 With strengths by latent position there is no common t~: the solver goes to s itself, and what its state holds beyond
 alpha_s x1_hat (x1_hat the latest prediction) is scaled there. For Euler this is the same formula.
@@ -43,10 +30,7 @@ from fewstep.shapes import Generators, expand_like, randn
 from fewstep.types import FlowLike, SamplerState, Trajectory
 
 Correction = Callable[[Tensor, int, int, Tensor], tuple[Tensor, int]]
-"""(x1_hat (B, K, D), step 0..N-1, N, mask (B, K) bool) -> corrected x1_hat and the forward passes this took.
-
-Row b of the result may depend on row b of x1_hat only: then a sample does not depend on its batch.
-"""
+"""(x1_hat (B, K, D), step 0..N-1, N, mask (B, K) bool) -> corrected x1_hat, row by row, and its forward passes."""
 
 Decidedness = Callable[[Tensor, Tensor], Tensor]
 """(x1_hat (B, K, D), mask (B, K) bool) -> (B, K) in [0, 1], how decided each latent position is; row by row."""
@@ -55,11 +39,7 @@ Estimate = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_t (B, K, D), t (B,), self_cond (B, K, D) or None) -> x1_hat (B, K, D), one counted evaluation of the model."""
 
 Solver = Callable[[Estimate, Path, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(estimate, path, x_t, x1_hat at (x_t, t), t (B,) < 1, s (B,) >= t) -> x_s and the latest estimate.
-
-Along the flow x_s - x_t is the integral of x_1 d(alpha) + eps d(sigma). Solvers approximate x_1 and eps there and take
-d(alpha), d(sigma) as they are, so a constant pair is followed without error on every path. At s = 1, x_s is x1_hat.
-"""
+"""(estimate, path, x_t, x1_hat at (x_t, t), t (B,) < 1, s (B,) >= t) -> x_s, at s = 1 x1_hat, and the last x1_hat."""
 
 
 def euler(estimate: Estimate, path: Path, x_t: Tensor, x1_hat: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,15 +68,11 @@ class FlowSampler:
     ``path`` is the one the model was trained on, ``grid`` where the steps end (None: equal steps), ``reinjection``
     whatever :func:`fewstep.samplers.parse_rule` reads, ``solver`` a name of ``SOLVERS``, a dotted path or a function.
     ``correct`` replaces each clean estimate (:class:`fewstep.samplers.Snap`). ``decidedness`` is for rules by position
-    (:meth:`fewstep.pipeline.TextGenerator.decidedness`).
-
-    ``noise_scale`` is the temperature of sampling: a factor > 0 on all noise that is drawn, x_0 and fresh, but not on
-    eps_hat, which follows from them. Below 1 samples are likelier and less varied.
+    (:meth:`fewstep.pipeline.TextGenerator.decidedness`). ``noise_scale`` is the temperature of sampling: a factor > 0
+    on all noise that is drawn, x_0 and fresh. Below 1 samples are likelier and less varied.
 
     Controls: ``reuse_noise`` adds the same draw at every step. ``noise_temperature`` multiplies eps_hat in every new
     state; below 1 is colder, 0 leaves alpha_s x1_hat.
-
-    Gradients are recorded as the caller's context says; use ``torch.inference_mode()`` for generation.
     """
 
     def __init__(
@@ -118,12 +94,9 @@ class FlowSampler:
         self.solver: Solver = resolve(SOLVERS, solver, "solver") if isinstance(solver, str) else solver
         self.reuse_noise = reuse_noise
         if not 0 < noise_scale < math.inf:
-            raise ValueError(f"noise_scale is {noise_scale}: expected a finite number above 0 (1: the noise as it is).")
+            raise ValueError(f"noise_scale is {noise_scale}: expected a finite number above 0.")
         if not 0 <= noise_temperature < math.inf:
-            raise ValueError(
-                f"noise_temperature is {noise_temperature}: expected a finite number of at least 0 (1: the noise as it "
-                "is)."
-            )
+            raise ValueError(f"noise_temperature is {noise_temperature}: expected a finite number of at least 0.")
         self.noise_scale = noise_scale
         self.noise_temperature = noise_temperature
         self.correct = correct
@@ -153,16 +126,12 @@ class FlowSampler:
     ) -> Iterator[SamplerState]:
         """Yield the N+1 states from noise ``x_0`` (B, K, D) on, in float32 (float64 where ``x_0`` is).
 
-        State k > 0 has ``x1_hat``, the prediction made at the state before it (after the correction),
-        and ``nfe``, the forward passes so far of model, correction and decidedness. ``mask`` (B, K) bool is false at
-        padding, where states and predictions are zero. ``generator`` draws the fresh noise; one per example
-        (:func:`fewstep.shapes.example_generators`) makes a sample independent of its batch. Steps of strength 0 and the
-        last step draw nothing; a rule by position draws in every step but the last.
-
-        With ``start_step`` k > 0, ``x_0`` is the state at step k of the same N steps and the states k .. N are yielded.
-        What concerns the initial noise does not act on it.
-
-        Raises ValueError, before any evaluation, for arguments that do not fit each other.
+        State k > 0 has ``x1_hat``, the prediction made at the state before it (after the correction), and ``nfe``, the
+        forward passes so far of model, correction and decidedness. ``mask`` (B, K) bool is false at padding, where
+        states and predictions are zero. ``generator`` draws the fresh noise; one per example
+        (:func:`fewstep.shapes.example_generators`) makes a sample independent of its batch. With ``start_step`` k > 0,
+        ``x_0`` is the state at step k of the same N steps and the states k .. N are yielded. Raises ``ValueError``,
+        before any evaluation, for arguments that do not fit each other.
         """
         times, noise = self.plan(num_steps)
         if not 0 <= start_step <= num_steps:
@@ -187,9 +156,15 @@ class FlowSampler:
             sigma = path.schedule.sigma(s) * kept
             t_jump = s if by_position or kept >= 1 else path.schedule.t_of_sigma(sigma).clamp(min=s)
             x1_hat = estimate(x_t, t, self_cond, t_jump)
-            weights = self._position_weights(estimate, x1_hat, fresh) if by_position else (kept, fresh)
+            old: float | Tensor = kept
+            new: float | Tensor = fresh
+            if by_position and self.decidedness is not None:
+                decided = self.decidedness(x1_hat, estimate.real(x1_hat)).to(x1_hat.dtype)
+                new = expand_like(fresh * (1 - decided), x1_hat)
+                old = (1 - new**2).sqrt()
+                estimate.passes += 1
             x_jump, self_cond = self.solver(estimate, path, x_t, x1_hat, t, t_jump)
-            x_t = _zero_padding(self._reinject(x_jump, self_cond, t_jump, s, weights, draws), mask)
+            x_t = _zero_padding(self._reinject(x_jump, self_cond, t_jump, s, old, new, draws), mask)
             yield SamplerState(step + 1, float(times[step + 1]), x_t, x1_hat, estimate.passes)
 
     def sample(
@@ -213,31 +188,17 @@ class FlowSampler:
             nfe=states[-1].nfe,
         )
 
-    def _position_weights(self, estimate: "_CountedEstimate", x1_hat: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-        """Weights (B, K, 1) of old and fresh noise. Raises ValueError for decidedness outside [0, 1]."""
-        assert self.decidedness is not None  # see plan
-        real = estimate.real(x1_hat)
-        decided = self.decidedness(x1_hat, real)
-        estimate.passes += 1
-        if decided.shape != real.shape or not bool(((decided >= 0) & (decided <= 1) | ~real).all()):
-            raise ValueError(
-                f"decidedness has shape {tuple(decided.shape)} and values from {decided.min():g} to "
-                f"{decided.max():g}: expected {tuple(real.shape)}, from 0 (undecided) to 1 (decided)."
-            )
-        fresh = expand_like(strength * (1 - decided.to(x1_hat.dtype)), x1_hat)
-        return (1 - fresh**2).sqrt(), fresh
-
     def _reinject(
         self,
         x_jump: Tensor,
         x1_hat: Tensor,
         t_jump: Tensor,
         s: Tensor,
-        weights: tuple[float, float] | tuple[Tensor, Tensor],
+        kept: float | Tensor,
+        fresh: float | Tensor,
         draws: Iterator[Tensor],
     ) -> Tensor:
         """x_s (B, K, D) from ``x_jump`` at ``t_jump``: scale its noise, move to alpha_s along ``x1_hat``, add noise."""
-        kept, fresh = weights
         scale = self.noise_temperature * (kept if t_jump is s else 1.0)  # else the jump has left it out already
         if isinstance(scale, Tensor) or scale != 1:
             mean = (self.path.alpha_sigma(t_jump, x_jump)[0] * x1_hat).to(x_jump.dtype)
@@ -253,7 +214,7 @@ class FlowSampler:
 
 
 class _CountedEstimate:
-    """The clean estimates of one trajectory: corrected, zero at padding, and counted in forward passes."""
+    """The clean estimates of a trajectory: corrected, zero at padding, counted in forward passes."""
 
     def __init__(self, model: FlowLike, correct: Correction | None, num_steps: int, mask: Tensor | None) -> None:
         self.model = model
@@ -320,10 +281,8 @@ def incompatibility(trained: TrainedFlow, sampler: FlowSampler, num_steps: int) 
     """Why the model was not trained for this sampler, and what to use instead; None where it fits.
 
     A model with ``trained_nfe`` has learned that many jumps: Euler with exactly that number of steps. Otherwise the
-    kind of its estimate decides (:class:`~fewstep.denoisers.EstimateKind`): a flow map and an endpoint model do not
-    know a velocity, which solvers of higher order ask for; the estimate of an endpoint model does not lead to the
-    states between either, so all noise must be new after every step but the last. A posterior mean fits any sampler.
-    Raises ``ValueError`` for a grid or rule that does not fit ``num_steps``.
+    kind of its estimate decides (:class:`~fewstep.denoisers.EstimateKind`). Raises ``ValueError`` for a grid or rule
+    that does not fit ``num_steps``.
     """
     _, noise = sampler.plan(num_steps)
     solver, name = getattr(sampler.solver, "__name__", repr(sampler.solver)), trained.objective or "unnamed"

@@ -119,6 +119,6 @@ class ImageReconstruction:
 
     def forward(self, autoencoder: ImageAutoencoder, images: Tensor, *, generator: torch.Generator) -> LossOutput:
         """Mean squared error per pixel value over ``images`` (B, C, H, W) in [0, 1]; ``per_example`` (B,)."""
-        z = noised(autoencoder.encode(images), self.noise_level_max, generator)
+        z, _ = noised(autoencoder.encode(images), self.noise_level_max, generator)
         per_example = (autoencoder.decode(z) - images).square().flatten(1).mean(1)
         return LossOutput(per_example.mean(), per_example.detach())

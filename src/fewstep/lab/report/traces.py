@@ -23,6 +23,7 @@ from fewstep.evaluation.sweep import model_digest
 from fewstep.lab.report.run import read_json
 from fewstep.model import SavedModel, kind_of
 from fewstep.pipeline import TextGenerator
+from fewstep.readouts import TokenDraw
 from fewstep.samplers import FlowSampler, default_sampling, incompatibility
 from fewstep.shapes import example_generators, rand, randn
 
@@ -201,7 +202,7 @@ def _by_head(model: SavedModel, clean: Tensor, sources: list[torch.Generator]) -
     u = rand((clean.shape[1], clean.shape[2] * head.network.stride), clean, sources).repeat(len(clean), 1)
     z = clean.flatten(0, 1)
     levels = torch.full((len(z),), level, device=z.device)
-    ids = head.read(z, all_real(z), u, levels, temperature=1.0, top_p=1.0).ids
+    ids = head.read(z, all_real(z), u, levels, TokenDraw()).ids
     return z, ids, lambda rows: partial(HeadConditionals(head, level).logits, ids=ids[rows].clone())
 
 

@@ -1,5 +1,6 @@
-"""Laws of the head cut off from earlier tokens: nothing but the latents decides."""
+"""Laws of the head that starts from a language model, and of the head cut off from earlier tokens."""
 
+import pytest
 import torch
 
 from fewstep.diagnostics.cci import cci
@@ -45,18 +46,6 @@ def test_cci_is_exactly_zero_without_earlier_tokens_and_not_with_them(generator:
     assert cci(HeadConditionals(on, 0.5), z, generator=generator)["cci"].interval.low > 1e-3
 
 
-def test_cut_off_reading_draws_each_token_from_its_own_logits(generator: torch.Generator) -> None:
-    off, (z, mask, _, level) = cut_off(head()), inputs(generator)
-    u = torch.rand((B, L), generator=generator)
-    greedy = off.read(z, mask, u, level, temperature=0.0, top_p=1.0)
-    logits = off.logits(z, mask, torch.zeros_like(greedy.ids), level)
-    assert torch.equal(greedy.ids, logits.argmax(-1))
-    drawn = off.read(z, mask, u, level, temperature=2.0, top_p=1.0, top_k=3)
-    alone = off.read(z[1:2], mask[1:2], u[1:2], level[1:2], temperature=2.0, top_p=1.0, top_k=3)
-    assert torch.equal(drawn.ids[1:2], alone.ids)
-    assert not torch.equal(drawn.ids, greedy.ids)
-
-
 def test_rows_that_see_no_tokens_are_those_of_the_cut_off_head(generator: torch.Generator) -> None:
     on, (z, mask, ids, level) = head(), inputs(generator)
     sees = torch.tensor([True, False, True, False, True])
@@ -66,3 +55,14 @@ def test_rows_that_see_no_tokens_are_those_of_the_cut_off_head(generator: torch.
     assert (plain - cut).abs().min() > 1e-4
     nats = on.token_nats(z, ids, mask, level, sees)
     torch.testing.assert_close(nats.mean(1), mixed, rtol=0, atol=1e-6)
+
+
+def test_from_a_language_model_it_starts_by_writing_the_same_whatever_the_latents(generator: torch.Generator) -> None:
+    model = randomised(lambda: CausalTransformer(V, width=8, depth=2, num_heads=2), seed=3)
+    network, (z, mask, ids, level) = head().network, inputs(generator)
+    new = network.start_from(model)
+    torch.testing.assert_close(network(ids, network.context(z, mask, level)), model(ids), rtol=0, atol=1e-12)
+    assert {name.split(".")[0] for name in new} == {"latents", "level", "blocks"}
+    assert all("cross" in name for name in new if name.startswith("blocks"))
+    with pytest.raises(ValueError, match=r"'width': 6.*'width': 8.*same vocabulary, width and depth"):
+        network.start_from(CausalTransformer(V, width=6, depth=2, num_heads=1))
