@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -29,8 +28,8 @@ class StepDataModule(LightningDataModule):
     """Base of the data modules: which rows a process sees at which step.
 
     A subclass sets ``kind`` (of the models on it), ``example_name`` (a row), ``unit`` (what is counted) and
-    ``validation_name`` (its option for ``num_validation``), and defines the loaders, ``report``, ``new_model`` and
-    ``check_model``. Raises ``UserError`` for numbers out of range.
+    ``validation_name`` (its option for ``num_validation``), and defines the loaders and what raises here. Raises
+    ``UserError`` for numbers out of range.
     """
 
     kind: ClassVar[Kind]
@@ -87,28 +86,20 @@ class StepDataModule(LightningDataModule):
         """How many of ``unit`` a batch holds."""
         return len(batch["index"])
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch except its row numbers, which are looked up on the CPU."""
-        content = {name: value for name, value in batch.items() if name != "index"}
-        return {**super().transfer_batch_to_device(content, device, dataloader_idx), "index": batch["index"]}
-
-    def step_batches(self, num_examples: int) -> StepBatchSampler:
-        """Row numbers of the train batches from the current step to the end of the run."""
+    def step_loader(self, rows: Any, collate_rows: Callable[..., Batch]) -> "StepLoader":
+        """A loader of the train batches from the current step to the end of the run."""
         assert self.trainer is not None
         rank, world_size = self.ranks()
-        return StepBatchSampler(
-            num_examples,
+        accumulated = self.trainer.accumulate_grad_batches
+        sampler = StepBatchSampler(
+            len(rows),
             self.batch_size,
-            num_batches=max(self.trainer.max_steps, 0) * self.trainer.accumulate_grad_batches,
+            num_batches=self.trainer.max_steps * accumulated,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
-            batches_per_step=self.trainer.accumulate_grad_batches,
+            batches_per_step=accumulated,
         )
-
-    def step_loader(self, rows: Any, collate_rows: Callable[..., Batch]) -> "StepLoader":
-        """A loader of train batches."""
-        sampler = self.step_batches(len(rows))
 
         def seek() -> None:
             sampler.start_batch = self.batches_done()
@@ -124,8 +115,8 @@ class StepDataModule(LightningDataModule):
         the last batch with weight 0.
         """
         rank, world_size = self.ranks()
-        rows = range(min(num_rows, self.num_validation))
-        batches = [list(rows[start : start + self.batch_size]) for start in range(0, len(rows), self.batch_size)]
+        rows = list(range(min(num_rows, self.num_validation)))
+        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         self._num_held_out_batches = len(batches)
         numbers = range(rank, -(-len(batches) // world_size) * world_size, world_size)
         return [batches[min(number, len(batches) - 1)] for number in numbers]
@@ -148,46 +139,13 @@ class StepDataModule(LightningDataModule):
 
 
 class StepLoader(DataLoader):
-    """A loader that calls ``seek`` before each pass, so that the pass begins at the trainer's step.
-
-    Lightning ends a pass where ``limit_train_batches`` says, and begins the next with the same loader.
-    """
+    """Calls ``seek`` before each pass: Lightning ends one where ``limit_train_batches`` says, and reuses the loader."""
 
     seek: Callable[[], None]
 
     def __iter__(self) -> Any:
         self.seek()
         return super().__iter__()
-
-
-def check_passes(trainer: Any, *, streaming: bool) -> None:
-    """Raise ``UserError`` for settings of a ``trainer`` by which the batches would not follow from the step.
-
-    A pass is ``limit_train_batches`` long, by default the whole run.
-    """
-    accumulated, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
-    if trainer.overfit_batches:
-        raise UserError(
-            f"trainer.overfit_batches is {trainer.overfit_batches}, but every step has new batches: to train on little "
-            "text again and again, give --data.max_documents"
-        )
-    if trainer.fast_dev_run:
-        return
-    if isinstance(limit, float) and limit != 1 and streaming:
-        raise UserError(f"trainer.limit_train_batches is {limit}, but a stream has no end: give a whole number")
-    whole = trainer.max_steps * accumulated
-    batches = whole if limit is None else min(limit, whole) if isinstance(limit, int) else int(limit * whole)
-    interval, passes = trainer.val_check_interval, trainer.check_val_every_n_epoch
-    if isinstance(interval, int) and interval > batches and passes is not None and not streaming:
-        raise UserError(
-            f"trainer.val_check_interval is {interval}, more than the {batches} batches of a pass: give "
-            "trainer.check_val_every_n_epoch=null to count over passes"
-        )
-    if batches < 1 or batches % accumulated:
-        raise UserError(
-            f"trainer.limit_train_batches is {limit}, which is {batches} batches in a pass: expected a multiple of "
-            f"trainer.accumulate_grad_batches, {accumulated}"
-        )
 
 
 @dataclass(eq=False, repr=False)
@@ -249,16 +207,12 @@ class TextDataModule(CorpusSettings, StepDataModule):
 
     def check_model(self, identity: Identity, path: str) -> None:
         """Raise ``UserError`` for other blocks or another tokenizer."""
-        if identity.block_size != self.block_size:
-            raise UserError(
-                f"{path} was trained on blocks of {identity.block_size} tokens, the data has {self.block_size}: "
-                f"pass --data.block_size={identity.block_size}"
-            )
-        if identity.blocks != self.blocks:
-            raise UserError(
-                f"{path} was trained on blocks that are {identity.blocks}, the data's are {self.blocks}: "
-                f"pass --data.blocks={identity.blocks}"
-            )
+        for name in ("block_size", "blocks"):
+            theirs, ours = getattr(identity, name), getattr(self, name)
+            if theirs != ours:
+                raise UserError(
+                    f"{path} was trained on data of {name} {theirs}, not {ours}: pass --data.{name}={theirs}"
+                )
         if identity.tokenizer_fingerprint != tokenizer_fingerprint(self.corpus.tokenizer):
             raise UserError(
                 f"the data's tokenizer is not the one of {path}: leave --data.tokenizer out, or point it there"

@@ -40,10 +40,9 @@ class FlowModule(TrainingModule):
 
     ``autoencoder`` is a model folder or checkpoint of stage one; ``denoiser`` is built from (D, K). ``teacher`` is a
     model with the trained flow that some objectives learn from. ``initialise_from`` is one with a flow of the same
-    architecture, path and prediction to start from; if the network here has a second time or reads known positions, its
-    tensors are new and start without effect (:func:`.start_from`). ``known`` says which positions of an example are
-    known, so that the model continues and fills in text; None: it writes whole blocks. ``allow`` names packages beside
-    fewstep whose classes these models may have. Raises ``UserError`` if parts and data do not fit.
+    architecture, path and prediction to start from (:func:`.start_from`). ``known`` says which positions of an example
+    are known, so that the model continues and fills in text; None: it writes whole blocks. ``allow`` names packages
+    beside fewstep whose classes these models may have. Raises ``UserError`` if parts and data do not fit.
 
     Distribution matching grows its auxiliary network from that flow too. A training step is then one step of the
     denoiser and the updates of the auxiliary network on the same batch; ``max_steps``, the schedules and the average
@@ -76,13 +75,14 @@ class FlowModule(TrainingModule):
         positions, latent_dim = self.base.latent_shape()
         self.denoiser = denoiser(latent_dim, positions)
         self.known = known
+        has_tokens = "readout" in self.builds_on
         if known is not None:
-            if not self.has_tokens:
+            if not has_tokens:
                 raise UserError("model.known is for text: these latents have no tokens to know; leave it out")
             self.denoiser = type(self.denoiser)(**{**self.denoiser.config, "reads_known": True})
         if isinstance(self.denoiser, ReadsCodebook):
             self._give_codebook(self.denoiser)
-        check_objective(objective, self.denoiser, teacher, has_readout=self.has_tokens)
+        check_objective(objective, self.denoiser, teacher, has_readout=has_tokens)
 
         def load_flow(source: str, option: str) -> SavedModel:
             model = data.load_model(source, "autoencoder", "denoiser", allow=allow or ())
@@ -90,7 +90,7 @@ class FlowModule(TrainingModule):
             check_same_autoencoder(self.base.autoencoder, model.autoencoder, autoencoder, source)
             return model
 
-        self._teacher: Shared[SavedModel | None] = Shared(None)
+        self._teacher: Shared[Any] = Shared(None)
         if teacher is not None:
             model = load_flow(teacher, "model.teacher")
             check_teacher(model.identity, self.flow_identity, objective, teacher)
@@ -103,7 +103,12 @@ class FlowModule(TrainingModule):
         self._started = ""
         if initialise_from is not None:
             start = load_flow(initialise_from, "model.initialise_from")
-            check_start(start.identity, self.flow_identity, initialise_from)
+            for name in ("path", "prediction"):  # else the weights would mean something else
+                theirs, ours = getattr(start.identity, name), getattr(self.flow_identity, name)
+                if theirs != ours:
+                    raise UserError(
+                        f"{initialise_from}: its {name} is {theirs}, this run's {ours}: give model.{name}={theirs}"
+                    )
             new = start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
             tensors = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"
             self._started = f"starts from {initialise_from}; {tensors}"
@@ -136,11 +141,6 @@ class FlowModule(TrainingModule):
             counts += torch.as_tensor(row["input_ids"]).bincount(minlength=len(codebook))
         denoiser.set_codebook(codebook, (counts / counts.sum()).log().float())
 
-    @property
-    def has_tokens(self) -> bool:
-        """Whether the latents stand for tokens that a readout reads."""
-        return "readout" in self.builds_on
-
     def report(self) -> str:
         """What the network starts from, unless it starts from scratch."""
         return self._started
@@ -148,7 +148,7 @@ class FlowModule(TrainingModule):
     def networks(self) -> list[nn.Module]:
         """With the auxiliary network and its teacher, which make most passes of distribution matching."""
         auxiliary, teacher = self._auxiliary.value, self._teacher.value
-        return [self] if auxiliary is None or teacher is None else [self, auxiliary.network, teacher.flow()]
+        return [self] if auxiliary is None else [self, auxiliary.network, teacher.flow()]
 
     def identity(self) -> Identity:
         """The identity with the flow's path, prediction, objective and time grid."""
@@ -224,7 +224,7 @@ class FlowModule(TrainingModule):
         it has seen its estimate leans towards them, and the student would move to the teacher's mean.
         """
         objective, teacher, student = self.objective, self._teacher.value, self.model()
-        assert isinstance(objective, DistributionMatching) and teacher is not None
+        assert isinstance(objective, DistributionMatching)
         second = given(FlowModel(auxiliary.network, student.path, student.prediction))
         generated = objective.generate(given(student), latents, generator)
         output = objective.student_loss(generated, second, given(teacher.flow()), generator)
@@ -266,16 +266,15 @@ class FlowModule(TrainingModule):
         """Restore the auxiliary network too."""
         super().on_load_checkpoint(checkpoint)
         if self._auxiliary.value is not None:
-            self._auxiliary.value.load_state_dict(checkpoint.get(AUXILIARY, {}), "the checkpoint")
+            self._auxiliary.value.load_state_dict(checkpoint[AUXILIARY], "the checkpoint")
 
 
 class DistributionMatchingModule(FlowModule):
     """The stage after the flow: :class:`fewstep.objectives.DistributionMatching` of the flow in ``autoencoder``.
 
     ``autoencoder`` is a model folder or checkpoint with autoencoder, readout and flow, which is the teacher and what
-    the student starts from; network, path and prediction are its own. ``known``, as in the flow's stage, for a flow
-    that was trained with it. ``allow`` names packages beside fewstep whose classes it may have. Raises ``UserError`` if
-    model and data do not fit.
+    the student starts from; network, path and prediction are its own. The rest as in :class:`FlowModule`; ``known``
+    for a flow that was trained with it.
     """
 
     def __init__(
@@ -356,8 +355,7 @@ def check_objective(objective: Objective, denoiser: nn.Module, teacher: str | No
 def check_teacher(teacher: Identity, student: Identity, objective: Objective, source: str) -> None:
     """Raise ``UserError`` unless the objective can learn from the teacher's estimates on the student's path.
 
-    A teacher has a velocity. One trained for a number of steps can be asked for those only, on the same grid:
-    ``teacher_nfe`` of :class:`~fewstep.objectives.Objective`.
+    One trained for a number of steps can be asked for those only, on the same grid: the objective's ``teacher_nfe``.
     """
     name = type(objective).__name__
     if teacher.path != student.path:
@@ -379,20 +377,11 @@ def check_teacher(teacher: Identity, student: Identity, objective: Objective, so
         raise UserError(f"{source}: the teacher's steps lie at other times: give its time_sampler")
 
 
-def check_start(trained: Identity, student: Identity, source: str) -> None:
-    """Raise ``UserError`` if the weights would mean something else: another path or another prediction."""
-    for name in ("path", "prediction"):
-        theirs, ours = getattr(trained, name), getattr(student, name)
-        if theirs != ours:
-            raise UserError(f"{source}: its {name} is {theirs}, this run's {ours}: give model.{name}={theirs}")
-
-
 def start_from(denoiser: RegressionDenoiser, trained: nn.Module, source: str) -> tuple[str, ...]:
     """Copy the weights of ``trained``, a network of the same architecture; returns the names of new tensors.
 
-    Strict: only those of the second time and of known positions may be new, if ``trained`` has none. They start so that
-    the network ignores the end of a jump and what is known, and is the flow that it came from. Raises ``UserError`` for
-    any difference.
+    Strict: only those of the second time and of known positions may be new, if ``trained`` has none. They start without
+    effect, so that the network is the flow that it came from. Raises ``UserError`` for any other difference.
     """
     if type(trained) is not type(denoiser):
         raise UserError(f"{source}: its denoiser is a {type(trained).__name__}, this run's {type(denoiser).__name__}")

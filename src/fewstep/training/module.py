@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,16 +17,7 @@ from fewstep.provenance import versions
 from fewstep.shapes import example_generators
 from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry, state_dict_mismatch
 from fewstep.training.data_modules import Batch, StepDataModule, TextDataModule
-from fewstep.training.run_folder import (
-    BASE,
-    BATCHES,
-    PROCESSES,
-    RunRecord,
-    compare,
-    keep_own_settings,
-    recorded_run,
-    weights_digest,
-)
+from fewstep.training.run_folder import BASE, BATCHES, RunRecord, keep_own_settings, weights_digest
 from fewstep.types import LossOutput, TokenBatch
 
 MAX_PROCESSES = 2**20
@@ -42,11 +31,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW (arXiv:1711.05101) with linear warm-up, then a cosine to ``final_fraction`` of the peak.
+    """AdamW (arXiv:1711.05101) with linear warm-up, then a cosine to ``final_fraction`` of the peak rate.
 
-    ``learning_rate`` is the peak, ``warmup_steps`` its ramp in optimizer steps; ``beta_2`` and ``weight_decay`` as in
-    AdamW. Decay spares biases, norms and embeddings of positions (tensors with fewer than two axes). Raises
-    ``UserError`` for values out of range.
+    Decay spares biases, norms and embeddings of positions (tensors with fewer than two axes). Raises ``UserError`` for
+    values out of range.
     """
 
     learning_rate: float = 2e-3
@@ -126,11 +114,11 @@ class TrainingModule(LightningModule):
         """Whether the last optimizer step changed nothing, see :class:`fewstep.training.callbacks.SkipNonFinite`."""
         self.settings: dict[str, Any] = {}
         """All settings of the run by option, set by the command; a checkpoint records them."""
-        self.fingerprints: dict[str, str] = {}
-        """Digests of the models that options name, by option."""
-        self._is_fingerprinted = False
         self._data = Shared(data)
         self._base = Shared(base)
+        frozen = self.frozen_weights()
+        self.fingerprints: dict[str, str] = data.fingerprints() | ({BASE: weights_digest(frozen)} if frozen else {})
+        """Digests of the text and the models that options name, by option."""
 
     @property
     def data(self) -> Any:
@@ -191,11 +179,9 @@ class TrainingModule(LightningModule):
         """Loss on held-out data with the same noise at every validation; logs ``val/loss`` and :meth:`scores`."""
         output = self.batch_loss(batch, self.step_generator(-1 - batch_idx))
         size = self.data.held_out_weight(batch_idx, len(batch["index"]))
-        terms = {f"val/{name}": value for name, value in output.terms.items()}
-        self.log_dict(terms, batch_size=size, sync_dist=True)
-        shown = {"loss": output.loss, **self.scores(batch)}
-        shown = {f"val/{name}": value for name, value in shown.items()}
-        self.log_dict(shown, prog_bar=True, batch_size=size, sync_dist=True)
+        values = {"loss": output.loss, **output.terms, **self.scores(batch)}
+        values = {f"val/{name}": value for name, value in values.items()}
+        self.log_dict(values, prog_bar=True, batch_size=size, sync_dist=True)
 
     def scores(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Further measures of a held-out batch, by name."""
@@ -203,22 +189,8 @@ class TrainingModule(LightningModule):
 
     def run_record(self, trainer: Trainer) -> RunRecord:
         """What decides this run, as its checkpoints record it."""
-        if not self._is_fingerprinted:
-            frozen = self.frozen_weights()
-            self.fingerprints |= self.data.fingerprints() | ({BASE: weights_digest(frozen)} if frozen else {})
-            self._is_fingerprinted = True
-        own = {"model.seed": self.seed, "data.batch_size": self.data.batch_size, "data.seed": self.data.seed}
-        own[BATCHES] = trainer.accumulate_grad_batches * trainer.world_size
-        if getattr(self.data, "streaming", False):
-            own[PROCESSES] = trainer.world_size
-        return RunRecord(self.settings | own, self.fingerprints)
-
-    def check_resume(self, entry: dict[str, Any], trainer: Trainer, checkpoint: Path | str) -> list[str]:
-        """The settings that changed since the checkpoint with this ``entry`` was written, a line each.
-
-        Raises ``UserError`` if the run would not be the one of the checkpoint any more.
-        """
-        return compare(recorded_run(entry, str(checkpoint)), self.run_record(trainer), checkpoint)
+        batches = trainer.accumulate_grad_batches * trainer.world_size
+        return RunRecord(self.settings | {BATCHES: batches}, self.fingerprints)
 
     def check_trainer(self, trainer: Trainer) -> None:
         """Raise ``UserError`` for a trainer that this stage cannot be trained by."""
@@ -238,10 +210,8 @@ class TrainingModule(LightningModule):
             self.optimizer_settings.replace_restored(self.trainer.optimizers[0], schedule.scheduler)
 
     def on_validation_start(self) -> None:
-        """Move the frozen parts to the device of the trained ones."""
+        """The same."""
         self.on_fit_start()
-
-    on_test_start = on_validation_start
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with its schedule over ``max_steps``."""
@@ -251,29 +221,20 @@ class TrainingModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient norm before clipping, and the learning rate of this step."""
         if self._is_logged():
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.nan  # a skipped step has none
-            self.log("train/grad_norm", norm)
+            self.log("train/grad_norm", gradient_norm(self))
             self.log("train/learning_rate", float(optimizer.param_groups[0]["lr"]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the checkpoint a whole model, and the name of the stage."""
         model = self.saved_model()
         entry = checkpoint_entry(model.manifest(), self.frozen_weights(), model.tokenizer)
-        checkpoint[CHECKPOINT_KEY] = {
-            **entry,
-            "stage": self.stage_name,
-            "run": asdict(self.run_record(self.trainer)),
-        }
+        run = asdict(self.run_record(self.trainer))
+        checkpoint[CHECKPOINT_KEY] = {**entry, "stage": self.stage_name, "run": run}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another run or network before its tensors are copied."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            if entry := checkpoint.get(CHECKPOINT_KEY):
-                self.check_resume(entry, self.trainer, self.trainer.ckpt_path or "the checkpoint")
-            keep_own_settings(self.trainer.callbacks, checkpoint.get("callbacks", {}))  # type: ignore[attr-defined]
-        problems = state_dict_mismatch(self.state_dict(), checkpoint["state_dict"])
-        if problems:
+        """Refuse a checkpoint of another network before its tensors are copied."""
+        keep_own_settings(self.trainer.callbacks, checkpoint["callbacks"])  # type: ignore[attr-defined]
+        if problems := state_dict_mismatch(self.state_dict(), checkpoint["state_dict"]):
             raise UserError(
                 f"the checkpoint does not fit the model of this run: {problems}; give the settings it was trained with"
             )
@@ -286,6 +247,12 @@ def spread_nonfinite(loss: torch.Tensor) -> torch.Tensor:
     message or a device sync.
     """
     return loss * torch.where(torch.isfinite(loss), torch.ones_like(loss), torch.full_like(loss, torch.nan))
+
+
+def gradient_norm(module: nn.Module) -> torch.Tensor:
+    """The norm of all gradients, a scalar on their device; NaN if there are none, as in a skipped step."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return nn.utils.get_total_norm(gradients) if gradients else torch.tensor(torch.nan)
 
 
 def ends_logged_step(trainer: Trainer, batch_idx: int) -> bool:

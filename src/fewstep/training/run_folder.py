@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,25 +26,19 @@ from fewstep.storage import CHECKPOINT_KEY, load_checkpoint, locate, read_model,
 CHECKPOINTS, MODEL, NONFINITE = "checkpoints", "model", "nonfinite"
 LAST, PREVIOUS, SET_ASIDE = "last.ckpt", "previous.ckpt", "set_aside.ckpt"
 """The newest checkpoint, the one before it, and a newest one that a resumed run did not start from."""
-REPLACED = (CHECKPOINTS, MODEL, NONFINITE, "csv", "samples.jsonl", "diagnostics.jsonl", "diagnostics")
+REPLACED = (CHECKPOINTS, MODEL, NONFINITE, "csv", "samples.jsonl", "diagnostics*", "config_resumed_*.yaml")
 """What ``--overwrite`` removes. Offline wandb runs stay: they may not be uploaded yet."""
 
 BASE = "model.autoencoder"
 """The option of a stage that names the frozen parts of earlier stages."""
-BATCHES, PROCESSES = "trainer.accumulate_grad_batches x processes", "processes of a stream"
+BATCHES = "trainer.accumulate_grad_batches x processes"
 """What stands for the settings of accumulation, devices and nodes: the batches of an optimizer step on all ranks."""
-PER_START = (
-    *("run_dir", "overwrite", "ckpt_path", "weights_only"),
-    *("trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes"),
+IGNORED = (
+    *("run_dir", "overwrite", "ckpt_path", "data.source", "data.tokenizer", "data.cache_dir"),
+    *("model.autoencoder", "model.teacher", "model.initialise_from", "model.language_model", "model.allow"),
 )
-"""Settings of one start of a run."""
-PLACES = (
-    *("data.source", "data.tokenizer", "data.cache_dir"),
-    *("model.autoencoder", "model.teacher", "model.initialise_from", "model.language_model"),
-    "model.allow",
-)
-"""Names of files and folders: their content is compared by its fingerprint."""
-DECIDES_ROWS_AND_MODEL = ("data.", "model.", "seed_everything", BATCHES, PROCESSES)
+"""Settings of one start of a run, and names of files and folders, whose content is compared by its fingerprint."""
+DECIDES_ROWS_AND_MODEL = ("data.", "model.", "seed_everything", BATCHES)
 MAY_CHANGE = ("model.optimizer.", "data.num_workers", "data.num_validation_")
 """Exceptions to the line above; whatever else is not in it may change too."""
 ADVICE = {
@@ -72,33 +66,22 @@ class RunFolder:
 
     def check(self) -> None:
         """Raise ``UserError`` for a folder that is in use or may not be overwritten. Writes nothing."""
-        if (self.folder / LOCK_FILE).exists():
-            with FolderLock(self.folder, "--run_dir"):
-                self._check_content()
-        else:
+        with FolderLock(self.folder, "--run_dir") if (self.folder / LOCK_FILE).exists() else nullcontext():
             self._check_content()
 
     def open(self) -> None:
         """Lock the folder; clean up after a killed process, or create it for a new run."""
         self._is_new = not self.folder.exists()
         self._lock.acquire()
-        try:
-            self._check_content()
-            if self.continues:
-                self._clean_up()
-            else:
-                self._create()
-        except BaseException:
-            self._lock.release()
-            raise
+        if self.continues:
+            self._clean_up()
+        else:
+            self._create()
 
-    def discard(self) -> None:
-        """Remove the folder, if this run created it: for a run that was refused before its first batch."""
-        if self._is_new:
+    def close(self, *, is_empty: bool) -> None:
+        """Release the lock, and remove a folder that this run created for nothing."""
+        if self._is_new and is_empty:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def close(self) -> None:
-        """Release the lock."""
         self._lock.release()
 
     def _check_content(self) -> None:
@@ -121,16 +104,14 @@ class RunFolder:
 
     def _create(self) -> None:
         try:
-            for name in REPLACED:
-                path = self.folder / name
-                if path.is_dir() and not path.is_symlink():
+            for path in (path for pattern in REPLACED for path in self.folder.glob(pattern)):
+                if path.is_dir():
                     shutil.rmtree(path)
                 else:
-                    path.unlink(missing_ok=True)
-            for config in self.folder.glob("config_resumed_*.yaml"):
-                config.unlink()
+                    path.unlink()
             (self.folder / CHECKPOINTS).mkdir(parents=True)
         except OSError as error:
+            self._lock.release()
             raise UserError(
                 f"--run_dir {self.folder} cannot be written ({error.strerror}): choose another folder"
             ) from None
@@ -151,39 +132,30 @@ class RunFolder:
 def find_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> tuple[Path, dict[str, Any], str]:
     """The checkpoint that ``ckpt_path`` ("last" or a file) names, its entry, and a note if it is not the run's newest.
 
-    Raises ``UserError`` if it is missing, damaged, or of another stage than ``stage``.
+    "last" is ``last.ckpt``, or ``previous.ckpt`` if that is missing or damaged. Raises ``UserError`` if there is none,
+    or it is damaged, or of another stage than ``stage``.
     """
-    if ckpt_path == "last":
-        file, content, note = _newest_intact(run_dir / CHECKPOINTS)
-    else:
-        file, note = Path(ckpt_path).expanduser(), ""
-        if not file.is_file():
-            raise UserError(f"--ckpt_path {ckpt_path}: no such file; give a .ckpt file, or last for the run's own")
-        content = load_checkpoint(file)
-    entry = content.get(CHECKPOINT_KEY, {})
-    trained = entry.get("stage")
-    if trained != stage:
-        raise UserError(f"--ckpt_path {file} is a checkpoint of the stage {trained!r}, but this run trains {stage!r}")
-    return file, entry | {"step": content.get("global_step", 0)}, note
-
-
-def _newest_intact(folder: Path) -> tuple[Path, dict[str, Any], str]:
-    """File, content and note of ``last.ckpt``, or of ``previous.ckpt`` if that is missing or damaged."""
+    own = [run_dir / CHECKPOINTS / name for name in (LAST, PREVIOUS)]
+    files = own if ckpt_path == "last" else [Path(ckpt_path).expanduser()]
+    if not any(file.is_file() for file in files):
+        raise UserError(
+            f"--ckpt_path {ckpt_path}: there is no {files[0]}; give a .ckpt file, or last for the run's own, or leave "
+            "--ckpt_path out to start from scratch"
+        )
     problems: list[str] = []
-    for file in (folder / LAST, folder / PREVIOUS):
+    for file in files:
         try:
-            if not file.is_file():
-                raise UserError(f"{file} is missing")
             content = load_checkpoint(file)
+            break
         except UserError as error:
             problems.append(str(error))
-            continue
-        step = content.get("global_step")
-        note = f"{problems[0]}; going on from the one before it, {file}, of step {step}" if problems else ""
-        return file, content, note
-    if (folder / LAST).is_file() or (folder / PREVIOUS).is_file():
+    else:
         raise UserError("; ".join(problems))
-    raise UserError(f"--ckpt_path last: there is no {folder / LAST}; leave --ckpt_path out to start from scratch")
+    entry, step = content.get(CHECKPOINT_KEY, {}), content.get("global_step", 0)
+    if (trained := entry.get("stage")) != stage:
+        raise UserError(f"--ckpt_path {file} is a checkpoint of the stage {trained!r}, but this run trains {stage!r}")
+    note = f"{problems[0]}; going on from the one before it, {file}, of step {step}" if problems else ""
+    return file, entry | {"step": step}, note
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -201,33 +173,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 with draft.open("wb") as stream:
                     torch.save(checkpoint, stream)
                 if file.name == LAST and file.exists():
-                    _name_previous(file)
+                    _link(file, file.with_name(PREVIOUS))
                 put_in_place(draft, file)
         except (OSError, RuntimeError) as error:
             # torch reports a failed write as a RuntimeError with the reason as its context.
             reason = error if isinstance(error, OSError) else error.__context__
             if not isinstance(reason, OSError):
                 raise
-            raise UserError(cannot_write(file, reason)) from None
+            raise UserError(
+                f"cannot write {file}: {reason.strerror or reason}; earlier checkpoints are intact: make room, then go "
+                "on by --ckpt_path last"
+            ) from None
 
 
-def _name_previous(last: Path) -> None:
-    """Give the file of ``last.ckpt`` the name ``previous.ckpt`` too: a hard link, so ``last.ckpt`` never vanishes."""
-    link = last.with_name(f".{PREVIOUS}.{os.getpid()}{PARTIAL}")
+def _link(last: Path, previous: Path) -> None:
+    """Give a file a second name, so that there is a ``last.ckpt`` at every moment."""
+    previous.unlink(missing_ok=True)
     try:
-        link.unlink(missing_ok=True)
-        os.link(last, link)
-    except OSError:  # a file system without hard links: last.ckpt is missing until the new one takes its place
-        os.replace(last, link)
-    os.replace(link, last.with_name(PREVIOUS))
-
-
-def cannot_write(place: Path, error: OSError) -> str:
-    """The message for a file or folder of a run that could not be written."""
-    return (
-        f"cannot write {place}: {error.strerror or error}; earlier checkpoints are intact: make room, then go on by "
-        "--ckpt_path last"
-    )
+        os.link(last, previous)
+    except OSError:  # a file system without hard links
+        os.replace(last, previous)
 
 
 def resumed_tokenizer(checkpoint: str, data: Any) -> str | None:
@@ -274,16 +239,6 @@ class RunRecord:
     fingerprints: dict[str, str]
 
 
-def recorded_run(entry: Mapping[str, Any], source: str) -> RunRecord:
-    """The record in a checkpoint's entry; of a checkpoint without one, the fingerprints that its content gives."""
-    if "run" in entry:
-        return validated(RunRecord, entry["run"], source)
-    fingerprints = {"data.tokenizer": entry["manifest"]["identity"].get("tokenizer_fingerprint", "")}
-    if entry["frozen"]:
-        fingerprints[BASE] = weights_digest(entry["frozen"])
-    return RunRecord({}, {name: value for name, value in fingerprints.items() if value})
-
-
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by the names of their options, such as ``model.optimizer.learning_rate``."""
     flat: dict[str, Any] = {}
@@ -299,38 +254,35 @@ def weights_digest(parts: Mapping[str, Mapping[str, Tensor]]) -> str:
     return tensors_digest(flat)
 
 
-def compare(saved: RunRecord, now: RunRecord, checkpoint: Path | str) -> list[str]:
-    """The settings of a resumed run that differ from its checkpoint's and are applied, a line each.
+def compare(entry: Mapping[str, Any], now: RunRecord, checkpoint: str) -> list[str]:
+    """The settings of a resumed run that differ from those in its checkpoint's ``entry`` and are applied, a line each.
 
     Raises ``UserError``, a line for each difference that changes what the run means: other rows, another model.
     """
-    refused = []
+    if "run" not in entry:
+        raise UserError(f"cannot resume from {checkpoint}: an earlier fewstep wrote it; start a new run upon its model")
+    saved = validated(RunRecord, entry["run"], checkpoint)
     changed = {
         name: (value, now.settings[name])
         for name, value in saved.settings.items()
-        if name in now.settings and value != now.settings[name] and name not in (*PER_START, *PLACES)
+        if name in now.settings and value != now.settings[name] and name not in IGNORED
     }
+    refused = []
     for name, (before, after) in changed.items():
         if name.startswith(DECIDES_ROWS_AND_MODEL) and not name.startswith(MAY_CHANGE):
-            advice = "give the same" if name in (BATCHES, PROCESSES) else f"give --{name}={_shown(before)}"
+            advice = "give the same" if name == BATCHES else f"give --{name}={_shown(before)}"
             refused.append(f"{name} is {_shown(after)}, in the checkpoint {_shown(before)}: {advice}")
-    names = [name for name in saved.fingerprints | now.fingerprints if _differ(saved, now, name)]
-    if not saved.settings or not now.fingerprints:  # written by an earlier version; nothing is loaded yet
-        names = [name for name in names if name in saved.fingerprints and name in now.fingerprints]
+    prints = {name: (saved.fingerprints.get(name), digest) for name, digest in now.fingerprints.items()}
+    names = [name for name, (before, after) in prints.items() if before != after]
     if refused or "data.tokenizer" in names:  # then the blocks differ for that reason
         names = [name for name in names if name != "data.source"]
     for name in names:
-        before, after = (record.fingerprints.get(name, "nothing")[:12] for record in (saved, now))
         advice = ADVICE.get(name, "give the model that the run began with")
-        refused.append(f"{name} names other content than in the checkpoint ({after}, then {before}): {advice}")
+        refused.append(f"{name} names other content than in the checkpoint: {advice}")
     if refused:
         remedy = "or choose another --run_dir to start a new run"
         raise UserError(*(f"cannot resume from {checkpoint}: {line}, {remedy}" for line in refused))
     return [f"{name} {_shown(before)} -> {_shown(after)}" for name, (before, after) in changed.items()]
-
-
-def _differ(saved: RunRecord, now: RunRecord, name: str) -> bool:
-    return saved.fingerprints.get(name) != now.fingerprints.get(name)
 
 
 def _shown(value: Any) -> str:
