@@ -11,7 +11,7 @@ import torch
 from fewstep.cli.main import main
 from fewstep.storage import load_checkpoint
 from fewstep.training import AutoencoderModule, LanguageModelModule, module
-from fewstep.training.callbacks import SkipNonFinite
+from fewstep.training.callbacks.interruptions import SkipNonFinite
 from fewstep.training.module import TrainingModule
 from fewstep.types import LossOutput
 from tests.runs import BATCH_SIZE, BLOCK_SIZE, Workshop, logged

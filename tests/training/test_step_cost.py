@@ -14,7 +14,7 @@ from fewstep.objectives import OBJECTIVES, FlowMatching
 from fewstep.paths import linear_path
 from fewstep.schedules import UniformTime
 from fewstep.storage import load_checkpoint
-from fewstep.training.callbacks import WeightAverage
+from fewstep.training.callbacks.weights import WeightAverage
 from fewstep.training.command import main
 from fewstep.types import Latents
 from tests.nn.builders import randomised

@@ -27,22 +27,20 @@ Batch = dict[str, Tensor]
 class StepDataModule(LightningDataModule):
     """Base of the data modules: which rows a process sees at which step.
 
-    A subclass sets ``kind`` (of the models on it), ``example_name`` (a row), ``unit`` (what is counted) and
-    ``validation_name`` (its option for ``num_validation``), and defines the loaders and what raises here. Raises
-    ``UserError`` for numbers out of range.
+    A subclass sets ``kind`` (of the models on it), ``example_name`` (a row) and ``unit`` (what is counted), and defines
+    the loaders and what raises here. Raises ``UserError`` for numbers out of range.
     """
 
     kind: ClassVar[Kind]
     example_name: ClassVar[str]
     unit: ClassVar[str]
-    validation_name: ClassVar[str]
 
     def __init__(self, batch_size: int, num_validation: int, num_workers: int, seed: int) -> None:
         super().__init__()
         if batch_size < 1 or num_validation < 1 or num_workers < 0:
             raise UserError(
-                f"batch_size {batch_size}, {self.validation_name} {num_validation}, num_workers {num_workers}: "
-                "expected at least 1, at least 1, and at least 0"
+                f"batch_size {batch_size}, num_validation_{self.example_name} {num_validation}, num_workers "
+                f"{num_workers}: expected at least 1, at least 1, and at least 0"
             )
         self.batch_size = batch_size
         self.num_validation = num_validation
@@ -71,10 +69,7 @@ class StepDataModule(LightningDataModule):
         return {}
 
     def load_model(self, path: str, *needed: str, allow: Sequence[str] = ()) -> SavedModel:
-        """Load the frozen model that a stage builds on; ``allow`` names packages whose classes may be built.
-
-        Raises ``UserError`` if a ``needed`` part is missing, or if the model is of other data.
-        """
+        """The frozen model that a stage builds on. Raises ``UserError`` for a missing part or a model of other data."""
         model = SavedModel.from_pretrained(path, allow=allow, kind=self.kind)
         model.require(*needed, source=path)
         self.check_model(model.identity, path)
@@ -111,8 +106,7 @@ class StepDataModule(LightningDataModule):
     def held_out_batches(self, num_rows: int) -> list[list[int]]:
         """Row numbers of this rank's validation batches: of batches in order, rank r of W takes r, r + W, ...
 
-        Every rank gets the same number of batches (an all-reduce would deadlock otherwise). Ranks that run short repeat
-        the last batch with weight 0.
+        All get the same number, or an all-reduce would deadlock: who runs short repeats the last, with weight 0.
         """
         rank, world_size = self.ranks()
         rows = list(range(min(num_rows, self.num_validation)))
@@ -122,9 +116,9 @@ class StepDataModule(LightningDataModule):
         return [batches[min(number, len(batches) - 1)] for number in numbers]
 
     def held_out_weight(self, batch_idx: int, size: int) -> int:
-        """Weight of a validation batch of ``size`` rows in the mean over all ranks: size W, or 0.
+        """Weight of a validation batch in the mean over all ranks: its ``size``, or 0.
 
-        W, a common factor, is there because Lightning averages the weights over ranks in integers, rounding down.
+        Times W, since Lightning averages the weights over ranks in integers, rounding down.
         """
         rank, world_size = self.ranks()
         return size * world_size if batch_idx * world_size + rank < self._num_held_out_batches else 0
@@ -153,8 +147,7 @@ class TextDataModule(CorpusSettings, StepDataModule):
     """Packed blocks of a corpus in batches; its settings are those of the corpus, and these.
 
     Args:
-        tokenizer: folder or hub name of a tokenizer; None trains a byte-level BPE, or takes that of the model that a
-            later stage builds on.
+        tokenizer: folder or hub name; None trains a byte-level BPE, or takes that of the model a later stage builds on.
         batch_size: blocks in a batch of one process.
         num_validation_blocks: at most this many blocks are validated on.
         num_workers: processes that load batches; 0 loads in the training process.
@@ -164,7 +157,6 @@ class TextDataModule(CorpusSettings, StepDataModule):
     kind: ClassVar[Kind] = "text"
     example_name: ClassVar[str] = "blocks"
     unit: ClassVar[str] = "tokens"
-    validation_name: ClassVar[str] = "num_validation_blocks"
 
     batch_size: int = 64
     num_validation_blocks: int = 512
@@ -210,9 +202,7 @@ class TextDataModule(CorpusSettings, StepDataModule):
         for name in ("block_size", "blocks"):
             theirs, ours = getattr(identity, name), getattr(self, name)
             if theirs != ours:
-                raise UserError(
-                    f"{path} was trained on data of {name} {theirs}, not {ours}: pass --data.{name}={theirs}"
-                )
+                raise UserError(f"{path} was trained with {name} {theirs}, not {ours}: pass --data.{name}={theirs}")
         if identity.tokenizer_fingerprint != tokenizer_fingerprint(self.corpus.tokenizer):
             raise UserError(
                 f"the data's tokenizer is not the one of {path}: leave --data.tokenizer out, or point it there"

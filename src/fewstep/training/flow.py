@@ -33,6 +33,8 @@ from fewstep.types import Latents, LossOutput
 MAX_COUNTED_BLOCKS = 50_000  # enough for a prior over tokens
 AUXILIARY = "auxiliary"
 """Key of a checkpoint."""
+GROWN = {"two_times": "body.distance.", "reads_known": "known"}
+"""Options that a network may have beyond the one that it starts from, and the prefix of their tensors."""
 
 
 class FlowModule(TrainingModule):
@@ -69,12 +71,9 @@ class FlowModule(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, data.load_model(autoencoder, *self.builds_on, allow=allow or ()))
-        own = super().identity() if known is None else data.describe(super().identity())
-        self.flow_identity = identity_of_flow(own, objective, path, prediction, known)
-        self.objective = objective
+        self.objective, self.path, self.prediction, self.known = objective, path, prediction, known
         positions, latent_dim = self.base.latent_shape()
         self.denoiser = denoiser(latent_dim, positions)
-        self.known = known
         has_tokens = "readout" in self.builds_on
         if known is not None:
             if not has_tokens:
@@ -86,32 +85,29 @@ class FlowModule(TrainingModule):
 
         def load_flow(source: str, option: str) -> SavedModel:
             model = data.load_model(source, "autoencoder", "denoiser", allow=allow or ())
-            self.fingerprints[option] = weights_digest({name: p.state_dict() for name, p in model.parts().items()})
+            self.fingerprints[option] = weights_digest(model.parts())
             check_same_autoencoder(self.base.autoencoder, model.autoencoder, autoencoder, source)
             return model
 
         self._teacher: Shared[Any] = Shared(None)
         if teacher is not None:
             model = load_flow(teacher, "model.teacher")
-            check_teacher(model.identity, self.flow_identity, objective, teacher)
+            check_teacher(model.identity, self.identity(), objective, teacher)
             if known is not None and not model.flow().reads_known:
                 raise UserError(
                     f"{teacher}: this teacher was trained without known positions, and this run has model.known: train "
                     "the teacher with model.known, or leave it out here"
                 )
             self._teacher = Shared(model)
-        self._started = ""
         if initialise_from is not None:
             start = load_flow(initialise_from, "model.initialise_from")
-            for name in ("path", "prediction"):  # else the weights would mean something else
-                theirs, ours = getattr(start.identity, name), getattr(self.flow_identity, name)
+            for name, ours in (("path", path), ("prediction", prediction)):  # else the weights mean something else
+                theirs = getattr(start.identity, name)
                 if theirs != ours:
                     raise UserError(
                         f"{initialise_from}: its {name} is {theirs}, this run's {ours}: give model.{name}={theirs}"
                     )
-            new = start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
-            tensors = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"
-            self._started = f"starts from {initialise_from}; {tensors}"
+            start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
         self._auxiliary: Shared[Auxiliary | None] = Shared(None)
         if isinstance(objective, DistributionMatching):
             self._grow_auxiliary(objective, initialise_from)
@@ -122,17 +118,16 @@ class FlowModule(TrainingModule):
             raise UserError("model.initialise_from is missing: DistributionMatching starts from the flow it matches")
         network = type(self.denoiser)(**{**self.denoiser.config, "two_times": True})
         start_from(network, self.denoiser, initialise_from)
-        rate, updates = objective.auxiliary_learning_rate, objective.auxiliary_updates
-        self._auxiliary = Shared(Auxiliary(network, replace(self.optimizer_settings, learning_rate=rate)))
-        size = sum(parameter.numel() for parameter in network.parameters())
-        self._started += f"\nauxiliary network: {size:,} parameters, {updates} updates per step, not in the saved model"
+        settings = replace(self.optimizer_settings, learning_rate=objective.auxiliary_learning_rate)
+        self._auxiliary = Shared(Auxiliary(network, settings))
 
     def _give_codebook(self, denoiser: ReadsCodebook) -> None:
         """Give the denoiser the autoencoder's code and the tokens' log-frequencies in the train split."""
-        path, prediction = self.flow_identity.path, self.flow_identity.prediction
-        own_path = getattr(denoiser, "config", {}).get("path", path)
-        if prediction != "x1" or own_path != path:
-            raise UserError(f"prediction is {prediction}, path {path}: this denoiser predicts x1 on path {own_path}")
+        own_path = getattr(denoiser, "config", {}).get("path", self.path)
+        if (self.prediction, self.path) != ("x1", own_path):
+            raise UserError(
+                f"prediction is {self.prediction}, path {self.path}: this denoiser predicts x1 on path {own_path}"
+            )
         if not hasattr(self.base.autoencoder, "codebook"):
             raise UserError("this autoencoder has no codebook, which model.denoiser needs: give a RegressionDenoiser")
         codebook = self.base.autoencoder.codebook()
@@ -141,22 +136,31 @@ class FlowModule(TrainingModule):
             counts += torch.as_tensor(row["input_ids"]).bincount(minlength=len(codebook))
         denoiser.set_codebook(codebook, (counts / counts.sum()).log().float())
 
-    def report(self) -> str:
-        """What the network starts from, unless it starts from scratch."""
-        return self._started
-
     def networks(self) -> list[nn.Module]:
         """With the auxiliary network and its teacher, which make most passes of distribution matching."""
         auxiliary, teacher = self._auxiliary.value, self._teacher.value
         return [self] if auxiliary is None else [self, auxiliary.network, teacher.flow()]
 
     def identity(self) -> Identity:
-        """The identity with the flow's path, prediction, objective and time grid."""
-        return self.flow_identity
+        """With the flow's path, prediction and objective, and a time grid that follows the objective's times."""
+        own = super().identity() if self.known is None else self.data.describe(super().identity())
+        objective, sampler = self.objective, self.objective.time_sampler
+        mean, std = (sampler.mean, sampler.std) if isinstance(sampler, LogitNormalTime) else (None, None)
+        return replace(
+            own,
+            path=self.path,
+            prediction=self.prediction,
+            objective=objective.saved_name,
+            trained_nfe=objective.trained_nfe,
+            estimate=objective.estimate.name,
+            grid_mean=mean,
+            grid_std=std,
+            known_dropped=0.0 if self.known is None else self.known.dropped,
+        )
 
     def model(self) -> FlowModel:
         """The denoiser on its path."""
-        return FlowModel(self.denoiser, PATHS[self.flow_identity.path](), self.flow_identity.prediction)
+        return FlowModel(self.denoiser, PATHS[self.path](), self.prediction)
 
     def progress(self) -> float:
         """The fraction of the training that is done, a function of the step; 1 in validation, for comparable losses."""
@@ -252,8 +256,7 @@ class FlowModule(TrainingModule):
             )
         if trainer.precision == "16-mixed":
             raise UserError(
-                "trainer.precision is 16-mixed: the auxiliary network's gradients are not scaled; give bf16-mixed or "
-                "32-true"
+                "trainer.precision is 16-mixed: the auxiliary network's gradients are not scaled; give bf16-mixed"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -305,36 +308,13 @@ class DistributionMatchingModule(FlowModule):
         )
 
 
-def identity_of_flow(
-    model: Identity,
-    objective: Objective,
-    path: PathName,
-    prediction: PredictionType,
-    known: KnownPositions | None = None,
-) -> Identity:
-    """The identity ``model`` with the flow that a run trains; the time grid follows the objective's times."""
-    sampler = objective.time_sampler
-    mean, std = (sampler.mean, sampler.std) if isinstance(sampler, LogitNormalTime) else (None, None)
-    return replace(
-        model,
-        path=path,
-        prediction=prediction,
-        objective=objective.saved_name,
-        trained_nfe=objective.trained_nfe,
-        estimate=objective.estimate.name,
-        grid_mean=mean,
-        grid_std=std,
-        known_dropped=0.0 if known is None else known.dropped,
-    )
-
-
 def check_objective(objective: Objective, denoiser: nn.Module, teacher: str | None, *, has_readout: bool) -> None:
     """Raise ``UserError`` unless the objective can train this network, and gets a teacher exactly if it needs one."""
     name, config = type(objective).__name__, getattr(denoiser, "config", {})
-    expected, given = objective.estimate.two_times, bool(config.get("two_times", False))
-    if expected != given:
+    expected = objective.estimate.two_times
+    if expected != config.get("two_times", False):
         raise UserError(
-            f"model.denoiser.two_times is {str(given).lower()}, but {name} trains a network of "
+            f"model.denoiser.two_times is {str(not expected).lower()}, but {name} trains a network of "
             f"{'two times' if expected else 'one time'}: give {str(expected).lower()}"
         )
     if not objective.feeds_back and config.get("self_conditioning", False):
@@ -387,15 +367,14 @@ def start_from(denoiser: RegressionDenoiser, trained: nn.Module, source: str) ->
         raise UserError(f"{source}: its denoiser is a {type(trained).__name__}, this run's {type(denoiser).__name__}")
     ours: dict[str, Any] = dict(denoiser.config)
     theirs: dict[str, Any] = dict(trained.config)
-    grown = [name for name in ("two_times", "reads_known") if ours[name] and not theirs[name]]
+    grown = {option: prefix for option, prefix in GROWN.items() if ours[option] and not theirs[option]}
     names = [name for name in ours if ours[name] != theirs[name] and name not in grown]
     if names:
         listed = ", ".join(f"{name} {theirs[name]} against {ours[name]}" for name in names)
         raise UserError(f"{source}: another architecture than model.denoiser, {listed}: give the same")
     if "two_times" in grown:
         denoiser.body.ignore_second_time()
-    own, weights = denoiser.state_dict(), dict(trained.state_dict())
-    added = {"two_times": "body.distance.", "reads_known": "known"}
-    new = [name for name in own if any(name.startswith(added[option]) for option in grown)]
-    load_strictly(denoiser, weights | {name: own[name] for name in new}, source)
+    prefixes = tuple(grown.values())
+    new = {name: value for name, value in denoiser.state_dict().items() if name.startswith(prefixes)}
+    load_strictly(denoiser, trained.state_dict() | new, source)
     return tuple(new)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,15 +18,13 @@ from fewstep.provenance import versions
 from fewstep.shapes import example_generators
 from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry, state_dict_mismatch
 from fewstep.training.data_modules import Batch, StepDataModule, TextDataModule
-from fewstep.training.run_folder import BASE, BATCHES, RunRecord, keep_own_settings, weights_digest
+from fewstep.training.run_folder import BASE, BATCHES, RunRecord, weights_digest
 from fewstep.types import LossOutput, TokenBatch
 
 MAX_PROCESSES = 2**20
 """Random streams of a seed: neighbouring seeds share none."""
-
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices with torch's fused AdamW, which takes a third of the time and agrees within float error."""
-
 T = TypeVar("T")
 
 
@@ -69,7 +68,7 @@ class OptimizerSettings:
         return optimizer, schedule
 
     def replace_restored(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
-        """Put these settings in place of those that a checkpoint restored; the next step has their learning rate."""
+        """Put these settings in place of those that a checkpoint restored, from the next step on."""
         schedule.base_lrs = [self.learning_rate] * len(optimizer.param_groups)
         for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
             decays = any(parameter.ndim >= 2 for parameter in group["params"])
@@ -82,7 +81,7 @@ DEFAULT_OPTIMIZER = OptimizerSettings()
 
 
 class Shared(Generic[T]):
-    """Holds frozen modules and data so that they are not registered, copied by the weight average or saved."""
+    """Holds frozen modules and data, so that they are not registered, copied by the weight average or saved."""
 
     def __init__(self, value: T) -> None:
         self.value = value
@@ -94,9 +93,8 @@ class Shared(Generic[T]):
 class TrainingModule(LightningModule):
     """Base of all stages.
 
-    A subclass sets ``stage_name``, the attributes that it trains (``trained``: names of a model's parts) and the data
-    that it takes (``data_class``), and defines :meth:`batch_loss`. ``base`` is the frozen model of earlier stages;
-    checkpoints carry its parts, so they need no other file.
+    A subclass sets ``stage_name``, the parts of a model that it trains (``trained``) and the class of its data, and
+    defines :meth:`batch_loss`. ``base`` is the frozen model of earlier stages; checkpoints carry its parts.
 
     All randomness of a batch comes from a generator seeded by (seed, number of the batch in the run): a resumed run
     repeats an uninterrupted one, and W processes draw what one process draws that accumulates W batches.
@@ -110,13 +108,12 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.optimizer_settings = optimizer
         self.seed = seed
-        self.step_was_skipped = False
-        """Whether the last optimizer step changed nothing, see :class:`fewstep.training.callbacks.SkipNonFinite`."""
+        self.step_was_skipped = False  # by the callback SkipNonFinite
         self.settings: dict[str, Any] = {}
         """All settings of the run by option, set by the command; a checkpoint records them."""
         self._data = Shared(data)
         self._base = Shared(base)
-        frozen = self.frozen_weights()
+        frozen = self.frozen_parts()
         self.fingerprints: dict[str, str] = data.fingerprints() | ({BASE: weights_digest(frozen)} if frozen else {})
         """Digests of the text and the models that options name, by option."""
 
@@ -137,10 +134,6 @@ class TrainingModule(LightningModule):
     def networks(self) -> list[nn.Module]:
         """The networks that take part in a training step, for compiling and recomputing their blocks."""
         return [self]
-
-    def report(self) -> str:
-        """Lines to print before the first step."""
-        return ""
 
     def identity(self) -> Identity:
         """What the model is after this stage."""
@@ -176,7 +169,7 @@ class TrainingModule(LightningModule):
         return every > 0 and (self.global_step + 1) % every == 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss on held-out data with the same noise at every validation; logs ``val/loss`` and :meth:`scores`."""
+        """Loss on held-out data, with the same noise at every validation; logs ``val/loss`` and :meth:`scores`."""
         output = self.batch_loss(batch, self.step_generator(-1 - batch_idx))
         size = self.data.held_out_weight(batch_idx, len(batch["index"]))
         values = {"loss": output.loss, **output.terms, **self.scores(batch)}
@@ -195,9 +188,9 @@ class TrainingModule(LightningModule):
     def check_trainer(self, trainer: Trainer) -> None:
         """Raise ``UserError`` for a trainer that this stage cannot be trained by."""
 
-    def frozen_weights(self) -> dict[str, dict[str, torch.Tensor]]:
-        """State dicts of the frozen parts, by part."""
-        return {name: part.state_dict() for name, part in self.base.parts().items() if name not in self.trained}
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """Those of the base model that are not trained again, by name."""
+        return {name: part for name, part in self.base.parts().items() if name not in self.trained}
 
     def on_fit_start(self) -> None:
         """Move the frozen parts to the device of the trained ones."""
@@ -227,13 +220,19 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the checkpoint a whole model, and the name of the stage."""
         model = self.saved_model()
-        entry = checkpoint_entry(model.manifest(), self.frozen_weights(), model.tokenizer)
+        frozen = {name: part.state_dict() for name, part in self.frozen_parts().items()}
+        entry = checkpoint_entry(model.manifest(), frozen, model.tokenizer)
         run = asdict(self.run_record(self.trainer))
         checkpoint[CHECKPOINT_KEY] = {**entry, "stage": self.stage_name, "run": run}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network before its tensors are copied."""
-        keep_own_settings(self.trainer.callbacks, checkpoint["callbacks"])  # type: ignore[attr-defined]
+        """Refuse a checkpoint of another network before its tensors are copied; some callbacks keep their settings."""
+        states = checkpoint["callbacks"]
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Timer):  # `max_time` counts from each start
+                states.pop(callback.state_key, None)
+            elif isinstance(callback, EarlyStopping) and callback.state_key in states:
+                states[callback.state_key]["patience"] = callback.patience
         if problems := state_dict_mismatch(self.state_dict(), checkpoint["state_dict"]):
             raise UserError(
                 f"the checkpoint does not fit the model of this run: {problems}; give the settings it was trained with"
@@ -241,11 +240,7 @@ class TrainingModule(LightningModule):
 
 
 def spread_nonfinite(loss: torch.Tensor) -> torch.Tensor:
-    """``loss`` if it is finite, else NaN with a NaN gradient.
-
-    A loss that is not finite can have a finite gradient. With this the all-reduce carries it to every rank, without a
-    message or a device sync.
-    """
+    """``loss`` if it is finite, else NaN with a NaN gradient, which the all-reduce carries to every rank."""
     return loss * torch.where(torch.isfinite(loss), torch.ones_like(loss), torch.full_like(loss, torch.nan))
 
 

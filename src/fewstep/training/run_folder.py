@@ -2,17 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import EarlyStopping, Timer
-from torch import Tensor
+from torch import nn
 
 from fewstep.data import CorpusSettings, tokenizer_fingerprint
 from fewstep.data.corpus import prepared_tokenizer
@@ -196,9 +194,9 @@ def _link(last: Path, previous: Path) -> None:
 
 
 def resumed_tokenizer(checkpoint: str, data: Any) -> str | None:
-    """The folder of the tokenizer that a run resumed from ``checkpoint`` takes; None: the one of its prepared corpus.
+    """The folder of the tokenizer for a resumed run with the settings ``data``; None: the one of its prepared corpus.
 
-    ``data`` are the settings of the data module. No tokenizer is trained again: the text may have changed.
+    No tokenizer is trained again: the text may have changed.
     """
     names = {field.name for field in fields(CorpusSettings)}
     settings = CorpusSettings(**{name: value for name, value in vars(data).items() if name in names})
@@ -248,10 +246,10 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def weights_digest(parts: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """SHA-256 of tensors by part and name."""
-    flat = {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
-    return tensors_digest(flat)
+def weights_digest(parts: Mapping[str, nn.Module]) -> str:
+    """SHA-256 of the tensors of networks, by name."""
+    states = ((part, network.state_dict()) for part, network in parts.items())
+    return tensors_digest({f"{part}.{name}": value for part, state in states for name, value in state.items()})
 
 
 def compare(entry: Mapping[str, Any], now: RunRecord, checkpoint: str) -> list[str]:
@@ -288,15 +286,3 @@ def compare(entry: Mapping[str, Any], now: RunRecord, checkpoint: str) -> list[s
 def _shown(value: Any) -> str:
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def keep_own_settings(callbacks: Iterable[Callback], states: dict[str, Any]) -> None:
-    """Change the ``states`` of Lightning's callbacks in a checkpoint, so that they do not overrule this run's settings.
-
-    ``max_time`` counts from each start, and EarlyStopping has the patience of this run.
-    """
-    for callback in callbacks:
-        if isinstance(callback, Timer):
-            states.pop(callback.state_key, None)
-        elif isinstance(callback, EarlyStopping) and callback.state_key in states:
-            states[callback.state_key]["patience"] = callback.patience

@@ -46,8 +46,8 @@ class StepBar(TQDMProgressBar):
 class Monitor(Callback):
     """Prints what is trained on which data, and logs ``train/tokens_per_second`` or ``train/images_per_second``.
 
-    Real tokens of all ranks since the last log over wall-clock time without validation. The count stays on the device
-    and is read when it is logged: Lightning's ``ThroughputMonitor`` syncs the device at every step.
+    Real tokens of all ranks since the last log over wall-clock time without validation. The count is read when it is
+    logged; Lightning's ``ThroughputMonitor`` syncs the device at every step.
     """
 
     def __init__(self) -> None:
@@ -61,8 +61,6 @@ class Monitor(Callback):
         size = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         resumed = f", going on from step {start:,}" if start else ""
         lines = [f"{trainer.max_steps:,} steps of {size:,} {data.example_name}{resumed}", *data.report().splitlines()]
-        if start == 0:
-            lines += pl_module.report().splitlines()
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             lines.append(f"writes {trainer.default_root_dir}")
         announce(trainer, f"==> {pl_module.stage_name}: {count:,} parameters, " + "\n    ".join(lines))
@@ -107,31 +105,25 @@ class RunLogger(WandbLogger):
 
 
 def default_loggers(run_dir: Path) -> list[Logger]:
-    """A CSV logger in ``run_dir/csv``, and wandb in ``run_dir`` unless its environment variables say otherwise.
-
-    A resumed run writes the next ``csv/version_N``.
-    """
+    """A CSV logger in ``run_dir/csv``, and wandb in ``run_dir`` unless its environment variables say otherwise."""
     # Flushed at every row, so that what a killed process leaves is complete.
     loggers: list[Logger] = [CSVLogger(run_dir, name="csv", flush_logs_every_n_steps=1)]
     return loggers if wandb_mode() == "disabled" else [*loggers, _run_logger(run_dir)]
 
 
 def place_loggers(loggers: Any, run_dir: Path) -> bool:
-    """Put the loggers of the settings that name no folder into ``run_dir``; returns whether wandb is among them.
-
-    wandb's is replaced by :class:`RunLogger`.
-    """
-    given = [
-        logger for logger in (loggers if isinstance(loggers, list) else [loggers]) if isinstance(logger, Namespace)
-    ]
+    """Put the settings' loggers without a folder into ``run_dir``, wandb's as a :class:`RunLogger`; is that there?"""
+    own = f"{RunLogger.__module__}.{RunLogger.__name__}"
+    given = loggers if isinstance(loggers, list) else [loggers]
+    given = [logger for logger in given if isinstance(logger, Namespace)]
     for logger in given:
         options = logger.init_args
         if logger.class_path.endswith(".WandbLogger"):
-            logger.class_path = f"{RunLogger.__module__}.{RunLogger.__name__}"
+            logger.class_path = own
             options.project = options.project or _project()
         if options.get("save_dir", "") in (None, "."):
-            options.save_dir = _wandb_folder(run_dir) if logger.class_path.endswith(".RunLogger") else str(run_dir)
-    return any(logger.class_path.endswith(".RunLogger") for logger in given)
+            options.save_dir = _wandb_folder(run_dir) if logger.class_path == own else str(run_dir)
+    return any(logger.class_path == own for logger in given)
 
 
 def _run_logger(folder: Path) -> RunLogger:
@@ -172,10 +164,8 @@ def wandb_mode() -> str:
     if mode:
         return mode
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or (
-        netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
-    )
-    return "online" if has_key else "offline"
+    is_in_netrc = netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
+    return "online" if is_in_netrc or os.environ.get("WANDB_API_KEY") else "offline"
 
 
 def check_wandb() -> None:

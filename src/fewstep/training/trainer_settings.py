@@ -8,18 +8,10 @@ from typing import Any
 import lightning
 import torch
 from jsonargparse import Namespace
-from lightning import Callback, Trainer
+from lightning import Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.callbacks import (
-    BaseFinetuning,
-    BatchSizeFinder,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    ModelPruning,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fewstep.errors import UserError
@@ -29,15 +21,15 @@ SHARDING = ("fsdp", "deepspeed", "modelparallel", "xla_fsdp")
 """Prefixes of Lightning's strategies that keep a part of the weights in each process."""
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Whitening, times, paths and the average of the weights are float32."""
-REPLACED_CALLBACKS: dict[type[Callback], str] = {
-    GradientAccumulationScheduler: "give trainer.accumulate_grad_batches",
-    LearningRateFinder: "give model.optimizer.learning_rate",
-    BatchSizeFinder: "give data.batch_size",
-    StochasticWeightAveraging: "weights are averaged by ema.decay",
-    WeightAveraging: "weights are averaged by ema.decay",
-    ModelPruning: "a saved model has whole weights",
-    BaseFinetuning: "each stage freezes the stages before it",
-}
+REPLACED_CALLBACKS = (
+    lightning_callbacks.BaseFinetuning,
+    lightning_callbacks.BatchSizeFinder,
+    lightning_callbacks.GradientAccumulationScheduler,
+    lightning_callbacks.LearningRateFinder,
+    lightning_callbacks.ModelPruning,
+    lightning_callbacks.StochasticWeightAveraging,
+    lightning_callbacks.WeightAveraging,
+)
 LEAST = {
     "max_steps": 1,
     "val_check_interval": 1e-9,
@@ -50,7 +42,6 @@ EXPECTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "check_val_every_n_epoch": ((None, 1), "steps are counted, not epochs: give trainer.val_check_interval"),
     "overfit_batches": ((0,), "every step has new batches: to train on little text, give data.max_documents"),
     "default_root_dir": ((None,), "give run_dir"),
-    "profiler": ((None, "simple", "advanced", "pytorch"), "expected simple, advanced, pytorch, or a class"),
 }
 """Values of settings, and what else to do. Lightning takes others too, and then does something else."""
 
@@ -69,9 +60,11 @@ def check_trainer(trainer: Namespace) -> None:
     callbacks = trainer.callbacks or []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         given = import_attribute(callback.class_path, "trainer.callbacks")
-        for kind, advice in REPLACED_CALLBACKS.items():
-            if issubclass(given, kind):
-                raise UserError(f"trainer.callbacks has {given.__name__}: leave it out; {advice}")
+        if issubclass(given, REPLACED_CALLBACKS):
+            raise UserError(
+                f"trainer.callbacks has {given.__name__}: leave it out; here are data.batch_size, ema.decay, "
+                "model.optimizer.learning_rate and trainer.accumulate_grad_batches"
+            )
     strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy))
     if strategy.rpartition(".")[2].lower().startswith(SHARDING):
         raise UserError(

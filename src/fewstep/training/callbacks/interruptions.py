@@ -128,21 +128,18 @@ class ResumePoint(Checkpoint):
         if self.file.exists():  # what the run was resumed from, if from its own checkpoint
             self._saved_step = trainer.global_step
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Stop here, once the last step is logged and a due validation is done. Raises ``TrainingStopped``."""
-        if self._received is not None and self._saved_step == trainer.global_step:
-            raise self.stopped(trainer)
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save when it is due or a signal came."""
+        """Save when it is due or a signal came: then Lightning ends the run once it has logged and validated."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._is_between_steps = True
         step = trainer.global_step
         self._is_due |= step % self.every_n_steps == 0
         is_end = trainer.should_stop or step == trainer.max_steps
-        if self._agree_to_stop(trainer) or is_end or (self._is_due and not pl_module.step_was_skipped):
+        stops = self._agree_to_stop(trainer)
+        if stops or is_end or (self._is_due and not pl_module.step_was_skipped):
             self._save(trainer)
+        trainer._signal_connector.received_sigterm = stops and not is_end
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """From here to the end of the step the weights are not those of any checkpoint."""
