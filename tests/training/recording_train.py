@@ -1,6 +1,10 @@
-"""``train.py`` that also writes, into the folder named by RECORD, what every process trained on and ended with."""
+"""``train.py`` that also writes, into the folder named by RECORD, what every process trained on and ended with.
+
+With POISONED the second process's loss is NaN at step 2, its own gradient finite.
+"""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -11,7 +15,7 @@ import torch
 from fewstep.cli.main import main
 from fewstep.training.command import FewstepCLI
 from fewstep.training.data_modules import StepDataModule
-from fewstep.training.module import TrainingModule
+from fewstep.training.module import TrainingModule, spread_nonfinite
 
 folder = Path(os.environ["RECORD"])
 training_step, after_fit = TrainingModule.training_step, FewstepCLI.after_fit
@@ -19,12 +23,9 @@ training_step, after_fit = TrainingModule.training_step, FewstepCLI.after_fit
 
 def recorded_step(self: TrainingModule, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
     loss = training_step(self, batch, batch_idx)
-    row = {
-        "step": self.global_step,
-        "index": batch["index"].tolist(),
-        "ids": batch["ids"].tolist(),
-        "loss": loss.item(),
-    }
+    if os.environ.get("POISONED") and self.global_rank == 1 and self.global_step == 2:
+        loss = spread_nonfinite(loss + math.nan)
+    row = {"index": batch["index"].tolist(), "loss": loss.item()}
     with (folder / f"rank{self.global_rank}.jsonl").open("a") as stream:
         stream.write(json.dumps(row) + "\n")
     return loss

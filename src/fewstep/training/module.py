@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel
+from fewstep.nn import transformer_blocks
 from fewstep.provenance import versions
 from fewstep.shapes import example_generators
 from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry, state_dict_mismatch
@@ -131,9 +132,9 @@ class TrainingModule(LightningModule):
         """The loss of one batch; held-out batches come in evaluation mode."""
         raise NotImplementedError
 
-    def networks(self) -> list[nn.Module]:
-        """The networks that take part in a training step, for compiling and recomputing their blocks."""
-        return [self]
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks that take part in a training step, for compiling and recomputing them."""
+        return transformer_blocks(self)
 
     def identity(self) -> Identity:
         """What the model is after this stage."""

@@ -1,6 +1,5 @@
 """The folder of a run: its lock, what may be replaced, its checkpoints, and which run may resume from one."""
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -24,7 +23,7 @@ from fewstep.storage import CHECKPOINT_KEY, load_checkpoint, locate, read_model,
 CHECKPOINTS, MODEL, NONFINITE = "checkpoints", "model", "nonfinite"
 LAST, PREVIOUS, SET_ASIDE = "last.ckpt", "previous.ckpt", "set_aside.ckpt"
 """The newest checkpoint, the one before it, and a newest one that a resumed run did not start from."""
-REPLACED = (CHECKPOINTS, MODEL, NONFINITE, "csv", "samples.jsonl", "diagnostics*", "config_resumed_*.yaml")
+REPLACED = (CHECKPOINTS, MODEL, NONFINITE, "csv", "samples.jsonl", "diagnostics.jsonl", "diagnostics")
 """What ``--overwrite`` removes. Offline wandb runs stay: they may not be uploaded yet."""
 
 BASE = "model.autoencoder"
@@ -102,11 +101,11 @@ class RunFolder:
 
     def _create(self) -> None:
         try:
-            for path in (path for pattern in REPLACED for path in self.folder.glob(pattern)):
-                if path.is_dir():
+            for path in (*(self.folder / name for name in REPLACED), *self.folder.glob("config_resumed_*.yaml")):
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
             (self.folder / CHECKPOINTS).mkdir(parents=True)
         except OSError as error:
             self._lock.release()
@@ -115,15 +114,13 @@ class RunFolder:
             ) from None
 
     def _clean_up(self) -> None:
-        """Remove what killed writes left. A ``last.ckpt`` that the run does not resume from is set aside, since the
-        next write would make it the previous one."""
-        checkpoints = self.folder / CHECKPOINTS
-        newest = checkpoints / LAST
+        """Remove what killed writes left, and set a ``last.ckpt`` aside that the run does not resume from."""
+        newest = self.folder / CHECKPOINTS / LAST
         with suppress(OSError):
-            for partial in checkpoints.glob(f".*{PARTIAL}"):
+            for partial in newest.parent.glob(f".*{PARTIAL}"):
                 partial.unlink()
             if self.resumed is not None and newest.exists() and self.resumed.resolve() != newest.resolve():
-                os.replace(newest, checkpoints / SET_ASIDE)
+                newest.replace(newest.with_name(SET_ASIDE))
         recover_folder(self.folder / MODEL)
 
 
@@ -149,11 +146,11 @@ def find_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> tuple[Path, di
             problems.append(str(error))
     else:
         raise UserError("; ".join(problems))
-    entry, step = content.get(CHECKPOINT_KEY, {}), content.get("global_step", 0)
+    entry, step = content.get(CHECKPOINT_KEY, {}), content.get("global_step")
     if (trained := entry.get("stage")) != stage:
         raise UserError(f"--ckpt_path {file} is a checkpoint of the stage {trained!r}, but this run trains {stage!r}")
     note = f"{problems[0]}; going on from the one before it, {file}, of step {step}" if problems else ""
-    return file, entry | {"step": step}, note
+    return file, entry, note
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -188,9 +185,9 @@ def _link(last: Path, previous: Path) -> None:
     """Give a file a second name, so that there is a ``last.ckpt`` at every moment."""
     previous.unlink(missing_ok=True)
     try:
-        os.link(last, previous)
+        previous.hardlink_to(last)
     except OSError:  # a file system without hard links
-        os.replace(last, previous)
+        last.replace(previous)
 
 
 def resumed_tokenizer(checkpoint: str, data: Any) -> str | None:

@@ -1,6 +1,7 @@
 """What a run does when something goes wrong: skip a step that is not finite, save and stop at a signal."""
 
 import signal
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -186,11 +187,8 @@ class ResumePoint(Checkpoint):
         return self._received is not None
 
     def _install(self) -> None:
-        if not self._previous:
-            try:
-                self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
-            except ValueError:  # only the main thread may set handlers
-                self._previous = {}
+        if not self._previous and threading.current_thread() is threading.main_thread():  # others may not
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:

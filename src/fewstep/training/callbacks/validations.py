@@ -197,13 +197,10 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 
 def append_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows to a JSONL file, which is made with its folder if need be. ``UserError`` if it cannot be written."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    except OSError as error:
-        raise UserError(f"cannot write into {file.parent}: {error.strerror or error}") from None
+    """Add rows to a JSONL file, which is made with its folder if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def drop_later_rows(file: Path, step: int) -> None:

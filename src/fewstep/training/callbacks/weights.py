@@ -1,18 +1,17 @@
 """Callbacks on the trained networks: averaged, compiled, or recomputed in the backward pass."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from fewstep.errors import UserError
-from fewstep.nn import transformer_blocks
 
 
 class WeightAverage(WeightAveraging):
@@ -88,7 +87,7 @@ class CompiledBlocks(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Mark the blocks; each is compiled at its first call."""
         if self.backend is not None:
-            for block in _blocks(pl_module.networks()):
+            for block in pl_module.blocks():
                 block.compile(backend=self.backend)
 
 
@@ -105,12 +104,8 @@ class RecomputedBlocks(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Wrap the forward method of each block; parameter names stay as they are."""
         if self.blocks:
-            for block in _blocks(pl_module.networks()):
+            for block in pl_module.blocks():
                 block.forward = partial(_recomputed, block.forward)
-
-
-def _blocks(networks: Iterable[nn.Module]) -> list[nn.Module]:
-    return [block for network in networks for block in transformer_blocks(network)]
 
 
 def _recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
