@@ -18,7 +18,7 @@ WORKS: dict[str, list[str]] = {
     "precision": ["32", "bf16-mixed"],
     "logger": [
         '[{"class_path":"CSVLogger","init_args":{"save_dir":"."}},{"class_path":"WandbLogger"}]',
-        '[{"class_path":"CSVLogger","init_args":{"save_dir":"."}}]',
+        "CSVLogger",
         "WandbLogger",
         "false",
     ],

@@ -36,6 +36,7 @@ class Auxiliary:
             self._optimizer.load_state_dict(self._restored["optimizer"])
             self._schedule.load_state_dict(self._restored["schedule"])
             self.settings.replace_restored(self._optimizer, self._schedule)
+            self._restored = {}
         if trainer.world_size > 1:
             for tensor in self.network.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)

@@ -283,6 +283,10 @@ def run_training(arguments: list[str]) -> None:
     for message in INTENDED:
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
+    words = [whole_number(word) for word in arguments]
+    for option in ("--trainer.logger=CSVLogger", "--trainer.logger=TensorBoardLogger"):  # without a default folder
+        if option in words:
+            words.insert(words.index(option) + 1, "--trainer.logger.save_dir=.")
     try:
         FewstepCLI(
             model_class=TrainingModule,
@@ -296,7 +300,7 @@ def run_training(arguments: list[str]) -> None:
             save_config_kwargs={"save_to_log_dir": False, "config_filename": "config.yaml"},
             parser_kwargs={**{name: dict(PARSER) for name in FewstepCLI.subcommands()}, **PARSER},
             auto_configure_optimizers=False,
-            args=[whole_number(word) for word in arguments],
+            args=words,
         )
     except SystemExit as end:  # --help and --print_config
         if end.code not in (None, 0):

@@ -129,7 +129,8 @@ class StepDataModule(LightningDataModule):
 
     def batches_done(self) -> int:
         """Batches that this process has trained on."""
-        return 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
+        assert self.trainer is not None
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches
 
 
 class StepLoader(DataLoader):
@@ -221,14 +222,11 @@ class TextDataModule(CorpusSettings, StepDataModule):
             if self._restored_stream is not None:
                 corpus.train.load_state_dict(self._restored_stream)
                 self._restored_stream = None
-            loader = StepLoader(corpus.train, self.batch_size, collate_fn=collate, num_workers=0)
-            loader.seek = self._seek_stream
+            stream = corpus.train
+            loader = StepLoader(stream, self.batch_size, collate_fn=collate, num_workers=0)
+            loader.seek = lambda: stream.load_state_dict(stream.state_dict(self.batches_done() * self.batch_size))
             return loader
         return self.step_loader(corpus.train, collate)
-
-    def _seek_stream(self) -> None:
-        stream: Any = self.corpus.train
-        stream.load_state_dict(stream.state_dict(self.batches_done() * self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
         """This rank's share of the first ``num_validation_blocks`` held-out blocks."""

@@ -32,8 +32,6 @@ from fewstep.training.run_folder import weights_digest
 from fewstep.types import Latents, LossOutput
 
 MAX_COUNTED_BLOCKS = 50_000  # enough for a prior over tokens
-AUXILIARY = "auxiliary"
-"""Key of a checkpoint."""
 GROWN = {"two_times": "body.distance.", "reads_known": "known"}
 """Options that a network may have beyond the one that it starts from, and the prefix of their tensors."""
 
@@ -47,9 +45,8 @@ class FlowModule(TrainingModule):
     are known, so that the model continues and fills in text; None: it writes whole blocks. ``allow`` names packages
     beside fewstep whose classes these models may have. Raises ``UserError`` if parts and data do not fit.
 
-    Distribution matching grows its auxiliary network from that flow too. A training step is then one step of the
-    denoiser and the updates of the auxiliary network on the same batch; ``max_steps``, the schedules and the average
-    of the weights count the denoiser's steps.
+    Distribution matching grows its auxiliary network from that flow too; a step is then one of the denoiser and the
+    updates of the auxiliary network on the same batch.
     """
 
     trained: ClassVar[tuple[str, ...]] = ("denoiser",)
@@ -111,16 +108,14 @@ class FlowModule(TrainingModule):
             start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
         self._auxiliary: Shared[Auxiliary | None] = Shared(None)
         if isinstance(objective, DistributionMatching):
-            self._grow_auxiliary(objective, initialise_from)
-
-    def _grow_auxiliary(self, objective: DistributionMatching, initialise_from: str | None) -> None:
-        """Build the auxiliary network: the denoiser with a second time. Raises ``UserError`` without a trained flow."""
-        if initialise_from is None:
-            raise UserError("model.initialise_from is missing: DistributionMatching starts from the flow it matches")
-        network = type(self.denoiser)(**{**self.denoiser.config, "two_times": True})
-        start_from(network, self.denoiser, initialise_from)
-        settings = replace(self.optimizer_settings, learning_rate=objective.auxiliary_learning_rate)
-        self._auxiliary = Shared(Auxiliary(network, settings))
+            if initialise_from is None:
+                raise UserError(
+                    "model.initialise_from is missing: DistributionMatching starts from the flow it matches"
+                )
+            network = type(self.denoiser)(**{**self.denoiser.config, "two_times": True})
+            start_from(network, self.denoiser, initialise_from)
+            settings = replace(optimizer, learning_rate=objective.auxiliary_learning_rate)
+            self._auxiliary = Shared(Auxiliary(network, settings))
 
     def _give_codebook(self, denoiser: ReadsCodebook) -> None:
         """Give the denoiser the autoencoder's code and the tokens' log-frequencies in the train split."""
@@ -203,7 +198,7 @@ class FlowModule(TrainingModule):
     def _given(self, batch: Batch, generator: torch.Generator) -> tuple[Latents, Callable[[FlowModel], FlowModel]]:
         """Latents whose mask is true where the loss counts, and what gives a flow the known positions of the batch.
 
-        The known part is encoded with the rest hidden, so that it says nothing of what is to be written.
+        The known part is encoded with the rest hidden.
         """
         latents = self.latents(batch)
         if self.known is None:
@@ -226,8 +221,8 @@ class FlowModule(TrainingModule):
     ) -> LossOutput:
         """The student's loss; in training also the auxiliary network's updates, on the same samples of the student.
 
-        The student's loss comes first, on samples that the auxiliary network has not been fitted to: on samples that
-        it has seen its estimate leans towards them, and the student would move to the teacher's mean.
+        The student's loss comes first: on samples that it has seen the auxiliary estimate leans towards them, and the
+        student would move to the teacher's mean.
         """
         objective, teacher, student = self.objective, self._teacher.value, self.model()
         assert isinstance(objective, DistributionMatching)
@@ -265,13 +260,13 @@ class FlowModule(TrainingModule):
         """Add the auxiliary network, if there is one, with its optimizer and schedule."""
         super().on_save_checkpoint(checkpoint)
         if self._auxiliary.value is not None:
-            checkpoint[AUXILIARY] = self._auxiliary.value.state_dict()
+            checkpoint["auxiliary"] = self._auxiliary.value.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the auxiliary network too."""
         super().on_load_checkpoint(checkpoint)
         if self._auxiliary.value is not None:
-            self._auxiliary.value.load_state_dict(checkpoint[AUXILIARY], "the checkpoint")
+            self._auxiliary.value.load_state_dict(checkpoint["auxiliary"], "the checkpoint")
 
 
 class DistributionMatchingModule(FlowModule):

@@ -45,6 +45,7 @@ ADVICE = {
 }
 
 
+@dataclass
 class RunFolder:
     """The folder of one run, locked while the run trains.
 
@@ -52,13 +53,14 @@ class RunFolder:
     ``built_on`` are the models that the run loads: a folder that holds one of them is never overwritten.
     """
 
-    def __init__(self, folder: Path, *, overwrite: bool, resumed: Path | None, built_on: Sequence[str]) -> None:
-        self.folder = folder
-        self.overwrite = overwrite
-        self.resumed = resumed
-        self.built_on = built_on
-        self.continues = resumed is not None and folder.resolve() in resumed.resolve().parents
-        self._lock = FolderLock(folder, "--run_dir")
+    folder: Path
+    overwrite: bool
+    resumed: Path | None
+    built_on: Sequence[str]
+
+    def __post_init__(self) -> None:
+        self.continues = self.resumed is not None and self.folder.resolve() in self.resumed.resolve().parents
+        self._lock = FolderLock(self.folder, "--run_dir")
         self._is_new = False
 
     def check(self) -> None:
@@ -137,15 +139,15 @@ def find_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> tuple[Path, di
             f"--ckpt_path {ckpt_path}: there is no {files[0]}; give a .ckpt file, or last for the run's own, or leave "
             "--ckpt_path out to start from scratch"
         )
-    problems: list[str] = []
+    problems: list[UserError] = []
     for file in files:
         try:
             content = load_checkpoint(file)
             break
         except UserError as error:
-            problems.append(str(error))
+            problems.append(error)
     else:
-        raise UserError("; ".join(problems))
+        raise problems[0]
     entry, step = content.get(CHECKPOINT_KEY, {}), content.get("global_step")
     if (trained := entry.get("stage")) != stage:
         raise UserError(f"--ckpt_path {file} is a checkpoint of the stage {trained!r}, but this run trains {stage!r}")
@@ -195,8 +197,7 @@ def resumed_tokenizer(checkpoint: str, data: Any) -> str | None:
 
     No tokenizer is trained again: the text may have changed.
     """
-    names = {field.name for field in fields(CorpusSettings)}
-    settings = CorpusSettings(**{name: value for name, value in vars(data).items() if name in names})
+    settings = CorpusSettings(**{field.name: data[field.name] for field in fields(CorpusSettings)})
     prepared, own = prepared_tokenizer(settings), read_model(Path(checkpoint)).tokenizer
     assert own is not None
     if prepared is not None and tokenizer_fingerprint(prepared) == tokenizer_fingerprint(own):
@@ -216,14 +217,9 @@ def tokenizer_of(model: str, cache_dir: str) -> str:
         return str(path / "tokenizer")
     tokenizer = read_model(path).tokenizer
     assert tokenizer is not None
-    key = f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
-    root = Path(cache_dir).expanduser()
-
-    def write(folder: Path) -> None:
-        tokenizer.save_pretrained(folder)
-
+    root, key = Path(cache_dir).expanduser(), f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
     # Several processes may ask at once: the cache lets one write and the others wait.
-    return str(cached_folder(root, key, lambda folder: any(folder.glob("*.json")), write))
+    return str(cached_folder(root, key, lambda folder: any(folder.glob("*.json")), tokenizer.save_pretrained))
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ class SkipNonFinite(Callback):
     on. ``train/skipped_steps`` counts them. When the run ends, every rank saves the batches of the last step to
     ``folder/step-N-rank-R.pt`` (``torch.load`` reads it).
 
-    After the all-reduce every rank sees the same gradients, so all skip together. Cost per step: one gradient norm and
-    one device sync, as a ``GradScaler`` has.
+    After the all-reduce every rank sees the same gradients, so all skip together, at the cost of one device sync.
     """
 
     def __init__(self, folder: str, max_in_a_row: int = 20) -> None:
@@ -102,10 +101,9 @@ class ResumePoint(Checkpoint):
     """Writes ``dirpath/last.ckpt`` every ``every_n_steps`` optimizer steps, and wherever training ends.
 
     That is after the last step, when the trainer is asked to stop (``max_time``, EarlyStopping), at an exception, and
-    at SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2. Each is saved between two steps, when weights, average and
-    counters agree; Lightning's ``OnExceptionCheckpoint`` saves in the middle of one. A Ctrl-C after another signal ends
-    the run at once. What is only due is not saved after a skipped step (:class:`.SkipNonFinite`). Several ranks agree
-    to stop after every step. Listed after :class:`.WeightAverage`, whose update belongs to it.
+    at SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2, always between two steps; Lightning's ``OnExceptionCheckpoint``
+    saves in the middle of one. A Ctrl-C after another signal ends the run at once. What is only due is not saved after
+    a skipped step (:class:`.SkipNonFinite`). Listed after :class:`.WeightAverage`, whose update belongs to it.
     """
 
     def __init__(self, dirpath: str = "checkpoints", every_n_steps: int = 500) -> None:

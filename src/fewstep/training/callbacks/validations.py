@@ -30,10 +30,9 @@ STAGES = ("autoencoder", "flow", "head")
 class SampleTable(Callback):
     """After every validation of a text flow, samples texts from fixed noise with the averaged weights.
 
-    They go to ``folder/samples.jsonl`` and to wandb as the table ``samples``: training step, number of sampling steps,
-    text. ``num_steps`` lists the numbers of sampling steps; a model trained for one number is sampled with that.
-    ``reinjection`` is a rule of re-injection such as 0.5 or "cosine:1,0" (:func:`fewstep.samplers.parse_rule`); None:
-    the model's own (:func:`fewstep.samplers.default_sampling`). ``noise_scale`` is the temperature of sampling.
+    They go to ``folder/samples.jsonl`` and to wandb as the table ``samples``. ``num_steps`` lists the numbers of
+    sampling steps; a model trained for one number is sampled with that. ``reinjection`` is a rule such as 0.5 or
+    "cosine:1,0" (:func:`fewstep.samplers.parse_rule`); None: the model's own.
 
     Listed before :class:`.WeightAverage`, which takes the average out of the model when the validation epoch ends. A
     resumed run keeps the rows up to its first step.
@@ -88,12 +87,10 @@ class Diagnostics(Callback):
 
     ``measurements`` are names of :data:`fewstep.evaluation.measurements.MEASUREMENTS` or dotted paths of one's own;
     None: those of the stage. Rank 0 measures a copy of the model on ``num_examples`` held-out blocks, at
-    ``num_positions`` tokens in each, with the noise of ``seed``; training is not touched. Every value is logged as
-    ``diag/NAME``. ``folder/diagnostics.jsonl`` gets a line with all results and intervals, ``folder/diagnostics/`` the
-    latest figures, which wandb gets too.
+    ``num_positions`` tokens in each, with the noise of ``seed``. Every value is logged as ``diag/NAME``;
+    ``folder/diagnostics.jsonl`` gets a line with all results, ``folder/diagnostics/`` the latest figures.
 
-    Listed before :class:`.WeightAverage`, which takes the average out of the model when the validation epoch ends. A
-    resumed run keeps the lines up to its first step.
+    Listed before :class:`.WeightAverage`. A resumed run keeps the lines up to its first step.
     """
 
     def __init__(
