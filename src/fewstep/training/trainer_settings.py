@@ -42,6 +42,7 @@ EXPECTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "check_val_every_n_epoch": ((None, 1), "steps are counted, not epochs: give trainer.val_check_interval"),
     "overfit_batches": ((0,), "every step has new batches: to train on little text, give data.max_documents"),
     "default_root_dir": ((None,), "give run_dir"),
+    "profiler": ((None, "simple", "advanced", "pytorch"), "expected simple, advanced, pytorch, or a class"),
 }
 """Values of settings, and what else to do. Lightning takes others too, and then does something else."""
 
