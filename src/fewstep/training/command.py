@@ -36,7 +36,15 @@ from fewstep.training.run_folder import (
     resumed_tokenizer,
     tokenizer_of,
 )
-from fewstep.training.tracking import Monitor, StepBar, check_wandb, default_loggers, finish_runs, place_loggers
+from fewstep.training.tracking import (
+    Monitor,
+    StepBar,
+    check_wandb,
+    default_loggers,
+    finish_runs,
+    in_own_run,
+    place_loggers,
+)
 from fewstep.training.trainer_settings import check_built, check_trainer, emulates_bfloat16, is_refusal
 
 INTENDED = (
@@ -157,7 +165,7 @@ class FewstepCLI(LightningCLI):
     def instantiate_trainer(self) -> Trainer:  # type: ignore[override]
         """The trainer with this run's folder, loggers and callbacks."""
         config, built = self._settings(), self.config_init[self.subcommand].trainer
-        logger, callbacks = built.logger, built.callbacks or []
+        logger, callbacks = in_own_run(built.logger), built.callbacks or []
         if logger in (None, True):
             logs = self.subcommand == "fit" and not config.trainer.fast_dev_run
             logger = default_loggers(Path(config.run_dir)) if logs else False

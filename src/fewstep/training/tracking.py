@@ -112,18 +112,24 @@ def default_loggers(run_dir: Path) -> list[Logger]:
 
 
 def place_loggers(loggers: Any, run_dir: Path) -> bool:
-    """Put the settings' loggers without a folder into ``run_dir``, wandb's as a :class:`RunLogger`; is that there?"""
-    own = f"{RunLogger.__module__}.{RunLogger.__name__}"
+    """Put the loggers of the settings that name no folder into ``run_dir``; returns whether wandb is among them."""
     given = loggers if isinstance(loggers, list) else [loggers]
     given = [logger for logger in given if isinstance(logger, Namespace)]
     for logger in given:
-        options = logger.init_args
-        if logger.class_path.endswith(".WandbLogger"):
-            logger.class_path = own
+        options, is_wandb = logger.init_args, logger.class_path.endswith(".WandbLogger")
+        if is_wandb:
             options.project = options.project or _project()
         if options.get("save_dir", "") in (None, "."):
-            options.save_dir = _wandb_folder(run_dir) if logger.class_path == own else str(run_dir)
-    return any(logger.class_path == own for logger in given)
+            options.save_dir = _wandb_folder(run_dir) if is_wandb else str(run_dir)
+    return any(logger.class_path.endswith(".WandbLogger") for logger in given)
+
+
+def in_own_run(loggers: Any) -> Any:
+    """``loggers`` as Lightning takes them, its wandb logger replaced by :class:`RunLogger`."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if type(logger) is WandbLogger:
+            logger.__class__ = RunLogger  # it has been given wandb's options, which no constructor takes back
+    return loggers
 
 
 def _run_logger(folder: Path) -> RunLogger:
