@@ -87,7 +87,7 @@ class FlowModule(TrainingModule):
             check_same_autoencoder(self.base.autoencoder, model.autoencoder, autoencoder, source)
             return model
 
-        self._teacher: Shared[Any] = Shared(None)
+        self._teacher = Shared(None)
         if teacher is not None:
             model = load_flow(teacher, "model.teacher")
             check_teacher(model.identity, self.identity(), objective, teacher)
@@ -106,7 +106,7 @@ class FlowModule(TrainingModule):
                         f"{initialise_from}: its {name} is {theirs}, this run's {ours}: give model.{name}={theirs}"
                     )
             start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
-        self._auxiliary: Shared[Auxiliary | None] = Shared(None)
+        self._auxiliary = Shared(None)
         if isinstance(objective, DistributionMatching):
             if initialise_from is None:
                 raise UserError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule, Trainer
@@ -26,7 +26,6 @@ MAX_PROCESSES = 2**20
 """Random streams of a seed: neighbouring seeds share none."""
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices with torch's fused AdamW, which takes a third of the time and agrees within float error."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,13 @@ DEFAULT_OPTIMIZER = OptimizerSettings()
 """Frozen, so all stages can share it."""
 
 
-class Shared(Generic[T]):
+class Shared:
     """Holds frozen modules and data, so that they are not registered, copied by the weight average or saved."""
 
-    def __init__(self, value: T) -> None:
+    def __init__(self, value: Any) -> None:
         self.value = value
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared[T]":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared":
         return self
 
 

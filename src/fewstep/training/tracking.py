@@ -161,6 +161,7 @@ def wandb_mode() -> str:
     """
     given = os.environ.pop("WANDB_MODE", "")
     mode = given.strip().lower()
+    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # wandb's earlier names
     if mode not in ("", "online", "offline", "disabled", "shared"):
         raise UserError(f"WANDB_MODE is {given!r}: expected online, offline or disabled")
     if mode:

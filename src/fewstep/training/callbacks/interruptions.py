@@ -138,7 +138,8 @@ class ResumePoint(Checkpoint):
         stops = self._agree_to_stop(trainer)
         if stops or is_end or (self._is_due and not pl_module.step_was_skipped):
             self._save(trainer)
-        trainer._signal_connector.received_sigterm = stops and not is_end
+        if stops and not is_end:
+            trainer._signal_connector.received_sigterm = True
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """From here to the end of the step the weights are not those of any checkpoint."""
