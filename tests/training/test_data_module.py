@@ -101,7 +101,7 @@ def test_a_model_of_other_blocks_is_refused(workshop: Workshop) -> None:
     packed, alone = data_module(workshop), data_module(workshop, blocks="documents")
     alone.check_model(alone.new_model().identity, "model")
     assert alone.new_model().identity.blocks == "documents"
-    with pytest.raises(UserError, match=r"packed, the data's are documents: pass --data\.blocks=packed"):
+    with pytest.raises(UserError, match=r"blocks packed, not documents: pass --data\.blocks=packed"):
         alone.check_model(packed.new_model().identity, "model")
     batch = first_batches(alone, 1)[0]
     assert bool(batch["mask"].all())

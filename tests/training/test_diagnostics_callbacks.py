@@ -24,7 +24,6 @@ SMALL = ["--diagnostics.num_examples=8"]
 CHEAP = ["--diagnostics.num_examples=4", "--diagnostics.measurements=[noise_robustness]"]
 FAST_WEIGHTS = ["--ema.decay=0.9", "--model.optimizer.learning_rate=0.01"]
 EXPECTED = {
-    "autoencoder": ("dabi", "dabi_fraction", "dabi_data", "boundary_distance_p01", "noise_accuracy_at_0.4"),
     "flow": ("dabi_generated", "stiffness_peak", "late_flip_rate", "decision_step", "decidedness_at_0"),
     "head": ("cci", "dabi_head_fraction"),
 }

@@ -16,7 +16,7 @@ from fewstep.training.auxiliary import Auxiliary
 from fewstep.training.command import main
 from tests.runs import Workshop, logged, start
 from tests.training.flows import flow_arguments, trained_flow
-from tests.training.test_resume import assert_equal, assert_same_end, last_checkpoint
+from tests.training.test_resume import assert_equal, assert_same_state, last_checkpoint
 
 STEPS = 6
 SCRIPT = Path(__file__).with_name("recording_train.py")
@@ -40,7 +40,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(workshop: Workshop, tmp_path: Pa
     half = whole / "checkpoints" / "previous.ckpt"
     assert load_checkpoint(half)["global_step"] == 3
     assert main(arguments(workshop, tmp_path, f"--ckpt_path={half}")) == 0
-    assert_same_end(whole, tmp_path, "auxiliary")
+    assert_same_state(whole, tmp_path, "auxiliary")
     for name in ("train/loss", "train/auxiliary_loss", "train/auxiliary_grad_norm", "train/grad_norm"):
         losses = {step: value for step, value in logged(whole)[name].items() if step >= 3}
         assert logged(tmp_path)[name] == losses and len(losses) == 3, name

@@ -92,8 +92,6 @@ def test_a_second_time_starts_without_effect_and_is_named(generator: torch.Gener
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"width": 32}, "width 16 against 32"),
-        ({"num_heads": 4}, "num_heads 2 against 4"),
         ({"max_frequency": 30.0}, "max_frequency 1000.0 against 30.0"),
         ({"two_times": False}, "two_times True against False"),
     ],

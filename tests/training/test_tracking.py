@@ -27,11 +27,8 @@ def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def records_of(folder: Path) -> list[Record]:
-    """Records of the only offline run in a folder, which is finished.
-
-    They lie one after another in blocks of 32 KiB, in LevelDB's log format: checksum (4 bytes), length (2), kind (1:
-    whole, 2, 3 and 4: first, middle and last part), then the data.
-    """
+    """Records of the only offline run in a folder, in LevelDB's log format: blocks of 32 KiB with records of checksum
+    (4 bytes), length (2), kind (1: whole, 2, 3 and 4: first, middle and last part) and data."""
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     data, records, parts = file.read_bytes(), [], b""
     place = 7  # bytes of file header

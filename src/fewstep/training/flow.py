@@ -1,6 +1,6 @@
 """Stage two: a flow on frozen latents, and what it may learn from and start from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar
@@ -132,7 +132,7 @@ class FlowModule(TrainingModule):
             counts += torch.as_tensor(row["input_ids"]).bincount(minlength=len(codebook))
         denoiser.set_codebook(codebook, (counts / counts.sum()).log().float())
 
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> Sequence[nn.Module]:
         """With those of the auxiliary network and its teacher, which make most passes of distribution matching."""
         auxiliary, teacher = self._auxiliary.value, self._teacher.value
         others = [] if auxiliary is None else [auxiliary.network, teacher.flow()]

@@ -1,6 +1,6 @@
 """What all stages share: exact randomness, AdamW, logging, and whole models in checkpoints."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -131,7 +131,7 @@ class TrainingModule(LightningModule):
         """The loss of one batch; held-out batches come in evaluation mode."""
         raise NotImplementedError
 
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> Sequence[nn.Module]:
         """The transformer blocks that take part in a training step, for compiling and recomputing them."""
         return transformer_blocks(self)
 

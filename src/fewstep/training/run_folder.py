@@ -1,7 +1,7 @@
 """The folder of a run: its lock, what may be replaced, its checkpoints, and which run may resume from one."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -218,8 +218,9 @@ def tokenizer_of(model: str, cache_dir: str) -> str:
     tokenizer = read_model(path).tokenizer
     assert tokenizer is not None
     root, key = Path(cache_dir).expanduser(), f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
+    save: Callable[[Path], Any] = tokenizer.save_pretrained
     # Several processes may ask at once: the cache lets one write and the others wait.
-    return str(cached_folder(root, key, lambda folder: any(folder.glob("*.json")), tokenizer.save_pretrained))
+    return str(cached_folder(root, key, lambda folder: any(folder.glob("*.json")), save))
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,8 @@ class RunLogger(WandbLogger):
             options = {name: value for name, value in self._wandb_init.items() if value is not None}
             options.setdefault("mode", "offline" if self._offline else wandb_mode())
             options.setdefault("settings", wandb.Settings(silent=options["mode"] == "offline", console="off"))
-            is_sweep = wandb.run is not None and os.environ.get("WANDB_SWEEP_ID")
-            self._experiment = wandb.run if is_sweep else wandb.init(**{**options, "reinit": "create_new"})
+            of_sweep = wandb.run if os.environ.get("WANDB_SWEEP_ID") else None
+            self._experiment = of_sweep or wandb.init(**{**options, "reinit": "create_new"})
             self._experiment.define_metric("trainer/global_step")
             self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return self._experiment
