@@ -6,10 +6,11 @@ import pytest
 import torch
 import yaml
 
-from fewstep.cli.main import main as command
 from fewstep.denoisers import CategoricalDenoiser
+from fewstep.errors import UserError
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
+from fewstep.training.command import main
 from tests.runs import Workshop, logged
 
 
@@ -18,7 +19,7 @@ def code(workshop: Workshop) -> Path:
     """Model folder of an autoencoder whose latents are a code of single tokens."""
     run_dir = workshop.folder / "code"
     flags = ["--model.autoencoder.depth=0", "--model.autoencoder.stride=1", f"--run_dir={run_dir}"]
-    assert command(["train", *workshop.arguments("autoencoder", *flags, steps=2)]) == 0
+    assert main(workshop.arguments("autoencoder", *flags, steps=2)) == 0
     return run_dir / "model"
 
 
@@ -39,7 +40,7 @@ def test_it_trains_is_saved_loaded_and_sampled(workshop: Workshop, code: Path, t
     autoencoder = SavedModel.from_pretrained(code).autoencoder
     config = settings(tmp_path / "categorical.yaml", autoencoder.vocab_size)
     flags = ["--config", str(config), f"--model.autoencoder={code}", f"--run_dir={tmp_path / 'run'}"]
-    assert command(["train", *workshop.arguments("flow", *flags, steps=2)]) == 0
+    assert main(workshop.arguments("flow", *flags, steps=2)) == 0
     assert len(logged(tmp_path / "run")["train/cross_entropy_nats"]) == 2
     model = SavedModel.from_pretrained(tmp_path / "run" / "model")
     denoiser = model.denoiser
@@ -51,9 +52,7 @@ def test_it_trains_is_saved_loaded_and_sampled(workshop: Workshop, code: Path, t
     assert len(TextGenerator(model).generate(2, num_steps=2, seed=0).texts) == 2
 
 
-def test_what_does_not_fit_is_refused_in_a_line(
-    workshop: Workshop, code: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_does_not_fit_is_refused_in_a_line(workshop: Workshop, code: Path, tmp_path: Path) -> None:
     vocab_size = SavedModel.from_pretrained(code).autoencoder.vocab_size
     cases = [
         (code, vocab_size + 1, "linear", f"give vocab_size={vocab_size}"),
@@ -62,7 +61,5 @@ def test_what_does_not_fit_is_refused_in_a_line(
     ]
     for autoencoder, size, path, message in cases:
         flags = ["--config", str(settings(tmp_path / "categorical.yaml", size, path)), f"--run_dir={tmp_path / 'run'}"]
-        capsys.readouterr()
-        assert command(["train", *workshop.arguments("flow", *flags, f"--model.autoencoder={autoencoder}")]) == 2
-        errors = capsys.readouterr().err
-        assert errors.count("\n") == 1 and message in errors, errors
+        with pytest.raises(UserError, match=message):
+            main(workshop.arguments("flow", *flags, f"--model.autoencoder={autoencoder}"))

@@ -1,6 +1,7 @@
 """Which blocks a process sees, and from where on."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,21 +11,16 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.data import StepBatchSampler
 from fewstep.errors import UserError
-from fewstep.objectives import Reconstruction
-from fewstep.readouts import LinearReadout
-from fewstep.training import AutoencoderModule, TextDataModule
-from tests.runs import BATCH_SIZE, BLOCK_SIZE, DOCUMENTS, Workshop
+from fewstep.training import TextDataModule
+from fewstep.training.command import main
+from tests.runs import BATCH_SIZE, Workshop, logged
 
 
 def data_module(workshop: Workshop, rank: int = 0, world_size: int = 1, step: int = 0, **given: Any) -> TextDataModule:
     """A data module under a stand-in for the trainer, its tokenizer used before the trainer came, as stages do."""
-    folder = workshop.folder
-    fields = {"source": str(folder / "text.jsonl"), "cache_dir": str(folder / "cache"), "vocab_size": 300}
-    fields |= {"block_size": BLOCK_SIZE, "batch_size": BATCH_SIZE, "max_documents": DOCUMENTS, **given}
-    data = TextDataModule(**fields)
+    data = TextDataModule(**{**asdict(workshop.settings()), "batch_size": BATCH_SIZE, **given})
     assert data.corpus.tokenizer
     data.trainer = SimpleNamespace(
         global_rank=rank, world_size=world_size, global_step=step, max_steps=20, accumulate_grad_batches=2
@@ -95,23 +91,17 @@ def test_bits_per_byte_are_logged_only_if_the_tokenizer_loses_nothing(
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token="[END]")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    data = data_module(workshop, source=str(tmp_path / "text.jsonl"), tokenizer=str(tmp_path / "tokenizer"))
-    stage = AutoencoderModule(
-        data,
-        autoencoder=lambda size: TransformerAutoencoder(size, latent_dim=4, width=16, depth=1, num_heads=2),
-        readout=lambda size, dim: LinearReadout(size, dim),
-        objective=Reconstruction(),
-    )
-    scores = stage.scores(next(iter(data.train_dataloader())))
-    assert ("bits_per_byte" in scores) == lossless
-    assert "token_accuracy" in scores
+    flags = [f"--data.source={tmp_path / 'text.jsonl'}", f"--data.tokenizer={tmp_path / 'tokenizer'}"]
+    assert main(workshop.arguments("autoencoder", *flags, f"--run_dir={tmp_path / 'run'}", steps=1)) == 0
+    scores = logged(tmp_path / "run")
+    assert ("val/bits_per_byte" in scores) == lossless and "val/token_accuracy" in scores
 
 
 def test_a_model_of_other_blocks_is_refused(workshop: Workshop) -> None:
     packed, alone = data_module(workshop), data_module(workshop, blocks="documents")
     alone.check_model(alone.new_model().identity, "model")
     assert alone.new_model().identity.blocks == "documents"
-    with pytest.raises(UserError, match=r"packed, the data's are documents: pass --data\.blocks=packed"):
+    with pytest.raises(UserError, match=r"blocks packed, not documents: pass --data\.blocks=packed"):
         alone.check_model(packed.new_model().identity, "model")
     batch = first_batches(alone, 1)[0]
     assert bool(batch["mask"].all())

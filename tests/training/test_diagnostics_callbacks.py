@@ -11,7 +11,7 @@ from fewstep.data import prepare_corpus
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks
 from fewstep.evaluation.measurements import measure_late_flips
-from fewstep.evaluation.subject import Subject, text_subject
+from fewstep.evaluation.subject import text_subject
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.storage import load_checkpoint
@@ -24,7 +24,6 @@ SMALL = ["--diagnostics.num_examples=8"]
 CHEAP = ["--diagnostics.num_examples=4", "--diagnostics.measurements=[noise_robustness]"]
 FAST_WEIGHTS = ["--ema.decay=0.9", "--model.optimizer.learning_rate=0.01"]
 EXPECTED = {
-    "autoencoder": ("dabi", "dabi_fraction", "dabi_data", "boundary_distance_p01", "noise_accuracy_at_0.4"),
     "flow": ("dabi_generated", "stiffness_peak", "late_flip_rate", "decision_step", "decidedness_at_0"),
     "head": ("cci", "dabi_head_fraction"),
 }
@@ -32,13 +31,6 @@ EXPECTED = {
 
 def lines_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "diagnostics.jsonl").read_text().splitlines()]
-
-
-def subject_of(workshop: Workshop, bundle: SavedModel) -> Subject:
-    """The one that a run with the flags SMALL looks at."""
-    validation = prepare_corpus(workshop.settings()).validation
-    tokens, _ = held_out_blocks(validation, len(validation))
-    return text_subject(bundle, tokens, num_examples=8, num_positions=2, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -49,30 +41,26 @@ def flow(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def test_what_is_measured_is_the_averaged_model(workshop: Workshop, flow: Path) -> None:
-    bundle = SavedModel.from_pretrained(flow / "model")
-
-    def measure() -> list[float | None]:
-        quarter = subject_of(workshop, bundle).first(4)
-        return [row.estimate.value for result in measure_late_flips(quarter) for row in result.rows]
-
-    table = lines_of(flow)[-1]["table"]
-    written = [table[name]["value"] for name in ("late_flip_rate", "decision_step")]
-    assert written == pytest.approx(measure())
-    current = load_checkpoint(flow / "checkpoints" / "last.ckpt")["current_model_state"]
-    bundle.denoiser.load_state_dict({name.removeprefix("denoiser."): value for name, value in current.items()})
-    assert written != pytest.approx(measure())
-
-
-def test_samples_are_those_of_the_averaged_weights(flow: Path) -> None:
+def test_what_is_measured_and_sampled_is_the_averaged_model(workshop: Workshop, flow: Path) -> None:
+    model = SavedModel.from_pretrained(flow / "model")
+    blocks = prepare_corpus(workshop.settings()).validation
     rows = [json.loads(line) for line in (flow / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == sorted([10, 20] * 12)
-    last = {n: [row["text"] for row in rows if row["step"] == 20 and row["num_steps"] == n] for n in (1, 4, 32)}
-    generator = TextGenerator.from_pretrained(flow / "model")
-    assert last == {steps: list(generator.generate(4, steps, seed=0).texts) for steps in last}
+    texts = {n: [row["text"] for row in rows if row["step"] == 20 and row["num_steps"] == n] for n in (1, 4, 32)}
+    table = lines_of(flow)[-1]["table"]
+    rates = [table[name]["value"] for name in ("late_flip_rate", "decision_step")]
+
+    def measure() -> list[float | None]:
+        subject = text_subject(model, held_out_blocks(blocks, len(blocks))[0], num_examples=8, num_positions=2, seed=0)
+        return [row.estimate.value for result in measure_late_flips(subject.first(4)) for row in result.rows]
+
+    def sample() -> dict[int, list[str]]:
+        return {steps: list(TextGenerator(model).generate(4, steps, seed=0).texts) for steps in texts}
+
+    assert rates == pytest.approx(measure()) and texts == sample()
     current = load_checkpoint(flow / "checkpoints" / "last.ckpt")["current_model_state"]
-    generator.model.denoiser.load_state_dict({name.removeprefix("denoiser."): w for name, w in current.items()})
-    assert last != {steps: list(generator.generate(4, steps, seed=0).texts) for steps in last}
+    model.denoiser.load_state_dict({name.removeprefix("denoiser."): value for name, value in current.items()})
+    assert rates != pytest.approx(measure()) and texts != sample()
 
 
 def test_every_determined_row_is_logged_at_every_validation_and_stands_in_the_file(
@@ -90,12 +78,8 @@ def test_every_determined_row_is_logged_at_every_validation_and_stands_in_the_fi
                 column = metrics[f"diag/{name}"]
                 assert column[sorted(metrics["val/loss"])[number]] == pytest.approx(value, rel=1e-5)
             assert set(EXPECTED[stage]) <= set(found)
-        for name in lines[-1]["results"]:
-            picture = run_dir / "diagnostics" / f"{name}.png"
-            assert not picture.exists() or picture.read_bytes().startswith(b"\x89PNG")
-    assert {"tube.png", "stiffness.png", "decision_step.png"} <= {
-        file.name for file in (flow / "diagnostics").iterdir()
-    }
+    pictures = {file.name for file in (flow / "diagnostics").iterdir()}
+    assert {"tube.png", "stiffness.png", "decision_step.png"} <= pictures
 
 
 @pytest.mark.parametrize(("stage", "precision"), [("autoencoder", "bf16-mixed"), ("flow", "32")])
@@ -139,9 +123,7 @@ def test_too_little_held_out_text_is_said_once_and_stops_nothing(
     flags = [ON, "--data.block_size=128", "--data.batch_size=2", f"--run_dir={tmp_path}"]
     assert main(workshop.arguments("autoencoder", *flags)) == 0
     output = capsys.readouterr().out
-    assert output.count("no diagnostics: the number of held-out blocks is 1") == 1
-    assert "done after 4 steps" in output
-    assert not any(name.startswith("diag/") for name in logged(tmp_path))
+    assert output.count("no diagnostics: ") == 1 and "done after 4 steps" in output
     assert not (tmp_path / "diagnostics.jsonl").exists()
 
 

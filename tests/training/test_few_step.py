@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewstep.cli.main import main as command
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.model import SavedModel
@@ -31,9 +30,7 @@ ESTIMATES = {
 @pytest.mark.parametrize("objective", STUDENTS)
 def test_an_objective_trains_and_its_model_says_what_it_is(workshop: Workshop, tmp_path: Path, objective: str) -> None:
     run_dir = tmp_path / "run"
-    arguments = upon_a_flow(workshop, objective, run_dir, "--diagnostics.every_n_validations=2")
-    few = ["--diagnostics.num_examples=2", "--diagnostics.measurements=[late_flips]"]
-    assert main([*arguments, *few, "--trainer.precision=bf16-mixed"]) == 0
+    assert main(upon_a_flow(workshop, objective, run_dir, "--trainer.precision=bf16-mixed")) == 0
     identity = SavedModel.from_pretrained(run_dir / "model").identity
     assert identity.estimate == ESTIMATES.get(objective, "flow_map")
     assert identity.trained_nfe == (4 if objective == "progressive" else None)
@@ -41,7 +38,6 @@ def test_an_objective_trains_and_its_model_says_what_it_is(workshop: Workshop, t
     assert len(found["train/loss"]) == 4 and len(found["val/loss"]) == 2
     rows = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
     assert {row["num_steps"] for row in rows} == ({4} if objective == "progressive" else {1, 4, 32})
-    assert "Unable to serialize" not in (run_dir / "config.yaml").read_text()
     trained = load_file(run_dir / "model" / "denoiser.safetensors")
     start = load_file(trained_flow(workshop) / "denoiser.safetensors")
     new = {name for name in trained if name.startswith("body.distance.")}
@@ -79,13 +75,10 @@ def network(*, randomly: int, **changes: object) -> RegressionDenoiser:
     return made
 
 
-def test_a_second_time_starts_without_effect_and_is_told(generator: torch.Generator) -> None:
+def test_a_second_time_starts_without_effect_and_is_named(generator: torch.Generator) -> None:
     flow, grown = network(randomly=0, two_times=False), network(randomly=1)
-    x_t, t, s = (
-        randn((3, 4, 6), torch.zeros(()), generator),
-        torch.tensor([0.1, 0.4, 0.7]),
-        torch.tensor([1.0, 0.4, 0.8]),
-    )
+    x_t = randn((3, 4, 6), torch.zeros(()), generator)
+    t, s = torch.tensor([[0.1, 0.4, 0.7], [1.0, 0.4, 0.8]])
     assert not torch.allclose(flow(x_t, t).value, grown(x_t, t, s).value)
     new = start_from(grown, flow, "the flow")
     assert new and set(new) == {name for name in grown.state_dict() if name not in flow.state_dict()}
@@ -97,24 +90,23 @@ def test_a_second_time_starts_without_effect_and_is_told(generator: torch.Genera
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "named"),
     [
-        ({"width": 32}, "width 16 against 32"),
-        ({"num_heads": 4}, "num_heads 2 against 4"),
         ({"max_frequency": 30.0}, "max_frequency 1000.0 against 30.0"),
         ({"two_times": False}, "two_times True against False"),
     ],
 )
-def test_another_architecture_is_refused_by_name(changes: dict, told: str) -> None:
-    with pytest.raises(UserError, match=rf"^the map: [^\n]*{told}"):
+def test_another_architecture_is_refused_by_name(changes: dict, named: str) -> None:
+    with pytest.raises(UserError, match=rf"^the map: [^\n]*{named}"):
         start_from(network(randomly=0, **changes), network(randomly=1), "the map")
 
 
-def test_every_objective_is_refused_what_does_not_fit_it(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_objective_is_refused_what_does_not_fit_it(workshop: Workshop, tmp_path: Path) -> None:
     flow, autoencoder = trained_flow(workshop), workshop.autoencoder
-    one_time, two_times = "--model.denoiser.two_times=false", "--model.denoiser.two_times=true"
+    assert main(upon_a_flow(workshop, "progressive", tmp_path / "four")) == 0
+    four = tmp_path / "four" / "model"
+    given = [f"--model.teacher={four}", f"--model.initialise_from={four}"]
+    round_two = [*given, "--model.objective.num_steps=2"]
     cases = {
         ("consistency_distillation",): "model.teacher is missing: ConsistencyDistillation learns from a trained flow",
         ("reflow", f"--model.teacher={autoencoder}"): "has no denoiser",
@@ -122,33 +114,16 @@ def test_every_objective_is_refused_what_does_not_fit_it(
         ("mean_flow", f"--model.teacher={flow}"): "MeanFlow learns from data alone: leave it out",
         ("mean_flow", f"--model.initialise_from={autoencoder}"): "has no denoiser",
         ("mean_flow", f"--model.initialise_from={flow}", "--model.prediction=x1"): "its prediction is velocity",
-        ("mean_flow", one_time): "two_times is false, but MeanFlow trains a network of two times",
-        ("flow_matching", two_times): "two_times is true, but FlowMatching trains a network of one time",
+        ("mean_flow", "--model.denoiser.two_times=false"): "two_times is false, but MeanFlow trains a network of two",
+        ("flow_matching", "--model.denoiser.two_times=true"): "two_times is true, but FlowMatching trains a network",
         ("mean_flow", "--model.denoiser.self_conditioning=true"): "MeanFlow never feeds an estimate back",
-    }
-    for (objective, *flags), told in cases.items():
-        capsys.readouterr()
-        assert command(["train", *flow_arguments(workshop, objective, tmp_path / "run", *flags)]) == 2, flags
-        out, errors = capsys.readouterr()
-        assert not out and errors.count("\n") == 1 and told in errors, (told, errors)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_teacher_for_a_number_of_steps_teaches_that_number_alone(
-    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(upon_a_flow(workshop, "progressive", tmp_path / "four")) == 0
-    four = tmp_path / "four" / "model"
-    given = [f"--model.teacher={four}", f"--model.initialise_from={four}"]
-    round_two = [*given, "--model.objective.num_steps=2"]
-    assert main(flow_arguments(workshop, "progressive", tmp_path / "two", *round_two)) == 0
-    assert SavedModel.from_pretrained(tmp_path / "two" / "model").identity.trained_nfe == 2
-    cases = {
         ("progressive", *given): "trained for 4 steps, but ProgressiveDistillation asks it for others",
         ("reflow", *given): "trained for 4 steps, but Reflow asks it for others: give a flow for any number",
         ("progressive", *round_two, "--model.objective.time_sampler.mean=0.5"): "lie at other times",
     }
-    for (objective, *flags), told in cases.items():
-        capsys.readouterr()
-        assert command(["train", *flow_arguments(workshop, objective, tmp_path / "run", *flags)]) == 2
-        assert told in capsys.readouterr().err
+    for (objective, *flags), message in cases.items():
+        with pytest.raises(UserError, match=message):
+            main(flow_arguments(workshop, objective, tmp_path / "run", *flags))
+    assert not (tmp_path / "run").exists()
+    assert main(flow_arguments(workshop, "progressive", tmp_path / "two", *round_two)) == 0
+    assert SavedModel.from_pretrained(tmp_path / "two" / "model").identity.trained_nfe == 2

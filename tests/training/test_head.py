@@ -11,7 +11,7 @@ from fewstep.pipeline import TextGenerator
 from fewstep.shapes import randn
 from fewstep.training import HeadModule
 from fewstep.training.command import main
-from fewstep.training.head import check_generation
+from fewstep.training.stages import check_generation
 from fewstep.types import Latents
 from tests.bundles import tiny_bundle
 from tests.runs import Workshop, logged

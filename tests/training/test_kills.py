@@ -1,22 +1,29 @@
-"""A run that is killed at any moment, and again, ends as the run that was not: to the last bit, on one thread."""
+"""A run that is killed at any moment, or whose disk is full, ends as the run that was not: to the last bit."""
 
 import csv
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fewstep.cli.main import errors_to_exit_code
+from fewstep.cli.main import main
 from fewstep.storage import load_checkpoint
-from fewstep.training.command import main
 from fewstep.training.run_folder import AtomicCheckpointIO
 from tests.forked import kill_when, start_command
-from tests.runs import Workshop
-from tests.training.test_resume import assert_equal
+from tests.runs import ROOT, Workshop
+from tests.training.test_resume import assert_same_end
 
+LIMITED = """
+import resource, sys
+from fewstep.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
 STEPS = 24
 FLAGS = ["--ema.decay=0.9", "--checkpoint.every_n_steps=2", "--trainer.val_check_interval=10"]
 STAGES = {
@@ -42,16 +49,10 @@ def losses(run_dir: Path) -> dict[int, str]:
 
 
 def assert_same_run(whole: Path, broken: Path) -> None:
-    """The same losses, averages, optimizer, schedule, exported model and samples; nothing torn is left."""
+    """The same losses and the same end; nothing torn is left."""
     assert losses(whole) == losses(broken)
     assert len(losses(whole)) > 0
-    one, other = (load_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, broken))
-    for key in ("global_step", "state_dict", "current_model_state", "optimizer_states", "lr_schedulers"):
-        assert_equal(one[key], other[key], key)
-    for file in (whole / "model").glob("*.safetensors"):
-        assert file.read_bytes() == (broken / "model" / file.name).read_bytes()
-    if (whole / "samples.jsonl").exists():
-        assert (whole / "samples.jsonl").read_text() == (broken / "samples.jsonl").read_text()
+    assert_same_end(whole, broken)
     left = {file.name for file in (broken / "checkpoints").iterdir()}
     assert left <= {"last.ckpt", "previous.ckpt", "set_aside.ckpt"}
     assert not list(broken.glob(".model-*"))
@@ -69,7 +70,7 @@ def go_on(broken: Path, arguments: list[str]) -> list[str]:
 )
 def test_kills_at_random_moments_change_nothing(workshop: Workshop, tmp_path: Path, stage: str, kills: int) -> None:
     whole, broken, output = tmp_path / "whole", tmp_path / "broken", tmp_path / "output"
-    assert main(arguments_of(workshop, stage, whole)) == 0
+    assert main(["train", *arguments_of(workshop, stage, whole)]) == 0
     arguments = arguments_of(workshop, stage, broken)
     draw = random.Random(f"{stage}{kills}")
     for number in range(kills):
@@ -92,15 +93,9 @@ def lines_logged(run_dir: Path) -> int:
 
 def has_lines(run_dir: Path, count: int, delay: float) -> bool:
     """Whether so many lines are there; when they are, only after ``delay`` seconds."""
-    if lines_logged(run_dir) < count:
-        time.sleep(0.002)
-        return False
-    time.sleep(delay)
-    return True
-
-
-def torn(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    enough = lines_logged(run_dir) >= count
+    time.sleep(delay if enough else 0.002)
+    return enough
 
 
 def flipped(file: Path) -> None:
@@ -116,25 +111,22 @@ def test_last_falls_back_to_the_newest_whole_checkpoint_and_says_so(
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     arguments = workshop.arguments("language_model", "--checkpoint.every_n_steps=2", steps=6)
-    assert main([*arguments, f"--run_dir={whole}"]) == 0
-    assert main([*arguments, f"--run_dir={broken}"]) == 0
+    assert main(["train", *arguments, f"--run_dir={whole}"]) == 0
+    assert main(["train", *arguments, f"--run_dir={broken}"]) == 0
     checkpoints = broken / "checkpoints"
     damage(checkpoints / "last.ckpt")
     capsys.readouterr()
-    assert main([*arguments, f"--run_dir={broken}", "--ckpt_path=last"]) == 0
+    assert main(["train", *arguments, f"--run_dir={broken}", "--ckpt_path=last"]) == 0
     out = capsys.readouterr().out
     (line,) = (line for line in out.splitlines() if "previous.ckpt" in line)
-    assert "last.ckpt" in line
-    assert "of step 4" in line
-    assert "going on from step 4" in out
+    assert "last.ckpt" in line and "of step 4" in line and "going on from step 4" in out
     assert (checkpoints / "set_aside.ckpt").exists() == (damage is not Path.unlink)
     assert_same_run(whole, broken)
     for name in ("last.ckpt", "previous.ckpt"):
-        torn(checkpoints / name)
-    assert errors_to_exit_code(main, [*arguments, f"--run_dir={broken}", "--ckpt_path=last"]) == 2
+        (checkpoints / name).write_bytes((checkpoints / name).read_bytes()[:1000])
+    assert main(["train", *arguments, f"--run_dir={broken}", "--ckpt_path=last"]) == 2
     errors = capsys.readouterr().err
-    assert errors.count("\n") == 1
-    assert "last.ckpt cannot be read" in errors
+    assert errors.count("\n") == 1 and "last.ckpt cannot be read" in errors
 
 
 def test_there_is_a_last_checkpoint_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,3 +145,20 @@ def test_there_is_a_last_checkpoint_at_every_moment(tmp_path: Path, monkeypatch:
     assert there and all(there)
     assert [load_checkpoint(file)["step"] for file in (last, previous)] == [2, 1]
     assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", "previous.ckpt"}
+
+
+@pytest.mark.slow
+def test_a_file_that_may_not_grow_is_one_line_and_the_run_goes_on_later(
+    workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = workshop.arguments("autoencoder", "--checkpoint.every_n_steps=1", f"--run_dir={tmp_path}")
+    assert main(["train", *arguments, "--trainer.max_steps=2"]) == 0
+    before = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+    command = [sys.executable, "-c", LIMITED, str(len(before) // 2), "train", *arguments, "--ckpt_path=last"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("fewstep: error:"))
+    assert "File too large" in line
+    assert "go on by --ckpt_path last" in line
+    assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert main(["train", *arguments, "--ckpt_path=last"]) == 0

@@ -40,17 +40,12 @@ def write_encoder(workshop: Workshop, folder: Path) -> Path:
     return folder
 
 
-def own_flags(name: str, encoder: Path) -> list[str]:
-    """What a YAML names that is not here: a model of the hub."""
-    if "tokenizer" not in read_yaml(FOLDER / f"{name}.yaml").get("data", {}):
-        return []
-    return [f"--data.tokenizer={encoder}", f"--model.autoencoder.model={encoder}"]
-
-
 @pytest.mark.parametrize("name", LATENTS)
 def test_a_latent_trains_both_stages_and_its_model_works(workshop: Workshop, tmp_path: Path, name: str) -> None:
     encoder = write_encoder(workshop, tmp_path / "encoder")
-    assert train(workshop, "autoencoder", name, tmp_path / "latent", *own_flags(name, encoder)) == 0
+    from_hub = "tokenizer" in read_yaml(FOLDER / f"{name}.yaml").get("data", {})
+    own = [f"--data.tokenizer={encoder}", f"--model.autoencoder.model={encoder}"] if from_hub else []
+    assert train(workshop, "autoencoder", name, tmp_path / "latent", *own) == 0
     shutil.rmtree(encoder)  # from here on the saved model is enough
     base = SavedModel.from_pretrained(tmp_path / "latent" / "model")
     ids = torch.randint(100, (3, base.identity.block_size), generator=torch.Generator().manual_seed(0))
@@ -92,6 +87,4 @@ def test_another_tokenizer_than_the_encoders_is_refused_in_a_line(
     encoder = write_encoder(workshop, tmp_path / "encoder")
     flags = ["--data.tokenizer=null", "--data.vocab_size=290", f"--model.autoencoder.model={encoder}"]
     assert train(workshop, "autoencoder", "pretrained", tmp_path / "run", *flags) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"not that of model.autoencoder, {encoder}: pass --data.tokenizer={encoder}" in error
-    assert not (tmp_path / "run").exists()
+    assert f"not that of model.autoencoder, {encoder}: pass --data.tokenizer={encoder}" in capsys.readouterr().err

@@ -10,8 +10,7 @@ import torch
 
 from fewstep.cli.main import main
 from fewstep.storage import load_checkpoint
-from fewstep.training import AutoencoderModule, LanguageModelModule, module
-from fewstep.training.callbacks import SkipNonFinite
+from fewstep.training import AutoencoderModule, LanguageModelModule
 from fewstep.training.module import TrainingModule
 from fewstep.types import LossOutput
 from tests.runs import BATCH_SIZE, BLOCK_SIZE, Workshop, logged
@@ -67,38 +66,24 @@ def test_a_bad_step_changes_no_weight_and_no_moment_and_is_counted(
     assert all(torch.isfinite(moments["exp_avg_sq"]).all() for moments in state["state"].values())
 
 
-def test_without_a_bad_step_nothing_is_different(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = workshop.arguments("autoencoder", steps=STEPS)
-    assert main(["train", *arguments, f"--run_dir={tmp_path / 'with'}"]) == 0
-    for hook in ("on_before_optimizer_step", "on_train_batch_start", "on_train_batch_end"):
-        monkeypatch.delattr(SkipNonFinite, hook)
-    monkeypatch.setattr(module, "spread_nonfinite", lambda loss: loss)
-    assert main(["train", *arguments, f"--run_dir={tmp_path / 'without'}"]) == 0
-    one, other = (load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("with", "without"))
-    for key in ("state_dict", "current_model_state", "optimizer_states"):
-        assert_equal(one[key], other[key], key)
-    assert logged(tmp_path / "with")["train/loss"] == logged(tmp_path / "without")["train/loss"]
-
-
 def test_a_resumed_run_counts_on_and_a_streak_writes_no_checkpoint_that_is_only_due(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, {1, 3, 4, 5}, "infinite")
     flags = [f"--run_dir={tmp_path}", "--nonfinite.max_in_a_row=3", "--checkpoint.every_n_steps=1"]
     assert main(["train", *workshop.arguments("language_model", *flags, steps=STEPS)]) == 2
-    checkpoints = tmp_path / "checkpoints"
-    assert load_checkpoint(checkpoints / "last.ckpt")["global_step"] == 3, "the last good step"
+    previous, last = (load_checkpoint(tmp_path / "checkpoints" / f"{name}.ckpt") for name in ("previous", "last"))
+    assert (previous["global_step"], last["global_step"]) == (3, 5), "the last good step, and that before the end"
+    assert_equal(previous["current_model_state"], last["current_model_state"])
     monkeypatch.undo()
     arguments = workshop.arguments("language_model", *flags, "--ckpt_path=last", steps=STEPS)
     assert main(["train", *arguments]) == 0
     shutil.rmtree(tmp_path / "csv" / "version_0")
     counts = logged(tmp_path)["train/skipped_steps"]
-    assert [counts[step] for step in sorted(counts)] == [1] * (STEPS - 3)
+    assert [counts[step] for step in sorted(counts)] == [3] * (STEPS - 5)
 
 
-@pytest.mark.parametrize(("most", "last", "saved"), [(3, 5, 4), (1, 3, 3)])
+@pytest.mark.parametrize(("most", "last"), [(3, 5), (1, 3)])
 def test_after_too_many_the_run_ends_and_keeps_the_batches_and_the_last_good_weights(
     workshop: Workshop,
     tmp_path: Path,
@@ -106,11 +91,9 @@ def test_after_too_many_the_run_ends_and_keeps_the_batches_and_the_last_good_wei
     capsys: pytest.CaptureFixture[str],
     most: int,
     last: int,
-    saved: int,
 ) -> None:
     poison(monkeypatch, {3, 4, 5}, "infinite")
-    flags = [f"--run_dir={tmp_path}", f"--nonfinite.max_in_a_row={most}"]
-    flags.append("--trainer.accumulate_grad_batches=2")
+    flags = [f"--run_dir={tmp_path}", f"--nonfinite.max_in_a_row={most}", "--trainer.accumulate_grad_batches=2"]
     capsys.readouterr()
     assert main(["train", *workshop.arguments("autoencoder", *flags, steps=STEPS)]) == 2
     errors = capsys.readouterr().err
@@ -120,5 +103,5 @@ def test_after_too_many_the_run_ends_and_keeps_the_batches_and_the_last_good_wei
     assert [batch["ids"].shape for batch in batches] == [(BATCH_SIZE, BLOCK_SIZE)] * 2
     assert not set(batches[0]["index"].tolist()) & set(batches[1]["index"].tolist())
     checkpoint = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
-    assert checkpoint["global_step"] == saved, "the first bad step at most is counted"
-    assert checkpoint["callbacks"]["SkipNonFinite"] == {"skipped": saved - 3, "in_a_row": saved - 3}
+    assert checkpoint["global_step"] == last
+    assert checkpoint["callbacks"]["SkipNonFinite"] == {"skipped": last - 3, "in_a_row": last - 3}

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from fewstep.cli.main import main as command
+from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.evaluation.given import PROMPTS, answers
 from fewstep.evaluation.rows import RowFile
 from fewstep.evaluation.sweep import Batch, Samples
 from fewstep.model import SavedModel
-from fewstep.objectives import KnownPositions
+from fewstep.objectives import FlowMatching, KnownPositions
+from fewstep.schedules import UniformTime
 from fewstep.training.command import main
 from fewstep.training.data_modules import TextDataModule
 from fewstep.training.flow import FlowModule
@@ -22,7 +24,6 @@ from tests.evaluation.test_given import given_study
 from tests.evaluation.test_texts import SAMPLES
 from tests.runs import Workshop
 
-KNOWN = KnownPositions()
 FIELDS = {"prompt_field": "question", "text_field": "answer"}
 
 
@@ -57,10 +58,13 @@ def test_the_loss_is_of_answers_alone_and_the_saved_model_names_its_fields(pairs
     )
     batch = next(iter(data.val_dataloader()))
     assert batch["known"].any(1).all()
-    module = FlowModule.__new__(FlowModule)
-    torch.nn.Module.__init__(module)
-    stub = type("Stub", (), {"value": model})()
-    module._base, module.known = stub, dataclasses.replace(KNOWN, dropped=0.0)
+    module = FlowModule(
+        data,
+        str(pairs / "flow" / "model"),
+        FlowMatching(UniformTime()),
+        lambda latent_dim, positions: RegressionDenoiser(latent_dim, positions, width=16, depth=1, num_heads=2),
+        known=KnownPositions(dropped=0.0),
+    )
     latents, given = module._given(batch, torch.Generator().manual_seed(0))
     known = batch["known"].unflatten(1, (latents.mask.shape[1], -1)).all(-1)
     assert torch.equal(latents.mask, ~known)

@@ -62,16 +62,30 @@ def assert_same_training(one: Path, two: Path, num_batches: int) -> None:
             torch.testing.assert_close(found[key][name], weight, rtol=1e-4, atol=1e-6, msg=f"{key} {name}")
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_bad_in_one_process_is_skipped_by_both(workshop: Workshop, tmp_path: Path) -> None:
-    flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2"]
-    flags += ["--trainer.strategy=ddp"]
-    process = start(workshop.arguments("language_model", *flags, steps=STEPS), SCRIPT.with_name("poisoned_train.py"))
+def poisoned(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> tuple[int, str]:
+    """Two processes, the second of which has a NaN at step 2. Returns exit code and stderr."""
+    monkeypatch.setenv("RECORD", str(tmp_path))
+    monkeypatch.setenv("POISONED", "1")
+    own = [
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        f"--run_dir={tmp_path / 'run'}",
+    ]
+    process = start(workshop.arguments("language_model", *own, *flags, steps=STEPS), SCRIPT)
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    counts = logged(tmp_path)["train/skipped_steps"]
+    return process.returncode, errors
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_bad_in_one_process_is_skipped_by_both(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, errors = poisoned(workshop, tmp_path, monkeypatch)
+    assert code == 0, errors
+    counts = logged(tmp_path / "run")["train/skipped_steps"]
     assert [counts[step] for step in range(STEPS)] == [0, 0, 1, 1]
-    checkpoint = load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert all(torch.isfinite(weight).all() for weight in checkpoint["state_dict"].values())
     (state,) = checkpoint["optimizer_states"]
     assert {float(moments["step"]) for moments in state["state"].values()} == {STEPS - 1}
@@ -79,14 +93,11 @@ def test_a_loss_that_is_bad_in_one_process_is_skipped_by_both(workshop: Workshop
 
 @pytest.mark.slow
 def test_a_loss_that_stays_bad_in_one_process_ends_the_run_and_keeps_its_batch(
-    workshop: Workshop, tmp_path: Path
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = [f"--run_dir={tmp_path}", "--trainer.accelerator=cpu", "--trainer.devices=2", "--nonfinite.max_in_a_row=1"]
-    flags += ["--trainer.strategy=ddp"]
-    process = start(workshop.arguments("language_model", *flags, steps=STEPS), SCRIPT.with_name("poisoned_train.py"))
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == EXIT_USER_ERROR and "Traceback" not in errors, errors
-    files = [tmp_path / "nonfinite" / f"step-2-rank-{rank}.pt" for rank in (0, 1)]
+    code, errors = poisoned(workshop, tmp_path, monkeypatch, "--nonfinite.max_in_a_row=1")
+    assert code == EXIT_USER_ERROR and "Traceback" not in errors, errors
+    files = [tmp_path / "run" / "nonfinite" / f"step-2-rank-{rank}.pt" for rank in (0, 1)]
     assert str(files[0]) in errors
     rows = [torch.load(file, weights_only=True)[0]["index"].tolist() for file in files]
     assert not set(rows[0]) & set(rows[1])

@@ -41,34 +41,34 @@ def refusals(capsys: pytest.CaptureFixture[str], command: list[str]) -> list[str
 
 
 @pytest.mark.parametrize(
-    ("flag", "advice"),
+    "differences",
     [
-        ("--data.batch_size=2", "give --data.batch_size=4"),
-        ("--data.seed=1", "give --data.seed=0"),
-        ("--data.max_documents=30", "give --data.max_documents=40"),
-        ("--data.validation_fraction=0.1", "give --data.validation_fraction=0.05"),
-        ("--data.vocab_size=290", "give --data.vocab_size=300"),
-        ("--data.streaming=true", "give --data.streaming=false"),
-        ("--data.blocks=documents", "give --data.blocks=null"),
-        ("--data.source=grammar", "give the text as it was"),
-        ("--trainer.accumulate_grad_batches=2", "accumulate_grad_batches x processes is 2, in the checkpoint 1"),
-        ("--model.seed=1", "give --model.seed=0"),
-        ("--model.network.depth=2", "give --model.network.depth=1"),
-        ("--seed_everything=1", "give --seed_everything=0"),
+        {
+            "--data.batch_size=2": "give --data.batch_size=4",
+            "--data.seed=1": "give --data.seed=0",
+            "--model.seed=1": "give --model.seed=0",
+            "--model.network.depth=2": "give --model.network.depth=1",
+            "--trainer.accumulate_grad_batches=2": "accumulate_grad_batches x processes is 2, in the checkpoint 1",
+            "--seed_everything=1": "give --seed_everything=0",
+        },
+        {
+            "--data.max_documents=30": "give --data.max_documents=40",
+            "--data.validation_fraction=0.1": "give --data.validation_fraction=0.05",
+            "--data.vocab_size=290": "give --data.vocab_size=300",
+            "--data.blocks=documents": "give --data.blocks=null",
+        },
+        {"--data.streaming=true": "give --data.streaming=false"},
+        {"--data.source=grammar": "give the text as it was"},
     ],
 )
-def test_what_changes_the_meaning_of_a_run_is_refused(
-    workshop: Workshop, run: Path, capsys: pytest.CaptureFixture[str], flag: str, advice: str
+def test_what_changes_the_meaning_of_a_run_is_refused_with_a_line_for_each_difference(
+    workshop: Workshop, run: Path, capsys: pytest.CaptureFixture[str], differences: dict[str, str]
 ) -> None:
     before = {file: file.stat().st_mtime_ns for file in (run / "run").rglob("*")}
-    (line,) = refusals(capsys, arguments(workshop, run, "--ckpt_path=last", flag, steps=8))
-    assert advice in line and "start a new run" in line
+    lines = refusals(capsys, arguments(workshop, run, "--ckpt_path=last", *differences, steps=8))
+    assert len(lines) == len(differences) and all("start a new run" in line for line in lines)
+    assert all(any(advice in line for line in lines) for advice in differences.values())
     assert {file: file.stat().st_mtime_ns for file in (run / "run").rglob("*")} == before
-
-
-def test_every_difference_has_a_line(workshop: Workshop, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = refusals(capsys, arguments(workshop, run, "--ckpt_path=last", "--data.batch_size=2", "--data.seed=1"))
-    assert [line.partition("last.ckpt: ")[2].partition(" ")[0] for line in lines] == ["data.batch_size", "data.seed"]
 
 
 def test_a_text_that_grew_is_refused_and_no_tokenizer_is_trained(
@@ -149,14 +149,12 @@ def test_a_flow_is_not_resumed_on_an_autoencoder_that_was_trained_again(
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
-def test_a_checkpoint_of_an_earlier_version_is_compared_as_far_as_it_goes(
+def test_a_checkpoint_of_an_earlier_version_is_not_resumed(
     workshop: Workshop, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
-    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    content = torch.load(file, weights_only=True)
+    file = tmp_path / "last.ckpt"
+    content = load_checkpoint(run / "run" / "checkpoints" / "last.ckpt")
     del content["fewstep"]["run"]
     torch.save(content, file)
-    capsys.readouterr()
-    assert main(arguments(workshop, tmp_path, "--ckpt_path=last", steps=5)) == 0
-    assert "of an earlier fewstep" in capsys.readouterr().out
+    (line,) = refusals(capsys, arguments(workshop, tmp_path, f"--ckpt_path={file}", f"--data.source={run}/text.jsonl"))
+    assert "an earlier fewstep" in line

@@ -1,10 +1,9 @@
 """Lightning modules, data modules and callbacks: the only room that knows Lightning and wandb."""
 
-from fewstep.training.autoencoders import AutoencoderModule
 from fewstep.training.data_modules import TextDataModule
 from fewstep.training.flow import DistributionMatchingModule, FlowModule
-from fewstep.training.head import HeadModule, LanguageModelModule
 from fewstep.training.module import OptimizerSettings
+from fewstep.training.stages import AutoencoderModule, HeadModule, LanguageModelModule
 
 __all__ = [
     "AutoencoderModule",

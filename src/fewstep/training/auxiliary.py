@@ -7,7 +7,6 @@ from lightning import Trainer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from fewstep.errors import UserError
 from fewstep.storage import load_strictly
 from fewstep.training.module import OptimizerSettings
 
@@ -15,10 +14,9 @@ from fewstep.training.module import OptimizerSettings
 class Auxiliary:
     """A second network that is trained beside a stage's own: kept in checkpoints, never in a saved model.
 
-    It is no submodule of the stage, so the stage's optimizer, gradient norm, weight average and DDP do not see it, and
-    Lightning counts the student's steps only. All its updates happen inside a training step: gradients are averaged
-    over ranks, clipped as the trainer's settings say, and dropped if they are not finite. The schedule moves once a
-    training step.
+    It is no submodule of the stage, so the stage's optimizer, gradient norm, weight average and DDP do not see it. All
+    its updates happen inside a training step: gradients are averaged over ranks, clipped as the trainer's settings say,
+    and dropped if they are not finite. The schedule moves once a training step.
     """
 
     def __init__(self, network: nn.Module, settings: OptimizerSettings) -> None:
@@ -53,12 +51,12 @@ class Auxiliary:
             flat = trainer.strategy.reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="mean")
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm(gradients)
         if trainer.gradient_clip_val:
             if trainer.gradient_clip_algorithm == "value":
-                torch.nn.utils.clip_grad_value_(self.network.parameters(), trainer.gradient_clip_val)
+                nn.utils.clip_grad_value_(self.network.parameters(), trainer.gradient_clip_val)
             else:
-                torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), trainer.gradient_clip_val, norm)
+                nn.utils.clip_grads_with_norm_(self.network.parameters(), trainer.gradient_clip_val, norm)
         if bool(torch.isfinite(norm)):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -73,14 +71,11 @@ class Auxiliary:
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer and schedule, for a checkpoint."""
-        if self._optimizer is None or self._schedule is None:
-            return {"network": self.network.state_dict()}
+        assert self._optimizer is not None and self._schedule is not None
         optimizer, schedule = self._optimizer.state_dict(), self._schedule.state_dict()
         return {"network": self.network.state_dict(), "optimizer": optimizer, "schedule": schedule}
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
         """Restore what :meth:`state_dict` returned. Raises ``UserError`` for another network."""
-        if "network" not in state:
-            raise UserError(f"{source} has no auxiliary network: it was trained by another objective")
         load_strictly(self.network, state["network"], source)
-        self._restored = {name: value for name, value in state.items() if name != "network"}
+        self._restored = state

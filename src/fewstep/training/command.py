@@ -1,6 +1,5 @@
 """``fewstep train``: one stage from YAML files and flags, by LightningCLI."""
 
-import errno
 import logging
 import sys
 import warnings
@@ -20,19 +19,10 @@ from fewstep.errors import UserError
 from fewstep.registry import import_attribute
 from fewstep.settings import PARSER, ConfigOption, SizeOption, expand_home, parser_message, whole_number
 from fewstep.shapes import own_defaults
-from fewstep.training.callbacks import (
-    CompiledBlocks,
-    Diagnostics,
-    ExportModel,
-    RecomputedBlocks,
-    ResumePoint,
-    SampleTable,
-    SkipNonFinite,
-    WeightAverage,
-)
-from fewstep.training.callbacks.interruptions import TrainingStopped
-from fewstep.training.callbacks.validations import check_measurements
-from fewstep.training.data_modules import StepDataModule, check_passes
+from fewstep.training.callbacks.interruptions import ResumePoint, SkipNonFinite, TrainingStopped
+from fewstep.training.callbacks.validations import Diagnostics, SampleTable
+from fewstep.training.callbacks.weights import CompiledBlocks, RecomputedBlocks, WeightAverage
+from fewstep.training.data_modules import StepDataModule
 from fewstep.training.module import TrainingModule, announce
 from fewstep.training.run_folder import (
     CHECKPOINTS,
@@ -40,29 +30,23 @@ from fewstep.training.run_folder import (
     NONFINITE,
     AtomicCheckpointIO,
     RunFolder,
-    RunRecord,
-    cannot_write,
     compare,
     find_checkpoint,
     flatten,
-    recorded_run,
     resumed_tokenizer,
     tokenizer_of,
 )
-from fewstep.training.tracking import Monitor, StepBar, check_wandb, default_loggers, finish_runs, in_own_run
-from fewstep.training.trainer_settings import (
-    check_built,
-    check_trainer,
-    emulates_bfloat16,
-    is_refusal,
+from fewstep.training.tracking import (
+    Monitor,
+    StepBar,
+    check_wandb,
+    default_loggers,
+    finish_runs,
+    in_own_run,
     place_loggers,
-    with_log_folder,
 )
+from fewstep.training.trainer_settings import check_built, check_trainer, emulates_bfloat16, is_refusal
 
-SIGNAL_EXIT = 128
-"""A shell reports a process that a signal ended as 128 plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-DEFAULT_DATA = {"class_path": "fewstep.training.TextDataModule", "init_args": {}}
 INTENDED = (
     ".*args parameter is intended.*",  # we parse on behalf of the caller
     ".*in eval mode at the start of training.*",  # a pretrained encoder is frozen
@@ -85,7 +69,10 @@ class SaveConfig(SaveConfigCallback):
         """Lightning calls this on rank 0. Only ``fit`` has a run folder."""
         if stage != "fit":
             return
-        file = config_file(Path(trainer.default_root_dir), resumed=bool(self.config.ckpt_path))
+        folder = Path(trainer.default_root_dir)
+        file = folder / "config.yaml"
+        if self.config.ckpt_path and file.exists():
+            file = folder / f"config_resumed_{len(list(folder.glob('config_resumed_*.yaml'))) + 1}.yaml"
         self.parser.save(self.config, file, skip_unset=False, overwrite=True, multifile=False)
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         for logger in trainer.loggers:
@@ -115,7 +102,7 @@ class FewstepCLI(LightningCLI):
         """Add the run folder and the callbacks, in the order that they are called.
 
         Those that look at the averaged weights stand before weight averaging, which swaps them out when the validation
-        epoch ends; the export and the checkpoints stand after it.
+        epoch ends; the checkpoints stand after it.
         """
         parser.add_argument("--run_dir", type=str, default="runs/latest", help="folder that this run writes")
         parser.add_argument(
@@ -128,35 +115,25 @@ class FewstepCLI(LightningCLI):
         parser.add_lightning_class_args(RecomputedBlocks, "recompute")
         parser.add_lightning_class_args(SkipNonFinite, "nonfinite")
         parser.add_lightning_class_args(WeightAverage, "ema")
-        parser.add_lightning_class_args(ExportModel, "export")
         parser.add_lightning_class_args(ResumePoint, "checkpoint")
-        parser.set_defaults({"data": DEFAULT_DATA})
-        parser.link_arguments("run_dir", "diagnostics.folder")
-        parser.link_arguments("run_dir", "samples.folder")
-        places = {"nonfinite.folder": NONFINITE, "export.folder": MODEL, "checkpoint.dirpath": CHECKPOINTS}
-        for option, name in places.items():
+        parser.set_defaults({"data": {"class_path": "fewstep.training.TextDataModule", "init_args": {}}})
+        places = {"nonfinite.folder": NONFINITE, "checkpoint.dirpath": CHECKPOINTS}
+        for option, name in {"diagnostics.folder": "", "samples.folder": "", **places}.items():
             parser.link_arguments("run_dir", option, compute_fn=lambda run_dir, name=name: str(Path(run_dir) / name))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, check, and find the checkpoint to resume from. Raises ``UserError`` for what does not fit."""
+        """Parse and check. Raises ``UserError`` for what does not fit."""
         super().parse_arguments(parser, args)
-        config = expand_home(self.config[self.config.subcommand])
-        check_settings(config)
-        self._loggers = place_loggers(config.trainer.logger, config.run_dir)
+        check_settings(expand_home(self.config[self.config.subcommand]))
+
+    def before_instantiate_classes(self) -> None:
+        """Check checkpoint and run folder before anything costs time; take the base model's tokenizer."""
+        config = self._settings()
         self._note, self._entry = "", None
         if config.ckpt_path is not None:  # before Lightning reads it, whose errors name no remedy
             stage = import_attribute(config.model.class_path, "model.class_path").stage_name
             file, self._entry, self._note = find_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
             config.ckpt_path = str(file)
-            if 0 < config.trainer.max_steps < self._entry["step"]:
-                raise UserError(
-                    f"trainer.max_steps is {config.trainer.max_steps}, but {file} is of step {self._entry['step']}: "
-                    "give at least as many"
-                )
-
-    def before_instantiate_classes(self) -> None:
-        """Check the run folder before anything costs time; take the base model's tokenizer."""
-        config = self._settings()
         given = config.model.get("init_args", {})
         models = [given.get(name) for name in ("autoencoder", "teacher", "initialise_from", "language_model")]
         self._folder = RunFolder(
@@ -165,17 +142,15 @@ class FewstepCLI(LightningCLI):
             resumed=None if config.ckpt_path is None else Path(config.ckpt_path),
             built_on=[path for path in models if isinstance(path, str)],
         )
-        if self._entry is not None and self.subcommand == "fit":  # before anything is read or prepared
-            saved = recorded_run(self._entry, config.ckpt_path)
-            compare(saved, RunRecord(self._plain_settings(), {}), config.ckpt_path)
         base, data = models[0], config.data.init_args
         if "tokenizer" in data and data.tokenizer is None:
             if isinstance(base, str):
                 data.tokenizer = tokenizer_of(base, data.cache_dir)
             elif config.ckpt_path is not None:
                 data.tokenizer = resumed_tokenizer(config.ckpt_path, data)
+        logs_to_wandb = place_loggers(config.trainer.logger, Path(config.run_dir))
         if self._writes():
-            if config.trainer.logger in (None, True) or "WandbLogger" in self._loggers:
+            if logs_to_wandb or config.trainer.logger in (None, True):
                 check_wandb()
             self._folder.check()
 
@@ -193,63 +168,71 @@ class FewstepCLI(LightningCLI):
         logger, callbacks = in_own_run(built.logger), built.callbacks or []
         if logger in (None, True):
             logs = self.subcommand == "fit" and not config.trainer.fast_dev_run
-            logger = default_loggers(config.run_dir) if logs else False
-        callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+            logger = default_loggers(Path(config.run_dir)) if logs else False
+        callbacks = [Monitor(), *(callbacks if isinstance(callbacks, list) else [callbacks])]
         if config.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             # Metrics are read from the device when the bar is drawn: as often as they are logged.
             callbacks.append(StepBar(refresh_rate=config.trainer.log_every_n_steps or 50))
-        trainer = super().instantiate_trainer(
-            default_root_dir=config.run_dir, logger=logger, callbacks=[*callbacks, Monitor()]
-        )
+        trainer = super().instantiate_trainer(default_root_dir=config.run_dir, logger=logger, callbacks=callbacks)
         check_built(trainer)
-        self.model.check_trainer(trainer)
-        if self.subcommand == "fit" and config.diagnostics.measurements is not None:
-            check_measurements(config.diagnostics.measurements, self.model)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        changes: list[str] = []
+        self.model.check_trainer(trainer)
         self.model.settings = self._plain_settings()
-        if self._entry is not None and self.subcommand == "fit":
-            changes = self.model.check_resume(self._entry, trainer, config.ckpt_path)
-        if self._writes():
-            self._folder.open()
+        if self.subcommand == "fit":
+            self._begin(trainer)
         if self._note:
             announce(trainer, f"==> {self._note}")
-        if trainer.precision == "bf16-mixed" and emulates_bfloat16():
-            announce(trainer, "==> this CPU computes bfloat16 in software: --trainer.precision=32-true trains faster")
-        if changes:
-            announce(trainer, "==> changed since the checkpoint: " + ", ".join(changes))
-        if self._entry is not None and "run" not in self._entry:
-            announce(trainer, "==> the checkpoint, of an earlier fewstep, does not record its settings: give the same")
         return trainer
 
-    def fit(
-        self, model: LightningModule, datamodule: StepDataModule, ckpt_path: str | None = None, weights_only: Any = None
-    ) -> None:
-        """Train. Raises ``TrainingStopped`` if a signal ended it: Lightning leaves by ``SystemExit`` then."""
+    def _begin(self, trainer: Trainer) -> None:
+        """Compare a resumed run with its checkpoint, and open the run folder: nothing is refused after that."""
+        config = self._settings()
+        if config.diagnostics.measurements is not None:
+            from fewstep.training.callbacks.measuring import chosen_measurements
+
+            parts = self.model.saved_model().parts()
+            chosen_measurements(self.model.stage_name, config.diagnostics.measurements, parts)
+        changes: list[str] = []
+        if self._entry is not None:
+            changes = compare(self._entry, self.model.run_record(trainer), config.ckpt_path)
+        if self._writes():
+            self._folder.open()
+        if changes:
+            announce(trainer, "==> changed since the checkpoint: " + ", ".join(changes))
+        if trainer.precision == "bf16-mixed" and emulates_bfloat16():
+            announce(trainer, "==> this CPU computes bfloat16 in software: --trainer.precision=32-true trains faster")
+
+    def after_fit(self) -> None:
+        """Write the model of a run that ended, over an earlier one, and print where it is."""
+        trainer, stage, folder = self.trainer, self.model.stage_name, self._folder.folder / MODEL
+        step, last = trainer.global_step, trainer.max_steps
+        if not self._writes():
+            return
+        if step == 0:
+            announce(trainer, f"==> {stage}: stopped before the first step, nothing is saved")
+            return
+        self.model.saved_model().save_pretrained(folder, overwrite=True)
+        ended = f"done after {step:,} steps" if step >= last else f"stopped after {step:,} of {last:,} steps"
+        resume = "" if step >= last else "; the same command with --ckpt_path last goes on"
+        announce(trainer, f"==> {stage}: {ended}; model in {folder}{resume}")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; finish the wandb runs that it opened; a folder created for no batch goes again.
+
+        Raises ``TrainingStopped`` if a signal ended it: Lightning leaves by ``SystemExit`` then.
+        """
+        self.config_init[subcommand].weights_only = True  # no code of a checkpoint is run
+        open_before = wandb.run
         try:
-            # weights_only: no code of the checkpoint is run.
-            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                raise
-            raise UserError(cannot_write(Path(error.filename or self._folder.folder), error)) from error
+            super()._run_subcommand(subcommand)
         except (KeyboardInterrupt, SystemExit):
             if not self.trainer.interrupted:
                 raise
             (resume_point,) = (item for item in self.trainer.callbacks if isinstance(item, ResumePoint))  # type: ignore[attr-defined]
             raise resume_point.stopped(self.trainer) from None
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run it; finish the wandb runs that it opened; a folder created for no batch goes again."""
-        open_before, is_done = wandb.run, False
-        try:
-            super()._run_subcommand(subcommand)
-            is_done = True
         finally:
             finish_runs(self.trainer.loggers, open_before)
-            if not is_done and not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:
-                self._folder.discard()
-            self._folder.close()
+            self._folder.close(is_empty=not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready)
 
     def _plain_settings(self) -> dict[str, Any]:
         """All settings by option, in plain values."""
@@ -257,37 +240,29 @@ class FewstepCLI(LightningCLI):
         return flatten({name: value for name, value in settings.items() if name != "config"})
 
     def _settings(self) -> Namespace:
-        return self.config[self.subcommand] if self.subcommand else self.config
+        return self.config[self.subcommand]
 
     def _writes(self) -> bool:
         """Whether this process writes the run folder: rank 0, unless the run is a trial."""
         is_trial = bool(self._settings().trainer.fast_dev_run)
-        return self.subcommand == "fit" and not is_trial and getattr(rank_zero_only, "rank", 0) == 0
+        return self.subcommand == "fit" and not is_trial and _is_first()
+
+
+def _is_first() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def check_settings(config: Namespace) -> None:
     """Raise ``UserError`` for settings that Lightning accepts, or refuses without naming them."""
-    trainer, seed = config.trainer, config.get("seed_everything")
+    seed = config.get("seed_everything")
     if not 0 <= (seed or 0) < 2**32:
         raise UserError(f"seed_everything is {seed}: expected a whole number from 0 to {2**32 - 1}")
-    check_trainer(trainer)
-    check_passes(trainer, streaming=bool(config.data.get("init_args", {}).get("streaming")))
-    if config.diagnostics.measurements is not None:  # before the text is read
-        check_measurements(config.diagnostics.measurements)
+    check_trainer(config.trainer)
     model, data = config.model.class_path, config.data.class_path
     expected = import_attribute(model, "model.class_path").data_class
     if not issubclass(import_attribute(data, "data.class_path"), expected):
         model, data = (path.rpartition(".")[2] for path in (model, data))
         raise UserError(f"data.class_path is {data}, but {model} trains on {expected.__name__}: give that class")
-
-
-def config_file(run_dir: Path, *, resumed: bool) -> Path:
-    """``config.yaml``, or the next ``config_resumed_N.yaml`` of a run that has one and goes on."""
-    file, number = run_dir / "config.yaml", 0
-    while resumed and file.exists():
-        number += 1
-        file = run_dir / f"config_resumed_{number}.yaml"
-    return file
 
 
 def main(argv: list[str]) -> int:
@@ -298,12 +273,9 @@ def main(argv: list[str]) -> int:
     try:
         run_training(argv)
     except TrainingStopped as stopped:
-        if stopped.first_process:
-            resume = "stopped before anything was saved; the same command starts again from step 0"
-            if stopped.checkpoint is not None:
-                resume = f"stopped after {stopped.step:,} steps; the same command with --ckpt_path last resumes there"
-            print("fewstep:", resume, file=sys.stderr)
-        return SIGNAL_EXIT + stopped.signal_number
+        if _is_first():
+            print("fewstep:", stopped, file=sys.stderr)
+        return stopped.exit_code
     return 0
 
 
@@ -319,6 +291,10 @@ def run_training(arguments: list[str]) -> None:
     for message in INTENDED:
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
+    words = [whole_number(word) for word in arguments]
+    for option in ("--trainer.logger=CSVLogger", "--trainer.logger=TensorBoardLogger"):  # without a default folder
+        if option in words:
+            words.insert(words.index(option) + 1, "--trainer.logger.save_dir=.")
     try:
         FewstepCLI(
             model_class=TrainingModule,
@@ -332,7 +308,7 @@ def run_training(arguments: list[str]) -> None:
             save_config_kwargs={"save_to_log_dir": False, "config_filename": "config.yaml"},
             parser_kwargs={**{name: dict(PARSER) for name in FewstepCLI.subcommands()}, **PARSER},
             auto_configure_optimizers=False,
-            args=with_log_folder([whole_number(word) for word in arguments]),
+            args=words,
         )
     except SystemExit as end:  # --help and --print_config
         if end.code not in (None, 0):

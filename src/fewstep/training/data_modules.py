@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,22 +27,20 @@ Batch = dict[str, Tensor]
 class StepDataModule(LightningDataModule):
     """Base of the data modules: which rows a process sees at which step.
 
-    A subclass sets ``kind`` (of the models on it), ``example_name`` (a row), ``unit`` (what is counted) and
-    ``validation_name`` (its option for ``num_validation``), and defines the loaders, ``report``, ``new_model`` and
-    ``check_model``. Raises ``UserError`` for numbers out of range.
+    A subclass sets ``kind`` (of the models on it), ``example_name`` (a row) and ``unit`` (what is counted), and defines
+    the loaders and what raises here. Raises ``UserError`` for numbers out of range.
     """
 
     kind: ClassVar[Kind]
     example_name: ClassVar[str]
     unit: ClassVar[str]
-    validation_name: ClassVar[str]
 
     def __init__(self, batch_size: int, num_validation: int, num_workers: int, seed: int) -> None:
         super().__init__()
         if batch_size < 1 or num_validation < 1 or num_workers < 0:
             raise UserError(
-                f"batch_size {batch_size}, {self.validation_name} {num_validation}, num_workers {num_workers}: "
-                "expected at least 1, at least 1, and at least 0"
+                f"batch_size {batch_size}, num_validation_{self.example_name} {num_validation}, num_workers "
+                f"{num_workers}: expected at least 1, at least 1, and at least 0"
             )
         self.batch_size = batch_size
         self.num_validation = num_validation
@@ -72,10 +69,7 @@ class StepDataModule(LightningDataModule):
         return {}
 
     def load_model(self, path: str, *needed: str, allow: Sequence[str] = ()) -> SavedModel:
-        """Load the frozen model that a stage builds on; ``allow`` names packages whose classes may be built.
-
-        Raises ``UserError`` if a ``needed`` part is missing, or if the model is of other data.
-        """
+        """The frozen model that a stage builds on. Raises ``UserError`` for a missing part or a model of other data."""
         model = SavedModel.from_pretrained(path, allow=allow, kind=self.kind)
         model.require(*needed, source=path)
         self.check_model(model.identity, path)
@@ -87,28 +81,20 @@ class StepDataModule(LightningDataModule):
         """How many of ``unit`` a batch holds."""
         return len(batch["index"])
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch except its row numbers, which are looked up on the CPU."""
-        content = {name: value for name, value in batch.items() if name != "index"}
-        return {**super().transfer_batch_to_device(content, device, dataloader_idx), "index": batch["index"]}
-
-    def step_batches(self, num_examples: int) -> StepBatchSampler:
-        """Row numbers of the train batches from the current step to the end of the run."""
+    def step_loader(self, rows: Any, collate_rows: Callable[..., Batch]) -> "StepLoader":
+        """A loader of the train batches from the current step to the end of the run."""
         assert self.trainer is not None
         rank, world_size = self.ranks()
-        return StepBatchSampler(
-            num_examples,
+        accumulated = self.trainer.accumulate_grad_batches
+        sampler = StepBatchSampler(
+            len(rows),
             self.batch_size,
-            num_batches=max(self.trainer.max_steps, 0) * self.trainer.accumulate_grad_batches,
+            num_batches=self.trainer.max_steps * accumulated,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
-            batches_per_step=self.trainer.accumulate_grad_batches,
+            batches_per_step=accumulated,
         )
-
-    def step_loader(self, rows: Any, collate_rows: Callable[..., Batch]) -> "StepLoader":
-        """A loader of train batches."""
-        sampler = self.step_batches(len(rows))
 
         def seek() -> None:
             sampler.start_batch = self.batches_done()
@@ -120,20 +106,19 @@ class StepDataModule(LightningDataModule):
     def held_out_batches(self, num_rows: int) -> list[list[int]]:
         """Row numbers of this rank's validation batches: of batches in order, rank r of W takes r, r + W, ...
 
-        Every rank gets the same number of batches (an all-reduce would deadlock otherwise). Ranks that run short repeat
-        the last batch with weight 0.
+        All get the same number, or an all-reduce would deadlock: who runs short repeats the last, with weight 0.
         """
         rank, world_size = self.ranks()
-        rows = range(min(num_rows, self.num_validation))
-        batches = [list(rows[start : start + self.batch_size]) for start in range(0, len(rows), self.batch_size)]
+        rows = list(range(min(num_rows, self.num_validation)))
+        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         self._num_held_out_batches = len(batches)
         numbers = range(rank, -(-len(batches) // world_size) * world_size, world_size)
         return [batches[min(number, len(batches) - 1)] for number in numbers]
 
     def held_out_weight(self, batch_idx: int, size: int) -> int:
-        """Weight of a validation batch of ``size`` rows in the mean over all ranks: size W, or 0.
+        """Weight of a validation batch in the mean over all ranks: its ``size``, or 0.
 
-        W, a common factor, is there because Lightning averages the weights over ranks in integers, rounding down.
+        Times W, since Lightning averages the weights over ranks in integers, rounding down.
         """
         rank, world_size = self.ranks()
         return size * world_size if batch_idx * world_size + rank < self._num_held_out_batches else 0
@@ -144,14 +129,12 @@ class StepDataModule(LightningDataModule):
 
     def batches_done(self) -> int:
         """Batches that this process has trained on."""
-        return 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
+        assert self.trainer is not None
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches
 
 
 class StepLoader(DataLoader):
-    """A loader that calls ``seek`` before each pass, so that the pass begins at the trainer's step.
-
-    Lightning ends a pass where ``limit_train_batches`` says, and begins the next with the same loader.
-    """
+    """Calls ``seek`` before each pass: Lightning ends one where ``limit_train_batches`` says, and reuses the loader."""
 
     seek: Callable[[], None]
 
@@ -160,43 +143,12 @@ class StepLoader(DataLoader):
         return super().__iter__()
 
 
-def check_passes(trainer: Any, *, streaming: bool) -> None:
-    """Raise ``UserError`` for settings of a ``trainer`` by which the batches would not follow from the step.
-
-    A pass is ``limit_train_batches`` long, by default the whole run.
-    """
-    accumulated, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
-    if trainer.overfit_batches:
-        raise UserError(
-            f"trainer.overfit_batches is {trainer.overfit_batches}, but every step has new batches: to train on little "
-            "text again and again, give --data.max_documents"
-        )
-    if trainer.fast_dev_run:
-        return
-    if isinstance(limit, float) and limit != 1 and streaming:
-        raise UserError(f"trainer.limit_train_batches is {limit}, but a stream has no end: give a whole number")
-    whole = trainer.max_steps * accumulated
-    batches = whole if limit is None else min(limit, whole) if isinstance(limit, int) else int(limit * whole)
-    interval, passes = trainer.val_check_interval, trainer.check_val_every_n_epoch
-    if isinstance(interval, int) and interval > batches and passes is not None and not streaming:
-        raise UserError(
-            f"trainer.val_check_interval is {interval}, more than the {batches} batches of a pass: give "
-            "trainer.check_val_every_n_epoch=null to count over passes"
-        )
-    if batches < 1 or batches % accumulated:
-        raise UserError(
-            f"trainer.limit_train_batches is {limit}, which is {batches} batches in a pass: expected a multiple of "
-            f"trainer.accumulate_grad_batches, {accumulated}"
-        )
-
-
 @dataclass(eq=False, repr=False)
 class TextDataModule(CorpusSettings, StepDataModule):
     """Packed blocks of a corpus in batches; its settings are those of the corpus, and these.
 
     Args:
-        tokenizer: folder or hub name of a tokenizer; None trains a byte-level BPE, or takes that of the model that a
-            later stage builds on.
+        tokenizer: folder or hub name; None trains a byte-level BPE, or takes that of the model a later stage builds on.
         batch_size: blocks in a batch of one process.
         num_validation_blocks: at most this many blocks are validated on.
         num_workers: processes that load batches; 0 loads in the training process.
@@ -206,7 +158,6 @@ class TextDataModule(CorpusSettings, StepDataModule):
     kind: ClassVar[Kind] = "text"
     example_name: ClassVar[str] = "blocks"
     unit: ClassVar[str] = "tokens"
-    validation_name: ClassVar[str] = "num_validation_blocks"
 
     batch_size: int = 64
     num_validation_blocks: int = 512
@@ -249,16 +200,10 @@ class TextDataModule(CorpusSettings, StepDataModule):
 
     def check_model(self, identity: Identity, path: str) -> None:
         """Raise ``UserError`` for other blocks or another tokenizer."""
-        if identity.block_size != self.block_size:
-            raise UserError(
-                f"{path} was trained on blocks of {identity.block_size} tokens, the data has {self.block_size}: "
-                f"pass --data.block_size={identity.block_size}"
-            )
-        if identity.blocks != self.blocks:
-            raise UserError(
-                f"{path} was trained on blocks that are {identity.blocks}, the data's are {self.blocks}: "
-                f"pass --data.blocks={identity.blocks}"
-            )
+        for name in ("block_size", "blocks"):
+            theirs, ours = getattr(identity, name), getattr(self, name)
+            if theirs != ours:
+                raise UserError(f"{path} was trained with {name} {theirs}, not {ours}: pass --data.{name}={theirs}")
         if identity.tokenizer_fingerprint != tokenizer_fingerprint(self.corpus.tokenizer):
             raise UserError(
                 f"the data's tokenizer is not the one of {path}: leave --data.tokenizer out, or point it there"
@@ -277,14 +222,11 @@ class TextDataModule(CorpusSettings, StepDataModule):
             if self._restored_stream is not None:
                 corpus.train.load_state_dict(self._restored_stream)
                 self._restored_stream = None
-            loader = StepLoader(corpus.train, self.batch_size, collate_fn=collate, num_workers=0)
-            loader.seek = self._seek_stream
+            stream = corpus.train
+            loader = StepLoader(stream, self.batch_size, collate_fn=collate, num_workers=0)
+            loader.seek = lambda: stream.load_state_dict(stream.state_dict(self.batches_done() * self.batch_size))
             return loader
         return self.step_loader(corpus.train, collate)
-
-    def _seek_stream(self) -> None:
-        stream: Any = self.corpus.train
-        stream.load_state_dict(stream.state_dict(self.batches_done() * self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
         """This rank's share of the first ``num_validation_blocks`` held-out blocks."""

@@ -1,6 +1,6 @@
 """Stage two: a flow on frozen latents, and what it may learn from and start from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from fewstep.denoisers import (
 )
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel, check_same_autoencoder
+from fewstep.nn import transformer_blocks
 from fewstep.objectives import DistributionMatching, KnownPositions, Objective
 from fewstep.paths import PATHS, PathName
 from fewstep.schedules import LogitNormalTime
@@ -31,8 +32,8 @@ from fewstep.training.run_folder import weights_digest
 from fewstep.types import Latents, LossOutput
 
 MAX_COUNTED_BLOCKS = 50_000  # enough for a prior over tokens
-AUXILIARY = "auxiliary"
-"""Key of a checkpoint."""
+GROWN = {"two_times": "body.distance.", "reads_known": "known"}
+"""Options that a network may have beyond the one that it starts from, and the prefix of their tensors."""
 
 
 class FlowModule(TrainingModule):
@@ -40,14 +41,12 @@ class FlowModule(TrainingModule):
 
     ``autoencoder`` is a model folder or checkpoint of stage one; ``denoiser`` is built from (D, K). ``teacher`` is a
     model with the trained flow that some objectives learn from. ``initialise_from`` is one with a flow of the same
-    architecture, path and prediction to start from; if the network here has a second time or reads known positions, its
-    tensors are new and start without effect (:func:`.start_from`). ``known`` says which positions of an example are
-    known, so that the model continues and fills in text; None: it writes whole blocks. ``allow`` names packages beside
-    fewstep whose classes these models may have. Raises ``UserError`` if parts and data do not fit.
+    architecture, path and prediction to start from (:func:`.start_from`). ``known`` says which positions of an example
+    are known, so that the model continues and fills in text; None: it writes whole blocks. ``allow`` names packages
+    beside fewstep whose classes these models may have. Raises ``UserError`` if parts and data do not fit.
 
-    Distribution matching grows its auxiliary network from that flow too. A training step is then one step of the
-    denoiser and the updates of the auxiliary network on the same batch; ``max_steps``, the schedules and the average
-    of the weights count the denoiser's steps.
+    Distribution matching grows its auxiliary network from that flow too; a step is then one of the denoiser and the
+    updates of the auxiliary network on the same batch.
     """
 
     trained: ClassVar[tuple[str, ...]] = ("denoiser",)
@@ -70,64 +69,61 @@ class FlowModule(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(data, optimizer, seed, data.load_model(autoencoder, *self.builds_on, allow=allow or ()))
-        own = super().identity() if known is None else data.describe(super().identity())
-        self.flow_identity = identity_of_flow(own, objective, path, prediction, known)
-        self.objective = objective
+        self.objective, self.path, self.prediction, self.known = objective, path, prediction, known
         positions, latent_dim = self.base.latent_shape()
         self.denoiser = denoiser(latent_dim, positions)
-        self.known = known
+        has_tokens = "readout" in self.builds_on
         if known is not None:
-            if not self.has_tokens:
+            if not has_tokens:
                 raise UserError("model.known is for text: these latents have no tokens to know; leave it out")
             self.denoiser = type(self.denoiser)(**{**self.denoiser.config, "reads_known": True})
         if isinstance(self.denoiser, ReadsCodebook):
             self._give_codebook(self.denoiser)
-        check_objective(objective, self.denoiser, teacher, has_readout=self.has_tokens)
+        check_objective(objective, self.denoiser, teacher, has_readout=has_tokens)
 
         def load_flow(source: str, option: str) -> SavedModel:
             model = data.load_model(source, "autoencoder", "denoiser", allow=allow or ())
-            self.fingerprints[option] = weights_digest({name: p.state_dict() for name, p in model.parts().items()})
+            self.fingerprints[option] = weights_digest(model.parts())
             check_same_autoencoder(self.base.autoencoder, model.autoencoder, autoencoder, source)
             return model
 
-        self._teacher: Shared[SavedModel | None] = Shared(None)
+        self._teacher = Shared(None)
         if teacher is not None:
             model = load_flow(teacher, "model.teacher")
-            check_teacher(model.identity, self.flow_identity, objective, teacher)
+            check_teacher(model.identity, self.identity(), objective, teacher)
             if known is not None and not model.flow().reads_known:
                 raise UserError(
                     f"{teacher}: this teacher was trained without known positions, and this run has model.known: train "
                     "the teacher with model.known, or leave it out here"
                 )
             self._teacher = Shared(model)
-        self._started = ""
         if initialise_from is not None:
             start = load_flow(initialise_from, "model.initialise_from")
-            check_start(start.identity, self.flow_identity, initialise_from)
-            new = start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
-            tensors = f"new tensors, without effect at first: {', '.join(new)}" if new else "no tensor is new"
-            self._started = f"starts from {initialise_from}; {tensors}"
-        self._auxiliary: Shared[Auxiliary | None] = Shared(None)
+            for name, ours in (("path", path), ("prediction", prediction)):  # else the weights mean something else
+                theirs = getattr(start.identity, name)
+                if theirs != ours:
+                    raise UserError(
+                        f"{initialise_from}: its {name} is {theirs}, this run's {ours}: give model.{name}={theirs}"
+                    )
+            start_from(self.denoiser, start.parts()["denoiser"], initialise_from)
+        self._auxiliary = Shared(None)
         if isinstance(objective, DistributionMatching):
-            self._grow_auxiliary(objective, initialise_from)
-
-    def _grow_auxiliary(self, objective: DistributionMatching, initialise_from: str | None) -> None:
-        """Build the auxiliary network: the denoiser with a second time. Raises ``UserError`` without a trained flow."""
-        if initialise_from is None:
-            raise UserError("model.initialise_from is missing: DistributionMatching starts from the flow it matches")
-        network = type(self.denoiser)(**{**self.denoiser.config, "two_times": True})
-        start_from(network, self.denoiser, initialise_from)
-        rate, updates = objective.auxiliary_learning_rate, objective.auxiliary_updates
-        self._auxiliary = Shared(Auxiliary(network, replace(self.optimizer_settings, learning_rate=rate)))
-        size = sum(parameter.numel() for parameter in network.parameters())
-        self._started += f"\nauxiliary network: {size:,} parameters, {updates} updates per step, not in the saved model"
+            if initialise_from is None:
+                raise UserError(
+                    "model.initialise_from is missing: DistributionMatching starts from the flow it matches"
+                )
+            network = type(self.denoiser)(**{**self.denoiser.config, "two_times": True})
+            start_from(network, self.denoiser, initialise_from)
+            settings = replace(optimizer, learning_rate=objective.auxiliary_learning_rate)
+            self._auxiliary = Shared(Auxiliary(network, settings))
 
     def _give_codebook(self, denoiser: ReadsCodebook) -> None:
         """Give the denoiser the autoencoder's code and the tokens' log-frequencies in the train split."""
-        path, prediction = self.flow_identity.path, self.flow_identity.prediction
-        own_path = getattr(denoiser, "config", {}).get("path", path)
-        if prediction != "x1" or own_path != path:
-            raise UserError(f"prediction is {prediction}, path {path}: this denoiser predicts x1 on path {own_path}")
+        own_path = getattr(denoiser, "config", {}).get("path", self.path)
+        if (self.prediction, self.path) != ("x1", own_path):
+            raise UserError(
+                f"prediction is {self.prediction}, path {self.path}: this denoiser predicts x1 on path {own_path}"
+            )
         if not hasattr(self.base.autoencoder, "codebook"):
             raise UserError("this autoencoder has no codebook, which model.denoiser needs: give a RegressionDenoiser")
         codebook = self.base.autoencoder.codebook()
@@ -136,27 +132,32 @@ class FlowModule(TrainingModule):
             counts += torch.as_tensor(row["input_ids"]).bincount(minlength=len(codebook))
         denoiser.set_codebook(codebook, (counts / counts.sum()).log().float())
 
-    @property
-    def has_tokens(self) -> bool:
-        """Whether the latents stand for tokens that a readout reads."""
-        return "readout" in self.builds_on
-
-    def report(self) -> str:
-        """What the network starts from, unless it starts from scratch."""
-        return self._started
-
-    def networks(self) -> list[nn.Module]:
-        """With the auxiliary network and its teacher, which make most passes of distribution matching."""
+    def blocks(self) -> Sequence[nn.Module]:
+        """With those of the auxiliary network and its teacher, which make most passes of distribution matching."""
         auxiliary, teacher = self._auxiliary.value, self._teacher.value
-        return [self] if auxiliary is None or teacher is None else [self, auxiliary.network, teacher.flow()]
+        others = [] if auxiliary is None else [auxiliary.network, teacher.flow()]
+        return [*super().blocks(), *(block for network in others for block in transformer_blocks(network))]
 
     def identity(self) -> Identity:
-        """The identity with the flow's path, prediction, objective and time grid."""
-        return self.flow_identity
+        """With the flow's path, prediction and objective, and a time grid that follows the objective's times."""
+        own = super().identity() if self.known is None else self.data.describe(super().identity())
+        objective, sampler = self.objective, self.objective.time_sampler
+        mean, std = (sampler.mean, sampler.std) if isinstance(sampler, LogitNormalTime) else (None, None)
+        return replace(
+            own,
+            path=self.path,
+            prediction=self.prediction,
+            objective=objective.saved_name,
+            trained_nfe=objective.trained_nfe,
+            estimate=objective.estimate.name,
+            grid_mean=mean,
+            grid_std=std,
+            known_dropped=0.0 if self.known is None else self.known.dropped,
+        )
 
     def model(self) -> FlowModel:
         """The denoiser on its path."""
-        return FlowModel(self.denoiser, PATHS[self.flow_identity.path](), self.flow_identity.prediction)
+        return FlowModel(self.denoiser, PATHS[self.path](), self.prediction)
 
     def progress(self) -> float:
         """The fraction of the training that is done, a function of the step; 1 in validation, for comparable losses."""
@@ -197,7 +198,7 @@ class FlowModule(TrainingModule):
     def _given(self, batch: Batch, generator: torch.Generator) -> tuple[Latents, Callable[[FlowModel], FlowModel]]:
         """Latents whose mask is true where the loss counts, and what gives a flow the known positions of the batch.
 
-        The known part is encoded with the rest hidden, so that it says nothing of what is to be written.
+        The known part is encoded with the rest hidden.
         """
         latents = self.latents(batch)
         if self.known is None:
@@ -220,11 +221,11 @@ class FlowModule(TrainingModule):
     ) -> LossOutput:
         """The student's loss; in training also the auxiliary network's updates, on the same samples of the student.
 
-        The student's loss comes first, on samples that the auxiliary network has not been fitted to: on samples that
-        it has seen its estimate leans towards them, and the student would move to the teacher's mean.
+        The student's loss comes first: on samples that it has seen the auxiliary estimate leans towards them, and the
+        student would move to the teacher's mean.
         """
         objective, teacher, student = self.objective, self._teacher.value, self.model()
-        assert isinstance(objective, DistributionMatching) and teacher is not None
+        assert isinstance(objective, DistributionMatching)
         second = given(FlowModel(auxiliary.network, student.path, student.prediction))
         generated = objective.generate(given(student), latents, generator)
         output = objective.student_loss(generated, second, given(teacher.flow()), generator)
@@ -252,30 +253,28 @@ class FlowModule(TrainingModule):
             )
         if trainer.precision == "16-mixed":
             raise UserError(
-                "trainer.precision is 16-mixed: the auxiliary network's gradients are not scaled; give bf16-mixed or "
-                "32-true"
+                "trainer.precision is 16-mixed: the auxiliary network's gradients are not scaled; give bf16-mixed"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the auxiliary network, if there is one, with its optimizer and schedule."""
         super().on_save_checkpoint(checkpoint)
         if self._auxiliary.value is not None:
-            checkpoint[AUXILIARY] = self._auxiliary.value.state_dict()
+            checkpoint["auxiliary"] = self._auxiliary.value.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the auxiliary network too."""
         super().on_load_checkpoint(checkpoint)
         if self._auxiliary.value is not None:
-            self._auxiliary.value.load_state_dict(checkpoint.get(AUXILIARY, {}), "the checkpoint")
+            self._auxiliary.value.load_state_dict(checkpoint["auxiliary"], "the checkpoint")
 
 
 class DistributionMatchingModule(FlowModule):
     """The stage after the flow: :class:`fewstep.objectives.DistributionMatching` of the flow in ``autoencoder``.
 
     ``autoencoder`` is a model folder or checkpoint with autoencoder, readout and flow, which is the teacher and what
-    the student starts from; network, path and prediction are its own. ``known``, as in the flow's stage, for a flow
-    that was trained with it. ``allow`` names packages beside fewstep whose classes it may have. Raises ``UserError`` if
-    model and data do not fit.
+    the student starts from; network, path and prediction are its own. The rest as in :class:`FlowModule`; ``known``
+    for a flow that was trained with it.
     """
 
     def __init__(
@@ -306,36 +305,13 @@ class DistributionMatchingModule(FlowModule):
         )
 
 
-def identity_of_flow(
-    model: Identity,
-    objective: Objective,
-    path: PathName,
-    prediction: PredictionType,
-    known: KnownPositions | None = None,
-) -> Identity:
-    """The identity ``model`` with the flow that a run trains; the time grid follows the objective's times."""
-    sampler = objective.time_sampler
-    mean, std = (sampler.mean, sampler.std) if isinstance(sampler, LogitNormalTime) else (None, None)
-    return replace(
-        model,
-        path=path,
-        prediction=prediction,
-        objective=objective.saved_name,
-        trained_nfe=objective.trained_nfe,
-        estimate=objective.estimate.name,
-        grid_mean=mean,
-        grid_std=std,
-        known_dropped=0.0 if known is None else known.dropped,
-    )
-
-
 def check_objective(objective: Objective, denoiser: nn.Module, teacher: str | None, *, has_readout: bool) -> None:
     """Raise ``UserError`` unless the objective can train this network, and gets a teacher exactly if it needs one."""
     name, config = type(objective).__name__, getattr(denoiser, "config", {})
-    expected, given = objective.estimate.two_times, bool(config.get("two_times", False))
-    if expected != given:
+    expected = objective.estimate.two_times
+    if expected != config.get("two_times", False):
         raise UserError(
-            f"model.denoiser.two_times is {str(given).lower()}, but {name} trains a network of "
+            f"model.denoiser.two_times is {str(not expected).lower()}, but {name} trains a network of "
             f"{'two times' if expected else 'one time'}: give {str(expected).lower()}"
         )
     if not objective.feeds_back and config.get("self_conditioning", False):
@@ -356,8 +332,7 @@ def check_objective(objective: Objective, denoiser: nn.Module, teacher: str | No
 def check_teacher(teacher: Identity, student: Identity, objective: Objective, source: str) -> None:
     """Raise ``UserError`` unless the objective can learn from the teacher's estimates on the student's path.
 
-    A teacher has a velocity. One trained for a number of steps can be asked for those only, on the same grid:
-    ``teacher_nfe`` of :class:`~fewstep.objectives.Objective`.
+    One trained for a number of steps can be asked for those only, on the same grid: the objective's ``teacher_nfe``.
     """
     name = type(objective).__name__
     if teacher.path != student.path:
@@ -379,34 +354,24 @@ def check_teacher(teacher: Identity, student: Identity, objective: Objective, so
         raise UserError(f"{source}: the teacher's steps lie at other times: give its time_sampler")
 
 
-def check_start(trained: Identity, student: Identity, source: str) -> None:
-    """Raise ``UserError`` if the weights would mean something else: another path or another prediction."""
-    for name in ("path", "prediction"):
-        theirs, ours = getattr(trained, name), getattr(student, name)
-        if theirs != ours:
-            raise UserError(f"{source}: its {name} is {theirs}, this run's {ours}: give model.{name}={theirs}")
-
-
 def start_from(denoiser: RegressionDenoiser, trained: nn.Module, source: str) -> tuple[str, ...]:
     """Copy the weights of ``trained``, a network of the same architecture; returns the names of new tensors.
 
-    Strict: only those of the second time and of known positions may be new, if ``trained`` has none. They start so that
-    the network ignores the end of a jump and what is known, and is the flow that it came from. Raises ``UserError`` for
-    any difference.
+    Strict: only those of the second time and of known positions may be new, if ``trained`` has none. They start without
+    effect, so that the network is the flow that it came from. Raises ``UserError`` for any other difference.
     """
     if type(trained) is not type(denoiser):
         raise UserError(f"{source}: its denoiser is a {type(trained).__name__}, this run's {type(denoiser).__name__}")
     ours: dict[str, Any] = dict(denoiser.config)
     theirs: dict[str, Any] = dict(trained.config)
-    grown = [name for name in ("two_times", "reads_known") if ours[name] and not theirs[name]]
+    grown = {option: prefix for option, prefix in GROWN.items() if ours[option] and not theirs[option]}
     names = [name for name in ours if ours[name] != theirs[name] and name not in grown]
     if names:
         listed = ", ".join(f"{name} {theirs[name]} against {ours[name]}" for name in names)
         raise UserError(f"{source}: another architecture than model.denoiser, {listed}: give the same")
     if "two_times" in grown:
         denoiser.body.ignore_second_time()
-    own, weights = denoiser.state_dict(), dict(trained.state_dict())
-    added = {"two_times": "body.distance.", "reads_known": "known"}
-    new = [name for name in own if any(name.startswith(added[option]) for option in grown)]
-    load_strictly(denoiser, weights | {name: own[name] for name in new}, source)
+    prefixes = tuple(grown.values())
+    new = {name: value for name, value in denoiser.state_dict().items() if name.startswith(prefixes)}
+    load_strictly(denoiser, trained.state_dict() | new, source)
     return tuple(new)

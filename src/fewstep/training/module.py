@@ -1,13 +1,12 @@
 """What all stages share: exact randomness, AdamW, logging, and whole models in checkpoints."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,38 +14,26 @@ from tqdm import tqdm
 
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel
+from fewstep.nn import transformer_blocks
 from fewstep.provenance import versions
 from fewstep.shapes import example_generators
 from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry, state_dict_mismatch
 from fewstep.training.data_modules import Batch, StepDataModule, TextDataModule
-from fewstep.training.run_folder import (
-    BASE,
-    BATCHES,
-    PROCESSES,
-    RunRecord,
-    compare,
-    keep_own_settings,
-    recorded_run,
-    weights_digest,
-)
+from fewstep.training.run_folder import BASE, BATCHES, RunRecord, weights_digest
 from fewstep.types import LossOutput, TokenBatch
 
 MAX_PROCESSES = 2**20
 """Random streams of a seed: neighbouring seeds share none."""
-
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices with torch's fused AdamW, which takes a third of the time and agrees within float error."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW (arXiv:1711.05101) with linear warm-up, then a cosine to ``final_fraction`` of the peak.
+    """AdamW (arXiv:1711.05101) with linear warm-up, then a cosine to ``final_fraction`` of the peak rate.
 
-    ``learning_rate`` is the peak, ``warmup_steps`` its ramp in optimizer steps; ``beta_2`` and ``weight_decay`` as in
-    AdamW. Decay spares biases, norms and embeddings of positions (tensors with fewer than two axes). Raises
-    ``UserError`` for values out of range.
+    Decay spares biases, norms and embeddings of positions (tensors with fewer than two axes). Raises ``UserError`` for
+    values out of range.
     """
 
     learning_rate: float = 2e-3
@@ -81,7 +68,7 @@ class OptimizerSettings:
         return optimizer, schedule
 
     def replace_restored(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
-        """Put these settings in place of those that a checkpoint restored; the next step has their learning rate."""
+        """Put these settings in place of those that a checkpoint restored, from the next step on."""
         schedule.base_lrs = [self.learning_rate] * len(optimizer.param_groups)
         for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
             decays = any(parameter.ndim >= 2 for parameter in group["params"])
@@ -93,22 +80,21 @@ DEFAULT_OPTIMIZER = OptimizerSettings()
 """Frozen, so all stages can share it."""
 
 
-class Shared(Generic[T]):
-    """Holds frozen modules and data so that they are not registered, copied by the weight average or saved."""
+class Shared:
+    """Holds frozen modules and data, so that they are not registered, copied by the weight average or saved."""
 
-    def __init__(self, value: T) -> None:
+    def __init__(self, value: Any) -> None:
         self.value = value
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared[T]":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared":
         return self
 
 
 class TrainingModule(LightningModule):
     """Base of all stages.
 
-    A subclass sets ``stage_name``, the attributes that it trains (``trained``: names of a model's parts) and the data
-    that it takes (``data_class``), and defines :meth:`batch_loss`. ``base`` is the frozen model of earlier stages;
-    checkpoints carry its parts, so they need no other file.
+    A subclass sets ``stage_name``, the parts of a model that it trains (``trained``) and the class of its data, and
+    defines :meth:`batch_loss`. ``base`` is the frozen model of earlier stages; checkpoints carry its parts.
 
     All randomness of a batch comes from a generator seeded by (seed, number of the batch in the run): a resumed run
     repeats an uninterrupted one, and W processes draw what one process draws that accumulates W batches.
@@ -122,15 +108,14 @@ class TrainingModule(LightningModule):
         super().__init__()
         self.optimizer_settings = optimizer
         self.seed = seed
-        self.step_was_skipped = False
-        """Whether the last optimizer step changed nothing, see :class:`fewstep.training.callbacks.SkipNonFinite`."""
+        self.step_was_skipped = False  # by the callback SkipNonFinite
         self.settings: dict[str, Any] = {}
         """All settings of the run by option, set by the command; a checkpoint records them."""
-        self.fingerprints: dict[str, str] = {}
-        """Digests of the models that options name, by option."""
-        self._is_fingerprinted = False
         self._data = Shared(data)
         self._base = Shared(base)
+        frozen = self.frozen_parts()
+        self.fingerprints: dict[str, str] = data.fingerprints() | ({BASE: weights_digest(frozen)} if frozen else {})
+        """Digests of the text and the models that options name, by option."""
 
     @property
     def data(self) -> Any:
@@ -146,13 +131,9 @@ class TrainingModule(LightningModule):
         """The loss of one batch; held-out batches come in evaluation mode."""
         raise NotImplementedError
 
-    def networks(self) -> list[nn.Module]:
-        """The networks that take part in a training step, for compiling and recomputing their blocks."""
-        return [self]
-
-    def report(self) -> str:
-        """Lines to print before the first step."""
-        return ""
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks that take part in a training step, for compiling and recomputing them."""
+        return transformer_blocks(self)
 
     def identity(self) -> Identity:
         """What the model is after this stage."""
@@ -188,14 +169,12 @@ class TrainingModule(LightningModule):
         return every > 0 and (self.global_step + 1) % every == 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss on held-out data with the same noise at every validation; logs ``val/loss`` and :meth:`scores`."""
+        """Loss on held-out data, with the same noise at every validation; logs ``val/loss`` and :meth:`scores`."""
         output = self.batch_loss(batch, self.step_generator(-1 - batch_idx))
         size = self.data.held_out_weight(batch_idx, len(batch["index"]))
-        terms = {f"val/{name}": value for name, value in output.terms.items()}
-        self.log_dict(terms, batch_size=size, sync_dist=True)
-        shown = {"loss": output.loss, **self.scores(batch)}
-        shown = {f"val/{name}": value for name, value in shown.items()}
-        self.log_dict(shown, prog_bar=True, batch_size=size, sync_dist=True)
+        values = {"loss": output.loss, **output.terms, **self.scores(batch)}
+        values = {f"val/{name}": value for name, value in values.items()}
+        self.log_dict(values, prog_bar=True, batch_size=size, sync_dist=True)
 
     def scores(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Further measures of a held-out batch, by name."""
@@ -203,29 +182,15 @@ class TrainingModule(LightningModule):
 
     def run_record(self, trainer: Trainer) -> RunRecord:
         """What decides this run, as its checkpoints record it."""
-        if not self._is_fingerprinted:
-            frozen = self.frozen_weights()
-            self.fingerprints |= self.data.fingerprints() | ({BASE: weights_digest(frozen)} if frozen else {})
-            self._is_fingerprinted = True
-        own = {"model.seed": self.seed, "data.batch_size": self.data.batch_size, "data.seed": self.data.seed}
-        own[BATCHES] = trainer.accumulate_grad_batches * trainer.world_size
-        if getattr(self.data, "streaming", False):
-            own[PROCESSES] = trainer.world_size
-        return RunRecord(self.settings | own, self.fingerprints)
-
-    def check_resume(self, entry: dict[str, Any], trainer: Trainer, checkpoint: Path | str) -> list[str]:
-        """The settings that changed since the checkpoint with this ``entry`` was written, a line each.
-
-        Raises ``UserError`` if the run would not be the one of the checkpoint any more.
-        """
-        return compare(recorded_run(entry, str(checkpoint)), self.run_record(trainer), checkpoint)
+        batches = trainer.accumulate_grad_batches * trainer.world_size
+        return RunRecord(self.settings | {BATCHES: batches}, self.fingerprints)
 
     def check_trainer(self, trainer: Trainer) -> None:
         """Raise ``UserError`` for a trainer that this stage cannot be trained by."""
 
-    def frozen_weights(self) -> dict[str, dict[str, torch.Tensor]]:
-        """State dicts of the frozen parts, by part."""
-        return {name: part.state_dict() for name, part in self.base.parts().items() if name not in self.trained}
+    def frozen_parts(self) -> dict[str, nn.Module]:
+        """Those of the base model that are not trained again, by name."""
+        return {name: part for name, part in self.base.parts().items() if name not in self.trained}
 
     def on_fit_start(self) -> None:
         """Move the frozen parts to the device of the trained ones."""
@@ -238,10 +203,8 @@ class TrainingModule(LightningModule):
             self.optimizer_settings.replace_restored(self.trainer.optimizers[0], schedule.scheduler)
 
     def on_validation_start(self) -> None:
-        """Move the frozen parts to the device of the trained ones."""
+        """The same."""
         self.on_fit_start()
-
-    on_test_start = on_validation_start
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with its schedule over ``max_steps``."""
@@ -251,41 +214,40 @@ class TrainingModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient norm before clipping, and the learning rate of this step."""
         if self._is_logged():
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.nan  # a skipped step has none
-            self.log("train/grad_norm", norm)
+            self.log("train/grad_norm", gradient_norm(self))
             self.log("train/learning_rate", float(optimizer.param_groups[0]["lr"]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the checkpoint a whole model, and the name of the stage."""
         model = self.saved_model()
-        entry = checkpoint_entry(model.manifest(), self.frozen_weights(), model.tokenizer)
-        checkpoint[CHECKPOINT_KEY] = {
-            **entry,
-            "stage": self.stage_name,
-            "run": asdict(self.run_record(self.trainer)),
-        }
+        frozen = {name: part.state_dict() for name, part in self.frozen_parts().items()}
+        entry = checkpoint_entry(model.manifest(), frozen, model.tokenizer)
+        run = asdict(self.run_record(self.trainer))
+        checkpoint[CHECKPOINT_KEY] = {**entry, "stage": self.stage_name, "run": run}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another run or network before its tensors are copied."""
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            if entry := checkpoint.get(CHECKPOINT_KEY):
-                self.check_resume(entry, self.trainer, self.trainer.ckpt_path or "the checkpoint")
-            keep_own_settings(self.trainer.callbacks, checkpoint.get("callbacks", {}))  # type: ignore[attr-defined]
-        problems = state_dict_mismatch(self.state_dict(), checkpoint["state_dict"])
-        if problems:
+        """Refuse a checkpoint of another network before its tensors are copied; some callbacks keep their settings."""
+        states = checkpoint["callbacks"]
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Timer):  # `max_time` counts from each start
+                states.pop(callback.state_key, None)
+            elif isinstance(callback, EarlyStopping) and callback.state_key in states:
+                states[callback.state_key]["patience"] = callback.patience
+        if problems := state_dict_mismatch(self.state_dict(), checkpoint["state_dict"]):
             raise UserError(
                 f"the checkpoint does not fit the model of this run: {problems}; give the settings it was trained with"
             )
 
 
 def spread_nonfinite(loss: torch.Tensor) -> torch.Tensor:
-    """``loss`` if it is finite, else NaN with a NaN gradient.
-
-    A loss that is not finite can have a finite gradient. With this the all-reduce carries it to every rank, without a
-    message or a device sync.
-    """
+    """``loss`` if it is finite, else NaN with a NaN gradient, which the all-reduce carries to every rank."""
     return loss * torch.where(torch.isfinite(loss), torch.ones_like(loss), torch.full_like(loss, torch.nan))
+
+
+def gradient_norm(module: nn.Module) -> torch.Tensor:
+    """The norm of all gradients, a scalar on their device; NaN if there are none, as in a skipped step."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return nn.utils.get_total_norm(gradients) if gradients else torch.tensor(torch.nan)
 
 
 def ends_logged_step(trainer: Trainer, batch_idx: int) -> bool:

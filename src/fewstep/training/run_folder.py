@@ -1,18 +1,15 @@
 """The folder of a run: its lock, what may be replaced, its checkpoints, and which run may resume from one."""
 
-import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import EarlyStopping, Timer
-from torch import Tensor
+from torch import nn
 
 from fewstep.data import CorpusSettings, tokenizer_fingerprint
 from fewstep.data.corpus import prepared_tokenizer
@@ -31,20 +28,14 @@ REPLACED = (CHECKPOINTS, MODEL, NONFINITE, "csv", "samples.jsonl", "diagnostics.
 
 BASE = "model.autoencoder"
 """The option of a stage that names the frozen parts of earlier stages."""
-BATCHES, PROCESSES = "trainer.accumulate_grad_batches x processes", "processes of a stream"
+BATCHES = "trainer.accumulate_grad_batches x processes"
 """What stands for the settings of accumulation, devices and nodes: the batches of an optimizer step on all ranks."""
-PER_START = (
-    *("run_dir", "overwrite", "ckpt_path", "weights_only"),
-    *("trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes"),
+IGNORED = (
+    *("run_dir", "overwrite", "ckpt_path", "data.source", "data.tokenizer", "data.cache_dir"),
+    *("model.autoencoder", "model.teacher", "model.initialise_from", "model.language_model", "model.allow"),
 )
-"""Settings of one start of a run."""
-PLACES = (
-    *("data.source", "data.tokenizer", "data.cache_dir"),
-    *("model.autoencoder", "model.teacher", "model.initialise_from", "model.language_model"),
-    "model.allow",
-)
-"""Names of files and folders: their content is compared by its fingerprint."""
-DECIDES_ROWS_AND_MODEL = ("data.", "model.", "seed_everything", BATCHES, PROCESSES)
+"""Settings of one start of a run, and names of files and folders, whose content is compared by its fingerprint."""
+DECIDES_ROWS_AND_MODEL = ("data.", "model.", "seed_everything", BATCHES)
 MAY_CHANGE = ("model.optimizer.", "data.num_workers", "data.num_validation_")
 """Exceptions to the line above; whatever else is not in it may change too."""
 ADVICE = {
@@ -54,6 +45,7 @@ ADVICE = {
 }
 
 
+@dataclass
 class RunFolder:
     """The folder of one run, locked while the run trains.
 
@@ -61,44 +53,34 @@ class RunFolder:
     ``built_on`` are the models that the run loads: a folder that holds one of them is never overwritten.
     """
 
-    def __init__(self, folder: Path, *, overwrite: bool, resumed: Path | None, built_on: Sequence[str]) -> None:
-        self.folder = folder
-        self.overwrite = overwrite
-        self.resumed = resumed
-        self.built_on = built_on
-        self.continues = resumed is not None and folder.resolve() in resumed.resolve().parents
-        self._lock = FolderLock(folder, "--run_dir")
+    folder: Path
+    overwrite: bool
+    resumed: Path | None
+    built_on: Sequence[str]
+
+    def __post_init__(self) -> None:
+        self.continues = self.resumed is not None and self.folder.resolve() in self.resumed.resolve().parents
+        self._lock = FolderLock(self.folder, "--run_dir")
         self._is_new = False
 
     def check(self) -> None:
         """Raise ``UserError`` for a folder that is in use or may not be overwritten. Writes nothing."""
-        if (self.folder / LOCK_FILE).exists():
-            with FolderLock(self.folder, "--run_dir"):
-                self._check_content()
-        else:
+        with FolderLock(self.folder, "--run_dir") if (self.folder / LOCK_FILE).exists() else nullcontext():
             self._check_content()
 
     def open(self) -> None:
         """Lock the folder; clean up after a killed process, or create it for a new run."""
         self._is_new = not self.folder.exists()
         self._lock.acquire()
-        try:
-            self._check_content()
-            if self.continues:
-                self._clean_up()
-            else:
-                self._create()
-        except BaseException:
-            self._lock.release()
-            raise
+        if self.continues:
+            self._clean_up()
+        else:
+            self._create()
 
-    def discard(self) -> None:
-        """Remove the folder, if this run created it: for a run that was refused before its first batch."""
-        if self._is_new:
+    def close(self, *, is_empty: bool) -> None:
+        """Release the lock, and remove a folder that this run created for nothing."""
+        if self._is_new and is_empty:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def close(self) -> None:
-        """Release the lock."""
         self._lock.release()
 
     def _check_content(self) -> None:
@@ -121,69 +103,56 @@ class RunFolder:
 
     def _create(self) -> None:
         try:
-            for name in REPLACED:
-                path = self.folder / name
+            for path in (*(self.folder / name for name in REPLACED), *self.folder.glob("config_resumed_*.yaml")):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
-            for config in self.folder.glob("config_resumed_*.yaml"):
-                config.unlink()
             (self.folder / CHECKPOINTS).mkdir(parents=True)
         except OSError as error:
+            self._lock.release()
             raise UserError(
                 f"--run_dir {self.folder} cannot be written ({error.strerror}): choose another folder"
             ) from None
 
     def _clean_up(self) -> None:
-        """Remove what killed writes left. A ``last.ckpt`` that the run does not resume from is set aside, since the
-        next write would make it the previous one."""
-        checkpoints = self.folder / CHECKPOINTS
-        newest = checkpoints / LAST
+        """Remove what killed writes left, and set a ``last.ckpt`` aside that the run does not resume from."""
+        newest = self.folder / CHECKPOINTS / LAST
         with suppress(OSError):
-            for partial in checkpoints.glob(f".*{PARTIAL}"):
+            for partial in newest.parent.glob(f".*{PARTIAL}"):
                 partial.unlink()
             if self.resumed is not None and newest.exists() and self.resumed.resolve() != newest.resolve():
-                os.replace(newest, checkpoints / SET_ASIDE)
+                newest.replace(newest.with_name(SET_ASIDE))
         recover_folder(self.folder / MODEL)
 
 
 def find_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> tuple[Path, dict[str, Any], str]:
     """The checkpoint that ``ckpt_path`` ("last" or a file) names, its entry, and a note if it is not the run's newest.
 
-    Raises ``UserError`` if it is missing, damaged, or of another stage than ``stage``.
+    "last" is ``last.ckpt``, or ``previous.ckpt`` if that is missing or damaged. Raises ``UserError`` if there is none,
+    or it is damaged, or of another stage than ``stage``.
     """
-    if ckpt_path == "last":
-        file, content, note = _newest_intact(run_dir / CHECKPOINTS)
-    else:
-        file, note = Path(ckpt_path).expanduser(), ""
-        if not file.is_file():
-            raise UserError(f"--ckpt_path {ckpt_path}: no such file; give a .ckpt file, or last for the run's own")
-        content = load_checkpoint(file)
-    entry = content.get(CHECKPOINT_KEY, {})
-    trained = entry.get("stage")
-    if trained != stage:
-        raise UserError(f"--ckpt_path {file} is a checkpoint of the stage {trained!r}, but this run trains {stage!r}")
-    return file, entry | {"step": content.get("global_step", 0)}, note
-
-
-def _newest_intact(folder: Path) -> tuple[Path, dict[str, Any], str]:
-    """File, content and note of ``last.ckpt``, or of ``previous.ckpt`` if that is missing or damaged."""
-    problems: list[str] = []
-    for file in (folder / LAST, folder / PREVIOUS):
+    own = [run_dir / CHECKPOINTS / name for name in (LAST, PREVIOUS)]
+    files = own if ckpt_path == "last" else [Path(ckpt_path).expanduser()]
+    if not any(file.is_file() for file in files):
+        raise UserError(
+            f"--ckpt_path {ckpt_path}: there is no {files[0]}; give a .ckpt file, or last for the run's own, or leave "
+            "--ckpt_path out to start from scratch"
+        )
+    problems: list[UserError] = []
+    for file in files:
         try:
-            if not file.is_file():
-                raise UserError(f"{file} is missing")
             content = load_checkpoint(file)
+            break
         except UserError as error:
-            problems.append(str(error))
-            continue
-        step = content.get("global_step")
-        note = f"{problems[0]}; going on from the one before it, {file}, of step {step}" if problems else ""
-        return file, content, note
-    if (folder / LAST).is_file() or (folder / PREVIOUS).is_file():
-        raise UserError("; ".join(problems))
-    raise UserError(f"--ckpt_path last: there is no {folder / LAST}; leave --ckpt_path out to start from scratch")
+            problems.append(error)
+    else:
+        raise problems[0]
+    entry, step = content.get(CHECKPOINT_KEY, {}), content.get("global_step")
+    if (trained := entry.get("stage")) != stage:
+        raise UserError(f"--ckpt_path {file} is a checkpoint of the stage {trained!r}, but this run trains {stage!r}")
+    note = f"{problems[0]}; going on from the one before it, {file}, of step {step}" if problems else ""
+    return file, entry, note
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -201,42 +170,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 with draft.open("wb") as stream:
                     torch.save(checkpoint, stream)
                 if file.name == LAST and file.exists():
-                    _name_previous(file)
+                    _link(file, file.with_name(PREVIOUS))
                 put_in_place(draft, file)
         except (OSError, RuntimeError) as error:
             # torch reports a failed write as a RuntimeError with the reason as its context.
             reason = error if isinstance(error, OSError) else error.__context__
             if not isinstance(reason, OSError):
                 raise
-            raise UserError(cannot_write(file, reason)) from None
+            raise UserError(
+                f"cannot write {file}: {reason.strerror or reason}; earlier checkpoints are intact: make room, then go "
+                "on by --ckpt_path last"
+            ) from None
 
 
-def _name_previous(last: Path) -> None:
-    """Give the file of ``last.ckpt`` the name ``previous.ckpt`` too: a hard link, so ``last.ckpt`` never vanishes."""
-    link = last.with_name(f".{PREVIOUS}.{os.getpid()}{PARTIAL}")
+def _link(last: Path, previous: Path) -> None:
+    """Give a file a second name, so that there is a ``last.ckpt`` at every moment."""
+    previous.unlink(missing_ok=True)
     try:
-        link.unlink(missing_ok=True)
-        os.link(last, link)
-    except OSError:  # a file system without hard links: last.ckpt is missing until the new one takes its place
-        os.replace(last, link)
-    os.replace(link, last.with_name(PREVIOUS))
-
-
-def cannot_write(place: Path, error: OSError) -> str:
-    """The message for a file or folder of a run that could not be written."""
-    return (
-        f"cannot write {place}: {error.strerror or error}; earlier checkpoints are intact: make room, then go on by "
-        "--ckpt_path last"
-    )
+        previous.hardlink_to(last)
+    except OSError:  # a file system without hard links
+        last.replace(previous)
 
 
 def resumed_tokenizer(checkpoint: str, data: Any) -> str | None:
-    """The folder of the tokenizer that a run resumed from ``checkpoint`` takes; None: the one of its prepared corpus.
+    """The folder of the tokenizer for a resumed run with the settings ``data``; None: the one of its prepared corpus.
 
-    ``data`` are the settings of the data module. No tokenizer is trained again: the text may have changed.
+    No tokenizer is trained again: the text may have changed.
     """
-    names = {field.name for field in fields(CorpusSettings)}
-    settings = CorpusSettings(**{name: value for name, value in vars(data).items() if name in names})
+    settings = CorpusSettings(**{field.name: data[field.name] for field in fields(CorpusSettings)})
     prepared, own = prepared_tokenizer(settings), read_model(Path(checkpoint)).tokenizer
     assert own is not None
     if prepared is not None and tokenizer_fingerprint(prepared) == tokenizer_fingerprint(own):
@@ -256,14 +217,10 @@ def tokenizer_of(model: str, cache_dir: str) -> str:
         return str(path / "tokenizer")
     tokenizer = read_model(path).tokenizer
     assert tokenizer is not None
-    key = f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
-    root = Path(cache_dir).expanduser()
-
-    def write(folder: Path) -> None:
-        tokenizer.save_pretrained(folder)
-
+    root, key = Path(cache_dir).expanduser(), f"tokenizer-{tokenizer_fingerprint(tokenizer)}"
+    save: Callable[[Path], Any] = tokenizer.save_pretrained
     # Several processes may ask at once: the cache lets one write and the others wait.
-    return str(cached_folder(root, key, lambda folder: any(folder.glob("*.json")), write))
+    return str(cached_folder(root, key, lambda folder: any(folder.glob("*.json")), save))
 
 
 @dataclass(frozen=True)
@@ -272,16 +229,6 @@ class RunRecord:
 
     settings: dict[str, Any]
     fingerprints: dict[str, str]
-
-
-def recorded_run(entry: Mapping[str, Any], source: str) -> RunRecord:
-    """The record in a checkpoint's entry; of a checkpoint without one, the fingerprints that its content gives."""
-    if "run" in entry:
-        return validated(RunRecord, entry["run"], source)
-    fingerprints = {"data.tokenizer": entry["manifest"]["identity"].get("tokenizer_fingerprint", "")}
-    if entry["frozen"]:
-        fingerprints[BASE] = weights_digest(entry["frozen"])
-    return RunRecord({}, {name: value for name, value in fingerprints.items() if value})
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -293,58 +240,43 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def weights_digest(parts: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """SHA-256 of tensors by part and name."""
-    flat = {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
-    return tensors_digest(flat)
+def weights_digest(parts: Mapping[str, nn.Module]) -> str:
+    """SHA-256 of the tensors of networks, by name."""
+    states = ((part, network.state_dict()) for part, network in parts.items())
+    return tensors_digest({f"{part}.{name}": value for part, state in states for name, value in state.items()})
 
 
-def compare(saved: RunRecord, now: RunRecord, checkpoint: Path | str) -> list[str]:
-    """The settings of a resumed run that differ from its checkpoint's and are applied, a line each.
+def compare(entry: Mapping[str, Any], now: RunRecord, checkpoint: str) -> list[str]:
+    """The settings of a resumed run that differ from those in its checkpoint's ``entry`` and are applied, a line each.
 
     Raises ``UserError``, a line for each difference that changes what the run means: other rows, another model.
     """
-    refused = []
+    if "run" not in entry:
+        raise UserError(f"cannot resume from {checkpoint}: an earlier fewstep wrote it; start a new run upon its model")
+    saved = validated(RunRecord, entry["run"], checkpoint)
     changed = {
         name: (value, now.settings[name])
         for name, value in saved.settings.items()
-        if name in now.settings and value != now.settings[name] and name not in (*PER_START, *PLACES)
+        if name in now.settings and value != now.settings[name] and name not in IGNORED
     }
+    refused = []
     for name, (before, after) in changed.items():
         if name.startswith(DECIDES_ROWS_AND_MODEL) and not name.startswith(MAY_CHANGE):
-            advice = "give the same" if name in (BATCHES, PROCESSES) else f"give --{name}={_shown(before)}"
+            advice = "give the same" if name == BATCHES else f"give --{name}={_shown(before)}"
             refused.append(f"{name} is {_shown(after)}, in the checkpoint {_shown(before)}: {advice}")
-    names = [name for name in saved.fingerprints | now.fingerprints if _differ(saved, now, name)]
-    if not saved.settings or not now.fingerprints:  # written by an earlier version; nothing is loaded yet
-        names = [name for name in names if name in saved.fingerprints and name in now.fingerprints]
+    prints = {name: (saved.fingerprints.get(name), digest) for name, digest in now.fingerprints.items()}
+    names = [name for name, (before, after) in prints.items() if before != after]
     if refused or "data.tokenizer" in names:  # then the blocks differ for that reason
         names = [name for name in names if name != "data.source"]
     for name in names:
-        before, after = (record.fingerprints.get(name, "nothing")[:12] for record in (saved, now))
         advice = ADVICE.get(name, "give the model that the run began with")
-        refused.append(f"{name} names other content than in the checkpoint ({after}, then {before}): {advice}")
+        refused.append(f"{name} names other content than in the checkpoint: {advice}")
     if refused:
         remedy = "or choose another --run_dir to start a new run"
         raise UserError(*(f"cannot resume from {checkpoint}: {line}, {remedy}" for line in refused))
     return [f"{name} {_shown(before)} -> {_shown(after)}" for name, (before, after) in changed.items()]
 
 
-def _differ(saved: RunRecord, now: RunRecord, name: str) -> bool:
-    return saved.fingerprints.get(name) != now.fingerprints.get(name)
-
-
 def _shown(value: Any) -> str:
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def keep_own_settings(callbacks: Iterable[Callback], states: dict[str, Any]) -> None:
-    """Change the ``states`` of Lightning's callbacks in a checkpoint, so that they do not overrule this run's settings.
-
-    ``max_time`` counts from each start, and EarlyStopping has the patience of this run.
-    """
-    for callback in callbacks:
-        if isinstance(callback, Timer):
-            states.pop(callback.state_key, None)
-        elif isinstance(callback, EarlyStopping) and callback.state_key in states:
-            states[callback.state_key]["patience"] = callback.patience

@@ -1,7 +1,6 @@
 """Which of Lightning's settings work here: what cannot is refused before a folder is created."""
 
 import os
-import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -9,18 +8,10 @@ from typing import Any
 import lightning
 import torch
 from jsonargparse import Namespace
-from lightning import Callback, Trainer
+from lightning import Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.callbacks import (
-    BaseFinetuning,
-    BatchSizeFinder,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    ModelPruning,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fewstep.errors import UserError
@@ -30,57 +21,68 @@ SHARDING = ("fsdp", "deepspeed", "modelparallel", "xla_fsdp")
 """Prefixes of Lightning's strategies that keep a part of the weights in each process."""
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Whitening, times, paths and the average of the weights are float32."""
-REPLACED_CALLBACKS: dict[type[Callback], str] = {
-    GradientAccumulationScheduler: "give trainer.accumulate_grad_batches",
-    LearningRateFinder: "give model.optimizer.learning_rate",
-    BatchSizeFinder: "give data.batch_size",
-    StochasticWeightAveraging: "weights are averaged by ema.decay",
-    WeightAveraging: "weights are averaged by ema.decay",
-    ModelPruning: "a saved model has whole weights",
-    BaseFinetuning: "each stage freezes the stages before it",
+REPLACED_CALLBACKS = (
+    lightning_callbacks.BaseFinetuning,
+    lightning_callbacks.BatchSizeFinder,
+    lightning_callbacks.GradientAccumulationScheduler,
+    lightning_callbacks.LearningRateFinder,
+    lightning_callbacks.ModelPruning,
+    lightning_callbacks.StochasticWeightAveraging,
+    lightning_callbacks.WeightAveraging,
+)
+LEAST = {
+    "max_steps": 1,
+    "val_check_interval": 1e-9,
+    "gradient_clip_val": 0,
+    "accumulate_grad_batches": 1,
+    "log_every_n_steps": 0,
 }
-PLACED_LOGGERS = ("CSVLogger", "TensorBoardLogger", "WandbLogger")
-_NAMED_LOGGER = re.compile(r"--trainer\.logger=(?:\w+\.)*(?:CSVLogger|TensorBoardLogger)")
+EXPECTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "max_epochs": ((None, -1), "steps are counted, not epochs: give trainer.max_steps"),
+    "check_val_every_n_epoch": ((None, 1), "steps are counted, not epochs: give trainer.val_check_interval"),
+    "overfit_batches": ((0,), "every step has new batches: to train on little text, give data.max_documents"),
+    "default_root_dir": ((None,), "give run_dir"),
+    "profiler": ((None, "simple", "advanced", "pytorch"), "expected simple, advanced, pytorch, or a class"),
+}
+"""Values of settings, and what else to do. Lightning takes others too, and then does something else."""
 
 
 def check_trainer(trainer: Namespace) -> None:
     """Raise ``UserError`` for settings that Lightning accepts and does otherwise, or refuses without naming them."""
-    limits = (
-        ("max_steps", 1 if trainer.fast_dev_run else trainer.max_steps, 1, "(steps, not epochs, are counted)"),
-        ("val_check_interval", trainer.val_check_interval, 1e-9, ""),
-        ("gradient_clip_val", trainer.gradient_clip_val, 0, "or null"),
-        ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1, ""),
-        ("log_every_n_steps", trainer.log_every_n_steps, 0, "or null"),
-    )
-    for name, value, least, note in limits:
+    for name, least in LEAST.items():
+        value = 1 if name == "max_steps" and trainer.fast_dev_run else trainer[name]
         if isinstance(value, int | float) and value < least:
-            raise UserError(f"trainer.{name} is {value}: expected at least {least} {note}".rstrip())
-    expected = (
-        ("max_epochs", (None, -1), "steps are counted, not epochs: give trainer.max_steps"),
-        ("check_val_every_n_epoch", (None, 1), "steps are counted, not epochs: give trainer.val_check_interval"),
-        ("default_root_dir", (None,), "give run_dir"),
-        ("profiler", (None, "simple", "advanced", "pytorch"), "expected simple, advanced, pytorch, or a class"),
-    )
-    for name, allowed, advice in expected:
-        value = trainer[name]
-        if value not in allowed and not isinstance(value, Namespace):
-            raise UserError(f"trainer.{name} is {value}: {advice}")
-    check_callbacks(trainer.callbacks)
-    strategy = trainer.strategy
-    name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", ""))
-    if name.rpartition(".")[2].lower().startswith(SHARDING):
+            raise UserError(f"trainer.{name} is {value}: expected at least {least}")
+    for name, (allowed, advice) in EXPECTED.items():
+        if trainer[name] not in allowed and not isinstance(trainer[name], Namespace):
+            raise UserError(f"trainer.{name} is {trainer[name]}: {advice}")
+    if not trainer.fast_dev_run:
+        _check_passes(trainer)
+    callbacks = trainer.callbacks or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        given = import_attribute(callback.class_path, "trainer.callbacks")
+        if issubclass(given, REPLACED_CALLBACKS):
+            raise UserError(
+                f"trainer.callbacks has {given.__name__}: leave it out; here are data.batch_size, ema.decay, "
+                "model.optimizer.learning_rate and trainer.accumulate_grad_batches"
+            )
+    strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy))
+    if strategy.rpartition(".")[2].lower().startswith(SHARDING):
         raise UserError(
-            f"trainer.strategy is {name}: every process keeps whole weights here; give ddp (docs/howto/cluster.md)"
+            f"trainer.strategy is {strategy}: every process keeps whole weights here; give ddp (docs/howto/cluster.md)"
         )
 
 
-def check_callbacks(callbacks: Any) -> None:
-    """Raise ``UserError`` for a callback of Lightning, in the settings, whose work is done here by other settings."""
-    for callback in callbacks if isinstance(callbacks, list) else filter(None, [callbacks]):
-        given = import_attribute(callback.class_path, "trainer.callbacks")
-        for kind, advice in REPLACED_CALLBACKS.items():
-            if issubclass(given, kind):
-                raise UserError(f"trainer.callbacks has {given.__name__}: leave it out; {advice}")
+def _check_passes(trainer: Namespace) -> None:
+    """A pass is ``limit_train_batches`` long, by default the whole run; an optimizer step must not cross its end."""
+    limit, accumulated = trainer.limit_train_batches, trainer.accumulate_grad_batches
+    whole = trainer.max_steps * accumulated
+    batches = whole if limit is None else limit if isinstance(limit, int) else int(limit * whole)
+    if batches < 1 or batches % accumulated:
+        raise UserError(
+            f"trainer.limit_train_batches is {limit}, which is {batches} batches in a pass: expected a multiple of "
+            f"trainer.accumulate_grad_batches, {accumulated}"
+        )
 
 
 def check_built(trainer: Trainer) -> None:
@@ -93,7 +95,6 @@ def check_built(trainer: Trainer) -> None:
         raise UserError(
             f"trainer.plugins has {type(writer).__name__}: leave it out, checkpoints are written by our own"
         )
-
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
         raise UserError(
@@ -107,26 +108,6 @@ def emulates_bfloat16() -> bool:
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # earlier releases of torch do not tell
     is_native = known.get("avx512_bf16") or known.get("amx_bf16") or known.get("architecture") != "x86_64"
     return not torch.accelerator.is_available() and not is_native
-
-
-def with_log_folder(arguments: list[str]) -> list[str]:
-    """``arguments`` with the folder of a logger that is named alone, which Lightning has no default for."""
-    if any(word.startswith(("--trainer.logger.save_dir", "--trainer.logger.init_args.save_dir")) for word in arguments):
-        return arguments
-    own = ["--trainer.logger.save_dir=."]
-    return [new for word in arguments for new in ([word, *own] if _NAMED_LOGGER.fullmatch(word) else [word])]
-
-
-def place_loggers(loggers: Any, run_dir: str) -> list[str]:
-    """Put the loggers of the settings that name no folder into ``run_dir``; returns the names of their classes."""
-    names = []
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        if not isinstance(logger, Namespace):
-            continue
-        names.append(logger.class_path.rpartition(".")[2])
-        if names[-1] in PLACED_LOGGERS and logger.init_args.get("save_dir") in (None, "."):
-            logger.init_args.save_dir = (names[-1] == "WandbLogger" and os.environ.get("WANDB_DIR")) or run_dir
-    return names
 
 
 def is_refusal(error: Exception) -> bool:

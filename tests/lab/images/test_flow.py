@@ -145,7 +145,7 @@ def test_the_objective_sees_the_latents_of_the_images_and_no_tokens(base: Path) 
     assert not latents.z.requires_grad
     assert [seen[name] for name in ("tokens", "readout", "teacher", "progress")] == [None, None, None, 1.0]
     assert seen["generator"] is noise
-    assert (built.flow_identity.grid_mean, built.flow_identity.grid_std) == (0.2, 0.9)
+    assert (built.identity().grid_mean, built.identity().grid_std) == (0.2, 0.9)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], given: list[str]) -> str:

@@ -34,7 +34,6 @@ class ImageDataModule(StepDataModule):
     kind: ClassVar[Kind] = "images"
     example_name: ClassVar[str] = "images"
     unit: ClassVar[str] = "images"
-    validation_name: ClassVar[str] = "num_validation_images"
 
     def __init__(
         self,

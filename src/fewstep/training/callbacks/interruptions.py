@@ -1,33 +1,35 @@
 """What a run does when something goes wrong: skip a step that is not finite, save and stop at a signal."""
 
 import signal
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch.optim import Optimizer
 
 from fewstep.errors import UserError
 from fewstep.training.data_modules import Batch
-from fewstep.training.module import TrainingModule, announce, ends_logged_step
+from fewstep.training.module import announce, ends_logged_step, gradient_norm
 from fewstep.training.run_folder import LAST
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C, the end of a job, and what schedulers announce that end with (SLURM's ``--signal=USR1@120``)."""
+SIGNAL_EXIT = 128
+"""A shell reports a process that a signal ended as 128 plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
 
 
 class SkipNonFinite(Callback):
     """Skips optimizer steps whose loss or gradient is not finite, and ends the run after ``max_in_a_row`` of them.
 
     A skipped step changes no weight and no optimizer state; its data count as seen, and schedule and weight average go
-    on. ``train/skipped_steps`` counts them. When the run ends, rank 0 and every rank whose own loss is not finite save
-    the batches of the last step to ``folder/step-N-rank-R.pt`` (``torch.load`` reads it).
+    on. ``train/skipped_steps`` counts them. When the run ends, every rank saves the batches of the last step to
+    ``folder/step-N-rank-R.pt`` (``torch.load`` reads it).
 
-    After the all-reduce every rank sees the same gradients, so all skip together. Cost per step: one gradient norm and
-    one device sync, as a ``GradScaler`` has.
+    After the all-reduce every rank sees the same gradients, so all skip together, at the cost of one device sync.
     """
 
     def __init__(self, folder: str, max_in_a_row: int = 20) -> None:
@@ -38,7 +40,6 @@ class SkipNonFinite(Callback):
         self.skipped = 0
         self.in_a_row = 0
         self._batches: list[Batch] = []
-        self._losses: list[torch.Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Both counts, for the checkpoint."""
@@ -48,23 +49,18 @@ class SkipNonFinite(Callback):
         """Restore both counts."""
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         """Remember the batches of the current optimizer step."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._batches, self._losses = [], []
+            self._batches = []
         self._batches.append(batch)
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Remember this rank's own loss: after the all-reduce nothing else says whose batch it was."""
-        self._losses.append(loss.detach())
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Drop the gradients if one is not finite, so that the optimizer has nothing to do.
 
         Raises ``UserError`` at the last of too many skipped steps in a row.
         """
-        assert isinstance(pl_module, TrainingModule)
-        pl_module.step_was_skipped = not gradients_are_finite(pl_module)
+        pl_module.step_was_skipped = not bool(torch.isfinite(gradient_norm(pl_module)))
         if not pl_module.step_was_skipped:
             self.in_a_row = 0
             return
@@ -79,56 +75,35 @@ class SkipNonFinite(Callback):
         self.in_a_row += 1
         optimizer.zero_grad(set_to_none=True)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the number of skipped steps."""
         if ends_logged_step(trainer, batch_idx):
             pl_module.log("train/skipped_steps", float(self.skipped))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the number of skipped steps if there were any."""
-        if self.skipped:
-            announce(trainer, f"==> {self.skipped:,} steps were skipped: their loss or gradient was not finite")
-
     def _save_batches(self, trainer: Trainer) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"step-{trainer.global_step}-rank-{trainer.global_rank}.pt"
-        if trainer.is_global_zero or not all(bool(torch.isfinite(loss)) for loss in self._losses):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save([{name: value.cpu() for name, value in batch.items()} for batch in self._batches], file)
+        torch.save([{name: value.cpu() for name, value in batch.items()} for batch in self._batches], file)
         trainer.strategy.barrier()  # a rank that ends early would take the others down before they have written
         return file
 
 
-def gradients_are_finite(module: torch.nn.Module) -> bool:
-    """Whether the norm of all gradients is finite: one device sync."""
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
-
-
 class TrainingStopped(KeyboardInterrupt):
-    """A signal stopped the run after ``step`` optimizer steps.
+    """A signal stopped the run; the message says what was saved."""
 
-    ``checkpoint`` is the file to resume from, None if no step was done. ``first_process`` is true on rank 0, which
-    reports it.
-    """
-
-    def __init__(self, signal_number: int, step: int, checkpoint: Path | None, *, first_process: bool = True) -> None:
-        super().__init__(f"stopped by signal {signal_number} after {step} steps")
-        self.signal_number = signal_number
-        self.step = step
-        self.checkpoint = checkpoint
-        self.first_process = first_process
+    def __init__(self, signal_number: int, step: int, *, is_saved: bool) -> None:
+        saved = f"stopped after {step:,} steps; the same command with --ckpt_path last resumes there"
+        super().__init__(saved if is_saved else "stopped before anything was saved; the same command starts again")
+        self.exit_code = SIGNAL_EXIT + signal_number
 
 
 class ResumePoint(Checkpoint):
     """Writes ``dirpath/last.ckpt`` every ``every_n_steps`` optimizer steps, and wherever training ends.
 
     That is after the last step, when the trainer is asked to stop (``max_time``, EarlyStopping), at an exception, and
-    at SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2. Each is saved between two steps, when weights, average and
-    counters agree; Lightning's ``OnExceptionCheckpoint`` saves in the middle of one. A Ctrl-C after another signal ends
-    the run at once. Of skipped steps (:class:`.SkipNonFinite`) in a row the first is saved, and none that is only due.
-    Several ranks agree to stop after every step. Listed after :class:`.WeightAverage`, whose update belongs to it.
+    at SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2, always between two steps; Lightning's ``OnExceptionCheckpoint``
+    saves in the middle of one. A Ctrl-C after another signal ends the run at once. What is only due is not saved after
+    a skipped step (:class:`.SkipNonFinite`). Listed after :class:`.WeightAverage`, whose update belongs to it.
     """
 
     def __init__(self, dirpath: str = "checkpoints", every_n_steps: int = 500) -> None:
@@ -137,66 +112,55 @@ class ResumePoint(Checkpoint):
         self.file = Path(dirpath) / LAST
         self.every_n_steps = every_n_steps
         self._received: int | None = None
-        self._saved_step: int | None = None
+        self._saved_step = 0  # before the first step there is nothing to save
         self._is_due = False
-        self._is_skipping = False
-        self._is_between_steps = False
+        self._is_between_steps = True
         self._previous: dict[int, Any] = {}
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Install the signal handlers, over those that Lightning has just installed."""
         self._install()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Install the signal handlers if there was no sanity check."""
         self._install()
-        self._is_between_steps = trainer.global_step > 0
         if self.file.exists():  # what the run was resumed from, if from its own checkpoint
             self._saved_step = trainer.global_step
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop here, once the last step is logged and a due validation is done. Raises ``TrainingStopped``."""
-        is_saved = self._saved_step == trainer.global_step or trainer.global_step == 0  # 0: nothing to save
-        if self._received is not None and is_saved:
-            raise self.stopped(trainer)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save when it is due or a signal came."""
-        assert isinstance(pl_module, TrainingModule)
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save when it is due or a signal came: then Lightning ends the run once it has logged and validated."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._is_between_steps = True
-        step, skipped = trainer.global_step, pl_module.step_was_skipped
+        step = trainer.global_step
         self._is_due |= step % self.every_n_steps == 0
-        due = self._is_due and not skipped
-        first_skipped = skipped and not self._is_skipping and self._saved_step != step - 1
-        self._is_skipping = skipped
         is_end = trainer.should_stop or step == trainer.max_steps
-        if self._agree_to_stop(trainer) or due or first_skipped or is_end:
+        stops = self._agree_to_stop(trainer)
+        if stops or is_end or (self._is_due and not pl_module.step_was_skipped):
             self._save(trainer)
+        if stops and not is_end:
+            trainer._signal_connector.received_sigterm = True
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """From here to the end of the step the weights are not those of any checkpoint."""
         self._is_between_steps = False
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save if training ended without, as after an EarlyStopping at a validation."""
         if self._is_between_steps and self._saved_step != trainer.global_step:
             _rewind_to_step(trainer)
             self._save(trainer)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Restore the signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Restore the signal handlers, and save the last whole step unless the run is to end at once."""
         self.teardown(trainer, pl_module, "fit")
-        at_once = isinstance(exception, KeyboardInterrupt) or self._is_skipping
+        at_once = isinstance(exception, KeyboardInterrupt)
         if at_once or not self._is_between_steps or self._saved_step == trainer.global_step:
             return
         try:
@@ -207,15 +171,13 @@ class ResumePoint(Checkpoint):
         except Exception as failure:  # the first exception is the one to report
             announce(trainer, f"==> could not save {self.file}: {failure}")
 
+    def stopped(self, trainer: Trainer) -> TrainingStopped:
+        """The exception that reports the stop."""
+        return TrainingStopped(self._received or signal.SIGINT, trainer.global_step, is_saved=self.file.is_file())
+
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.file)
         self._saved_step, self._is_due = trainer.global_step, False
-
-    def stopped(self, trainer: Trainer) -> TrainingStopped:
-        """The exception that reports the stop."""
-        checkpoint = self.file if self.file.is_file() else None
-        number = self._received or signal.SIGINT
-        return TrainingStopped(number, trainer.global_step, checkpoint, first_process=trainer.is_global_zero)
 
     def _agree_to_stop(self, trainer: Trainer) -> bool:
         if trainer.world_size > 1:
@@ -224,11 +186,8 @@ class ResumePoint(Checkpoint):
         return self._received is not None
 
     def _install(self) -> None:
-        if not self._previous:
-            try:
-                self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
-            except ValueError:  # only the main thread may set handlers
-                self._previous = {}
+        if not self._previous and threading.current_thread() is threading.main_thread():  # others may not
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -16,11 +16,10 @@ from fewstep.errors import UserError
 from fewstep.locking import draft_of, put_in_place
 from fewstep.pipeline import TextGenerator
 from fewstep.samplers import default_sampling, parse_rule
-from fewstep.training.flow import FlowModule
 from fewstep.training.module import TrainingModule, announce
 
 if TYPE_CHECKING:
-    from fewstep.diagnostics.result import Result, Row
+    from fewstep.diagnostics.result import Estimate, Result
 
 COLUMNS = ("step", "num_steps", "text")
 FILE, PICTURES = "diagnostics.jsonl", "diagnostics"
@@ -31,10 +30,9 @@ STAGES = ("autoencoder", "flow", "head")
 class SampleTable(Callback):
     """After every validation of a text flow, samples texts from fixed noise with the averaged weights.
 
-    They go to ``folder/samples.jsonl`` and to wandb as the table ``samples``: training step, number of sampling steps,
-    text. ``num_steps`` lists the numbers of sampling steps; a model trained for one number is sampled with that.
-    ``reinjection`` is a rule of re-injection such as 0.5 or "cosine:1,0" (:func:`fewstep.samplers.parse_rule`); None:
-    the model's own (:func:`fewstep.samplers.default_sampling`). ``noise_scale`` is the temperature of sampling.
+    They go to ``folder/samples.jsonl`` and to wandb as the table ``samples``. ``num_steps`` lists the numbers of
+    sampling steps; a model trained for one number is sampled with that. ``reinjection`` is a rule such as 0.5 or
+    "cosine:1,0" (:func:`fewstep.samplers.parse_rule`); None: the model's own.
 
     Listed before :class:`.WeightAverage`, which takes the average out of the model when the validation epoch ends. A
     resumed run keeps the rows up to its first step.
@@ -56,16 +54,15 @@ class SampleTable(Callback):
         self.reinjection = None if reinjection is None else parse_rule(reinjection)
         self.noise_scale = noise_scale
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Drop the rows of steps that a resumed run repeats."""
         if self._applies(trainer, pl_module):
             drop_later_rows(self.file, trainer.global_step)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Sample, write, log; not in the sanity check before training."""
         if trainer.sanity_checking or not self._applies(trainer, pl_module):
             return
-        assert isinstance(pl_module, FlowModule)
         generator = TextGenerator(pl_module.saved_model().to(pl_module.device))
         identity = generator.model.identity
         for own in dict.fromkeys(default_sampling(identity, steps) for steps in self.num_steps):
@@ -80,10 +77,9 @@ class SampleTable(Callback):
                 data = [[row[name] for name in COLUMNS] for row in rows_of(self.file)]
                 logger.log_table("samples", columns=list(COLUMNS), data=data)
 
-    def _applies(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        assert isinstance(pl_module, TrainingModule)
+    def _applies(self, trainer: Trainer, pl_module: Any) -> bool:
         is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        return pl_module.stage_name == FlowModule.stage_name and trainer.is_global_zero and not is_trial
+        return pl_module.stage_name == "flow" and trainer.is_global_zero and not is_trial
 
 
 class Diagnostics(Callback):
@@ -91,12 +87,10 @@ class Diagnostics(Callback):
 
     ``measurements`` are names of :data:`fewstep.evaluation.measurements.MEASUREMENTS` or dotted paths of one's own;
     None: those of the stage. Rank 0 measures a copy of the model on ``num_examples`` held-out blocks, at
-    ``num_positions`` tokens in each, with the noise of ``seed``; training is not touched. Every value is logged as
-    ``diag/NAME``. ``folder/diagnostics.jsonl`` gets a line with all results and intervals, ``folder/diagnostics/`` the
-    latest figures, which wandb gets too; at the end the latest values are printed.
+    ``num_positions`` tokens in each, with the noise of ``seed``. Every value is logged as ``diag/NAME``;
+    ``folder/diagnostics.jsonl`` gets a line with all results, ``folder/diagnostics/`` the latest figures.
 
-    Listed before :class:`.WeightAverage`, which takes the average out of the model when the validation epoch ends. A
-    resumed run keeps the lines up to its first step. Raises ``UserError`` for a name that is no measurement.
+    Listed before :class:`.WeightAverage`. A resumed run keeps the lines up to its first step.
     """
 
     def __init__(
@@ -113,44 +107,33 @@ class Diagnostics(Callback):
                 f"diagnostics.num_examples is {num_examples}, num_positions {num_positions}, every_n_validations "
                 f"{every_n_validations}: expected at least 2, at least 1, and at least 0 (never)"
             )
-        if measurements is not None:
-            check_measurements(measurements)
         self.folder = Path(folder)
         self.num_examples = num_examples
         self.num_positions = num_positions
         self.seed = seed
         self.every_n_validations = every_n_validations
         self.measurements = measurements
-        self._latest: tuple[Row, ...] = ()
         self._problem = ""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Drop the lines of steps that a resumed run repeats."""
         if trainer.is_global_zero:
             drop_later_rows(self.folder / FILE, trainer.global_step)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Measure, log and write; not in the sanity check before training, and not in a trial run."""
-        assert isinstance(pl_module, TrainingModule)
         if not self._is_due(trainer, pl_module):
             return
         values: dict[str, float] = {}
-        if trainer.is_global_zero:
-            results = self._measure(trainer, pl_module)
-            self._latest = tuple(row for result in results for row in result.rows)
-            values = {f"diag/{row.name}": row.estimate.value for row in self._latest if _is_finite(row)}  # type: ignore[misc]
-            if results and trainer.state.fn == TrainerFn.FITTING:
-                self._append(trainer.global_step, results)
-                self._show(trainer, results)
+        if trainer.is_global_zero and (results := self._measure(trainer, pl_module)):
+            table = {row.name: row.estimate for result in results for row in result.rows}
+            known = {name: estimate.value for name, estimate in table.items() if estimate.value is not None}
+            values = {f"diag/{name}": value for name, value in known.items() if math.isfinite(value)}
+            if trainer.state.fn == TrainerFn.FITTING:
+                self._write(trainer, table, results)
         # The other ranks wait here; all must log the same names, or the next all-reduce would deadlock.
         for name, value in trainer.strategy.broadcast(values).items():
             pl_module.log(name, value, sync_dist=True)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the latest values."""
-        if self._latest:
-            announce(trainer, f"==> diagnostics of held-out text with 95 % intervals ({self.folder / FILE})")
-            announce(trainer, table(self._latest))
 
     def _is_due(self, trainer: Trainer, module: TrainingModule) -> bool:
         is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
@@ -164,7 +147,7 @@ class Diagnostics(Callback):
         return round(batches / (trainer.val_check_batch or math.inf)) % self.every_n_validations == 0
 
     def _measure(self, trainer: Trainer, module: TrainingModule) -> "tuple[Result, ...]":
-        from fewstep.training.callbacks.measuring import make_brief_subject, measure
+        from fewstep.training.callbacks.measuring import chosen_measurements, make_brief_subject
 
         model, device = module.saved_model(), module.device
         # No inference mode, whose tensors take no derivative, no gradients and no lower precision.
@@ -178,59 +161,30 @@ class Diagnostics(Callback):
                     self._problem = str(error)
                     announce(trainer, f"    no diagnostics: {error}")
                 return ()
-            return measure(module.stage_name, self.measurements, subject)
+            chosen = chosen_measurements(module.stage_name, self.measurements, subject.parts)
+            return tuple(result for item in chosen.values() for result in item.run(subject, "training"))
 
-    def _append(self, step: int, results: "tuple[Result, ...]") -> None:
+    def _write(self, trainer: Trainer, table: "dict[str, Estimate]", results: "tuple[Result, ...]") -> None:
+        """A line to the file, figures to the folder and to wandb."""
+        from fewstep.evaluation.pictures import write_picture
+
         line = {
-            "step": step,
+            "step": trainer.global_step,
             "seed": self.seed,
             "num_examples": self.num_examples,
             "num_positions": self.num_positions,
-            "table": {row.name: asdict(row.estimate) for row in self._latest},
+            "table": {name: asdict(estimate) for name, estimate in table.items()},
             "results": {result.name: result.to_dict() for result in results},
         }
         append_rows(self.folder / FILE, [line])
-
-    def _show(self, trainer: Trainer, results: "tuple[Result, ...]") -> None:
-        """Figures to the folder and to wandb."""
-        from fewstep.evaluation.pictures import write_picture
-
         for result in results:
-            picture = result.picture()
-            if picture is None:
+            if (picture := result.picture()) is None:
                 continue
             file = self.folder / PICTURES / f"{result.name}.png"
             write_picture(picture, file)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(f"diag_pictures/{result.name}", [str(file)], step=trainer.global_step)
-
-
-def check_measurements(names: list[str], module: TrainingModule | None = None) -> None:
-    """Raise ``UserError`` for a name that is no measurement, or one that needs a part that ``module`` has not."""
-    from fewstep.training.callbacks.measuring import check_parts, chosen_measurements
-
-    chosen_measurements(names)
-    if module is not None:
-        check_parts(module.stage_name, names, module.saved_model().parts())
-
-
-def table(rows: "tuple[Row, ...]") -> str:
-    """Name, value, interval and unit of each row, in columns."""
-    from fewstep.evaluation.columns import aligned_columns
-
-    lines = [("name", "value", "interval", "unit")]
-    for row in rows:
-        value, interval = row.estimate.value, row.estimate.interval
-        shown = "undetermined" if value is None else f"{value:.4g}"
-        lines.append(
-            (row.name, shown, "" if interval is None else f"{interval.low:.4g} - {interval.high:.4g}", row.unit)
-        )
-    return aligned_columns(lines, {0, 3})
-
-
-def _is_finite(row: "Row") -> bool:
-    return row.estimate.value is not None and math.isfinite(row.estimate.value)
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -240,13 +194,10 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 
 def append_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows to a JSONL file, which is made with its folder if need be. ``UserError`` if it cannot be written."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    except OSError as error:
-        raise UserError(f"cannot write into {file.parent}: {error.strerror or error}") from None
+    """Add rows to a JSONL file, which is made with its folder if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def drop_later_rows(file: Path, step: int) -> None:

@@ -1,20 +1,17 @@
-"""Callbacks on the trained networks: averaged, exported, compiled, or recomputed in the backward pass."""
+"""Callbacks on the trained networks: averaged, compiled, or recomputed in the backward pass."""
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from fewstep.errors import UserError
-from fewstep.nn import transformer_blocks
-from fewstep.training.module import TrainingModule, announce
 
 
 class WeightAverage(WeightAveraging):
@@ -28,30 +25,30 @@ class WeightAverage(WeightAveraging):
         super().__init__(multi_avg_fn=moving_average(decay))
         self._is_swapped = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Create the average. Its update counter stays on the CPU, where reading it needs no device sync."""
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Create the average. Its counter of updates stays on the CPU, where reading it needs no device sync."""
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Move the average to the weights: Lightning creates it before it moves the module to its device."""
         assert self._average_model is not None
         self._average_model.module.to(pl_module.device)
 
-    def _swap_models(self, pl_module: LightningModule) -> None:
+    def _swap_models(self, pl_module: Any) -> None:
         super()._swap_models(pl_module)
         self._is_swapped = not self._is_swapped
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Swap the average out again if a validation fails."""
         if self._is_swapped:
             self._swap_models(pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Nothing: it is not called if no step was left to train."""
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Copy the average into the weights."""
         super().on_train_end(trainer, pl_module)
 
@@ -74,33 +71,10 @@ def moving_average(decay: float) -> Callable[..., None]:
     return update
 
 
-class ExportModel(Callback):
-    """Writes the model to ``folder`` at the end of a run, replacing an earlier export; also if no step was left to
-    train. Listed after :class:`WeightAverage`.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save on rank 0 and print where."""
-        assert isinstance(pl_module, TrainingModule)
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            step, last = trainer.global_step, trainer.max_steps
-            if step == 0:
-                announce(trainer, f"==> {pl_module.stage_name}: stopped before the first step, nothing is saved")
-                return
-            pl_module.saved_model().save_pretrained(self.folder, overwrite=True)
-            ended = f"done after {step:,} steps" if step >= last else f"stopped after {step:,} of {last:,} steps"
-            resume = "" if step >= last else "; the same command with --ckpt_path last goes on"
-            announce(trainer, f"==> {pl_module.stage_name}: {ended}; model in {self.folder}{resume}")
-
-
 class CompiledBlocks(Callback):
-    """Compiles the transformer blocks with ``backend``, for example ``inductor``; None: no compilation.
+    """Compiles the transformer blocks with ``backend``, such as ``inductor``; None: no compilation.
 
-    The blocks have one shape, so one compilation serves all, and parameter names stay as they are. Raises
-    ``UserError`` for a backend that torch does not have.
+    They have one shape, so one compilation serves all. Raises ``UserError`` for a backend that torch does not have.
     """
 
     def __init__(self, backend: str | None = None) -> None:
@@ -110,34 +84,28 @@ class CompiledBlocks(Callback):
             )
         self.backend = backend
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Mark the blocks; each is compiled at its first call."""
         if self.backend is not None:
-            for block in _blocks(pl_module):
+            for block in pl_module.blocks():
                 block.compile(backend=self.backend)
 
 
 class RecomputedBlocks(Callback):
     """With ``blocks``, keeps only the inputs of the transformer blocks for the backward pass (arXiv:1604.06174).
 
-    Everything inside is computed again when its gradient is due: the same losses and gradients to the bit, for about a
-    third more time and much less memory. Objectives that differentiate forward and then backward through that raise
-    ``UserError`` at the first step.
+    The same losses and gradients to the bit, for about a third more time and much less memory. Objectives that
+    differentiate forward and then backward through that raise ``UserError`` at the first step.
     """
 
     def __init__(self, blocks: bool = False) -> None:
         self.blocks = blocks
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Wrap the forward method of each block; parameter names stay as they are."""
         if self.blocks:
-            for block in _blocks(pl_module):
+            for block in pl_module.blocks():
                 block.forward = partial(_recomputed, block.forward)
-
-
-def _blocks(module: LightningModule) -> list[nn.Module]:
-    assert isinstance(module, TrainingModule)
-    return [block for network in module.networks() for block in transformer_blocks(network)]
 
 
 def _recomputed(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
