@@ -53,12 +53,10 @@ def score_pictures(rows: Sequence[Row], cost: Cost, scorer: str) -> tuple[Pictur
         name, band = str(row.setting["name"]), ENTROPY_BAND_NATS if row.setting["name"] == HELD_OUT else None
         quality += _level(name, ends, row.value("perplexity"))
         entropy += _level(name, ends, row.value("entropy_nats"), band)
-    label = f"perplexity under {scorer}"
+    label, nats = f"perplexity under {scorer}", "unigram entropy (nats)"
     return (
         Picture("Perplexity", cost.label, label, tuple(quality), log_x=True, log_y=True),
-        Picture(
-            "Entropy: low is repetition or short", cost.label, "unigram entropy (nats)", tuple(entropy), log_x=True
-        ),
+        Picture("Entropy: low is repetition or short", cost.label, nats, tuple(entropy), log_x=True),
     )
 
 

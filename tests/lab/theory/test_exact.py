@@ -9,14 +9,13 @@ from torch import Tensor
 
 from fewstep.cli.main import errors_to_exit_code
 from fewstep.errors import UserError
-from fewstep.evaluation.rows import Row, Setting, Value, rows_markdown
+from fewstep.evaluation.rows import Row, Setting, Value
 from fewstep.evaluation.sweep import Sweep
 from fewstep.lab.theory.command import PICTURE_FILE, ROWS_FILE, TABLE_FILE, main
 from fewstep.lab.theory.exact import (
-    CAPTION,
-    COLUMNS,
     ExactStudy,
     exact_picture,
+    exact_table,
     flow_setting,
     match,
     train_blocks,
@@ -114,7 +113,7 @@ def test_what_remains_of_a_gain_is_counted_between_samples_equally_far_from_the_
     assert row.value("remains") == pytest.approx(share)
     # All three differ by constants, and the samples are paired: nothing is left to vary.
     assert (row.interval("remains").low, row.interval("remains").high) == pytest.approx((share, share))
-    assert f"| {share:.0%} | {share:.0%} - {share:.0%} |" in rows_markdown([row], CAPTION, COLUMNS)
+    assert f"| {share:.0%} | {share:.0%} - {share:.0%} |" in exact_table(rows)
     rows[2] = measured(control, [0.2, 0.3, 0.4, 0.3], matched=False)
     assert with_gains(rows) == rows
 

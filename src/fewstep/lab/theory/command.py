@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 CURVES = {"flips": 40_000, "modes": 192, "dimension": 192, "hierarchy": 192, "coarea": 1_000_000, "surface": 1000}
 """Study of a theorem to examples per point."""
-FEWEST_MODES = 1024
 ROWS_FILE, TABLE_FILE, PICTURE_FILE = "rows.jsonl", "table.md", "wrong_tokens.png"
 
 
@@ -75,10 +74,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"no study asked for: pass --all, or some of --{', --'.join(studies)}, --latents MODEL")
     if not math.isfinite(options.effort):
         raise UserError(f"--effort is {options.effort}: expected a finite number above 0")
-    if options.max_modes < FEWEST_MODES:
-        raise UserError(
-            f"--max_modes is {options.max_modes}: expected at least {FEWEST_MODES}, for an exponent to show"
-        )
+    if options.max_modes < 1024:
+        raise UserError(f"--max_modes is {options.max_modes}: expected at least 1024, for an exponent to show")
     make_folder(options.out)
     recipe = provenance("theory", argv)
     for name in names:
@@ -139,17 +136,9 @@ def make_curve(name: str, options: TheoryOptions) -> "Result":
 def study_latents(options: TheoryOptions, model: str, folder: Path, recipe: dict[str, Any]) -> None:
     """The rows of ``model`` that ``folder`` lacks, then its table and picture; an interrupted run resumes."""
     from fewstep.evaluation.pictures import write_picture
-    from fewstep.evaluation.rows import RowFile, rows_markdown
+    from fewstep.evaluation.rows import RowFile
     from fewstep.evaluation.sweep import Sweep
-    from fewstep.lab.theory.exact import (
-        CAPTION,
-        COLUMNS,
-        ExactStudy,
-        exact_picture,
-        train_blocks,
-        train_latents,
-        with_gains,
-    )
+    from fewstep.lab.theory.exact import ExactStudy, exact_picture, exact_table, train_blocks, train_latents
     from fewstep.model import SavedModel
 
     bundle = SavedModel.from_pretrained(model, allow=options.allowed, kind="text").to(options.pick_device())
@@ -160,6 +149,6 @@ def study_latents(options: TheoryOptions, model: str, folder: Path, recipe: dict
     make_folder(folder)
     with progress_bar("exact denoiser", "row") as progress:
         rows = Sweep(study.plan(recipe)).run(RowFile(folder / ROWS_FILE), progress)
-    write_text(folder / TABLE_FILE, table := rows_markdown(with_gains(rows), CAPTION, COLUMNS))
+    write_text(folder / TABLE_FILE, table := exact_table(rows))
     write_picture(exact_picture(rows), folder / PICTURE_FILE)
     print(f"{table}\ntable    {folder / TABLE_FILE}\npicture  {folder / PICTURE_FILE}")

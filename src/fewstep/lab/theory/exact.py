@@ -20,7 +20,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation.adapters import decoder_of
 from fewstep.evaluation.charts import STEPS, row_series
 from fewstep.evaluation.measures import LAWS
-from fewstep.evaluation.rows import Column, Row, Setting, Value, key_of
+from fewstep.evaluation.rows import Column, Row, Setting, Value, key_of, rows_markdown
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, Statistic, model_digest
 from fewstep.lab.theory.grammar_measure import GrammarJudge, block_texts, share_value
 from fewstep.lab.theory.mixtures import Mixture
@@ -251,8 +251,8 @@ def with_gains(rows: Sequence[Row]) -> list[Row]:
     wrong = {row.key: torch.tensor(row.per_sample["wrong"], dtype=torch.float64)[:, 0] for row in rows}
     collected = []
     for row in rows:
-        if row.value("matched"):
-            setting, cooled = row.setting, row.setting["name"] == "cooled"
+        setting, cooled = row.setting, row.setting["name"] == "cooled"
+        if "matches" in setting and row.value("matched"):
             flow = {"name": "flow", "h": setting["h"], "num_steps": setting["num_steps"]}
             strength = setting["matches" if cooled else "reinjection"]
             plain, own = (wrong[key_of({**flow, "reinjection": gamma})] for gamma in ("0", strength))
@@ -268,6 +268,11 @@ def with_gains(rows: Sequence[Row]) -> list[Row]:
 def _ratio(rows: Tensor) -> Tensor:
     left, gain = rows.mean(-2).unbind(-1)
     return left / gain
+
+
+def exact_table(rows: Sequence[Row]) -> str:
+    """All rows and what remains of gains, in Markdown."""
+    return rows_markdown(with_gains(rows), CAPTION, COLUMNS)
 
 
 def exact_picture(rows: Sequence[Row]) -> Picture:

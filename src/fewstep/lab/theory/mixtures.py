@@ -11,7 +11,6 @@ Conditioning of Gaussians (arXiv:2303.08797 for the path). Legend: B states, M m
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from scipy.sparse.linalg import eigsh
@@ -24,16 +23,6 @@ BATCHED_UP_TO, DENSE_UP_TO = 64, 256
 """Largest n whose covariances (n, n) are built for all states at once, and largest that are decomposed as a whole."""
 NUMBERS_AT_ONCE = 2**24
 """Scores (B, M), or deviations of modes (B, M, n) times 16, that are held at once."""
-
-
-class _Posterior(NamedTuple):
-    """Of the modes at a state: ``weights`` r (B, M), their ``mean`` m (B, n); the Jacobian is own I + spread C."""
-
-    alpha: Tensor
-    own: Tensor
-    spread: Tensor
-    weights: Tensor
-    mean: Tensor
 
 
 class Mixture(nn.Module):
@@ -79,8 +68,8 @@ class Mixture(nn.Module):
             raise ValueError("the mask has padding: the exact denoiser knows blocks without any, leave it out.")
         size, clean = max(1, NUMBERS_AT_ONCE // len(self.means)), []
         for x, time in zip(x_t.flatten(1).double().split(size), t.split(size), strict=True):
-            at = self._posterior(x, time)
-            clean.append(at.mean + at.own * (x - at.alpha * at.mean))
+            alpha, own, _, _, mean = self._posterior(x, time)
+            clean.append(mean + own * (x - alpha * mean))
         return torch.cat(clean).view_as(x_t).to(upcast(x_t).dtype)
 
     @torch.no_grad()
@@ -92,12 +81,12 @@ class Mixture(nn.Module):
 
     def spectral_norm(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Spectral norm (B,) of the Jacobian of the clean estimate in x, at the largest eigenvalue of C."""
-        at = self._posterior(x_t.flatten(1).double(), t)
-        largest = largest_eigenvalues(at.weights, self.means.double(), at.mean)
-        return (at.own[:, 0] + at.spread[:, 0] * largest).to(upcast(x_t).dtype)
+        _, own, spread, weights, mean = self._posterior(x_t.flatten(1).double(), t)
+        largest = largest_eigenvalues(weights, self.means.double(), mean)
+        return (own[:, 0] + spread[:, 0] * largest).to(upcast(x_t).dtype)
 
-    def _posterior(self, x: Tensor, t: Tensor) -> _Posterior:
-        """At states ``x`` (B, n) float64; tempered under a cap."""
+    def _posterior(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """alpha, own, spread (B, 1) with the Jacobian own I + spread C; r (B, M), tempered under a cap, and m."""
         alpha, sigma = self.path.alpha_sigma(t, x)
         variance = (alpha**2 * self.width**2 + sigma**2).clamp(min=MIN_DIVISOR**2)
         own, spread = alpha * self.width**2 / variance, alpha * sigma**2 / variance**2
@@ -109,7 +98,7 @@ class Mixture(nn.Module):
         # |x|^2 is the same for all modes
         likelihood = (alpha * (x @ means.T) - alpha**2 * means.square().sum(1) / 2) * beta / variance
         weights = likelihood.softmax(-1)
-        return _Posterior(alpha, own, beta * spread, weights, weights @ means)
+        return alpha, own, beta * spread, weights, weights @ means
 
 
 def closeness(x: Tensor, means: Tensor) -> Tensor:
