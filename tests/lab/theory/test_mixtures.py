@@ -8,16 +8,11 @@ from torch import Tensor
 
 from fewstep.lab.theory.geometry import lattice, simplex, sphere, tree
 from fewstep.lab.theory.mixtures import Mixture
-from fewstep.paths import Path, linear_path, variance_preserving_path
+from fewstep.paths import Path, linear_path
 from fewstep.samplers import FlowSampler
 from fewstep.schedules import UniformGrid
-
-PATHS = [linear_path(), variance_preserving_path()]
-each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "vp"])
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.diagnostics.decoders import seeded
+from tests.samplers.bases import each_path
 
 
 def mixture(path: Path, width: float, cap: float | None = None, num_modes: int = 7, dimension: int = 4) -> Mixture:

@@ -33,14 +33,9 @@ from fewstep.lab.theory.theorems import (
     power_law,
     surface_curve,
 )
-from fewstep.paths import Path, linear_path, variance_preserving_path
-
-PATHS = [linear_path(), variance_preserving_path()]
-each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "vp"])
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from fewstep.paths import Path, linear_path
+from tests.diagnostics.decoders import seeded
+from tests.samplers.bases import PATHS, each_path
 
 
 def values(study: Result) -> dict[str, float]:
