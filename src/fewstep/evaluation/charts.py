@@ -47,22 +47,21 @@ def score_pictures(rows: Sequence[Row], cost: Cost, scorer: str) -> tuple[Pictur
         setting = {name: value for name, value in row.setting.items() if name != along}
         lines.setdefault(label_of(setting), []).append(row)
     beside = [row for name in YARDSTICKS for row in rows if row.setting["name"] == name]
-    quality = [_line(label, line, cost, "perplexity") for label, line in lines.items()]
-    entropy = [_line(label, line, cost, "entropy_nats") for label, line in lines.items()]
+    quality = [row_series(label, line, cost, "perplexity") for label, line in lines.items()]
+    entropy = [row_series(label, line, cost, "entropy_nats") for label, line in lines.items()]
     for row in beside:
         name, band = str(row.setting["name"]), ENTROPY_BAND_NATS if row.setting["name"] == HELD_OUT else None
         quality += _level(name, ends, row.value("perplexity"))
         entropy += _level(name, ends, row.value("entropy_nats"), band)
-    label = f"perplexity under {scorer}"
+    label, nats = f"perplexity under {scorer}", "unigram entropy (nats)"
     return (
         Picture("Perplexity", cost.label, label, tuple(quality), log_x=True, log_y=True),
-        Picture(
-            "Entropy: low is repetition or short", cost.label, "unigram entropy (nats)", tuple(entropy), log_x=True
-        ),
+        Picture("Entropy: low is repetition or short", cost.label, nats, tuple(entropy), log_x=True),
     )
 
 
-def _line(label: str, line: Iterable[Row], cost: Cost, name: str) -> Series:
+def row_series(label: str, line: Iterable[Row], cost: Cost, name: str) -> Series:
+    """The values ``name`` of a line's rows over ``cost``, with their intervals."""
     points = [(cost.of(row) or 0.0, row.value(name) or 0.0, row.interval(name)) for row in line]
     bounds = [(i.low, i.high) if i else (y, y) for _, y, i in points]
     x, y = tuple(point[0] for point in points), tuple(point[1] for point in points)

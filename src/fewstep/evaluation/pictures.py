@@ -12,7 +12,7 @@ from fewstep.diagnostics.result import Picture, Series
 from fewstep.errors import UserError
 
 # Okabe and Ito's palette, safe for every common colour blindness; markers and dashes repeat what colour says.
-SERIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+SERIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
 DASHES = ("-", "--", "-.", ":")
 MOST_MARKS, MOST_INSIDE = 8, 5
 FEW_POINTS = 30

@@ -7,7 +7,7 @@ import pytest
 from fewstep.evaluation.sweep import Sweep
 from fewstep.lab.compare.plans import Models, image_plan
 from fewstep.lab.compare.runs import MARKER, Run
-from fewstep.lab.compare.tables import real_value, with_gains
+from fewstep.lab.compare.tables import with_gains
 from fewstep.lab.images.study import YARDSTICK
 from tests.bundles import with_identity
 from tests.lab.images.models import tiny_image_flow
@@ -17,7 +17,7 @@ def run_of(name: str, folder: Path, answers: tuple[int, ...] | None = None) -> R
     """A run that took three seconds."""
     folder.mkdir(parents=True)
     (folder / MARKER).write_text('{"seconds": 3.0}')
-    return Run(name, folder, Path("unused.yaml"), (), 5, 10.0, answers=answers)
+    return Run(name, folder, Path("unused.yaml"), {}, 5, 10.0, answers=answers)
 
 
 def test_image_models_have_distances_costs_and_gains_and_what_is_ruled_out_says_so(tmp_path: Path) -> None:
@@ -29,7 +29,6 @@ def test_image_models_have_distances_costs_and_gains_and_what_is_ruled_out_says_
     assert note.startswith("consistency, K = 2 with gamma 0, is ruled out: ")
     rows = with_gains(list(Sweep(image_plan(flow.model, models, 8, (0, 1), {})).rows()))
     assert [row.setting["name"] for row in rows] == [YARDSTICK, *["flow_matching"] * 4, *["consistency"] * 3]
-    assert real_value(rows) == pytest.approx(sum(rows[0].values["latents"].by_seed) / 2)
     same = {tuple(row.setting.values())[1:]: row for row in rows[1:5]}
     for row in rows[5:]:  # the same network: the same images
         assert row.value("gain") == pytest.approx(1)

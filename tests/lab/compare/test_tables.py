@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.axes import Axes
 
+from fewstep.diagnostics.result import Picture
 from fewstep.errors import UserError
 from fewstep.evaluation.protocol import hash_of
 from fewstep.evaluation.rows import Row, RowFile, Value, rows_markdown
-from fewstep.lab.compare.tables import COLUMNS, gain_over, with_gains, write_contrast, write_figure
+from fewstep.lab.compare.tables import COLUMNS, gain_over, with_gains, write_contrast
 from fewstep.metrics.intervals import Interval
-
-Lines = list[tuple[str, list[float], list[float], str]]
 
 
 def row(name: str, values: dict[str, Value], per_sample: dict | None = None, **setting: str | int) -> Row:
@@ -54,8 +52,6 @@ def test_a_gain_is_the_flows_quality_over_the_rows_own_and_its_interval_knows_th
     same = gain_over(unpaired, flow, "perplexity")
     assert same.value == pytest.approx(gain.value)
     assert same.interval.low < 0.9 * gain.value and same.interval.high > 1.1 * gain.value
-    with pytest.raises(ValueError, match="40 samples against 3 of the flow"):
-        gain_over(better, text("flow_matching", 1, "0", [1.0, 2.0, 3.0]), "perplexity")
 
 
 def test_of_seeds_the_interval_is_students_on_the_logarithms_and_one_seed_has_none() -> None:
@@ -76,50 +72,47 @@ def test_a_row_is_set_against_the_flow_of_its_own_setting_alone_and_the_table_sh
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Lines:
-    """Label, points and dashes of every line, and the levels of real data, in the order of drawing."""
-    lines: Lines = []
-    errorbar, axhline = Axes.errorbar, Axes.axhline
-
-    def watched(axes: Axes, x: list[float], y: list[float], **style: object) -> object:
-        lines.append((str(style["label"]), list(x), list(y), str(style["linestyle"])))
-        return errorbar(axes, x, y, **style)
-
-    def level(axes: Axes, y: float, **style: object) -> object:
-        lines.append(("real", [], [y], str(style["linestyle"])))
-        return axhline(axes, y, **style)
-
-    monkeypatch.setattr(Axes, "errorbar", watched)
-    monkeypatch.setattr(Axes, "axhline", level)
-    return lines
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Picture]:
+    """What is drawn in place of files."""
+    pictures: list[Picture] = []
+    monkeypatch.setattr("fewstep.lab.compare.tables.write_pictures", lambda panels, file: pictures.extend(panels))
+    return pictures
 
 
-def test_an_objective_is_a_line_solid_without_re_injection_and_dashed_with(drawn: Lines, tmp_path: Path) -> None:
-    write_figure(comparison(("parallel", "head")), tmp_path / "new" / "a.png")
-    lines = [line for line in drawn if line[0] != "real"]
-    assert {(line[0], line[3]) for line in lines[:4]} == {
-        (f"{name}, gamma {rule}", dash)
-        for name in ("flow_matching", "mean_flow")
-        for rule, dash in (("0", "-"), ("1", "--"))
-    }
-    assert len(lines) == 8  # a panel a readout
-    assert all(line[1] == [1, 2, 4] for line in lines)
-    assert [line[2] for line in drawn if line[0] == "real"] == [[3.0], [3.0]]
-    (tmp_path / "mine").write_text("mine")
-    with pytest.raises(UserError, match="cannot write the figure"):
-        write_figure(comparison(), tmp_path / "mine" / "a.png")
+def write_rows(folder: Path, rows: list[Row]) -> Path:
+    folder.mkdir()
+    for each in rows:
+        RowFile(folder / "rows.jsonl").append(each)
+    return folder / "rows.jsonl"
 
 
-def test_the_contrast_is_relative_to_each_ones_real_data(drawn: Lines, tmp_path: Path) -> None:
-    texts, images = comparison(), [row("train images", {"latents": Value(0.5)}), image("flow_matching", (2.0,))]
-    for name, rows in (("text", texts), ("images", images)):
-        (tmp_path / name).mkdir()
-        for each in rows:
-            RowFile(tmp_path / name / "rows.jsonl").append(each)
-    write_contrast([tmp_path / "text", tmp_path / "images"], "rows.jsonl", tmp_path / "contrast.png")
-    assert [line[2] for line in drawn if line[0] == "real"] == [[1.0], [1.0]]
-    ours, theirs = (line for line in drawn if line[0] == "flow_matching, gamma 0")
-    assert ours[2][0] == pytest.approx(texts[1].value("perplexity") / 3.0)
-    assert theirs[2][0] == pytest.approx(2.0 / 0.5)
-    with pytest.raises(UserError, match="no finished comparison"):
-        write_contrast([tmp_path], "rows.jsonl", tmp_path / "b.png")
+def test_a_panel_a_comparison_and_readout_has_a_line_an_objective_and_rule_over_real_data(
+    drawn: list[Picture], tmp_path: Path
+) -> None:
+    texts = comparison(("parallel", "head"))
+    hotter = text("mean_flow", 2, "0", [9.0])
+    hotter = replace(hotter, setting={**hotter.setting, "noise_scale": 1.2})
+    images = [row("train images", {"latents": Value(0.5)}), image("flow_matching", (2.0,))]
+    files = [write_rows(tmp_path / "text", [*texts, hotter]), write_rows(tmp_path / "images", images)]
+    write_contrast(files, tmp_path / "contrast.png")
+    labels = [f"{name}, gamma {rule}" for rule in ("0", "1") for name in ("flow_matching", "mean_flow")]
+    assert [picture.title for picture in drawn] == ["text, parallel readout", "text, head readout", "images"]
+    for picture in drawn:
+        assert [series.label for series in picture.series] == [*labels, "real data"]  # one legend for all
+        assert set(picture.series[-1].y) == {1.0}
+    first = drawn[0].series[0]
+    assert first.x == (1, 2, 4)
+    assert first.y == pytest.approx([each.value("perplexity") / 3.0 for each in texts[1:7:2]])
+    assert first.high == pytest.approx([1.1 * y for y in first.y])
+    ours, *others = drawn[2].series[:-1]
+    assert ours.y == (2.0 / 0.5,)
+    assert all(math.isnan(y) for series in others for y in series.y)
+
+
+def test_no_picture_without_scored_rows_of_real_data(tmp_path: Path) -> None:
+    for name, rows, message in (
+        ("none", [], "no finished comparison"),
+        ("unreal", comparison()[1:], "the real data have no quality"),
+    ):
+        with pytest.raises(UserError, match=message):
+            write_contrast([write_rows(tmp_path / name, rows)], tmp_path / "b.png")

@@ -14,14 +14,13 @@ from fewstep.evaluation.sweep import Sweep
 from fewstep.lab.theory.command import PICTURE_FILE, ROWS_FILE, TABLE_FILE, main
 from fewstep.lab.theory.exact import (
     ExactStudy,
-    exact_flow,
     exact_picture,
+    exact_table,
     flow_setting,
-    gains,
-    gains_markdown,
     match,
     train_blocks,
     train_latents,
+    with_gains,
 )
 from fewstep.metrics.intervals import Interval
 from fewstep.samplers import FlowSampler
@@ -50,7 +49,7 @@ def test_many_steps_without_a_width_end_at_train_latents(study: ExactStudy) -> N
 
 def test_a_width_blurs_draws_by_h_and_no_width_gives_the_data(study: ExactStudy) -> None:
     none, blurred = (study.make({"name": "draws", "h": h}, 6).tensors["x_1"] for h in (0.0, 0.01))
-    nearest = exact_flow(study.bundle, study.latents, 0.0).nearest
+    nearest = study.flow(0.0).nearest
     assert float(nearest(none)[0].max()) < 1e-5
     spread = nearest(blurred)[0].square().mean() / none[0].numel()
     assert float(spread.sqrt()) == pytest.approx(0.01, rel=0.5)
@@ -58,20 +57,28 @@ def test_a_width_blurs_draws_by_h_and_no_width_gives_the_data(study: ExactStudy)
 
 def test_every_reinjected_setting_gets_its_two_controls_as_far_from_the_data(study: ExactStudy) -> None:
     rows = list(Sweep(study.plan()).rows())
-    controls = {(row.setting["name"], row.setting["reinjection"]) for row in rows if "matches" in row.setting}
-    assert controls == {("cooled", "0"), ("spread", "0.5"), ("spread", "1")}
-    assert len(gains(rows)) == 4
-    assert "remains" in gains_markdown(rows)
+    controls = [row for row in rows if "matches" in row.setting]
+    assert [(row.setting["name"], row.setting["reinjection"], row.setting["matches"]) for row in controls] == [
+        ("cooled", "0", "0.5"),
+        ("spread", "0.5", "0"),
+        ("cooled", "0", "1"),
+        ("spread", "1", "0"),
+    ]
     assert {row.num_samples for row in rows if "cap" in row.setting} == {3}
-    for gain in gains(rows):
-        if gain.control.value("matched"):
-            target = gain.own if gain.control.setting["name"] == "cooled" else gain.plain
-            assert gain.control.value("distance") == pytest.approx(target.value("distance"), rel=0.01)
+    distances = {
+        (row.setting["num_steps"], row.setting["reinjection"]): row.value("distance")
+        for row in rows
+        if row.setting["name"] == "flow" and row.setting["h"] == 0.7
+    }
+    for row in controls:
+        if row.value("matched"):
+            target = distances[row.setting["num_steps"], row.setting["matches"]]
+            assert row.value("distance") == pytest.approx(target, rel=0.01)
 
 
 def test_the_cooled_control_cools_old_noise_and_1_is_the_plain_flow(study: ExactStudy) -> None:
     assert study.sample(COOLED, 6).equal(study.sample(FLOW, 6))
-    flow, generators = exact_flow(study.bundle, study.latents, 0.7), example_generators(study.seed, 0, 6)
+    flow, generators = study.flow(0.7), example_generators(study.seed, 0, 6)
     x_0 = randn((6, *study.latents.shape[1:]), study.latents, generators)
     sampler = FlowSampler(flow.path, noise_temperature=0.5)
     cold = sampler.sample(flow, x_0, num_steps=4, generator=generators).x_1
@@ -101,13 +108,14 @@ def test_what_remains_of_a_gain_is_counted_between_samples_equally_far_from_the_
         measured(RENEWED, [0.1, 0.2, 0.3, 0.2]),
         measured(control, [0.2, 0.3, 0.4, 0.3]),
     ]
-    value, interval = gains(rows)[0].share
-    assert value == pytest.approx(share)
+    *others, row = with_gains(rows)
+    assert others == rows[:2]
+    assert row.value("remains") == pytest.approx(share)
     # All three differ by constants, and the samples are paired: nothing is left to vary.
-    assert (interval.low, interval.high) == pytest.approx((share, share))
+    assert (row.interval("remains").low, row.interval("remains").high) == pytest.approx((share, share))
+    assert f"| {share:.0%} | {share:.0%} - {share:.0%} |" in exact_table(rows)
     rows[2] = measured(control, [0.2, 0.3, 0.4, 0.3], matched=False)
-    assert gains(rows)[0].share is None
-    assert "not matched" in gains_markdown(rows)
+    assert with_gains(rows) == rows
 
 
 def test_no_share_is_shown_where_there_may_be_no_gain() -> None:
@@ -116,8 +124,7 @@ def test_no_share_is_shown_where_there_may_be_no_gain() -> None:
         measured(RENEWED, [0.3, 0.1, 0.3, 0.0]),
         measured(COOLED, [0.2, 0.2, 0.1, 0.1]),
     ]
-    assert gains(rows)[0].share is None
-    assert "undetermined" in gains_markdown(rows)
+    assert with_gains(rows) == rows
 
 
 def test_a_match_is_the_first_on_the_way_though_the_distance_is_not_monotone() -> None:
@@ -162,7 +169,6 @@ def test_the_picture_shows_the_shares_of_the_widest_latents_without_a_cap() -> N
     assert lines["deterministic, colder"] == pytest.approx({4.0: 0.2})
     assert lines["draws of the law itself"] == pytest.approx({4.0: 0.03, 8.0: 0.03})
     assert (picture.series[0].low[0], picture.series[0].high[0]) == (0.5, 0.7)
-    assert exact_picture(rows[:1]) is None
 
 
 def test_the_command_resumes_writes_table_and_picture_and_refuses_in_one_line(

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from scipy.integrate import quad
+from scipy.stats import norm
 from torch import Tensor
 
 from fewstep.diagnostics.margins import margins
@@ -11,12 +13,10 @@ from fewstep.diagnostics.result import Result, Series
 from fewstep.diagnostics.stiffness import stiffness
 from fewstep.diagnostics.tube import tube
 from fewstep.lab.theory.geometry import (
+    boundary_densities,
     boundary_distances,
-    boundary_integral,
     least_boundary,
-    nearest_modes,
     simplex,
-    simplex_boundary,
     sphere,
     times_of_scales,
 )
@@ -27,19 +27,15 @@ from fewstep.lab.theory.theorems import (
     flips_and_tube,
     flips_curve,
     hierarchy_curve,
+    mean_line,
     modes_curve,
     peak_stiffness,
     power_law,
     surface_curve,
 )
-from fewstep.paths import Path, linear_path, variance_preserving_path
-
-PATHS = [linear_path(), variance_preserving_path()]
-each_path = pytest.mark.parametrize("path", PATHS, ids=["linear", "vp"])
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from fewstep.paths import Path, linear_path
+from tests.diagnostics.decoders import seeded
+from tests.samplers.bases import PATHS, each_path
 
 
 def values(study: Result) -> dict[str, float]:
@@ -51,21 +47,28 @@ def test_distance_to_a_cells_boundary_is_what_a_walk_to_it_takes() -> None:
     x = torch.randn(50, 3, generator=seeded(1), dtype=torch.float64)
     distance = boundary_distances(x, means)
     directions = sphere(4000, 3, seeded(2))
-    own = nearest_modes(x, means)
-    for point, reach, cell in zip(x, distance, own, strict=True):
-        assert bool((nearest_modes(point + 0.999 * reach * directions, means) == cell).all())
-    # And no farther: some direction leaves the cell a little beyond.
-    left = [
-        bool((nearest_modes(p + 1.05 * r * directions, means) != c).any())
-        for p, r, c in zip(x, distance, own, strict=True)
-    ]
-    assert sum(left) >= 45
+    cells = torch.cdist(x, means).argmin(1)
+    left = 0
+    for point, reach, cell in zip(x, distance, cells, strict=True):
+        assert bool((torch.cdist(point + 0.999 * reach * directions, means).argmin(1) == cell).all())
+        # And no farther: some direction leaves the cell a little beyond.
+        left += bool((torch.cdist(point + 1.05 * reach * directions, means).argmin(1) != cell).any())
+    assert left >= 45
+
+
+def simplex_boundary(num_modes: int) -> float:
+    """Of standard normal noise, where one of M coordinates leads: close to sqrt(ln M)."""
+
+    def density(u: float) -> float:
+        return math.exp(2 * norm.logpdf(u) + (num_modes - 2) * norm.logcdf(u))
+
+    return num_modes * (num_modes - 1) / math.sqrt(2) * quad(density, -10, 10, points=[0, 2, 4, 6], epsrel=1e-10)[0]
 
 
 def test_boundary_integral_of_noise_is_the_closed_form_of_a_simplex_and_never_under_the_isoperimetric_one() -> None:
     noise = Mixture(linear_path(), torch.zeros(1, 4, dtype=torch.float64), 1.0)
-    _, interval = boundary_integral(noise, simplex(5), 40_000, seeded())
-    assert interval.low <= simplex_boundary(5) <= interval.high
+    integral = mean_line("boundary", [0.0], boundary_densities(noise, simplex(5), 40_000, seeded())[:, None])
+    assert integral.low[0] <= simplex_boundary(5) <= integral.high[0]
     assert simplex_boundary(2) == pytest.approx(1 / math.sqrt(2 * math.pi), rel=1e-9)
     for count in (2, 3, 10, 1000, 100_000):
         assert simplex_boundary(count) >= least_boundary(count) * (1 - 1e-9)
@@ -84,21 +87,12 @@ def test_peak_stiffness_of_two_modes_does_not_depend_on_path_or_unit() -> None:
     other = peak_stiffness(PATHS[1], 5 * means, 1.0, 15.0, 32, seeded()) / 5
     torch.testing.assert_close(first, other, rtol=1e-6, atol=1e-9)
     # At noise x the clean estimate is tanh(y / s^2), so the peak along y = 1 + s e is (1 - tanh^2) / s at its highest.
-    noise = torch.randn(32, 1, generator=_after_modes(means), dtype=torch.float64)
-    sign = _modes_of(means)
+    generator = seeded()
+    sign = Mixture(PATHS[0], means).draw_modes(32, generator)
+    noise = torch.randn(32, 1, generator=generator, dtype=torch.float64)
     s = torch.logspace(math.log10(0.2), math.log10(3), 4000, dtype=torch.float64)
     by_hand = ((1 - torch.tanh((sign + s * noise) / s**2) ** 2) / s).amax(1)
     torch.testing.assert_close(first, by_hand, rtol=2e-3, atol=0)
-
-
-def _after_modes(means: Tensor) -> torch.Generator:
-    generator = seeded()
-    Mixture(PATHS[0], means).draw_modes(32, generator)
-    return generator
-
-
-def _modes_of(means: Tensor) -> Tensor:
-    return means[Mixture(PATHS[0], means).draw_modes(32, seeded())]
 
 
 def test_exponents_of_power_laws_are_found() -> None:

@@ -59,7 +59,8 @@ def main(argv: list[str]) -> int:
     if options.contrast:
         from fewstep.lab.compare.tables import write_contrast
 
-        write_contrast(options.contrast, ROWS, file := options.out or Path("contrast.png"))
+        files = [folder / ROWS for folder in options.contrast]
+        write_contrast(files, file := options.out or Path("contrast.png"))
         print(f"picture   {file}")
         return 0
     if not options.model:
@@ -81,9 +82,10 @@ def main(argv: list[str]) -> int:
     make_folder(out)
     text = text_study(options) if kind == "text" else None  # what is missing shows before the training
     for number, run in enumerate((teacher, *runs), 1):
-        say(f"training {number} of {len(runs) + 1}, {run.name}: {run.steps:,} steps, {run.passes:,.0f} passes each")
+        steps_and_passes = f"{run.steps:,} steps, {run.passes:,.0f} passes each"
+        print(f"[compare] training {number} of {len(runs) + 1}, {run.name}: {steps_and_passes}", flush=True)
         if not train(run, training_arguments(run, options, kind), options.model):
-            say(f"{run.name} is done already, see {run.folder}")
+            print(f"[compare] {run.name} is done already, see {run.folder}", flush=True)
     models = Models(runs, steps, rules, kind, options.pick_device())
     if text is not None:
         plan = text_plan(text[0], models, text[1], temperatures, recipe)
@@ -113,23 +115,16 @@ def measure(plan: "Plan", models: "Models", out: Path) -> None:
     from fewstep.evaluation.matched import with_matched_table
     from fewstep.evaluation.rows import RowFile, rows_csv, rows_markdown, rows_text
     from fewstep.evaluation.sweep import Sweep
-    from fewstep.lab.compare.tables import CAPTION, COLUMNS, real_value, with_gains, write_figure
+    from fewstep.lab.compare.tables import CAPTION, COLUMNS, with_gains, write_contrast
 
     with progress_bar("measuring", "row") as progress:
-        rows = Sweep(plan).run(RowFile(out / ROWS), progress)
-    real_value(rows)
-    rows, notes = with_gains(rows), models.ruled_out()
-    tables = with_matched_table(rows, "\n".join([f"{plan.caption} {CAPTION}", *notes]), COLUMNS)
-    plain, *_ = tables[0]
+        rows = with_gains(Sweep(plan).run(RowFile(out / ROWS), progress))
+    caption = "\n".join([f"{plan.caption} {CAPTION}", *models.ruled_out()])
+    tables = with_matched_table(rows, caption, COLUMNS)
     write_text(out / TABLE, "\n".join(rows_markdown(*each) for each in tables) + "\n")
     write_text(out / DATA, rows_csv(rows))
     for matched, *_ in tables[1:]:
         write_text(out / MATCHED, rows_csv(matched))
-    write_figure(plain, out / PICTURE)
+    write_contrast([out / ROWS], out / PICTURE)
     print("\n\n".join(rows_text(*each) for each in tables))
     print(f"\ntable     {out / TABLE}, {out / DATA}\nrows      {out / ROWS}\npicture   {out / PICTURE}")
-
-
-def say(text: str) -> None:
-    """One line of the command's own."""
-    print(f"[compare] {text}", flush=True)

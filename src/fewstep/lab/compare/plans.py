@@ -3,9 +3,10 @@
 N samples of a setting, K steps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fewstep.model import SavedModel
 from fewstep.samplers import FlowSampler, incompatibility
 
 MEASURES = ("scores", "repetition", "copies", "late_flips", "cci", "rms")
+Make = Callable[[SavedModel, Batch, Sequence[Setting]], list[Samples]]
 
 
 @dataclass(frozen=True)
@@ -32,28 +34,23 @@ class Models:
     kind: Kind
     device: str
 
-    def load(self, folder: Path) -> SavedModel:
-        """The model in ``folder``; the latest stays in memory."""
-        return _load(folder, self.kind, self.device)
-
     @cached_property
     def digests(self) -> dict[Path, str]:
         """Digest of each model by its folder."""
-        return {run.model: model_digest(self.load(run.model)) for run in self.runs}
+        return {run.model: model_digest(_load(run.model, self.kind, self.device)) for run in self.runs}
 
     @cached_property
     def settings(self) -> list[tuple[Run, int, str, str | None]]:
         """Run, K, rule, and why the model was not trained for that, or None; the settings of a model in a row."""
-        return list(self._settings())
-
-    def _settings(self) -> Iterator[tuple[Run, int, str, str | None]]:
+        collected = []
         for run in self.runs:
-            model = self.load(run.model)
-            for rule in self.rules:
-                for count in (count for count in self.steps if run.answers is None or count in run.answers):
-                    grid = model.identity.default_grid()
-                    sampler = FlowSampler(model.flow().path, grid=grid, reinjection=rule)
-                    yield run, count, rule, incompatibility(model.identity, sampler, count)
+            model = _load(run.model, self.kind, self.device)
+            path, grid = model.flow().path, model.identity.default_grid()
+            for rule, count in product(self.rules, self.steps):
+                if run.answers is None or count in run.answers:
+                    sampler = FlowSampler(path, grid=grid, reinjection=rule)
+                    collected.append((run, count, rule, incompatibility(model.identity, sampler, count)))
+        return collected
 
     def ruled_out(self) -> list[str]:
         """A sentence for each objective and reason."""
@@ -63,11 +60,18 @@ class Models:
                 grouped.setdefault((run.name, reason), []).append(f"K = {count} with gamma {rule}")
         return [f"{name}, {', '.join(where)}, is ruled out: {reason}." for (name, reason), where in grouped.items()]
 
-    def with_cost(self, run: Run, samples: Samples) -> Samples:
-        """``samples`` with what training cost: passes per example, and wall time with the rounds before the run."""
-        own = [each for each in self.runs if each.name == run.name]
-        seconds = sum(each.seconds for each in own[: own.index(run) + 1])
-        return replace(samples, numbers={**samples.numbers, "passes": run.passes, "training_seconds": seconds})
+    def group(self, run: Run, settings: tuple[Setting, ...], make: Make) -> Group:
+        """What ``make`` gives of the run's model, with what training cost: passes per example, and wall time with the
+        rounds before the run."""
+        rounds = [each for each in self.runs if each.name == run.name]
+        seconds = sum(each.seconds for each in rounds[: rounds.index(run) + 1])
+        cost = {"passes": run.passes, "training_seconds": seconds}
+
+        def costed(batch: Batch, asked: Sequence[Setting]) -> list[Samples]:
+            samples = make(_load(run.model, self.kind, self.device), batch, asked)
+            return [replace(each, numbers={**each.numbers, **cost}) for each in samples]
+
+        return Group(settings, costed, self.digests[run.model])
 
 
 @lru_cache(maxsize=1)
@@ -84,38 +88,33 @@ def text_plan(
 ) -> Plan:
     """Real text and the other yardsticks, and every model at every setting and temperature; all readouts of the same
     latents."""
+
+    def texts(
+        sampling: Sampling, own: Sequence[str], model: SavedModel, batch: Batch, asked: Sequence[Setting]
+    ) -> list[Samples]:
+        return FlowTexts(model, sampling, own).make(batch, asked)
+
     groups = study.yardsticks(temperatures=temperatures)
     for run, count, rule, reason in models.settings:
-        for sampling, settings in flow_settings(Sampling(count, rule), readouts, temperatures, run.name):
-            if reason is None:
+        if reason is None:
+            for sampling, settings in flow_settings(Sampling(count, rule), readouts, temperatures, run.name):
                 own = list(dict.fromkeys(str(setting["readout"]) for setting in settings))
-                make = partial(_make_texts, models, run, sampling, own)
-                groups.append(Group(settings, make, models.digests[run.model]))
+                groups.append(models.group(run, settings, partial(texts, sampling, own)))
     return study.plan(groups, MEASURES, keep=KEPT, provenance=provenance)
-
-
-def _make_texts(
-    models: Models, run: Run, sampling: Sampling, readouts: Sequence[str], batch: Batch, settings: Sequence[Setting]
-) -> list[Samples]:
-    texts = FlowTexts(models.load(run.model), sampling, readouts)
-    return [models.with_cost(run, samples) for samples in texts.make(batch, settings)]
 
 
 def image_plan(
     base: Path, models: Models, num_samples: int, seeds: Sequence[int], provenance: dict[str, Any], batch_size: int = 64
 ) -> Plan:
     """Train images against held-out ones, and every model at every setting against both and the flow in ``base``."""
+
+    def images(model: SavedModel, batch: Batch, asked: Sequence[Setting]) -> list[Samples]:
+        return [generated(model, batch, setting, batch_size) for setting in asked]
+
     teacher = SavedModel.from_pretrained(base, kind="images").to(models.device)
     groups = []
     for run, count, rule, reason in models.settings:
         if reason is None:
-            setting: Setting = {"name": run.name, "num_steps": count, "reinjection": rule}
-            make = partial(_make_images, models, run, batch_size)
-            groups.append(Group((setting,), make, models.digests[run.model]))
+            groups.append(models.group(run, ({"name": run.name, "num_steps": count, "reinjection": rule},), images))
     study = ImageStudy(teacher, num_samples, tuple(seeds), batch_size)
     return study.plan(groups, models.device, provenance)
-
-
-def _make_images(models: Models, run: Run, batch_size: int, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
-    model = models.load(run.model)
-    return [models.with_cost(run, generated(model, batch, setting, batch_size)) for setting in settings]

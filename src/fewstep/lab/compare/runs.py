@@ -5,10 +5,10 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from fewstep.cli.output import write_text
@@ -16,7 +16,7 @@ from fewstep.errors import UserError
 from fewstep.model import SavedModel
 from fewstep.objectives import OBJECTIVES, Objective
 from fewstep.registry import resolve
-from fewstep.settings import configs_folder, size_sections
+from fewstep.settings import configs_folder, read_yaml, size_sections
 
 if TYPE_CHECKING:
     from fewstep.lab.compare.command import CompareOptions
@@ -30,17 +30,16 @@ Kind = Literal["text", "images"]
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of the objective ``name``, whose model lies in ``folder``/model.
+    """One training run of the objective ``name``, by the stage's file, the file ``settings`` and ``flags``.
 
-    ``settings`` is the file that changes the stage's, ``flags`` what differs from both. ``passes``: what its ``steps``
-    cost an example of a batch, those of the rounds before it included. ``start`` is the model that it starts from, and
-    learns from where it is ``taught``. ``answers``: the numbers of sampling steps that it is for, None for all.
+    ``passes``: what its ``steps`` and the rounds before cost an example of a batch. ``start`` is the model that it
+    starts from, and learns from where it is ``taught``. ``answers``: the numbers of sampling steps that it is for.
     """
 
     name: str
     folder: Path
     settings: Path
-    flags: tuple[str, ...]
+    flags: Mapping[str, object]
     steps: int
     passes: float
     start: Path | None = None
@@ -59,54 +58,44 @@ class Run:
 
 
 def planned(
-    names: Sequence[str],
-    kind: Kind,
-    out: Path,
-    *,
-    budget: int,
-    teacher_steps: int,
-    steps: Sequence[int],
+    names: Sequence[str], kind: Kind, out: Path, *, budget: int, teacher_steps: int, steps: Sequence[int]
 ) -> list[Run]:
     """The teacher, a plain flow, and from it the runs of every objective, as many steps as ``budget`` passes pay for.
 
-    An objective outside the package, given by its dotted path, is trained with the flow's settings. ``kind``:
-    "text" or "images". Raises ``UserError``.
+    An objective outside the package, given by its dotted path, is trained with the flow's settings. Raises
+    ``UserError``.
     """
     base = configs_folder() / f"{STAGES[kind]}.yaml"
-    teacher = Run("teacher", out / "teacher", settings_of(FLOW), (), teacher_steps, 3.0 * teacher_steps)
+    teacher = Run("teacher", out / "teacher", settings_of(FLOW), {}, teacher_steps, 3.0 * teacher_steps)
     runs = [teacher]
     for name in dict.fromkeys(names):
-        cls = resolve(OBJECTIVES, name, "objective")
-        settings = settings_of(name if name in OBJECTIVES else FLOW)
-        if name == PROGRESSIVE:
-            runs += _rounds(settings, base, out / name, teacher.model, budget, steps)
-            continue
+        cls, is_ours = resolve(OBJECTIVES, name, "objective"), name in OBJECTIVES
+        settings, class_path = settings_of(name if is_ours else FLOW), None if is_ours else name
         two_times = str(cls.estimate.two_times).lower()
-        own = () if name in OBJECTIVES else (f"--model.objective={name}", f"--model.denoiser.two_times={two_times}")
-        objective = objective_of(base, settings, {}, None if name in OBJECTIVES else name)
-        count = max(1, round(budget / objective.passes_per_step))
-        passes = count * objective.passes_per_step
-        runs.append(Run(name, out / name, settings, own, count, passes, teacher.model, objective.needs_teacher))
+        flags = {} if is_ours else {"model.objective": name, "model.denoiser.two_times": two_times}
+        rounds = _rounds(steps) if name == PROGRESSIVE else [{}]
+        start, passes = teacher.model, 0.0
+        for own in rounds:
+            objective = objective_of(base, settings, own, class_path)
+            count = max(1, round(budget / len(rounds) / objective.passes_per_step))
+            passes += count * objective.passes_per_step
+            folder = out / name / f"round_{own['num_steps']}" if own else out / name
+            answers = (own["num_steps"],) if own else None
+            changed = {**flags, **{f"model.objective.{option}": value for option, value in own.items()}}
+            runs.append(Run(name, folder, settings, changed, count, passes, start, objective.needs_teacher, answers))
+            start = folder / "model"
     return runs
 
 
-def _rounds(settings: Path, base: Path, folder: Path, start: Path, budget: int, steps: Sequence[int]) -> list[Run]:
-    """A run a number of steps, from many to few, each going on from the one before with its share of the budget."""
-    rounds: list[Run] = []
-    passes, before, counts = 0.0, 2 * max(steps), sorted(set(steps), reverse=True)
-    for num_steps in counts:
+def _rounds(steps: Sequence[int]) -> list[dict[str, int]]:
+    """Options of progressive distillation, from many steps to few, each round going on from the one before."""
+    counts, rounds = sorted(set(steps), reverse=True), []
+    for before, num_steps in pairwise([2 * counts[0], *counts]):
         if before % num_steps:
             raise UserError(
                 f"steps {counts}: {PROGRESSIVE} goes from {before} to {num_steps}, which does not divide it"
             )
-        own = {"num_steps": num_steps, "teacher_steps": before // num_steps}
-        objective = objective_of(base, settings, own)
-        count = max(1, round(budget / len(counts) / objective.passes_per_step))
-        passes += count * objective.passes_per_step
-        flags = tuple(f"--model.objective.{name}={value}" for name, value in own.items())
-        place = folder / f"round_{num_steps}"
-        rounds.append(Run(PROGRESSIVE, place, settings, flags, count, passes, start, True, (num_steps,)))
-        before, start = num_steps, place / "model"
+        rounds.append({"num_steps": num_steps, "teacher_steps": before // num_steps})
     return rounds
 
 
@@ -117,7 +106,7 @@ def settings_of(name: str) -> Path:
 
 def objective_of(base: Path, changes: Path, own: Mapping[str, Any], class_path: str | None = None) -> Objective:
     """The objective of the settings file ``base`` with ``changes`` and its ``own`` arguments, or of ``class_path``."""
-    first, second = (yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"] for file in (base, changes))
+    first, second = (read_yaml(file)["model"]["init_args"] for file in (base, changes))
     first, second = first["objective"], second.get("objective", {})
     arguments = {"time_sampler": first["init_args"]["time_sampler"], **second.get("init_args", {}), **own}
     parser = ArgumentParser(exit_on_error=False)
@@ -155,27 +144,27 @@ def train(run: Run, arguments: Sequence[str], model: str) -> bool:
 
 def training_arguments(run: Run, options: "CompareOptions", kind: Kind) -> list[str]:
     """The command line of a run: the stage's file, the objective's, the size, and what the comparison decides."""
-    result = ["fit", "--config", str(configs_folder() / f"{STAGES[kind]}.yaml"), "--config", str(run.settings)]
-    section = size_sections(options.size).get(STAGES[kind]) if options.size else None
-    result += ["--config", json.dumps(section)] if section else []  # not --size: settings of a run show what changed
-    result += [f"--run_dir={run.folder}", f"--model.autoencoder={options.model}", *run.flags]
-    result += [] if run.start is None else [f"--model.initialise_from={run.start}"]
-    result += [f"--model.teacher={run.start}"] if run.taught else []
-    result += _data_flags(options, kind)
-    if options.device != "auto":
-        result.append(f"--trainer.accelerator={'gpu' if options.device == 'cuda' else 'cpu'}")
-    lengths = {"max_steps": run.steps, "val_check_interval": run.steps, "log_every_n_steps": min(50, run.steps)}
-    result += [f"--trainer.{name}={value}" for name, value in lengths.items()]
-    result += [f"--model.optimizer.warmup_steps={min(100, run.steps // 5)}", "--diagnostics.every_n_validations=0"]
-    return result
-
-
-def _data_flags(options: "CompareOptions", kind: Kind) -> list[str]:
-    """Flags of the data that the model was trained on; of text also another, cut as the model reads it."""
+    files = [str(configs_folder() / f"{STAGES[kind]}.yaml"), str(run.settings)]
+    if options.size and (section := size_sections(options.size).get(STAGES[kind])):
+        files.append(json.dumps(section))  # not --size: settings of a run show what changed
+    flags: dict[str, object] = {"run_dir": run.folder, "model.autoencoder": options.model, **run.flags}
+    if run.start is not None:
+        flags["model.initialise_from"] = run.start
+    if run.taught:
+        flags["model.teacher"] = run.start
     identity = SavedModel.from_pretrained(options.model, allow=options.allowed, kind=kind).identity
     if kind == "images":
-        images = {"class_path": f"fewstep.lab.images.{identity.source}", "init_args": identity.source_config}
-        return [f"--data.images={json.dumps(images)}"]
-    flags = [f"--data.source={options.source or identity.source}", f"--data.block_size={identity.block_size}"]
-    flags.append(f"--data.cache_dir={options.cache_dir}")
-    return flags + ([f"--data.max_documents={options.max_documents}"] if options.max_documents else [])
+        class_path = f"fewstep.lab.images.{identity.source}"
+        flags["data.images"] = json.dumps({"class_path": class_path, "init_args": identity.source_config})
+    else:  # another text is cut as the model reads it
+        flags |= {"data.source": options.source or identity.source, "data.block_size": identity.block_size}
+        flags["data.cache_dir"] = options.cache_dir
+        if options.max_documents:
+            flags["data.max_documents"] = options.max_documents
+    if options.device != "auto":
+        flags["trainer.accelerator"] = "gpu" if options.device == "cuda" else "cpu"
+    flags |= {"trainer.max_steps": run.steps, "trainer.val_check_interval": run.steps}
+    flags |= {"trainer.log_every_n_steps": min(50, run.steps), "model.optimizer.warmup_steps": min(100, run.steps // 5)}
+    flags["diagnostics.every_n_validations"] = 0
+    given = [word for file in files for word in ("--config", file)]
+    return ["fit", *given, *(f"--{name}={value}" for name, value in flags.items())]

@@ -15,28 +15,19 @@ from fewstep.errors import UserError
 from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
-    from fewstep.diagnostics.result import Result, Row
+    from fewstep.diagnostics.result import Result
 
-CURVES = {
-    "flips": 40_000,
-    "modes": 192,
-    "dimension": 192,
-    "hierarchy": 192,
-    "coarea": 1_000_000,
-    "surface": 1000,
-    "consistency": 1,
-}
-"""Study to examples per point."""
-FEWEST_MODES, FEWEST_EXAMPLES = 1024, 2
+CURVES = {"flips": 40_000, "modes": 192, "dimension": 192, "hierarchy": 192, "coarea": 1_000_000, "surface": 1000}
+"""Study of a theorem to examples per point."""
 ROWS_FILE, TABLE_FILE, PICTURE_FILE = "rows.jsonl", "table.md", "wrong_tokens.png"
 
 
 @dataclass(kw_only=True)
-class CurveOptions:
-    """Studies: theorems of arXiv:2606.30705.
+class TheoryOptions(TextOptions, DeviceOptions):
+    """Study where few-step sampling fails in closed form: nothing is trained.
 
     Args:
-        all: every study down to --consistency.
+        all: every study of a theorem of arXiv:2606.30705, down to --consistency.
         flips: Theorem 3, flip rate of the posterior-mean step against tube mass.
         modes: Theorem 5, peak stiffness over M modes where the dimension grows with log M.
         dimension: Theorem 6, peak stiffness over M modes in a fixed dimension.
@@ -44,6 +35,15 @@ class CurveOptions:
         coarea: Theorem 17, boundary integral, growth of the tube, mean stiffness.
         surface: accuracy over depth K and a cap on stiffness.
         consistency: which re-injection rules reach the data's law with many steps, exact for Gaussian data.
+        latents: a model folder or a .ckpt file, over whose train latents the exact denoiser is studied.
+        num_latents: number of latents.
+        samples: samples per row, with --latents.
+        path: the path of the flow.
+        effort: factor on the examples of each study.
+        max_modes: largest M, of the sweeps over M.
+        seed: of all random numbers.
+        out: folder of everything.
+        overwrite: repeat studies that are there already.
     """
 
     all: bool = False
@@ -54,56 +54,28 @@ class CurveOptions:
     coarea: bool = False
     surface: bool = False
     consistency: bool = False
-
-
-@dataclass(kw_only=True)
-class LatentsOptions(TextOptions, DeviceOptions):
-    """The exact denoiser over a saved model's own latents.
-
-    Args:
-        latents: a model folder or a .ckpt file, whose train latents are studied.
-        num_latents: number of latents.
-        samples: samples per row.
-        seed: of all random numbers.
-        out: folder of everything.
-    """
-
     latents: str | None = None
     num_latents: PositiveInt = 16384
     samples: PositiveInt = 256
-    seed: int = 0
-    out: Path = Path("runs/theory")
-
-
-@dataclass(kw_only=True)
-class TheoryOptions(CurveOptions, LatentsOptions):
-    """Study where few-step sampling fails in closed form: nothing is trained.
-
-    Args:
-        path: the path of the flow.
-        effort: factor on the examples of each study.
-        max_modes: largest M, of the sweeps over M.
-        overwrite: repeat studies that are there already.
-    """
-
     path: Literal["linear", "vp"] = "linear"
     effort: PositiveFloat = 1.0
     max_modes: PositiveInt = 100_000
+    seed: int = 0
+    out: Path = Path("runs/theory")
     overwrite: bool = False
 
 
 def main(argv: list[str]) -> int:
     """Run the studies of ``argv`` that are not there yet; returns the exit code."""
     options = parse_options("theory", TheoryOptions, argv)
-    names = [name for name in CURVES if options.all or getattr(options, name)]
+    studies = (*CURVES, "consistency")
+    names = [name for name in studies if options.all or getattr(options, name)]
     if not names and options.latents is None:
-        raise UserError(f"no study asked for: pass --all, or some of --{', --'.join(CURVES)}, --latents MODEL")
+        raise UserError(f"no study asked for: pass --all, or some of --{', --'.join(studies)}, --latents MODEL")
     if not math.isfinite(options.effort):
         raise UserError(f"--effort is {options.effort}: expected a finite number above 0")
-    if options.max_modes < FEWEST_MODES:
-        raise UserError(
-            f"--max_modes is {options.max_modes}: expected at least {FEWEST_MODES}, for an exponent to show"
-        )
+    if options.max_modes < 1024:
+        raise UserError(f"--max_modes is {options.max_modes}: expected at least 1024, for an exponent to show")
     make_folder(options.out)
     recipe = provenance("theory", argv)
     for name in names:
@@ -120,7 +92,12 @@ def write_curve(name: str, options: TheoryOptions, recipe: dict[str, Any]) -> No
     file = options.out / f"{name}.json"
     settings = {key: getattr(options, key) for key in ("path", "effort", "max_modes", "seed")}
     if file.exists() and not options.overwrite:
-        _check_settings(file, settings)
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            stored = "settings of no study of this command"
+        if stored != settings:
+            raise UserError(f"{file} was made with {stored}, not {settings}: choose another --out, or pass --overwrite")
         print(f"{name}: {file} is there already; --overwrite repeats it")
         return
     from fewstep.evaluation.pictures import write_picture
@@ -133,7 +110,11 @@ def write_curve(name: str, options: TheoryOptions, recipe: dict[str, Any]) -> No
         # Last: the JSON file says that the study is complete.
         result = {"settings": settings, **study.to_dict(), "provenance": recipe}
         write_lines([json.dumps(result, allow_nan=False), "\n"])
-    print(f"{name}: {picture.title}", *map(_line, study.rows), sep="\n", flush=True)
+    print(f"{name}: {picture.title}")
+    for row in study.rows:
+        bounds = row.estimate.interval
+        interval = "" if bounds is None else f"  [{bounds.low:.4g}, {bounds.high:.4g}]"
+        print(f"  {row.name:<58} {row.estimate.value:9.4g}{interval}  {row.note}".rstrip(), flush=True)
 
 
 def make_curve(name: str, options: TheoryOptions) -> "Result":
@@ -147,25 +128,17 @@ def make_curve(name: str, options: TheoryOptions) -> "Result":
     path = linear_path() if options.path == "linear" else variance_preserving_path()
     if name == "consistency":
         return consistency_curve(path)
-    noise, num = torch.Generator().manual_seed(options.seed), max(FEWEST_EXAMPLES, round(CURVES[name] * options.effort))
+    noise, num = torch.Generator().manual_seed(options.seed), max(2, round(CURVES[name] * options.effort))
     limit = {"max_modes": options.max_modes} if name in ("modes", "dimension") else {}
     return getattr(theorems, f"{name}_curve")(path, num, noise, **limit)
 
 
-def study_latents(options: LatentsOptions, model: str, folder: Path, recipe: dict[str, Any]) -> None:
+def study_latents(options: TheoryOptions, model: str, folder: Path, recipe: dict[str, Any]) -> None:
     """The rows of ``model`` that ``folder`` lacks, then its table and picture; an interrupted run resumes."""
     from fewstep.evaluation.pictures import write_picture
-    from fewstep.evaluation.rows import RowFile, rows_markdown
+    from fewstep.evaluation.rows import RowFile
     from fewstep.evaluation.sweep import Sweep
-    from fewstep.lab.theory.exact import (
-        CAPTION,
-        COLUMNS,
-        ExactStudy,
-        exact_picture,
-        gains_markdown,
-        train_blocks,
-        train_latents,
-    )
+    from fewstep.lab.theory.exact import ExactStudy, exact_picture, exact_table, train_blocks, train_latents
     from fewstep.model import SavedModel
 
     bundle = SavedModel.from_pretrained(model, allow=options.allowed, kind="text").to(options.pick_device())
@@ -176,25 +149,6 @@ def study_latents(options: LatentsOptions, model: str, folder: Path, recipe: dic
     make_folder(folder)
     with progress_bar("exact denoiser", "row") as progress:
         rows = Sweep(study.plan(recipe)).run(RowFile(folder / ROWS_FILE), progress)
-    table = "\n".join([rows_markdown(rows, CAPTION, COLUMNS), gains_markdown(rows)])
-    write_text(folder / TABLE_FILE, table)
-    print(f"{table}\ntable    {folder / TABLE_FILE}")
-    if (picture := exact_picture(rows)) is not None:
-        write_picture(picture, folder / PICTURE_FILE)
-        print(f"picture  {folder / PICTURE_FILE}")
-
-
-def _line(row: "Row") -> str:
-    estimate = row.estimate
-    interval = "" if estimate.interval is None else f"  [{estimate.interval.low:.4g}, {estimate.interval.high:.4g}]"
-    return f"  {row.name:<58} {estimate.value:9.4g}{interval}  {row.note}".rstrip()
-
-
-def _check_settings(file: Path, settings: dict[str, object]) -> None:
-    """Raise ``UserError`` where ``file`` was made with other settings, or is no study."""
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is no study of this command: choose another --out, or pass --overwrite") from None
-    if stored != settings:
-        raise UserError(f"{file} was made with {stored}, not {settings}: choose another --out, or pass --overwrite")
+    write_text(folder / TABLE_FILE, table := exact_table(rows))
+    write_picture(exact_picture(rows), folder / PICTURE_FILE)
+    print(f"{table}\ntable    {folder / TABLE_FILE}\npicture  {folder / PICTURE_FILE}")

@@ -6,9 +6,9 @@ B samples, N latents, K positions of D dimensions, L tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property, partial
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +18,12 @@ from torch import Tensor
 from fewstep.diagnostics.result import Picture, Series
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import decoder_of
-from fewstep.evaluation.columns import markdown_table
-from fewstep.evaluation.rows import Column, Row, Setting, Value
+from fewstep.evaluation.charts import STEPS, row_series
+from fewstep.evaluation.measures import LAWS
+from fewstep.evaluation.rows import Column, Row, Setting, Value, key_of, rows_markdown
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, Statistic, model_digest
-from fewstep.lab.theory.grammar import grammar_sentences
 from fewstep.lab.theory.grammar_measure import GrammarJudge, block_texts, share_value
 from fewstep.lab.theory.mixtures import Mixture
-from fewstep.metrics.intervals import Interval, bootstrap_interval
 from fewstep.model import SavedModel
 from fewstep.paths import PATHS
 from fewstep.samplers import FlowSampler
@@ -33,10 +32,11 @@ from fewstep.shapes import example_generators, randn
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TEMPERATURES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-"""Temperatures between which a match is looked for, from the path's law down."""
-SPREADS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-"""The same for levels of added noise."""
+LADDERS = {
+    "cooled": (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3),
+    "spread": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
+}
+"""Temperatures, and levels of added noise, between which a control's match is looked for."""
 TOLERANCE = 0.005
 """Relative difference of mean distances that passes for equal."""
 OTHER_NOISE = 2**20
@@ -52,6 +52,7 @@ COLUMNS = {
     "temperature": Column("T or level", ".3f"),
     "matched": Column("matched", lambda value: "yes" if value else "no"),
     "wrong": Column("wrong tokens", lambda value: f"{100 * value:.2f} %", interval=True),
+    "remains": Column("remains", ".0%", interval=True),
     "distance": Column("distance", ".2f"),
     "rms": Column("rms", ".3f"),
     "valid": Column("valid", ".3f", interval=True),
@@ -61,19 +62,15 @@ COLUMNS = {
 CAPTION = (
     "Wrong tokens: share that differs from the tokens of the nearest latent, distance: to that latent; 95 % bootstrap "
     "intervals over samples; valid: share of texts that the grammar can write, where the source is one; texts and "
-    "latents: how many distinct ones came out."
-)
-GAIN_HEADING = ("h", "K", "gamma", "control", "T or level", "wrong", "control's", "remains")
-GAIN_CAPTION = (
-    "Wrong tokens of re-injection and of its control at equal distance, and the share of re-injection's gain over the "
-    "deterministic flow that remains; 95 % bootstrap intervals over samples, paired."
+    "latents: how many distinct ones came out. A control (temperature T, level of noise) lies as far from the data as "
+    "samples of another gamma; remains: share of re-injection's gain over the deterministic flow that is left between "
+    "samples of equal distance, paired; none where the gain's interval holds 0, or distances do not match."
 )
 
 
 @torch.no_grad()
 def train_latents(bundle: SavedModel, ids: Tensor) -> Tensor:
-    """Latents (N, K, D) of blocks ``ids`` (N, L) without padding. Raises ``UserError`` without an autoencoder."""
-    bundle.require("autoencoder")
+    """Latents (N, K, D) of blocks ``ids`` (N, L) without padding."""
     assert bundle.autoencoder is not None
     device = next(bundle.autoencoder.parameters()).device
     parts = (part.to(device) for part in ids.split(256))
@@ -93,19 +90,14 @@ def train_blocks(train: "Dataset", count: int) -> Tensor:
     return full[(torch.arange(count) * len(full)) // count]
 
 
-def exact_flow(bundle: SavedModel, latents: Tensor, h: float, cap: float | None = None) -> Mixture:
-    """The exact denoiser of ``latents`` (N, K, D) on the path that the model was trained on; it needs no denoiser."""
-    return Mixture(PATHS[bundle.identity.path](), latents, h, cap=cap)
-
-
 @dataclass(frozen=True)
 class ExactStudy:
     """What is sampled: ``steps`` and ``reinjections`` for each of ``widths``; ``matched_steps`` get the controls.
 
     ``caps`` are tried at width 0 and ``cap_steps``, deterministic, on ``cap_samples`` of the ``num_samples``. Sample i
-    starts from the same x_0 in every row, equal steps, Euler. Controls, at which samples lie as far from the data as
-    others do: "cooled", the deterministic flow with its noise times a temperature in every state, as far as those of
-    strength ``matches``; "spread", re-injected samples with noise of a level added, as far as deterministic ones.
+    starts from the same x_0 in every row. Controls lie as far from the data as samples of strength ``matches``:
+    "cooled", the deterministic flow with its noise times a temperature in every state; "spread", re-injected samples
+    with noise of a level added.
     """
 
     bundle: SavedModel
@@ -121,22 +113,23 @@ class ExactStudy:
     cap_steps: tuple[int, ...] = (2, 4, 16)
 
     def plan(self, provenance: dict[str, Any] | None = None) -> Plan:
-        """The sweep. Raises ``UserError`` for a model without a readout."""
-        self.bundle.require("autoencoder", "readout")
-        groups = [
-            Group((setting,), self._make, num_samples=min(self.cap_samples, self.num_samples) if caps else None)
-            for caps, settings in ((False, self._settings()), (True, self._capped()))
-            for setting in settings
-        ]
-        measures = [Measure(self._values, self._take, {"distance": "to the nearest latent"}, CAPTION)]
-        protocol = {"latents": len(self.latents), "caps": min(self.cap_samples, self.num_samples)}
+        """The sweep."""
+
+        def samples(batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
+            return [self.make(setting, batch.count) for setting in settings]
+
+        fewer = min(self.cap_samples, self.num_samples)
+        capped = [{**flow_setting(0.0, count, 0.0), "cap": cap} for cap, count in product(self.caps, self.cap_steps)]
         return Plan(
-            groups,
-            measures,
-            protocol,
-            self.num_samples,
-            (self.seed,),
-            model_digest(self.bundle),
+            groups=[
+                *(Group((setting,), samples) for setting in self._settings()),
+                *(Group((setting,), samples, num_samples=fewer) for setting in capped),
+            ],
+            measures=[Measure(self._values, self._take, {"distance": "to the nearest latent"}, CAPTION)],
+            protocol={"latents": len(self.latents), "caps": fewer},
+            num_samples=self.num_samples,
+            seeds=(self.seed,),
+            model=model_digest(self.bundle),
             batch_size=self.num_samples,  # a match is over all samples
             device=str(self.latents.device),
             num_resamples=NUM_RESAMPLES,
@@ -149,20 +142,11 @@ class ExactStudy:
             yield {"name": "draws", "h": h}
             for count in self.steps:
                 strengths = [gamma for gamma in self.reinjections if count > 1 or gamma == 0]  # one step takes none
-                for gamma in strengths:
-                    yield flow_setting(h, count, gamma)
-                for gamma in strengths if h > 0 and count in self.matched_steps and 0.0 in strengths else ():
+                yield from (flow_setting(h, count, gamma) for gamma in strengths)
+                for gamma in strengths if h > 0 and count in self.matched_steps else ():
                     if gamma > 0:
                         yield {**flow_setting(h, count, 0.0), "name": "cooled", "matches": f"{gamma:g}"}
                         yield {**flow_setting(h, count, gamma), "name": "spread", "matches": "0"}
-
-    def _capped(self) -> Iterator[Setting]:
-        for cap in self.caps:
-            for count in self.cap_steps:
-                yield {**flow_setting(0.0, count, 0.0), "cap": cap}
-
-    def _make(self, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
-        return [self.make(setting, batch.count) for setting in settings]
 
     def make(self, setting: Setting, count: int) -> Samples:
         """The first ``count`` samples, as ``x_1`` (B, K, D); of a control with its ``temperature`` and ``matched``."""
@@ -173,44 +157,44 @@ class ExactStudy:
             return Samples({"x_1": self.latents[picks] + float(setting["h"]) * self._noise(0, count)})
         if matches is None:
             return Samples({"x_1": self.sample(setting, count)})
+        name, plain, xi = str(setting["name"]), self.sample(setting, count), self._noise(OTHER_NOISE, count)
+
+        def at(number: float) -> Tensor:
+            return self.sample(setting, count, number) if name == "cooled" else plain + number * xi
+
         target = self.distance(self.sample({**setting, "reinjection": matches}, count))
-        if setting["name"] == "cooled":
-            value, matched = match(partial(self.sample, setting, count), self.distance, target, TEMPERATURES)
-            x_1 = self.sample(setting, count, value)
-        else:
-            plain, xi = self.sample(setting, count), self._noise(OTHER_NOISE, count)
-            value, matched = match(lambda level: plain + level * xi, self.distance, target, SPREADS)
-            x_1 = plain + value * xi
-        return Samples({"x_1": x_1}, numbers={"temperature": value, "matched": float(matched)})
+        number, matched = match(at, self.distance, target, LADDERS[name])
+        return Samples({"x_1": at(number)}, numbers={"temperature": number, "matched": float(matched)})
+
+    def flow(self, h: float, cap: float | None = None) -> Mixture:
+        """The exact denoiser of the latents on the path that the model was trained on; it needs no denoiser."""
+        return Mixture(PATHS[self.bundle.identity.path](), self.latents, h, cap=cap)
 
     @torch.no_grad()
     def sample(self, setting: Setting, count: int, temperature: float = 1.0) -> Tensor:
         """x_1 (B, K, D): ``temperature`` multiplies the old noise in every state."""
         cap = setting.get("cap")
-        flow = exact_flow(self.bundle, self.latents, float(setting["h"]), None if cap is None else float(cap))
+        flow = self.flow(float(setting["h"]), None if cap is None else float(cap))
         sampler = FlowSampler(flow.path, reinjection=float(setting["reinjection"]), noise_temperature=temperature)
         generators = example_generators(self.seed, 0, count)
         x_0 = randn((count, *self.latents.shape[1:]), self.latents, generators)
         return sampler.sample(flow, x_0, num_steps=int(setting["num_steps"]), generator=generators).x_1
 
-    @torch.no_grad()
-    def read(self, z: Tensor) -> Tensor:
-        """The likeliest tokens (B, L) int64 at latents (B, K, D)."""
-        decode = decoder_of(self.bundle.reader())
-        return torch.cat([decode(x).argmax(-1) for x in z.float().split(64)])
-
     def distance(self, x_1: Tensor) -> float:
         """Mean distance to the nearest latent."""
-        return float(exact_flow(self.bundle, self.latents, 0.0).nearest(x_1)[0].mean())
+        return float(self.flow(0.0).nearest(x_1)[0].mean())
 
     def _noise(self, first: int, count: int) -> Tensor:
         shape = (count, *self.latents.shape[1:])
         return randn(shape, self.latents, example_generators(self.seed, first, count))
 
+    @torch.no_grad()
     def _take(self, setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
-        x_1 = samples.tensors["x_1"]
-        distance, index = exact_flow(self.bundle, self.latents, 0.0).nearest(x_1)
-        ids, nearest = self.read(x_1), self.read(self.latents[index])
+        x_1, decode = samples.tensors["x_1"], decoder_of(self.bundle.reader())
+        distance, index = self.flow(0.0).nearest(x_1)
+        ids, nearest = (
+            torch.cat([decode(part).argmax(-1) for part in z.float().split(64)]) for z in (x_1, self.latents[index])
+        )
         wrong = (ids != nearest).double().mean(1)
         taken = {"ids": ids, "index": index, "distance": distance, "wrong": wrong, "square": x_1.double().square()}
         return {name: value.cpu() for name, value in taken.items()}
@@ -219,13 +203,13 @@ class ExactStudy:
     def judge(self) -> GrammarJudge | None:
         """Of texts, where the model's source is a grammar."""
         source = self.bundle.identity.source
-        return None if grammar_sentences(source) is None else GrammarJudge(source)
+        return GrammarJudge(source) if source.partition(":")[0] in LAWS else None
 
     def _values(self, setting: Setting, samples: Samples) -> Mapping[str, Value | Statistic]:
         got, valid = samples.tensors, {}
         if self.judge is not None:
             judged = self.judge.judge(block_texts(self.bundle.tokenizer, got["ids"]))
-            valid = {"valid": share_value(judged.valid)}
+            valid = {"valid": share_value(judged["valid"])}
         return {
             **valid,
             "wrong": Statistic(got["wrong"][:, None]),
@@ -246,9 +230,8 @@ def match(
 ) -> tuple[float, bool]:
     """The first number on the way along ``ladder`` at which the mean distance of ``samples`` is ``target``.
 
-    The rung pair that it lies between is looked for first, since the distance need not be monotone. Returns the number
-    and whether the distance is right to 0.5 %: it is not where no pair brackets ``target`` (then the closest rung is
-    returned) or where the distance jumps over it.
+    The distance need not be monotone. Returns the number and whether the distance is right to 0.5 %: it is not where no
+    pair of rungs brackets ``target`` (then the closest rung is returned) or where the distance jumps over it.
     """
     excess = cache(lambda number: distance(samples(number)) - target)
     for near, far in pairwise(ladder):
@@ -258,105 +241,59 @@ def match(
     return min(ladder, key=lambda number: abs(excess(number))), False
 
 
-@dataclass(frozen=True)
-class Gain:
-    """What ``control`` leaves of re-injection's ``gain``, the wrong tokens of ``plain`` minus those of ``own``.
+def with_gains(rows: Sequence[Row]) -> list[Row]:
+    """The rows, the controls with the share of re-injection's gain that ``remains``.
 
-    ``remaining``: the part that is left where samples lie equally far from the data: for "cooled" the control's wrong
-    tokens minus the re-injected ones, for "spread" the deterministic flow's minus the control's. ``share`` is remaining
-    over gain, None where the gain's interval holds 0 and where the control's distance did not match.
+    Gain: the wrong tokens of the deterministic flow minus the re-injected ones. What remains of it where samples lie
+    equally far from the data is for "cooled" the control's wrong tokens minus the re-injected ones, for "spread" the
+    deterministic flow's minus the control's. Samples are paired.
     """
-
-    control: Row
-    plain: Row
-    own: Row
-
-    @property
-    def share(self) -> tuple[float, Interval] | None:
-        """Remaining over gain, with its interval; samples are paired."""
-        wrong = torch.tensor([each.per_sample["wrong"] for each in (self.plain, self.own, self.control)]).double()
-        plain, own, control = wrong[..., 0]
-        left = plain - control if self.control.setting["name"] == "spread" else control - own
-        table = torch.stack([plain - own, left], -1)
-
-        def interval(statistic: Callable[[Tensor], Tensor]) -> Interval:
-            return bootstrap_interval(table, statistic, NUM_RESAMPLES, torch.Generator().manual_seed(0), batched=True)
-
-        def remaining(rows: Tensor) -> Tensor:
-            gain, rest = rows.mean(-2).unbind(-1)
-            return rest / gain
-
-        if not self.control.value("matched") or interval(lambda rows: rows[..., 0].mean(-1)).low <= 0:
-            return None
-        return float(remaining(table)), interval(remaining)
-
-    def cells(self) -> tuple[str, ...]:
-        """A line of the table of gains."""
-        setting, share = self.control.setting, self.share
-        shown = "undetermined" if self.control.value("matched") else "not matched"
-        if share is not None:
-            shown = f"{share[0]:.0%} ({share[1].low:.0%} - {share[1].high:.0%})"
-        wrong = (COLUMNS["wrong"].written(each.value("wrong")) for each in (self.own, self.control))
-        level = COLUMNS["temperature"].written(self.control.value("temperature"))
-        strength = str(self.own.setting["reinjection"])
-        return f"{setting['h']:g}", str(setting["num_steps"]), strength, str(setting["name"]), level, *wrong, shown
-
-
-def gains(rows: Sequence[Row]) -> list[Gain]:
-    """One for each control whose deterministic and re-injected rows are there too."""
-    flows = {tuple(row.setting[axis] for axis in ("h", "num_steps", "reinjection")): row for row in _flows(rows)}
+    wrong = {row.key: torch.tensor(row.per_sample["wrong"], dtype=torch.float64)[:, 0] for row in rows}
     collected = []
     for row in rows:
-        setting = row.setting
-        if "matches" in setting:
-            strength = setting["matches" if setting["name"] == "cooled" else "reinjection"]
-            pair = [flows.get((setting["h"], setting["num_steps"], gamma)) for gamma in ("0", strength)]
-            if pair[0] is not None and pair[1] is not None:
-                collected.append(Gain(row, pair[0], pair[1]))
+        setting, cooled = row.setting, row.setting["name"] == "cooled"
+        if "matches" in setting and row.value("matched"):
+            flow = {"name": "flow", "h": setting["h"], "num_steps": setting["num_steps"]}
+            strength = setting["matches" if cooled else "reinjection"]
+            plain, own = (wrong[key_of({**flow, "reinjection": gamma})] for gamma in ("0", strength))
+            left = wrong[row.key] - own if cooled else plain - wrong[row.key]
+            sure = Statistic((plain - own)[:, None]).value(1, NUM_RESAMPLES).interval
+            if sure is not None and sure.low > 0:
+                share = Statistic(torch.stack([left, plain - own], 1), _ratio).value(1, NUM_RESAMPLES)
+                row = replace(row, values={**row.values, "remains": share})
+        collected.append(row)
     return collected
 
 
-def gains_markdown(rows: Sequence[Row]) -> str:
-    """The table of gains; "" without a control."""
-    collected = gains(rows)
-    return markdown_table([GAIN_HEADING, *(gain.cells() for gain in collected)], GAIN_CAPTION) if collected else ""
+def _ratio(rows: Tensor) -> Tensor:
+    left, gain = rows.mean(-2).unbind(-1)
+    return left / gain
 
 
-def _flows(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.setting["name"] == "flow" and "cap" not in row.setting]
+def exact_table(rows: Sequence[Row]) -> str:
+    """All rows and what remains of gains, in Markdown."""
+    return rows_markdown(with_gains(rows), CAPTION, COLUMNS)
 
 
-def exact_picture(rows: Sequence[Row]) -> Picture | None:
-    """Shares of wrong tokens over K with their intervals, for the largest width h; None where no row has steps.
+def exact_picture(rows: Sequence[Row]) -> Picture:
+    """Shares of wrong tokens over K with their intervals, for the largest width h.
 
     One line a strength of re-injection, one for the cooled control of strength 1, and the level of draws of the blurred
-    law, which endless steps of a consistent sampler reach.
+    law, which endless steps of a consistent sampler reach. No point where no token was wrong: the axis is logarithmic.
     """
-    flows = _flows(rows)
-    if not flows:
-        return None
-    h = max(float(row.setting["h"]) for row in flows)
-    wide = [row for row in rows if row.setting["h"] == h and "cap" not in row.setting]
-    lines = []
-    for gamma in dict.fromkeys(row.setting["reinjection"] for row in flows):
-        label = "deterministic" if gamma == "0" else f"re-injection {gamma}"
-        lines.append(_series(label, [row for row in _flows(wide) if row.setting["reinjection"] == gamma]))
-    cooled = [row for row in wide if row.setting["name"] == "cooled" and row.setting["matches"] == "1"]
-    if cooled := [row for row in cooled if row.value("matched")]:
-        lines.append(_series("deterministic, colder", cooled))
-    ends = (min(lines[0].x, default=1.0), max(lines[0].x, default=1.0))
-    draws = [row.value("wrong") or 0.0 for row in wide if row.setting["name"] == "draws"]
-    lines += [Series("draws of the law itself", ends, (level, level)) for level in draws]
-    title = f"Exact denoiser over {flows[0].protocol['latents']:,} latents, h = {h:g}"
-    return Picture(title, "steps K", "share of wrong tokens", tuple(lines), log_x=True, log_y=True)
-
-
-def _series(label: str, rows: Sequence[Row]) -> Series:
-    """A line over K; where none of the tokens was wrong there is no point, which a logarithmic axis could not show."""
-    shown = sorted((row for row in rows if row.value("wrong")), key=lambda row: int(row.setting["num_steps"]))
-    x = tuple(float(row.setting["num_steps"]) for row in shown)
-    bounds = [row.values["wrong"].interval or Interval(0.0, 0.0) for row in shown]
-    low, high = (
-        tuple(max(each, 1e-4) for each in ends) for ends in ([b.low for b in bounds], [b.high for b in bounds])
-    )
-    return Series(label, x, tuple(row.values["wrong"].value or 0.0 for row in shown), low, high)
+    h = max(float(row.setting["h"]) for row in rows)
+    lines: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: int(row.setting.get("num_steps", 0))):
+        setting, label = row.setting, ""
+        if setting["name"] == "flow" and "cap" not in setting:
+            label = "deterministic" if setting["reinjection"] == "0" else f"re-injection {setting['reinjection']}"
+        elif setting["name"] == "cooled" and setting["matches"] == "1" and row.value("matched"):
+            label = "deterministic, colder"
+        if label and setting["h"] == h and row.value("wrong"):
+            lines.setdefault(label, []).append(row)
+    series = [row_series(label, line, STEPS, "wrong") for label, line in lines.items()]
+    places = [x for line in series for x in line.x] or [1.0]
+    draws = next(row.value("wrong") or 0.0 for row in rows if row.setting == {"name": "draws", "h": h})
+    series.append(Series("draws of the law itself", (min(places), max(places)), (draws, draws)))
+    title = f"Exact denoiser over {rows[0].protocol['latents']:,} latents, h = {h:g}"
+    return Picture(title, "steps K", "share of wrong tokens", tuple(series), log_x=True, log_y=True)

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -18,25 +17,21 @@ NUM_WORDS = 31
 LONGEST = 127
 """Words of the longest sentences allowed: probabilities of longer ones could be less than a float holds."""
 NUM_SENTENCES = 40_000
-_NAME = re.compile(r"grammar(?::(\d+))?")
 
-
-def _listed(words: str) -> tuple[str, ...]:
-    return tuple(words.split())
-
-
-NAMES = _listed("anna bert carl dora emma fred gina hugo iris jack kate liam mona nils olga paul")
-DETERMINERS = _listed("the some no my")
-ADJECTIVES = _listed("old young tall slow quiet proud clever lonely")
-NOUNS = _listed("ship horse doctor farmer king bridge river painter dog train singer tower")
-VERBS = _listed("follow admire watch fear greet forget remember paint visit answer love miss")
-PREPOSITIONS = _listed("near behind above beside")
-LINKS = _listed("and but while because")
-ITEMS = _listed("red blue green gold grey pink black white brown violet silver orange")
+WORDS = {
+    "name": "anna bert carl dora emma fred gina hugo iris jack kate liam mona nils olga paul",
+    "noun": "ship horse doctor farmer king bridge river painter dog train singer tower",
+    "verb": "follow admire watch fear greet forget remember paint visit answer love miss",
+    "determiner": "the some no my",
+    "adjective": "old young tall slow quiet proud clever lonely",
+    "preposition": "near behind above beside",
+    "link": "and but while because",
+    "item": "red blue green gold grey pink black white brown violet silver orange",
+}
+NAMES, NOUNS, VERBS = (WORDS[name].split() for name in ("name", "noun", "verb"))
 BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
-NUMBERS = ("singular", "plural")
 
-Rules = dict[str, list[tuple[float, Parts]]]
+Choices = list[tuple[float, Parts]]
 AGREEMENTS = ("number", "brackets", "names")
 """What must agree: a verb with its noun, a closing bracket with its opening one, the last name with the first."""
 
@@ -49,66 +44,48 @@ def agreement_grammar(*, number: bool = True, brackets: bool = True, names: bool
     number, may separate it; determiners do not show the number. A clause may end in a bracketed group, nested to depth
     3, whose closing brackets match their opening ones. No sentence has two derivations if all agreements hold.
     """
-    rules: Rules = {"sentence": _frames(names)}
-    rules |= {"body": [], "clause": [], "object": []}
-    noun_kinds = NUMBERS if number else ("any",)
-    for kind in noun_kinds:
-        rules["clause"].append((1, (f"subject {kind}", f"predicate {kind}")))
-        rules |= _noun_phrases(kind, noun_kinds)
-    # A body of one clause is that clause, spelled out, since a rule may not only rename.
-    rules["body"] = [(weight / len(noun_kinds), parts) for weight, parts in rules["clause"]]
-    rules["body"].append((1, ("clause", "link", "body")))
-    for kind in noun_kinds:
-        rules["object"] += [
-            (2, ("determiner", f"noun {kind}")),
-            (1, ("determiner", "adjective", f"noun {kind}")),
-        ]
+    kinds = ("singular", "plural") if number else ("any",)
+    frames = [(name, name) for name in NAMES] if names else product(NAMES, NAMES)
+    clauses: Choices = [(1, (f"subject {kind}", f"predicate {kind}")) for kind in kinds]
+    rules: dict[str, Choices] = {
+        "sentence": [(1, (first, "says", "body", ",", "signed", last)) for first, last in frames],
+        # A body of one clause is that clause, spelled out, since a rule may not only rename.
+        "body": [*((weight / len(kinds), parts) for weight, parts in clauses), (1, ("clause", "link", "body"))],
+        "clause": clauses,
+        "object": [],
+    }
+    for kind in kinds:
+        rules["object"] += [(2, ("determiner", f"noun {kind}")), (1, ("determiner", "adjective", f"noun {kind}"))]
+        rules |= _noun_phrases(kind, kinds)
     rules |= _groups(brackets)
-    for symbol, words in (
-        ("determiner", DETERMINERS),
-        ("adjective", ADJECTIVES),
-        ("preposition", PREPOSITIONS),
-        ("link", LINKS),
-        ("item", ITEMS),
-    ):
-        rules[symbol] = _words(words)
-    return Grammar(rules)
+    further = ("determiner", "adjective", "preposition", "link", "item")
+    return Grammar(rules | {symbol: _words(WORDS[symbol].split()) for symbol in further})
 
 
-def _words(words: tuple[str, ...]) -> list[tuple[float, Parts]]:
+def _words(words: Iterable[str]) -> Choices:
     return [(1, (word,)) for word in words]
 
 
-def _frames(must_agree: bool) -> list[tuple[float, Parts]]:
-    pairs = [(name, name) for name in NAMES] if must_agree else list(product(NAMES, NAMES))
-    return [(1, (first, "says", "body", ",", "signed", last)) for first, last in pairs]
-
-
-def _noun_phrases(kind: str, noun_kinds: tuple[str, ...]) -> Rules:
+def _noun_phrases(kind: str, kinds: tuple[str, ...]) -> dict[str, Choices]:
     """Subject, relative clause and predicate of a number, with its nouns and verbs."""
     noun, verb, relative = f"noun {kind}", f"verb {kind}", f"relative {kind}"
-    forms = {
-        "singular": (NOUNS, tuple(_with_s(word) for word in VERBS)),
-        "plural": (tuple(_with_s(word) for word in NOUNS), VERBS),
-    }
-    forms["any"] = (forms["singular"][0] + forms["plural"][0], forms["singular"][1] + forms["plural"][1])
-    nouns, verbs = forms[kind]
-    share = 1 / len(noun_kinds)
-    others = [(f"noun {other}", f"verb {other}") for other in noun_kinds]
+    nouns = {"singular": NOUNS, "plural": [_with_s(word) for word in NOUNS]}
+    verbs = {"singular": [_with_s(word) for word in VERBS], "plural": VERBS}
+    share = 1 / len(kinds)
     return {
         f"subject {kind}": [
             (1, ("determiner", noun)),
             (1, ("determiner", "adjective", noun)),
             (4, ("determiner", noun, relative)),
-            *((2 * share, ("determiner", noun, "preposition", "determiner", other)) for other, _ in others),
+            *((2 * share, ("determiner", noun, "preposition", "determiner", f"noun {other}")) for other in kinds),
         ],
         relative: [
             (1, ("that", verb, "object")),
-            *((share, ("that", "determiner", other, other_verb)) for other, other_verb in others),
+            *((share, ("that", "determiner", f"noun {other}", f"verb {other}")) for other in kinds),
         ],
         f"predicate {kind}": [(1, (verb, "object")), (2, (verb, "object", "group 1"))],
-        noun: _words(nouns),
-        verb: _words(verbs),
+        noun: _words(nouns.get(kind, nouns["singular"] + nouns["plural"])),
+        verb: _words(verbs.get(kind, verbs["singular"] + verbs["plural"])),
     }
 
 
@@ -116,22 +93,15 @@ def _with_s(word: str) -> str:
     return word + ("es" if word.endswith(("s", "ch", "sh")) else "s")
 
 
-def _groups(must_match: bool) -> Rules:
+def _groups(must_match: bool) -> dict[str, Choices]:
     """Bracketed groups of depth 1 to 3; a group contains items and groups of the next depth."""
-    opening, closing = zip(*BRACKETS, strict=True)
-    pairs = BRACKETS if must_match else tuple(product(opening, closing))
-    rules: Rules = {
+    pairs = BRACKETS if must_match else tuple(product(*zip(*BRACKETS, strict=True)))
+    rules: dict[str, Choices] = {
         f"group {depth}": [(1, (left, f"inside {depth}", right)) for left, right in pairs] for depth in (1, 2, 3)
     }
     for depth in (1, 2):
         inner = f"group {depth + 1}"
-        contents: list[Parts] = [
-            ("item", "item"),
-            ("item", inner),
-            (inner, "item"),
-            (inner, inner),
-            ("item", inner, "item"),
-        ]
+        contents = [("item", "item"), ("item", inner), (inner, "item"), (inner, inner), ("item", inner, "item")]
         rules[f"inside {depth}"] = [(1, parts) for parts in contents]
     rules["inside 3"] = [(1, ("item", "item")), (1, ("item", "item", "item"))]
     return rules
@@ -139,25 +109,11 @@ def _groups(must_match: bool) -> Rules:
 
 @dataclass(frozen=True)
 class GrammarSentences:
-    """``count`` sentences of ``num_words`` words drawn from the grammar, the same for the same numbers.
-
-    Raises ``UserError`` if the grammar has no sentence of that length.
-    """
+    """``count`` sentences of ``num_words`` words drawn from the grammar, the same for the same numbers: an iterable."""
 
     num_words: int = NUM_WORDS
     count: int = NUM_SENTENCES
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        try:
-            possible = self.num_words <= LONGEST and self.law is not None
-        except ValueError:
-            possible = False
-        if not possible:
-            raise UserError(
-                f"source grammar:{self.num_words}: the grammar has no sentences of {self.num_words} words; expected a "
-                f"number from 10 to {LONGEST}, such as {NUM_WORDS}"
-            )
 
     @cached_property
     def law(self) -> GrammarLaw:
@@ -167,30 +123,29 @@ class GrammarSentences:
     @property
     def fingerprint(self) -> str:
         """Hash (64 hex digits) of the grammar's branches, the length, the count and the seed."""
-        branches = [(branch.symbol, branch.parts, branch.probability) for branch in self.law.grammar.branches]
-        return hashlib.sha256(json.dumps([branches, self.num_words, self.count, self.seed]).encode()).hexdigest()
+        settings = [self.law.grammar.branches, self.num_words, self.count, self.seed]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
-    def texts(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[str]:
         """The sentences, words separated by single spaces."""
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.count):
-            yield " ".join(self.law.draw(generator).words)
+            yield " ".join(self.law.draw(generator)[0])
 
 
-def grammar_sentences(source: str) -> GrammarSentences | None:
-    """The sentences of a source ``grammar``, or ``grammar:N`` for N words; None for other names.
+def documents(num_words: str = "") -> GrammarSentences:
+    """The sentences as a source of text: ``--data.source=grammar``, or ``grammar:N`` for N words.
 
     Raises ``UserError`` if the grammar has no sentence of that length.
     """
-    name = _NAME.fullmatch(source)
-    if name is None:
-        return None
-    return GrammarSentences() if name[1] is None else GrammarSentences(int(name[1]))
-
-
-def documents(num_words: str = str(NUM_WORDS)) -> Iterator[str]:
-    """The sentences as a source of text: ``--data.source=grammar`` or ``grammar:N``."""
-    sentences = grammar_sentences(f"grammar:{num_words}")
-    if sentences is None:
-        raise UserError(f"source grammar:{num_words}: expected a number of words from 10 to {LONGEST}, as grammar:31")
-    return sentences.texts()
+    try:
+        sentences = GrammarSentences(int(num_words or NUM_WORDS))
+        possible = sentences.num_words <= LONGEST and sentences.law is not None
+    except ValueError:
+        possible = False
+    if not possible:
+        raise UserError(
+            f"source grammar:{num_words}: the grammar has no sentences of {num_words} words; expected a "
+            f"number from 10 to {LONGEST}, such as {NUM_WORDS}"
+        )
+    return sentences
