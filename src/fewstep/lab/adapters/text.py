@@ -14,6 +14,7 @@ from fewstep.diagnostics.cci import TokenConditionals
 from fewstep.diagnostics.decoding import Decode
 from fewstep.errors import UserError
 from fewstep.evaluation.pretrained import DTYPES, check_memory, from_pretrained, model_folder
+from fewstep.evaluation.subject import MIN_EXAMPLES, check_positions
 from fewstep.lab.adapters.decoder import Decoder
 
 TOKENS = 32
@@ -108,6 +109,9 @@ def held_out_blocks(
 
     Raises ``UserError`` for tokens, ``special`` ones included, that are not among the ``rows`` that the model knows.
     """
+    check_positions(options.positions, options.tokens or TOKENS)
+    if options.examples < MIN_EXAMPLES:  # how many there are is known only when the text has been read
+        raise UserError(f"examples is {options.examples}: expected a number from {MIN_EXAMPLES} on")
     with tempfile.TemporaryDirectory() as folder:  # the corpus reads a tokenizer from a folder
         tokenizer.save_pretrained(folder)
         settings = CorpusSettings(

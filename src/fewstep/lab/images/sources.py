@@ -1,6 +1,6 @@
 """Images to learn from: scikit-learn's digits, and shapes drawn here. N images, C channels, S pixels a side."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,14 +20,10 @@ _BACKGROUND, _SHAPE = 8, 13
 _NUM_DIGITS = 1797
 
 
-@dataclass(frozen=True)
 class ImageSource:
-    """Images in two parts that share none; the fields decide the images."""
+    """Images in two parts that share none. A source is a frozen dataclass: its fields decide the images."""
 
-    @property
-    def num_held_out(self) -> int:
-        """Number of images that are held out."""
-        raise NotImplementedError
+    num_held_out: int
 
     @property
     def num_train(self) -> int:
@@ -47,6 +43,11 @@ class ImageSource:
         if count is not None and not 1 <= count <= self.num_held_out:
             raise UserError(f"{count} held-out images: expected a number from 1 to {self.num_held_out}")
         return self.images(is_train=False, count=count or self.num_held_out)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields, fit for JSON."""
+        return asdict(self)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The stages of the image control, trained like those of text: autoencoder, then a flow on its latents."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -56,18 +56,18 @@ class ImageDataModule(StepDataModule):
 
     def report(self) -> str:
         """Which images, and how many."""
-        (train, held_out), settings = self.rows, ", ".join(f"{k} {v}" for k, v in asdict(self.images).items())
+        (train, held_out), settings = self.rows, ", ".join(f"{k} {v}" for k, v in self.images.config.items())
         name, shape = type(self.images).__name__, " x ".join(map(str, train[0]["images"].shape))
         return f"{name} ({settings}): {shape}; {len(train):,} to train on, {len(held_out):,} held out"
 
     def new_model(self) -> SavedModel:
         """An image model without parts."""
-        source, config = type(self.images).__name__, asdict(self.images)
-        return SavedModel(None, Identity(kind="images", source=source, source_config=config))
+        source = type(self.images).__name__
+        return SavedModel(None, Identity(kind="images", source=source, source_config=self.images.config))
 
     def check_model(self, identity: Identity, path: str) -> None:
         """Raise ``UserError`` for other images: what an autoencoder did not see stays held out."""
-        if (identity.source, identity.source_config) != (type(self.images).__name__, asdict(self.images)):
+        if (identity.source, identity.source_config) != (type(self.images).__name__, self.images.config):
             flags = " ".join(f"--data.images.{name}={value}" for name, value in identity.source_config.items())
             raise UserError(f"{path} was trained on other images: give --data.images={identity.source} {flags}")
 
