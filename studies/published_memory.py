@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,51 +19,65 @@ from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel
 
 from fewstep.data import train_tokenizer
-from fewstep.lab.adapters.calm import calm_shapes
-from fewstep.lab.adapters.cola import DEFAULTS, cola_shapes
-from fewstep.lab.adapters.elf import elf_shapes
-from fewstep.lab.adapters.langflow import langflow_shapes
-from fewstep.lab.adapters.published import Shapes, Weights
+from fewstep.lab.adapters.calm import Calm
+from fewstep.lab.adapters.cola import DEFAULTS, Cola
+from fewstep.lab.adapters.elf import Elf
+from fewstep.lab.adapters.langflow import LangFlow
+from fewstep.lab.adapters.published import PublishedModel, Weights
 
+Shapes = dict[str, tuple[int, ...]]
 CALM = {"encoder.embed_tokens.weight": (128_257, 512), "encoder.encoder_layers.0.mlp.gate_proj.weight": (1280, 512)}
-CALM |= {"decoder.latent_to_hidden.weight": (512, 128)}
-CALM |= {f"{part}.{part}_layers.1.x": () for part in ("encoder", "decoder")}
+CALM |= {"decoder.latent_to_hidden.weight": (512, 128), "encoder.squeeze_layer.weight": (512, 4 * 512)}
 LANGFLOW = {"backbone.vocab_embed.embedding": (50_257, 768), "backbone.sigma_map.mlp.0.weight": (128, 256)}
-LANGFLOW |= {"backbone.rotary_emb.inv_freq": (32,), "backbone.self_cond_proj.weight": ()}
-LANGFLOW |= {"backbone.blocks.0.mlp.0.weight": (3072, 768), "backbone.blocks.11.x": ()}
+LANGFLOW |= {"backbone.blocks.0.mlp.0.weight": (3072, 768), "backbone.self_cond_proj.weight": ()}
 COLA = {"decoder.final_layer.weight": (100_278, 1536), "decoder.in_layer.weight": (1536, 16)}
 COLA |= {"encoder.blocks.0.ffn_proj.weight": (6144, 1536), "encoder.patch_embedder.weight": (1536, 1536, 1)}
-COLA |= {f"{part}.blocks.3.x": () for part in ("encoder", "decoder")}
 
 
-def elf(depth: int, width: int, num_heads: int) -> Shapes:
+def elf(width: int, num_heads: int) -> Shapes:
     """The weights whose shapes decide all others."""
-    shapes: Shapes = {"unembed_kernel": (512, 32_128), "unembed_bias": (32_128,)}
+    shapes: Shapes = {"unembed_kernel": (512, 32_128), "blocks.0.attn.q_norm.weight": (width // num_heads,)}
     shapes |= {"text_proj.proj2.weight": (width, 128), "blocks.0.mlp.w3.weight": (width, int(4 * width * 2 / 3))}
-    shapes |= {"blocks.0.attn.q_norm.weight": (width // num_heads,), f"blocks.{depth - 1}.x": ()}
     shapes |= {f"{name}_embedder.mlp_0.weight": (width, 256) for name in ("t", "self_cond_cfg")}
     return shapes | dict.fromkeys(("t_emb_tokens", "self_cond_cfg_tokens", "mode_tokens"), (1, 4, width))
 
 
-MODELS: dict[str, tuple[Callable[[Weights], Shapes], Shapes]] = {
-    "calm": (lambda weights: calm_shapes(weights, 4), CALM),
-    "langflow": (langflow_shapes, LANGFLOW),
-    "elf-b": (elf_shapes, elf(12, 768, 12)),
-    "elf-m": (elf_shapes, elf(24, 1056, 16)),
-    "elf-l": (elf_shapes, elf(32, 1280, 16)),
-    "cola": (cola_shapes, COLA),
+MODELS: dict[str, tuple[Callable[[Weights], PublishedModel], int, Shapes]] = {
+    "calm": (lambda weights: Calm(weights, 1e-6), 2, CALM),
+    "langflow": (lambda weights: LangFlow(weights, torch.ones(32), 0.0, 0), 12, LANGFLOW),
+    "elf-b": (Elf, 12, elf(768, 12)),
+    "elf-m": (Elf, 24, elf(1056, 16)),
+    "elf-l": (Elf, 32, elf(1280, 16)),
+    "cola": (lambda weights: Cola(weights, DEFAULTS), 4, COLA),
 }
+"""Kind, layers, and the shapes of the weights that decide all others."""
 
 
-def released_shapes(name: str) -> Shapes:
-    """All weights of a released size, from the few that decide them."""
-    shapes_of, known = MODELS[name]
-    return shapes_of(Weights(name, {key: torch.empty(shape, device="meta") for key, shape in known.items()}))
+@dataclass(frozen=True)
+class Grown(Weights):
+    """Weights of ``depth`` layers that have whatever is asked for, but for those of any length."""
+
+    depth: int = 0
+
+    def get(self, name: str, *shape: int | None) -> torch.Tensor:
+        if None not in shape:
+            self.tensors[name] = torch.empty(shape, device="meta")
+        return super().get(name, *shape)
+
+    def count(self, prefix: str) -> int:
+        return self.depth
+
+
+def shapes_of(kind: Callable[[Weights], PublishedModel], depth: int, known: Shapes) -> Shapes:
+    """All weights of a model of ``depth`` layers, from the few that decide them."""
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in known.items()}
+    kind(Grown("weights", tensors, depth=depth)).read_all()
+    return {key: tuple(value.shape) for key, value in tensors.items()}
 
 
 def write(name: str, folder: Path) -> int:
     """A model folder with random weights of the released size; returns how many numbers they are."""
-    shapes = released_shapes(name)
+    shapes = shapes_of(*MODELS[name])
     generator = torch.Generator().manual_seed(0)
     tensors = {key: 0.05 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
     schedule = {"proposal.loc": torch.tensor(4.723), "proposal.scale": torch.tensor(0.852)}

@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 JSON_FILE, FOLDER, PICTURES = "diagnostics.json", "diagnosis", "pictures"
 FIXED = ("examples", "positions", "effort", "only")
 """Options that a protocol decides."""
-IMAGES = "fewstep.lab.images.diagnosis.image_subject"
+IMAGES = "fewstep.lab.images.generator.image_subject"
 """What makes a subject of an image model of ours."""
 
 TEXT, LOADED = ("text", "tokens"), ("dtype", "trust_remote_code", "allow_pickle")
 PUBLISHED = (*TEXT, "dtype")
 IMAGE = ("images", "image_size", "subfolder")
 ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "seq2seq": ("fewstep.lab.adapters.seq2seq.load_seq2seq", (*TEXT, *LOADED)),
+    "seq2seq": ("fewstep.lab.adapters.language_models.load_seq2seq", (*TEXT, *LOADED)),
     "causal-lm": ("fewstep.lab.adapters.language_models.load_causal_lm", (*TEXT, *LOADED)),
     "masked-lm": ("fewstep.lab.adapters.language_models.load_masked_lm", (*TEXT, *LOADED)),
-    "encoder-linear": ("fewstep.lab.adapters.encoder_linear.load_encoder_linear", (*TEXT, *LOADED, "readout")),
+    "encoder-linear": ("fewstep.lab.adapters.language_models.load_encoder_linear", (*TEXT, *LOADED, "readout")),
     "autoencoder-kl": ("fewstep.lab.adapters.autoencoder_kl.load_autoencoder_kl", (*IMAGE, *LOADED)),
     "calm": ("fewstep.lab.adapters.calm.load_calm", (*PUBLISHED, "tokenizer", "allow_pickle")),
     "langflow": ("fewstep.lab.adapters.langflow.load_langflow", (*PUBLISHED, "tokenizer")),

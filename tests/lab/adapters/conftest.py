@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.adapters.folders import write
+from tests.lab.adapters.folders import KINDS, write
 from tests.runs import write_text
 
 
@@ -13,6 +13,6 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder a kind of model, and text.jsonl."""
     folder = tmp_path_factory.mktemp("shop")
     write_text(folder / "text.jsonl")
-    for kind in ("gpt2", "llama", "gemma2", "bert", "encoder", "t5", "bart"):
+    for kind in KINDS:
         write(folder / kind, kind)
     return folder

@@ -1,10 +1,12 @@
-"""Tiny models of transformers and diffusers on disk, with a tokenizer trained on the tests' lines."""
+"""Tiny models of transformers on disk, with a tokenizer trained on the tests' lines, and what loads them."""
 
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import processors
+from torch import Tensor
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -22,12 +24,15 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from fewstep.cli.diagnose import DiagnoseOptions
+from fewstep.cli.diagnose import ADAPTERS, DiagnoseOptions
 from fewstep.data import train_tokenizer
+from fewstep.diagnostics.response import CATEGORICAL
+from fewstep.errors import UserError
+from fewstep.lab.adapters import Decoder
+from fewstep.registry import import_attribute
 from tests.runs import WORDS
 
 TOKENS = 8
-
 LINES = [" ".join(WORDS), "Text number 1. 2. 3. 4. 5. 6. 7. 8. 9. 0."]
 WIDTH = 16
 
@@ -39,30 +44,28 @@ def options_of(shop: Path, kind: str | Path, **changes: object) -> DiagnoseOptio
     return DiagnoseOptions(**{**values, "model": model, "cache_dir": str(shop / "cache"), "device": "cpu", **changes})
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """BERT's kind: word pieces between [CLS] and [SEP], without an end of text."""
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend.train_from_iterator(
-        LINES, trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
-    )
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+def load(adapter: str, options: DiagnoseOptions) -> Decoder:
+    """What the command loads."""
+    return import_attribute(ADAPTERS[adapter][0], "adapter")(options)
 
 
-def byte_tokenizer(before: bool, after: bool) -> PreTrainedTokenizerFast:
+def refusal(adapter: str, options: DiagnoseOptions) -> str:
+    """The one line of a decoder that is not loaded."""
+    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
+        load(adapter, options)
+    return str(caught.value)
+
+
+def check_smooth(decode: Any, z: Tensor) -> None:
+    """Forward mode agrees with differences of the decoder itself: nothing inside cuts the derivative."""
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    u = noise / noise.flatten(1).norm(dim=1).reshape(-1, 1, 1)
+    local, radius = CATEGORICAL.local(decode, z, u), 0.02
+    torch.testing.assert_close(2 * CATEGORICAL.finite(decode, z, u, radius) / radius**2, local, rtol=0.05, atol=1e-6)
+    assert bool((local > 0).all())
+
+
+def byte_tokenizer(before: bool = False, after: bool = False) -> PreTrainedTokenizerFast:
     """Bytes, with <s> before and </s> after a text where asked for."""
     made = train_tokenizer(LINES * 5, 280)
     made.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"})
@@ -86,77 +89,40 @@ def built(cls: Any, config: Any, *, scale: float = 4.0) -> Any:
     return model.eval()
 
 
-def causal_model(kind: str, size: int) -> Any:
-    """GPT-2 (tied head), Llama (a head of its own) or Gemma 2 (logits capped)."""
-    if kind == "gpt2":
-        return built(GPT2LMHeadModel, GPT2Config(vocab_size=size, n_positions=64, n_embd=WIDTH, n_layer=2, n_head=2))
-    shared: dict[str, Any] = {
-        "vocab_size": size,
-        "hidden_size": WIDTH,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 64,
-        "pad_token_id": None,
-    }
-    if kind == "llama":
-        return built(LlamaForCausalLM, LlamaConfig(tie_word_embeddings=False, **shared))
-    return built(Gemma2ForCausalLM, Gemma2Config(head_dim=8, final_logit_softcapping=0.5, **shared))
-
-
-def bert_config(size: int) -> BertConfig:
-    return BertConfig(
-        vocab_size=size,
-        hidden_size=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=32,
-    )
+SIZES: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+LLAMA = {**SIZES, "num_key_value_heads": 1, "max_position_embeddings": 64, "pad_token_id": None}
+BERT = {**SIZES, "max_position_embeddings": 32}
+BART = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in (("layers", 1), ("attention_heads", 2))}
+BART |= {"d_model": WIDTH, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 64}
+KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "gpt2": (GPT2LMHeadModel, GPT2Config, {"n_positions": 64, "n_embd": WIDTH, "n_layer": 2, "n_head": 2}),
+    "llama": (LlamaForCausalLM, LlamaConfig, {**LLAMA, "tie_word_embeddings": False}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {**LLAMA, "head_dim": 8, "final_logit_softcapping": 0.5}),
+    "bert": (BertForMaskedLM, BertConfig, BERT),
+    "encoder": (BertModel, BertConfig, BERT),
+    "t5": (
+        T5ForConditionalGeneration,
+        T5Config,
+        {"d_model": WIDTH, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2},
+    ),
+    "bart": (BartForConditionalGeneration, BartConfig, {**BART, "forced_eos_token_id": None}),
+}
+"""Class, config and sizes: GPT-2 has a tied head, Llama its own, and Gemma's logits are capped."""
 
 
 def write(folder: Path, kind: str) -> Path:
-    """A folder with model and tokenizer: gpt2, llama, gemma2, bert (its head), encoder, t5 or bart."""
-    if kind in ("bert", "encoder"):
-        tokenizer = word_tokenizer()
-        model = built(BertForMaskedLM if kind == "bert" else BertModel, bert_config(len(tokenizer)))
-    elif kind == "t5":
-        tokenizer = byte_tokenizer(False, True)
-        config = T5Config(
-            vocab_size=len(tokenizer),
-            d_model=WIDTH,
-            d_kv=8,
-            d_ff=24,
-            num_layers=2,
-            num_heads=2,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            decoder_start_token_id=tokenizer.pad_token_id,
-        )
-        model = built(T5ForConditionalGeneration, config, scale=1.0)
-    elif kind == "bart":
-        tokenizer = byte_tokenizer(True, True)
-        config = BartConfig(
-            vocab_size=len(tokenizer),
-            d_model=WIDTH,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=24,
-            decoder_ffn_dim=24,
-            max_position_embeddings=64,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            decoder_start_token_id=tokenizer.eos_token_id,
-            forced_eos_token_id=None,
-        )
-        model = built(BartForConditionalGeneration, config)
-    else:
-        tokenizer = byte_tokenizer(False, False)
-        model = causal_model(kind, len(tokenizer))
-    model.save_pretrained(folder)
+    """A folder with a model of :data:`KINDS` and its tokenizer."""
+    is_pair = kind in ("t5", "bart")
+    tokenizer = byte_tokenizer(kind in ("bart", "bert", "encoder"), kind in ("t5", "bart", "bert", "encoder"))
+    cls, config, sizes = KINDS[kind]
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    special["decoder_start_token_id"] = tokenizer.pad_token_id if kind == "t5" else tokenizer.eos_token_id
+    made = config(vocab_size=len(tokenizer), **sizes, **(special if is_pair else {}))
+    built(cls, made, scale=1.0 if kind == "t5" else 4.0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -1,185 +1,101 @@
-"""Published text latents as tiny random weights in their real format on disk: names, shapes and files."""
+"""Published text latents as tiny random weights in their real format on disk."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fewstep.lab.adapters.calm import Calm
+from fewstep.lab.adapters.cola import Cola
+from fewstep.lab.adapters.elf import Elf
+from fewstep.lab.adapters.langflow import LangFlow
+from studies.published_memory import shapes_of
 from tests.lab.adapters.folders import byte_tokenizer
 
-WIDTH, INNER, LATENT, CHUNK = 12, 20, 5, 4
-CONDITION, NUM_HEADS = 6, 3
-ELF_VOCABULARY, STATE, BOTTLENECK = 300, 16, 4
-VOCABULARY = len(byte_tokenizer(False, False))
+WIDTH, INNER, LATENT, STATE, NUM_HEADS = 12, 20, 5, 16, 3
+VOCABULARY, ELF_VOCABULARY = len(byte_tokenizer()), 300
+COLA = {"num_heads": NUM_HEADS, "block_size": 2, "rope_theta": 500, "layer_norm_eps": 1e-6}
+COLA |= {"scaling_factor": 0.7, "shifting_factor": 0.2}
+KINDS = {
+    "calm": lambda weights: Calm(weights, 1e-6),
+    "langflow": lambda weights: LangFlow(weights, torch.ones(2), 0.0, 0),
+    "elf": Elf,
+    "cola": lambda weights: Cola(weights, COLA),
+}
+DECIDING = {
+    "calm": {
+        "encoder.embed_tokens.weight": (VOCABULARY, WIDTH),
+        "encoder.encoder_layers.0.mlp.gate_proj.weight": (INNER, WIDTH),
+        "decoder.latent_to_hidden.weight": (WIDTH, LATENT),
+        "encoder.squeeze_layer.weight": (WIDTH, 4 * WIDTH),
+    },
+    "langflow": {
+        "backbone.vocab_embed.embedding": (VOCABULARY, WIDTH),
+        "backbone.sigma_map.mlp.0.weight": (6, 256),
+        "backbone.blocks.0.mlp.0.weight": (4 * WIDTH, WIDTH),
+        "backbone.self_cond_proj.weight": (),
+    },
+    "elf": {
+        "unembed_kernel": (STATE, ELF_VOCABULARY),
+        "text_proj.proj2.weight": (WIDTH, 4),
+        "blocks.0.mlp.w3.weight": (WIDTH, 32),
+        "blocks.0.attn.q_norm.weight": (WIDTH // NUM_HEADS,),
+        **dict.fromkeys(("t_embedder.mlp_0.weight", "self_cond_cfg_embedder.mlp_0.weight"), (WIDTH, 256)),
+        **dict.fromkeys(("t_emb_tokens", "self_cond_cfg_tokens", "mode_tokens"), (1, 4, WIDTH)),
+    },
+    "cola": {
+        "decoder.final_layer.weight": (VOCABULARY, WIDTH),
+        "decoder.in_layer.weight": (WIDTH, LATENT),
+        "encoder.blocks.0.ffn_proj.weight": (2 * INNER, WIDTH),
+        "encoder.patch_embedder.weight": (WIDTH, WIDTH, 2),
+    },
+}
+"""Shapes that decide all others."""
 
 
-class Draw:
-    """Random weights by name, each of an rms that keeps a layer's outputs of the order of 1."""
-
-    def __init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(0)
-        self.tensors: dict[str, Tensor] = {}
-
-    def add(self, name: str, *shape: int, scale: float = 1.0, mean: float = 0.0) -> None:
-        self.tensors[name] = mean + scale * torch.randn(shape, generator=self.generator)
-
-    def linear(self, name: str, inputs: int, outputs: int, *, bias: bool = True) -> None:
-        self.add(f"{name}.weight", outputs, inputs, scale=1.5 * inputs**-0.5)
-        if bias:
-            self.add(f"{name}.bias", outputs, scale=0.3)
-
-    def norm(self, name: str, width: int, *, bias: bool = False) -> None:
-        self.add(f"{name}.weight", width, scale=0.3, mean=1.0)
-        if bias:
-            self.add(f"{name}.bias", width, scale=0.3)
+def weights_of(adapter: str) -> dict[str, Tensor]:
+    """Random weights of two layers, each of an rms that keeps a layer's outputs of the order of 1."""
+    noise, drawn = torch.Generator().manual_seed(0), {}
+    for name, shape in shapes_of(KINDS[adapter], 2, DECIDING[adapter]).items():
+        fan_in = shape[0] if "kernel" in name else math.prod(shape[1:])
+        is_table = any(part in name for part in ("embed_tokens", "vocab_embed", "wte", "_tokens"))
+        scale = 1.0 if is_table else 1.5 * fan_in**-0.5 if len(shape) > 1 else 0.3
+        mean = 1.0 if len(shape) == 1 and name.endswith(".weight") else 0.0
+        drawn[name] = mean + scale * torch.randn(shape, generator=noise)
+    if adapter == "calm":
+        drawn["decoder.lm_head_weight"] = drawn["encoder.embed_tokens.weight"]
+    if adapter == "langflow":
+        drawn["backbone.rotary_emb.inv_freq"] = 10_000 ** (-torch.arange(0, 4, 2) / 4)
+        drawn |= {f"proposal.{name}": torch.tensor(value) for name, value in (("loc", 4.5), ("scale", 0.9))}
+    return drawn
 
 
-def calm_weights() -> dict[str, Tensor]:
-    """Of CALM's autoencoder, the output tied to the embedding and stored with it."""
-    draw = Draw()
-    draw.add("encoder.embed_tokens.weight", VOCABULARY, WIDTH)
-    draw.tensors["decoder.lm_head_weight"] = draw.tensors["encoder.embed_tokens.weight"]
-    for part in ("encoder", "decoder"):
-        for number in range(2):
-            name = f"{part}.{part}_layers.{number}"
-            draw.norm(f"{name}.layernorm", WIDTH)
-            draw.linear(f"{name}.mlp.gate_proj", WIDTH, INNER, bias=False)
-            draw.linear(f"{name}.mlp.up_proj", WIDTH, INNER, bias=False)
-            draw.linear(f"{name}.mlp.down_proj", INNER, WIDTH, bias=False)
-        draw.norm(f"{part}.norm", WIDTH)
-    draw.linear("encoder.squeeze_layer", CHUNK * WIDTH, WIDTH)
-    draw.linear("encoder.hidden_to_latent", WIDTH, 2 * LATENT)
-    draw.linear("decoder.latent_to_hidden", LATENT, WIDTH)
-    draw.linear("decoder.expand_layer", WIDTH, CHUNK * WIDTH)
-    return draw.tensors
-
-
-def write_calm(folder: Path) -> Path:
-    """config.json and pytorch_model.bin; the tokenizer is elsewhere."""
+def write(adapter: str, folder: Path) -> Path:
+    """The files of a model, those of Cola with its tokenizer; the settings of ELF and LangFlow are not the weights'."""
     folder.mkdir()
-    config = {"model_type": "autoencoder", "patch_size": CHUNK, "hidden_size": WIDTH, "rms_norm_eps": 1e-6}
-    (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "silu"}))
-    torch.save(calm_weights(), folder / "pytorch_model.bin")
-    return folder
-
-
-def langflow_weights() -> dict[str, Tensor]:
-    """Of LangFlow, its schedule learned to other numbers than those of its config."""
-    draw = Draw()
-    draw.add("backbone.vocab_embed.embedding", VOCABULARY, WIDTH)
-    draw.linear("backbone.sigma_map.mlp.0", 256, CONDITION)
-    draw.linear("backbone.sigma_map.mlp.2", CONDITION, CONDITION)
-    head_dim = WIDTH // NUM_HEADS
-    draw.tensors["backbone.rotary_emb.inv_freq"] = 10_000 ** (-torch.arange(0, head_dim, 2) / head_dim)
-    for number in range(2):
-        name = f"backbone.blocks.{number}"
-        draw.norm(f"{name}.norm1", WIDTH)
-        draw.linear(f"{name}.attn_qkv", WIDTH, 3 * WIDTH, bias=False)
-        draw.linear(f"{name}.attn_out", WIDTH, WIDTH, bias=False)
-        draw.norm(f"{name}.norm2", WIDTH)
-        draw.linear(f"{name}.mlp.0", WIDTH, 4 * WIDTH)
-        draw.linear(f"{name}.mlp.2", 4 * WIDTH, WIDTH)
-        draw.linear(f"{name}.adaLN_modulation", CONDITION, 6 * WIDTH)
-    draw.linear("backbone.self_cond_proj", 2 * WIDTH, WIDTH, bias=False)
-    draw.norm("backbone.output_layer.norm_final", WIDTH)
-    draw.linear("backbone.output_layer.linear", WIDTH, VOCABULARY)
-    draw.linear("backbone.output_layer.adaLN_modulation", CONDITION, 2 * WIDTH)
-    for name, value in (("loc", 4.5), ("scale", 0.9), ("entropy", 7.02)):
-        draw.tensors[f"proposal.{name}"] = torch.tensor(value)
-    return draw.tensors
-
-
-def write_langflow(folder: Path) -> Path:
-    """config.json and model.safetensors; the tokenizer is elsewhere."""
-    folder.mkdir()
-    config = {"gumbel_loc": 4.723, "gumbel_scale": 0.852, "gumbel_cutoff": 1e-5, "use_bias": True}
-    config |= {"use_normalized_embedding": True, "self_conditioning": True, "hidden_size": WIDTH}
+    weights = weights_of(adapter)
+    if adapter == "calm":
+        config = {"model_type": "autoencoder", "rms_norm_eps": 1e-6, "hidden_act": "silu"}
+        torch.save(weights, folder / "pytorch_model.bin")
+    elif adapter == "langflow":
+        config = {"gumbel_loc": 4.723, "gumbel_scale": 0.852, "gumbel_cutoff": 1e-5, "use_bias": True}
+        save_file(weights, folder / "model.safetensors")
+    elif adapter == "elf":
+        (folder / "config.yml").write_text("encoder_model_name: t5-small\nlatent_mean: 0.05\nlatent_std: 0.2\n")
+        stored = {f"_orig_mod.{name}": value for name, value in weights.items()}
+        wrong = {name: torch.zeros_like(value) for name, value in stored.items()}
+        torch.save({"params": wrong, "ema_params1": stored, "step": 20}, folder / "checkpoint_20")
+        torch.save({"params": wrong, "ema_params1": wrong, "step": 3}, folder / "checkpoint_3")
+        return folder
+    else:
+        byte_tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
+        inside, config = folder / "cola_dlm" / "cola_vae", {"model_type": "cola_text_vae", "post_norm": True, **COLA}
+        inside.mkdir(parents=True)
+        save_file(weights, inside / "model.safetensors")
+        (inside / "config.json").write_text(json.dumps(config))
+        return folder
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(langflow_weights(), folder / "model.safetensors")
-    return folder
-
-
-def elf_weights() -> dict[str, Tensor]:
-    """Of ELF on states of 16 numbers, which tests.lab.adapters.folders.write gives its T5; kernels in JAX's layout."""
-    draw = Draw()
-    draw.linear("self_cond_proj", 2 * STATE, STATE)
-    draw.linear("text_proj.proj1", STATE, BOTTLENECK, bias=False)
-    draw.linear("text_proj.proj2", BOTTLENECK, WIDTH)
-    for name in ("t_embedder", "self_cond_cfg_embedder"):
-        draw.linear(f"{name}.mlp_0", 256, WIDTH)
-        draw.linear(f"{name}.mlp_2", WIDTH, WIDTH)
-    for name in ("t_emb_tokens", "self_cond_cfg_tokens", "mode_tokens"):
-        draw.add(name, 1, 4, WIDTH)
-    inner = int(4 * WIDTH * 2 / 3)
-    for number in range(2):
-        name = f"blocks.{number}"
-        draw.norm(f"{name}.norm1", WIDTH)
-        draw.norm(f"{name}.norm2", WIDTH)
-        draw.linear(f"{name}.attn.qkv", WIDTH, 3 * WIDTH)
-        draw.linear(f"{name}.attn.proj", WIDTH, WIDTH)
-        draw.norm(f"{name}.attn.q_norm", WIDTH // NUM_HEADS)
-        draw.norm(f"{name}.attn.k_norm", WIDTH // NUM_HEADS)
-        draw.linear(f"{name}.mlp.w12", WIDTH, 2 * inner)
-        draw.linear(f"{name}.mlp.w3", inner, WIDTH)
-    draw.norm("final_layer.norm_final", WIDTH)
-    draw.linear("final_layer.linear", WIDTH, STATE)
-    draw.add("proj_kernel", WIDTH, STATE, scale=1.5 * WIDTH**-0.5)
-    draw.add("proj_bias", STATE, scale=0.3)
-    draw.add("unembed_kernel", STATE, ELF_VOCABULARY, scale=1.5 * STATE**-0.5)
-    draw.add("unembed_bias", ELF_VOCABULARY, scale=0.3)
-    return draw.tensors
-
-
-def write_elf(folder: Path) -> Path:
-    """config.yml and checkpoint_20, with other weights in its params and in an earlier checkpoint."""
-    folder.mkdir()
-    config = "model: ELF-B\nencoder_model_name: t5-small\nmax_length: 1024\nbottleneck_dim: 128\n"
-    config += "num_time_tokens: 4\nlatent_mean: 0.05\nlatent_std: 0.2\ndenoiser_noise_scale: 2.0\n"
-    (folder / "config.yml").write_text(config)
-    weights = {f"_orig_mod.{name}": value for name, value in elf_weights().items()}
-    wrong = {name: torch.zeros_like(value) for name, value in weights.items()}
-    state = {"opt_state": {"state": {}, "param_groups": [{"lr": 0.1}]}, "lr_scheduler": None, "epoch": 3}
-    torch.save({"params": wrong, "ema_params1": weights, "step": 20, **state}, folder / "checkpoint_20")
-    torch.save({"params": wrong, "ema_params1": wrong, "step": 3, **state}, folder / "checkpoint_3")
-    return folder
-
-
-PATCH, BLOCK = 2, 2
-
-
-def cola_weights() -> dict[str, Tensor]:
-    """Of Cola's text autoencoder, with two tokens to a latent (the released one has one)."""
-    draw = Draw()
-    draw.add("encoder.wte.weight", VOCABULARY + 1, WIDTH)
-    draw.add("encoder.patch_embedder.weight", WIDTH, WIDTH, PATCH, scale=(WIDTH * PATCH) ** -0.5)
-    draw.add("encoder.patch_embedder.bias", WIDTH, scale=0.3)
-    for part in ("encoder", "decoder"):
-        for number in range(2):
-            name = f"{part}.blocks.{number}"
-            for norm in ("norm_attn", "q_norm", "k_norm", "norm_ffn"):
-                draw.norm(f"{name}.{norm}", WIDTH, bias=True)
-            draw.linear(f"{name}.qkv_proj", WIDTH, 3 * WIDTH, bias=False)
-            draw.linear(f"{name}.attn_out_proj", WIDTH, WIDTH)
-            draw.linear(f"{name}.ffn_proj", WIDTH, 2 * INNER)
-            draw.linear(f"{name}.ffn_out", INNER, WIDTH)
-    draw.linear("encoder.final_layer", WIDTH, 2 * LATENT)
-    draw.linear("decoder.in_layer", LATENT, WIDTH)
-    draw.linear("decoder.unpatch_layer", WIDTH, PATCH * WIDTH)
-    draw.norm("decoder.final_norm", WIDTH, bias=True)
-    draw.linear("decoder.final_layer", WIDTH, VOCABULARY)
-    return draw.tensors
-
-
-def write_cola(folder: Path) -> Path:
-    """The whole repository: cola_dlm/cola_vae with config.json and model.safetensors, and tokenizer.json above."""
-    inside = folder / "cola_dlm" / "cola_vae"
-    inside.mkdir(parents=True)
-    config = {"model_type": "cola_text_vae", "vocab_size": VOCABULARY, "dim": WIDTH, "num_heads": NUM_HEADS}
-    config |= {"post_norm": True, "qk_norm": True, "block_causal": True, "block_size": BLOCK, "rope_theta": 500}
-    config |= {"scaling_factor": 0.7, "shifting_factor": 0.2, "use_variation": True, "layer_norm_eps": 1e-6}
-    (inside / "config.json").write_text(json.dumps(config))
-    save_file(cola_weights(), inside / "model.safetensors")
-    byte_tokenizer(False, False).backend_tokenizer.save(str(folder / "tokenizer.json"))
     return folder

@@ -9,31 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fewstep.cli.diagnose import ADAPTERS, DiagnoseOptions
-from fewstep.errors import UserError
-from fewstep.lab.adapters import Decoder
-from fewstep.registry import import_attribute
-from tests.lab.adapters.folders import options_of, word_tokenizer
-
-
-def load(adapter: str, options: DiagnoseOptions) -> Decoder:
-    """What the command loads."""
-    return import_attribute(ADAPTERS[adapter][0], "adapter")(options)
-
-
-def refusal(adapter: str, options: DiagnoseOptions) -> str:
-    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
-        load(adapter, options)
-    return str(caught.value)
+from fewstep.cli.diagnose import DiagnoseOptions
+from fewstep.data import load_tokenizer
+from tests.lab.adapters.folders import load, options_of, refusal
 
 
 def copied(shop: Path, kind: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shop / kind, tmp_path / kind))
-
-
-def change_config(folder: Path, **changes: object) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 @pytest.mark.parametrize(
@@ -41,9 +23,7 @@ def change_config(folder: Path, **changes: object) -> None:
     [
         ("causal-lm", "encoder", "is BertModel and not a causal language model"),
         ("causal-lm", "bert", "is BertForMaskedLM and not a causal language model"),
-        ("causal-lm", "t5", "cannot be loaded as a causal language model (Unrecognized configuration class"),
         ("masked-lm", "gpt2", "cannot be loaded as a masked language model (Unrecognized configuration class"),
-        ("masked-lm", "encoder", "is BertModel and not a masked language model"),
         ("seq2seq", "llama", "cannot be loaded as an encoder-decoder model (Unrecognized configuration class"),
     ],
 )
@@ -87,7 +67,9 @@ def test_code_of_a_model_is_run_only_when_it_is_trusted(shop: Path, tmp_path: Pa
         "class Mine(Model):\n    config_class = MineConfig\n"
     )
     auto = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.Mine"}
-    change_config(folder, model_type="mine", auto_map=auto, architectures=["Mine"])
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": auto, "architectures": ["Mine"]}
+    (folder / "config.json").write_text(json.dumps(config))
     assert "brings code of its own: pass --trust_remote_code" in refusal("causal-lm", options_of(shop, folder))
     assert not mark.exists()
     ours = load("causal-lm", options_of(shop, folder, trust_remote_code=True))
@@ -113,26 +95,14 @@ def test_weights_larger_than_the_machine_are_refused_before_they_are_read(
     assert "cannot be read as safetensors" in refusal("causal-lm", options_of(shop, folder))
 
 
-def test_a_tokenizer_of_another_model_and_a_text_in_another_script_are_told(shop: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_model_and_blocks_that_are_too_long_are_told(shop: Path, tmp_path: Path) -> None:
     folder = copied(shop, "encoder", tmp_path)
-    for file in folder.glob("tokenizer*"):
-        file.unlink()
-    for file in (shop / "gpt2").glob("tokenizer*"):
-        shutil.copy(file, folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_special_tokens({"eos_token": "<other>"})
+    tokenizer.save_pretrained(folder)
     message = refusal("encoder-linear", options_of(shop, folder))
     assert "give a folder in which tokenizer and model belong together" in message
-    assert not word_tokenizer().eos_token  # the other refusal is about what a word piece tokenizer lacks
-    greek = tmp_path / "greek.txt"
-    greek.write_text("\n\n".join(f"ωμέγα άλφα {letter} βήτα γάμμα δέλτα έψιλον ζήτα " * 20 for letter in "αβγδε"))
-    message = refusal("masked-lm", options_of(shop, "bert", text=str(greek)))
-    assert "the tokenizer does not know 99.9% of the text" in message
-
-
-def test_blocks_that_the_model_or_the_text_cannot_give_are_told(shop: Path) -> None:
     assert "longer than the 32 positions" in refusal("masked-lm", options_of(shop, "bert", tokens=31))
-    decoder = load("causal-lm", options_of(shop, "gpt2", examples=10_000))
-    with pytest.raises(UserError, match=r"examples is 10000: expected a number from 2 to \d+, the decoder's examples"):
-        decoder.subject(num_examples=10_000, num_positions=1, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +110,7 @@ def test_blocks_that_the_model_or_the_text_cannot_give_are_told(shop: Path) -> N
     [
         (":function", "expected module:function"),
         ("mine_module:fails", "fails (ZeroDivisionError: division by zero)"),
-        ("broken_module:fails", "broken_module:fails fails (SyntaxError: "),
+        ("broken_module:fails", "cannot be imported: SyntaxError: "),
         ("mine_module:odd", "decoder odd has latents of shape (2, 3) and data of shape (3, 1)"),
     ],
 )
@@ -154,6 +124,4 @@ def test_a_callable_that_gives_no_decoder_is_told(
         "def fails():\n    return 1 / 0\n"
         "def odd():\n    return Decoder('odd', lambda z: z, torch.ones(2, 3), torch.zeros(3, 1).long())\n"
     )
-    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
-        load("callable", DiagnoseOptions(model=name))
-    assert message in str(caught.value)
+    assert message in refusal("callable", DiagnoseOptions(model=name))

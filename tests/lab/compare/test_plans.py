@@ -32,10 +32,9 @@ def test_image_models_have_distances_costs_and_gains_and_what_is_ruled_out_says_
     same = {tuple(row.setting.values())[1:]: row for row in rows[1:5]}
     for row in rows[5:]:  # the same network: the same images
         assert row.value("gain") == pytest.approx(1)
-        assert row.value("pixels") == pytest.approx(same[tuple(row.setting.values())[1:]].value("pixels"))
+        assert row.value("latents") == pytest.approx(same[tuple(row.setting.values())[1:]].value("latents"))
         assert (row.value("passes"), row.value("training_seconds"), row.value("nfe")) == (
             10,
             3,
             row.setting["num_steps"],
         )
-        assert row.value("off_flow") >= 0

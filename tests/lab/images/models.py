@@ -1,4 +1,4 @@
-"""Tiny image models, and training runs on digits that take seconds."""
+"""Tiny image models."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,6 @@ from fewstep.denoisers import RegressionDenoiser
 from fewstep.lab.images import ImageAutoencoder
 from fewstep.model import Identity, SavedModel
 from tests.bundles import randomise
-from tests.runs import CONFIGS
 
 
 def tiny_image_model(seed: int = 0) -> SavedModel:
@@ -35,10 +34,3 @@ def tiny_image_flow(seed: int = 0, *, two_times: bool = False, **changes: Any) -
     randomise(denoiser, torch.Generator().manual_seed(seed))
     flow = {"objective": "FlowMatching", "grid_mean": 0.3, "grid_std": 0.8, **changes}
     return SavedModel(None, replace(model.identity, **flow), model.autoencoder, denoiser=denoiser).to("cpu")
-
-
-def image_arguments(*flags: str, steps: int = 4) -> list[str]:
-    """``fit`` of the image stage on digits, tiny and with every step logged; ``flags`` come last."""
-    steps_flags = [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={max(steps // 2, 1)}"]
-    common = ["--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
-    return ["fit", "--config", str(CONFIGS / "digits.yaml"), "--size", "debug", *steps_flags, *common, *flags]

@@ -1,9 +1,11 @@
 """Image autoencoders of diffusers: the posterior mean, read by the decoder. N images, C channels."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewstep.cli.diagnose import DiagnoseOptions
@@ -27,7 +29,7 @@ def load_autoencoder_kl(options: DiagnoseOptions) -> Decoder:
     the images.
     """
     source = options.images or "shapes"
-    count = count_of(source, options)  # before the model is loaded
+    read = image_reader(source, options.examples, at_most=options.protocol is not None)  # before the model is loaded
     folder = model_folder(options.model, subfolder=options.subfolder, allow_pickle=options.allow_pickle)
     dtype = DTYPES[options.dtype or "float32"]
     check_memory(folder, dtype)
@@ -35,39 +37,28 @@ def load_autoencoder_kl(options: DiagnoseOptions) -> Decoder:
     size = options.image_size or getattr(model.config, "sample_size", None) or DEFAULT_SIZE
     size = int(size[0] if isinstance(size, list | tuple) else size)
     channels = int(getattr(model.config, "in_channels", 3))
-    images = read_images(source, count, channels=channels, size=size).to(model.device, dtype)
+    images = read(channels, size).to(model.device, dtype)
     try:
         with torch.no_grad():
             encoded = [model.encode(part) for part in images.split(BATCH_SIZE)]
-            z = torch.cat([_mean(part) for part in encoded])
+            z = torch.cat([_latent(part) for part in encoded])
             shape = model.decode(z[:1]).sample.shape
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{folder} does not encode images of {channels} x {size} x {size} ({first_line(error, 160)}): try another "
-            "--image_size"
-        ) from None
+        failed = f"{folder} does not encode images of {channels} x {size} x {size} ({first_line(error, 160)})"
+        raise UserError(f"{failed}: try another --image_size") from None
     if shape[1:] != images.shape[1:]:
         raise UserError(f"{folder} decodes images of shape {tuple(shape[1:])}, given {tuple(images.shape[1:])}")
-    pixels = f"images of {size} x {size} pixels"
     latent = "the mean of its posterior" if hasattr(encoded[0], "latent_dist") else "its latent, it has no posterior"
-    note = f"autoencoder-kl: latent of {type(model).__name__}: {latent}, {tuple(z.shape[1:])}; {pixels}"
+    note = f"autoencoder-kl: latent of {type(model).__name__}: {latent}, {tuple(z.shape[1:])}"
     return Decoder(
         f"{options.model}/{options.subfolder}" if options.subfolder else options.model,
         lambda x: model.decode(x).sample,
         z,
         images,
-        notes=(note,),
+        notes=(f"{note}; images of {size} x {size} pixels",),
         source={"source": source, "shape": list(images.shape[1:])},
         packages=("diffusers",),
     )
-
-
-def count_of(source: str, options: DiagnoseOptions) -> int:
-    """Images to read of ``source``: ``examples``, or under a protocol at most those. Raises ``UserError``."""
-    at_most = options.protocol is not None
-    if source not in ("digits", "shapes"):
-        return len(image_files(source, options.examples, at_most=at_most))
-    return min(options.examples, Digits().num_held_out) if at_most and source == "digits" else options.examples
 
 
 def _load(folder: Path, dtype: torch.dtype, options: DiagnoseOptions) -> Any:
@@ -95,7 +86,8 @@ def _load(folder: Path, dtype: torch.dtype, options: DiagnoseOptions) -> Any:
     return model
 
 
-def _mean(encoded: Any) -> Tensor:
+def _latent(encoded: Any) -> Tensor:
+    """What an encoder's output holds under one of the names that diffusers has for it."""
     for name in ("latent_dist", "latent", "latents"):
         output = getattr(encoded, name, None)
         if output is not None:
@@ -103,33 +95,36 @@ def _mean(encoded: Any) -> Tensor:
     raise UserError(f"{type(encoded).__name__} has no posterior and no latent: the autoencoder cannot be diagnosed")
 
 
-def read_images(source: str, count: int, *, channels: int, size: int) -> Tensor:
-    """``count`` held-out images of ``source`` as (N, channels, size, size) float32 in [-1, 1].
+def image_reader(source: str, count: int, *, at_most: bool = False) -> Callable[[int, int], Tensor]:
+    """What reads held-out images of ``source`` as (``count``, channels, size, size) float32 in [-1, 1].
 
     ``source`` is "digits" or "shapes" (:mod:`fewstep.lab.images`), or a folder of .png and .jpg files, taken in order
     of their names. They are resized (bilinear, antialiased); grey ones are repeated over the channels, coloured ones
-    averaged for a decoder of one channel. Raises ``UserError`` where there are fewer images, or one cannot be read.
+    averaged for a decoder of one channel. Raises ``UserError`` where there are fewer images, unless ``at_most``, or one
+    cannot be read.
     """
-    if source == "digits":
-        images = [Digits().held_out(count)]
-    elif source == "shapes":
-        images = [DrawnShapes(num_held_out=count, size=size).held_out(count)]
-    else:
-        images = [_read(file) for file in image_files(source, count)]
-    return torch.cat([_resized(image, channels, size) for image in images]) * 2 - 1
+    files = [] if source in ("digits", "shapes") else _image_files(source, count, at_most)
+
+    def read(channels: int, size: int) -> Tensor:
+        if source == "digits":
+            images = [Digits().held_out(min(count, Digits().num_held_out) if at_most else count)]
+        elif source == "shapes":
+            images = [DrawnShapes(num_held_out=count, size=size).held_out()]
+        else:
+            images = [_read(file) for file in files]
+        return torch.cat([_resized(image, channels, size) for image in images]) * 2 - 1
+
+    return read
 
 
-def image_files(source: str, count: int, *, at_most: bool = False) -> list[Path]:
-    """The first ``count`` image files of a folder. Raises ``UserError`` where there are fewer, unless ``at_most``."""
+def _image_files(source: str, count: int, at_most: bool) -> list[Path]:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(f"images {source}: expected digits or shapes, or a folder of .png or .jpg files")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if len(files) < (MIN_EXAMPLES if at_most else count):
-        raise UserError(
-            f"images {source}: the folder holds {len(files)} .png or .jpg files, and examples is {count}: expected at "
-            f"least 2 files and as many as --examples"
-        )
+        holds = f"images {source}: the folder holds {len(files)} .png or .jpg files, and examples is {count}"
+        raise UserError(f"{holds}: expected at least 2 files and as many as --examples")
     return files[:count]
 
 
@@ -143,16 +138,11 @@ def _read(file: Path) -> Tensor:
             plain = opened.convert("L" if opened.mode in ("1", "L", "I", "I;16") else "RGB")
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as an image ({first_line(error)}): give another file") from None
-    values = torch.from_numpy(np.array(plain)).float() / 255
-    return values[None, None] if values.ndim == 2 else values.permute(2, 0, 1)[None]
+    return torch.from_numpy(np.atleast_3d(np.array(plain))).permute(2, 0, 1)[None].float() / 255
 
 
 def _resized(images: Tensor, channels: int, size: int) -> Tensor:
     if images.shape[1] != channels:
         images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-    if images.shape[-2:] == (size, size):
-        return images
-    resized = torch.nn.functional.interpolate(
-        images, (size, size), mode="bilinear", antialias=True, align_corners=False
-    )
-    return resized.clamp(0, 1)
+    resized = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return images if images.shape[-2:] == (size, size) else resized.clamp(0, 1)

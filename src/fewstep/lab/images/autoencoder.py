@@ -3,7 +3,6 @@
 from itertools import chain, pairwise
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from fewstep.autoencoders import Whitening
@@ -14,16 +13,6 @@ from fewstep.shapes import check_sizes
 from fewstep.types import LossOutput
 
 
-def to_positions(z: Tensor) -> Tensor:
-    """Latents ``z`` (B, c, s, s) as a flow sees them: (B, K, c), read row by row."""
-    return rearrange(z, "b c h w -> b (h w) c")
-
-
-def from_positions(x: Tensor, side: int) -> Tensor:
-    """The inverse of :func:`to_positions`: (B, K, c) to latents (B, c, s, s) with s = ``side``."""
-    return rearrange(x, "b (h w) c -> b c h w", h=side)
-
-
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a SiLU beside the identity, on (B, W, H, H). The block starts as the identity."""
 
@@ -32,9 +21,8 @@ class ResidualBlock(nn.Module):
         self.norm = nn.GroupNorm(1, width)
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.last = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        assert self.last.bias is not None
-        nn.init.zeros_(self.last.bias)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, h: Tensor) -> Tensor:
         """The same shape as ``h``."""
@@ -47,7 +35,7 @@ class ImageAutoencoder(nn.Module):
     An image (C, S, S) becomes (c, s, s) with s = S / 2**``num_halvings``: each halving is a convolution of stride 2
     with ``depth`` residual blocks after it, each doubling in the decoder likewise. Each of the c s s numbers of a
     latent is whitened over the data separately. Every function in it is smooth, so that the decoder has derivatives
-    everywhere.
+    everywhere. Raises ``UserError`` for a size that cannot be halved so often.
     """
 
     def __init__(
@@ -71,7 +59,6 @@ class ImageAutoencoder(nn.Module):
                 f"a size that {2**num_halvings} divides"
             )
         self.config = {**sizes, "width": width, "depth": depth}
-        self.image_shape = (channels, size, size)
         self.latent_shape = (latent_channels, side, side)
         self.latent_dim = latent_channels
 
@@ -94,14 +81,12 @@ class ImageAutoencoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """``images`` (B, C, S, S) in [0, 1] to latents ``z`` (B, c, s, s), in at least float32."""
-        raw = rearrange(self.encode_raw(images), "b c h w -> b 1 (c h w)")
-        white = self.whitening(raw, torch.ones_like(raw[..., 0], dtype=torch.bool))
-        return white.reshape(len(images), *self.latent_shape)
+        raw = self.encode_raw(images)
+        rows = raw.flatten(1)[:, None]
+        return self.whitening(rows, rows.new_ones(rows.shape[:2], dtype=torch.bool)).reshape(raw.shape)
 
     def encode_raw(self, images: Tensor) -> Tensor:
         """Latents before whitening, (B, c, s, s)."""
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
-            raise ValueError(f"images of shape {tuple(images.shape)}: expected (B, *{self.image_shape})")
         return self.encoder(2 * images - 1)
 
     def decode(self, z: Tensor) -> Tensor:

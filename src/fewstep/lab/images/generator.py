@@ -1,19 +1,21 @@
-"""Noise to images with a saved model. N images, C channels, S pixels a side."""
+"""A saved image model: noise to images, and what a diagnosis measures of it. N images, C channels, S pixels a side."""
 
 import time
 from dataclasses import dataclass
 from typing import cast
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.lab.images.autoencoder import ImageAutoencoder, from_positions
+from fewstep.evaluation.subject import Subject, check_numbers, positions_in
+from fewstep.lab.images.autoencoder import ImageAutoencoder
 from fewstep.lab.images.sources import ImageSource, image_source
 from fewstep.model import SavedModel
 from fewstep.pipeline import as_user_error, sampled_latents
 from fewstep.samplers import FlowSampler, RuleLike
-from fewstep.samplers.sampler import check_compatible, check_numbers
+from fewstep.samplers import sampler as samplers
 from fewstep.shapes import own_defaults
 
 
@@ -56,12 +58,29 @@ def generate_images(
 
     Raises ``UserError`` for numbers out of range, a missing flow, and a sampler that the model's identity rules out.
     """
-    check_numbers(num_samples, num_steps, batch_size)
+    samplers.check_numbers(num_samples, num_steps, batch_size)
     autoencoder, images, start = image_autoencoder(model), [], time.perf_counter()
     with as_user_error():
         sampler = FlowSampler(model.flow().path, grid=model.identity.default_grid(), reinjection=reinjection)
-        check_compatible(model.identity, sampler, num_steps)
+        samplers.check_compatible(model.identity, sampler, num_steps)
     for _, _, last in sampled_latents(model, sampler, num_steps, seed, first_sample, num_samples, batch_size):
-        latent_map = from_positions(last.x_t, autoencoder.latent_shape[1])
-        images.append(autoencoder.decode(latent_map).clamp(0, 1).cpu())
+        z = rearrange(last.x_t, "b (h w) c -> b c h w", h=autoencoder.latent_shape[1])
+        images.append(autoencoder.decode(z).clamp(0, 1).cpu())
     return GeneratedImages(torch.cat(images), last.nfe, time.perf_counter() - start)
+
+
+def image_subject(
+    model: SavedModel, *, num_examples: int, seed: int, name: str = "the model", at_most: bool = False
+) -> Subject:
+    """An image model and the first ``num_examples`` held-out images, or with ``at_most`` as many as there are.
+
+    Raises ``UserError`` for fewer than 2 and for more than there are.
+    """
+    images, autoencoder = images_of(model).held_out(), image_autoencoder(model)
+    num_examples = min(num_examples, len(images)) if at_most else num_examples
+    check_numbers(num_examples, len(images), "the held-out images")
+    images = images[:num_examples].to(next(autoencoder.parameters()).device)
+    with torch.no_grad():
+        z = autoencoder.encode(images)
+    source = {"source": model.identity.source, **model.identity.source_config}
+    return Subject(name, autoencoder.decode, z, images, positions_in(images, 0, seed), seed, model=model, source=source)

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from fewstep.errors import UserError
+from fewstep.registry import validated
 from fewstep.shapes import example_generators
 
 HELD_OUT_START = 2**31
@@ -29,29 +30,19 @@ class ImageSource:
         """Number of images to train on."""
         raise NotImplementedError
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """C channels, height and width in pixels."""
+    def images(self, is_train: bool, count: int) -> Tensor:
+        """The first ``count`` images of a part, (count, C, S, S) float32 in [0, 1]."""
         raise NotImplementedError
 
     def train(self) -> Tensor:
-        """Images to train on, (num_train, C, H, W) float32 in [0, 1]."""
-        return self._images(is_train=True, count=self.num_train)
+        """All images to train on."""
+        return self.images(is_train=True, count=self.num_train)
 
     def held_out(self, count: int | None = None) -> Tensor:
-        """The first ``count`` held-out images, or all, (N, C, H, W). Raises ``UserError`` for more than there are."""
+        """The first ``count`` held-out images, or all. Raises ``UserError`` for more than there are."""
         if count is not None and not 1 <= count <= self.num_held_out:
             raise UserError(f"{count} held-out images: expected a number from 1 to {self.num_held_out}")
-        return self._images(is_train=False, count=count or self.num_held_out)
-
-    def _images(self, is_train: bool, count: int) -> Tensor:
-        """The first ``count`` images of a part."""
-        raise NotImplementedError
-
-    @property
-    def name(self) -> str:
-        """What the source is called in a saved model."""
-        return type(self).__name__
+        return self.images(is_train=False, count=count or self.num_held_out)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -74,16 +65,10 @@ class Digits(ImageSource):
             raise UserError(f"num_held_out is {self.num_held_out}: expected a number from 1 to {_NUM_DIGITS - 1}")
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(1, 8, 8)."""
-        return 1, 8, 8
-
-    @property
     def num_train(self) -> int:
-        """All that are not held out."""
         return _NUM_DIGITS - self.num_held_out
 
-    def _images(self, is_train: bool, count: int) -> Tensor:
+    def images(self, is_train: bool, count: int) -> Tensor:
         from sklearn.datasets import load_digits
 
         images = torch.from_numpy(load_digits().images).float()[:, None] / 16
@@ -109,24 +94,15 @@ class DrawnShapes(ImageSource):
             if not 1 <= getattr(self, name) <= HELD_OUT_START:
                 raise UserError(f"{name} is {getattr(self, name)}: expected a number from 1 to {HELD_OUT_START}")
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(3, size, size)."""
-        return 3, self.size, self.size
-
-    def _images(self, is_train: bool, count: int) -> Tensor:
+    def images(self, is_train: bool, count: int) -> Tensor:
         return draw_images(self.seed, 0 if is_train else HELD_OUT_START, count, self.size)
 
 
 def image_source(name: str, config: dict[str, Any]) -> ImageSource:
     """The source that a saved model names. Raises ``UserError`` for an unknown name, or other fields."""
-    sources: dict[str, type[Digits] | type[DrawnShapes]] = {"Digits": Digits, "DrawnShapes": DrawnShapes}
-    if name not in sources:
-        raise UserError(f"unknown images {name!r}: expected {' or '.join(sources)}")
-    try:
-        return sources[name](**config)
-    except TypeError as error:
-        raise UserError(f"images {name} cannot be built from {config} ({error})") from None
+    if name not in ("Digits", "DrawnShapes"):
+        raise UserError(f"unknown images {name!r}: expected Digits or DrawnShapes")
+    return validated(Digits if name == "Digits" else DrawnShapes, config, f"images {name}")
 
 
 def draw_images(seed: int, start: int, count: int, size: int) -> Tensor:
@@ -137,19 +113,12 @@ def draw_images(seed: int, start: int, count: int, size: int) -> Tensor:
     and is drawn with operations that round correctly, whatever stands beside it.
     """
     numbers = _BACKGROUND + NUM_SHAPES * _SHAPE
-    drawn = [torch.rand(numbers, generator=generator) for generator in example_generators(seed, start, count)]
-    u = torch.stack(drawn)
-    canvas = _gradient(u[:, :3], u[:, 3:6], u[:, 6:8], size)
+    u = torch.stack([torch.rand(numbers, generator=generator) for generator in example_generators(seed, start, count)])
+    canvas = _gradient(u[:, :6], u[:, 6:8], size)
     for shape in u[:, _BACKGROUND:].split(_SHAPE, 1):
         cover = _coverage(shape, size)[:, None]
-        canvas = canvas + cover * (_gradient(shape[:, 6:9], shape[:, 9:12], shape[:, 4:6], size) - canvas)
+        canvas = canvas + cover * (_gradient(shape[:, 6:12], shape[:, 4:6], size) - canvas)
     return (canvas * 255).round() / 255
-
-
-def _pixels(size: int) -> tuple[Tensor, Tensor]:
-    """Coordinates x (1, S) and y (S, 1) of the pixels' centres, in [0, 1]."""
-    centres = (torch.arange(size) + 0.5) / size
-    return centres[None, :], centres[:, None]
 
 
 def _direction(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,11 +128,12 @@ def _direction(u: Tensor) -> tuple[Tensor, Tensor]:
     return x / length, y / length
 
 
-def _gradient(first: Tensor, last: Tensor, direction: Tensor, size: int) -> Tensor:
-    """From one colour (N, 3) to another across the image, (N, 3, S, S)."""
-    (x, y), (along_x, along_y) = _pixels(size), _direction(direction)
-    share = (0.5 + (x - 0.5) * along_x + (y - 0.5) * along_y).clamp(0, 1)[:, None]
-    return first[:, :, None, None] + share * (last - first)[:, :, None, None]
+def _gradient(colours: Tensor, direction: Tensor, size: int) -> Tensor:
+    """From one of two ``colours`` (N, 6) to the other across the image, (N, 3, S, S)."""
+    x, (along_x, along_y) = (torch.arange(size) + 0.5) / size, _direction(direction)  # the pixels' centres
+    share = (0.5 + (x - 0.5) * along_x + (x[:, None] - 0.5) * along_y).clamp(0, 1)[:, None]
+    first, last = colours[:, :, None, None].chunk(2, 1)
+    return first + share * (last - first)
 
 
 def _coverage(u: Tensor, size: int) -> Tensor:
@@ -171,11 +141,10 @@ def _coverage(u: Tensor, size: int) -> Tensor:
 
     It falls linearly over the pixel at the boundary.
     """
-    x, y = _pixels(size)
+    x, (along_x, along_y) = (torch.arange(size) + 0.5) / size, _direction(u[:, 4:6])
     centre_x, centre_y, half_width, half_height = rearrange(u[:, :4], "n c -> c n 1 1")
     half_width, half_height = 0.08 + 0.22 * half_width, 0.08 + 0.22 * half_height
-    along_x, along_y = _direction(u[:, 4:6])
-    dx, dy = x - centre_x, y - centre_y
+    dx, dy = x - centre_x, x[:, None] - centre_y
     across, along = dx * along_x + dy * along_y, dy * along_x - dx * along_y
     disc = (dx * dx + dy * dy).sqrt() - half_width
     rectangle = torch.maximum(across.abs() - half_width, along.abs() - half_height)
