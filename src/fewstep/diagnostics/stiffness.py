@@ -9,16 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diagnostics.decoding import directional, norms, pullback, random_directions, unit_rows
-from fewstep.diagnostics.result import (
-    NUM_RESAMPLES,
-    Axes,
-    Estimate,
-    Result,
-    Row,
-    estimate_series,
-    mean_estimate,
-)
-from fewstep.metrics.intervals import bootstrap_interval
+from fewstep.diagnostics.result import Axes, Estimate, Result, Row, estimate_series, mean_of_all, resampled
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """x (B, ...) and t (B,) float32 to v(x, t), shaped like x; row b depends on row b of x alone."""
@@ -45,11 +36,12 @@ def stiffness(
     columns = [_largest_singular_values(velocity, float(t), x_t, num_iterations, generator) for t, x_t in states]
     times = tuple(float(t) for t, _ in states)
     table = torch.stack([values for values, _ in columns], 1)
-    estimates = [mean_estimate(column[:, None], torch.ones(len(column), 1), generator) for column in table.unbind(1)]
+    estimates = [mean_of_all(column[:, None], generator) for column in table.unbind(1)]
     peak, peak_time = Estimate(None, None, len(table)), None
     if bool(table.isfinite().all()):
-        interval = bootstrap_interval(table, lambda rows: rows.mean(0).max(), NUM_RESAMPLES, generator)
-        peak, peak_time = Estimate(float(table.mean(0).max()), interval, len(table)), times[int(table.mean(0).argmax())]
+        highest, place = table.mean(0).max(0)
+        peak = resampled(float(highest), table, lambda rows: rows.mean(0).max(), generator)
+        peak_time = times[int(place)]
     where = "undetermined" if peak_time is None else f"at t = {peak_time:.3g}"
     return Result(
         "stiffness",
@@ -74,7 +66,7 @@ def _largest_singular_values(
     values, growth = torch.zeros(len(x_t), dtype=torch.float64), 0.0
     for _ in range(num_iterations):
         _, image = directional(at_time, x_t, u)
-        back = pullback(at_time, x_t, unit_rows(image))
+        _, back = pullback(at_time, x_t, unit_rows(image))
         u = unit_rows(back)
         before = values
         values = torch.where(norms(image).isfinite(), norms(back), torch.nan).cpu()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.result import Axes, Estimate, Result, Row, Series, estimate_series, mean_estimate
+from fewstep.diagnostics.result import Axes, Estimate, Result, Row, Series, estimate_series, mean_of_all
 
 ContinueFrom = Callable[[Tensor, float, torch.Generator], Tensor]
 """State x_t (B, ...), its time t and a source of noise to the latents x_1 (B, ...) at the end."""
@@ -48,9 +48,10 @@ def decidedness(
     estimates = []
     for t, x_t in states:
         ids = torch.stack([read(continue_from(x_t, float(t), generator)) for _ in range(num_continuations)])
-        agreement = _collision(ids)
+        agreeing = torch.stack([(ids == continued).sum(0) for continued in ids]).sum(0).double()
+        agreement = (agreeing - len(ids)) / (len(ids) * (len(ids) - 1))  # of pairs, unbiased
         values = (agreement - unigram_collision) / max(1 - unigram_collision, 1e-12)
-        known = mean_estimate(values, torch.ones_like(values), generator)
+        known = mean_of_all(values, generator)
         estimates.append(known if unigram_collision < 1 else Estimate(None, None, known.num_examples))
     times = tuple(float(t) for t, _ in states)
     note = f"{num_continuations} continuations"
@@ -73,11 +74,9 @@ def late_flip_rate(predictions: Sequence[Tensor], read: Read, *, generator: torc
         rate = Estimate(None, None, len(predictions[0]) if predictions else 0)
     else:
         before, last = (read(x1_hat) for x1_hat in predictions[-2:])
-        flipped = (before != last).double()
-        rate = mean_estimate(flipped, torch.ones_like(flipped), generator)
-    note = f"{len(predictions)} predictions"
-    name = "late_flip_rate"
-    return Result(name, (Row(name, rate, note=note),), facts={"num_predictions": len(predictions)})
+        rate = mean_of_all(before != last, generator)
+    row = Row("late_flip_rate", rate, note=f"{len(predictions)} predictions")
+    return Result("late_flip_rate", (row,), facts={"num_predictions": len(predictions)})
 
 
 @torch.no_grad()
@@ -89,11 +88,10 @@ def decision_step(predictions: Sequence[Tensor], read: Read, *, generator: torch
     """
     step = settling_steps([read(x1_hat) for x1_hat in predictions]).double()
     counts = torch.bincount((step.flatten() - 1).long(), minlength=len(predictions)).double()
-    mean = mean_estimate(step, torch.ones_like(step), generator)
     shares = tuple((counts / counts.sum().clamp(min=1)).tolist())
     return Result(
         "decision_step",
-        (Row("decision_step", mean, "step", f"of {len(shares)}"),),
+        (Row("decision_step", mean_of_all(step, generator), "step", f"of {len(shares)}"),),
         {"shares": Series("tokens", tuple(float(k + 1) for k in range(len(shares))), shares)},
         Axes("Step after which a token stays", "step", "share of tokens", kind="bars"),
     )
@@ -112,12 +110,3 @@ def settling_steps(ids: Sequence[Tensor]) -> Tensor:
         stays = stays & (ids[k - 1] == ids[-1])
         step = torch.where(stays, k, step)
     return step
-
-
-def _collision(ids: Tensor) -> Tensor:
-    """Share of the pairs of ``ids`` (M, B, L) along M that are equal: (B, L) float64, unbiased."""
-    num = len(ids)
-    agreeing = torch.zeros(ids.shape[1:], dtype=torch.float64, device=ids.device)
-    for continued in ids:
-        agreeing += (ids == continued).sum(0)
-    return (agreeing - num) / (num * (num - 1))
