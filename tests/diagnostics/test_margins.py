@@ -115,26 +115,11 @@ def test_accepted_points_of_a_curved_readout_have_two_leaders_and_the_normal_of_
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
 
 
-def test_points_do_not_depend_on_the_gradient_mode_of_the_caller() -> None:
-    decode, found = SmoothReadout(8, 4, 6), []
-    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
-        with mode():
-            found.append(normal_boundary(decode, normal(20, 8), draw_positions(20, 4, 2, seeded())).z)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-
-
 def test_a_vanishing_slope_leads_to_no_point_rather_than_to_infinity() -> None:
     decode = two_token_readout(torch.full((4,), 1e-41), bias=torch.ones(1))
     points = normal_boundary(decode, normal(3, 4, dtype=torch.float32), torch.zeros(3, 1, dtype=torch.int64))
     assert points.z.isfinite().all()
     assert not points.accepted.any()
-
-
-def test_data_points_are_the_latents_with_their_normals() -> None:
-    w, z = normal(6), normal(3, 6, seed=1)
-    points = data_points(margins(two_token_readout(w), z, torch.zeros(3, 2, dtype=torch.int64)), z)
-    torch.testing.assert_close(points.z[:, 1], z)
-    torch.testing.assert_close((points.direction[:, 1] @ w).abs(), w.norm().expand(3))
 
 
 @pytest.mark.parametrize("vocab_size", [1, 5])

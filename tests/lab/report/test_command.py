@@ -11,7 +11,7 @@ import pytest
 import wandb
 
 from fewstep.cli.main import main
-from tests.bundles import only, tiny_bundle
+from tests.bundles import tiny_bundle
 from tests.lab.report.runs_on_disk import MadeDiagnosis, sweep_rows, whole_run, write_run
 
 ROOT = Path(__file__).parents[3]
@@ -86,14 +86,6 @@ def test_a_run_with_a_model_gets_a_viewer_whose_traces_are_kept(tmp_path: Path) 
     assert json.loads((folder / "traces.json").read_text())["num_samples"] == 2
     identifiers = re.findall(r'\sid="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))
-
-
-def test_a_model_without_a_flow_has_a_page_without_a_viewer(tmp_path: Path) -> None:
-    only(tiny_bundle(), "autoencoder", "readout").save_pretrained(tmp_path / "run" / "model")
-    assert main(["report", str(tmp_path / "run"), "--device", "cpu"]) == 0
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert 'id="trace-app"' not in page
-    assert "TransformerAutoencoder" in page
 
 
 def test_a_broken_model_leaves_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

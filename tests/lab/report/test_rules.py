@@ -101,8 +101,8 @@ def test_thresholds_are_written_with_their_numbers_and_a_reason() -> None:
     assert {rule.key for rule in RULES} == set(CASES)
     for rule in RULES:
         written = percent if rule.threshold.shares else rounded
-        assert written(rule.threshold.good) in rule.threshold_text == threshold_text(rule.threshold)
-        assert written(rule.threshold.bad) in rule.threshold_text
+        assert written(rule.threshold.good) in threshold_text(rule.threshold)
+        assert written(rule.threshold.bad) in threshold_text(rule.threshold)
         assert len(rule.threshold.why) > 60
 
 
@@ -126,7 +126,8 @@ def test_a_healthy_run_is_good_throughout(tmp_path: Path) -> None:
 def test_what_is_not_measured_says_how_to_measure_it_or_why_it_cannot_be(tmp_path: Path) -> None:
     for one in judge(read_run(write_run(tmp_path / "a", rows=[sweep_rows()[0]]))).findings:
         assert one.state == "not measured"
-        assert one.rule.command in one.advice
+        options = f"--only {one.rule.measurement}" if one.rule.measurement else one.rule.evaluation
+        assert one.advice.startswith("To measure it: fewstep") and one.advice.endswith(options)
     diagnosis = MadeDiagnosis(left_out={"cci": "head"})
     del diagnosis.table["cci"]
     one = finding(read_run(write_run(tmp_path / "b", diagnosis=diagnosis)), "cci")
