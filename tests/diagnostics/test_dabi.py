@@ -39,10 +39,9 @@ from tests.diagnostics.decoders import (
 FIRST = torch.zeros(6, 1, dtype=torch.int64)
 
 
-def local(decode: object, points: BoundaryPoints, *, num_probes: int | None = None, **options: object) -> Result:
+def local(decode: Decode, points: BoundaryPoints, num_probes: int | None = None) -> Result:
     """The local limit alone."""
-    response = CONTINUOUS if isinstance(decode, ScalingDecoder) else CATEGORICAL
-    return dabi(decode, response, points, rms=1.0, radii=(), num_probes=num_probes, generator=seeded(), **options)  # type: ignore[arg-type]
+    return dabi(decode, CATEGORICAL, points, rms=1.0, radii=(), num_probes=num_probes, generator=seeded())
 
 
 def value(result: Result) -> float:
@@ -54,7 +53,7 @@ def value(result: Result) -> float:
 def test_one_position_of_two_tokens_has_dabi_n_wherever_it_is_measured(num_probes: int | None) -> None:
     decode, z = two_token_readout(normal(7)), normal(6, 7, seed=1)
     for points in (normal_boundary(decode, z, FIRST), data_points(margins(decode, z, FIRST), z)):
-        found = local(decode, points, num_probes=num_probes)
+        found = local(decode, points, num_probes)
         assert value(found) == pytest.approx(7, rel=1e-12)
         assert found["dabi_fraction"].value == pytest.approx(1, rel=1e-12)
         assert found["dabi_pooled"].value == pytest.approx(7, rel=1e-12)
@@ -86,17 +85,6 @@ def test_an_orthonormal_decoder_has_dabi_one_in_every_direction_and_at_every_rad
     found = dabi(lambda z: z @ basis, CONTINUOUS, points, rms=1.0, num_probes=None, generator=seeded())
     assert value(found) == pytest.approx(1)
     assert [found[f"dabi_at_{c}"].value for c in RADII] == pytest.approx([1, 1, 1])
-
-
-def test_a_diagonal_decoder_has_the_closed_form_of_its_singular_values() -> None:
-    singular = torch.tensor([4.0, 2.0, 1.0, 0.5], dtype=torch.float64)
-    points = segment_points(normal(6, 4), normal(6, 4, seed=1), "midpoint")
-    squares = (points.direction[:, 0] * singular).square().sum(1)
-    assert value(local(ScalingDecoder(singular), points)) == pytest.approx(
-        float((4 * squares / singular.square().sum()).mean())
-    )
-    axes = replace(points, direction=torch.eye(4, dtype=torch.float64)[[0]].expand(6, 4)[:, None])
-    assert value(local(ScalingDecoder(singular), axes)) == pytest.approx(4 * 16 / 21.25)
 
 
 def test_random_probes_agree_with_the_exact_trace() -> None:
@@ -156,13 +144,19 @@ def test_points_that_are_not_accepted_do_not_count() -> None:
     assert local(decode, some).facts["accepted"] == pytest.approx(4 / 6)
 
 
-def test_bad_numbers_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rms": 0.0}, "positive rms"),
+        ({"rms": 1.0, "radii": (0.0,)}, "positive radii"),
+        ({"rms": 1.0, "num_isotropic": 0}, "at least 1 draw"),
+        ({"rms": 1.0, "num_probes": 0}, "num_probes is 0"),
+    ],
+)
+def test_bad_numbers_are_refused(options: dict[str, object], message: str) -> None:
     decode, points = two_token_readout(normal(4)), segment_points(normal(2, 4), normal(2, 4, seed=1), "midpoint")
-    for options in ({"rms": 0.0}, {"rms": 1.0, "radii": (0.0,)}, {"rms": 1.0, "num_isotropic": 0}):
-        with pytest.raises(ValueError, match="positive rms"):
-            dabi(decode, CATEGORICAL, points, generator=seeded(), **options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="num_probes is 0"):
-        dabi(decode, CATEGORICAL, points, rms=1.0, num_probes=0, generator=seeded())
+    with pytest.raises(ValueError, match=message):
+        dabi(decode, CATEGORICAL, points, generator=seeded(), **options)  # type: ignore[arg-type]
 
 
 def test_local_response_of_a_linear_readout_is_its_fisher_information() -> None:
@@ -179,17 +173,11 @@ def test_small_radii_tend_to_the_quadratic_form_with_an_error_of_fourth_order() 
     errors = [(CATEGORICAL.finite(decode, z, u, r) / (r**2 / 2) / local - 1).abs().max() for r in (1e-2, 1e-3)]
     assert errors[0] < 1e-2
     assert errors[1] < errors[0] / 50
-    local = CONTINUOUS.local(decode, z, u)
-    torch.testing.assert_close(CONTINUOUS.finite(decode, z, u, 1e-4) / 4e-8, local, rtol=1e-5, atol=0)
-
-
-def test_continuous_response_of_a_diagonal_decoder_is_exact_at_any_radius() -> None:
-    singular = torch.tensor([3.0, 2.0, 0.5], dtype=torch.float64)
-    decode, z, u = ScalingDecoder(singular), normal(2, 3), normal(2, 3, seed=1)
-    expected = (singular * u).square().sum(1)
-    torch.testing.assert_close(CONTINUOUS.local(decode, z, u), expected)
-    torch.testing.assert_close(CONTINUOUS.finite(decode, z, u, 0.7), 4 * 0.49 * expected)
-    torch.testing.assert_close(CONTINUOUS.product(decode, z, u), singular**2 * u)
+    singular = torch.arange(1, 7, dtype=torch.float64)  # a linear decoder is exact at any radius
+    scaled, expected = ScalingDecoder(singular), (singular * u).square().sum(1)
+    torch.testing.assert_close(CONTINUOUS.local(scaled, z, u), expected)
+    torch.testing.assert_close(CONTINUOUS.finite(scaled, z, u, 0.7), 4 * 0.49 * expected)
+    torch.testing.assert_close(CONTINUOUS.product(scaled, z, u), singular**2 * u)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -206,15 +194,11 @@ def test_saturated_and_impossible_tokens_give_numbers(dtype: torch.dtype) -> Non
         assert (value >= 0).all()
     assert CATEGORICAL.product(decode, z, u).isfinite().all()
     assert (CATEGORICAL.finite(decode, z, u, 0.5) <= 2 * math.log(2) + 1e-12).all()
-
-
-def test_a_token_whose_logit_has_no_derivative_because_it_is_impossible_does_not_count() -> None:
-    def decode(z: torch.Tensor) -> torch.Tensor:
-        return torch.stack([z, torch.zeros_like(z), z.clamp(max=0).neg().log()], -1)  # log 0 for positive z
-
-    z, u = normal(4, 1).abs(), torch.ones(4, 1, dtype=torch.float64)
-    p = torch.sigmoid(z[:, 0])
-    torch.testing.assert_close(CATEGORICAL.local(decode, z, u), p * (1 - p))
+    z, p = normal(4, 1).abs(), torch.sigmoid(normal(4, 1).abs()[:, 0])
+    impossible = CATEGORICAL.local(  # log 0 for positive z: a logit without a derivative
+        lambda z: torch.stack([z, torch.zeros_like(z), z.clamp(max=0).neg().log()], -1), z, torch.ones_like(z)
+    )
+    torch.testing.assert_close(impossible, p * (1 - p))
 
 
 def test_work_in_slices_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

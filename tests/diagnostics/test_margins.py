@@ -52,8 +52,12 @@ def test_distance_and_width_are_in_units_of_rms_and_do_not_change_with_the_scale
 @pytest.mark.parametrize("vocab_size", [1, 5])
 def test_points_without_a_gradient_are_infinitely_far_and_left_out_but_counted(vocab_size: int) -> None:
     decode, z = ConstantReadout(normal(3, vocab_size)), normal(4, 6)
-    found = margins(decode, z, draw_positions(4, 3, 2, seeded()))
+    positions = draw_positions(4, 3, 2, seeded())
+    found, points = margins(decode, z, positions), normal_boundary(decode, z, positions)
     assert found.distance.isinf().all()
+    assert not points.accepted.any() and not points.direction.any() and torch.equal(points.z[:, 1], z)
+    other = z + (torch.arange(4) == 0)[:, None]
+    assert segment_points(z, other, "data").accepted[:, 0].tolist() == [True, False, False, False]
     for measure in (boundary_distance, boundary_width):
         result = measure(found, z, generator=seeded())
         assert (result.facts["num_points"], result.facts["num_infinite"]) == (0, 8)
@@ -115,22 +119,6 @@ def test_accepted_points_of_a_curved_readout_have_two_leaders_and_the_normal_of_
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
 
 
-def test_a_vanishing_slope_leads_to_no_point_rather_than_to_infinity() -> None:
-    decode = two_token_readout(torch.full((4,), 1e-41), bias=torch.ones(1))
-    points = normal_boundary(decode, normal(3, 4, dtype=torch.float32), torch.zeros(3, 1, dtype=torch.int64))
-    assert points.z.isfinite().all()
-    assert not points.accepted.any()
-
-
-@pytest.mark.parametrize("vocab_size", [1, 5])
-def test_without_a_gradient_no_point_is_accepted(vocab_size: int) -> None:
-    z, positions = normal(3, 6), torch.zeros(3, 1, dtype=torch.int64)
-    points = normal_boundary(ConstantReadout(normal(2, vocab_size)), z, positions)
-    assert not points.accepted.any()
-    assert not points.direction.any()
-    torch.testing.assert_close(points.z[:, 0], z)
-
-
 def test_points_are_found_as_well_as_half_precision_logits_allow() -> None:
     # Logits near 100 in bfloat16 are multiples of one half: a margin of a thousandth is out of reach.
     decode = LinearReadout(5 * normal(1, 3, 8, dtype=torch.float32), torch.full((1, 3), 100.0))
@@ -152,15 +140,6 @@ def test_bisection_finds_the_flip_on_the_segment() -> None:
     expected = z_a + share[:, None] * (z_b - z_a)
     torch.testing.assert_close(points.z[flips, 0], expected[flips], rtol=0, atol=1e-5)
     torch.testing.assert_close(points.direction[:, 0], (z_b - z_a) / (z_b - z_a).norm(dim=1, keepdim=True))
-
-
-def test_segments_between_equal_latents_are_not_accepted() -> None:
-    z = normal(3, 2, 4)
-    other = z.clone()
-    other[0] += 1
-    assert segment_points(z, other, "midpoint").accepted[:, 0].tolist() == [True, False, False]
-    assert segment_points(z, other, "data").accepted[:, 0].tolist() == [True, False, False]
-    torch.testing.assert_close(segment_points(z, other, "midpoint").z[0, 0], z[0] + 0.5)
 
 
 def test_worst_direction_is_the_leading_eigenvector_of_the_information() -> None:

@@ -83,16 +83,6 @@ def _two_token_data(num_examples: int, num_tokens: int, spread: float) -> Tensor
     return sign + spread * normal(num_examples, num_tokens, 1, seed=9)
 
 
-@each_path
-def test_noise_scales_are_sigma_over_alpha_and_rise(path: Path) -> None:
-    result = _of_mixture(two_token_mixture(path, 1.0, 0.2), _two_token_data(5, 4, 0.2))
-    t = torch.tensor(result.facts["times"], dtype=torch.float64)
-    expected = (1 - t) / t if path is PATHS[0] else 1 / (math.pi * t / 2).tan()
-    torch.testing.assert_close(_scales(result), expected, rtol=1e-6, atol=0)
-    assert result.facts["times"] == tuple(sorted(TIMES, reverse=True))
-    assert _scales(result).tolist() == sorted(_scales(result).tolist())
-
-
 def test_isotropic_steps_of_the_posterior_means_length_spread_over_all_positions() -> None:
     z = _two_token_data(200, 100, 0.0)
     result = _of_mixture(two_token_mixture(linear_path(), 1.0, 0.0), z)
@@ -111,6 +101,10 @@ def test_data_flip_by_their_own_distance_and_the_tube_is_a_folded_gaussian(path:
     result = _of_mixture(two_token_mixture(path, 1.0, spread), z, repeats=3)
     scales = _scales(result)
     assert result.facts["num_points"] == 3 * 6000
+    t = torch.tensor(sorted(TIMES, reverse=True), dtype=torch.float64)
+    torch.testing.assert_close(
+        scales, (1 - t) / t if path is PATHS[0] else 1 / (math.pi * t / 2).tan(), rtol=1e-6, atol=0
+    )
     exact = normal_cdf(-z.abs().flatten()[:, None] / scales).mean(0)
     torch.testing.assert_close(heights(result, "flips"), exact, atol=0.012, rtol=0)
     torch.testing.assert_close(heights(result, "isotropic"), exact, atol=0.012, rtol=0)
@@ -230,22 +224,12 @@ def test_shares_stay_within_0_and_1_and_nothing_is_nan(
 
 def test_a_linear_velocity_has_its_largest_singular_value_not_its_largest_eigenvalue() -> None:
     shear = torch.tensor([[1.0, 10.0], [0.0, 1.0]], dtype=torch.float64)
+    largest = float(torch.linalg.svdvals(shear)[0])
     result = stiffness(lambda x, t: x @ shear.T, [(0.5, normal(4, 2))], generator=seeded())
-    assert float(heights(result, "stiffness")[0]) == pytest.approx(float(torch.linalg.svdvals(shear)[0]), rel=1e-9)
+    assert float(heights(result, "stiffness")[0]) == pytest.approx(largest, rel=1e-9)
     assert result["stiffness_peak"].value == result.curves["stiffness"].y[0]
-
-
-def test_more_iterations_only_raise_the_value_towards_the_largest_singular_value() -> None:
-    matrix = normal(30, 30)
-    results = [
-        stiffness(lambda x, t: x @ matrix.T, [(0.5, normal(3, 30))], num_iterations=num, generator=seeded())
-        for num in (1, 3, 10, 100)
-    ]
-    values, largest = [result["stiffness_peak"].value for result in results], float(torch.linalg.svdvals(matrix)[0])
-    assert values == sorted(values) and values[0] < 0.95 * values[-1]
-    assert values[-1] <= largest * (1 + 1e-12)
-    assert values[-1] == pytest.approx(largest, rel=2e-2)
-    assert results[0].facts["last_growth"] == 1 and results[-1].facts["last_growth"] < 1e-3
+    short = stiffness(lambda x, t: x @ shear.T, [(0.5, normal(4, 2))], num_iterations=1, generator=seeded())
+    assert short["stiffness_peak"].value < largest and short.facts["last_growth"] == 1  # from below
 
 
 class _Attending(nn.Module):
@@ -275,15 +259,9 @@ def test_an_attention_network_in_float32_has_the_largest_singular_value_of_its_w
     ]
     largest = torch.linalg.svdvals(torch.stack(jacobians))[:, 0].mean()
     assert float(heights(result, "stiffness")[0]) == pytest.approx(float(largest), rel=5e-3)
-
-
-def test_it_works_in_every_gradient_mode_and_leaves_no_gradient_behind() -> None:
-    network, x = _Attending(), normal(3, 5, 4, dtype=torch.float32)
-    plainly = stiffness(network, [(0.3, x), (0.6, 2 * x)], generator=seeded())
-    with torch.no_grad():
-        assert stiffness(network, [(0.3, x), (0.6, 2 * x)], generator=seeded()) == plainly
     with torch.inference_mode():
-        assert stiffness(network, [(0.3, x.clone()), (0.6, 2 * x)], generator=seeded()) == plainly
+        again = stiffness(network.float(), [(0.3, x.clone())], num_iterations=200, generator=seeded())
+    assert again == result
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
 
 
