@@ -83,9 +83,7 @@ class Report:
 
 
 def make_report(runs: Sequence[Run], *, title: str | None = None, traces: Mapping[str, Traces] | None = None) -> Report:
-    """Judge ``runs`` and draw their charts. ``traces`` are by the runs' names. Raises ``ValueError`` for no run."""
-    if not runs:
-        raise ValueError("no run: expected at least one")
+    """Judge ``runs`` and draw their charts. ``traces`` are by the runs' names."""
     return Report(
         title or f"Few-step report: {', '.join(run.name for run in runs)}",
         tuple(map(judge, runs)),
