@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.result import Result
-from fewstep.diagnostics.stiffness import stiffness
+from fewstep.diagnostics.trajectories import stiffness
 from fewstep.diagnostics.tube import tube
 from fewstep.lab.theory.mixtures import Mixture
 from fewstep.paths import Path, linear_path, variance_preserving_path

@@ -22,6 +22,9 @@ from fewstep.diagnostics.margins import Margins, leader_margin
 from fewstep.diagnostics.response import Response
 from fewstep.shapes import expand_like
 
+CLOSE_NATS = 1e-3
+"""The margin at which two tokens are level."""
+
 
 @dataclass(frozen=True)
 class BoundaryPoints:
@@ -41,28 +44,26 @@ class BoundaryPoints:
         return list(zip(self.z.unbind(1), self.direction.unbind(1), strict=True))
 
 
-def normal_boundary(
-    decode: Decode, z: Tensor, positions: Tensor, *, tol: float = 1e-3, max_steps: int = 20
-) -> BoundaryPoints:
+def normal_boundary(decode: Decode, z: Tensor, positions: Tensor, *, max_steps: int = 20) -> BoundaryPoints:
     """Points where the leading token at ``positions`` (B, P) is about to flip, with direction n_b = grad m / |grad m|.
 
     Newton steps from ``z`` (B, ...) along the gradient of m = l_a - max_{b != a} l_b, a the leader at ``z`` and the
-    runner-up b chosen again in each step (DeepFool, arXiv:1511.04599), until |m| <= ``tol`` nats, or two steps of the
+    runner-up b chosen again in each step (DeepFool, arXiv:1511.04599), until |m| <= ``CLOSE_NATS``, or two steps of the
     logits' own precision where that is coarser. Not accepted: points that have not converged after ``max_steps``, and
     zero gradients. A step costs an evaluation of ``decode``, which gives logits (B, L, V), and a backward pass.
     """
     require_positions(z, positions)
-    columns = [_descend(decode, z, column, tol, max_steps) for column in positions.unbind(1)]
+    columns = [_descend(decode, z, column, max_steps) for column in positions.unbind(1)]
     points, directions, accepted = (torch.stack(parts, 1) for parts in zip(*columns, strict=True))
     return BoundaryPoints(points, directions, accepted, "normal", "boundary")
 
 
-def _descend(decode: Decode, z: Tensor, position: Tensor, tol: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+def _descend(decode: Decode, z: Tensor, position: Tensor, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:
     x, leader = z.detach().clone(), None
     for step in range(max_steps + 1):
         value, gradient, leader, resolution = in_parts(decode, leader_margin, x, position, leader)
         slope = norms(gradient)
-        arrived = value.abs() <= (2 * resolution).clamp(min=tol)
+        arrived = value.abs() <= (2 * resolution).clamp(min=CLOSE_NATS)
         moving = ~arrived & (slope > 0)
         if step == max_steps or not bool(moving.any()):
             break
@@ -83,7 +84,7 @@ def segment_boundary(
     require_positions(z_a, positions)
     columns = [_bisect(decode, z_a, z_b, column[:, None].to(z_a.device), num_steps) for column in positions.unbind(1)]
     points, flips = (torch.stack(parts, 1) for parts in zip(*columns, strict=True))
-    return BoundaryPoints(points, _repeat(unit_rows(z_b - z_a), points), flips, "segment", "boundary")
+    return BoundaryPoints(points, unit_rows(z_b - z_a)[:, None].expand_as(points), flips, "segment", "boundary")
 
 
 @torch.no_grad()
@@ -100,12 +101,9 @@ def _bisect(decode: Decode, z_a: Tensor, z_b: Tensor, position: Tensor, num_step
 
 
 def data_points(measured: Margins, z: Tensor) -> BoundaryPoints:
-    """The data latents ``z`` (B, ...) with the normals of their margins ``measured``.
-
-    Not accepted at a zero gradient.
-    """
-    direction = measured.direction
-    return BoundaryPoints(_repeat(z.detach(), direction), direction, measured.gradient_norm > 0, "normal", "data")
+    """Data latents ``z`` (B, ...) with the normals of their margins ``measured``; not accepted at a zero gradient."""
+    direction, points = measured.direction, z.detach()[:, None]
+    return BoundaryPoints(points.expand_as(direction), direction, measured.gradient_norm > 0, "normal", "data")
 
 
 def segment_points(z_a: Tensor, z_b: Tensor, at: Literal["midpoint", "data"]) -> BoundaryPoints:
@@ -140,11 +138,6 @@ def worst_direction(
             u = torch.where(expand_like(norms(image) > 0, u), image, u)
         directions.append(u)
     return replace(points, direction=torch.stack(directions, 1), kind="worst")
-
-
-def _repeat(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` (B, ...) for each of the P points of ``like`` (B, P, ...)."""
-    return x.unsqueeze(1).expand_as(like)
 
 
 def _between(z_a: Tensor, z_b: Tensor, share: Tensor) -> Tensor:

@@ -142,19 +142,18 @@ def dabi_flip(
     note = f"n = {n}, {int(usable.sum())} data points"
     if num_left_out:
         note += f", {num_left_out} with a zero gradient left out"
-    rows: list[Row] = []
-    shares: dict[str, list[Estimate]] = {"along the normal": [], "isotropic": []}
+    rows, normals, others = list[Row](), list[Estimate](), list[Estimate]()
     for c, length, along, random in zip(radii, lengths, ahead, isotropic, strict=True):
         ratio, bound = _flip_ratio(along.double().cpu(), random, usable, num_isotropic, generator)
-        for column, values in zip(shares.values(), (along, random), strict=True):
-            column.append(mean_estimate(values, usable, generator))
+        normals.append(mean_estimate(along, usable, generator))
+        others.append(mean_estimate(random, usable, generator))
         rows.append(Row(f"dabi_flip_at_{c:g}", ratio, "", f"{bound}r = {length:.4g}, {note}"))
     return Result(
         "dabi_flip",
         tuple(rows),
         {
-            key: estimate_series(label, radii, column)
-            for key, (label, column) in zip(("normal", "isotropic"), shares.items(), strict=True)
+            "normal": estimate_series("along the normal", radii, normals),
+            "isotropic": estimate_series("isotropic", radii, others),
         },
         Axes("Flipped tokens", "radius c = r / (sqrt(n) rms)", "share of points", log_x=True),
         {

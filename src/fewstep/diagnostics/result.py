@@ -71,10 +71,10 @@ class Picture(Axes):
 
 @dataclass(frozen=True)
 class Result:
-    """Result of one diagnostic, ours or a user's.
+    """Result of one diagnostic, ours or a user's: ``name`` is its key in the JSON and the name of its picture.
 
-    ``name`` is the key of its curves in the JSON and the name of its picture. ``rows`` are its lines in the table;
-    ``curves``, by their keys, are drawn on ``axes`` (None: no picture); ``facts`` are further values fit for JSON.
+    ``rows`` are its lines in the table; ``curves``, by their keys, are drawn on ``axes`` (None: no picture); ``facts``
+    are further values fit for JSON.
     """
 
     name: str
@@ -122,8 +122,7 @@ def mean_estimate(values: Tensor, weights: Tensor, generator: torch.Generator) -
 
     Values at weight 0 are ignored, NaN included.
     """
-    weights = weights.double().cpu()
-    values = values.double().cpu()
+    weights, values = weights.double().cpu(), values.double().cpu()
     return ratio_estimate(torch.where(weights != 0, values * weights, 0.0), weights, generator)
 
 
@@ -153,19 +152,14 @@ def quantile_estimate(values: Tensor, weights: Tensor, q: float, generator: torc
     if not len(rows):
         return Estimate(None, None, 0)
 
-    def statistic(picked: Tensor) -> Tensor:
+    def quantile(picked: Tensor) -> Tensor:
         return torch.nanquantile(picked.flatten(-2), q, dim=-1)
 
-    return resampled(float(statistic(rows)), rows, statistic, generator, batched=True)
+    return resampled(float(quantile(rows)), rows, quantile, generator, batched=True)
 
 
 def resampled(
-    value: float,
-    rows: Tensor,
-    statistic: Callable[[Tensor], float | Tensor],
-    generator: torch.Generator,
-    *,
-    batched: bool = False,
+    value: float, rows: Tensor, statistic: Callable[[Tensor], Any], generator: torch.Generator, batched: bool = False
 ) -> Estimate:
     """``value`` with the bootstrap interval of ``statistic`` over ``rows`` (N, ...), an example each."""
     interval = bootstrap_interval(rows, statistic, NUM_RESAMPLES, generator, batched=batched)
