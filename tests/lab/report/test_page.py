@@ -111,7 +111,7 @@ def test_every_picture_says_what_it_shows_with_its_figures(page: str) -> None:
         assert "currentColor" in svg and not re.search("#010203|#ffffff|fill: white|font-family", svg)
     labels = " ".join(picture["aria-label"] for picture in pictures)
     assert "Loss of the stage flow: lines of loss over training step. train: 0.9 at 10 to 0.7 at 20, between" in labels
-    assert "Level of held-out text: 50." in labels
+    assert "held-out text: 50 at 5 to 50 at 17, between 50 and 50." in labels
 
 
 def test_every_finding_stands_on_the_page_with_threshold_and_reason(tmp_path: Path) -> None:
@@ -178,12 +178,13 @@ def test_two_runs_stand_side_by_side(tmp_path: Path) -> None:
     assert re.findall(r'data-state="([^"]+)"', rule) == ["good", "bad"]
     labels = " ".join(attributes["aria-label"] for tag, attributes in found.tags if tag == "svg")
     assert "first: made: 0.3 at 0.25 to 0.9 at 0.75, between 0.3 and 0.9. second: made: 0 at 0.25" in labels
-    assert "first: parallel, gamma 0" in labels and "second: parallel, gamma 0" in labels  # one protocol, one chart
+    assert "first: flow readout=parallel" in labels and "second: flow readout=parallel" in labels  # one chart
+    assert "second: held-out text" not in labels
     assert len(set(found.values("id"))) == len(found.values("id"))
     other = [sweep_row("parallel", 4, "0", 90.0, protocol={"block_size": 16})]
     mixed = make_report(read_runs([paths[0], str(write_run(tmp_path / "third", rows=other))]))
     titles = [chart.picture.title for chart in mixed.charts["scores"] if chart.name.startswith("chart-perplexity")]
-    assert titles == ["Perplexity of first", "Perplexity of first", "Perplexity of third", "Perplexity of third"]
+    assert titles == ["first: Perplexity", "first: Perplexity", "third: Perplexity", "third: Perplexity"]
 
 
 def test_diagnoses_of_several_stand_in_one_table_that_says_what_they_do_not_share(tmp_path: Path) -> None:
@@ -234,9 +235,9 @@ def test_a_label_is_text_and_no_formula_and_the_alternative_text_an_attribute() 
     assert "&quot;&lt;this&gt;&quot;: 3 at 1 to 5,000 at 10" in svg.partition(">")[0]
 
 
-def test_the_alternative_text_has_ends_extremes_and_levels() -> None:
+def test_the_alternative_text_has_ends_and_extremes() -> None:
     curve = Series("c", (2.0, 1.0, 3.0), (-1.0, 2.0, 2.0))
-    text = alternative_text(Picture("T", "x", "y", (curve,)), {"real": 50.0})
-    assert text == "T: lines of y over x. c: 2 at 1 to 2 at 3, between -1 and 2. Level of real: 50."
+    text = alternative_text(Picture("T", "x", "y", (curve,)))
+    assert text == "T: lines of y over x. c: 2 at 1 to 2 at 3, between -1 and 2."
     many = Picture("T", "x", "y", tuple(Series(name, (1.0,), (1.0,)) for name in "abcdefghij"))
-    assert alternative_text(many, {}).endswith("2 more series.")
+    assert alternative_text(many).endswith("2 more series.")

@@ -2,7 +2,6 @@
 
 import io
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -33,7 +32,6 @@ STYLE: dict[Any, Any] = {
 WIDTH_INCHES, HEIGHT_INCHES, LINE_INCHES, BELOW_INCHES = 5.2, 3.3, 0.24, 0.62
 LONG_LABEL = 26
 """Labels of more letters than this stand below each other in the legend."""
-LEVEL_DASHES = ("-", "--", "-.", ":", (0, (1, 3)))
 MOST_SERIES = 8
 """Series beyond these are counted in the alternative text, not described."""
 
@@ -48,23 +46,11 @@ class Chart:
     picture: Picture
 
 
-def chart(
-    picture: Picture,
-    name: str,
-    caption: str,
-    *,
-    levels: Mapping[str, float] | None = None,
-    band: tuple[float, float] | None = None,
-) -> Chart:
-    """Draw ``picture``; ``levels`` are horizontal lines by their labels, ``band`` a shaded range of y."""
-    levels = levels or {}
+def chart(picture: Picture, name: str, caption: str) -> Chart:
+    """Draw ``picture``."""
     with rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES))
         axes = draw_picture(picture, figure)
-        for (label, value), dashes in zip(levels.items(), LEVEL_DASHES, strict=False):
-            axes.axhline(value, color=INK, linestyle=dashes, linewidth=1.1, label=label)
-        if band:
-            axes.axhspan(*band, color=INK, alpha=0.1, linewidth=0)
         axes.set_title("")  # the page's own caption says it
         _plain_numbers(axes.yaxis)
         _place_legend(axes, figure)
@@ -73,7 +59,7 @@ def chart(
         figure.patch.set_visible(False)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = _inline(buffer.getvalue(), alternative_text(picture, levels), name)
+    svg = _inline(buffer.getvalue(), alternative_text(picture), name)
     return Chart(name, caption, Markup(svg), picture)
 
 
@@ -105,14 +91,13 @@ def _place_legend(axes: Axes, figure: Figure) -> None:
         figure.legend(handles, labels, loc="lower left", ncols=columns, **style)
 
 
-def alternative_text(picture: Picture, levels: Mapping[str, float]) -> str:
+def alternative_text(picture: Picture) -> str:
     """Title and axes, and where each series begins and ends, and its extremes."""
     shown = [series for series in picture.series if series.x]
     parts = [f"{picture.title}: {picture.kind} of {picture.y_label} over {picture.x_label}."]
     parts += map(_series_text, shown[:MOST_SERIES])
     if len(shown) > MOST_SERIES:
         parts.append(f"{len(shown) - MOST_SERIES} more series.")
-    parts += [f"Level of {label}: {rounded(value)}." for label, value in levels.items()]
     return " ".join(parts)
 
 

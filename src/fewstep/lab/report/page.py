@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from fewstep import __version__
 from fewstep.diagnostics.result import Picture, Series
-from fewstep.evaluation.charts import ENTROPY_BAND_NATS, NFE, SECONDS, Cost
+from fewstep.evaluation.charts import ENTROPY_BAND_NATS, NFE, SECONDS, score_pictures
 from fewstep.evaluation.rows import HELD_OUT, table_lines
 from fewstep.lab.report.charts import Chart, chart
 from fewstep.lab.report.figures import (
@@ -23,12 +23,10 @@ from fewstep.lab.report.figures import (
     estimate_text,
     flows,
     judged_steps,
-    number,
     rounded,
     scored_by,
     setting_text,
     steps_of,
-    strength_of,
 )
 from fewstep.lab.report.rules import RULES, STATES, Verdict, judge, threshold_text
 from fewstep.lab.report.run import Run
@@ -233,43 +231,27 @@ def _score_charts(runs: Sequence[Run]) -> Iterator[Chart]:
         if flows(run, PARALLEL) or flows(run, HEAD):
             groups.setdefault(run.rows[0].protocol_hash, []).append(run)
     for index, group in enumerate(groups.values()):
-        who = f"{', '.join(run.name for run in group)}: {scored_by(group[0])}"
-        passes = replace(NFE, label="forward passes per sample (NFE)")
-        seconds = replace(SECONDS, label="seconds per 1,000 tokens")
-        for x, y, cost, caption in (
-            ("nfe", "perplexity", passes, f"Lower is likelier. {who}."),
-            ("seconds", "perplexity", seconds, "The same over computing time at the batch size of the sweep."),
-            ("nfe", "entropy_nats", passes, f"Perplexities compare within {BAND} of real text, as shaded."),
+        names = ", ".join(run.name for run in group)
+        plain = [[*flows(run, PARALLEL), *flows(run, HEAD)] for run in group]
+        plain[0] += [row for row in group[0].rows if "num_steps" not in row.setting]  # yardsticks, shared by the group
+        passes, seconds = ([score_pictures(rows, cost, "the scorer") for rows in plain] for cost in (NFE, SECONDS))
+        for name, pictures, caption in (
+            ("perplexity-nfe", [first for first, _ in passes], f"Lower is likelier. {names}: {scored_by(group[0])}."),
+            (
+                "perplexity-seconds",
+                [first for first, _ in seconds],
+                "The same over computing time, in the sweep's batches.",
+            ),
+            (
+                "entropy-nfe",
+                [second for _, second in passes],
+                f"Perplexities compare within {BAND} of real text, shaded.",
+            ),
         ):
-            yield _score_chart(group, cost, y, f"chart-{y}-{x}-{index}", caption)
-
-
-def _score_chart(group: Sequence[Run], cost: Cost, y: str, name: str, caption: str) -> Chart:
-    series = []
-    for run in group:
-        for readout in (PARALLEL, HEAD):
-            for strength in sorted({strength_of(row) or 0.0 for row in flows(run, readout)}):
-                rows = [row for row in flows(run, readout, strength) if cost.of(row)]
-                ends = [end for row in rows if (end := row.interval(y))]
-                whole = len(ends) == len(rows)
-                label = f"{readout}, gamma {strength:g}"
-                series.append(
-                    Series(
-                        f"{run.name}: {label}" if len(group) > 1 else label,
-                        tuple(cost.of(row) or 0.0 for row in rows),
-                        tuple(number(row, y) for row in rows),
-                        tuple(end.low for end in ends) if whole else None,
-                        tuple(end.high for end in ends) if whole else None,
-                    )
-                )
-    fixed = (row for row in group[0].rows if "num_steps" not in row.setting and row.value(y) is not None)
-    levels = {str(row.setting["name"]): number(row, y) for row in fixed}
-    y_label, band = y.replace("_nats", " (nats)"), None
-    if y == "entropy_nats" and HELD_OUT in levels:
-        band = (levels[HELD_OUT] - ENTROPY_BAND_NATS, levels[HELD_OUT] + ENTROPY_BAND_NATS)
-    title = f"{y_label.capitalize()} of {', '.join(run.name for run in group)}"
-    picture = Picture(title, cost.label, y_label, tuple(series), log_x=True, log_y=y == "perplexity")
-    return chart(picture, name, caption, levels=levels, band=band)
+            of_runs = zip(group, pictures, strict=True)
+            series = _named_after_runs((run.name if len(group) > 1 else "", picture.series) for run, picture in of_runs)
+            picture = replace(pictures[0], title=f"{names}: {pictures[0].title}", series=series)
+            yield chart(picture, f"chart-{name}-{index}", caption)
 
 
 def _score_table(index: int, run: Run) -> Table:
