@@ -234,19 +234,13 @@ def _score_charts(runs: Sequence[Run]) -> Iterator[Chart]:
         names = ", ".join(run.name for run in group)
         plain = [[*flows(run, PARALLEL), *flows(run, HEAD)] for run in group]
         plain[0] += [row for row in group[0].rows if "num_steps" not in row.setting]  # yardsticks, shared by the group
-        passes, seconds = ([score_pictures(rows, cost, "the scorer") for rows in plain] for cost in (NFE, SECONDS))
+        (perplexity, entropy), (over_time, _) = (
+            zip(*(score_pictures(rows, cost, "the scorer") for rows in plain), strict=True) for cost in (NFE, SECONDS)
+        )
         for name, pictures, caption in (
-            ("perplexity-nfe", [first for first, _ in passes], f"Lower is likelier. {names}: {scored_by(group[0])}."),
-            (
-                "perplexity-seconds",
-                [first for first, _ in seconds],
-                "The same over computing time, in the sweep's batches.",
-            ),
-            (
-                "entropy-nfe",
-                [second for _, second in passes],
-                f"Perplexities compare within {BAND} of real text, shaded.",
-            ),
+            ("perplexity-nfe", perplexity, f"Lower is likelier. {names}: {scored_by(group[0])}."),
+            ("perplexity-seconds", over_time, "The same over computing time at the batch size of the sweep."),
+            ("entropy_nats-nfe", entropy, f"Perplexities compare within {BAND} of real text, as shaded."),
         ):
             of_runs = zip(group, pictures, strict=True)
             series = _named_after_runs((run.name if len(group) > 1 else "", picture.series) for run, picture in of_runs)
