@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from fewstep import __version__
 from fewstep.diagnostics.result import Picture, Series
-from fewstep.evaluation.charts import ENTROPY_BAND_NATS, NFE, SECONDS, score_pictures
+from fewstep.evaluation.charts import ENTROPY_BAND_NATS, NFE, SECONDS, YARDSTICKS, score_pictures
 from fewstep.evaluation.rows import HELD_OUT, table_lines
 from fewstep.lab.report.charts import Chart, chart
 from fewstep.lab.report.figures import (
@@ -233,7 +233,7 @@ def _score_charts(runs: Sequence[Run]) -> Iterator[Chart]:
     for index, group in enumerate(groups.values()):
         names = ", ".join(run.name for run in group)
         plain = [[*flows(run, PARALLEL), *flows(run, HEAD)] for run in group]
-        plain[0] += [row for row in group[0].rows if "num_steps" not in row.setting]  # yardsticks, shared by the group
+        plain[0] += [row for row in group[0].rows if row.setting["name"] in YARDSTICKS]  # the same for the group
         (perplexity, entropy), (over_time, _) = (
             zip(*(score_pictures(rows, cost, "the scorer") for rows in plain), strict=True) for cost in (NFE, SECONDS)
         )
