@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fewstep import __version__
-from fewstep.diagnostics.result import Picture, Series
+from fewstep.diagnostics.result import Picture, Row, Series
 from fewstep.evaluation.charts import ENTROPY_BAND_NATS, NFE, SECONDS, YARDSTICKS, score_pictures
 from fewstep.evaluation.rows import HELD_OUT, table_lines
 from fewstep.lab.report.charts import Chart, chart
@@ -204,18 +204,21 @@ def side_by_side(runs: Sequence[Run]) -> Iterator[Table]:
     ]
     by_name = [{row.name: row for row in diagnosis.rows()} for diagnosis in diagnoses]
     for name in dict.fromkeys(name for column in by_name for name in column):
-        bounds = ("≥ " if name in column and ">=" in column[name].note else "" for column in by_name)
-        values = (estimate_text(column[name].estimate) if name in column else NOTHING for column in by_name)
-        rows.append((name, *map("".join, zip(bounds, values, strict=True))))
+        rows.append((name, *(_measured(column.get(name)) for column in by_name)))
     yield Table("table-side-by-side", caption, ("", *(name for name, _ in shown)), rows)
+
+
+def _measured(row: Row | None) -> str:
+    return NOTHING if row is None else f"{'≥ ' if '>=' in row.note else ''}{estimate_text(row.estimate)}"
 
 
 def _estimate_tables(runs: Sequence[Run]) -> Iterator[Table]:
     """Every estimate of each diagnosis, with the state by a declared threshold."""
     for index, run in enumerate(runs):
         rows = []
+        thresholds = run.diagnosis.thresholds if run.diagnosis else {}
         for row in run.diagnosis.rows() if run.diagnosis else ():
-            threshold, value, state = run.diagnosis.thresholds.get(row.name), row.estimate.value, ""
+            threshold, value, state = thresholds.get(row.name), row.estimate.value, ""
             if threshold is not None and value is not None:
                 state = f"{threshold.state(value)} ({threshold_text(threshold)})"
             rows.append((row.name, estimate_text(row.estimate), row.unit, row.note, state))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.cli.output import write_text
+from fewstep.diagnostics.decoding import Decode
 from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.trajectories import settling_steps
 from fewstep.evaluation.adapters import HeadConditionals, all_real, decoder_of
@@ -182,6 +183,7 @@ def _follow(
         u = rand((num_samples, x_0.shape[1] * head.network.stride), clean, sources).repeat(len(clean), 1)
     z = clean.flatten(0, 1)
     slices = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(z), ROWS_AT_ONCE)]
+    decoders: list[Decode]
     if path.mode == "head":
         ids = head.read(
             z, all_real(z), u, torch.full((len(z),), level, device=z.device), temperature=1.0, top_p=1.0
