@@ -13,6 +13,7 @@ from fewstep.diagnostics.cci import cci
 from fewstep.diagnostics.dabi import dabi
 from fewstep.diagnostics.decoding import DecodeInParts, directional, pullback
 from fewstep.diagnostics.displacement import dabi_flip, noise_robustness, reconstruction_error, token_accuracy
+from fewstep.diagnostics.first_failure import first_failure
 from fewstep.diagnostics.margins import boundary_distance, margins
 from fewstep.diagnostics.response import CATEGORICAL, CONTINUOUS
 from tests.diagnostics.decoders import ParallelConditionals, SmoothReadout, normal
@@ -92,6 +93,9 @@ QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "continuous": of_points(lambda decode: segment_points(Z, Z.roll(1, 0), "midpoint"), CONTINUOUS),
     "worst continuous": of_points(lambda decode: worst(decode, CONTINUOUS), CONTINUOUS),
     "flip": lambda decode: dabi_flip(decode, Z, POSITIONS, margins(decode, Z, POSITIONS), generator=generator()),
+    "first failure": lambda decode: first_failure(
+        decode, Z, POSITIONS, margins(decode, Z, POSITIONS), generator=generator()
+    ),
     "distance": lambda decode: boundary_distance(margins(decode, Z, POSITIONS), Z, generator=generator()),
     "robustness": lambda decode: noise_robustness(
         decode, Z, IDS, POSITIONS, margins(decode, Z, POSITIONS), generator=generator()

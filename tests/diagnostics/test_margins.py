@@ -105,18 +105,14 @@ def test_accepted_points_of_a_curved_readout_have_two_leaders_and_the_normal_of_
     positions = draw_positions(20, 4, 2, seeded())
     points = normal_boundary(decode, z, positions)
     assert points.accepted.double().mean() > 0.9
-    for p in range(2):
-        x, ok = points.z[:, p], points.accepted[:, p]
-        logits = decode(x)[torch.arange(20), positions[:, p]]
-        assert (top_two_gap(logits)[ok] <= 1e-3).all()
-        before = decode(z)[torch.arange(20), positions[:, p]].argmax(-1)
-        assert (logits.topk(2, -1).indices == before[:, None]).any(1)[ok].all()
-        step = 1e-5 * points.direction[:, p]
-        ahead, behind = (decode(x + s * step)[torch.arange(20), positions[:, p]] for s in (1, -1))
-        growth = (ahead - behind).gather(1, before[:, None])[:, 0]
-        assert (growth[ok] > 0).all()  # towards the leader
-    lengths = points.direction[points.accepted].norm(dim=-1)
-    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+    for p, column in enumerate(positions.T):
+        x, step, ok = points.z[:, p], points.direction[:, p], points.accepted[:, p]
+        before, here, ahead = (decode(at)[torch.arange(20), column][ok] for at in (z, x, x + 1e-5 * step))
+        assert (top_two_gap(here) <= 1e-3).all()
+        leader = before.argmax(-1, keepdim=True)
+        assert (here.topk(2, -1).indices == leader).any(1).all()
+        assert (ahead.gather(1, leader) > here.gather(1, leader)).all()  # towards the leader
+        torch.testing.assert_close(step[ok].norm(dim=-1), torch.ones(int(ok.sum()), dtype=torch.float64))
 
 
 def test_points_are_found_as_well_as_half_precision_logits_allow() -> None:
