@@ -117,50 +117,6 @@ def heights(result: Result, key: str) -> Tensor:
     return torch.tensor(result.curves[key].y, dtype=torch.float64)
 
 
-class MarkovReadout:
-    """A chain of ``num_tokens`` tokens that ignores the latent: x_1 ~ ``initial`` (V,), x_i ~ ``transition`` (V, V)."""
-
-    def __init__(self, initial: Tensor, transition: Tensor, num_tokens: int) -> None:
-        self.initial, self.transition, self.num_tokens = initial.double(), transition.double(), num_tokens
-
-    def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """Independent chains (B, L)."""
-        p, tokens = self.initial.expand(len(z), -1), []
-        for _ in range(self.num_tokens):
-            token = torch.multinomial(p, 1, generator=generator)[:, 0]
-            tokens.append(token)
-            p = self.transition[token]
-        return torch.stack(tokens, 1)
-
-    def logits(self, z: Tensor, ids: Tensor) -> Tensor:
-        """Log-probabilities (B, L, V), minus infinity where a token is impossible."""
-        first = self.initial.expand(len(ids), 1, -1)
-        return torch.cat([first, self.transition[ids[:, :-1]]], 1).log()
-
-    def committed_and_marginal_nats(self) -> tuple[float, float]:
-        """Numerator and denominator of CCI for infinitely many draws, summed over the tokens."""
-        p, committed, marginal = self.initial, _entropy(self.initial), _entropy(self.initial)
-        for _ in range(self.num_tokens - 1):
-            committed += p @ torch.special.entr(self.transition).sum(-1)
-            p = p @ self.transition
-            marginal += _entropy(p)
-        return float(committed), float(marginal)
-
-
-class BalancedCopies(MarkovReadout):
-    """x_1 uniform, then copies of it; call after call the first tokens take turns, so that V | M draws are exact."""
-
-    def __init__(self, vocabulary: int, num_tokens: int) -> None:
-        super().__init__(torch.full((vocabulary,), 1 / vocabulary), torch.eye(vocabulary), num_tokens)
-        self.calls = 0
-
-    def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """The next token in turn, L times."""
-        token = self.calls % len(self.initial)
-        self.calls += 1
-        return torch.full((len(z), self.num_tokens), token)
-
-
 class TableReadout:
     """Any first-order head: logits (L, V + 1, V) by position and earlier token, row V standing for none."""
 
@@ -185,5 +141,31 @@ class TableReadout:
         return self.table[torch.arange(num_tokens), before]
 
 
-def _entropy(p: Tensor) -> float:
-    return float(torch.special.entr(p).sum())
+def markov(initial: Tensor, transition: Tensor, num_tokens: int) -> TableReadout:
+    """A chain that ignores the latent: x_1 ~ ``initial`` (V,), x_i ~ ``transition`` (V, V)."""
+    return TableReadout(torch.cat([transition, initial[None]]).double().log().expand(num_tokens, -1, -1))
+
+
+def committed_and_marginal_nats(initial: Tensor, transition: Tensor, num_tokens: int) -> tuple[float, float]:
+    """Numerator and denominator of CCI of :func:`markov` for infinitely many draws, summed over the tokens."""
+    p, committed, marginal = initial, torch.special.entr(initial).sum(), torch.special.entr(initial).sum()
+    for _ in range(num_tokens - 1):
+        committed = committed + p @ torch.special.entr(transition).sum(-1)
+        p = p @ transition
+        marginal = marginal + torch.special.entr(p).sum()
+    return float(committed), float(marginal)
+
+
+class BalancedCopies(TableReadout):
+    """x_1 uniform, then copies of it; call after call the first tokens take turns, so that V | M draws are exact."""
+
+    def __init__(self, vocabulary: int, num_tokens: int, transition: Tensor | None = None) -> None:
+        transition = torch.eye(vocabulary) if transition is None else transition
+        super().__init__(markov(torch.full((vocabulary,), 1 / vocabulary), transition, num_tokens).table)
+        self.calls = 0
+
+    def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """The next token in turn, L times."""
+        num_tokens, _, vocabulary = self.table.shape
+        self.calls += 1
+        return torch.full((len(z), num_tokens), (self.calls - 1) % vocabulary)

@@ -10,9 +10,10 @@ from fewstep.diagnostics.cci import TokenConditionals, cci, cci_curve
 from tests.diagnostics.decoders import (
     LOG_2,
     BalancedCopies,
-    MarkovReadout,
     ParallelConditionals,
     TableReadout,
+    committed_and_marginal_nats,
+    markov,
     normal,
     plain,
     seeded,
@@ -22,22 +23,17 @@ UNIFORM_3 = torch.full((3,), 1 / 3, dtype=torch.float64)
 SYMMETRIC_CHAIN = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]], dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("vocabulary", "num_tokens"), [(2, 2), (2, 5), (4, 2), (8, 3)])
-def test_copies_of_one_uniform_token_are_resolved_but_for_the_first(vocabulary: int, num_tokens: int) -> None:
-    result = cci(BalancedCopies(vocabulary, num_tokens), normal(3, 4), num_draws=32, generator=seeded())
-    assert result["cci"].value == pytest.approx(1 - 1 / num_tokens, abs=1e-12)
+@pytest.mark.parametrize(("vocabulary", "num_tokens", "num_written"), [(2, 2, 2), (2, 5, 5), (8, 3, 3), (4, 5, 2)])
+def test_copies_of_one_uniform_token_are_resolved_but_for_the_first(
+    vocabulary: int, num_tokens: int, num_written: int
+) -> None:
+    written = None if num_written == num_tokens else (torch.arange(num_tokens) < num_written).expand(3, num_tokens)
+    head = BalancedCopies(vocabulary, num_tokens)
+    result = cci(head, normal(3, 4), written=written, num_draws=32, generator=seeded())
+    assert result["cci"].value == pytest.approx(1 - 1 / num_written, abs=1e-12)
     assert result["cci_marginal_nats"].value == pytest.approx(torch.tensor(vocabulary).log().item(), rel=1e-6)
-    assert result["cci_committed_nats"].value == pytest.approx(
-        result["cci_marginal_nats"].value / num_tokens, rel=1e-12
-    )
+    assert result["cci_committed_nats"].value == pytest.approx(result["cci_marginal_nats"].value / num_written)
     assert result["cci"].num_examples == 3
-
-
-def test_the_first_two_of_copies_are_resolved_by_half_if_they_alone_are_written() -> None:
-    written = (torch.arange(5) < 2).expand(3, 5)
-    result = cci(BalancedCopies(4, 5), normal(3, 4), written=written, num_draws=32, generator=seeded())
-    assert result["cci"].value == pytest.approx(1 / 2, abs=1e-12)
-    assert result["cci_marginal_nats"].value == pytest.approx(torch.tensor(4).log().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -54,18 +50,17 @@ def test_a_parallel_readout_has_exactly_0_whatever_its_entropy(dtype: torch.dtyp
 
 
 def test_a_markov_chain_has_its_entropy_rate_over_its_marginal_entropy() -> None:
-    chain = MarkovReadout(UNIFORM_3, SYMMETRIC_CHAIN, 5)
-    committed, marginal = chain.committed_and_marginal_nats()
-    result = cci(chain, normal(2, 2), num_draws=1500, generator=seeded())
+    chain = (UNIFORM_3, SYMMETRIC_CHAIN, 5)
+    committed, marginal = committed_and_marginal_nats(*chain)
+    result = cci(markov(*chain), normal(2, 2), num_draws=1500, generator=seeded())
     assert result["cci_committed_nats"].value == pytest.approx(committed / 5, rel=1e-9)  # all rows have one entropy
     assert result["cci_marginal_nats"].value == pytest.approx(marginal / 5, rel=2e-3)
     assert result["cci"].value == pytest.approx(1 - committed / marginal, abs=2e-3)
 
 
 def test_every_draw_weighs_the_same() -> None:
-    head = BalancedCopies(2, 2)  # first tokens take turns: one leaves the second open, one does not
-    head.transition = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64)
-    result = cci(head, normal(1, 2), num_draws=32, generator=seeded())
+    one_open = torch.tensor([[1.0, 0.0], [0.5, 0.5]])  # first tokens take turns: one leaves the second open
+    result = cci(BalancedCopies(2, 2, one_open), normal(1, 2), num_draws=32, generator=seeded())
     marginal = torch.special.entr(torch.tensor([0.75, 0.25], dtype=torch.float64)).sum().item()
     assert result["cci_committed_nats"].value == pytest.approx((LOG_2 + LOG_2 / 2) / 2, rel=1e-12)
     assert result["cci_marginal_nats"].value == pytest.approx((LOG_2 + marginal) / 2, rel=1e-12)
@@ -80,7 +75,7 @@ def _certain(z: Tensor) -> Tensor:
     [
         ParallelConditionals(_certain),
         ParallelConditionals(lambda z: torch.zeros(len(z), 4, 1)),
-        MarkovReadout(torch.tensor([1.0, 0.0]), torch.eye(2), 3),
+        markov(torch.tensor([1.0, 0.0]), torch.eye(2), 3),
     ],
     ids=["saturated", "one_token_vocabulary", "deterministic_chain"],
 )
@@ -92,25 +87,19 @@ def test_where_nothing_is_open_cci_is_undetermined_and_says_so(conditionals: Tok
     assert plain(result)["rows"][0]["estimate"] == {"value": None, "interval": None, "num_examples": 2}
 
 
-class _Copier:
+class _Copier(TableReadout):
     """Its second token copies the first with a certainty that falls with the noise it is told of."""
 
     def __init__(self, level: float) -> None:
-        self.level = level
         self.seen: list[Tensor] = []
         keep = 1 / (1 + level)
-        self.chain = MarkovReadout(
-            torch.tensor([0.5, 0.5]), keep * torch.eye(2) + (1 - keep) * torch.full((2, 2), 0.5), 2
-        )
+        transition = keep * torch.eye(2) + (1 - keep) * torch.full((2, 2), 0.5)
+        super().__init__(markov(torch.tensor([0.5, 0.5]), transition, 2).table)
 
     def draw(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Chains (B, 2)."""
         self.seen.append(z)
-        return self.chain.draw(z, generator)
-
-    def logits(self, z: Tensor, ids: Tensor) -> Tensor:
-        """(B, 2, 2)."""
-        return self.chain.logits(z, ids)
+        return super().draw(z, generator)
 
 
 def test_a_curve_adds_one_noise_at_every_level_and_tells_the_readout_the_level() -> None:
@@ -127,23 +116,19 @@ def test_a_curve_adds_one_noise_at_every_level_and_tells_the_readout_the_level()
 
 
 def test_one_seed_gives_one_result_also_under_inference_mode() -> None:
-    chain, z = MarkovReadout(UNIFORM_3, SYMMETRIC_CHAIN, 4), normal(3, 2)
+    chain, z = markov(UNIFORM_3, SYMMETRIC_CHAIN, 4), normal(3, 2)
     first = cci(chain, z, generator=seeded(3))
     with torch.inference_mode():
         assert cci(chain, z.clone(), generator=seeded(3)) == first
     assert cci(chain, z, generator=seeded(4)) != first
 
 
-@pytest.mark.parametrize("num_draws", [31, 0, -1])
-def test_too_few_draws_are_refused(num_draws: int) -> None:
-    with pytest.raises(ValueError, match=f"num_draws is {num_draws}: expected at least 32"):
-        cci(BalancedCopies(2, 2), normal(2, 3), num_draws=num_draws, generator=seeded())
-
-
-@pytest.mark.parametrize("levels", [(), (-0.1, 0.2), (float("nan"),)])
-def test_bad_levels_are_refused(levels: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="levels are"):
-        cci_curve(_Copier, normal(2, 3), levels, generator=seeded())
+def test_too_few_draws_and_bad_levels_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_draws is 31: expected at least 32"):
+        cci(BalancedCopies(2, 2), normal(2, 3), num_draws=31, generator=seeded())
+    for levels in ((), (-0.1, 0.2), (float("nan"),)):
+        with pytest.raises(ValueError, match="levels are"):
+            cci_curve(_Copier, normal(2, 3), levels, generator=seeded())
 
 
 @settings(deadline=None, max_examples=30)

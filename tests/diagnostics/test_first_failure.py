@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.decoding import DecodeInParts, random_directions, rms
+from fewstep.diagnostics.decoding import random_directions, rms
 from fewstep.diagnostics.first_failure import RADII, censored_median, failure_radii, first_failure
-from fewstep.diagnostics.margins import Margins, margins
+from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.result import Result
-from tests.diagnostics.decoders import ConstantReadout, SmoothReadout, normal, plain, seeded, two_token_readout
+from tests.diagnostics.decoders import ConstantReadout, normal, plain, seeded, two_token_readout
 
 N, EXAMPLES = 12, 40
 FIRST = torch.zeros(EXAMPLES, 1, dtype=torch.int64)
@@ -89,17 +89,6 @@ def test_the_first_of_several_boundaries_counts_and_either_way_along_the_line() 
         assert float(failure_radii(decode, z, FIRST[:1], axis, lengths, 40)) == pytest.approx(radius, abs=1e-9)
 
 
-def test_several_positions_and_parts_of_examples_give_what_one_alone_gives() -> None:
-    decode, z = SmoothReadout(N, 3, 5), normal(EXAMPLES, N)
-    positions = torch.tensor([[0, 2]]).expand(EXAMPLES, -1)
-    u, lengths = random_directions(z, seeded(1)), [0.2 * step for step in range(1, 40)]
-    both = failure_radii(decode, z, positions, u, lengths, 20)
-    for p in range(2):
-        assert torch.equal(both[:, p : p + 1], failure_radii(decode, z, positions[:, p : p + 1], u, lengths, 20))
-    assert torch.equal(both, failure_radii(DecodeInParts(decode, 7), z, positions, u, lengths, 20))
-    assert int(both.isfinite().sum()) > 0
-
-
 def test_where_no_token_changes_the_median_is_a_bound_at_the_search_radius() -> None:
     z = normal(EXAMPLES, N)
     far = two_token_readout(PLANE, bias=torch.tensor([1e6], dtype=torch.float64))
@@ -123,15 +112,3 @@ def test_a_median_is_exact_as_long_as_all_that_is_censored_lies_above_it() -> No
         flags[censored] = True
         estimate, is_bound = censored_median(values, flags, everything, seeded())
         assert (estimate.value, is_bound) == (3.0, bound)
-
-
-def test_along_a_wrong_normal_nothing_is_hidden() -> None:
-    z = normal(EXAMPLES, N)
-    decode = two_token_readout(PLANE, bias=BIAS)
-    sideways = torch.zeros(N, dtype=torch.float64)
-    sideways[0], sideways[1] = PLANE[1], -PLANE[0]  # parallel to the plane: it never meets it
-    wrong = Margins(margins(decode, z, FIRST).value, sideways.expand(EXAMPLES, 1, -1))
-    result = first_failure(decode, z, FIRST, wrong, generator=seeded())
-    assert result["first_failure_ratio"].value == 0
-    assert result.facts["num_censored_boundary"] == EXAMPLES
-    assert all(row.note.startswith("median; >=") for row in (result.rows[0], result.rows[2]))

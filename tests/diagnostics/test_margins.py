@@ -52,8 +52,12 @@ def test_distance_and_width_are_in_units_of_rms_and_do_not_change_with_the_scale
 @pytest.mark.parametrize("vocab_size", [1, 5])
 def test_points_without_a_gradient_are_infinitely_far_and_left_out_but_counted(vocab_size: int) -> None:
     decode, z = ConstantReadout(normal(3, vocab_size)), normal(4, 6)
-    found = margins(decode, z, draw_positions(4, 3, 2, seeded()))
+    positions = draw_positions(4, 3, 2, seeded())
+    found, points = margins(decode, z, positions), normal_boundary(decode, z, positions)
     assert found.distance.isinf().all()
+    assert not points.accepted.any() and not points.direction.any() and torch.equal(points.z[:, 1], z)
+    other = z + (torch.arange(4) == 0)[:, None]
+    assert segment_points(z, other, "data").accepted[:, 0].tolist() == [True, False, False, False]
     for measure in (boundary_distance, boundary_width):
         result = measure(found, z, generator=seeded())
         assert (result.facts["num_points"], result.facts["num_infinite"]) == (0, 8)
@@ -101,49 +105,14 @@ def test_accepted_points_of_a_curved_readout_have_two_leaders_and_the_normal_of_
     positions = draw_positions(20, 4, 2, seeded())
     points = normal_boundary(decode, z, positions)
     assert points.accepted.double().mean() > 0.9
-    for p in range(2):
-        x, ok = points.z[:, p], points.accepted[:, p]
-        logits = decode(x)[torch.arange(20), positions[:, p]]
-        assert (top_two_gap(logits)[ok] <= 1e-3).all()
-        before = decode(z)[torch.arange(20), positions[:, p]].argmax(-1)
-        assert (logits.topk(2, -1).indices == before[:, None]).any(1)[ok].all()
-        step = 1e-5 * points.direction[:, p]
-        ahead, behind = (decode(x + s * step)[torch.arange(20), positions[:, p]] for s in (1, -1))
-        growth = (ahead - behind).gather(1, before[:, None])[:, 0]
-        assert (growth[ok] > 0).all()  # towards the leader
-    lengths = points.direction[points.accepted].norm(dim=-1)
-    torch.testing.assert_close(lengths, torch.ones_like(lengths))
-
-
-def test_points_do_not_depend_on_the_gradient_mode_of_the_caller() -> None:
-    decode, found = SmoothReadout(8, 4, 6), []
-    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
-        with mode():
-            found.append(normal_boundary(decode, normal(20, 8), draw_positions(20, 4, 2, seeded())).z)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-
-
-def test_a_vanishing_slope_leads_to_no_point_rather_than_to_infinity() -> None:
-    decode = two_token_readout(torch.full((4,), 1e-41), bias=torch.ones(1))
-    points = normal_boundary(decode, normal(3, 4, dtype=torch.float32), torch.zeros(3, 1, dtype=torch.int64))
-    assert points.z.isfinite().all()
-    assert not points.accepted.any()
-
-
-def test_data_points_are_the_latents_with_their_normals() -> None:
-    w, z = normal(6), normal(3, 6, seed=1)
-    points = data_points(margins(two_token_readout(w), z, torch.zeros(3, 2, dtype=torch.int64)), z)
-    torch.testing.assert_close(points.z[:, 1], z)
-    torch.testing.assert_close((points.direction[:, 1] @ w).abs(), w.norm().expand(3))
-
-
-@pytest.mark.parametrize("vocab_size", [1, 5])
-def test_without_a_gradient_no_point_is_accepted(vocab_size: int) -> None:
-    z, positions = normal(3, 6), torch.zeros(3, 1, dtype=torch.int64)
-    points = normal_boundary(ConstantReadout(normal(2, vocab_size)), z, positions)
-    assert not points.accepted.any()
-    assert not points.direction.any()
-    torch.testing.assert_close(points.z[:, 0], z)
+    for p, column in enumerate(positions.T):
+        x, step, ok = points.z[:, p], points.direction[:, p], points.accepted[:, p]
+        before, here, ahead = (decode(at)[torch.arange(20), column][ok] for at in (z, x, x + 1e-5 * step))
+        assert (top_two_gap(here) <= 1e-3).all()
+        leader = before.argmax(-1, keepdim=True)
+        assert (here.topk(2, -1).indices == leader).any(1).all()
+        assert (ahead.gather(1, leader) > here.gather(1, leader)).all()  # towards the leader
+        torch.testing.assert_close(step[ok].norm(dim=-1), torch.ones(int(ok.sum()), dtype=torch.float64))
 
 
 def test_points_are_found_as_well_as_half_precision_logits_allow() -> None:
@@ -167,15 +136,6 @@ def test_bisection_finds_the_flip_on_the_segment() -> None:
     expected = z_a + share[:, None] * (z_b - z_a)
     torch.testing.assert_close(points.z[flips, 0], expected[flips], rtol=0, atol=1e-5)
     torch.testing.assert_close(points.direction[:, 0], (z_b - z_a) / (z_b - z_a).norm(dim=1, keepdim=True))
-
-
-def test_segments_between_equal_latents_are_not_accepted() -> None:
-    z = normal(3, 2, 4)
-    other = z.clone()
-    other[0] += 1
-    assert segment_points(z, other, "midpoint").accepted[:, 0].tolist() == [True, False, False]
-    assert segment_points(z, other, "data").accepted[:, 0].tolist() == [True, False, False]
-    torch.testing.assert_close(segment_points(z, other, "midpoint").z[0, 0], z[0] + 0.5)
 
 
 def test_worst_direction_is_the_leading_eigenvector_of_the_information() -> None:

@@ -39,6 +39,13 @@ def test_a_state_that_always_ends_alike_is_fully_decided() -> None:
     assert [row.name for row in result.rows] == ["decidedness_at_0", "decidedness_at_0.5"]
     assert result.curves["decidedness"].x == (0.0, 0.5)
     plain(result)
+    one_token = decidedness(_draws(torch.ones(1), 3), _same, states, unigram_collision=1, generator=seeded())
+    assert one_token.rows[0].estimate.value is None and one_token.curves["decidedness"].x == ()
+    with pytest.raises(ValueError, match="num_continuations is 1"):
+        decidedness(
+            _draws(torch.ones(1), 3), _same, states, num_continuations=1, unigram_collision=0.1, generator=seeded()
+        )
+    assert unigram_collision(torch.tensor([[0, 0, 1], [2, 9, 9]])) == pytest.approx((4 + 1 + 1 + 4) / 36)
 
 
 @pytest.mark.parametrize("num_continuations", [2, 16])
@@ -80,27 +87,6 @@ def test_decidedness_of_a_flow_rises_from_the_prior_to_certainty() -> None:
     assert values[-1] == 1  # the last step adds no noise
 
 
-def test_a_corpus_of_one_token_leaves_it_undetermined() -> None:
-    result = decidedness(
-        _draws(torch.ones(1), 3), _same, [(0.0, normal(2, 2))], unigram_collision=1, generator=seeded()
-    )
-    assert result.rows[0].estimate.value is None
-    assert result.curves["decidedness"].x == ()
-    plain(result)
-
-
-def test_unigram_collision_is_the_sum_of_squared_shares() -> None:
-    assert unigram_collision(torch.tensor([[0, 0, 1], [2, 9, 9]])) == pytest.approx((4 + 1 + 1 + 4) / 36)
-
-
-def test_pairs_need_two_continuations() -> None:
-    with pytest.raises(ValueError, match="num_continuations is 1"):
-        decidedness(
-            _draws(torch.ones(2), 3), _same, [(0.0, normal(2, 2))],
-            num_continuations=1, unigram_collision=0.1, generator=seeded(),
-        )  # fmt: skip
-
-
 PREDICTIONS = [
     torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]]),
     torch.tensor([[1, 2, 1, 1], [0, 0, 5, 0]]),
@@ -117,15 +103,11 @@ def test_late_flips_and_decision_steps_of_a_trajectory_worked_out_by_hand() -> N
     assert steps["decision_step"].value == (3 * 1 + 1 * 2 + 2 * 3 + 2 * 4) / 8
     assert steps.picture().kind == "bars" and steps.picture().series[0].x == (1.0, 2.0, 3.0, 4.0)
     assert steps.rows[0].note == "of 4"
-    plain(late), plain(steps)
-
-
-def test_a_trajectory_of_one_step_settles_at_once_and_has_no_late_flip() -> None:
-    late = late_flip_rate(PREDICTIONS[:1], _same, generator=seeded())
+    late, steps = (
+        measure(PREDICTIONS[:1], _same, generator=seeded()) for measure in (late_flip_rate, decision_step)
+    )  # one step settles at once and has no late flip
     assert late["late_flip_rate"].value is None and late["late_flip_rate"].num_examples == 2
-    steps = decision_step(PREDICTIONS[:1], _same, generator=seeded())
     assert steps.curves["shares"].y == (1.0,) and steps["decision_step"].value == 1
-    plain(late), plain(steps)
 
 
 @settings(deadline=None, max_examples=30)

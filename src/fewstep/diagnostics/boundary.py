@@ -9,10 +9,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.decoding import Decode, in_parts, norms, random_directions, require_positions, unit_rows
+from fewstep.diagnostics.decoding import (
+    Decode,
+    in_parts,
+    norms,
+    random_directions,
+    read_tokens,
+    require_positions,
+    unit_rows,
+)
 from fewstep.diagnostics.margins import Margins, leader_margin
 from fewstep.diagnostics.response import Response
 from fewstep.shapes import expand_like
+
+CLOSE_NATS = 1e-3
+"""The margin at which two tokens are level."""
 
 
 @dataclass(frozen=True)
@@ -33,36 +44,33 @@ class BoundaryPoints:
         return list(zip(self.z.unbind(1), self.direction.unbind(1), strict=True))
 
 
-def normal_boundary(
-    decode: Decode, z: Tensor, positions: Tensor, *, tol: float = 1e-3, max_steps: int = 20
-) -> BoundaryPoints:
+def normal_boundary(decode: Decode, z: Tensor, positions: Tensor, *, max_steps: int = 20) -> BoundaryPoints:
     """Points where the leading token at ``positions`` (B, P) is about to flip, with direction n_b = grad m / |grad m|.
 
     Newton steps from ``z`` (B, ...) along the gradient of m = l_a - max_{b != a} l_b, a the leader at ``z`` and the
-    runner-up b chosen again in each step (DeepFool, arXiv:1511.04599), until |m| <= ``tol`` nats, or two steps of the
+    runner-up b chosen again in each step (DeepFool, arXiv:1511.04599), until |m| <= ``CLOSE_NATS``, or two steps of the
     logits' own precision where that is coarser. Not accepted: points that have not converged after ``max_steps``, and
     zero gradients. A step costs an evaluation of ``decode``, which gives logits (B, L, V), and a backward pass.
     """
     require_positions(z, positions)
-    columns = [_descend(decode, z, column, tol, max_steps) for column in positions.unbind(1)]
+    columns = [_descend(decode, z, column, max_steps) for column in positions.unbind(1)]
     points, directions, accepted = (torch.stack(parts, 1) for parts in zip(*columns, strict=True))
     return BoundaryPoints(points, directions, accepted, "normal", "boundary")
 
 
-def _descend(decode: Decode, z: Tensor, position: Tensor, tol: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+def _descend(decode: Decode, z: Tensor, position: Tensor, max_steps: int) -> tuple[Tensor, Tensor, Tensor]:
     x, leader = z.detach().clone(), None
     for step in range(max_steps + 1):
-        here = leader_margin(decode, x, position, leader)
-        leader = here.leader
-        slope = norms(here.gradient)
-        arrived = here.value.abs() <= (2 * here.resolution).clamp(min=tol)
+        value, gradient, leader, resolution = in_parts(decode, leader_margin, x, position, leader)
+        slope = norms(gradient)
+        arrived = value.abs() <= (2 * resolution).clamp(min=CLOSE_NATS)
         moving = ~arrived & (slope > 0)
         if step == max_steps or not bool(moving.any()):
             break
-        length = torch.where(moving, here.value / slope.where(moving, 1.0).square(), 0.0)
-        ahead = x - (expand_like(length, x) * here.gradient).to(x.dtype)
+        length = torch.where(moving, value / slope.where(moving, 1.0).square(), 0.0)
+        ahead = x - (expand_like(length, x) * gradient).to(x.dtype)
         x = torch.where(ahead.isfinite(), ahead, x)  # next to a vanishing slope a step may overflow
-    return x, unit_rows(here.gradient), arrived & (slope > 0)
+    return x, unit_rows(gradient), arrived & (slope > 0)
 
 
 def segment_boundary(
@@ -74,37 +82,28 @@ def segment_boundary(
     direction is that of z_b - z_a. Not accepted where both ends read the same token.
     """
     require_positions(z_a, positions)
-    columns = [_bisect(decode, z_a, z_b, column.to(z_a.device), num_steps) for column in positions.unbind(1)]
+    columns = [_bisect(decode, z_a, z_b, column[:, None].to(z_a.device), num_steps) for column in positions.unbind(1)]
     points, flips = (torch.stack(parts, 1) for parts in zip(*columns, strict=True))
-    return BoundaryPoints(points, _repeat(unit_rows(z_b - z_a), points), flips, "segment", "boundary")
+    return BoundaryPoints(points, unit_rows(z_b - z_a)[:, None].expand_as(points), flips, "segment", "boundary")
 
 
 @torch.no_grad()
 def _bisect(decode: Decode, z_a: Tensor, z_b: Tensor, position: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-    def read_rows(part: Decode, z: Tensor, position: Tensor) -> Tensor:
-        return part(z)[torch.arange(len(z), device=z.device), position].argmax(-1)
-
-    def read(z: Tensor) -> Tensor:
-        return in_parts(decode, read_rows, z, position)
-
-    token = read(z_a)
-    flips = read(z_b) != token
+    token = read_tokens(decode, z_a, position)[:, 0]
+    flips = read_tokens(decode, z_b, position)[:, 0] != token
     low = torch.zeros(len(z_a), dtype=torch.float64, device=z_a.device)
     high = torch.ones_like(low)
     for _ in range(num_steps if bool(flips.any()) else 0):
         middle = (low + high) / 2
-        same = read(_between(z_a, z_b, middle)) == token
+        same = read_tokens(decode, _between(z_a, z_b, middle), position)[:, 0] == token
         low, high = torch.where(same, middle, low), torch.where(same, high, middle)
     return _between(z_a, z_b, (low + high) / 2), flips
 
 
 def data_points(measured: Margins, z: Tensor) -> BoundaryPoints:
-    """The data latents ``z`` (B, ...) themselves, with the normals of their margins ``measured``.
-
-    Not accepted at a zero gradient.
-    """
-    direction = measured.direction
-    return BoundaryPoints(_repeat(z.detach(), direction), direction, measured.gradient_norm > 0, "normal", "data")
+    """Data latents ``z`` (B, ...) with the normals of their margins ``measured``; not accepted at a zero gradient."""
+    direction, points = measured.direction, z.detach()[:, None]
+    return BoundaryPoints(points.expand_as(direction), direction, measured.gradient_norm > 0, "normal", "data")
 
 
 def segment_points(z_a: Tensor, z_b: Tensor, at: Literal["midpoint", "data"]) -> BoundaryPoints:
@@ -131,20 +130,14 @@ def worst_direction(
     An iteration costs, for each of the P points, a forward-mode pass, an evaluation and a backward pass. Where F is 0
     the direction is random.
     """
-
-    def iterate(z: Tensor) -> Tensor:
+    directions = []
+    for z, _ in points.columns():
         u = random_directions(z, generator)
         for _ in range(num_iterations):
             image = unit_rows(response.product(decode, z, u))
             u = torch.where(expand_like(norms(image) > 0, u), image, u)
-        return u
-
-    return replace(points, direction=torch.stack([iterate(z) for z, _ in points.columns()], 1), kind="worst")
-
-
-def _repeat(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` (B, ...) for each of the P points of ``like`` (B, P, ...)."""
-    return x.unsqueeze(1).expand_as(like)
+        directions.append(u)
+    return replace(points, direction=torch.stack(directions, 1), kind="worst")
 
 
 def _between(z_a: Tensor, z_b: Tensor, share: Tensor) -> Tensor:

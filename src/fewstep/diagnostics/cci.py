@@ -9,7 +9,7 @@ A readout that decides every position by itself has CCI 0. Legend: B examples, L
 ours, see docs/reference/diagnostics.md.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -63,18 +63,23 @@ def cci(
         raise ValueError(
             f"num_draws is {num_draws}: expected at least {MIN_DRAWS}, with fewer CCI comes out too low; draw more."
         )
-    drawn = torch.stack(list(_draws(conditionals, z, num_draws, draws_at_once, generator)))
+    counts = [min(draws_at_once, num_draws - first) for first in range(0, num_draws, draws_at_once)]
+    draws = [conditionals.draw(torch.cat([z] * count), generator).unflatten(0, (count, len(z))) for count in counts]
+    drawn = torch.cat(draws)
     size = examples_at_once or len(z)
     parts = [_entropies(conditionals, *rows) for rows in zip(z.split(size), drawn.split(size, 1), strict=True)]
     committed, marginal = (torch.cat(column) for column in zip(*parts, strict=True))
     counted = torch.ones_like(marginal) if written is None else written.to(marginal)
     committed_nats = mean_estimate(committed, counted, generator)
     marginal_nats = mean_estimate(marginal, counted, generator)
-    ratio = _within_0_and_1(ratio_estimate((marginal - committed) * counted, marginal * counted, generator))
+    ratio = ratio_estimate((marginal - committed) * counted, marginal * counted, generator)
     note = f"{num_draws} draws"
     if marginal_nats.value is None or marginal_nats.value < MIN_MARGINAL_NATS:
         ratio = Estimate(None, None, marginal_nats.num_examples)
         note += f"; undetermined: marginal entropy under {MIN_MARGINAL_NATS:g} nats per token"
+    elif ratio.value is not None and ratio.interval is not None:  # concavity keeps it within 0 and 1, rounding may not
+        value, low, high = (min(max(x, 0.0), 1.0) for x in (ratio.value, ratio.interval.low, ratio.interval.high))
+        ratio = Estimate(value, Interval(low, high), ratio.num_examples)
     rows = (
         Row(name, ratio, note=note),
         Row(f"{name}_committed_nats", committed_nats, "nats per token"),
@@ -88,7 +93,6 @@ def cci_curve(
     z: Tensor,
     levels: Sequence[float],
     *,
-    num_draws: int = MIN_DRAWS,
     draws_at_once: int = 1,
     examples_at_once: int | None = None,
     generator: torch.Generator,
@@ -105,7 +109,6 @@ def cci_curve(
         cci(
             conditionals_at(level),
             z + level * noise,
-            num_draws=num_draws,
             draws_at_once=draws_at_once,
             examples_at_once=examples_at_once,
             generator=generator,
@@ -119,7 +122,7 @@ def cci_curve(
         tuple(result.rows[0] for result in results),
         curves_over(levels, results, labels),
         Axes("Categorical commitment under noise", "noise level", "CCI, nats per token"),
-        {"levels": tuple(map(float, levels)), "num_draws": num_draws},
+        {"levels": tuple(map(float, levels)), "num_draws": MIN_DRAWS},
     )
 
 
@@ -135,21 +138,3 @@ def _entropies(conditionals: TokenConditionals, z: Tensor, drawn: Tensor) -> tup
             mean = mean + (q - mean) / m
             committed = committed + (entropy - committed) / m
     return committed, torch.special.entr(mean).sum(-1)
-
-
-def _draws(
-    conditionals: TokenConditionals, z: Tensor, num_draws: int, at_once: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """``num_draws`` token sequences (B, L), ``at_once`` of them drawn together."""
-    for first in range(0, num_draws, at_once):
-        count = min(at_once, num_draws - first)
-        ids = conditionals.draw(torch.cat([z] * count), generator)
-        yield from ids.unflatten(0, (count, len(z)))
-
-
-def _within_0_and_1(estimate: Estimate) -> Estimate:
-    """Concavity of the entropy keeps CCI within [0, 1]; rounding may not."""
-    if estimate.value is None or estimate.interval is None:
-        return estimate
-    value, low, high = (min(max(x, 0.0), 1.0) for x in (estimate.value, estimate.interval.low, estimate.interval.high))
-    return Estimate(value, Interval(low, high), estimate.num_examples)

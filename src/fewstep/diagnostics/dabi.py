@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diagnostics.boundary import BoundaryPoints
-from fewstep.diagnostics.decoding import Decode, numbers_per_latent, random_directions
+from fewstep.diagnostics.decoding import Decode, random_directions
 from fewstep.diagnostics.response import Response
 from fewstep.diagnostics.result import (
     Axes,
@@ -60,23 +60,24 @@ def dabi(
             f"rms {rms}, radii {list(radii)}, {num_isotropic} isotropic draws: expected a positive rms, positive radii "
             "and at least 1 draw."
         )
-    n = numbers_per_latent(points.z[:, 0])
+    n = points.z[0, 0].numel()
     lengths = [c * math.sqrt(n) * rms for c in radii]
-    along, total = _local_parts(decode, response, points, num_probes, generator)
+    parts = [
+        fisher_trace(decode, response, *column, num_probes=num_probes, generator=generator)
+        for column in points.columns()
+    ]
+    along, across = (torch.stack(column, 1).cpu() for column in zip(*parts, strict=True))
+    total = along + across
     ahead, isotropic = _finite_parts(decode, response, points, lengths, num_isotropic, generator)
     accepted = points.accepted.cpu()
     determined = accepted & (total > 0)
     share = along / total.where(total > 0, 1.0)
     where = f"n = {n}, {points.kind} direction, {points.at} points, {float(accepted.double().mean()):.1%} accepted"
+    pooled = (n * along * determined, total * determined)
     rows = [
         Row(name, mean_estimate(n * share, determined, generator), "", f"r -> 0; {where}"),
         Row(f"{name}_fraction", mean_estimate(share, determined, generator), "", f"{name} / n, n = {n}"),
-        Row(
-            f"{name}_pooled",
-            ratio_estimate(n * along * determined, total * determined, generator),
-            "",
-            f"ratio of sums, n = {n}",
-        ),
+        Row(f"{name}_pooled", ratio_estimate(*pooled, generator), "", f"ratio of sums, n = {n}"),
         Row(f"{name}_median", quantile_estimate(n * share, determined, 0.5, generator), "", f"over points, n = {n}"),
     ]
     medians = []
@@ -127,25 +128,18 @@ def fisher_trace(
         raise ValueError(f"num_probes is {num_probes}: expected at least 1, or None for the exact trace.")
     along = response.local(decode, z, direction)
     values = []
-    for index in range(numbers_per_latent(z) if num_probes is None else num_probes):
-        probe = _basis_vector(z, index) if num_probes is None else _signs(z, generator)
+    for index in range(z[0].numel() if num_probes is None else num_probes):
+        if num_probes is None:
+            probe = torch.zeros_like(z)
+            probe.view(len(z), -1)[:, index] = 1
+        else:
+            bits = torch.randint(2, tuple(z.shape), generator=generator, device=generator.device)
+            probe = (2 * bits - 1).to(z)
         overlap = (probe.double() * direction.double()).flatten(1).sum(1)
         probe = (probe.double() - expand_like(overlap, z) * direction.double()).to(z.dtype)
         values.append(response.local(decode, z, probe))
     across = torch.stack(values)
     return along, across.sum(0) if num_probes is None else across.mean(0)
-
-
-def _local_parts(
-    decode: Decode, response: Response, points: BoundaryPoints, num_probes: int | None, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """n_b'F n_b and tr F, (B, P) each."""
-    parts = [
-        fisher_trace(decode, response, z, direction, num_probes=num_probes, generator=generator)
-        for z, direction in points.columns()
-    ]
-    along, across = (torch.stack(column, 1).cpu() for column in zip(*parts, strict=True))
-    return along, along + across
 
 
 def _finite_parts(
@@ -174,22 +168,9 @@ def _finite_parts(
 
 def _curves(label: str, radii: Sequence[float], rows: Sequence[Row], n: int) -> dict[str, Series]:
     """DABI over the radius, with its limit and its bound n; none where no radius is determined."""
-    pooled, finite = rows[2].estimate, [row.estimate for row in rows[4:]]
-    line = estimate_series(label, radii, finite)
-    if not line.x:
-        return {}
-    curves = {"dabi": line}
-    if pooled.value is not None:
-        curves["limit"] = Series("limit r -> 0", line.x, (pooled.value,) * len(line.x))
-    return {**curves, "bound": Series(f"n = {n}", line.x, (float(n),) * len(line.x))}
-
-
-def _basis_vector(like: Tensor, index: int) -> Tensor:
-    vector = torch.zeros_like(like).flatten(1)
-    vector[:, index] = 1
-    return vector.reshape(like.shape)
-
-
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    bits = torch.randint(2, tuple(like.shape), generator=generator, device=generator.device)
-    return (2 * bits - 1).to(like)
+    pooled, line = rows[2].estimate.value, estimate_series(label, radii, [row.estimate for row in rows[4:]])
+    levels = {"limit": ("limit r -> 0", pooled), "bound": (f"n = {n}", float(n))}
+    flat = {
+        key: Series(text, line.x, (value,) * len(line.x)) for key, (text, value) in levels.items() if value is not None
+    }
+    return {"dabi": line, **flat} if line.x else {}

@@ -1,10 +1,9 @@
 """Decoders as callables: derivatives, directions in latent space, and a few examples at a time.
 
-Legend: B examples, L tokens, n numbers in one latent. All functions work in every gradient mode and leave no gradient
-on parameters.
+Legend: B examples, L tokens, P positions, n numbers in one latent. All functions work in every gradient mode and leave
+no gradient on parameters.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,30 +31,24 @@ def directional(f: Decode, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), tangent.detach()
 
 
-def pullback(f: Decode, x: Tensor, w: Tensor) -> Tensor:
-    """J' w, shaped like ``x``, with ``w`` shaped like ``f(x)``: one evaluation and one backward pass."""
+def pullback(f: Decode, x: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``f(x)`` and J' w, ``w`` shaped like ``f(x)``: one evaluation and one backward pass.
+
+    Without ``w`` the gradient of each number f(x), for a function with one number per example.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         x = _plain(x).requires_grad_()
         value = f(x)
-        return _gradient(value, x, _plain(w).to(value.dtype))
-
-
-def value_and_gradient(f: Decode, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A scalar for each example, ``f(x)`` (B,), and its gradient, shaped like ``x`` (B, ...): one backward pass."""
-    with torch.inference_mode(False), torch.enable_grad():
-        x = _plain(x).requires_grad_()
-        value = f(x)
-        return value.detach(), _gradient(value, x, torch.ones_like(value))
+        if not value.requires_grad:  # a constant: nothing leads back to x
+            return value, torch.zeros_like(x)
+        w = torch.ones_like(value) if w is None else _plain(w).to(value.dtype)
+        (gradient,) = torch.autograd.grad(value, x, w, materialize_grads=True)
+        return value.detach(), gradient.detach()
 
 
 def rms(z: Tensor) -> float:
     """Root mean square of all numbers in ``z``: the unit of displacements."""
     return float(z.double().square().mean().sqrt())
-
-
-def numbers_per_latent(z: Tensor) -> int:
-    """n for latents ``z`` (B, ...)."""
-    return math.prod(z.shape[1:])
 
 
 def norms(x: Tensor) -> Tensor:
@@ -93,39 +86,40 @@ class DecodeInParts:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Outputs (B, ...) of all of ``z`` (B, ...), joined."""
-        return torch.cat([decode(z[rows]) for decode, rows in self.parts(len(z))])
+        joined: Tensor = in_parts(self, lambda part, rows: part(rows), z)
+        return joined
 
     def parts(self, count: int) -> Iterator[tuple[Decode, slice]]:
         """A decoder for each part of ``count`` examples, with its rows."""
         for start in range(0, count, self.examples_at_once):
-            rows = slice(start, min(start + self.examples_at_once, count))
-            yield self._part(tuple(value[rows] for value in self.context)), rows
+            rows = slice(start, start + self.examples_at_once)
+            yield self._part([value[rows] for value in self.context]), rows
 
-    def _part(self, context: tuple[Tensor, ...]) -> Decode:
+    def _part(self, context: Sequence[Tensor]) -> Decode:
         return lambda z: self.decode(z, *context)
 
 
-def in_parts(decode: Decode, function: Callable[..., Any], *rows: Tensor | None) -> Any:
-    """``function(decode, *rows)``, part by part where ``decode`` is a :class:`DecodeInParts`.
+def in_parts(decode: Decode, function: Callable[..., Any], z: Tensor, *rows: Tensor | None) -> Any:
+    """``function(decode, z, *rows)``, part by part where ``decode`` is a :class:`DecodeInParts`.
 
-    ``rows`` are (B, ...) or None; ``function`` returns a tensor (B, ...) or a tuple of them, each row of which depends
-    on that example alone. The joined results are those of all examples at once, up to the last bit.
+    ``z`` and ``rows`` are (B, ...) or None; ``function`` returns a tensor (B, ...) or a tuple of them, each row of
+    which depends on that example alone. The joined results are those of all examples at once, up to the last bit.
     """
     if not isinstance(decode, DecodeInParts):
-        return function(decode, *rows)
-    count = next(len(value) for value in rows if value is not None)
+        return function(decode, z, *rows)
     outputs = [
-        function(part, *(None if value is None else value[places] for value in rows))
-        for part, places in decode.parts(count)
+        function(part, z[places], *(None if value is None else value[places] for value in rows))
+        for part, places in decode.parts(len(z))
     ]
     if isinstance(outputs[0], Tensor):
         return torch.cat(outputs)
     return tuple(torch.cat(column) for column in zip(*outputs, strict=True))
 
 
-def read_tokens(decode: Decode, z: Tensor) -> Tensor:
-    """Argmax tokens (B, L) int64 of latents ``z`` (B, ...)."""
-    return in_parts(decode, lambda part, rows: part(rows).argmax(-1), z)
+def read_tokens(decode: Decode, z: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Argmax tokens int64 of latents ``z`` (B, ...): all (B, L), or those at ``positions`` (B, P)."""
+    ids: Tensor = in_parts(decode, lambda part, rows: part(rows).argmax(-1), z)
+    return ids if positions is None else ids.gather(1, positions)
 
 
 def draw_positions(num_examples: int, num_tokens: int, num_positions: int, generator: torch.Generator) -> Tensor:
@@ -148,10 +142,3 @@ def require_positions(z: Tensor, positions: Tensor) -> None:
 def _plain(x: Tensor) -> Tensor:
     """A copy that autograd can work on: not an inference tensor, no history of its own."""
     return x.detach().clone()
-
-
-def _gradient(value: Tensor, x: Tensor, w: Tensor) -> Tensor:
-    if not value.requires_grad:  # a constant: nothing leads back to x
-        return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(value, x, w, allow_unused=True)
-    return torch.zeros_like(x) if gradient is None else gradient.detach()

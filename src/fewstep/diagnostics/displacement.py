@@ -10,19 +10,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.decoding import Decode, in_parts, numbers_per_latent, random_directions, read_tokens, rms
+from fewstep.diagnostics.decoding import Decode, in_parts, random_directions, read_tokens, rms
 from fewstep.diagnostics.margins import Margins
 from fewstep.diagnostics.result import (
-    NUM_RESAMPLES,
     Axes,
     Estimate,
     Result,
     Row,
     estimate_series,
     mean_estimate,
+    mean_of_all,
     ratio_estimate,
+    resampled,
 )
-from fewstep.metrics.intervals import bootstrap_interval
 from fewstep.shapes import randn
 
 LEVELS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
@@ -37,8 +37,7 @@ def token_accuracy(
 ) -> Result:
     """Share of the tokens ``ids`` (B, L) that are read from ``z`` (B, ...), their latents."""
     hits = read_tokens(decode, z) == ids.to(z.device)
-    estimate = mean_estimate(hits, torch.ones_like(hits), generator)
-    return Result(name, (Row(name, estimate, "", f"{ids.numel()} tokens"),))
+    return Result(name, (Row(name, mean_of_all(hits, generator), "", f"{ids.numel()} tokens"),))
 
 
 @torch.no_grad()
@@ -78,7 +77,7 @@ def noise_robustness(
     gradient stays in place. Costs 1 + 2P evaluations per level.
     """
     ids, positions = ids.to(z.device), positions.to(z.device)
-    noise, unit, n = randn(tuple(z.shape), z, generator).to(z.dtype), rms(z), numbers_per_latent(z)
+    noise, unit, n = randn(tuple(z.shape), z, generator).to(z.dtype), rms(z), z[0].numel()
     targets = ids.gather(1, positions)
     labels = {
         "isotropic": "isotropic, all tokens",
@@ -88,21 +87,17 @@ def noise_robustness(
     }
     estimates: dict[str, list[Estimate]] = {key: [] for key in labels}
     rows = []
+    tokens, points = f"{ids.numel()} tokens, isotropic", f"{positions.numel()} tokens, as far along the normal, n = {n}"
     for level in levels:
         hits = read_tokens(decode, z + level * unit * noise) == ids
-        distances = (level * unit * math.sqrt(n), level * unit)
-        aligned = (tokens_along_normals(decode, z, positions, measured, far) == targets for far in distances)
-        for key, column in zip(labels, (hits, hits.gather(1, positions), *aligned), strict=True):
-            estimates[key].append(mean_estimate(column, torch.ones_like(column), generator))
-        rows += [
-            Row(f"noise_accuracy_at_{level:g}", estimates["isotropic"][-1], "", f"{ids.numel()} tokens, isotropic"),
-            Row(
-                f"aligned_accuracy_at_{level:g}",
-                estimates["aligned"][-1],
-                "",
-                f"{positions.numel()} tokens, as far along the normal, n = {n}",
-            ),
-        ]
+        far, near = (
+            _tokens_along_normals(decode, z, positions, measured, distance) == targets
+            for distance in (level * unit * math.sqrt(n), level * unit)
+        )
+        for key, column in zip(labels, (hits, hits.gather(1, positions), far, near), strict=True):
+            estimates[key].append(mean_of_all(column, generator))
+        rows.append(Row(f"noise_accuracy_at_{level:g}", estimates["isotropic"][-1], "", tokens))
+        rows.append(Row(f"aligned_accuracy_at_{level:g}", estimates["aligned"][-1], "", points))
     return Result(
         "noise_robustness",
         tuple(rows),
@@ -132,34 +127,33 @@ def dabi_flip(
     ``share along the normal`` N / 3 (rule of three: one-sided 95 %), marked ">="; resamples without an isotropic flip
     use that bound as well. Points with a zero gradient have no normal and are left out.
     """
-    n, positions = numbers_per_latent(z), positions.to(z.device)
+    n, positions = z[0].numel(), positions.to(z.device)
     lengths = [c * math.sqrt(n) * rms(z) for c in radii]
-    before = read_tokens(decode, z).gather(1, positions)
-    ahead = [tokens_along_normals(decode, z, positions, measured, radius) != before for radius in lengths]
+    before = read_tokens(decode, z, positions)
+    ahead = [_tokens_along_normals(decode, z, positions, measured, radius) != before for radius in lengths]
     isotropic = torch.zeros(len(lengths), *positions.shape, dtype=torch.float64)
     for _ in range(num_isotropic):
         u = random_directions(z, generator)
         for k, radius in enumerate(lengths):
-            isotropic[k] += (read_tokens(decode, z + radius * u).gather(1, positions) != before).cpu()
+            isotropic[k] += (read_tokens(decode, z + radius * u, positions) != before).cpu()
     isotropic /= num_isotropic
     usable = (measured.gradient_norm > 0).cpu()
-    rows: list[Row] = []
-    shares: tuple[list[Estimate], list[Estimate]] = ([], [])
+    num_left_out = int((~usable).sum())
     note = f"n = {n}, {int(usable.sum())} data points"
-    if num_left_out := int((~usable).sum()):
+    if num_left_out:
         note += f", {num_left_out} with a zero gradient left out"
+    rows, normals, others = list[Row](), list[Estimate](), list[Estimate]()
     for c, length, along, random in zip(radii, lengths, ahead, isotropic, strict=True):
-        ratio, num_draws, bounded = _flip_ratio(along.double().cpu(), random, usable, num_isotropic, generator)
-        for column, values in zip(shares, (along, random), strict=True):
-            column.append(mean_estimate(values, usable, generator))
-        bound = f">= (no flip in {num_draws} isotropic draws); " if bounded else ""
+        ratio, bound = _flip_ratio(along.double().cpu(), random, usable, num_isotropic, generator)
+        normals.append(mean_estimate(along, usable, generator))
+        others.append(mean_estimate(random, usable, generator))
         rows.append(Row(f"dabi_flip_at_{c:g}", ratio, "", f"{bound}r = {length:.4g}, {note}"))
     return Result(
         "dabi_flip",
         tuple(rows),
         {
-            "normal": estimate_series("along the normal", radii, shares[0]),
-            "isotropic": estimate_series("isotropic", radii, shares[1]),
+            "normal": estimate_series("along the normal", radii, normals),
+            "isotropic": estimate_series("isotropic", radii, others),
         },
         Axes("Flipped tokens", "radius c = r / (sqrt(n) rms)", "share of points", log_x=True),
         {
@@ -173,19 +167,19 @@ def dabi_flip(
     )
 
 
-def tokens_along_normals(decode: Decode, z: Tensor, positions: Tensor, measured: Margins, distance: float) -> Tensor:
+def _tokens_along_normals(decode: Decode, z: Tensor, positions: Tensor, measured: Margins, distance: float) -> Tensor:
     """The token read at each of ``positions`` (B, P) with the latent moved ``distance`` towards its runner-up."""
     columns = [
-        read_tokens(decode, z - distance * direction).gather(1, position[:, None])[:, 0]
+        read_tokens(decode, z - distance * direction, position[:, None])
         for direction, position in zip(measured.direction.unbind(1), positions.unbind(1), strict=True)
     ]
-    return torch.stack(columns, 1)
+    return torch.cat(columns, 1)
 
 
 def _flip_ratio(
     normal: Tensor, isotropic: Tensor, usable: Tensor, num_isotropic: int, generator: torch.Generator
-) -> tuple[Estimate, int, bool]:
-    """The ratio, how many independent isotropic draws it has, and whether it is a lower bound."""
+) -> tuple[Estimate, str]:
+    """The ratio, and what to write before it where it is a lower bound."""
     counts = torch.stack([(normal * usable).sum(1), (isotropic * usable).sum(1), usable.double().sum(1)], 1)
     counts = counts[counts[:, 2] > 0]
 
@@ -193,9 +187,8 @@ def _flip_ratio(
         along, random, points = rows.sum(0).tolist()
         return along / random if random > 0 else along / points * (len(rows) * num_isotropic / 3)
 
-    num_draws = len(counts) * num_isotropic
-    along, random = counts[:, :2].sum(0).tolist() if len(counts) else (0.0, 0.0)
-    if not along and not random:
-        return Estimate(None, None, len(counts)), num_draws, False
-    interval = bootstrap_interval(counts, ratio, NUM_RESAMPLES, generator)
-    return Estimate(ratio(counts), interval, len(counts)), num_draws, random == 0
+    if not counts[:, :2].any():
+        return Estimate(None, None, len(counts)), ""
+    bounded = not counts[:, 1].any()
+    bound = f">= (no flip in {len(counts) * num_isotropic} isotropic draws); " if bounded else ""
+    return resampled(ratio(counts), counts, ratio, generator), bound

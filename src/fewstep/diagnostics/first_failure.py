@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.decoding import Decode, numbers_per_latent, random_directions, read_tokens, rms
+from fewstep.diagnostics.decoding import Decode, random_directions, read_tokens, rms
 from fewstep.diagnostics.margins import Margins
 from fewstep.diagnostics.result import Axes, Estimate, Result, Row, estimate_series, mean_estimate, quantile_estimate
 from fewstep.shapes import expand_like
@@ -49,45 +49,41 @@ def first_failure(
     Points with a zero gradient have no normal and are left out. Costs up to 2 (P + M) len(radii) + 2 P (1 + M)
     ``num_bisections`` evaluations of ``decode``.
     """
-    n, unit = numbers_per_latent(z), rms(z)
-    positions = positions.to(z.device)
+    n, unit, positions = z[0].numel(), rms(z), positions.to(z.device)
     lengths = [c * math.sqrt(n) * unit for c in radii]
     columns = [
         failure_radii(decode, z, positions[:, p : p + 1], normal, lengths, num_bisections)
         for p, normal in enumerate(measured.direction.unbind(1))
     ]
-    boundary = torch.cat(columns, 1).cpu()
     drawn = [
         failure_radii(decode, z, positions, random_directions(z, generator), lengths, num_bisections)
         for _ in range(num_random)
     ]
-    random = torch.stack(drawn, -1).cpu()  # (B, P, M)
+    boundary, random = torch.cat(columns, 1).cpu(), torch.stack(drawn, -1).cpu().flatten(1)
     usable = (measured.gradient_norm > 0).cpu()
-    every = usable[..., None].expand_as(random).flatten(1)
-    censored = {"boundary": boundary.isinf(), "random": random.isinf().flatten(1)}
-    last = lengths[-1]
-    ratios = random.clamp(max=last) / boundary[..., None]  # 0 where the normal is censored
-    num_points = int(usable.sum())
+    beside, every = (values.repeat_interleave(num_random, 1) for values in (boundary, usable))  # (B, P M), as random
+    last, num_points = lengths[-1], int(usable.sum())
     note = f"n = {n}, {num_points} data points" + (f", {num_random} draws" if num_random > 1 else "")
     rows = []
     for name, values, unknown, weights, rms_unit in (
-        ("boundary", boundary.clamp(max=last) / unit, censored["boundary"], usable, "rms"),
-        ("random", random.clamp(max=last).flatten(1) / unit, censored["random"], every, "rms"),
-        ("ratio", ratios.flatten(1), (random.isinf() | boundary[..., None].isinf()).flatten(1), every, ""),
+        ("boundary", boundary.clamp(max=last) / unit, boundary.isinf(), usable, "rms"),
+        ("random", random.clamp(max=last) / unit, random.isinf(), every, "rms"),
+        ("ratio", random.clamp(max=last) / beside, random.isinf() | beside.isinf(), every, ""),  # 0: normal censored
     ):
         median, bound = censored_median(values, unknown, weights, generator)
         share = float((unknown & weights).sum()) / max(1, int(weights.sum()))
         limit = f"{'>=; ' if bound else ''}{share:.1%} censored at {last / unit:.4g} rms"
         rows.append(Row(f"first_failure_{name}", median, rms_unit, f"median; {limit}; {note}"))
-    shares = {
-        "boundary": [mean_estimate(boundary <= length, usable, generator) for length in lengths],
-        "random": [mean_estimate(random.flatten(1) <= length, every, generator) for length in lengths],
+    curves = {
+        key: estimate_series(
+            f"{key} direction", radii, [mean_estimate(reached <= length, weights, generator) for length in lengths]
+        )
+        for key, reached, weights in (("boundary", boundary, usable), ("random", random, every))
     }
-    labels = {"boundary": "boundary direction", "random": "random direction"}
     return Result(
         "first_failure",
         tuple(rows),
-        {key: estimate_series(labels[key], radii, column) for key, column in shares.items()},
+        curves,
         Axes("Tokens that change within a radius", "radius c = r / (sqrt(n) rms)", "share of points", log_x=True),
         {
             "n": n,
@@ -96,8 +92,8 @@ def first_failure(
             "num_random": num_random,
             "radii": tuple(map(float, radii)),
             "search_radius": last,
-            "num_censored_boundary": int((censored["boundary"] & usable).sum()),
-            "num_censored_random": int((censored["random"] & every).sum()),
+            "num_censored_boundary": int((boundary.isinf() & usable).sum()),
+            "num_censored_random": int((random.isinf() & every).sum()),
         },
     )
 
@@ -111,12 +107,11 @@ def failure_radii(
     ``z`` and unit vectors ``u`` are (B, ...). The rising ``lengths`` are tried in turn, and the step in which a token
     first changes is bisected; a cell that is left and entered again between two lengths is not seen.
     """
-    before = read_tokens(decode, z).gather(1, positions)
+    before = read_tokens(decode, z, positions)
 
     def changed(radius: Tensor) -> Tensor:
         move = (expand_like(radius, u) * u).to(z.dtype)
-        moved = (read_tokens(decode, place).gather(1, positions) for place in (z + move, z - move))
-        ahead, behind = (tokens != before for tokens in moved)
+        ahead, behind = (read_tokens(decode, place, positions) != before for place in (z + move, z - move))
         return ahead | behind
 
     low = torch.zeros(positions.shape, dtype=torch.float64, device=z.device)
@@ -125,7 +120,7 @@ def failure_radii(
         open_ends = high.isinf()
         if not bool(open_ends.any()):
             break
-        new = open_ends & changed(torch.full((len(z),), length, dtype=torch.float64, device=z.device))
+        new = open_ends & changed(low.new_full((len(z),), length))
         high = torch.where(new, length, high)
         low = torch.where(open_ends & ~new, length, low)
     for p in range(positions.shape[1]):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diagnostics.cci import TokenConditionals
-from fewstep.diagnostics.result import Axes, Estimate, Result, Row, curves_over, ratio_estimate
+from fewstep.diagnostics.result import Axes, Estimate, Result, Row, curves_over, mean_of_all
 from fewstep.metrics.intervals import Interval
 from fewstep.shapes import randn
 
@@ -51,17 +51,16 @@ def listening(
     read, blind = conditionals_at(level), conditionals_at(BLANK_LEVEL)
     right, other = (_token_nats(read, latent + level * noise, ids) for latent in (z, z.roll(1, 0)))
     none = _token_nats(blind, blank, ids)
-
-    def mean(nats: Tensor) -> Estimate:
-        return ratio_estimate(nats, torch.ones_like(nats), generator)
-
     note = f"noise level {level:g}"
+    perplexities = (
+        ("right", right, note),
+        ("other", other, f"{note}; another text's latent"),
+        ("none", none, f"pure noise, level {BLANK_LEVEL:g}"),
+    )
     rows = (
-        Row(f"{name}_perplexity_right", _exponential(mean(right)), note=note),
-        Row(f"{name}_perplexity_other", _exponential(mean(other)), note=f"{note}; another text's latent"),
-        Row(f"{name}_perplexity_none", _exponential(mean(none)), note=f"pure noise, level {BLANK_LEVEL:g}"),
-        Row(f"{name}_gain_nats", mean(none - right), "nats per token", "saved by the right latent"),
-        Row(f"{name}_misled_nats", mean(other - none), "nats per token", "cost of another's latent"),
+        *(Row(f"{name}_perplexity_{key}", _perplexity(nats, generator), "", note) for key, nats, note in perplexities),
+        Row(f"{name}_gain_nats", mean_of_all(none - right, generator), "nats per token", "saved by the right latent"),
+        Row(f"{name}_misled_nats", mean_of_all(other - none, generator), "nats per token", "cost of another's latent"),
     )
     return Result(name, rows, facts={"level": float(level), "blank_level": BLANK_LEVEL})
 
@@ -96,9 +95,9 @@ def _token_nats(read: TokenConditionals, z: Tensor, ids: Tensor) -> Tensor:
     return -torch.stack(chosen)
 
 
-def _exponential(nats: Estimate) -> Estimate:
-    """The perplexity of mean nats per token and its interval; undetermined where a float cannot hold it."""
-    if nats.value is None or nats.interval is None or not nats.interval.high < MAX_NATS:
-        return Estimate(None, None, nats.num_examples)
-    interval = Interval(exp(nats.interval.low), exp(nats.interval.high))
-    return Estimate(exp(nats.value), interval, nats.num_examples)
+def _perplexity(nats: Tensor, generator: torch.Generator) -> Estimate:
+    """Of nats (B, L), with its interval; undetermined where a float cannot hold it."""
+    mean = mean_of_all(nats, generator)
+    if mean.value is None or mean.interval is None or not mean.interval.high < MAX_NATS:
+        return Estimate(None, None, mean.num_examples)
+    return Estimate(exp(mean.value), Interval(exp(mean.interval.low), exp(mean.interval.high)), mean.num_examples)

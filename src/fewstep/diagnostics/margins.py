@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.decoding import Decode, in_parts, norms, require_positions, rms, unit_rows, value_and_gradient
+from fewstep.diagnostics.decoding import Decode, in_parts, norms, pullback, require_positions, rms, unit_rows
 from fewstep.diagnostics.result import Axes, Result, Row, Series, mean_estimate, quantile_estimate
+from fewstep.shapes import expand_like
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9)
 NUM_BARS = 30
@@ -42,31 +43,14 @@ class Margins:
         return torch.where(self.gradient_norm > 0, self.value / self.gradient_norm, torch.inf)
 
 
-@dataclass(frozen=True)
-class LeaderMargin:
-    """Margins at one position per example: ``value`` (B,), ``gradient`` (B, ...), ``leader`` (B,) token ids.
-
-    ``value`` is negative where another token leads. ``resolution`` (B,) is the smallest difference of two logits of
-    this size in the decoder's precision.
-    """
-
-    value: Tensor
-    gradient: Tensor
-    leader: Tensor
-    resolution: Tensor
-
-
-def leader_margin(decode: Decode, z: Tensor, position: Tensor, leader: Tensor | None = None) -> LeaderMargin:
-    """Margin of token ``leader`` (B,) at ``position`` (B,) of each latent ``z`` (B, ...); None: of the argmax.
-
-    One evaluation of ``decode`` and one backward pass.
-    """
-    return LeaderMargin(*in_parts(decode, _leader_margin, z, position, leader))
-
-
-def _leader_margin(
+def leader_margin(
     decode: Decode, z: Tensor, position: Tensor, leader: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Margin (B,) of token ``leader`` (None: of the argmax) at ``position`` (B,), its gradient (B, ...), the leader
+    (B,), and the smallest difference of two logits of this size in the decoder's precision (B,).
+
+    The margin is negative where another token leads. One evaluation of ``decode`` and one backward pass.
+    """
     seen: dict[str, Tensor] = {}
 
     def margin(x: Tensor) -> Tensor:
@@ -81,9 +65,9 @@ def _leader_margin(
         others = logits.detach().scatter(1, a[:, None], -torch.inf)
         return logits[rows, a].double() - logits[rows, others.argmax(-1)].double()
 
-    value, gradient = value_and_gradient(margin, z)
+    value, gradient = pullback(margin, z)
     known = value.isfinite() & gradient.flatten(1).isfinite().all(1)
-    gradient = torch.where(known.reshape((-1,) + (1,) * (z.ndim - 1)), gradient, 0.0)
+    gradient = torch.where(expand_like(known, z), gradient, 0.0)
     return value.double(), gradient, seen["leader"], seen["resolution"]
 
 
@@ -93,10 +77,10 @@ def margins(decode: Decode, z: Tensor, positions: Tensor) -> Margins:
     Costs P evaluations of ``decode`` and P backward passes.
     """
     require_positions(z, positions)
-    columns = [leader_margin(decode, z, column) for column in positions.unbind(1)]
-    return Margins(
-        torch.stack([column.value for column in columns], 1), torch.stack([column.gradient for column in columns], 1)
+    values, gradients, *_ = zip(
+        *(in_parts(decode, leader_margin, z, column, None) for column in positions.unbind(1)), strict=True
     )
+    return Margins(torch.stack(values, 1), torch.stack(gradients, 1))
 
 
 def boundary_distance(

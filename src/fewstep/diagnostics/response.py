@@ -45,14 +45,16 @@ class Response:
 
     def product(self, decode: Decode, z: Tensor, u: Tensor) -> Tensor:
         """F u (B, ...); one forward-mode pass, one evaluation and one backward pass."""
-        return in_parts(
-            decode, lambda part, z, u: pullback(part, z, _in_slices(self.weights, *directional(part, z, u))), z, u
-        )
+
+        def product(part: Decode, z: Tensor, u: Tensor) -> Tensor:
+            return pullback(part, z, _in_slices(self.weights, *directional(part, z, u)))[1]
+
+        return in_parts(decode, product, z, u)
 
 
 def _in_slices(function: Pairwise, a: Tensor, b: Tensor) -> Tensor:
     """``function`` of ``a`` and ``b`` (B, ...), a few rows at a time: float64 copies of all logits can be large."""
-    size = max(1, NUMBERS_AT_ONCE // max(1, math.prod(a.shape[1:])))
+    size = max(1, NUMBERS_AT_ONCE // max(1, a[0].numel()))
     return torch.cat([function(x.double(), y.double()) for x, y in zip(a.split(size), b.split(size), strict=True)])
 
 

@@ -4,8 +4,8 @@ A number that the input does not determine (a constant decoder, a trajectory of 
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -56,30 +56,25 @@ class Axes:
     title: str
     x_label: str
     y_label: str
+    _: KW_ONLY
     kind: Literal["lines", "bars"] = "lines"
     log_x: bool = False
     log_y: bool = False
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as data, drawn by :func:`fewstep.evaluation.pictures.write_picture`; fields as in :class:`Axes`."""
+class Picture(Axes):
+    """A picture as data, drawn by :func:`fewstep.evaluation.pictures.write_picture`."""
 
-    title: str
-    x_label: str
-    y_label: str
     series: tuple[Series, ...]
-    kind: Literal["lines", "bars"] = "lines"
-    log_x: bool = False
-    log_y: bool = False
 
 
 @dataclass(frozen=True)
 class Result:
-    """Result of one diagnostic, ours or a user's.
+    """Result of one diagnostic, ours or a user's: ``name`` is its key in the JSON and the name of its picture.
 
-    ``name`` is the key of its curves in the JSON and the name of its picture. ``rows`` are its lines in the table;
-    ``curves``, by their keys, are drawn on ``axes`` (None: no picture); ``facts`` are further values fit for JSON.
+    ``rows`` are its lines in the table; ``curves``, by their keys, are drawn on ``axes`` (None: no picture); ``facts``
+    are further values fit for JSON.
     """
 
     name: str
@@ -110,13 +105,8 @@ def estimate_series(label: str, x: Sequence[float], estimates: Sequence[Estimate
         for place, estimate in zip(x, estimates, strict=True)
         if estimate.value is not None and estimate.interval is not None
     ]
-    return Series(
-        label,
-        tuple(place for place, _, _ in known),
-        tuple(value for _, value, _ in known),
-        tuple(interval.low for _, _, interval in known),
-        tuple(interval.high for _, _, interval in known),
-    )
+    lows, highs = (tuple(getattr(interval, end) for _, _, interval in known) for end in ("low", "high"))
+    return Series(label, tuple(place for place, _, _ in known), tuple(value for _, value, _ in known), lows, highs)
 
 
 def curves_over(x: Sequence[float], results: Sequence[Result], labels: Mapping[str, str]) -> dict[str, Series]:
@@ -132,9 +122,13 @@ def mean_estimate(values: Tensor, weights: Tensor, generator: torch.Generator) -
 
     Values at weight 0 are ignored, NaN included.
     """
-    weights = weights.double().cpu()
-    values = values.double().cpu()
+    weights, values = weights.double().cpu(), values.double().cpu()
     return ratio_estimate(torch.where(weights != 0, values * weights, 0.0), weights, generator)
+
+
+def mean_of_all(values: Tensor, generator: torch.Generator) -> Estimate:
+    """:func:`mean_estimate` of all ``values`` (N, P)."""
+    return mean_estimate(values, torch.ones_like(values), generator)
 
 
 def ratio_estimate(numerators: Tensor, denominators: Tensor, generator: torch.Generator) -> Estimate:
@@ -142,13 +136,13 @@ def ratio_estimate(numerators: Tensor, denominators: Tensor, generator: torch.Ge
 
     Undetermined where the denominators add up to 0.
     """
-    stacked = torch.stack([_row_sums(numerators), _row_sums(denominators)], 1)
+    sums = [values.double().cpu().reshape(len(values), -1).sum(1) for values in (numerators, denominators)]
+    stacked = torch.stack(sums, 1)
     counted = stacked[stacked[:, 1] != 0]  # an example without a valid place says nothing and is not resampled
     value = float(_ratio(stacked))
     if not math.isfinite(value):
         return Estimate(None, None, len(counted))
-    interval = bootstrap_interval(counted, _ratio, NUM_RESAMPLES, generator, batched=True)
-    return Estimate(value, interval, len(counted))
+    return resampled(value, counted, _ratio, generator, batched=True)
 
 
 def quantile_estimate(values: Tensor, weights: Tensor, q: float, generator: torch.Generator) -> Estimate:
@@ -158,15 +152,18 @@ def quantile_estimate(values: Tensor, weights: Tensor, q: float, generator: torc
     if not len(rows):
         return Estimate(None, None, 0)
 
-    def statistic(picked: Tensor) -> Tensor:
+    def quantile(picked: Tensor) -> Tensor:
         return torch.nanquantile(picked.flatten(-2), q, dim=-1)
 
-    interval = bootstrap_interval(rows, statistic, NUM_RESAMPLES, generator, batched=True)
-    return Estimate(float(statistic(rows)), interval, len(rows))
+    return resampled(float(quantile(rows)), rows, quantile, generator, batched=True)
 
 
-def _row_sums(values: Tensor) -> Tensor:
-    return values.double().cpu().reshape(len(values), -1).sum(1)
+def resampled(
+    value: float, rows: Tensor, statistic: Callable[[Tensor], Any], generator: torch.Generator, batched: bool = False
+) -> Estimate:
+    """``value`` with the bootstrap interval of ``statistic`` over ``rows`` (N, ...), an example each."""
+    interval = bootstrap_interval(rows, statistic, NUM_RESAMPLES, generator, batched=batched)
+    return Estimate(value, interval, len(rows))
 
 
 def _ratio(stacked: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""When along a trajectory a token is decided (after arXiv:2606.30705).
+"""Along a trajectory: when a token is decided, and how fast the velocity changes with the state (arXiv:2606.30705).
 
-Legend: B examples, L tokens, N predictions of the clean latent along a trajectory, M continuations.
+Legend: B examples, L tokens, N predictions of the clean latent along a trajectory, M continuations, T states.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,13 +8,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.result import Axes, Estimate, Result, Row, Series, estimate_series, mean_estimate
+from fewstep.diagnostics.decoding import directional, norms, pullback, random_directions, unit_rows
+from fewstep.diagnostics.result import Axes, Estimate, Result, Row, Series, estimate_series, mean_of_all, resampled
 
 ContinueFrom = Callable[[Tensor, float, torch.Generator], Tensor]
 """State x_t (B, ...), its time t and a source of noise to the latents x_1 (B, ...) at the end."""
 
 Read = Callable[[Tensor], Tensor]
 """Latents (B, ...) to token ids (B, L) int64, always the same for the same latents."""
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""x (B, ...) and t (B,) float32 to v(x, t), shaped like x; row b depends on row b of x alone."""
+
+TOLERANCE = 1e-4
+"""The iteration ends when no example's singular value grows by more than this share."""
 
 
 def unigram_collision(ids: Tensor) -> float:
@@ -48,15 +55,15 @@ def decidedness(
     estimates = []
     for t, x_t in states:
         ids = torch.stack([read(continue_from(x_t, float(t), generator)) for _ in range(num_continuations)])
-        agreement = _collision(ids)
+        agreeing = torch.stack([(ids == continued).sum(0) for continued in ids]).sum(0).double()
+        agreement = (agreeing - len(ids)) / (len(ids) * (len(ids) - 1))  # of pairs, unbiased
         values = (agreement - unigram_collision) / max(1 - unigram_collision, 1e-12)
-        known = mean_estimate(values, torch.ones_like(values), generator)
+        known = mean_of_all(values, generator)
         estimates.append(known if unigram_collision < 1 else Estimate(None, None, known.num_examples))
-    times = tuple(float(t) for t, _ in states)
-    note = f"{num_continuations} continuations"
+    times, note = tuple(float(t) for t, _ in states), f"{num_continuations} continuations"
     return Result(
         "decidedness",
-        tuple(Row(f"decidedness_at_{t:.3g}", found, note=note) for t, found in zip(times, estimates, strict=True)),
+        tuple(Row(f"decidedness_at_{t:.3g}", value, note=note) for t, value in zip(times, estimates, strict=True)),
         {"decidedness": estimate_series("decidedness", times, estimates)},
         Axes("Decidedness along the trajectory", "time t", "decidedness"),
         {"times": times, "num_continuations": num_continuations, "unigram_collision": float(unigram_collision)},
@@ -73,11 +80,9 @@ def late_flip_rate(predictions: Sequence[Tensor], read: Read, *, generator: torc
         rate = Estimate(None, None, len(predictions[0]) if predictions else 0)
     else:
         before, last = (read(x1_hat) for x1_hat in predictions[-2:])
-        flipped = (before != last).double()
-        rate = mean_estimate(flipped, torch.ones_like(flipped), generator)
-    note = f"{len(predictions)} predictions"
-    name = "late_flip_rate"
-    return Result(name, (Row(name, rate, note=note),), facts={"num_predictions": len(predictions)})
+        rate = mean_of_all(before != last, generator)
+    row = Row("late_flip_rate", rate, note=f"{len(predictions)} predictions")
+    return Result("late_flip_rate", (row,), facts={"num_predictions": len(predictions)})
 
 
 @torch.no_grad()
@@ -89,11 +94,10 @@ def decision_step(predictions: Sequence[Tensor], read: Read, *, generator: torch
     """
     step = settling_steps([read(x1_hat) for x1_hat in predictions]).double()
     counts = torch.bincount((step.flatten() - 1).long(), minlength=len(predictions)).double()
-    mean = mean_estimate(step, torch.ones_like(step), generator)
     shares = tuple((counts / counts.sum().clamp(min=1)).tolist())
     return Result(
         "decision_step",
-        (Row("decision_step", mean, "step", f"of {len(shares)}"),),
+        (Row("decision_step", mean_of_all(step, generator), "step", f"of {len(shares)}"),),
         {"shares": Series("tokens", tuple(float(k + 1) for k in range(len(shares))), shares)},
         Axes("Step after which a token stays", "step", "share of tokens", kind="bars"),
     )
@@ -114,10 +118,59 @@ def settling_steps(ids: Sequence[Tensor]) -> Tensor:
     return step
 
 
-def _collision(ids: Tensor) -> Tensor:
-    """Share of the pairs of ``ids`` (M, B, L) along M that are equal: (B, L) float64, unbiased."""
-    num = len(ids)
-    agreeing = torch.zeros(ids.shape[1:], dtype=torch.float64, device=ids.device)
-    for continued in ids:
-        agreeing += (ids == continued).sum(0)
-    return (agreeing - num) / (num * (num - 1))
+def stiffness(
+    velocity: Velocity,
+    states: Sequence[tuple[float, Tensor]],
+    *,
+    num_iterations: int = 20,
+    generator: torch.Generator,
+) -> Result:
+    """Largest singular value of J = d v(x, t) / d x at the ``states`` (t, x_t), x_t (B, ...), mean over examples.
+
+    Row ``stiffness_peak``: the highest of the means over time. Power iteration on J'J from a random direction, all
+    examples at once, at most ``num_iterations`` times; it approaches the value from below, and the fact ``last_growth``
+    (the largest relative growth in a last iteration) says how far it may still be. Runs in the dtype of x_t, float32 at
+    least; an iteration costs one forward-mode and one reverse-mode derivative, about 4 evaluations. A velocity that is
+    not finite gives an undetermined value.
+    """
+    columns = [_largest_singular_values(velocity, float(t), x_t, num_iterations, generator) for t, x_t in states]
+    times = tuple(float(t) for t, _ in states)
+    table = torch.stack([values for values, _ in columns], 1)
+    estimates = [mean_of_all(column[:, None], generator) for column in table.unbind(1)]
+    peak, peak_time = Estimate(None, None, len(table)), None
+    if bool(table.isfinite().all()):
+        highest, place = table.mean(0).max(0)
+        peak = resampled(float(highest), table, lambda rows: rows.mean(0).max(), generator)
+        peak_time = times[int(place)]
+    where = "undetermined" if peak_time is None else f"at t = {peak_time:.3g}"
+    return Result(
+        "stiffness",
+        (Row("stiffness_peak", peak, "1 / time", where),),
+        {"stiffness": estimate_series("largest singular value", times, estimates)},
+        Axes("Stiffness of the velocity", "time t", "largest singular value of dv/dx"),
+        {"times": times, "peak_time": peak_time, "last_growth": max(growth for _, growth in columns)},
+    )
+
+
+def _largest_singular_values(
+    velocity: Velocity, time: float, x_t: Tensor, num_iterations: int, generator: torch.Generator
+) -> tuple[Tensor, float]:
+    """(B,) float64 on the CPU, and the largest relative growth in the last iteration."""
+    with torch.inference_mode(False):
+        t = torch.full((len(x_t),), time, dtype=torch.float32, device=x_t.device)
+
+    def at_time(x: Tensor) -> Tensor:
+        return velocity(x, t)
+
+    u = random_directions(x_t, generator)
+    values, growth = torch.zeros(len(x_t), dtype=torch.float64), 0.0
+    for _ in range(num_iterations):
+        _, image = directional(at_time, x_t, u)
+        _, back = pullback(at_time, x_t, unit_rows(image))
+        u = unit_rows(back)
+        before = values
+        values = torch.where(norms(image).isfinite(), norms(back), torch.nan).cpu()
+        growth = float(((values - before) / values.clamp(min=torch.finfo(torch.float64).tiny)).max())
+        if growth < TOLERANCE:
+            break
+    return values, growth if growth == growth else 0.0

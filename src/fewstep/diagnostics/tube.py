@@ -11,17 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.decoding import Decode, norms, random_directions, require_positions
-from fewstep.diagnostics.result import (
-    NUM_RESAMPLES,
-    Axes,
-    Estimate,
-    Result,
-    Row,
-    estimate_series,
-    mean_estimate,
-)
-from fewstep.metrics.intervals import bootstrap_interval
+from fewstep.diagnostics.decoding import Decode, norms, random_directions, read_tokens, require_positions
+from fewstep.diagnostics.result import Axes, Estimate, Result, Row, estimate_series, mean_of_all, resampled
 from fewstep.paths import Path
 from fewstep.shapes import expand_like, randn
 
@@ -57,7 +48,7 @@ def tube(
     positions = positions.to(z.device)
     times = sorted((float(time) for time in times), reverse=True)
     scales = [_noise_scale(path, time) for time in times]
-    tokens = _tokens(decode, z, positions)
+    tokens = read_tokens(decode, z, positions)
     # The length of the posterior mean's step depends on its noise: the isotropic one takes a direction of its own.
     noise, direction = randn(tuple(z.shape), z, generator).to(z.dtype), random_directions(z, generator)
     flips = torch.zeros(3, len(times), *positions.shape, dtype=torch.float64)
@@ -66,42 +57,26 @@ def tube(
         x1_hat = denoise(path.sample(z, noise, t), t)
         matched = z + expand_like(norms(x1_hat - z), z).to(z.dtype) * direction
         for curve, moved in enumerate((x1_hat, z + s * noise, matched)):
-            flips[curve, k] = (_tokens(decode, moved, positions) != tokens).cpu()
-    curves = [[_mean(values, generator) for values in curve] for curve in flips]
+            flips[curve, k] = (read_tokens(decode, moved, positions) != tokens).cpu()
+    curves = [[mean_of_all(values, generator) for values in curve] for curve in flips]
     c, masses, error = _fit_with_interval(torch.tensor(scales).double(), flips[0], distances.double().cpu(), generator)
     note = f"{positions.numel()} points, {len(times)} times"
     if c.value is None:
         note += "; undetermined: no token flips, all do, or no boundary is known"
     label = "tube mass T(c s)" if c.value is None else f"tube mass T(c s), c = {c.value:.3g}"
-    labels = {
-        "flips": "flips, posterior mean",
-        "isotropic": "flips, isotropic noise",
-        "matched": "flips, isotropic, same norm",
-    }
+    title, x_label = "Flips and the tube around the boundaries", "noise scale s = sigma / alpha"
     return Result(
         "tube",
-        (
-            Row("tube_c", c, note=note),
-            Row("tube_fit_error", error, "share of points", "rms over the times"),
-        ),
+        (Row("tube_c", c, note=note), Row("tube_fit_error", error, "share of points", "rms over the times")),
         {
             "mass": estimate_series(label, scales, masses),
-            **{key: estimate_series(labels[key], scales, curve) for key, curve in zip(labels, curves, strict=True)},
+            "flips": estimate_series("flips, posterior mean", scales, curves[0]),
+            "isotropic": estimate_series("flips, isotropic noise", scales, curves[1]),
+            "matched": estimate_series("flips, isotropic, same norm", scales, curves[2]),
         },
-        Axes(
-            "Flips and the tube around the boundaries", "noise scale s = sigma / alpha", "share of points", log_x=True
-        ),
+        Axes(title, x_label, "share of points", log_x=True),
         {"times": tuple(times), "num_points": positions.numel()},
     )
-
-
-def _mean(values: Tensor, generator: torch.Generator) -> Estimate:
-    return mean_estimate(values, torch.ones_like(values), generator)
-
-
-def _tokens(decode: Decode, z: Tensor, positions: Tensor) -> Tensor:
-    """Argmax tokens (B, P)."""
-    return decode(z).argmax(-1).gather(1, positions)
 
 
 def _noise_scale(path: Path, time: float) -> float:
@@ -128,12 +103,8 @@ def _fit_with_interval(
     # Resampling adds noise to what is left over, so it has no interval: it would lie above the value itself.
     mass = (distances[None] <= c * scales[:, None, None]).double().mean((1, 2))
     error = (mass - phi).square().mean().sqrt()
-    masses = tuple(_mean((distances <= c * s).double(), generator) for s in scales)
-    return (
-        Estimate(c, bootstrap_interval(rows, refit, NUM_RESAMPLES, generator), num_examples),
-        masses,
-        Estimate(float(error), None, num_examples),
-    )
+    masses = tuple(mean_of_all(distances <= c * s, generator) for s in scales)
+    return resampled(c, rows, refit, generator), masses, Estimate(float(error), None, num_examples)
 
 
 def _fit(scales: Tensor, phi: Tensor, distances: Tensor) -> float | None:

@@ -16,8 +16,7 @@ from fewstep.diagnostics.listening import listening, listening_curve
 from fewstep.diagnostics.margins import boundary_distance, boundary_width, margins
 from fewstep.diagnostics.response import CATEGORICAL, CONTINUOUS
 from fewstep.diagnostics.result import Result
-from fewstep.diagnostics.stiffness import stiffness
-from fewstep.diagnostics.trajectories import decidedness, decision_step, late_flip_rate, unigram_collision
+from fewstep.diagnostics.trajectories import decidedness, decision_step, late_flip_rate, stiffness, unigram_collision
 from fewstep.diagnostics.tube import tube
 from fewstep.evaluation.adapters import (
     HeadConditionals,

@@ -148,7 +148,7 @@ def test_the_objective_sees_the_latents_of_the_images_and_no_tokens(base: Path) 
     assert torch.equal(latents.z, rearrange(z, "b c h w -> b (h w) c"))
     assert bool(latents.mask.all()) and not latents.z.requires_grad
     assert [seen[name] for name in ("tokens", "readout", "teacher", "progress")] == [None, None, None, 1.0]
-    assert (module.flow_identity.grid_mean, module.flow_identity.grid_std) == (0.2, 0.9)
+    assert (module.identity().grid_mean, module.identity().grid_std) == (0.2, 0.9)
 
 
 def test_the_drawn_set_is_one_flag_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,97 +1,73 @@
 """Files of a run, as the commands leave them, with made figures."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from fewstep.diagnostics.result import Axes, Estimate, Result, Row, Series
+from fewstep.evaluation import rows as sweep
+from fewstep.evaluation.diagnosis import Diagnosis
 from fewstep.evaluation.protocol import hash_of
-from fewstep.evaluation.rows import Row, RowFile, Value
+from fewstep.evaluation.rows import RowFile, Value
 from fewstep.metrics.intervals import Interval
 
 PROTOCOL: dict[str, Any] = {"scorer": {"class": "RunScorer"}, "block_size": 32, "versions": {"fewstep": "0"}}
-TIMES = [0.25, 0.5, 0.75]
-AXES = {"title": "Title", "x_label": "x", "y_label": "y", "kind": "lines", "log_x": False, "log_y": False}
+TIMES = (0.25, 0.5, 0.75)
+TABLE: dict[str, float | None] = {
+    "dabi": 2.0,
+    "dabi_fraction": 0.02,
+    "dabi_data": 1.0,
+    "noise_accuracy_at_0": 1.0,
+    "noise_accuracy_at_0.4": 0.95,
+    "boundary_distance_p01": 0.5,
+    "boundary_distance_p50": 1.0,
+    "boundary_distance_generated_p50": 0.9,
+    "late_flip_rate": 0.01,
+    "listening_gain_nats": 2.0,
+    "cci": 0.3,
+    "tube_c": 1.0,
+    "tube_fit_error": 0.01,
+}
 
 
-def estimate(value: float | None, spread: float = 0.1) -> dict[str, Any]:
-    """An estimate as it stands in JSON."""
-    interval = None if value is None else {"low": value * (1 - spread), "high": value * (1 + spread)}
-    return {"value": value, "interval": interval, "num_examples": 16}
-
-
-def series(x: list[float], y: list[float]) -> dict[str, Any]:
-    """A curve as it stands in JSON."""
-    return {"label": "made", "x": x, "y": y, "low": None, "high": None}
+def result(name: str, *keys: str, x: Iterable[float] = (), y: Iterable[float] = (), **facts: Any) -> Result:
+    """A result with the same curve under each of ``keys``."""
+    curve = Series("made", tuple(x), tuple(y))
+    return Result(name, (), dict.fromkeys(keys, curve), Axes("Title", "x", "y"), facts)
 
 
 @dataclass
 class MadeDiagnosis:
     """A diagnosis of a healthy text model; tests change single figures."""
 
-    table: dict[str, float | None] = field(
-        default_factory=lambda: {
-            "dabi": 2.0,
-            "dabi_fraction": 0.02,
-            "dabi_data": 1.0,
-            "noise_accuracy_at_0": 1.0,
-            "noise_accuracy_at_0.4": 0.95,
-            "boundary_distance_p01": 0.5,
-            "boundary_distance_p50": 1.0,
-            "boundary_distance_generated_p50": 0.9,
-            "late_flip_rate": 0.01,
-            "listening_gain_nats": 2.0,
-            "cci": 0.3,
-            "tube_c": 1.0,
-            "tube_fit_error": 0.01,
-        }
-    )
-    decidedness: list[float] = field(default_factory=lambda: [0.3, 0.6, 0.9])
-    masses: list[float] = field(default_factory=lambda: [0.5, 0.1, 0.01])
-    stiffness: list[float] = field(default_factory=lambda: [1.0, 2.0, 3.0])
+    table: dict[str, float | None] = field(default_factory=TABLE.copy)
+    decidedness: Sequence[float] = (0.3, 0.6, 0.9)
+    masses: Sequence[float] = (0.5, 0.1, 0.01)
+    stiffness: Sequence[float] = (1.0, 2.0, 3.0)
     left_out: dict[str, str] = field(default_factory=dict)
-    kind: str = "text"
+    kind: Literal["text", "images"] = "text"
 
     def to_dict(self) -> dict[str, Any]:
         """What ``diagnostics.json`` holds; the trajectory has three steps that start at ``TIMES``."""
-        facts = {"late_flip_rate": {"num_predictions": 3}, "tube": {"times": TIMES}}
+        rows = [
+            Row(name, Estimate(value, None if value is None else Interval(0.9 * value, 1.1 * value), 16))
+            for name, value in self.table.items()
+        ]
         scales = [(1 - t) / t for t in TIMES]
-        curves = {
-            "boundary_distance": {"histogram": series([0.25, 0.75], [0.25, 0.75])},
-            "tube": {key: series(scales, self.masses) for key in ("mass", "flips", "isotropic")},
-            "decidedness": {"decidedness": series(TIMES, self.decidedness)},
-            "stiffness": {"stiffness": series(TIMES, self.stiffness)},
-            "late_flip_rate": {},
-            "decision_step": {"shares": series([1.0, 2.0, 3.0], [0.5, 0.3, 0.2])},
-        }
-        curves["table"] = {}
-        rows = {
-            "table": [
-                {"name": name, "estimate": estimate(value), "unit": "", "note": ""}
-                for name, value in self.table.items()
-            ]
-        }
-        return {
-            "kind": self.kind,
-            "model": "made",
-            "n": 100,
-            "num_examples": 16,
-            "num_positions": 2,
-            "seed": 0,
-            "left_out": self.left_out,
-            "protocol": {"block_length": 32},
-            "results": {
-                name: {
-                    "name": name,
-                    "rows": rows.get(name, []),
-                    "curves": lines,
-                    "axes": AXES,
-                    "facts": facts.get(name, {}),
-                }
-                for name, lines in curves.items()
-            },
-        }
+        results = (
+            result("boundary_distance", "histogram", x=(0.25, 0.75), y=(0.25, 0.75)),
+            result("tube", "mass", "flips", "isotropic", x=scales, y=self.masses, times=TIMES),
+            result("decidedness", "decidedness", x=TIMES, y=self.decidedness),
+            result("stiffness", "stiffness", x=TIMES, y=self.stiffness),
+            result("late_flip_rate", num_predictions=3),
+            result("decision_step", "shares", x=(1.0, 2.0, 3.0), y=(0.5, 0.3, 0.2)),
+            replace(result("table"), rows=tuple(rows)),
+        )
+        by_name = {each.name: each for each in results}
+        diagnosis = Diagnosis(self.kind, "made", by_name, 100, 16, 2, 0, self.left_out, {"block_length": 32})
+        return json.loads(diagnosis.to_json())
 
 
 def sweep_row(
@@ -105,7 +81,7 @@ def sweep_row(
     examples: Iterable[str] = ("some text",),
     protocol: dict[str, Any] = PROTOCOL,
     **changes: float,
-) -> Row:
+) -> sweep.Row:
     """A row of ``rows.jsonl``; the interval of the perplexity is ``spread`` to both sides; ``changes`` are values."""
     setting: dict[str, Any] = {"name": name}
     if readout is not None:
@@ -114,10 +90,10 @@ def sweep_row(
     values |= {"nfe": 1.0 + (steps or 0), "tokens_per_second": 100.0, **changes}
     measured = {name: Value(value) for name, value in values.items()}
     measured["perplexity"] = Value(perplexity, Interval(perplexity * (1 - spread), perplexity * (1 + spread)))
-    return Row(setting, measured, 8, (0,), "abc", hash_of(protocol), protocol, 8, "cpu", examples=tuple(examples))
+    return sweep.Row(setting, measured, 8, (0,), "abc", hash_of(protocol), protocol, 8, "cpu", examples=tuple(examples))
 
 
-def sweep_rows(**changed: Row) -> list[Row]:
+def sweep_rows(**changed: sweep.Row) -> list[sweep.Row]:
     """Rows of a healthy model: both ways help, and text is like real text. ``changed`` replaces rows by their names."""
     rows = {
         "real": sweep_row(None, None, None, 50.0, name="held-out text", memorised_8grams=0.06),
@@ -136,7 +112,7 @@ def write_run(
     folder: Path,
     *,
     diagnosis: MadeDiagnosis | None = None,
-    rows: list[Row] | None = None,
+    rows: list[sweep.Row] | None = None,
     logs: bool = False,
 ) -> Path:
     """Write what is given into ``folder``, where the commands would, and give the folder."""

@@ -24,11 +24,6 @@ def test_a_whole_run_is_read_with_all_its_parts(tmp_path: Path) -> None:
     assert (held_out.x, held_out.y, flow.last) == ((20.0,), (0.8,), {"val/loss": 0.8})
 
 
-def test_what_a_run_lacks_is_empty(tmp_path: Path) -> None:
-    run = read_run(write_run(tmp_path / "bare", rows=sweep_rows()))
-    assert (run.manifest, run.sizes, run.diagnosis, run.stages) == (None, {}, None, ())
-
-
 def test_a_diagnosis_alone_is_a_run_by_file_and_by_folder(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "other", diagnosis=MadeDiagnosis()) / "diagnosis"
     for path in (folder, folder / "diagnostics.json"):

@@ -1,12 +1,14 @@
 """Traces: the texts that generation writes, with the distances and settling steps that diagnostics define."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from fewstep.diagnostics.margins import margins
@@ -51,8 +53,8 @@ def ids_of(traces: Traces, path: TracePath) -> torch.Tensor:
     return torch.tensor(traces.token_ids)[rows].transpose(0, 1)
 
 
-def path_of(traces: Traces, mode: str, steps: int = 4) -> TracePath:
-    return next(path for path in traces.paths if (path.mode, path.num_steps) == (mode, steps))
+def path_of(traces: Traces, mode: str) -> TracePath:
+    return next(path for path in traces.paths if (path.mode, path.num_steps) == (mode, 4))
 
 
 def trajectory(bundle: SavedModel, reinjection: float) -> tuple[Trajectory, list[torch.Generator]]:
@@ -160,12 +162,11 @@ def test_a_run_is_traced_once_and_again_for_another_model_or_number(run: Path, t
     assert traces_of_run(run, 9) is None
 
 
-def test_models_that_generate_no_text_have_no_traces(tmp_path: Path) -> None:
-    only(tiny_bundle(), "autoencoder", "readout").save_pretrained(tmp_path / "first" / "model")
-    tiny_image_model().save_pretrained(tmp_path / "second" / "model")
-    for name in ("first", "second"):
-        assert traces_of_run(tmp_path / name) is None
-        assert not (tmp_path / name / "traces.json").exists()
+@pytest.mark.parametrize("model", [lambda: only(tiny_bundle(), "autoencoder", "readout"), tiny_image_model])
+def test_models_that_generate_no_text_have_no_traces(model: Callable[[], SavedModel], tmp_path: Path) -> None:
+    model().save_pretrained(tmp_path / "model")
+    assert traces_of_run(tmp_path) is None
+    assert not (tmp_path / "traces.json").exists()
 
 
 def test_texts_of_tokens_put_together_are_the_text() -> None:
@@ -176,14 +177,15 @@ def test_texts_of_tokens_put_together_are_the_text() -> None:
     assert parts == ["\ufffd", "\ufffd"]
 
 
-def test_spaces_that_other_vocabularies_leave_out_of_a_first_word_are_there() -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    spaced = Tokenizer(models.WordLevel({"▁the": 0, "ship": 1}, unk_token="ship"))
-    spaced.pre_tokenizer, spaced.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=spaced)
-    assert [token_text(tokenizer, token) for token in (0, 1)] == [" the", "ship"]
-    pieces = Tokenizer(models.WordPiece({"ship": 0, "##ing": 1, "[UNK]": 2}, unk_token="[UNK]"))
-    pieces.decoder = decoders.WordPiece()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces)
-    assert [token_text(tokenizer, token) for token in (0, 1)] == [" ship", "ing"]
+@pytest.mark.parametrize(
+    ("model", "decoder", "texts"),
+    [
+        (models.WordLevel({"▁the": 0, "ship": 1}, unk_token="ship"), decoders.Metaspace(), [" the", "ship"]),
+        (models.WordPiece({"ship": 0, "##ing": 1}, unk_token="ship"), decoders.WordPiece(), [" ship", "ing"]),
+    ],
+)
+def test_spaces_that_other_vocabularies_leave_out_of_a_first_word_are_there(model, decoder, texts) -> None:
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoder
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    assert [token_text(fast, token) for token in (0, 1)] == texts

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.result import Result, Series
-from fewstep.diagnostics.stiffness import stiffness
+from fewstep.diagnostics.trajectories import stiffness
 from fewstep.diagnostics.tube import tube
 from fewstep.lab.theory.geometry import (
     boundary_densities,

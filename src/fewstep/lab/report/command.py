@@ -13,8 +13,6 @@ from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     from fewstep.lab.report.page import Report
-    from fewstep.lab.report.run import Run
-    from fewstep.lab.report.traces import Traces
 
 FILE = "report.html"
 VERDICT_COLUMNS = ("run", "question", "state", "figure", "threshold", "finding", "advice")
@@ -47,14 +45,21 @@ def main(argv: list[str]) -> int:
     options = parse_options("report", ReportOptions, argv)
     if options.title is not None and not options.title.strip():
         raise UserError("--title is empty: give a heading, or leave it out")
-    out = options.out or default_file(options.runs)
+    first = Path(options.runs[0])
+    beside = first if first.is_dir() else first.parent
+    out = options.out or (beside / FILE if len(options.runs) == 1 else Path(FILE))
     from fewstep.evaluation.columns import aligned_columns
     from fewstep.lab.report.page import make_report, page_html, side_by_side
     from fewstep.lab.report.run import read_runs
+    from fewstep.lab.report.traces import traces_of_run
 
-    runs = read_runs(options.runs)
+    runs, traces = read_runs(options.runs), {}
     with new_text_file(out, overwrite=options.overwrite) as write:
-        traces = collect(runs, options.traces, options.pick_device()) if options.traces else {}
+        for run in runs if options.traces else ():
+            with progress_bar(f"following samples of {run.name}", "trajectory") as progress:
+                followed = traces_of_run(Path(run.path).expanduser(), options.traces, options.pick_device(), progress)
+            if followed is not None:
+                traces[run.name] = followed
         report = make_report(runs, title=options.title, traces=traces)
         write([page_html(report)])
     print("\n\n".join(verdict.to_text() for verdict in report.verdicts))
@@ -67,39 +72,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def default_file(runs: list[str]) -> Path:
-    """In the one run's folder, or beside the one file; in the working folder where there are several."""
-    first = Path(runs[0])
-    if len(runs) > 1:
-        return Path(FILE)
-    return (first if first.is_dir() else first.parent) / FILE
-
-
-def collect(runs: "tuple[Run, ...]", count: int, device: str) -> "dict[str, Traces]":
-    """Traces of every run that has a text model or saved traces."""
-    from fewstep.lab.report.traces import traces_of_run
-
-    by_run = {}
-    for run in runs:
-        folder = Path(run.path).expanduser()
-        if folder.is_dir():
-            with progress_bar(f"following samples of {run.name}", "trajectory") as progress:
-                traces = traces_of_run(folder, count, device, progress)
-            if traces is not None:
-                by_run[run.name] = traces
-    return by_run
-
-
 def log_to_wandb(report: "Report", folder: Path) -> None:
     """Log the verdict (as a table and in the summary), tables and charts, and say where they went."""
     from tempfile import TemporaryDirectory
 
     from fewstep.evaluation.pictures import write_picture
+    from fewstep.lab.report.rules import threshold_text
     from fewstep.training.tracking import log_study
 
     findings = [(verdict.name, finding) for verdict in report.verdicts for finding in verdict.findings]
     verdict_rows = [
-        [name, item.rule.question, item.state, item.figure, item.rule.threshold_text, item.text, item.advice]
+        (name, item.rule.question, item.state, item.figure, threshold_text(item.rule.threshold), item.text, item.advice)
         for name, item in findings
     ]
     tables = {f"report_tables/{t.name}": (t.heading, t.rows) for section in report.tables.values() for t in section}
@@ -109,6 +92,5 @@ def log_to_wandb(report: "Report", folder: Path) -> None:
         for chart in (chart for section in report.charts.values() for chart in section):
             file = pictures[f"report_pictures/{chart.name}"] = Path(scratch) / f"{chart.name}.png"
             write_picture(chart.picture, file)
-        verdict_table = {"report/verdict": (VERDICT_COLUMNS, verdict_rows)}
-        logged = log_study(folder, {**verdict_table, **tables}, pictures, summary)
+        logged = log_study(folder, {"report/verdict": (VERDICT_COLUMNS, verdict_rows), **tables}, pictures, summary)
     print(f"wandb     {folder / 'wandb'}" if logged else "wandb     nothing logged: WANDB_MODE is disabled")

@@ -1,8 +1,9 @@
 """Figures of a run by their names, as rules and tables read them, and how they are written."""
 
-from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Iterable
 from math import inf
+
+import numpy as np
 
 from fewstep.diagnostics.result import Estimate
 from fewstep.evaluation.charts import ENTROPY_BAND_NATS
@@ -20,6 +21,7 @@ OWN_SCORER = "RunScorer"
 """The class that the protocol names where a run's own language model scored."""
 
 Figure = float | str
+Figures = dict[str, Figure | None]
 
 
 def percent(share: float) -> str:
@@ -39,51 +41,46 @@ def rounded(value: float) -> str:
     return f"{value:.1e}" if "e" in text else text
 
 
-def estimate_text(estimate: Estimate | None) -> str:
-    """Value and interval; a dash where nothing was measured."""
-    if estimate is None:
-        return NOTHING
+def estimate_text(estimate: Estimate) -> str:
+    """Value and interval."""
     if estimate.value is None:
         return "undetermined"
-    if estimate.interval is None:
-        return rounded(estimate.value)
-    return f"{rounded(estimate.value)} ({rounded(estimate.interval.low)} to {rounded(estimate.interval.high)})"
+    interval = estimate.interval
+    return rounded(estimate.value) + (f" ({rounded(interval.low)} to {rounded(interval.high)})" if interval else "")
 
 
 def figures_of(run: Run) -> dict[str, Figure]:
     """Every determined estimate by its row's name, and what follows from estimates, curves and scores."""
-    rows = [row for result in run.results.values() for row in result.rows]
-    estimates = {row.name: row.estimate.value for row in rows}
-    logged = (stage.last.get("val/token_accuracy") for stage in run.stages)
-    accuracy = next((value for value in logged if value is not None), None)
-    figures: dict[str, Figure | None] = {"noise_accuracy_at_0": accuracy}
-    figures |= {name: value for name, value in estimates.items() if value is not None}
-    figures |= readout_figures(figures, run.kind) | trajectory_figures(run) | row_figures(run)
+    logged = [stage.last["val/token_accuracy"] for stage in run.stages if "val/token_accuracy" in stage.last]
+    figures: Figures = {"noise_accuracy_at_0": logged[0]} if logged else {}
+    for row in (row for result in run.results.values() for row in result.rows):
+        if row.estimate.value is not None:
+            figures[row.name] = row.estimate.value
+    figures |= _readout_figures(figures, run.kind) | _trajectory_figures(run) | _row_figures(run)
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def readout_figures(values: Mapping[str, Figure | None], kind: str) -> dict[str, Figure | None]:
+def _readout_figures(values: Figures, kind: str) -> Figures:
     """Sharpness at boundaries over at data, and distances of generated latents over those of data."""
     boundary, data = ("dabi", "dabi_data") if kind == "text" else ("dabi_segment", "dabi_data_segment")
-    generated, own = values.get("boundary_distance_generated_p50"), values.get("boundary_distance_p50")
-    at_boundary, at_data = values.get(boundary), values.get(data)
+
+    def ratio(above: str, below: str) -> float | None:
+        over, under = values.get(above), values.get(below)
+        return over / under if isinstance(over, float) and isinstance(under, float) and under else None
+
     return {
-        "sharpness": _ratio(at_boundary, at_data),
-        "sharpness_at": at_boundary,
-        "sharpness_at_data": at_data,
+        "sharpness": ratio(boundary, data),
+        "sharpness_at": values.get(boundary),
+        "sharpness_at_data": values.get(data),
         "sharpness_share": values.get(f"{boundary}_fraction"),
-        "generated_over_data": _ratio(generated, own),
+        "generated_over_data": ratio("boundary_distance_generated_p50", "boundary_distance_p50"),
     }
 
 
-def _ratio(above: Figure | None, below: Figure | None) -> float | None:
-    return above / below if isinstance(above, float) and isinstance(below, float) and below else None
-
-
-def trajectory_figures(run: Run) -> dict[str, Figure | None]:
+def _trajectory_figures(run: Run) -> Figures:
     """Decidedness half-way, stiffness before the last step, tube mass and flips at the last step."""
     late, decided, tube, stiff = map(run.results.get, ("late_flip_rate", "decidedness", "tube", "stiffness"))
-    figures: dict[str, Figure | None] = {"late_flip_steps": late.facts.get("num_predictions") if late else None}
+    figures: Figures = {"late_flip_steps": late.facts.get("num_predictions") if late else None}
     states = decided.curves.get("decidedness") if decided else None
     if states and states.x:
         time, value = min(zip(states.x, states.y, strict=True), key=lambda point: abs(point[0] - HALF_WAY))
@@ -92,27 +89,17 @@ def trajectory_figures(run: Run) -> dict[str, Figure | None]:
     if tube and states and states.x and "mass" in tube.curves:
         mass, times, start = tube.curves["mass"], tube.facts.get("times"), states.x[-1]
         if isinstance(times, list) and len(times) == len(mass.x) and min(times) <= start <= max(times):
-            figures |= {
-                "last_step_mass": value_at(times, mass.y, start),
-                "last_step_scale": value_at(times, mass.x, start),
-            }
-    curve = stiff.curves.get("stiffness") if stiff else None
-    if curve:
+            order = np.argsort(times)
+            reach, scale = (np.interp(start, np.take(times, order), np.take(line, order)) for line in (mass.y, mass.x))
+            figures |= {"last_step_mass": float(reach), "last_step_scale": float(scale)}
+    if stiff and "stiffness" in stiff.curves:
+        curve = stiff.curves["stiffness"]
         before = [(y, x) for x, y in zip(curve.x, curve.y, strict=True) if x <= 1 - 1 / FEW_STEPS + 1e-9]
         if before:
             peak, time = max(before)
             step = peak / FEW_STEPS
             figures |= {"step_stiffness": step, "step_growth": 1 + step, "stiffest": peak, "stiffest_time": time}
     return figures
-
-
-def value_at(x: Iterable[float], y: Iterable[float], place: float) -> float:
-    """``y`` at ``place``, by straight lines between the points. Raises ``ValueError`` outside of them."""
-    points = sorted(zip(x, y, strict=True))
-    for (left, low), (right, high) in pairwise([points[0], *points]):
-        if left <= place <= right:
-            return high if right == left else low + (high - low) * (place - left) / (right - left)
-    raise ValueError(f"{place} is outside of the points")
 
 
 def strength_of(row: Row) -> float | None:
@@ -173,21 +160,23 @@ def number(row: Row, name: str) -> float:
     return row.values[name].value or 0.0
 
 
-def row_figures(run: Run) -> dict[str, Figure | None]:
+def _row_figures(run: Run) -> Figures:
     """Late flips, saturation, gains, entropy and copies of a sweep."""
-    plain, noised = flows(run, PARALLEL, 0.0), [row for row in flows(run, PARALLEL) if strength_of(row)]
+    plain, parallel, head = flows(run, PARALLEL, 0.0), flows(run, PARALLEL), flows(run, HEAD)
     real = next((row for row in run.rows if row.setting["name"] == HELD_OUT and row.value("perplexity")), None)
-    figures = _gain("reinjection", plain, noised, real) | _gain("head", plain, flows(run, HEAD, 0.0), real)
-    if late := [row for row in plain if row.value("late_flip_rate") is not None]:
+    figures = _gain("reinjection", plain, [row for row in parallel if strength_of(row)], real)
+    figures |= _gain("head", plain, flows(run, HEAD, 0.0), real)
+    late = [row for row in plain if row.value("late_flip_rate") is not None]
+    if late and "late_flip_rate" not in run.results:
         few = judged_steps(late)[0]
         rate = next(number(row, "late_flip_rate") for row in late if steps_of(row) == few)
-        figures |= {"late_flip_rate": rate, "late_flip_steps": few} if "late_flip_rate" not in run.results else {}
+        figures |= {"late_flip_rate": rate, "late_flip_steps": few}
     if run.rows and run.rows[0].protocol.get("scorer", {}).get("class") == OWN_SCORER:
         figures["own_scorer"] = "the run's own language model"
     if real is not None:
-        figures |= _saturation(plain, real)
-        figures |= _entropy([rows for readout in (PARALLEL, HEAD) if (rows := flows(run, readout))], real)
-        figures |= _copies([*flows(run, PARALLEL), *flows(run, HEAD)], real)
+        figures |= _saturation(plain, real) if len(plain) > 1 else {}
+        figures |= _entropy([rows for rows in (parallel, head) if rows], real)
+        figures |= _copies([*parallel, *head], real)
     return figures
 
 
@@ -197,9 +186,7 @@ def _apart(first: Row, second: Row) -> bool:
     return not one_end or not other_end or one_end.high < other_end.low or one_end.low > other_end.high
 
 
-def _saturation(plain: list[Row], real: Row) -> dict[str, Figure | None]:
-    if len(plain) < 2:
-        return {}
+def _saturation(plain: list[Row], real: Row) -> Figures:
     fewer, last = plain[-2:]
     perplexity = number(last, "perplexity")
     change = perplexity / number(fewer, "perplexity") - 1
@@ -213,7 +200,7 @@ def _saturation(plain: list[Row], real: Row) -> dict[str, Figure | None]:
     }
 
 
-def _gain(name: str, plain: list[Row], others: list[Row], real: Row | None) -> dict[str, Figure | None]:
+def _gain(name: str, plain: list[Row], others: list[Row], real: Row | None) -> Figures:
     """The largest share of perplexity that ``others`` lose against ``plain``, at few steps or at the most.
 
     Of several strengths the best counts, one with a certain gain that is not colder first.
@@ -226,7 +213,7 @@ def _gain(name: str, plain: list[Row], others: list[Row], real: Row | None) -> d
     return {f"{name}_{key}": value for key, value in best.items()}
 
 
-def _one_gain(before: Row, after: Row, real: Row | None) -> dict[str, Figure | None]:
+def _one_gain(before: Row, after: Row, real: Row | None) -> Figures:
     entropy, real_entropy = number(after, "entropy_nats"), number(real, "entropy_nats") if real else None
     low = -inf if real_entropy is None else min(real_entropy - ENTROPY_BAND_NATS, number(before, "entropy_nats"))
     gain = 1 - number(after, "perplexity") / number(before, "perplexity")
@@ -245,7 +232,7 @@ def _one_gain(before: Row, after: Row, real: Row | None) -> dict[str, Figure | N
     }
 
 
-def _entropy(groups: list[list[Row]], real: Row) -> dict[str, Figure | None]:
+def _entropy(groups: list[list[Row]], real: Row) -> Figures:
     """Of the likeliest samples of each readout, those with the least entropy."""
     likeliest = [min(rows, key=lambda row: number(row, "perplexity")) for rows in groups]
     if not likeliest:
@@ -261,7 +248,7 @@ def _entropy(groups: list[list[Row]], real: Row) -> dict[str, Figure | None]:
     }
 
 
-def _copies(rows: list[Row], real: Row) -> dict[str, Figure | None]:
+def _copies(rows: list[Row], real: Row) -> Figures:
     """Memorised 8-grams of the samples that have the most, over held-out text's."""
     rows, usual = [row for row in rows if row.value("memorised_8grams") is not None], real.value("memorised_8grams")
     if not rows or usual is None:

@@ -2,7 +2,7 @@
 
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from itertools import pairwise
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from fewstep import __version__
 from fewstep.diagnostics.result import Picture, Row, Series
-from fewstep.evaluation.charts import ENTROPY_BAND_NATS, NFE, SECONDS
+from fewstep.evaluation.charts import ENTROPY_BAND_NATS, NFE, SECONDS, YARDSTICKS, score_pictures
 from fewstep.evaluation.rows import HELD_OUT, table_lines
 from fewstep.lab.report.charts import Chart, chart
 from fewstep.lab.report.figures import (
@@ -23,12 +23,10 @@ from fewstep.lab.report.figures import (
     estimate_text,
     flows,
     judged_steps,
-    number,
     rounded,
     scored_by,
     setting_text,
     steps_of,
-    strength_of,
 )
 from fewstep.lab.report.rules import RULES, STATES, Verdict, judge, threshold_text
 from fewstep.lab.report.run import Run
@@ -37,6 +35,7 @@ from fewstep.lab.report.traces import Traces
 SIGNS = {"bad": "✕", "look": "!", "good": "✓", "not measured": NOTHING}
 """What shows a state beside its colour and its word."""
 TURNS_TEXT_AROUND = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+BAND = f"{ENTROPY_BAND_NATS:g} nats"
 SPREAD_FOR_LOG = 30.0
 """Losses that fall by more than this factor are drawn on a logarithmic axis."""
 MOST_TEXTS, MOST_LETTERS = 3, 600
@@ -55,7 +54,6 @@ CAPTIONS = {
     "cci_noise": "Share of a token's uncertainty that the head's earlier tokens resolve, on data with noise.",
 }
 """What the title of a result does not say."""
-SIDE_BY_SIDE = "table-side-by-side"
 PAGE = files("fewstep.lab.report") / "page"
 
 
@@ -70,45 +68,34 @@ class Table:
 
 
 @dataclass(frozen=True)
-class TextGroup:
-    """Texts of one ``setting`` with their ``scores``; ``first``: shown at once."""
-
-    setting: str
-    scores: str
-    texts: tuple[str, ...]
-    first: bool = False
-
-
-@dataclass(frozen=True)
 class Report:
-    """All that a page shows: charts and tables by the key of their section, texts by run, the viewer's data as JSON."""
+    """All that a page shows: charts and tables by the key of their section, texts by run (a dict for each setting), the
+    viewer's data as JSON."""
 
     title: str
     verdicts: tuple[Verdict, ...]
     charts: dict[str, list[Chart]]
     tables: dict[str, list[Table]]
-    texts: list[tuple[str, list[TextGroup]]]
+    texts: list[tuple[str, list[dict[str, Any]]]]
     viewer: Markup
 
 
 def make_report(runs: Sequence[Run], *, title: str | None = None, traces: Mapping[str, Traces] | None = None) -> Report:
-    """Judge ``runs`` and draw their charts. ``traces`` are by the runs' names. Raises ``ValueError`` for no run."""
-    if not runs:
-        raise ValueError("no run: expected at least one")
+    """Judge ``runs`` and draw their charts. ``traces`` are by the runs' names."""
     return Report(
         title or f"Few-step report: {', '.join(run.name for run in runs)}",
         tuple(map(judge, runs)),
         {
-            "training": list(loss_charts(runs)),
-            "measurements": list(result_charts(runs)),
-            "scores": list(score_charts(runs)),
+            "training": list(_loss_charts(runs)),
+            "measurements": list(_result_charts(runs)),
+            "scores": list(_score_charts(runs)),
         },
         {
-            "measurements": [*side_by_side(runs), *estimate_tables(runs)],
-            "scores": list(score_tables(runs)),
-            "provenance": [provenance(runs)],
+            "measurements": [*side_by_side(runs), *_estimate_tables(runs)],
+            "scores": [_score_table(index, run) for index, run in enumerate(runs) if run.rows],
+            "provenance": [_provenance(runs)],
         },
-        [(run.name, groups) for run in runs if (groups := text_groups(run))],
+        [(run.name, groups) for run in runs if (groups := _text_groups(run))],
         viewer_json(traces) if traces else Markup(),
     )
 
@@ -127,6 +114,7 @@ def page_html(report: Report) -> str:
         rules=[rule for rule in RULES if any(verdict.of(rule.key) for verdict in report.verdicts)],
         opened=[first.rule.key for verdict in report.verdicts if (first := verdict.begin_with())],
         states=STATES,
+        threshold_text=threshold_text,
         signs=SIGNS,
         labels=[f"under {NEAR[0]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(NEAR)), f"from {NEAR[-1]:g}"],
         css=Markup((PAGE / "page.css").read_text("utf-8")),
@@ -164,37 +152,35 @@ def visible(token: str) -> str:
     return "".join(shown)
 
 
-def loss_charts(runs: Sequence[Run]) -> Iterator[Chart]:
+def _loss_charts(runs: Sequence[Run]) -> Iterator[Chart]:
     """One for each stage that some run trained."""
     several = sum(bool(run.stages) for run in runs) > 1
     for stage in dict.fromkeys(log.stage for run in runs for log in run.stages):
-        logs = [(run.name, log) for run in runs for log in run.stages if log.stage == stage]
-        series = [
-            replace(curve, label=f"{name}: {curve.label}" if several else curve.label)
-            for name, log in logs
-            for curve in log.curves
-        ]
+        logs = [(run.name if several else "", log.curves) for run in runs for log in run.stages if log.stage == stage]
+        series = _named_after_runs(logs)
         values = [value for curve in series for value in curve.y]
         if values:
             log_y = min(values) > 0 and max(values) / min(values) > SPREAD_FOR_LOG
             title = f"Loss of the stage {stage.replace('_', ' ')}"
-            picture = Picture(title, "training step", "loss", tuple(series), log_y=log_y)
+            picture = Picture(title, "training step", "loss", series, log_y=log_y)
             yield chart(picture, f"chart-loss-{_identifier(stage)}", f"{title}.")
 
 
-def result_charts(runs: Sequence[Run]) -> Iterator[Chart]:
+def _named_after_runs(curves: Iterable[tuple[str, Iterable[Series]]]) -> tuple[Series, ...]:
+    """The curves of each run ("": without its name) with the run's name before their labels."""
+    named = ((f"{run}: " if run else "", curve) for run, group in curves for curve in group)
+    return tuple(replace(curve, label=prefix + curve.label) for prefix, curve in named)
+
+
+def _result_charts(runs: Sequence[Run]) -> Iterator[Chart]:
     """One for each result with curves, of all runs that have it; several runs have their names in the legend."""
     for name in dict.fromkeys(name for run in runs for name in run.results):
         pictures = [(run.name, run.results[name].picture()) for run in runs if name in run.results]
         drawn = [(run, picture) for run, picture in pictures if picture is not None]
-        series = [
-            replace(curve, label=f"{run}: {curve.label}" if len(drawn) > 1 else curve.label)
-            for run, picture in drawn
-            for curve in picture.series
-        ]
-        if series:
+        if drawn:
             first = drawn[0][1]
-            picture = replace(first, series=tuple(series), kind=first.kind if len(series) == 1 else "lines")
+            series = _named_after_runs((run if len(drawn) > 1 else "", picture.series) for run, picture in drawn)
+            picture = replace(first, series=series, kind=first.kind if len(series) == 1 else "lines")
             yield chart(picture, f"chart-{_identifier(name)}", f"{first.title}. {CAPTIONS.get(name, '')}".strip())
 
 
@@ -219,20 +205,20 @@ def side_by_side(runs: Sequence[Run]) -> Iterator[Table]:
     by_name = [{row.name: row for row in diagnosis.rows()} for diagnosis in diagnoses]
     for name in dict.fromkeys(name for column in by_name for name in column):
         rows.append((name, *(_measured(column.get(name)) for column in by_name)))
-    yield Table(SIDE_BY_SIDE, caption, ("", *(name for name, _ in shown)), rows)
+    yield Table("table-side-by-side", caption, ("", *(name for name, _ in shown)), rows)
 
 
 def _measured(row: Row | None) -> str:
-    return NOTHING if row is None else ("≥ " if ">=" in row.note else "") + estimate_text(row.estimate)
+    return NOTHING if row is None else f"{'≥ ' if '>=' in row.note else ''}{estimate_text(row.estimate)}"
 
 
-def estimate_tables(runs: Sequence[Run]) -> Iterator[Table]:
+def _estimate_tables(runs: Sequence[Run]) -> Iterator[Table]:
     """Every estimate of each diagnosis, with the state by a declared threshold."""
     for index, run in enumerate(runs):
         rows = []
-        for row in (row for result in run.results.values() for row in result.rows):
-            threshold = run.diagnosis.thresholds.get(row.name) if run.diagnosis else None
-            value, state = row.estimate.value, ""
+        thresholds = run.diagnosis.thresholds if run.diagnosis else {}
+        for row in run.diagnosis.rows() if run.diagnosis else ():
+            threshold, value, state = thresholds.get(row.name), row.estimate.value, ""
             if threshold is not None and value is not None:
                 state = f"{threshold.state(value)} ({threshold_text(threshold)})"
             rows.append((row.name, estimate_text(row.estimate), row.unit, row.note, state))
@@ -241,80 +227,56 @@ def estimate_tables(runs: Sequence[Run]) -> Iterator[Table]:
             yield Table(f"table-estimates-{index}", f"{run.name}: estimates with 95 % intervals.", heading, rows)
 
 
-def score_charts(runs: Sequence[Run]) -> Iterator[Chart]:
+def _score_charts(runs: Sequence[Run]) -> Iterator[Chart]:
     """Perplexity over passes and seconds, entropy over passes, for each group of runs of one protocol."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if flows(run, PARALLEL) or flows(run, HEAD):
             groups.setdefault(run.rows[0].protocol_hash, []).append(run)
     for index, group in enumerate(groups.values()):
-        who = f"{', '.join(run.name for run in group)}: {scored_by(group[0])}"
-        for x, y, caption in (
-            ("nfe", "perplexity", f"Lower is likelier. {who}."),
-            ("seconds", "perplexity", "The same over computing time at the batch size of the sweep."),
-            ("nfe", "entropy_nats", f"Perplexities compare within {ENTROPY_BAND_NATS:g} nats of real text, as shaded."),
+        names = ", ".join(run.name for run in group)
+        plain = [[*flows(run, PARALLEL), *flows(run, HEAD)] for run in group]
+        plain[0] += [row for row in group[0].rows if row.setting["name"] in YARDSTICKS]  # the same for the group
+        (perplexity, entropy), (over_time, _) = (
+            zip(*(score_pictures(rows, cost, "the scorer") for rows in plain), strict=True) for cost in (NFE, SECONDS)
+        )
+        for name, pictures, caption in (
+            ("perplexity-nfe", perplexity, f"Lower is likelier. {names}: {scored_by(group[0])}."),
+            ("perplexity-seconds", over_time, "The same over computing time at the batch size of the sweep."),
+            ("entropy_nats-nfe", entropy, f"Perplexities compare within {BAND} of real text, as shaded."),
         ):
-            yield _score_chart(group, x, y, f"chart-{y}-{x}-{index}", caption)
+            of_runs = zip(group, pictures, strict=True)
+            series = _named_after_runs((run.name if len(group) > 1 else "", picture.series) for run, picture in of_runs)
+            picture = replace(pictures[0], title=f"{names}: {pictures[0].title}", series=series)
+            yield chart(picture, f"chart-{name}-{index}", caption)
 
 
-COSTS = {
-    "nfe": replace(NFE, label="forward passes per sample (NFE)"),
-    "seconds": replace(SECONDS, label="seconds per 1,000 tokens"),
-}
+def _score_table(index: int, run: Run) -> Table:
+    """All rows of a run."""
+    heading, *lines = table_lines(run.rows)
+    return Table(f"table-scores-{index}", f"{run.name}: {scored_by(run)}.", heading, lines)
 
 
-def _score_chart(group: Sequence[Run], x: str, y: str, name: str, caption: str) -> Chart:
-    series, cost = [], COSTS[x]
-    for run in group:
-        for readout in (PARALLEL, HEAD):
-            for strength in sorted({strength_of(row) or 0.0 for row in flows(run, readout)}):
-                rows = [row for row in flows(run, readout, strength) if cost.of(row)]
-                ends = [end for row in rows if (end := row.interval(y))]
-                whole = len(ends) == len(rows)
-                label = f"{readout}, gamma {strength:g}"
-                series.append(
-                    Series(
-                        f"{run.name}: {label}" if len(group) > 1 else label,
-                        tuple(cost.of(row) or 0.0 for row in rows),
-                        tuple(number(row, y) for row in rows),
-                        tuple(end.low for end in ends) if whole else None,
-                        tuple(end.high for end in ends) if whole else None,
-                    )
-                )
-    fixed = (row for row in group[0].rows if "num_steps" not in row.setting and row.value(y) is not None)
-    levels = {str(row.setting["name"]): number(row, y) for row in fixed}
-    y_label, band = y.replace("_nats", " (nats)"), None
-    if y == "entropy_nats" and HELD_OUT in levels:
-        band = (levels[HELD_OUT] - ENTROPY_BAND_NATS, levels[HELD_OUT] + ENTROPY_BAND_NATS)
-    title = f"{y_label.capitalize()} of {', '.join(run.name for run in group)}"
-    picture = Picture(title, cost.label, y_label, tuple(series), log_x=True, log_y=y == "perplexity")
-    return chart(picture, name, caption, levels=levels, band=band)
-
-
-def score_tables(runs: Sequence[Run]) -> Iterator[Table]:
-    """All rows of each run."""
-    for index, run in enumerate(runs):
-        if run.rows:
-            heading, *lines = table_lines(run.rows)
-            yield Table(f"table-scores-{index}", f"{run.name}: {scored_by(run)}.", heading, lines)
-
-
-def text_groups(run: Run) -> list[TextGroup]:
-    """Samples of each setting; real text, and few and the most steps, are open."""
+def _text_groups(run: Run) -> list[dict[str, Any]]:
+    """Samples of each setting; real text, and few and the most steps, are open at first."""
     plain = [*flows(run, PARALLEL), *flows(run, HEAD)]
     judged = judged_steps(plain)
     groups = []
-    for row in run.rows:
-        if row.examples:
-            scores = {"perplexity": row.value("perplexity"), "entropy": row.value("entropy_nats")}
-            written = ", ".join(f"{name} {rounded(value)}" for name, value in scores.items() if value is not None)
-            cut = (text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} …" for text in row.examples)
-            first = row.setting["name"] == HELD_OUT or (row in plain and steps_of(row) in judged)
-            groups.append(TextGroup(setting_text(row), written, tuple(cut)[:MOST_TEXTS], first))
+    for row in (row for row in run.rows if row.examples):
+        scores = {"perplexity": row.value("perplexity"), "entropy": row.value("entropy_nats")}
+        texts = row.examples[:MOST_TEXTS]
+        groups.append(
+            {
+                "setting": setting_text(row),
+                "scores": ", ".join(f"{name} {rounded(value)}" for name, value in scores.items() if value is not None),
+                "texts": [text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} …" for text in texts],
+                "first": row.setting["name"] == HELD_OUT or (row in plain and steps_of(row) in judged),
+            }
+        )
     return groups
 
 
-def provenance(runs: Sequence[Run]) -> Table:
+def _provenance(runs: Sequence[Run]) -> Table:
     """The parts of the model, and what the figures were measured with."""
     facts = [dict(_facts(run)) for run in runs]
     names = list(dict.fromkeys(name for column in facts for name, value in column.items() if value))

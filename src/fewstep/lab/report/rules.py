@@ -36,8 +36,8 @@ class Rule:
     ``key`` is its name on the page. The first of the figures ``reads`` that a run has is held against ``threshold``.
     Templates: ``shown`` beside the state; ``finding``, full sentences, of which those are kept whose figures are all
     known; ``advice`` where the state is not good. In a template ``{value}`` is the figure that was read, and after a
-    colon "%" is per cent. ``measure`` says how to get the figures: options of ``fewstep evaluate``, or the
-    ``measurement`` of ``fewstep diagnose``.
+    colon "%" is per cent. The figures come from the ``measurement`` of ``fewstep diagnose``, or else from
+    ``fewstep evaluate`` with the options ``evaluation``.
     """
 
     key: str
@@ -51,16 +51,6 @@ class Rule:
     reservations: tuple[Reservation, ...] = ()
     kinds: tuple[str, ...] = ("text",)
     shown: str = ""
-
-    @property
-    def threshold_text(self) -> str:
-        """The threshold in words."""
-        return threshold_text(self.threshold)
-
-    @property
-    def command(self) -> str:
-        """What measures the figure."""
-        return f"{DIAGNOSE} --only {self.measurement}" if self.measurement else f"{EVALUATE} {self.evaluation}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -98,21 +88,19 @@ class Verdict:
     def to_text(self) -> str:
         """For a terminal: a line per rule, then sentences and advice on what is not good."""
         lines: list[tuple[str, ...]] = [("state", "question", "figure", "threshold")]
-        lines += [(item.state, item.rule.question, item.figure, item.rule.threshold_text) for item in self.findings]
+        for item in self.findings:
+            lines.append((item.state, item.rule.question, item.figure, threshold_text(item.rule.threshold)))
         counts = ", ".join(f"{self.count(state)} {state}" for state in STATES)
-        notes = [
-            f"- {item.text} {item.advice}" for state in STATES[:2] for item in self.findings if item.state == state
-        ]
+        urgent = (item for state in STATES[:2] for item in self.findings if item.state == state)
+        notes = [f"- {item.text} {item.advice}" for item in urgent]
         return "\n".join([f"{self.name}: {counts}", aligned_columns(lines, (0, 1, 3)), *notes])
 
 
 def threshold_text(threshold: Threshold) -> str:
     """A threshold in words."""
-    written = percent if threshold.shares else rounded
-    good, bad = written(threshold.good), written(threshold.bad)
-    if threshold.higher:
-        return f"{threshold.reads}: good from {good}, bad below {bad}"
-    return f"{threshold.reads}: good up to {good}, bad above {bad}"
+    good, bad = map(percent if threshold.shares else rounded, (threshold.good, threshold.bad))
+    words = f"good from {good}, bad below {bad}" if threshold.higher else f"good up to {good}, bad above {bad}"
+    return f"{threshold.reads}: {words}"
 
 
 class _Sentence(Formatter):
@@ -127,7 +115,7 @@ class _Sentence(Formatter):
         return percent(value) if format_spec == "%" else rounded(value)
 
 
-def sentence(template: str, figures: dict[str, Any]) -> str:
+def _sentence(template: str, figures: dict[str, Any]) -> str:
     """``template`` with its figures; "" where one of them is unknown."""
     try:
         return _Sentence().vformat(template, (), figures)
@@ -148,39 +136,41 @@ def _finding(rule: Rule, run: Run, figures: dict[str, Figure]) -> Finding:
     value = float(figures[name])
     known = {**figures, "value": value}
     state: State = rule.threshold.state(value)
-    sentences = [sentence(template, known) for template in rule.finding]
+    sentences = [_sentence(template, known) for template in rule.finding]
     for reservation in rule.reservations:
         if reservation.flag in known and state in (reservation.instead_of, "look"):
             state = "look"
-            sentences.append(sentence(reservation.sentence, known))
+            sentences.append(_sentence(reservation.sentence, known))
     shown = rule.shown or ("{value:%}" if rule.threshold.shares else "{value}")
     text = " ".join(filter(None, sentences))
     diagnosed = f"fewstep diagnose, {run.diagnosis.num_examples} examples" if run.diagnosis else ""
     source = diagnosed if rule.measurement else scored_by(run)
-    return Finding(rule, state, sentence(shown, known), text, "" if state == "good" else rule.advice, source)
+    return Finding(rule, state, _sentence(shown, known), text, "" if state == "good" else rule.advice, source)
 
 
 def _not_measured(rule: Rule, run: Run) -> Finding:
     left_out = run.diagnosis.left_out if run.diagnosis else {}
-    missing = next((left_out[name] for name in rule.measurement.split(",") if name in left_out), None)
-    if missing is not None:
-        return Finding(rule, "not measured", NOTHING, f"This cannot be measured: the model has no {missing}.")
+    for name in rule.measurement.split(","):
+        if name in left_out:
+            text = f"This cannot be measured: the model has no {left_out[name]}."
+            return Finding(rule, "not measured", NOTHING, text)
+    command = f"{DIAGNOSE} --only {rule.measurement}" if rule.measurement else f"{EVALUATE} {rule.evaluation}".rstrip()
     text = "This run does not hold the figures."
-    return Finding(rule, "not measured", NOTHING, text, f"To measure it: {rule.command}")
-
-
-def _threshold(declared: dict[str, Any], name: str) -> Threshold:
-    """``MEASUREMENT/ROW`` is declared with the measurement, any other name in the file of the rules."""
-    measurement, _, row = name.partition("/")
-    return MEASUREMENTS[measurement].thresholds[row] if row else Threshold(**declared[name])
+    return Finding(rule, "not measured", NOTHING, text, f"To measure it: {command}")
 
 
 def _read_rules() -> tuple[Rule, ...]:
     values = tomllib.loads((files("fewstep.lab.report") / "page" / "rules.toml").read_text("utf-8"))
-    declared, rules = values["threshold"], values["rule"]
-    for key, rule in rules.items():
-        rule |= {"key": key, "threshold": asdict(_threshold(declared, rule["threshold"]))}
-    return TypeAdapter(tuple[Rule, ...]).validate_python(tuple(rules.values()))
+    rules = []
+    for key, rule in values["rule"].items():
+        measurement, _, row = rule["threshold"].partition("/")
+        if row:  # declared with the measurement
+            rule = {"reads": [row], "measurement": measurement, **rule}
+            threshold = asdict(MEASUREMENTS[measurement].thresholds[row])
+        else:
+            threshold = values["threshold"][measurement]
+        rules.append({**rule, "key": key, "threshold": threshold})
+    return TypeAdapter(tuple[Rule, ...]).validate_python(tuple(rules))
 
 
 RULES = _read_rules()

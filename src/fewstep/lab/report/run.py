@@ -40,8 +40,8 @@ class StageLog:
 class Run:
     """What a run holds; what is missing is None or empty.
 
-    ``name`` for headings, ``path`` as the user wrote it, ``sizes`` the numbers stored in each part of the model.
-    ``rows`` of a sweep share their protocol.
+    ``name`` for headings, ``path`` as the user wrote it, ``sizes`` the numbers stored in each part of the model,
+    ``stages`` in the order of training. ``rows`` of a sweep share their protocol.
     """
 
     name: str
@@ -81,16 +81,20 @@ def read_run(path: str | Path) -> Run:
         raise UserError(f"{path} does not exist: give a run's folder, or a diagnosis")
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         raise UserError(f"{path} is a model: give the run's folder that contains it, {folder.resolve().parent}")
-    diagnoses = (*(folder / name / DIAGNOSIS for name in DIAGNOSES), folder / DIAGNOSIS)
+    model, diagnoses = folder / "model", [*(folder / name / DIAGNOSIS for name in DIAGNOSES), folder / DIAGNOSIS]
+    sweeps = (folder / "evaluation" / "rows.jsonl", folder / "rows.jsonl")  # of evaluate, else of quickstart
+    rows = next(filter(None, (RowFile(file).read() for file in sweeps)), [])
     run = Run(
         name=_name(folder),
         path=str(path),
-        manifest=read_manifest(folder / "model") if (folder / "model" / "config.json").is_file() else None,
-        sizes={file.stem: _stored_numbers(file) for file in sorted((folder / "model").glob("*.safetensors"))},
+        manifest=read_manifest(model) if (model / "config.json").is_file() else None,
+        sizes={file.stem: _stored_numbers(file) for file in sorted(model.glob("*.safetensors"))},
         diagnosis=next((read_json(Diagnosis, file) for file in diagnoses if file.is_file()), None),
         stages=tuple(_stage_logs(folder)),
-        rows=_rows(folder),
+        rows=tuple(row for row in rows if at_usual_temperature(row.setting)),
     )
+    if rows:
+        same_protocol(rows)
     if not any((run.manifest, run.sizes, run.diagnosis, run.stages, run.rows)):
         expected = "model/, diagnosis/diagnostics.json, evaluation/rows.jsonl or */csv"
         raise UserError(f"{path} holds nothing of a run: expected some of {expected}")
@@ -102,11 +106,13 @@ def read_runs(paths: list[str]) -> tuple[Run, ...]:
 
     Raises ``UserError`` where the same place is given twice.
     """
-    places = [Path(path).expanduser().resolve() for path in paths]
-    if repeated := [path for index, path in enumerate(paths) if places[index] in places[:index]]:
-        raise UserError(f"{repeated[0]} is given twice: give each run once")
     runs: dict[str, Run] = {}
+    places: set[Path] = set()
     for path in paths:
+        place = Path(path).expanduser().resolve()
+        if place in places:
+            raise UserError(f"{path} is given twice: give each run once")
+        places.add(place)
         run = read_run(path)
         names = [run.name, *(f"{run.name} ({number})" for number in range(2, len(paths) + 1))]
         name = next(name for name in names if name not in runs)
@@ -114,8 +120,7 @@ def read_runs(paths: list[str]) -> tuple[Run, ...]:
     return tuple(runs.values())
 
 
-def read_text(file: Path) -> str:
-    """The text of ``file``. Raises ``UserError`` where it cannot be read or is not UTF-8."""
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:
@@ -130,13 +135,12 @@ def read_json(kind: type[T], file: Path) -> T:
     Raises ``UserError`` that names the first key that is wrong.
     """
     try:
-        return TypeAdapter(kind).validate_json(read_text(file), strict=True)
+        return TypeAdapter(kind).validate_json(_read_text(file), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "content"
-        if first["type"] == "missing":
-            raise UserError(f"{file}: {key} is missing; {REMEDY}") from None
-        raise UserError(f"{file}: {key} is {str(first['input'])[:40]!r}: {first['msg']}; {REMEDY}") from None
+        is_there = f"{str(first['input'])[:40]!r}: {first['msg']}"
+        raise UserError(f"{file}: {key} is {'missing' if first['type'] == 'missing' else is_there}; {REMEDY}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: {first_line(error)}; {REMEDY}") from None
 
@@ -158,9 +162,7 @@ def _stored_numbers(file: Path) -> int:
 
 def _stage_logs(folder: Path) -> Iterator[StageLog]:
     """Of ``folder`` itself, where that is a stage's, and of the stages in it."""
-    logs = {item.name: item for item in folder.iterdir() if (item / "csv").is_dir()}
-    if (folder / "csv").is_dir():
-        logs[folder.resolve().name] = folder
+    logs = {item.name: item for item in (*folder.iterdir(), folder.resolve()) if (item / "csv").is_dir()}
     for stage in [name for name in STAGES if name in logs] + sorted(set(logs) - set(STAGES)):
         points: dict[str, dict[float, float]] = {column: {} for column, _ in LOSSES}
         last: dict[str, float] = {}
@@ -178,24 +180,13 @@ def _stage_logs(folder: Path) -> Iterator[StageLog]:
 def _csv_rows(file: Path) -> Iterator[dict[str, float]]:
     """The finite numbers of each row that has a step."""
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(file), newline="")))
+        for row in csv.DictReader(io.StringIO(_read_text(file), newline="")):
+            if "step" not in row:
+                raise UserError(f"{file} has no column step: expected a log of fewstep's training; delete it")
+            values = {column: float(cell) for column, cell in row.items() if column and cell}
+            if "step" in values:
+                yield {column: value for column, value in values.items() if math.isfinite(value)}
     except csv.Error as error:
         raise UserError(f"{file} is not CSV ({error}): delete it") from None
-    for row in rows:
-        if "step" not in row:
-            raise UserError(f"{file} has no column step: expected a log of fewstep's training; delete it")
-        try:
-            values = {column: float(cell) for column, cell in row.items() if column and cell}
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{file}: {first_line(error)}: expected a number; delete the file") from None
-        if "step" in values:
-            yield {column: value for column, value in values.items() if math.isfinite(value)}
-
-
-def _rows(folder: Path) -> tuple[Row, ...]:
-    """Of ``fewstep evaluate``, else of ``fewstep quickstart``."""
-    for file in (folder / "evaluation" / "rows.jsonl", folder / "rows.jsonl"):
-        if file.is_file() and (rows := RowFile(file).read()):
-            same_protocol(rows)
-            return tuple(row for row in rows if at_usual_temperature(row.setting))
-    return ()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: {first_line(error)}: expected a number; delete the file") from None

@@ -5,7 +5,7 @@ B samples, L tokens, N steps, K latent positions of D dimensions.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -76,10 +76,10 @@ class TracePath:
 
 @dataclass(frozen=True)
 class Traces:
-    """Tokens and distances to the nearest flip at every step, by mode and number of steps (see :func:`collect_traces`).
+    """What :func:`collect_traces` follows: the first ``num_tokens`` L of ``block_size``.
 
-    ``num_tokens`` are the tokens L that are followed, the first of ``block_size``. ``vocabulary`` holds the text of
-    each token that occurs and ``token_ids`` its number in the tokenizer; ``model`` is the digest of the model.
+    ``vocabulary`` holds the text of each token that occurs, ``token_ids`` its number in the tokenizer; ``model`` is the
+    digest of the model.
     """
 
     model: str
@@ -95,10 +95,11 @@ class Traces:
 def traces_of_run(
     run: Path, num_samples: int = NUM_SAMPLES, device: torch.device | str = "cpu", progress: Progress | None = None
 ) -> Traces | None:
-    """The traces of ``run``/model, from ``run``/traces.json where that holds ``num_samples`` of this model.
+    """The traces of ``run``/model, from ``run``/traces.json where that holds ``num_samples`` of this model; else they
+    are collected, and the file is written.
 
-    Otherwise they are collected and the file is written. Without a model the file is taken as it is. None where there
-    is neither, or the model does not generate text. Raises ``UserError`` for a broken file or model.
+    Without a model the file is taken as it is. None where there is neither, or the model does not generate text. Raises
+    ``UserError`` for a broken file or model.
     """
     file = run / FILE
     kept = read_json(Traces, file) if file.exists() else None
@@ -152,15 +153,15 @@ def collect_traces(
     model = generator.model
     num_tokens = min(MAX_TOKENS, model.identity.block_size)
     plans = planned_paths(model)
-    read: list[tuple[TracePath, Tensor, Tensor, Tensor]] = []
+    followed = []
     for done, path in enumerate(plans):
         if progress is not None:
             progress(done, len(plans), f"{path.mode}, {path.num_steps} steps")
-        read.append((path, *_follow(model, path, num_samples, num_tokens, seed)))
+        followed.append(_follow(model, path, num_samples, num_tokens, seed))
     if progress is not None:
         progress(len(plans), len(plans), "done")
-    used = torch.cat([ids.flatten() for _, _, ids, _ in read]).unique()
-    paths = tuple(_with_samples(*part, used) for part in read)
+    used = torch.cat([ids.flatten() for _, ids, _ in followed]).unique()
+    paths = tuple(_with_samples(path, *part, used) for path, part in zip(plans, followed, strict=True))
     texts = tuple(token_text(model.tokenizer, token) for token in used.tolist())
     sizes = (num_samples, num_tokens, model.identity.block_size)
     return Traces(model_digest(model), seed, *sizes, texts, tuple(used.tolist()), paths)
@@ -176,34 +177,26 @@ def _follow(
         flow, x_0, num_steps=path.num_steps, mask=all_real(x_0), generator=sources
     )
     clean = torch.stack([*trajectory.predictions[:-1], trajectory.x_1])
-    read = _by_head if path.mode == "head" else _by_readout
-    z, ids, decoder_at = read(model, clean, sources)
-    positions = torch.arange(num_tokens).expand(len(z), -1)
-    slices = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(z), ROWS_AT_ONCE)]
-    distances = torch.cat([margins(decoder_at(rows), z[rows], positions[rows]).distance for rows in slices])
-    shape = (path.num_steps, num_samples, num_tokens)
-    return trajectory.times.cpu(), ids[:, :num_tokens].reshape(shape).cpu(), distances.reshape(shape).cpu()
-
-
-Reading = tuple[Tensor, Tensor, Callable[[slice], Decode]]
-"""Latents (N B, K, D), their tokens (N B, L), and for a slice of the rows what gives their logits."""
-
-
-def _by_readout(model: SavedModel, clean: Tensor, sources: list[torch.Generator]) -> Reading:
-    decode, z = decoder_of(model.reader()), clean.flatten(0, 1)
-    return z, torch.cat([decode(rows).argmax(-1) for rows in z.split(ROWS_AT_ONCE)]), lambda rows: decode
-
-
-def _by_head(model: SavedModel, clean: Tensor, sources: list[torch.Generator]) -> Reading:
-    """As the head's own ``generate`` reads, noise and uniform numbers drawn in its order, the same at all steps."""
-    head, level = model.commitment_head(), model.commitment_head().trust_level
-    if level > 0:
-        clean = clean + level * randn(tuple(clean.shape[1:]), clean, sources)
-    u = rand((clean.shape[1], clean.shape[2] * head.network.stride), clean, sources).repeat(len(clean), 1)
+    if path.mode == "head":  # reads as its own ``generate`` does: noise and uniform numbers in that order
+        head, level = model.commitment_head(), model.commitment_head().trust_level
+        if level > 0:
+            clean = clean + level * randn(tuple(x_0.shape), clean, sources)
+        u = rand((num_samples, x_0.shape[1] * head.network.stride), clean, sources).repeat(len(clean), 1)
     z = clean.flatten(0, 1)
-    levels = torch.full((len(z),), level, device=z.device)
-    ids = head.read(z, all_real(z), u, levels, TokenDraw()).ids
-    return z, ids, lambda rows: partial(HeadConditionals(head, level).logits, ids=ids[rows].clone())
+    slices = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(z), ROWS_AT_ONCE)]
+    decoders: list[Decode]
+    if path.mode == "head":
+        ids = head.read(z, all_real(z), u, torch.full((len(z),), level, device=z.device), TokenDraw()).ids
+        logits = HeadConditionals(head, level).logits
+        decoders = [partial(logits, ids=ids[rows].clone()) for rows in slices]
+    else:
+        decoders = [decoder_of(model.reader())] * len(slices)
+        ids = torch.cat([decoders[0](z[rows]).argmax(-1) for rows in slices])
+    positions = torch.arange(num_tokens).expand(len(z), -1)
+    measured = [margins(decode, z[rows], positions[rows]) for decode, rows in zip(decoders, slices, strict=True)]
+    shape = (path.num_steps, num_samples, num_tokens)
+    distances = torch.cat([part.distance for part in measured])
+    return trajectory.times.cpu(), ids[:, :num_tokens].reshape(shape).cpu(), distances.reshape(shape).cpu()
 
 
 def _with_samples(path: TracePath, times: Tensor, ids: Tensor, distances: Tensor, used: Tensor) -> TracePath:
@@ -216,7 +209,7 @@ def _with_samples(path: TracePath, times: Tensor, ids: Tensor, distances: Tensor
         )
         for b in range(tokens.shape[1])
     )
-    return TracePath(*path.plan, tuple(round(float(time), 4) for time in times), samples)
+    return replace(path, times=tuple(round(float(time), 4) for time in times), samples=samples)
 
 
 def _rounded(distance: float) -> float | None:
@@ -229,8 +222,8 @@ def token_text(tokenizer: "PreTrainedTokenizerFast", token: int) -> str:
     A part of a character is U+FFFD. Tokenizers drop the space of a text's first word, or mark a continued word, at the
     first token: therefore the second of two is taken.
     """
-    alone, twice = (
-        str(tokenizer.decode([token] * count, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        for count in (1, 2)
-    )
-    return twice[len(alone) :] or alone
+
+    def text(*ids: int) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    return text(token, token)[len(text(token)) :] or text(token)

@@ -35,9 +35,9 @@
 
   function showControls() {
     fill(at("run"), runs.map((run, index) => [index, run.name]), chosen.run);
-    fill(at("sample"), [...Array(traces().num_samples).keys()].map((index) => [index, index + 1]), chosen.sample);
+    fill(at("sample"), path().samples.map((_, index) => [index, index + 1]), chosen.sample);
     at("mode").value = chosen.mode;
-    fill(at("count"), paths(chosen.mode).map((path) => [path.num_steps, path.num_steps]), chosen.count);
+    fill(at("count"), paths(chosen.mode).map(({ num_steps: count }) => [count, count]), chosen.count);
     Object.assign(at("step"), { max: chosen.count, value: chosen.step });
     at("step").setAttribute("aria-valuetext", `step ${chosen.step} of ${chosen.count}`);
     at("step-value").textContent = `${chosen.step} of ${chosen.count}`;
@@ -73,13 +73,11 @@
     at("status").textContent =
       `Step ${chosen.step} of ${chosen.count}, from t = ${from.toFixed(2)} to ${to.toFixed(2)}: ` +
       `${plural(moved, "token")} changed, ${fixed} of ${settled.length} settled, ${close} closer than ${bounds[0]} rms to a flip.`;
-    const history = [];
-    tokens.forEach((_, k) => {
-      const last = history[history.length - 1];
-      if (last && !changed(k + 1, chosen.token)) last.to = k + 1;
-      else history.push({ words: text(k + 1, chosen.token), from: k + 1, to: k + 1 });
+    const starts = tokens.map((_, k) => k + 1).filter((step) => step === 1 || changed(step, chosen.token));
+    const parts = starts.map((from, index) => {
+      const to = (starts[index + 1] ?? chosen.count + 1) - 1;
+      return `“${text(from, chosen.token)}” (step ${from === to ? from : `${from} to ${to}`})`;
     });
-    const parts = history.map(({ words, from, to }) => `“${words}” (step ${from === to ? from : `${from} to ${to}`})`);
     at("detail").textContent =
       `Token ${chosen.token + 1}: ${parts.join(", ")}. ${rms(distances[chosen.step - 1][chosen.token])} at step ${chosen.step}.`;
   }
