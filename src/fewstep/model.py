@@ -66,11 +66,11 @@ CORPORA = {
     "DrawnShapes": "shapes drawn by the project",
 }
 """Training data whose origin and licence are known."""
+TASK = {"text": "text-generation", "images": "unconditional-image-generation"}
 ABOUT = {
     "text": "A few-step text generator: a flow on continuous latents, and readouts from latents to tokens.",
     "images": "An image autoencoder with a flow on its latents, the continuous counterpart of a text model.",
 }
-TASK = {"text": "text-generation", "images": "unconditional-image-generation"}
 
 
 @dataclass(frozen=True)
@@ -380,27 +380,25 @@ def _require_estimate(identity: Identity, source: str, allow: Sequence[str]) -> 
 
 def model_card(name: str, manifest: Manifest, *, scores: str = "", license: str | None = None) -> str:
     """Markdown with YAML front matter. ``scores`` is a Markdown table, ``license`` the hub's name of one."""
-    identity = manifest.identity
-    kind, steps = identity["kind"], identity["trained_nfe"]
-    front = ["---", "library_name: fewstep", f"pipeline_tag: {TASK[kind]}", "tags: [flow-matching, few-step]"]
-    front += [f"license: {license}"] if license else []
-    parts = [f"| {part} | `{spec.class_path}` |" for part, spec in manifest.parts.items()]
-    facts = [
+    from huggingface_hub import ModelCardData
+
+    identity, kind = manifest.identity, manifest.identity["kind"]
+    tags = ["flow-matching", "few-step"]
+    front = ModelCardData(library_name="fewstep", pipeline_tag=TASK[kind], tags=tags, license=license)
+    sections = [
+        f"---\n{front}\n---\n\n# {name}\n\n{ABOUT[kind]}\n",
         f"- Training data: {CORPORA.get(identity['source'], identity['source'] or 'not recorded')}",
         f"- License of the weights: {license or 'not stated'}",
         f"- Objective: {identity['objective'] or 'not recorded'}; path: {identity['path']}",
-        f"- Sampling steps that it was trained for: {'any number' if steps is None else steps}",
+        f"- Sampling steps that it was trained for: {identity['trained_nfe'] or 'any number'}",
+        f"- Saved by fewstep {identity['versions'].get('fewstep', '(version not recorded)')}\n",
     ]
-    if kind == "text":
-        facts.append(f"- Block: {identity['block_size']} tokens")
-    scored = ["## Scores", "", scores.strip(), ""] if scores else []
-    usage = []
+    if scores:
+        sections.append(f"## Scores\n\n{scores.strip()}\n")
     if kind == "text" and "denoiser" in manifest.parts:
-        command = f"fewstep sample {name} --num_samples 4 --steps {4 if steps is None else steps}"
-        usage = ["## Use", "", "```bash", "pip install fewstep", command, "```", ""]
-    saved = f"Saved by fewstep {identity['versions'].get('fewstep', '(version not recorded)')}."
-    head = [*front, "---", "", f"# {name}", "", ABOUT[kind], "", *facts, ""]
-    return "\n".join([*head, "| part | class |", "|---|---|", *parts, "", *scored, *usage, saved, ""])
+        command = f"fewstep sample {name} --num_samples 4 --steps {identity['trained_nfe'] or 4}"
+        sections.append(f"## Use\n\n```bash\npip install fewstep\n{command}\n```\n")
+    return "\n".join(sections)
 
 
 def merge_models(models: Sequence[SavedModel], sources: Sequence[str]) -> SavedModel:
