@@ -6,10 +6,10 @@ No code is ever unpickled. What a model *is* (identity, classes of its parts) is
 import json
 import logging
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -162,14 +162,11 @@ def _as_manifest(values: Any, source: str) -> Manifest:
     """Check the outline of a manifest. Raises ``UserError`` where it is not one, or of a format unknown here."""
     refusal = UserError(f"{source} does not describe a fewstep model: give a folder written by save_pretrained")
     try:
-        number = values["format"]
-        if number == 1:
-            values = _from_format_1(values)
-        elif number != FORMAT:
-            raise UserError(f"{source}: model format {number!r}, this fewstep reads 1 and {FORMAT}")
+        if values["format"] not in (1, FORMAT):
+            raise UserError(f"{source}: model format {values['format']!r}, this fewstep reads 1 and {FORMAT}")
+        manifest = validated(Manifest, _from_format_1(values) if values["format"] == 1 else values, source)
     except (KeyError, TypeError, AttributeError):
         raise refusal from None
-    manifest = validated(Manifest, values, source)
     if not all(name.isidentifier() for name in manifest.parts):  # names of files
         raise refusal
     parts = {
@@ -236,14 +233,10 @@ def write_folder(
     """
     check_target(folder, overwrite=overwrite)
     folder = folder.resolve()  # a link to a folder stays a link, its target is replaced
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+    scratch = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
     old, new = scratch / "old", scratch / "new"
     try:
-        new.mkdir()  # not mkdtemp's own folder, which only its owner may read
+        new.mkdir(parents=True)
         digests = {}
         for name, tensors in weights.items():
             file = new / f"{name}.safetensors"
@@ -382,9 +375,6 @@ def state_dict_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tens
 def warn_of_newer(saved: Mapping[str, str], source: str) -> None:
     """Log one line where a model was saved by a newer fewstep than this one."""
     ours, theirs = version("fewstep"), saved.get("fewstep", "")
-    try:
-        newer = Version(theirs) > Version(ours)
-    except InvalidVersion:
-        return
-    if newer:
-        _log.warning("%s was saved by fewstep %s, this is %s: update where it behaves oddly", source, theirs, ours)
+    with suppress(InvalidVersion):
+        if Version(theirs) > Version(ours):
+            _log.warning("%s was saved by fewstep %s, this is %s: update where it behaves oddly", source, theirs, ours)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,8 +31,6 @@ _FORMAT = 2
 """Raise it when the files of a prepared corpus change their meaning."""
 FIRST_DOCUMENTS, FIRST_CHARACTERS = 20_000, 1 << 26
 """What a stream's validation split and tokenizer are taken from: at most so many documents, with about so much text."""
-_DOCUMENTS_HELD = 100
-"""Documents that are kept in memory until they are written."""
 _WARN_UNKNOWN, _REFUSE_UNKNOWN = 0.01, 0.5
 
 
@@ -69,11 +67,10 @@ class PackingReport:
 class PreparedCorpus:
     """Packed blocks on disk, memory-mapped; ``train`` is a :class:`BlockStream` if the settings say streaming.
 
-    ``train`` and ``validation`` have the columns ``index`` (row number), ``input_ids`` (L), ``length`` (tokens that
-    count: in blocks of one document those up to its end-of-text, that included) and ``num_bytes`` (UTF-8 bytes of text
-    that they stand for; an end-of-text stands for none), and of pairs ``prompt`` (tokens of the prompt, which come
-    first). Rows come as numpy values. ``folder`` holds it all. ``content_digest`` is the SHA-256 of the blocks, of a
-    stream its source's fingerprint: equal digests, equal rows to train on.
+    Rows are numpy values: ``index`` (row number), ``input_ids`` (L), ``length`` (tokens that count: in blocks of one
+    document those up to its end-of-text, that included), ``num_bytes`` (UTF-8 bytes of text that they stand for), and
+    of pairs ``prompt`` (tokens of the prompt, which come first). ``folder`` holds it all. ``content_digest`` is the
+    SHA-256 of the blocks, of a stream its source's fingerprint: equal digests, equal rows to train on.
     """
 
     train: "Dataset"
@@ -108,10 +105,11 @@ def prepare_corpus(settings: CorpusSettings, rank: int = 0, world_size: int = 1)
     stored = json.loads((folder / "report.json").read_text())
     report = TypeAdapter(PackingReport).validate_python(stored["report"])
     splits = {name: Dataset.from_file(str(folder / name)).with_format("numpy") for name in stored["bytes"]}
-    validation, train = splits["validation.arrow"], splits.get("train.arrow")
+    train: Any = splits.get("train.arrow")
     if train is None:
         train = BlockStream(source, tokenizer, settings, frozenset(stored["held_out"]), rank, world_size)
-    return PreparedCorpus(train, validation, tokenizer, report, folder, stored["digest"] or source.fingerprint)
+    digest = stored["digest"] or source.fingerprint
+    return PreparedCorpus(train, splits["validation.arrow"], tokenizer, report, folder, digest)
 
 
 def prepared_tokenizer(settings: CorpusSettings) -> "PreTrainedTokenizerFast | None":
@@ -139,10 +137,8 @@ def _corpus_key(settings: CorpusSettings, source_fingerprint: str, tokenizer: "P
 def _is_whole(folder: Path) -> bool:
     """Whether ``folder`` is a finished corpus whose files have the sizes that its report states."""
     try:
-        stored = json.loads((folder / "report.json").read_text())
-        sizes = stored["bytes"].items()
-        complete = stored.keys() >= {"held_out", "digest"}
-        return complete and all((folder / name).stat().st_size == size for name, size in sizes)
+        sizes = json.loads((folder / "report.json").read_text())["bytes"].items()
+        return all((folder / name).stat().st_size == size for name, size in sizes)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -233,7 +229,7 @@ def _write_documents(
     from datasets.arrow_writer import ArrowWriter
 
     columns = {"text": Value("large_string")} | ({"prompt": Value("int32")} if settings.prompt_field else {})
-    with ArrowWriter(path=str(file), features=Features(columns), writer_batch_size=_DOCUMENTS_HELD) as writer:
+    with ArrowWriter(path=str(file), features=Features(columns), writer_batch_size=100) as writer:
         for record in islice(source.records, FIRST_DOCUMENTS if settings.streaming else None):
             text = record["text"]
             counts.update(read=1, replaced=text.count("\ufffd"), characters=len(text))
@@ -280,13 +276,12 @@ def _check_splits(reports: dict[str, SplitReport], settings: CorpusSettings) -> 
                 f"the {name} split of {settings.source} has {split.tokens} tokens, fewer than one block of "
                 f"{settings.block_size}: give more text, a smaller block_size, or another validation_fraction"
             )
-    if "train" in reports and settings.validation_fraction < 0.5:
-        train, validation = reports["train"].tokens, reports["validation"].tokens
-        if validation > train:
-            raise UserError(
-                f"the validation split of {settings.source} would hold {validation:,} tokens and the train split "
-                f"{train:,}: split its long documents into several, in .txt files by <|endoftext|>"
-            )
+    validation, train = reports["validation"].tokens, reports.get("train")
+    if train is not None and validation > train.tokens and settings.validation_fraction < 0.5:
+        raise UserError(
+            f"the validation split of {settings.source} would hold {validation:,} tokens and the train split "
+            f"{train.tokens:,}: split its long documents into several, in .txt files by <|endoftext|>"
+        )
 
 
 def _unknown_text_notes(reports: dict[str, SplitReport], settings: CorpusSettings) -> Iterator[str]:

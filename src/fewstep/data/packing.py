@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 class SplitReport:
     """Counts of one split, which run on while it is packed.
 
-    ``documents`` used; ``tokens`` of those documents, one end-of-text each included; ``bytes`` of their UTF-8 text;
-    ``blocks`` written; ``dropped_tokens`` of the tail that filled no block, or of documents cut off;
-    ``cut_documents`` that did not fit into a block with their end; ``filled_positions`` behind the ends of documents;
-    ``cut_prompts`` that lost tokens at their beginning; ``unknown_tokens`` and ``lost_bytes`` as in
-    :class:`EncodedDocument`.
+    ``tokens`` of the documents, one end-of-text each included; ``bytes`` of their UTF-8 text; ``dropped_tokens`` of the
+    tail that filled no block, or of documents cut off; ``cut_documents`` that did not fit into a block with their end;
+    ``filled_positions`` behind the ends of documents; ``cut_prompts`` that lost tokens at their beginning;
+    ``unknown_tokens`` and ``lost_bytes`` as in :class:`EncodedDocument`.
     """
 
     documents: int = 0
@@ -81,10 +80,10 @@ class BlockPacker:
         heads = self.encoder.encode([text[:size] for text, size in zip(texts, prompts, strict=True)])
         tails = self.encoder.encode([text[size:] for text, size in zip(texts, prompts, strict=True)])
         sizes = np.array([len(head.ids) for head in heads], np.int32)
-        if (sizes >= self.block_size).any():
-            first = int((sizes >= self.block_size).argmax())
+        longest = int(sizes.argmax())
+        if sizes[longest] >= self.block_size:
             raise UserError(
-                f"the prompt {texts[first][: min(prompts[first], 40)]!a} has {sizes[first]} tokens and a block "
+                f"the prompt {texts[longest][: min(prompts[longest], 40)]!a} has {sizes[longest]} tokens and a block "
                 f"{self.block_size}: give a larger block_size, or leave the record out"
             )
         room = np.array([self.block_size - len(tail.ids) - 1 for tail in tails], np.int32)
@@ -138,8 +137,7 @@ def batch_size(documents: "Dataset") -> int:
 def pack_split(documents: "Dataset", packer: BlockPacker, path: Path) -> "Dataset":
     """Pack a split (column ``text``, of pairs also ``prompt``) into the arrow file ``path``, memory-mapped.
 
-    The documents pass one packer in order, in one process (the tokenizer itself uses all cores), so that packing
-    loses less than one block in all.
+    In one process (the tokenizer itself uses all cores), so that packing loses less than one block in all.
     """
     from datasets import Dataset, Features, List, Value
     from datasets.arrow_writer import ArrowWriter
