@@ -77,11 +77,6 @@ def test_a_model_sees_every_position_and_rows_carry_their_number_and_what_counts
     loader = torch.utils.data.DataLoader(corpus.train, batch_sampler=sampler, collate_fn=collate)
     for rows, batch in zip(sampler, loader, strict=True):
         assert batch["index"].tolist() == rows
-        assert batch["ids"].dtype == torch.int64
-        assert batch["mask"].dtype == torch.bool
-        for place, row in enumerate(rows):
-            example = corpus.train[row]
-            assert np.array_equal(batch["ids"][place], example["input_ids"])
-            assert batch["length"][place] == example["length"]
-            assert batch["num_bytes"][place] == example["num_bytes"]
-        assert bool(batch["mask"].all())
+        assert (batch["ids"].dtype, batch["mask"].dtype, bool(batch["mask"].all())) == (torch.int64, torch.bool, True)
+        for name, column in (("ids", "input_ids"), ("length", "length"), ("num_bytes", "num_bytes")):
+            assert np.array_equal(batch[name], corpus.train[rows][column])

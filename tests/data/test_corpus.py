@@ -70,14 +70,11 @@ def test_a_block_of_one_document_begins_with_it_and_the_share_cut_off_is_reporte
     corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), blocks="documents", block_size=64))
     eos, cut = corpus.tokenizer.eos_token_id, 0
     for row, text in zip(corpus.train, [t for n, t in enumerate(texts[:40]) if n % 20 != 19], strict=True):
-        tokens, behind = row["input_ids"][: row["length"]].tolist(), row["input_ids"][row["length"] :]
-        assert (behind == eos).all()
-        if tokens[-1] == eos:
-            assert corpus.tokenizer.decode(tokens[:-1]) == text
-        else:
-            cut += 1
-            assert row["length"] == 64
-            assert text.startswith(corpus.tokenizer.decode(tokens).rstrip("\ufffd"))
+        *tokens, last = row["input_ids"][: row["length"]].tolist()
+        assert (row["input_ids"][row["length"] :] == eos).all()
+        cut += last != eos
+        whole = corpus.tokenizer.decode(tokens)
+        assert whole == text if last == eos else text.startswith(whole.rstrip("\ufffd")) and row["length"] == 64
     assert 0 < cut < 38
     assert corpus.report.train.cut_documents == cut
     assert f"{cut / 38:.1%} of the documents longer than a block and cut off" in str(corpus.report)

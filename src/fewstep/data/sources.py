@@ -204,7 +204,7 @@ def _file_source(path: Path, text_field: str, prompt_field: str | None) -> Sourc
     more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
     note = f"skipped {len(skipped)} files that are empty or of another kind: {', '.join(skipped[:5])}{more}"
     options = {"paths": list(map(str, files)), "field": text_field, "prompt_field": prompt_field}
-    records = IterableDataset.from_generator(_file_records, gen_kwargs=options)
+    records = IterableDataset.from_generator(_file_records, gen_kwargs=options)  # which shares a list among ranks
     return Source(digest.hexdigest(), records, (note,) if skipped else ())
 
 

@@ -28,8 +28,8 @@ class BlockStream(IterableDataset):
     """Train blocks without end, packed from a stream of documents; rows as in :class:`PreparedCorpus`.
 
     Documents come in the source's order, from the beginning again when it ends, less those that are empty or held out
-    for validation. ``index`` counts the blocks of this process. Processes share the documents by
-    ``datasets.distributed.split_dataset_by_node``, and workers of a DataLoader share the source's files.
+    for validation. ``index`` counts the blocks of this process; processes share the documents by
+    ``datasets.distributed.split_dataset_by_node``.
     """
 
     def __init__(
