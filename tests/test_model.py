@@ -19,7 +19,6 @@ from fewstep.lab.images.generator import generate_images, images_of
 from fewstep.model import SavedModel, class_path, kind_of, merge_models
 from fewstep.pipeline import TextGenerator
 from fewstep.readouts import LinearReadout, TransformerReadout
-from fewstep.storage import CHECKPOINT_KEY, checkpoint_entry
 from tests.bundles import BLOCK_SIZE, LINES, STRIDE, only, tiny_bundle, tokenizer, with_identity, write_checkpoint
 from tests.fake_hub import running_hub
 from tests.lab.images.models import tiny_image_flow, tiny_image_model
@@ -86,14 +85,6 @@ def assert_same(ours: SavedModel, theirs: SavedModel) -> None:
         assert (theirs.tokenizer.eos_token_id, theirs.tokenizer.pad_token_id) == (0, 0)
 
 
-def image_checkpoint(model: SavedModel, file: Path, trained: str) -> Path:
-    """A checkpoint as an image stage writes it."""
-    weights = {name: part.state_dict() for name, part in model.parts().items()}
-    state = {f"{trained}.{key}": value for key, value in weights.pop(trained).items()}
-    torch.save({"state_dict": state, CHECKPOINT_KEY: checkpoint_entry(model.manifest(), weights, None)}, file)
-    return file
-
-
 def test_a_folder_and_a_checkpoint_give_the_text_model_back_and_the_same_text(tmp_path: Path) -> None:
     model = tiny_bundle()
     model.save_pretrained(tmp_path / "model")
@@ -111,7 +102,7 @@ def test_a_folder_and_a_checkpoint_give_the_image_model_back_and_the_same_images
     model, alone = tiny_image_flow(), tiny_image_model()
     model.save_pretrained(tmp_path / "model")
     images = generate_images(model, 3, 2, seed=4).images
-    for path in (tmp_path / "model", image_checkpoint(model, tmp_path / "flow.ckpt", "denoiser")):
+    for path in (tmp_path / "model", write_checkpoint(model, tmp_path / "flow.ckpt", "denoiser")):
         loaded = SavedModel.from_pretrained(path, kind="images")
         assert_same(model, loaded)
         assert torch.equal(generate_images(loaded, 3, 2, seed=4).images, images)
@@ -120,7 +111,7 @@ def test_a_folder_and_a_checkpoint_give_the_image_model_back_and_the_same_images
     (tmp_path / "model" / "config.json").write_text(edited)
     assert_same(model, SavedModel.from_pretrained(tmp_path / "model"))  # as saved before images moved into lab
     assert len(images_of(model).held_out()) == 97
-    assert_same(alone, SavedModel.from_pretrained(image_checkpoint(alone, tmp_path / "image.ckpt", "autoencoder")))
+    assert_same(alone, SavedModel.from_pretrained(write_checkpoint(alone, tmp_path / "image.ckpt", "autoencoder")))
     with pytest.raises(UserError, match=r"^[^\n]*has no denoiser .*train the stage flow first"):
         generate_images(alone, 1)
 
@@ -129,7 +120,7 @@ def test_text_and_images_are_never_mixed_up(tmp_path: Path, capsys: pytest.Captu
     tiny_bundle().save_pretrained(tmp_path / "text")
     tiny_image_model().save_pretrained(tmp_path / "images")
     text_checkpoint = write_checkpoint(tiny_bundle(), tmp_path / "text.ckpt", "denoiser")
-    checkpoint = image_checkpoint(tiny_image_model(), tmp_path / "image.ckpt", "autoencoder")
+    checkpoint = write_checkpoint(tiny_image_model(), tmp_path / "image.ckpt", "autoencoder")
     assert [kind_of(path) for path in (tmp_path / "text", text_checkpoint)] == ["text", "text"]
     for path in (tmp_path / "images", checkpoint):
         assert kind_of(str(path)) == "images"
@@ -266,13 +257,8 @@ def test_a_card_tells_what_the_model_is_and_never_matters_to_loading(tmp_path: P
     card = (tmp_path / "tiny" / "README.md").read_text()
     _, front, text = card.split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "mit"
-    for told in (
-        "public domain",
-        "trained for: 2",
-        "| 2 | 90 | 3.3 |",
-        "fewstep sample tiny --num_samples 4 --steps 2",
-    ):
-        assert told in text
+    for fact in ("public domain", "trained for: 2", "| 2 | 90 | 3.3 |", "sample tiny --num_samples 4 --steps 2"):
+        assert fact in text
     for content in (b"\xff\xfe broken", b"---\nformat: 99\n---\n"):
         (tmp_path / "tiny" / "README.md").write_bytes(content)
         assert_same(model, SavedModel.from_pretrained(tmp_path / "tiny"))
@@ -288,14 +274,9 @@ def test_stages_merge_and_what_describes_a_part_goes_with_it() -> None:
     later = only(tiny_bundle(seed=1), "language_model")
     merged = merge_models([flow, head, only(whole, "language_model"), later], ["flow", "head", "lm", "later"])
     assert list(merged.parts()) == ["autoencoder", "readout", "denoiser", "head", "language_model"]
-    identity = merged.identity
-    assert (identity.estimate, identity.trained_nfe, identity.path, identity.grid_mean, identity.trust_level) == (
-        "endpoint",
-        3,
-        "variance_preserving",
-        0.7,
-        0.9,
-    )
+    fields = ("estimate", "trained_nfe", "path", "grid_mean", "trust_level")
+    expected = ["endpoint", 3, "variance_preserving", 0.7, 0.9]
+    assert [getattr(merged.identity, name) for name in fields] == expected
     assert merged.language_model is later.language_model
 
 

@@ -76,12 +76,6 @@ def test_grids_rise_strictly_from_exactly_0_to_exactly_1(grid: TimeGrid, num_ste
     assert bool((times.diff() > 0).all())
 
 
-def test_logit_normal_grid_gives_every_step_an_equal_share_of_training_times() -> None:
-    training = LogitNormalTime(-0.5, 0.8, stratified=False).sample(200_000, torch.Generator().manual_seed(0))
-    counts = torch.histogram(training, LogitNormalGrid(-0.5, 0.8).times(8)).hist / len(training)
-    torch.testing.assert_close(counts, torch.full((8,), 1 / 8), rtol=0, atol=0.004)
-
-
 @each_grid
 @pytest.mark.parametrize("num_steps", [0, -3])
 def test_too_few_steps_are_named(grid: TimeGrid, num_steps: int) -> None:
@@ -147,16 +141,6 @@ def test_times_stay_inside_the_open_interval_in_float32(sampler: TimeSampler) ->
     times = sampler.sample(50_000, torch.Generator().manual_seed(3))
     assert times.dtype == torch.float32
     assert times.min().item() > 0 and times.max().item() < 1
-
-
-@pytest.mark.parametrize("sampler", [UniformTime(), LogitNormalTime()])
-def test_the_generator_is_the_only_state_so_resuming_is_exact(sampler: TimeSampler) -> None:
-    generator = torch.Generator().manual_seed(4)
-    sampler.sample(8, generator)
-    saved = generator.get_state()
-    uninterrupted = sampler.sample(8, generator)
-    resumed = sampler.sample(8, torch.Generator().set_state(saved))
-    assert torch.equal(resumed, uninterrupted)
 
 
 @pytest.mark.parametrize("sampler", [UniformTime(), LogitNormalTime(0.3, 1.2)], ids=["uniform", "logit_normal"])

@@ -9,7 +9,9 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
+from typing import cast
 
 from filelock import FileLock
 
@@ -31,35 +33,34 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, option: str) -> None:
-        self.folder = folder
+        self._file = folder / LOCK_FILE
         self._named = f"{option} {folder}"
-        self._descriptor: int | None = None
+        self._stream: FileIO | None = None
 
     def acquire(self) -> "FolderLock":
         """Take the lock, unless this object has it, and make the folder if it is missing; returns itself.
 
         Raises ``UserError`` where another process has it, or where the folder cannot be written.
         """
-        if self._descriptor is not None:
-            return self
-        file = self.folder / LOCK_FILE
-        descriptor = self._open(file)
-        while not _is_named(descriptor, file):  # its holder removed it between our opening and our locking
-            os.close(descriptor)
-            descriptor = self._open(file)
-        with suppress(OSError):  # who holds the lock is for messages only: a full disk does not matter
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        self._descriptor = descriptor
+        while self._stream is None:
+            stream = self._open()
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(stream.fileno()), self._file.stat()):
+                    self._stream = stream
+                    with suppress(OSError):  # who holds the lock is for messages only: a full disk does not matter
+                        stream.truncate(0)
+                        stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+                    return self
+            stream.close()  # its holder removed the file between our opening and our locking
         return self
 
     def release(self) -> None:
         """Remove the file and give the lock back; nothing happens where it is not held."""
-        if self._descriptor is not None:
+        if self._stream is not None:
             with suppress(OSError):
-                (self.folder / LOCK_FILE).unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = None
+                self._file.unlink(missing_ok=True)
+            self._stream.close()
+            self._stream = None
 
     def __enter__(self) -> "FolderLock":
         return self.acquire()
@@ -67,39 +68,30 @@ class FolderLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _open(self, file: Path) -> int:
-        """Descriptor of the locked file."""
+    def _open(self) -> FileIO:
+        """The file, locked."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            stream = cast(FileIO, self._file.open("a+b", buffering=0))
         except OSError as error:
             raise UserError(f"{self._named} cannot be written ({error.strerror}): choose another folder") from None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            raise UserError(
-                f"{self._named} is in use by {holder}: wait until that has ended, or choose another folder"
-            ) from None
+            with stream:
+                holder = os.pread(stream.fileno(), 200, 0).decode(errors="replace") or "another process"
+            remedy = "wait until that has ended, or choose another folder"
+            raise UserError(f"{self._named} is in use by {holder}: {remedy}") from None
         except OSError as error:
             _log.warning("%s cannot be locked (%s): start one command at a time in it", self._named, error.strerror)
-        return descriptor
-
-
-def _is_named(descriptor: int, file: Path) -> bool:
-    """Whether ``file`` is still the name of the open file."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), file.stat())
-    except FileNotFoundError:
-        return False
+        return stream
 
 
 @contextmanager
 def draft_of(file: Path) -> Iterator[Path]:
     """Give an empty file beside ``file`` for its new content; :func:`put_in_place` takes it, else it is removed."""
     draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}{PARTIAL}")
-    draft.touch(exist_ok=False)
+    draft.touch()
     try:
         yield draft
     finally:
@@ -108,8 +100,7 @@ def draft_of(file: Path) -> Iterator[Path]:
 
 
 def put_in_place(draft: Path, file: Path) -> None:
-    """Rename ``draft`` to ``file`` once its content is on the disk; its mode is that of any new file."""
-    follow_umask(draft)
+    """Rename ``draft`` to ``file`` once its content is on the disk."""
     flush(draft)
     os.replace(draft, file)
     with suppress(OSError):  # not every file system can flush a folder
@@ -138,26 +129,25 @@ def cached_folder(root: Path, key: str, is_whole: Callable[[Path], bool], build:
     Processes that ask at once wait for the one that builds, beside the final place; the result is renamed when done.
     Raises ``UserError`` if ``root`` cannot be created or written.
     """
-    folder = root / key
+    folder, partial = root / key, root / f".{key}{PARTIAL}"
     if is_whole(folder):
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / f"{key}.lock")
-        lock.acquire()
+        lock = FileLock(root / f"{key}.lock").acquire()
     except OSError as error:
         raise UserError(f"cache_dir {root} cannot be written ({error.strerror}): give another cache_dir") from None
-    partial = root / f".{key}.partial"
-    try:
-        if not is_whole(folder):
-            shutil.rmtree(partial, ignore_errors=True)  # under the lock it belongs to a process that died
+    with lock:
+        if is_whole(folder):
+            return folder
+        shutil.rmtree(partial, ignore_errors=True)  # under the lock it belongs to a process that died
+        try:
             partial.mkdir()
             build(partial)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        lock.release()
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

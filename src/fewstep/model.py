@@ -66,11 +66,11 @@ CORPORA = {
     "DrawnShapes": "shapes drawn by the project",
 }
 """Training data whose origin and licence are known."""
+TASK = {"text": "text-generation", "images": "unconditional-image-generation"}
 ABOUT = {
     "text": "A few-step text generator: a flow on continuous latents, and readouts from latents to tokens.",
     "images": "An image autoencoder with a flow on its latents, the continuous counterpart of a text model.",
 }
-TASK = {"text": "text-generation", "images": "unconditional-image-generation"}
 
 
 @dataclass(frozen=True)
@@ -199,22 +199,11 @@ class SavedModel:
         ``UserError`` where the folder holds something already (unless ``overwrite``) or cannot be written.
         """
         folder = FilePath(folder).expanduser()
-        self._write(folder, folder.name, scores, license, overwrite=overwrite)
-
-    def _write(self, folder: FilePath, name: str, scores: str, license: str | None, *, overwrite: bool) -> None:
-        manifest = self.manifest()
         weights = {part: network.state_dict() for part, network in self.parts().items()}
-        card = model_card(name, manifest, scores=scores, license=license)
-        storage.write_folder(folder, manifest, weights, self.tokenizer, card, overwrite=overwrite)
+        card = model_card(folder.name, self.manifest(), scores=scores, license=license)
+        storage.write_folder(folder, self.manifest(), weights, self.tokenizer, card, overwrite=overwrite)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        scores: str = "",
-        license: str | None = None,
-    ) -> str:
+    def push_to_hub(self, repo_id: str, *, private: bool = False, scores: str = "", license: str | None = None) -> str:
         """Upload to the hub's model ``owner/name``, which is created if need be; returns its address.
 
         The token is that of ``hf auth login``. Raises ``UserError`` where the hub refuses.
@@ -224,14 +213,16 @@ class SavedModel:
         api = HfApi()
         with tempfile.TemporaryDirectory() as scratch:
             folder = FilePath(scratch) / "model"
-            self._write(folder, repo_id, scores, license, overwrite=False)
+            self.save_pretrained(folder)
+            card = model_card(repo_id, self.manifest(), scores=scores, license=license)
+            (folder / storage.CARD).write_text(card, encoding="utf-8")
             try:
                 address = api.create_repo(repo_id, private=private, exist_ok=True)
                 api.upload_folder(repo_id=repo_id, folder_path=folder)
             except Exception as error:  # the HTTP library, and so the exception, depends on the hub library's version
+                reason, remedy = f"{type(error).__name__}: {first_line(error)}", "and your token (hf auth login)"
                 raise UserError(
-                    f"{repo_id} could not be written to the hub ({type(error).__name__}: {first_line(error)}): check "
-                    "the name owner/name and your token (hf auth login)"
+                    f"{repo_id} could not be written to the hub ({reason}): check the name owner/name {remedy}"
                 ) from None
         return str(address)
 
@@ -261,8 +252,7 @@ class SavedModel:
         model = cls(stored.tokenizer, identity)
         for name, spec in stored.manifest.parts.items():
             weights = stored.weights[name]
-            stored_numbers = sum(tensor.numel() for tensor in weights.values())
-            with storage.at_most_numbers(2 * stored_numbers + SPARE_NUMBERS):
+            with storage.at_most_numbers(2 * sum(tensor.numel() for tensor in weights.values()) + SPARE_NUMBERS):
                 part = build_part(name, spec, source, allow=allow)
             storage.load_strictly(part, weights, f"{source} ({name})")
             setattr(model, name, part)
@@ -272,13 +262,12 @@ class SavedModel:
 
     def check(self, source: str) -> None:
         """Raise ``UserError`` unless the parts fit together, and the tokenizer is that of the identity."""
-        configs = {name: part.config for name, part in self.parts().items()}
         for key in ("vocab_size", "latent_dim", "stride"):
-            values = {name: config[key] for name, config in configs.items() if config.get(key) is not None}
+            values = {name: part.config.get(key) for name, part in self.parts().items()}
             if key == "stride":
                 values.pop("language_model", None)
-            if len(set(map(repr, values.values()))) > 1:
-                listed = ", ".join(f"{name} {value}" for name, value in values.items())
+            if len({repr(value) for value in values.values() if value is not None}) > 1:
+                listed = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
                 raise UserError(f"{source}: parts that do not fit together, {key} is {listed}")
         if self.identity.kind == "images":
             self.require("autoencoder", source=source)
@@ -367,40 +356,38 @@ def _checked_identity(manifest: Manifest, source: str) -> Identity:
 
 def _require_estimate(identity: Identity, source: str, allow: Sequence[str]) -> None:
     """Import the objective of an allowed package, which registers its estimate. Raises ``UserError`` without one."""
-    objective = identity.objective or ""
-    if identity.estimate not in ESTIMATES and "." in objective and _within(objective, allow):
-        import_attribute(objective, f"{source}: objective")
+    package, is_outside, _ = identity.objective.partition(".")
+    if identity.estimate not in ESTIMATES and is_outside and _within(identity.objective, allow):
+        import_attribute(identity.objective, f"{source}: objective")
     if identity.estimate not in ESTIMATES:
-        package = objective.partition(".")[0] if "." in objective else "the package of its objective"
+        owner = package if is_outside else "the package of its objective"
         raise UserError(
             f"{source}: unknown estimate {identity.estimate!r}, expected one of {', '.join(ESTIMATES)}; of another "
-            f"package: import that first, or allow {package} (--allow)"
+            f"package: import that first, or allow {owner} (--allow)"
         )
 
 
 def model_card(name: str, manifest: Manifest, *, scores: str = "", license: str | None = None) -> str:
     """Markdown with YAML front matter. ``scores`` is a Markdown table, ``license`` the hub's name of one."""
-    identity = manifest.identity
-    kind, steps = identity["kind"], identity["trained_nfe"]
-    front = ["---", "library_name: fewstep", f"pipeline_tag: {TASK[kind]}", "tags: [flow-matching, few-step]"]
-    front += [f"license: {license}"] if license else []
-    parts = [f"| {part} | `{spec.class_path}` |" for part, spec in manifest.parts.items()]
-    facts = [
+    from huggingface_hub import ModelCardData
+
+    identity, kind = manifest.identity, manifest.identity["kind"]
+    tags = ["flow-matching", "few-step"]
+    front = ModelCardData(library_name="fewstep", pipeline_tag=TASK[kind], tags=tags, license=license)
+    sections = [
+        f"---\n{front}\n---\n\n# {name}\n\n{ABOUT[kind]}\n",
         f"- Training data: {CORPORA.get(identity['source'], identity['source'] or 'not recorded')}",
         f"- License of the weights: {license or 'not stated'}",
         f"- Objective: {identity['objective'] or 'not recorded'}; path: {identity['path']}",
-        f"- Sampling steps that it was trained for: {'any number' if steps is None else steps}",
+        f"- Sampling steps that it was trained for: {identity['trained_nfe'] or 'any number'}",
+        f"- Saved by fewstep {identity['versions'].get('fewstep', '(version not recorded)')}\n",
     ]
-    if kind == "text":
-        facts.append(f"- Block: {identity['block_size']} tokens")
-    scored = ["## Scores", "", scores.strip(), ""] if scores else []
-    usage = []
+    if scores:
+        sections.append(f"## Scores\n\n{scores.strip()}\n")
     if kind == "text" and "denoiser" in manifest.parts:
-        command = f"fewstep sample {name} --num_samples 4 --steps {4 if steps is None else steps}"
-        usage = ["## Use", "", "```bash", "pip install fewstep", command, "```", ""]
-    saved = f"Saved by fewstep {identity['versions'].get('fewstep', '(version not recorded)')}."
-    head = [*front, "---", "", f"# {name}", "", ABOUT[kind], "", *facts, ""]
-    return "\n".join([*head, "| part | class |", "|---|---|", *parts, "", *scored, *usage, saved, ""])
+        command = f"fewstep sample {name} --num_samples 4 --steps {identity['trained_nfe'] or 4}"
+        sections.append(f"## Use\n\n```bash\npip install fewstep\n{command}\n```\n")
+    return "\n".join(sections)
 
 
 def merge_models(models: Sequence[SavedModel], sources: Sequence[str]) -> SavedModel:
@@ -409,23 +396,22 @@ def merge_models(models: Sequence[SavedModel], sources: Sequence[str]) -> SavedM
     The identity is the last model's, except that fields that describe one part go with the part. Raises ``UserError``
     where kind, tokenizer, block size or the autoencoder's weights differ.
     """
-    parts: dict[str, Any] = {}
     origin: dict[str, int] = {}
     for index, model in enumerate(models):
         for what in ("kind", "tokenizer_fingerprint", "block_size", "blocks"):
             ours, first = getattr(model.identity, what), getattr(models[0].identity, what)
             if ours != first:
                 raise UserError(f"{sources[index]} and {sources[0]} differ in {what} ({ours}, {first}): cannot merge")
-        if "autoencoder" in parts and "autoencoder" in model.parts():
-            known = sources[origin["autoencoder"]]
-            check_same_autoencoder(parts["autoencoder"], model.parts()["autoencoder"], known, sources[index])
-        parts |= model.parts()
+        if "autoencoder" in origin and model.autoencoder is not None:
+            known = origin["autoencoder"]
+            check_same_autoencoder(models[known].autoencoder, model.autoencoder, sources[known], sources[index])
         origin |= dict.fromkeys(model.parts(), index)
     identity = models[-1].identity
     for part, names in FIELDS_OF_PART.items():
         if part in origin:
             theirs = models[origin[part]].identity
             identity = replace(identity, **{name: getattr(theirs, name) for name in names})
+    parts = {name: getattr(models[index], name) for name, index in origin.items()}
     merged = SavedModel(models[-1].tokenizer, identity, **parts)
     merged.check(" + ".join(sources))
     return merged

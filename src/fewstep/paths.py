@@ -3,11 +3,9 @@
 x_t = alpha_t x_1 + sigma_t x_0 and v = alpha'_t x_1 + sigma'_t x_0, where x_0 is the noise, called eps when it is an
 estimate. Two of (x_t, x_1, eps, v) give the other two by linear algebra (arXiv:2210.02747, arXiv:2303.08797).
 
-B batch; states are (B, ...), times (B,). Results are float32, or float64 for float64 states: half types are widened
-before any arithmetic. ``x1_from_velocity`` divides by alpha' sigma - alpha sigma', which is 1 (linear) or pi / 2 (VP).
-``eps_from_x1`` and ``velocity_from_x1`` divide by sigma and are singular at t = 1, where x_t holds no noise. There the
-divisor is held at ``MIN_DIVISOR``, so that nothing becomes infinite or NaN: for consistent inputs the numerator
-vanishes too and eps is 0. The samplers never convert there.
+B batch; states are (B, ...), times (B,). Results are float32, or float64 for float64 states. ``eps_from_x1`` and
+``velocity_from_x1`` divide by sigma and are singular at t = 1, where x_t holds no noise. There the divisor is held at
+``MIN_DIVISOR``: for consistent inputs the numerator vanishes too and eps is 0. The samplers never convert there.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@ import platform
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,9 +15,7 @@ from typing import Any
 PACKAGES = ("lightning", "transformers", "tokenizers", "datasets", "numpy")
 """Beside fewstep and torch, those whose versions figures and texts may depend on."""
 
-FEWEST_SECRET_CHARACTERS = 8
 _SECRET_NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
-_GIT_SECONDS = 10
 
 
 def provenance(command: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -35,7 +33,7 @@ def provenance(command: str, arguments: Sequence[str]) -> dict[str, Any]:
         "changed": changed,
         "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
         "command": line.encode(errors="backslashreplace").decode(),  # a file's name need not be UTF-8
-        "hardware": dict(hardware()),
+        "hardware": hardware(),
     }
 
 
@@ -46,9 +44,8 @@ def checkout(package: Path) -> tuple[str | None, bool | None]:
     """
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None, None
-    commit = _git(package, "rev-parse", "HEAD")
     changes = _git(package, "status", "--porcelain", "--untracked-files=no")
-    return commit, None if changes is None else bool(changes)
+    return _git(package, "rev-parse", "HEAD"), None if changes is None else bool(changes)
 
 
 @cache
@@ -58,7 +55,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     # Inside a git hook these name the hook's repository, whatever the folder.
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True, env=own)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=own)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -73,8 +70,7 @@ def versions(*packages: str) -> dict[str, str]:
     return installed
 
 
-@cache
-def hardware() -> Mapping[str, Any]:
+def hardware() -> dict[str, Any]:
     """Processor, cores that this process may use, GPU (None without one), operating system."""
     import torch  # takes seconds, which --help should not
 
@@ -93,6 +89,6 @@ def without_secrets(text: str) -> str:
     Values of fewer than 8 characters stay: a text contains those by chance.
     """
     for name, value in sorted(os.environ.items(), key=lambda item: -len(item[1])):
-        if len(value) >= FEWEST_SECRET_CHARACTERS and _SECRET_NAME.search(name):
+        if len(value) >= 8 and _SECRET_NAME.search(name):
             text = text.replace(value, f"[{name}]")
     return text

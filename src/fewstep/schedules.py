@@ -21,8 +21,8 @@ def upcast(x: Tensor) -> Tensor:
 class Schedule:
     """Weights of data and noise on a path, their time derivatives, and the time at which the noise weight is sigma.
 
-    Every function maps a tensor of any shape to one of that shape, float64 to float64, half types to float32; times and
-    weights lie in [0, 1]. The ends are exact: alpha(0) = sigma(1) = 0 and alpha(1) = sigma(0) = 1.
+    All keep shapes and float64, half types become float32. The ends are exact: alpha(0) = sigma(1) = 0 and
+    alpha(1) = sigma(0) = 1.
     """
 
     alpha: Callable[[Tensor], Tensor]
@@ -79,10 +79,8 @@ class UniformGrid:
         times = self._quantiles(torch.arange(num_steps + 1, dtype=torch.float64) / num_steps).float()
         times[0], times[-1] = 0.0, 1.0
         if not bool((times.diff() > 0).all()):
-            raise ValueError(
-                f"num_steps is {num_steps}: neighbouring times of this grid coincide in float32;"
-                " use fewer steps or a grid that crowds its ends less"
-            )
+            remedy = "use fewer steps or a grid that crowds its ends less"
+            raise ValueError(f"num_steps is {num_steps}: times of this grid coincide in float32; {remedy}")
         return times
 
     def _quantiles(self, u: Tensor) -> Tensor:
@@ -95,8 +93,7 @@ class _LogitNormal:
     def __init__(self, mean: float, std: float) -> None:
         if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
             raise ValueError(f"mean is {mean} and std is {std}: the logit-normal needs finite ones, std above 0")
-        self.mean = mean
-        self.std = std
+        self.mean, self.std = mean, std
 
     def _quantiles(self, u: Tensor) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
@@ -122,10 +119,6 @@ class TimeSampler(Protocol):
         ...
 
 
-# Keeps times off the ends, where conversions between x_1, eps and v are singular.
-_SMALLEST_TIME = 2.0**-24
-
-
 class UniformTime:
     """t uniform on (0, 1). ``stratified`` spreads each batch evenly, which lowers the variance of the loss.
 
@@ -142,7 +135,8 @@ class UniformTime:
         u = torch.rand(batch_size, generator=generator, device=generator.device, dtype=torch.float64)
         if self.stratified:  # one number per bin of B equal bins, in random order: each entry alone is still uniform
             u = (torch.randperm(batch_size, generator=generator, device=generator.device) + u) / batch_size
-        return self._quantiles(u).float().clamp(_SMALLEST_TIME, 1 - _SMALLEST_TIME).to(device)
+        # Off the ends, where conversions between x_1, eps and v are singular.
+        return self._quantiles(u).float().clamp(2.0**-24, 1 - 2.0**-24).to(device)
 
     def _quantiles(self, u: Tensor) -> Tensor:
         return u

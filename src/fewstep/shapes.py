@@ -76,8 +76,8 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 def randn(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
     """Standard normal noise in float32, drawn on the generator's device and moved to that of ``like``.
 
-    A CPU generator gives the same numbers for every device. With a sequence of B generators, ``shape`` (B, ...) is
-    filled example by example, each from its own: an example's noise then does not depend on its batch.
+    A CPU generator gives the same numbers for every device. With a sequence of B generators, each fills one example of
+    ``shape`` (B, ...): its noise then does not depend on its batch.
     """
     return _draw(torch.randn, shape, like, generator)
 
@@ -101,10 +101,9 @@ def _draw(draw: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor, gen
 def example_generators(seed: int, start: int, count: int) -> list[torch.Generator]:
     """CPU generators of the examples ``start`` .. ``start + count - 1`` of the stream of ``seed``.
 
-    Example i gets the same generator in every batch, so a seed gives the same samples at any batch size. PyTorch's CPU
-    generator keeps only the low 32 bits of a seed, so ``seed`` is scattered over them first (splitmix64, Steele et al.
-    2014) and the index added: no two of the 2**32 examples of a seed share a generator, and neighbouring seeds start
-    far apart.
+    A seed gives the same samples at any batch size. PyTorch's CPU generator keeps only the low 32 bits of a seed, so
+    ``seed`` is scattered over them first (splitmix64, Steele et al. 2014) and the index added: no two of the 2**32
+    examples of a seed share a generator, and neighbouring seeds start far apart.
     """
     seed, start, count = operator.index(seed), operator.index(start), operator.index(count)
     if start < 0 or count < 0:

@@ -6,10 +6,10 @@ No code is ever unpickled. What a model *is* (identity, classes of its parts) is
 import json
 import logging
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -43,18 +43,17 @@ CHECKPOINT_KEY = "fewstep"
 CARD = "README.md"
 MODEL_FILES = ("config.json", "*.safetensors", "tokenizer/*", CARD)
 """What a model folder holds, as patterns: nothing else is fetched from the hub or replaced on disk."""
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FORMAT_1_NAMES = {"head": "commitment"}
 """Parts whose weights format 1 stores under another name."""
-FORMAT_1_PACKAGES = {
-    "autoencoders": ("TransformerAutoencoder",),
-    "lab.images": ("ImageAutoencoder",),
-    "readouts": ("LinearReadout", "TransformerReadout", "CausalTransformer"),
-    "denoisers": ("RegressionDenoiser", "CategoricalDenoiser"),
+EARLIER_PATHS = {
+    "TransformerAutoencoder": "fewstep.autoencoders.TransformerAutoencoder",
+    **dict.fromkeys(
+        ("ImageAutoencoder", "fewstep.autoencoders.ImageAutoencoder"), "fewstep.lab.images.ImageAutoencoder"
+    ),
+    **{name: f"fewstep.readouts.{name}" for name in ("LinearReadout", "TransformerReadout", "CausalTransformer")},
+    **{name: f"fewstep.denoisers.{name}" for name in ("RegressionDenoiser", "CategoricalDenoiser")},
 }
-"""Where the classes are that format 1 names without their package."""
-MOVED = {"fewstep.autoencoders.ImageAutoencoder": "fewstep.lab.images.ImageAutoencoder"}
-"""Classes that models of format 2 name by an earlier path."""
+"""Where the classes are that earlier versions name by another path, format 1 without any."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +97,9 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
         return local
     from fewstep.data import hub  # for hub names only
 
-    if not HUB_NAME.fullmatch(str(path)) or hub.looks_local(str(path)):
+    if "/" not in str(path) or hub.looks_local(str(path)):
         raise UserError(f"{path} does not exist: give a model folder, a .ckpt file or the name of a model on the hub")
-    from huggingface_hub import snapshot_download
-
-    with hub.one_line_errors("model", str(path)):
-        return Path(snapshot_download(str(path), revision=revision, allow_patterns=list(MODEL_FILES)))
+    return hub.model_snapshot(str(path), MODEL_FILES, revision=revision)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -125,18 +121,17 @@ def read_model(path: Path) -> Stored:
 
     Raises ``UserError`` in one line for whatever is missing or broken.
     """
-    return _read_checkpoint(path) if path.is_file() else _read_folder(path)
-
-
-def _read_folder(folder: Path) -> Stored:
-    manifest = read_manifest(folder)
-    files = {name: folder / f"{stored}.safetensors" for name, stored in manifest.stored_names().items()}
-    weights = {name: read_safetensors(file, manifest.sha256.get(file.name)) for name, file in files.items()}
+    if path.is_file():
+        return _read_checkpoint(path)
+    manifest, weights = read_manifest(path), {}
+    for name, stored in manifest.stored_names().items():
+        file = path / f"{stored}.safetensors"
+        weights[name] = read_safetensors(file, manifest.sha256.get(file.name))
     if manifest.identity.get("kind") == "images":
         return Stored(manifest, weights, None)
-    if not (folder / "tokenizer").is_dir():  # otherwise its name would be looked up on the hub
-        raise UserError(f"{folder / 'tokenizer'} is missing: the model folder is incomplete")
-    return Stored(manifest, weights, load_tokenizer(folder / "tokenizer"))
+    if not (path / "tokenizer").is_dir():  # otherwise its name would be looked up on the hub
+        raise UserError(f"{path / 'tokenizer'} is missing: the model folder is incomplete")
+    return Stored(manifest, weights, load_tokenizer(path / "tokenizer"))
 
 
 def _read_checkpoint(file: Path) -> Stored:
@@ -167,22 +162,18 @@ def _as_manifest(values: Any, source: str) -> Manifest:
     """Check the outline of a manifest. Raises ``UserError`` where it is not one, or of a format unknown here."""
     refusal = UserError(f"{source} does not describe a fewstep model: give a folder written by save_pretrained")
     try:
-        number = values["format"]
-        if number == 1:
-            values = _from_format_1(values)
-        elif number != FORMAT:
-            raise UserError(f"{source}: model format {number!r}, this fewstep reads 1 and {FORMAT}")
+        if values["format"] not in (1, FORMAT):
+            raise UserError(f"{source}: model format {values['format']!r}, this fewstep reads 1 and {FORMAT}")
+        manifest = validated(Manifest, _from_format_1(values) if values["format"] == 1 else values, source)
     except (KeyError, TypeError, AttributeError):
         raise refusal from None
-    manifest = validated(Manifest, values, source)
     if not all(name.isidentifier() for name in manifest.parts):  # names of files
         raise refusal
-    moved = {
-        name: replace(spec, class_path=MOVED[spec.class_path])
+    parts = {
+        name: replace(spec, class_path=EARLIER_PATHS.get(spec.class_path, spec.class_path))
         for name, spec in manifest.parts.items()
-        if spec.class_path in MOVED
     }
-    return replace(manifest, parts={**manifest.parts, **moved})
+    return replace(manifest, parts=parts)
 
 
 def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -192,14 +183,12 @@ def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
     Raises ``KeyError``, ``TypeError`` or ``AttributeError`` for what never was a manifest of format 1.
     """
     new_name = {old: new for new, old in FORMAT_1_NAMES.items()}
-    class_paths = {name: f"fewstep.{package}.{name}" for package, names in FORMAT_1_PACKAGES.items() for name in names}
-    identity = dict(manifest["identity"])
-    parts = {}
+    identity, parts = dict(manifest["identity"]), {}
     for name, part in manifest["parts"].items():
-        class_path = class_paths.get(part["class"], part["class"])
-        parts[new_name.get(name, name)] = {"class_path": class_path, "init_args": dict(part["config"])}
+        init_args = dict(part["config"])
         if part["class"] == "CategoricalDenoiser":
-            parts[name]["init_args"]["path"] = identity["path"]
+            init_args["path"] = identity["path"]
+        parts[new_name.get(name, name)] = {"class_path": part["class"], "init_args": init_args}
     kind = manifest.get("kind", "text")
     if kind == "images":  # whose flow was kept apart, beside shapes that the autoencoder has anyway
         flow = identity.get("flow") or {"objective": identity["objective"]}
@@ -244,14 +233,10 @@ def write_folder(
     """
     check_target(folder, overwrite=overwrite)
     folder = folder.resolve()  # a link to a folder stays a link, its target is replaced
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+    scratch = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
     old, new = scratch / "old", scratch / "new"
     try:
-        new.mkdir()  # not mkdtemp's own folder, which only its owner may read
+        new.mkdir(parents=True)
         digests = {}
         for name, tensors in weights.items():
             file = new / f"{name}.safetensors"
@@ -304,20 +289,19 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     Raises ``UserError`` where the file is cut short or corrupt (torch itself does not check the records' checksums),
     and where it asks for code to be run.
     """
+    refusal = f"{file} cannot be read as a checkpoint"
     try:
         if is_zipfile(file):
             with ZipFile(file) as archive:
                 if damaged := archive.testzip():
-                    raise UserError(
-                        f"{file} cannot be read as a checkpoint: its record {damaged} is damaged on the disk"
-                    )
+                    raise UserError(f"{refusal}: its record {damaged} is damaged on the disk")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks to run code ({blocked[1]}), which is refused" if blocked else first_line(error)
-        raise UserError(f"{file} cannot be read as a checkpoint: {reason}") from None
+        raise UserError(f"{refusal}: {reason}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, BadZipFile) as error:
-        raise UserError(f"{file} cannot be read as a checkpoint: {first_line(error)}") from None
+        raise UserError(f"{refusal}: {first_line(error)}") from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"{file} is not a training checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
@@ -375,12 +359,13 @@ def load_strictly(part: nn.Module, weights: Mapping[str, Tensor], source: str) -
 
 def state_dict_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     """How many tensors are missing, unexpected or of another shape, with the first names of each; empty if none."""
-    shapes = {name: (tuple(given[name].shape), tuple(expected[name].shape)) for name in expected if name in given}
     listed = {
         "missing": [name for name in expected if name not in given],
         "unexpected": [name for name in given if name not in expected],
         "of another shape": [
-            f"{name} {ours} for {needed}" for name, (ours, needed) in shapes.items() if ours != needed
+            f"{name} {tuple(given[name].shape)} for {tuple(expected[name].shape)}"
+            for name in expected
+            if name in given and given[name].shape != expected[name].shape
         ],
     }
     first = {what: ", ".join(names[:2] + ["..."] * (len(names) > 2)) for what, names in listed.items()}
@@ -390,9 +375,6 @@ def state_dict_mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tens
 def warn_of_newer(saved: Mapping[str, str], source: str) -> None:
     """Log one line where a model was saved by a newer fewstep than this one."""
     ours, theirs = version("fewstep"), saved.get("fewstep", "")
-    try:
-        newer = Version(theirs) > Version(ours)
-    except InvalidVersion:
-        return
-    if newer:
-        _log.warning("%s was saved by fewstep %s, this is %s: update where it behaves oddly", source, theirs, ours)
+    with suppress(InvalidVersion):
+        if Version(theirs) > Version(ours):
+            _log.warning("%s was saved by fewstep %s, this is %s: update where it behaves oddly", source, theirs, ours)

@@ -12,18 +12,13 @@ from torch import Tensor
 from fewstep.shapes import Generators
 
 Blocks = Literal["packed", "documents"]
-"""How text is cut into blocks: joined and cut, or one document each, up to its end-of-text and then filled with more.
-
-A model writes every position of a block; of "documents" what counts ends with the first end-of-text.
-"""
+"""How text is cut into blocks: joined and cut, or one document each, up to its end-of-text, the first that counts, and
+filled with more."""
 
 
 @dataclass(frozen=True)
 class Latents:
-    """What an autoencoder makes of tokens.
-
-    ``z`` (B, K, D), unit variance per dimension; ``mask`` (B, K) bool, true where a latent stands for real tokens.
-    """
+    """``z`` (B, K, D), unit variance per dimension; ``mask`` (B, K) bool, true where it stands for real tokens."""
 
     z: Tensor
     mask: Tensor
@@ -88,10 +83,8 @@ class Ending:
 
 @dataclass(frozen=True)
 class SamplerState:
-    """One state of a trajectory.
-
-    ``step`` 0..N, ``time`` in [0, 1], ``x_t`` (B, K, D), ``x1_hat`` (B, K, D) or None before the first evaluation,
-    ``nfe`` network evaluations spent so far.
+    """``x_t`` (B, K, D) at ``step`` 0..N and ``time`` in [0, 1], ``x1_hat`` (B, K, D) or None before the first
+    evaluation, ``nfe`` network evaluations spent so far.
     """
 
     step: int
@@ -129,10 +122,9 @@ class FlowLike(Protocol):
 
 @runtime_checkable
 class LatentEncoder(Protocol):
-    """Text to latents: the part ``autoencoder`` of a saved model. Implement it as an ``nn.Module``.
+    """Text to latents: the part ``autoencoder`` of a saved model, any ``nn.Module`` with these four members.
 
-    ``config`` holds the constructor's arguments, from which a saved model builds the encoder again; ``latent_dim`` is
-    D. A subclass of nothing of ours will do: what counts are these four members.
+    ``config`` holds the constructor's arguments, from which a saved model builds it again; ``latent_dim`` is D.
     """
 
     config: dict[str, Any]
@@ -149,9 +141,9 @@ class LatentEncoder(Protocol):
 
 @runtime_checkable
 class Readout(Protocol):
-    """Latents to tokens: the part ``readout`` of a saved model. Implement it as an ``nn.Module``.
+    """Latents to tokens: the part ``readout`` of a saved model, an ``nn.Module``.
 
-    ``config`` holds the constructor's arguments, from which a saved model builds the readout again. A subclass of
+    ``config`` holds the constructor's arguments, from which a saved model builds it again. A subclass of
     :class:`fewstep.readouts.ParallelReadout` only has to define ``forward(z, mask) -> logits``.
     """
 

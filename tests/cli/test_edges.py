@@ -36,7 +36,7 @@ def test_a_whole_number_may_be_written_with_an_exponent(given: str, read: object
     assert type(content["steps"]) is type(read)
 
 
-@pytest.mark.parametrize("read", [locate, load_tokenizer, lambda name: hub.check_on_hub("model", name)])
+@pytest.mark.parametrize("read", [locate, load_tokenizer, lambda name: hub.model_snapshot(name, [])])
 @pytest.mark.parametrize("name", ["runs/typo", "./typo/x", "~/nobody/typo", "a/b/c", "owner/typo.ckpt"])
 def test_a_name_that_looks_like_a_path_is_not_asked_of_the_hub(
     read: Callable[[str], object], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -68,8 +68,6 @@ def test_too_few_examples_are_named():
         StepBatchSampler(7, 4, 10, 0, rank=1, world_size=2)
     with pytest.raises(UserError, match=r"fewer than one batch of 12 \(4 x 1 processes x 3 accumulated batches\)"):
         StepBatchSampler(7, 4, 10, 0, batches_per_step=3)
-    with pytest.raises(UserError, match="rank 2, world_size 2"):
-        StepBatchSampler(70, 4, 10, 0, rank=2, world_size=2)
 
 
 def test_a_model_sees_every_position_and_rows_carry_their_number_and_what_counts(tmp_path, make_settings):
@@ -79,11 +77,6 @@ def test_a_model_sees_every_position_and_rows_carry_their_number_and_what_counts
     loader = torch.utils.data.DataLoader(corpus.train, batch_sampler=sampler, collate_fn=collate)
     for rows, batch in zip(sampler, loader, strict=True):
         assert batch["index"].tolist() == rows
-        assert batch["ids"].dtype == torch.int64
-        assert batch["mask"].dtype == torch.bool
-        for place, row in enumerate(rows):
-            example = corpus.train[row]
-            assert np.array_equal(batch["ids"][place], example["input_ids"])
-            assert batch["length"][place] == example["length"]
-            assert batch["num_bytes"][place] == example["num_bytes"]
-        assert bool(batch["mask"].all())
+        assert (batch["ids"].dtype, batch["mask"].dtype, bool(batch["mask"].all())) == (torch.int64, torch.bool, True)
+        for name, column in (("ids", "input_ids"), ("length", "length"), ("num_bytes", "num_bytes")):
+            assert np.array_equal(batch[name], corpus.train[rows][column])

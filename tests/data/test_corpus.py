@@ -58,12 +58,11 @@ def test_the_blocks_read_in_a_row_are_the_documents(texts, tmp_path, make_settin
 
 def test_the_bytes_of_a_block_are_those_of_its_text(texts, tmp_path, make_settings):
     corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts)))
-    decoded_blocks = [corpus.tokenizer.decode(row["input_ids"]).replace("<|endoftext|>", "") for row in corpus.train]
+    blocks = [(row, corpus.tokenizer.decode(row["input_ids"]).replace("<|endoftext|>", "")) for row in corpus.train]
     # A block may begin or end inside a character, which decodes to a replacement mark of another size.
-    whole = [number for number, text in enumerate(decoded_blocks) if "\ufffd" not in text]
-    assert len(whole) > len(corpus.train) / 2
-    for number in whole:
-        assert corpus.train[number]["num_bytes"] == len(decoded_blocks[number].encode())
+    whole = [(int(row["num_bytes"]), len(text.encode())) for row, text in blocks if "\ufffd" not in text]
+    assert len(whole) > len(blocks) / 2
+    assert all(counted == size for counted, size in whole)
 
 
 def test_a_block_of_one_document_begins_with_it_and_the_share_cut_off_is_reported(tmp_path, make_settings):
@@ -71,14 +70,11 @@ def test_a_block_of_one_document_begins_with_it_and_the_share_cut_off_is_reporte
     corpus = prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", texts), blocks="documents", block_size=64))
     eos, cut = corpus.tokenizer.eos_token_id, 0
     for row, text in zip(corpus.train, [t for n, t in enumerate(texts[:40]) if n % 20 != 19], strict=True):
-        tokens, behind = row["input_ids"][: row["length"]].tolist(), row["input_ids"][row["length"] :]
-        assert (behind == eos).all()
-        if tokens[-1] == eos:
-            assert corpus.tokenizer.decode(tokens[:-1]) == text
-        else:
-            cut += 1
-            assert row["length"] == 64
-            assert text.startswith(corpus.tokenizer.decode(tokens).rstrip("\ufffd"))
+        *tokens, last = row["input_ids"][: row["length"]].tolist()
+        assert (row["input_ids"][row["length"] :] == eos).all()
+        cut += last != eos
+        whole = corpus.tokenizer.decode(tokens)
+        assert whole == text if last == eos else text.startswith(whole.rstrip("\ufffd")) and row["length"] == 64
     assert 0 < cut < 38
     assert corpus.report.train.cut_documents == cut
     assert f"{cut / 38:.1%} of the documents longer than a block and cut off" in str(corpus.report)
@@ -146,29 +142,22 @@ def test_another_tokenizer_is_taken_as_it_is_and_counts_all_bytes(texts, tmp_pat
     assert corpus.report.train.tokens > 60 * 38, "the saved truncation to 8 tokens must not apply"
 
 
-def test_prepared_once_used_again_and_rebuilt_when_anything_changes(texts, tmp_path, make_settings):
+def test_prepared_once_used_again_and_rebuilt_when_anything_changes_or_is_damaged(texts, tmp_path, make_settings):
     path = write_jsonl(tmp_path / "a.jsonl", texts)
     first = prepare_corpus(make_settings(path))
-    stamp = (first.folder / "train.arrow").stat().st_mtime_ns
+    file, blocks = first.folder / "train.arrow", first.train[:]["input_ids"]
+    stamp = file.stat().st_mtime_ns
     again = prepare_corpus(make_settings(path))
-    assert again.folder == first.folder
-    assert (again.folder / "train.arrow").stat().st_mtime_ns == stamp
-    assert str(again.report) == str(first.report)
+    assert (again.folder, str(again.report)) == (first.folder, str(first.report))
+    assert file.stat().st_mtime_ns == stamp
+    file.write_bytes(file.read_bytes()[:500])
+    stale = first.folder.parent / f".{first.folder.name}.partial"
+    stale.mkdir()
+    assert np.array_equal(prepare_corpus(make_settings(path)).train[:]["input_ids"], blocks)
+    assert not stale.exists()
     assert prepare_corpus(make_settings(path, block_size=16)).folder != first.folder
     write_jsonl(path, [*texts, "one more document"])
     assert prepare_corpus(make_settings(path)).folder != first.folder
-
-
-def test_a_damaged_or_half_written_corpus_is_built_anew(texts, tmp_path, make_settings):
-    path = write_jsonl(tmp_path / "a.jsonl", texts)
-    first = prepare_corpus(make_settings(path))
-    blocks = first.train[:]["input_ids"]
-    (first.folder / "train.arrow").write_bytes((first.folder / "train.arrow").read_bytes()[:500])
-    stale = first.folder.parent / f".{first.folder.name}.partial"
-    stale.mkdir()
-    again = prepare_corpus(make_settings(path))
-    assert np.array_equal(again.train[:]["input_ids"], blocks)
-    assert not stale.exists()
 
 
 def test_a_failed_preparation_leaves_nothing_behind(tmp_path, make_settings):
@@ -277,19 +266,19 @@ def test_a_function_from_outside_is_a_source_and_may_give_its_own_splits(make_se
 
 
 @pytest.mark.parametrize(
-    ("source", "expected"),
+    ("name", "expected"),
     [
-        ("tests.data.nothing.here", "cannot be imported"),
-        ("tests.data.test_corpus.outside_splits:7", "cannot be called"),
-        ("tests.data.test_corpus.decoded", "cannot be called"),
-        ("tests.data.test_corpus.one_sided", "no documents of the validation split"),
-        ("tests.data.test_corpus.unknown_split", "expected a text, or a pair"),
-        ("tests.data.test_corpus.numbers", "document 1 is int, expected text"),
+        ("nothing", "cannot be imported"),
+        ("outside_splits:7", "cannot be called"),
+        ("decoded", "cannot be called"),
+        ("one_sided", "no documents of the validation split"),
+        ("unknown_split", "expected a text, or a pair"),
+        ("numbers", "document 1 is int, expected text"),
     ],
 )
-def test_a_source_from_outside_that_does_not_fit_is_one_line(make_settings, source, expected):
+def test_a_source_from_outside_that_does_not_fit_is_one_line(make_settings, name, expected):
     with pytest.raises(UserError, match=expected) as caught:
-        prepare_corpus(make_settings(source))
+        prepare_corpus(make_settings(f"tests.data.test_corpus.{name}"))
     assert "\n" not in str(caught.value)
 
 

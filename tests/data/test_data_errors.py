@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 import fewstep.data
-from fewstep.data import CorpusSettings, prepare_corpus
+from fewstep.data import CorpusSettings
 from fewstep.errors import UserError
-from tests.data.texts import make_text
 
 
 @pytest.mark.parametrize(
@@ -56,10 +55,3 @@ def test_a_hub_out_of_reach_is_one_line_and_soon(tmp_path):
     assert all("'nobody/nothing' is no local path" in line and "offline or misspelt" in line for line in lines)
     assert "Retrying" not in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_one_document_cannot_be_streamed(tmp_path, make_settings):
-    path = tmp_path / "a.txt"
-    path.write_text(make_text(1))
-    with pytest.raises(UserError, match="is one document, which cannot be streamed"):
-        prepare_corpus(make_settings(path, streaming=True))

@@ -3,8 +3,6 @@
 import gzip
 import hashlib
 import json
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -121,12 +119,3 @@ def test_what_cannot_be_downloaded_is_one_line_and_leaves_nothing(tmp_path, fake
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep: error"))
     assert reason in line
     assert "another source than everyday" in line
-
-
-def test_without_pip_the_reason_is_given(tmp_path, monkeypatch):
-    class NoPip:
-        returncode, stderr = 1, f"{sys.executable}: No module named pip\n"
-
-    monkeypatch.setattr(subprocess, "run", lambda *args, **options: NoPip())
-    with pytest.raises(UserError, match="No module named pip"):
-        everyday.everyday_file(tmp_path)

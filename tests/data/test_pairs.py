@@ -55,7 +55,7 @@ def test_a_prompt_gives_way_to_its_text_from_the_left_down_to_half_a_block(words
     prompt, answer = "nobody knew how far the old ship", " ship" * words
     whole, text = (tokenizer()(part)["input_ids"] for part in (prompt, answer))
     packer = BlockPacker(tokenizer(), BLOCK, one_document=True)
-    blocks = packer.add_pairs([prompt + answer], [len(prompt)])
+    blocks = packer.add_texts([prompt + answer], [len(prompt)])
     (size,), (ids,) = blocks["prompt"].tolist(), blocks["input_ids"].tolist()
     kept = min(len(whole), max(BLOCK - len(text) - 1, BLOCK // 2))
     assert size == kept and packer.report.cut_prompts == int(kept < len(whole)) == cut

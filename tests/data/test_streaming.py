@@ -5,6 +5,8 @@ import pickle
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -15,19 +17,14 @@ from tests.data.texts import make_text, write_jsonl
 DOCUMENTS = 90
 
 
-def write_source(folder, kind="jsonl", files=1):
+def write_source(folder, kind, files):
     texts = [make_text(seed % 80, words=5 + seed % 80) for seed in range(DOCUMENTS)]
     texts[40] = ""
-    parts = [texts[number::files] for number in range(files)]
-    for number, part in enumerate(parts):
+    for number in range(files):
         if kind == "jsonl":
-            write_jsonl(folder / f"{number}.jsonl", part)
+            write_jsonl(folder / f"{number}.jsonl", texts[number::files])
         else:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            pq.write_table(pa.table({"text": part}), folder / f"{number}.parquet", row_group_size=7)
-    return folder
+            pq.write_table(pa.table({"text": texts[number::files]}), folder / f"{number}.parquet", row_group_size=7)
 
 
 @pytest.fixture
@@ -132,17 +129,10 @@ def test_a_state_of_another_rank_resumes_exactly_too(open_corpus):
     assert ids(islice(fresh, 20)) == whole[100:]
 
 
-def test_a_loader_batches_the_stream_and_workers_share_the_files(open_corpus):
+def test_a_loader_batches_the_stream(open_corpus):
     corpus = open_corpus(files=2, blocks="documents", block_size=512)
-    loader = torch.utils.data.DataLoader(corpus.train, batch_size=8, collate_fn=collate)
-    batch = next(iter(loader))
+    batch = next(iter(torch.utils.data.DataLoader(corpus.train, batch_size=8, collate_fn=collate)))
     assert ids(islice(corpus.train, 8)) == batch["ids"].tolist()
-    workers = torch.utils.data.DataLoader(corpus.train, batch_size=None, num_workers=2)
-    rows = list(islice(workers, 600))
-    # The loader asks its workers in turn.
-    first, second = (set(documents_in(rows[worker::2], corpus.tokenizer)) for worker in range(2))
-    assert not (first & second) - set(range(10))
-    assert first | second == set(range(80)) - {40} - set(documents_in(list(corpus.validation), corpus.tokenizer))
 
 
 def test_states_that_cannot_be_told_or_do_not_belong_are_refused(open_corpus):
@@ -152,6 +142,11 @@ def test_states_that_cannot_be_told_or_do_not_belong_are_refused(open_corpus):
         stream.state_dict(6)
     with pytest.raises(UserError, match="another source, tokenizer, block_size"):
         open_corpus(block_size=8).train.load_state_dict(stream.state_dict())
+
+
+def test_one_document_cannot_be_streamed(tmp_path, make_settings):
+    with pytest.raises(UserError, match="is one document, which cannot be streamed"):
+        prepare_corpus(make_settings(write_jsonl(tmp_path / "a.jsonl", [make_text(1)]), streaming=True))
 
 
 def test_streams_without_the_field_or_without_train_documents_are_refused(tmp_path, make_settings):

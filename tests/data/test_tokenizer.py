@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from fewstep.data import load_tokenizer, tokenizer_fingerprint, train_tokenizer, vocabulary_size
 from fewstep.data.packing import BlockPacker
@@ -73,9 +75,6 @@ def test_packing_in_pieces_is_packing_at_once_and_every_token_is_counted(lengths
 def test_a_folder_without_a_tokenizer_and_an_empty_one_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no tokenizer\.json"):
         load_tokenizer(tmp_path)
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
     empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<|endoftext|>")
     empty.save_pretrained(tmp_path / "empty")
     with pytest.raises(UserError, match="is empty"):
@@ -88,9 +87,6 @@ def test_a_folder_without_a_tokenizer_and_an_empty_one_are_refused(tmp_path):
 
 
 def test_berts_separator_ends_a_text_where_nothing_else_does(tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     backend = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "[SEP]": 2, "ship": 3}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "sep_token": "[SEP]"}

@@ -39,8 +39,7 @@ def corpus(suffix: str) -> Target:
     def read(content: bytes) -> object:
         file = scratch() / f"text{suffix}"
         file.write_bytes(content)
-        texts = list(read_file(str(file), "text"))
-        return [text.encode() for text in texts]
+        return [document["text"].encode() for document in read_file(str(file), "text")]
 
     return read
 

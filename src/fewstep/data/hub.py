@@ -1,5 +1,6 @@
 """Access to the hub: a failure is one line, and comes soon."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,29 +8,26 @@ from typing import Any
 
 from fewstep.errors import UserError, first_line
 
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PROBE_SECONDS = 10.0
 
 
 def looks_local(name: str) -> bool:
     """Whether a name that does not exist here is a mistyped path, which would take the hub seconds to deny.
 
-    It has more than one slash, begins with a dot, ~ or a folder that exists here, or ends like one of our files.
+    It is no ``owner/name`` or ``name``, begins with a folder that exists here, or ends like one of our files.
     """
-    first, _, rest = name.partition("/")
-    is_path = "/" in rest or name.startswith((".", "~", "/")) or (bool(rest) and Path(first).is_dir())
-    return is_path or name.endswith((".ckpt", ".safetensors", ".json"))
+    first, slash, _ = name.partition("/")
+    is_inside = bool(slash) and Path(first).is_dir()
+    return not _NAME.fullmatch(name) or is_inside or name.endswith((".ckpt", ".safetensors", ".json"))
 
 
 @contextmanager
-def one_line_errors(kind: str, name: str, *more: type[Exception]) -> Iterator[None]:
-    """Errors of the hub's libraries, and ``more``, as ``UserError``."""
-    from huggingface_hub import errors
-
-    # Which HTTP library raises depends on the version of huggingface_hub; its own error is derived from that one's.
-    http_error: Any = errors.HfHubHTTPError.__bases__[0]
+def one_line_errors(kind: str, name: str) -> Iterator[None]:
+    """Errors as ``UserError``: which one is raised depends on the versions of the hub's and of the HTTP library."""
     try:
         yield
-    except (http_error, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError, ValueError, *more) as error:
+    except Exception as error:
         raise UserError(
             f"{kind} '{name}' is no local path and the hub did not give it ({type(error).__name__}: "
             f"{first_line(error, 160)}): offline or misspelt; give a local file or folder, or set HF_HUB_OFFLINE=1 to "
@@ -44,8 +42,6 @@ def check_on_hub(kind: str, name: str) -> str:
     """
     from huggingface_hub import HfApi, constants
 
-    if looks_local(name):
-        raise UserError(f"{kind} '{name}' does not exist: it looks like a path; give one that does, or a hub name")
     if constants.HF_HUB_OFFLINE:
         return "offline"
     ask: Any = HfApi().dataset_info if kind == "data set" else HfApi().model_info
@@ -53,10 +49,17 @@ def check_on_hub(kind: str, name: str) -> str:
         return str(ask(name, timeout=_PROBE_SECONDS).sha)
 
 
-def model_snapshot(path_or_name: str, patterns: Sequence[str], *, ignored: Sequence[str] = ()) -> Path:
+def model_snapshot(
+    path_or_name: str,
+    patterns: Sequence[str],
+    *,
+    ignored: Sequence[str] = (),
+    kind: str = "model",
+    revision: str | None = None,
+) -> Path:
     """The folder ``path_or_name``, or what the hub's model of that name has of the files ``patterns``, fetched.
 
-    Files that match ``ignored`` too are left out. Raises ``UserError`` if neither exists.
+    Files that match ``ignored`` too are left out. Raises ``UserError``, about a ``kind``, if neither exists.
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -64,11 +67,12 @@ def model_snapshot(path_or_name: str, patterns: Sequence[str], *, ignored: Seque
     if local.is_dir():
         return local
     if local.exists() or looks_local(path_or_name):
-        raise UserError(f"model {path_or_name} is no folder: give a folder written by save_pretrained, or a hub name")
-    check_on_hub("model", path_or_name)
-    with one_line_errors("model", path_or_name):
+        raise UserError(f"{kind} {path_or_name} is no folder: give one written by save_pretrained, or a hub name")
+    check_on_hub(kind, path_or_name)
+    with one_line_errors(kind, path_or_name):
         folder = snapshot_download(
             path_or_name,
+            revision=revision,
             allow_patterns=list(patterns),
             ignore_patterns=list(ignored),
             local_files_only=constants.HF_HUB_OFFLINE,

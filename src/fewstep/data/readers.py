@@ -2,16 +2,14 @@
 
 import codecs
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from fewstep.data.tokenizer import END_OF_TEXT
 from fewstep.errors import UserError, first_line
@@ -62,7 +60,7 @@ def top_column(names: Iterable[str], field: str, place: str) -> str:
     return column
 
 
-def _lines(file: BinaryIO, path: str) -> Iterator[tuple[str, str]]:
+def _lines(file: io.BufferedReader, path: str) -> Iterator[tuple[str, str]]:
     """Each line with its place."""
     for number, line in enumerate(file, 1):
         place = f"{path} line {number}"
@@ -73,7 +71,7 @@ def _lines(file: BinaryIO, path: str) -> Iterator[tuple[str, str]]:
             raise UserError(f"{place} is not UTF-8 (byte 0x{byte:02x}): convert it, as by iconv -t UTF-8") from None
 
 
-def _read_text(file: BinaryIO, path: str, field: str, *others: str) -> Records:
+def _read_text(file: io.BufferedReader, path: str, field: str, *others: str) -> Records:
     """Documents separated by form feeds or ``<|endoftext|>``; without any, the whole file is one."""
     pending: list[str] = []
     for place, line in _lines(file, path):
@@ -87,21 +85,15 @@ def _read_text(file: BinaryIO, path: str, field: str, *others: str) -> Records:
     yield path, {field: "".join(pending)}
 
 
-def _read_json_lines(file: BinaryIO, path: str, *fields: str) -> Records:
-    """One object a line; blank lines are skipped."""
+def _read_json(file: io.BufferedReader, path: str, *fields: str) -> Records:
+    """A list of objects, or one object a line, where blank lines are skipped."""
+    if file.peek(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        for number, record in enumerate(_parsed(file.read(), path, "a list of objects, or one object a line"), 1):
+            yield f"{path} record {number}", record
+        return
     for place, line in _lines(file, path):
         if line.strip():
             yield place, _parsed(line, place, "one object a line")
-
-
-def _read_json(file: BinaryIO, path: str, *fields: str) -> Records:
-    """A list of objects, or one object a line."""
-    buffered = io.BufferedReader(file)  # type: ignore[type-var]
-    if not buffered.peek(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-        yield from _read_json_lines(buffered, path)
-        return
-    for number, record in enumerate(_parsed(buffered.read(), path, "a list of objects"), 1):
-        yield f"{path} record {number}", record
 
 
 def _parsed(content: str | bytes, place: str, expected: str) -> Any:
@@ -112,69 +104,53 @@ def _parsed(content: str | bytes, place: str, expected: str) -> Any:
         raise UserError(f"{place} is not JSON ({reason}): expected {expected}") from None
 
 
-def _read_csv(file: BinaryIO, path: str, *fields: str, delimiter: str) -> Records:
+def _read_csv(file: io.BufferedReader, path: str, *fields: str, delimiter: str) -> Records:
     """A table whose first row names the columns."""
     csv.field_size_limit(2**31 - 1)
     table = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter)
-    for number, record in enumerate(table, 1):
-        yield f"{path} row {number}", record
+    yield from ((f"{path} row {number}", record) for number, record in enumerate(table, 1))
 
 
-def _read_parquet(file: BinaryIO, path: str, *fields: str) -> Records:
+def _read_parquet(file: io.BufferedReader, path: str, *fields: str) -> Records:
     """A table of which the columns of the fields are read."""
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(file)
+    table = pq.ParquetFile(file if file.seekable() else io.BytesIO(file.read()))
     columns = list(dict.fromkeys(top_column(table.schema_arrow.names, field, path) for field in fields))
     records = (record for batch in table.iter_batches(batch_size=256, columns=columns) for record in batch.to_pylist())
-    for number, record in enumerate(records, 1):
-        yield f"{path} row {number}", record
+    yield from ((f"{path} row {number}", record) for number, record in enumerate(records, 1))
 
 
 READERS: dict[str, Callable[..., Records]] = {
     ".txt": _read_text,
-    ".jsonl": _read_json_lines,
+    ".jsonl": _read_json,
     ".json": _read_json,
     ".csv": partial(_read_csv, delimiter=","),
     ".tsv": partial(_read_csv, delimiter="\t"),
     ".parquet": _read_parquet,
 }
 """Reader of an open file by the file's extension, with its path and the fields that are read, the text's first."""
+_COMPRESSED = (".gz", ".zst")
+EXTENSIONS = f"{', '.join(READERS)}, also compressed ({', '.join(_COMPRESSED)})"
 
 
-def _open_zstd(path: str) -> BinaryIO:
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError(f"{path} needs the package zstandard: pip install zstandard, or decompress it") from None
-    return zstandard.open(path)
+def kind_of(path: Path) -> str | None:
+    """The extension by which a file is read, such as ``.jsonl`` of ``a.jsonl.gz``; None if there is no reader."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = (suffixes[:-1] if suffixes and suffixes[-1] in _COMPRESSED else suffixes)[-1:]
+    return kind[0] if kind and kind[0] in READERS else None
 
 
-_OPEN: dict[str, Callable[[str], Any]] = {"": partial(open, mode="rb"), ".gz": gzip.open, ".zst": _open_zstd}
-EXTENSIONS = f"{', '.join(READERS)}, also compressed (.gz, .zst)"
+def read_file(path: str, field: str, prompt_field: str | None = None) -> Iterator[dict[str, Any]]:
+    """Every document of a file, cleaned: ``text``, found by ``field`` as :func:`text_of` says.
 
-
-def kind_of(path: Path) -> tuple[str, str] | None:
-    """Extensions of a readable file, such as (``.jsonl``, ``.gz``), the second empty if it is not compressed."""
-    *_, kind, last = ["", "", *(suffix.lower() for suffix in path.suffixes)]
-    kind, compression = (kind, last) if last in _OPEN and last else (last, "")
-    return (kind, compression) if kind in READERS else None
-
-
-def read_file(path: str, field: str) -> Iterator[str]:
-    """Every document of a file, cleaned; ``field`` names the text in records, see :func:`text_of`.
-
-    Raises ``UserError``, naming file and row, if it cannot be read as what its extension says.
+    Of pairs the text stands behind its prompt and a space, and ``prompt`` is the number of the prompt's characters.
+    Raises ``UserError``, naming file and row, for what cannot be read as its extension says, and for half a pair.
     """
-    return (text_of(record, field, place) for place, record in _records(path, field))
-
-
-def read_pairs(path: str, field: str, prompt_field: str) -> Iterator[dict[str, Any]]:
-    """Every ``text`` of a file behind its prompt and a space, and ``prompt``, the characters of the prompt alone.
-
-    Fields are read as in :func:`read_file`. Raises ``UserError`` too where one is empty.
-    """
-    if (kind_of(Path(path)) or (".txt",))[0] == ".txt":
+    if prompt_field is None:
+        yield from ({"text": text_of(record, field, place)} for place, record in _records(path, field))
+        return
+    if kind_of(Path(path)) in (None, ".txt"):
         raise UserError(f"{path} has no fields: prompt_field is for records, as in a .jsonl file")
     for place, record in _records(path, field, prompt_field):
         text, prompt = text_of(record, field, place), text_of(record, prompt_field, place, "prompt_field")
@@ -187,19 +163,17 @@ def read_pairs(path: str, field: str, prompt_field: str) -> Iterator[dict[str, A
 def _records(path: str, *fields: str) -> Records:
     import pyarrow as pa
 
-    # Some errors of arrow, zlib and csv are no ValueError.
-    damage = (OSError, EOFError, ValueError, OverflowError, pa.ArrowException, zlib.error, csv.Error)
-    kind, compression = kind_of(Path(path)) or (".txt", "")
-    count = 0
+    kind, count = kind_of(Path(path)) or ".txt", 0
     try:
-        with _OPEN[compression](path) as file:
+        with io.BufferedReader(pa.input_stream(path)) as file:  # which decompresses by the extension
             for place, record in READERS[kind](file, path, *fields):
                 yield place, record
                 count += 1
-    except damage as error:
+    # Some errors of arrow and csv are no ValueError.
+    except (OSError, EOFError, ValueError, OverflowError, pa.ArrowException, csv.Error) as error:
         raise UserError(
-            f"{path} cannot be read as {kind}{compression} after {count} documents ({first_line(error)}): damaged, cut "
-            "short, or not what its name says"
+            f"{path} cannot be read as {kind} after {count} documents ({first_line(error)}): damaged, cut short, or "
+            "not what its name says"
         ) from None
 
 
@@ -214,10 +188,14 @@ def find_files(path: Path) -> tuple[list[Path], list[str]]:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty: give a file with text in it")
         return [path], []
-    visible = [file for file in sorted(path.rglob("*")) if not re.search(r"/\.", f"/{file.relative_to(path)}")]
-    files = [file for file in visible if kind_of(file) and file.is_file() and file.stat().st_size > 0]
-    read = set(files)
-    skipped = [str(file.relative_to(path)) for file in visible if file.is_file() and file not in read]
+    files, skipped = [], []
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        if file.is_file() and not re.search(r"/\.", f"/{name}"):
+            if kind_of(file) and file.stat().st_size > 0:
+                files.append(file)
+            else:
+                skipped.append(str(name))
     if not files:
         reason = f"only files that are empty or of another kind ({', '.join(skipped[:5])})" if skipped else "no file"
         raise UserError(f"folder {path} holds {reason}: give a folder with such files as {EXTENSIONS}")

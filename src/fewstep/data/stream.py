@@ -28,8 +28,8 @@ class BlockStream(IterableDataset):
     """Train blocks without end, packed from a stream of documents; rows as in :class:`PreparedCorpus`.
 
     Documents come in the source's order, from the beginning again when it ends, less those that are empty or held out
-    for validation. ``index`` counts the blocks of this process. Processes share the documents by
-    ``datasets.distributed.split_dataset_by_node``, and workers of a DataLoader share the source's files.
+    for validation. ``index`` counts the blocks of this process; processes share the documents by
+    ``datasets.distributed.split_dataset_by_node``.
     """
 
     def __init__(
@@ -79,8 +79,7 @@ class BlockStream(IterableDataset):
             raise UserError(
                 "the stream's saved state is of another source, tokenizer, block_size, blocks or number of processes"
             )
-        snapshot = copy.deepcopy(state["snapshot"]) if state["rank"] == self._rank else _BEGINNING
-        self._begin(snapshot, state["yielded"])
+        self._begin(state["snapshot"] if state["rank"] == self._rank else _BEGINNING, state["yielded"])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         first = self._start["blocks"] + self._skip
@@ -92,13 +91,11 @@ class BlockStream(IterableDataset):
                 yield row
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        settings = self._settings
+        settings, start = self._settings, copy.deepcopy(self._start)
         packer = BlockPacker(self._tokenizer, settings.block_size, one_document=settings.one_document)
-        packer.report.blocks = self._start["blocks"]
-        packer.rest_ids, packer.rest_bytes = (
-            np.array(self._start[name], np.int32) for name in ("rest_ids", "rest_bytes")
-        )
-        position = self._start["source"]
+        packer.report.blocks = start["blocks"]
+        packer.rest_ids, packer.rest_bytes = (np.array(start[name], np.int32) for name in ("rest_ids", "rest_bytes"))
+        position = start["source"]
         while True:
             # A stream that has been resumed would resume again when read again: every pass takes a fresh copy.
             records = copy.deepcopy(self._records)
@@ -114,7 +111,7 @@ class BlockStream(IterableDataset):
                 source = copy.deepcopy(records.state_dict())
                 self._history.append({"blocks": packer.report.blocks, "source": source, **rest})
             if not has_documents:
-                raise UserError(f"source {self._settings.source} gives process {self._rank} no train documents")
+                raise UserError(f"source {settings.source} gives process {self._rank} no train documents")
             position = None
 
     def _texts(self, records: Any) -> Iterator[str]:

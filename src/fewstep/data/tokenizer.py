@@ -45,48 +45,30 @@ def load_tokenizer(path_or_name: str | Path) -> "PreTrainedTokenizerFast":
     """A tokenizer from a folder or from the hub, with an end-of-text and a padding token.
 
     Without an end-of-text token, ``[SEP]`` of BERT is taken, or ``<|endoftext|>`` is added; one without padding
-    pads with its end-of-text.
-    Raises ``UserError`` for a missing or empty one, and for one without a fast backend.
+    pads with its end-of-text. Raises ``UserError`` for a missing or empty one, and for one without a fast backend.
     """
-    from huggingface_hub import try_to_load_from_cache
     from transformers import AutoTokenizer
 
-    name = str(path_or_name)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "tokenizer.json").exists() and not (path / "tokenizer_config.json").exists():
-            raise UserError(f"folder {path} holds no tokenizer.json: give a folder written by save_pretrained")
-        name = str(path)
-    else:
+    name, folder = str(path_or_name), Path(path_or_name).expanduser()
+    if not folder.is_dir():
         from fewstep.data import hub  # for hub names only
 
-        if path.exists() or hub.looks_local(name):
-            raise UserError(f"tokenizer {name} is no folder: give a folder written by save_pretrained, or a hub name")
-        if not isinstance(try_to_load_from_cache(name, "tokenizer.json"), str):
-            hub.check_on_hub("tokenizer", name)
+        folder = hub.model_snapshot(name, ("*.json", "*.txt", "*.model"), ignored=("*/*",), kind="tokenizer")
+    elif not (folder / "tokenizer.json").exists() and not (folder / "tokenizer_config.json").exists():
+        raise UserError(f"folder {folder} holds no tokenizer.json: give a folder written by save_pretrained")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"tokenizer {name} cannot be loaded ({first_line(error, 160)}): give a folder written by save_pretrained, "
-            "or a hub name that is in reach (with HF_HUB_OFFLINE=1, one downloaded before)"
-        ) from None
+        remedy = "give a folder written by save_pretrained, or a hub name"
+        raise UserError(f"tokenizer {name} cannot be loaded ({first_line(error, 160)}): {remedy}") from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"tokenizer {name} has no fast backend: give one with a tokenizer.json")
     if len(tokenizer) <= 1 or not tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False):
         raise UserError(f"tokenizer {name} is empty ({len(tokenizer)} tokens): its vocabulary did not load")
-    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
-        tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token is None:
-        tokenizer.add_special_tokens({"eos_token": END_OF_TEXT})
+        tokenizer.add_special_tokens({"eos_token": tokenizer.sep_token or END_OF_TEXT})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    vocabulary = tokenizer.get_vocab()
-    if len(set(vocabulary.values())) < len(vocabulary):
-        raise UserError(
-            f"tokenizer {name} has two tokens of one id, since its vocabulary skips ids and has no end-of-text token: "
-            "give it one with save_pretrained"
-        )
     return tokenizer
 
 
@@ -128,6 +110,11 @@ class EncodedDocument:
     unknown_tokens: int = 0
     lost_bytes: int = 0
 
+    def __add__(self, other: "EncodedDocument") -> "EncodedDocument":
+        ids, num_bytes = np.append(self.ids, other.ids), np.append(self.num_bytes, other.num_bytes)
+        unknown_tokens, lost_bytes = self.unknown_tokens + other.unknown_tokens, self.lost_bytes + other.lost_bytes
+        return EncodedDocument(ids, num_bytes, unknown_tokens, lost_bytes)
+
 
 class DocumentEncoder:
     """Tokens of documents with their bytes, on a private copy of the tokenizer's backend.
@@ -158,18 +145,8 @@ class DocumentEncoder:
 
         Give about a MiB of text at a time: what the tokenizer keeps meanwhile is a hundred times the size of the ids.
         """
-        if not self._is_byte_level:
-            encodings = self._backend.encode_batch(texts, add_special_tokens=False)
-            return [self._by_offsets(*pair) for pair in zip(texts, encodings, strict=True)]
-        documents = []
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        for text, encoding in zip(texts, encodings, strict=True):
-            ids = np.asarray(encoding.ids, dtype=np.int32)
-            num_bytes = self._token_bytes[ids]
-            lost = max(0, len(text.encode()) - int(num_bytes.sum()))
-            num_bytes[-1:] += lost
-            documents.append(EncodedDocument(ids, num_bytes, int((ids == self._unknown_id).sum()), lost))
-        return documents
+        encode = self._backend.encode_batch_fast if self._is_byte_level else self._backend.encode_batch
+        return [self._document(*pair) for pair in zip(texts, encode(texts, add_special_tokens=False), strict=True)]
 
     def is_lossless(self, texts: list[str]) -> bool:
         """Whether the tokens of each text spell it again, white space aside (a lowercasing tokenizer does not)."""
@@ -177,14 +154,20 @@ class DocumentEncoder:
         decoded = [self._backend.decode(encoding.ids, skip_special_tokens=False) for encoding in encodings]
         return ["".join(text.split()) for text in decoded] == ["".join(text.split()) for text in texts]
 
-    def _by_offsets(self, text: str, encoding: "Encoding") -> EncodedDocument:
+    def _document(self, text: str, encoding: "Encoding") -> EncodedDocument:
         ids = np.asarray(encoding.ids, dtype=np.int32)
-        starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
         known = ids != self._unknown_id
-        opened, closed = (np.bincount(places[known], minlength=len(text) + 1) for places in (starts, ends))
-        gaps = np.flatnonzero(np.cumsum(opened - closed)[:-1] == 0)
-        lost = sum(len(text[place].encode()) for place in gaps if not text[place].isspace())
-        return EncodedDocument(ids, _bytes_by_ends(text, ends), int((~known).sum()), lost)
+        if self._is_byte_level:
+            num_bytes = self._token_bytes[ids]
+            lost = max(0, len(text.encode()) - int(num_bytes.sum()))
+            num_bytes[-1:] += lost
+        else:
+            starts, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+            num_bytes = _bytes_by_ends(text, ends)
+            opened, closed = (np.bincount(places[known], minlength=len(text) + 1) for places in (starts, ends))
+            gaps = np.flatnonzero(np.cumsum(opened - closed)[:-1] == 0)
+            lost = sum(len(text[place].encode()) for place in gaps if not text[place].isspace())
+        return EncodedDocument(ids, num_bytes, int((~known).sum()), lost)
 
 
 def _is_byte_level(state: dict) -> bool:
