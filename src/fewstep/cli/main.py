@@ -55,17 +55,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def usage() -> str:
     """The help text: every command with its line."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {help_line}" for name, (help_line, _) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: fewstep COMMAND [OPTIONS]",
-            "",
-            *lines,
-            "",
-            "fewstep COMMAND --help shows the options of a command; fewstep --version shows the version;",
-            "--debug with any command shows where in the code an error came from.",
-        ]
-    )
+    lines = "\n".join(f"  {name:<{width}}  {help_line}" for name, (help_line, _) in COMMANDS.items())
+    return f"""usage: fewstep COMMAND [OPTIONS]
+
+{lines}
+
+fewstep COMMAND --help shows the options of a command; fewstep --version shows the version;
+--debug with any command shows where in the code an error came from."""
 
 
 def dispatch(argv: list[str]) -> int:
@@ -104,17 +100,17 @@ class LenientStream:
 
     def write(self, text: str) -> int:
         """Write ``text``, or drop it after a failure."""
-        self._try(lambda: self.stream.write(text))
+        self._try(self.stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         """Flush, unless the stream has failed."""
-        self._try(lambda: self.stream.flush())
+        self._try(self.stream.flush)
 
-    def _try(self, action: Callable[[], object]) -> None:
+    def _try(self, action: Callable[..., object], *arguments: str) -> None:
         if self.error is None:
             try:
-                action()
+                action(*arguments)
             except OSError as error:
                 self.error = error
 
@@ -159,16 +155,6 @@ def errors_to_exit_code(command: Callable[[list[str]], int], argv: list[str]) ->
             return _refuse([message], debug)
         finally:
             stderr.flush()
-
-
-def rank_zero_errors(command: Callable[[], int]) -> int:
-    """Run ``command``; report errors on rank 0 only."""
-    try:
-        return command()
-    except UserError:
-        if os.environ.get("RANK", "0") == "0":
-            raise
-        return EXIT_USER_ERROR
 
 
 def one_line(text: str) -> str:
