@@ -120,6 +120,10 @@ CHOICES = [
     Case("compare {model} --out out --objectives flow_matching,magic", "'magic'", "expected one of"),
     Case("quickstart --out out --size hugo", "hugo", "one of accelerator, base, debug, hour"),
 ]
+CHOICES += [
+    Case(f"diagnose {{model}} --protocol paper {option} {value}", f"leave {option} out", "--protocol paper decides")
+    for option, value in (("--examples", "8"), ("--positions", "2"), ("--effort", "full"), ("--only", "dabi"))
+]
 PLACES = [
     Case("sample nowhere", "nowhere does not exist", "give a model folder"),
     Case("sample no_model", "no_model", "no config.json"),

@@ -43,11 +43,10 @@ class DeviceOptions:
         """The name of a torch device, a GPU of its own for each local rank. Raises ``UserError`` for a missing GPU."""
         import torch
 
-        if not torch.cuda.is_available():
-            if self.device == "cuda":
-                raise UserError("device is cuda: PyTorch finds no CUDA GPU here; use --device cpu")
-            return "cpu"
-        if self.device == "cpu":
+        is_there = torch.cuda.is_available()
+        if self.device == "cuda" and not is_there:
+            raise UserError("device is cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+        if self.device == "cpu" or not is_there:
             return "cpu"
         local_rank = os.environ.get("LOCAL_RANK")
         return "cuda" if local_rank is None else f"cuda:{int(local_rank) % torch.cuda.device_count()}"
@@ -98,10 +97,7 @@ class StudyOptions(TextOptions, DeviceOptions):
     def study(
         self, bundle: "SavedModel", *, mauve: bool = False, prompt_tokens: int = 0, infill_tokens: int = 0
     ) -> "TextStudy":
-        """Scorer, real text and protocol for the samples of ``bundle`` and of models on its latents.
-
-        They are given ``prompt_tokens`` of held-out texts, or all but ``infill_tokens``.
-        """
+        """Scorer, real text and protocol for samples that are given ``prompt_tokens`` or all but ``infill_tokens``."""
         from fewstep.evaluation.scorers import RunScorer, Scorer
         from fewstep.evaluation.text_plan import TextStudy, real_text
         from fewstep.evaluation.transformers_scorer import TransformersScorer

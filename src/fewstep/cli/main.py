@@ -125,11 +125,10 @@ def check_stdout() -> None:
 
 
 def errors_to_exit_code(command: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Call ``command(argv)`` and return its exit code.
+    """Call ``command(argv)``, without ``--debug``, and return its exit code.
 
-    A ``UserError`` and an error of the machine (disk, memory) are one line on stderr and 2; ``--debug``, which the
-    command does not see, adds the traceback. An interrupt is 130, a reader of stdout that left 141. Every other
-    exception is a defect and passes.
+    A ``UserError`` and an error of the machine (disk, memory) are one line on stderr and 2, an interrupt 130, a reader
+    of stdout that left 141. Every other exception is a defect and passes.
     """
     debug = DEBUG in argv
     stdout, stderr = LenientStream(sys.stdout), LenientStream(sys.stderr)
@@ -144,7 +143,7 @@ def errors_to_exit_code(command: Callable[[list[str]], int], argv: list[str]) ->
         except KeyboardInterrupt:
             print("fewstep: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
-        except (OSError, MemoryError, RuntimeError, ValueError) as error:
+        except (OSError, MemoryError, RuntimeError) as error:
             if error is stdout.error:
                 # What is still buffered is flushed at exit, where the interpreter would complain.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
@@ -171,8 +170,6 @@ def machine_message(error: Exception) -> str | None:
     """The line for an error of the machine; None for any other."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({str(error).partition('. ')[0] or 'no more available'}): give a smaller --batch_size"
-    if isinstance(error, ValueError) and "embedded null byte" in str(error):
-        return "the name of a file holds a NUL character (got '\\0'): give it without"
     for *numbers, advice in MACHINE_ERRORS:
         if isinstance(error, OSError) and error.errno in numbers:
             return f"{error.filename or 'a file'}: {error.strerror}: {advice}"

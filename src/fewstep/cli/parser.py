@@ -20,8 +20,7 @@ def command_parser(command: str, options: type) -> ArgumentParser:
     """The parser of ``fewstep COMMAND``, whose options are the fields of the dataclass ``options``.
 
     A field without a default is positional, a bool is a pair of flags (``--mauve``, ``--no_mauve``), a list takes its
-    values with blanks between. Help comes from the ``Args`` of the docstring of the class, and each base class is a
-    group of its own.
+    values with blanks between. Each base class is a group, its docstring the help.
     """
 
     def title(group: type) -> str:

@@ -108,10 +108,7 @@ def main(argv: list[str]) -> int:
 
 
 def choose_source(options: QuickstartOptions) -> str:
-    """The text of ``options.out`` if that was begun, else as given, else everyday English or what stands in for it.
-
-    Raises ``UserError`` for another text than the folder's.
-    """
+    """The text of ``options.out`` if that was begun, else as given, else everyday English or what stands in for it."""
     from fewstep.data.everyday import EVERYDAY, everyday_file
 
     begun = [file for stage in STAGES if (file := options.out / stage / "config.yaml").is_file()]
@@ -226,10 +223,7 @@ class Beside:
 
 
 def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> None:
-    """Merge the stages into one model folder, evaluate it, and write table and picture. ``recipe``: provenance.
-
-    Rows of an earlier call stay where model and protocol are the same.
-    """
+    """Merge the stages into two models, evaluate them, and write tables and pictures. ``recipe``: provenance."""
     from fewstep.evaluation.charts import STEPS as OVER_STEPS
     from fewstep.evaluation.charts import score_pictures
     from fewstep.evaluation.frontier import write_frontier

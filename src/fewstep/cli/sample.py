@@ -162,10 +162,7 @@ def print_now(batches: Iterable[str]) -> None:
 
 
 def given_texts(options: PromptOptions) -> list[Given]:
-    """What the texts are to begin with or to be built around, one for each that the options name.
-
-    Raises ``UserError`` for more than one of prompt, infill and prompts, and for a file that is broken.
-    """
+    """What is known of each text that the options name. Raises ``UserError`` for options that do not fit each other."""
     chosen = [name for name in ("prompt", "infill", "prompts") if getattr(options, name) is not None]
     if len(chosen) > 1:
         raise UserError(f"--{' and --'.join(chosen)} are given: choose one")
@@ -187,12 +184,10 @@ def read_prompts(file: Path) -> Iterator[Given]:
         with file.open("rb") as stream:
             for place, row in READERS[".jsonl"](stream, f"{file},", "prompt"):
                 is_empty = False
-                texts = (
-                    [item for item in row.items() if item[0] in ("prompt", "infill")] if isinstance(row, dict) else []
-                )
-                if len(texts) != 1 or not isinstance(texts[0][1], str):
+                kinds = [kind for kind in ("prompt", "infill") if isinstance(row, dict) and kind in row]
+                if len(kinds) != 1 or not isinstance(row[kinds[0]], str):
                     raise UserError(f'{place}: expected an object with a text as "prompt" or as "infill"')
-                yield Given(*texts[0])
+                yield Given(kinds[0], row[kinds[0]])
     except OSError as error:
         raise UserError(f"--prompts {file}: {error.strerror}: give a .jsonl file") from None
     if is_empty:
@@ -216,12 +211,14 @@ def written_batches(options: SampleOptions, given: Sequence[Given], recipe: dict
     seconds, stream = 0.0, Stream()
     with tqdm(total=len(given), desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
         for first, batch in alike_batches(given, 1 if options.stream or options.animate else options.batch_size):
+            kind = batch[0].kind
+            known: dict[str, Any] = {kind: [text for _, text in batch]} if kind else {}
             generated = generator.generate(
                 len(batch),
                 options.steps,
                 options.seed,
                 **passed,
-                **({batch[0].kind: [text for _, text in batch]} if batch[0].kind else {}),
+                **known,
                 reuse_noise=options.noise == "reused",
                 gap_tokens=(int(least), int(most or least)),
                 batch_size=len(batch),
@@ -325,11 +322,7 @@ def json_lines(
     first: int,
     recipe: dict[str, Any],
 ) -> Iterator[str]:
-    """One JSON object per text, from index ``first`` on, each with all that reproduces it.
-
-    A text with a prompt has it, and its ``continuation``; one with gaps has its ``infill``, and what is in the
-    ``gaps``.
-    """
+    """One JSON object per text, from index ``first`` on, each with all that reproduces it."""
     from fewstep.data.tokenizer import decode_documents
 
     settings = {name: value for name, value in asdict(options).items() if name not in NOT_IN_ROWS}
