@@ -38,12 +38,17 @@ def test_a_sample_depends_on_seed_and_place_not_on_the_batches(generator: TextGe
         assert torch.pdist(whole.x_1.flatten(1)).min() > 0.1
 
 
-def test_latents_are_those_of_the_sampler_that_the_identity_names(generator: TextGenerator) -> None:
-    made = generator.generate(3, 4, 11, reinjection=0.5)
-    flow = generator.model.flow()
-    generators = example_generators(11, 0, 3)
-    sampler = FlowSampler(flow.path, grid=LogitNormalGrid(-0.2, 1.1), reinjection=0.5)
+@pytest.mark.parametrize(
+    ("identity", "grid"),
+    [({}, LogitNormalGrid(-0.2, 1.1)), ({"grid_mean": None, "grid_std": None}, UniformGrid())],
+)
+def test_latents_are_those_of_the_sampler_that_the_identity_names(
+    generator: TextGenerator, identity: dict, grid: UniformGrid | LogitNormalGrid
+) -> None:
+    made = TextGenerator(with_identity(generator.model, **identity)).generate(3, 4, 11, reinjection=0.5)
+    flow, generators = generator.model.flow(), example_generators(11, 0, 3)
     x_0 = randn((3, BLOCK_SIZE // STRIDE, LATENT_DIM), torch.zeros(1), generators)
+    sampler = FlowSampler(flow.path, grid=grid, reinjection=0.5)
     with torch.no_grad():
         expected = sampler.sample(flow, x_0, num_steps=4, generator=generators)
     torch.testing.assert_close(made.x_1, expected.x_1)
@@ -56,26 +61,16 @@ def test_the_parallel_readout_takes_the_likeliest_token_by_default(generator: Te
     assert torch.equal(made.ids, generator.model.readout(made.x_1, mask).argmax(-1))
 
 
-def test_solver_grid_reinjection_and_temperature_reach_their_place(generator: TextGenerator) -> None:
+def test_solver_reinjection_and_temperature_reach_their_place(generator: TextGenerator) -> None:
     plain = generator.generate(3, 4)
     second_order = generator.generate(3, 4, solver="heun")
     assert second_order.nfe == 7
     assert torch.equal(second_order.x_1, generator.generate(3, 4, solver=heun).x_1)
-    for other in (
-        second_order,
-        generator.generate(3, 4, grid=LogitNormalGrid(0.5, 0.7)),
-        generator.generate(3, 4, reinjection="0.7"),
-        generator.generate(3, 4, reinjection=[0.7, 0.7, 0.7, 0.0]),
-        generator.generate(3, 4, reinjection="linear"),
-        generator.generate(3, 4, reinjection="by_position"),
-        generator.generate(3, 4, reinjection=parse_rule("elf")),
-        generator.generate(3, 4, noise_temperature=0.5),
-        generator.generate(3, 4, noise_scale=0.5),
-    ):
+    rules = ("0.7", [0.7, 0.7, 0.7, 0.0], "linear", "by_position", parse_rule("elf"))
+    changed = [*({"reinjection": rule} for rule in rules), {"noise_temperature": 0.5}, {"noise_scale": 0.5}]
+    for other in (second_order, *(generator.generate(3, 4, **settings) for settings in changed)):
         assert not torch.allclose(plain.x_1, other.x_1)
     assert not torch.equal(plain.ids, generator.generate(3, 4, temperature=5.0).ids)
-    commit = generator.generate(3, 4, readout="head")
-    assert not torch.equal(commit.ids, generator.generate(3, 4, readout="head", temperature=0.0).ids)
     fresh, reused = (generator.generate(3, 4, reinjection=0.7, reuse_noise=reuse) for reuse in (False, True))
     assert not torch.allclose(fresh.x_1, reused.x_1)
     for draw in ({"top_p": 1e-6}, {"top_k": 1}):  # one token holds all the mass
@@ -94,13 +89,6 @@ def test_decidedness_is_the_confidence_of_a_positions_least_certain_token(genera
     assert not decidedness.requires_grad
 
 
-def test_without_a_grid_in_the_identity_steps_are_equal() -> None:
-    bundle = with_identity(tiny_bundle(), grid_mean=None, grid_std=None)
-    made = TextGenerator(bundle).generate(2, 3)
-    assert torch.equal(made.x_1, TextGenerator(bundle).generate(2, 3, grid=UniformGrid()).x_1)
-    assert not torch.allclose(made.x_1, TextGenerator(tiny_bundle()).generate(2, 3).x_1)
-
-
 def test_snapped_estimates_are_those_of_the_readout_and_the_encoder(generator: TextGenerator) -> None:
     plain, snapped = (generator.generate(3, 4, snap=snap) for snap in (None, "every"))
     assert not torch.allclose(snapped.x_1, plain.x_1)
@@ -114,11 +102,9 @@ def test_snapped_estimates_are_those_of_the_readout_and_the_encoder(generator: T
 
 
 def test_switched_off_the_head_draws_from_latents_alone(generator: TextGenerator) -> None:
-    on, off = (generator.generate(3, 2, readout="head", head_context=one) for one in (True, False))
+    on, off = (generator.generate(3, 2, readout=readout) for readout in ("head", "head_off"))
     assert torch.equal(on.x_1, off.x_1)
     assert torch.equal(on.ids[:, 0], off.ids[:, 0]) and not torch.equal(on.ids, off.ids)
-    with pytest.raises(UserError, match=r"head_context=False is for readout 'head'"):
-        generator.generate(1, head_context=False)
 
 
 @pytest.mark.parametrize("readout", ["parallel", "head"])
@@ -165,33 +151,42 @@ def test_a_missing_part_names_the_stage_to_train() -> None:
         TextGenerator(only(parts, "autoencoder", "readout")).generate(1)
 
 
-def test_a_sampler_that_the_identity_rules_out_is_refused_and_both_are_named() -> None:
-    generator = TextGenerator(with_identity(tiny_bundle(), trained_nfe=4, objective="ProgressiveDistillation"))
-    assert generator.generate(1, 4).nfe == 4
-    for arguments in ({"num_steps": 8}, {"num_steps": 4, "solver": "heun"}):
-        with pytest.raises(UserError, match=r"(euler|heun) with \d steps .*ProgressiveDistillation.* 4 steps"):
-            generator.generate(1, **arguments)
+UNFIT = [
+    *({"reinjection": rule} for rule in (0.0, 0.9, [1.0, 1.0, 0.9, 1.0], "linear", "by_position")),
+    {"reinjection": 1.0, "solver": "heun"},
+]
+KINDS = {
+    "trained for 4 steps": (
+        {"trained_nfe": 4, "objective": "ProgressiveDistillation"},
+        [{}],
+        [{"num_steps": 8}, {"solver": "heun"}],
+        r"(euler|heun) with \d steps .*ProgressiveDistillation.* 4 steps",
+    ),
+    "endpoint": (
+        {"estimate": "endpoint", "objective": "ConsistencyTraining"},
+        [*({"reinjection": rule} for rule in (None, 1.0, [1.0, 1.0, 1.0, 0.0], "window:1,0,1"))],
+        UNFIT,
+        r"^[^\n]*ConsistencyTraining\) .*strength 1, or with 1 step$",
+    ),
+    "flow map": (
+        {"estimate": "flow_map", "objective": "MeanFlow"},
+        [{"reinjection": strength} for strength in (0.0, 0.5, 1.0)],
+        [{"solver": "heun"}],
+        r"heun .*MeanFlow\) trained it to jump, .*use euler",
+    ),
+}
 
 
-def test_a_consistency_model_is_refused_what_keeps_old_noise() -> None:
-    generator = TextGenerator(with_identity(tiny_bundle(), estimate="endpoint", objective="ConsistencyTraining"))
-    assert generator.generate(1, 1).nfe == 1
-    for fitting in (1.0, [1.0, 1.0, 1.0, 0.0], "window:1,0,1"):
-        assert generator.generate(1, 4, reinjection=fitting).nfe == 4
-    assert torch.equal(generator.generate(1, 4).x_1, generator.generate(1, 4, reinjection=1.0).x_1)
-    unfit = (0.0, 0.9, [1.0, 1.0, 0.9, 1.0], "linear", "by_position")
-    for arguments in (*({"reinjection": one} for one in unfit), {"reinjection": 1.0, "solver": "heun"}):
-        with pytest.raises(UserError, match=r"^[^\n]*ConsistencyTraining\) .*strength 1, or with 1 step$"):
-            generator.generate(1, 4, **arguments)
-
-
-def test_a_flow_map_is_refused_a_solver_that_asks_for_velocities() -> None:
-    bundle = with_identity(tiny_bundle(), estimate="flow_map", objective="MeanFlow")
-    generator = TextGenerator(bundle)
-    for strength in (0.0, 0.5, 1.0):
-        assert generator.generate(1, 3, reinjection=strength).nfe == 3
-    with pytest.raises(UserError, match=r"heun .*MeanFlow\) trained it to jump, .*use euler"):
-        generator.generate(1, 3, solver="heun")
+@pytest.mark.parametrize(("identity", "fitting", "unfit", "message"), KINDS.values(), ids=KINDS)
+def test_a_sampler_that_the_model_was_not_trained_for_is_refused_with_what_would_fit(
+    identity: dict, fitting: list[dict], unfit: list[dict], message: str
+) -> None:
+    generator = TextGenerator(with_identity(tiny_bundle(), **identity))
+    for settings in fitting:
+        assert generator.generate(1, 4, **settings).nfe == 4
+    for settings in unfit:
+        with pytest.raises(UserError, match=message):
+            generator.generate(1, **{"num_steps": 4, **settings})
 
 
 @pytest.mark.parametrize(

@@ -17,20 +17,19 @@ from fewstep.data.tokenizer import decode_documents as decode_documents
 from fewstep.errors import UserError
 from fewstep.model import Identity, SavedModel
 from fewstep.paths import PATHS
-from fewstep.prompts import Draft, DraftMaker, GapTokens, check_gap_tokens
+from fewstep.prompts import Draft, DraftMaker, GapTokens
 from fewstep.readouts import READOUTS, check_draw
 from fewstep.registry import resolve
 from fewstep.samplers import FlowSampler, RuleLike, Snap, SnapRule, Solver, default_sampling
 from fewstep.samplers.sampler import check_compatible, check_numbers
-from fewstep.schedules import TimeGrid
-from fewstep.shapes import example_generators, own_defaults, randn
+from fewstep.shapes import example_generators, own_defaults
 from fewstep.types import Ending, SamplerState
-from fewstep.writing import Draw, OnState, Text, Writer, Written
+from fewstep.writing import Draw, OnState, Text, Writer, block_states
 
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """What was generated, and how.
+    """What was generated.
 
     ``texts`` B strings; ``ids`` (B, L) int64; ``log_probs`` (B, L) nats, of each token under the distribution it was
     drawn from; ``x_1`` (B, K, D) the latents that were read, of a text of several blocks those of the last; ``mask``
@@ -45,16 +44,10 @@ class GeneratedText:
     ids: Tensor
     log_probs: Tensor
     x_1: Tensor
-    nfe: int
-    seconds: float
-    num_steps: int
-    seed: int
-    readout: str
     mask: Tensor
     given: Tensor
-
-    def __len__(self) -> int:
-        return len(self.texts)
+    nfe: int
+    seconds: float
 
     def new_parts(self) -> list[list[list[int]]]:
         """For each text the tokens that were not given, in pieces: the continuation, or what stands in each gap."""
@@ -116,12 +109,10 @@ class TextGenerator:
         readout: str = "parallel",
         reinjection: RuleLike | None = None,
         solver: str | Solver = "euler",
-        grid: TimeGrid | None = None,
         reuse_noise: bool = False,
         noise_scale: float = 1.0,
         noise_temperature: float = 1.0,
         snap: str | SnapRule | None = None,
-        head_context: bool = True,
         temperature: float | None = None,
         top_p: float = 1.0,
         top_k: int | None = None,
@@ -136,7 +127,7 @@ class TextGenerator:
         guidance: float = 1.0,
         on_state: OnState | None = None,
         on_block: Callable[[int, str], object] | None = None,
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[int], object] = lambda count: None,
     ) -> GeneratedText:
         """``num_samples`` texts in ``num_steps`` steps of ``solver`` ("euler", "heun" or a function).
 
@@ -154,24 +145,36 @@ class TextGenerator:
         for numbers out of range, a part that is missing, and a sampler that the model's identity rules out.
         """
         check_numbers(num_samples, num_steps, batch_size)
-        draw, ending = self.draw(
-            readout, head_context=head_context, temperature=temperature, top_p=top_p, top_k=top_k, stop=stop
-        )
-        sampler = self.sampler(num_steps, reinjection, solver, grid, reuse_noise, noise_scale, noise_temperature, snap)
+        draw, ending = self.draw(readout, temperature, top_p, top_k, stop=stop)
+        sampler = self.sampler(num_steps, reinjection, solver, reuse_noise, noise_scale, noise_temperature, snap)
         writer = Writer(self.model, sampler, num_steps, draw, ending, commit_tokens, guidance, on_state)
         generators = example_generators(seed, first_sample, num_samples)
         drafts = self.drafts(prompt, infill, gap_tokens, max_new_tokens, generators)
+        tokenizer = self.model.tokenizer
+
+        def finished(place: int, text: Text) -> None:
+            if on_block is not None:
+                on_block(first_sample + place, decode_blocks(tokenizer, torch.tensor([text.ids]))[0])
+
         began = time.perf_counter()
-        written = write_all(writer, drafts, generators, batch_size, on_block, first_sample, progress)
+        texts, x_1, nfe = writer.write(drafts, generators, batch_size, finished, progress)
         seconds = time.perf_counter() - began
-        return as_generated(written, drafts, self.model.tokenizer, seconds, num_steps, seed, readout)
+        length = max(draft.length for draft in drafts)
+
+        def columns(rows: list[list[Any]], padding: float) -> Tensor:
+            return torch.tensor([row + [padding] * (length - len(row)) for row in rows])
+
+        ids = columns([text.ids for text in texts], int(tokenizer.pad_token_id))
+        log_probs = columns([text.log_probs for text in texts], 0.0)
+        mask = columns([[True] * len(text.ids) for text in texts], False)
+        given = columns([text.given for text in texts], False)
+        return GeneratedText(decode_blocks(tokenizer, ids), ids, log_probs, x_1, mask, given, nfe, seconds)
 
     def sampler(
         self,
         num_steps: int,
         reinjection: RuleLike | None = None,
         solver: str | Solver = "euler",
-        grid: TimeGrid | None = None,
         reuse_noise: bool = False,
         noise_scale: float = 1.0,
         noise_temperature: float = 1.0,
@@ -180,17 +183,16 @@ class TextGenerator:
         """The sampler of ``num_steps`` steps that :meth:`generate` uses.
 
         ``reinjection``: whatever :func:`fewstep.samplers.parse_rule` reads (None: what fits the model,
-        :func:`fewstep.samplers.default_sampling`). ``grid``: where the steps end (None: the identity's own). ``snap``
-        "every", "confidence:0.9" or another rule of :func:`fewstep.samplers.parse_snap` replaces estimates by those of
-        their likeliest tokens. The rest as in :class:`fewstep.samplers.FlowSampler`. Raises ``UserError`` for settings
-        that the model was not trained for.
+        :func:`fewstep.samplers.default_sampling`). ``snap`` "every", "confidence:0.9" or another rule of
+        :func:`fewstep.samplers.parse_snap` replaces estimates by those of their likeliest tokens. The rest as in
+        :class:`fewstep.samplers.FlowSampler`. Raises ``UserError`` for settings that the model was not trained for.
         """
         identity = self.model.identity
         own = default_sampling(identity, num_steps)
         with as_user_error():
             sampler = FlowSampler(
                 self.model.flow().path,
-                grid=identity.default_grid() if grid is None else grid,
+                grid=identity.default_grid(),
                 reinjection=own.reinjection if reinjection is None else reinjection,
                 solver=solver,
                 reuse_noise=reuse_noise,
@@ -205,25 +207,20 @@ class TextGenerator:
     def draw(
         self,
         readout: str = "parallel",
-        *,
-        head_context: bool = True,
         temperature: float | None = None,
         top_p: float = 1.0,
         top_k: int | None = None,
+        *,
         stop: bool = False,
     ) -> tuple[Draw, Ending | None]:
         """What :meth:`generate` reads latents with, and what ends a text.
 
         ``readout`` is one of :data:`fewstep.readouts.READOUTS`; ``temperature``, ``top_p`` and ``top_k`` are for its
-        draw: by default the parallel readout takes the likeliest token (0) and the commitment head draws (1).
-        ``head_context`` False hides its earlier tokens from the head, for the ablation. ``stop``: a text ends at its
-        first end-of-text, always where blocks hold one document. Raises ``UserError`` for a part that is missing.
+        draw: by default the parallel readout takes the likeliest token (0) and the commitment head draws (1). ``stop``:
+        a text ends at its first end-of-text, always where blocks hold one document. Raises ``UserError`` for a part
+        that is missing.
         """
         choice = resolve(READOUTS, readout, "readout")
-        if not head_context:
-            if readout != "head":
-                raise UserError("head_context=False is for readout 'head': no other sees earlier tokens")
-            choice = READOUTS["head_off"]
         self.model.require("denoiser", choice.part)
         temperature = choice.temperature if temperature is None else temperature
         with as_user_error():
@@ -248,100 +245,35 @@ class TextGenerator:
         one for each. ``max_new_tokens`` follow a prompt (None: as many as its block has room for). Raises ``UserError``
         for texts that cannot be written.
         """
-        identity = self.model.identity
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {max_new_tokens}: expected a whole number of at least 1")
-        if prompt is None and infill is None:
-            return [Draft(length=max_new_tokens or identity.block_size)] * len(generators)
+        identity, count = self.model.identity, len(generators)
         if prompt is not None and infill is not None:
             raise UserError("both prompt and infill are given: choose one")
+        if max_new_tokens is not None and (infill is not None or max_new_tokens < 1):
+            raise UserError(
+                f"max_new_tokens is {max_new_tokens}: expected a whole number of at least 1, for a prompt; the gaps of "
+                "infill have gap_tokens"
+            )
+        given = infill if prompt is None else prompt
+        if given is None:
+            return [Draft(length=max_new_tokens or identity.block_size)] * count
+        texts = [given] * count if isinstance(given, str) else list(given)
+        if len(texts) != count:
+            raise UserError(f"{len(texts)} texts are given for {count} samples: give one for all, or one for each")
         maker = DraftMaker(self.model.tokenizer, identity.block_size, is_document=identity.blocks == "documents")
-        if prompt is not None:
-            texts = one_each(prompt, len(generators), "prompt")
-            continued = {text: maker.continued(text, max_new_tokens) for text in dict.fromkeys(texts)}
-            return [continued[text] for text in texts]
-        assert infill is not None
-        if max_new_tokens is not None:
-            raise UserError("max_new_tokens is for a prompt: the gaps of infill have gap_tokens")
-        check_gap_tokens(gap_tokens)
-        texts = one_each(infill, len(generators), "infill")
+        if infill is None:
+            return [maker.continued(text, max_new_tokens) for text in texts]
         return [maker.filled_in(text, gap_tokens, noise) for text, noise in zip(texts, generators, strict=True)]
-
-
-def one_each(texts: str | Sequence[str], count: int, name: str) -> list[str]:
-    """A text for each of ``count`` samples. Raises ``UserError``, with the option's ``name``, for another number."""
-    listed = [texts] * count if isinstance(texts, str) else list(texts)
-    if len(listed) != count:
-        raise UserError(f"{name} has {len(listed)} texts for {count} samples: give one for all, or one for each")
-    return listed
-
-
-def as_generated(
-    written: Written, drafts: Sequence[Draft], tokenizer: Any, seconds: float, num_steps: int, seed: int, readout: str
-) -> GeneratedText:
-    """Texts side by side, padded to the longest that they could have become."""
-    length = max(draft.length for draft in drafts)
-
-    def column(values: Callable[[Text], list[Any]], padding: Any) -> Tensor:
-        rows = (values(text) for text in written.texts)
-        return torch.tensor([row + [padding] * (length - len(row)) for row in rows])
-
-    ids = column(lambda text: text.ids, int(tokenizer.pad_token_id))
-    return GeneratedText(
-        decode_blocks(tokenizer, ids),
-        ids,
-        column(lambda text: text.log_probs, 0.0),
-        written.x_1,
-        written.nfe,
-        seconds,
-        num_steps,
-        seed,
-        readout,
-        mask=column(lambda text: [True] * len(text.ids), False),
-        given=column(lambda text: text.given, False),
-    )
-
-
-def write_all(
-    writer: Writer,
-    drafts: Sequence[Draft],
-    generators: Sequence[torch.Generator],
-    batch_size: int,
-    on_block: Callable[[int, str], object] | None,
-    first_sample: int,
-    progress: Callable[[int], object] | None,
-) -> Written:
-    """Write drafts batch by batch; the callbacks are those of :meth:`TextGenerator.generate`."""
-    parts = []
-    for first in range(0, len(drafts), batch_size):
-
-        def finished(place: int, text: Text, first: int = first) -> None:
-            if on_block is not None:
-                on_block(
-                    first_sample + first + place, decode_blocks(writer.model.tokenizer, torch.tensor([text.ids]))[0]
-                )
-
-        rows = slice(first, first + batch_size)
-        parts.append(writer.write(drafts[rows], generators[rows], finished))
-        if progress is not None:
-            progress(len(parts[-1].texts))
-    texts = [text for part in parts for text in part.texts]
-    return Written(texts, torch.cat([part.x_1 for part in parts]), max(part.nfe for part in parts))
 
 
 def sampled_latents(
     model: SavedModel, sampler: FlowSampler, num_steps: int, seed: int, first: int, count: int, batch_size: int
 ) -> Iterator[tuple[list[torch.Generator], Tensor, SamplerState]]:
     """By batch: the examples' generators, the mask (B, K) of ones, and the last state, from their noise."""
-    flow, shape = model.flow(), model.latent_shape()
-    like = next(flow.parameters())
     for start in range(first, first + count, batch_size):
         generators = example_generators(seed, start, min(batch_size, first + count - start))
-        x_0 = randn((len(generators), *shape), like, generators)
-        mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=like.device)
-        for state in sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators):
+        for state in block_states(model, model.flow(), sampler, num_steps, None, generators):
             last = state
-        yield generators, mask, last
+        yield generators, torch.ones_like(last.x_t[..., 0], dtype=torch.bool), last
 
 
 @contextmanager

@@ -64,13 +64,15 @@ class DraftMaker:
     def filled_in(self, template: str, gap_tokens: GapTokens, generator: torch.Generator) -> Draft:
         """A draft of ``template``, whose gaps ``GAP`` have ``gap_tokens`` each.
 
-        Raises ``UserError`` for a template without a gap or without text, or that the tokenizer cannot write, and one
-        that is longer than a block.
+        Raises ``UserError`` for a template without a gap or without text, or that the tokenizer cannot write, one that
+        is longer than a block, and for numbers that a gap cannot have.
         """
         pieces = template.split(GAP)
         if len(pieces) < 2 or not any(piece.strip() for piece in pieces):
             raise UserError(f"infill {shown(template)}: expected text with at least one gap, marked {GAP}")
         low, high = (gap_tokens, gap_tokens) if isinstance(gap_tokens, int) else gap_tokens
+        if not 1 <= low <= high:
+            raise UserError(f"gap_tokens is {gap_tokens}: expected a number of at least 1, or the least and the most")
         ids: list[int] = []
         for number, piece in enumerate(pieces):
             if number:
@@ -88,22 +90,13 @@ class DraftMaker:
 
     def tokens(self, text: str, name: str) -> list[int]:
         """Tokens of ``text``. Raises ``UserError``, naming the option ``name``, for others than text."""
-        for place, character in enumerate(text):
-            category = unicodedata.category(character)
-            if category == "Cs" or (category == "Cc" and character not in ALLOWED_CONTROLS):
-                kind = "no text in UTF-8" if category == "Cs" else "a control character"
-                raise UserError(f"{name} {shown(text)}: character {place + 1} is {kind} ({character!a}): leave it out")
+        for character in text:
+            if unicodedata.category(character) in ("Cc", "Cs") and character not in ALLOWED_CONTROLS:
+                raise UserError(f"{name} {shown(text)}: {character!a} is no text or a control character: leave it out")
         (document,) = self.encoder.encode([text])
         if document.unknown_tokens or document.lost_bytes:
             raise UserError(f"{name} {shown(text)}: the model's tokenizer cannot write all of its characters")
         return [int(token) for token in document.ids]
-
-
-def check_gap_tokens(gap_tokens: GapTokens) -> None:
-    """Raise ``UserError`` unless these are numbers of tokens that a gap can have."""
-    low, high = (gap_tokens, gap_tokens) if isinstance(gap_tokens, int) else gap_tokens
-    if not 1 <= low <= high:
-        raise UserError(f"gap_tokens is {gap_tokens}: expected a number of at least 1, or the least and the most")
 
 
 def shown(text: str, most: int = 60) -> str:

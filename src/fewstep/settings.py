@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, Namespace, get_loader, set_loader
+from jsonargparse import ActionConfigFile, Namespace, set_loader
 
 import fewstep
 from fewstep.errors import UserError
@@ -22,15 +22,51 @@ STAGES = (
 """Sections of a size file, each named like the stage that it changes."""
 LARGEST_FILE_BYTES = 1_000_000
 """YAML is parsed at about 0.1 MB/s; a larger file is not a file of settings."""
-STRICT_YAML = "strict_yaml"
-PARSER: dict[str, Any] = {"parser_mode": STRICT_YAML, "exit_on_error": False, "allow_abbrev": False}
+PARSER: dict[str, Any] = {"parser_mode": "strict_yaml", "exit_on_error": False, "allow_abbrev": False}
 """Arguments of every parser: errors are raised, options are written out, duplicate keys are refused."""
 PARSER_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value type", "Expected a <class 'NoneType'>")
 """How the lines of jsonargparse begin that do not say what is wrong."""
 LONGEST_PART = 400
 """Longer lines repeat all settings of a class."""
+FLOAT = "tag:yaml.org,2002:float"
 _HOME = re.compile(r"~[^/\s]*(/|$)")
-_EXPONENT = re.compile(r"(--[\w.]+=|)(\d+(?:\.\d*)?[eE]\+?\d+)")
+_EXPONENT = r"\d+(?:\.\d*)?[eE][-+]?\d+"
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML in which 1e2 is a whole number and a date is text. Raises ``UserError`` for a key that comes twice."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith(":timestamp")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Plain YAML would drop the first of two equal keys silently."""
+        seen = []
+        for key, _ in node.value:
+            if key.value in seen:
+                raise UserError(
+                    f"line {key.start_mark.line + 1}: {key.value!r} is given twice in one mapping; keep one"
+                )
+            seen.append(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """A whole number where it is written as one, with an exponent."""
+        number = super().construct_yaml_float(node)
+        return int(number) if "e" in node.value.lower() and number.is_integer() else number
+
+
+StrictLoader.add_implicit_resolver(FLOAT, re.compile(f"[-+]?{_EXPONENT}$"), list("-+0123456789"))
+StrictLoader.add_constructor(FLOAT, StrictLoader.construct_yaml_float)
+set_loader("strict_yaml", lambda text: yaml.load(text, StrictLoader), (yaml.YAMLError,))
+
+
+def whole_number(word: str) -> str:
+    """``1e2`` and ``--steps=1e2`` on a command line as ``100`` and ``--steps=100``; any other word as it is."""
+    match = re.fullmatch(f"(--[\\w.]+=|)({_EXPONENT})", word)
+    return f"{match[1]}{int(float(match[2]))}" if match and float(match[2]).is_integer() else word
 
 
 def configs_folder() -> Path:
@@ -68,56 +104,17 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """The settings in a file. Raises ``UserError`` unless it is a YAML mapping without duplicate keys."""
     try:
         if (size := file.stat().st_size) > LARGEST_FILE_BYTES:
-            raise UserError(f"{file} has {size:,} bytes: expected settings, of at most {LARGEST_FILE_BYTES:,}")
-        content = yaml.safe_load(strict_text(file.read_text(encoding="utf-8"), str(file)))
+            raise UserError(f"it has {size:,} bytes, and settings have at most {LARGEST_FILE_BYTES:,}")
+        content = yaml.load(file.read_text(encoding="utf-8"), StrictLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: {error}: give a text file in UTF-8") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not YAML ({error}): correct it there") from None
+    except (yaml.YAMLError, UserError) as error:
+        raise UserError(f"{file}, {error}: correct it there") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no settings: expected a YAML mapping")
     if "\\u0000" in json.dumps(content, default=str):
         raise UserError(f"{file} holds a NUL character in a key or a value: delete it")
     return content
-
-
-def strict_text(text: str, source: str) -> str:
-    """YAML ``text`` with whole numbers such as 1e2 written out, which YAML 1.1 reads as text.
-
-    Raises ``UserError`` for a key that comes twice in one mapping: YAML would drop the first silently.
-    """
-    nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
-    numbers = {}
-    for node in nodes:  # to which those inside are added
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif isinstance(node, yaml.ScalarNode) and node.style is None:
-            numbers[node.start_mark.index] = node
-        elif isinstance(node, yaml.MappingNode):
-            nodes += [value for _, value in node.value]
-            keys = [key.value for key, _ in node.value]
-            for index, (key, _) in enumerate(node.value):
-                if isinstance(key.value, str) and key.value in keys[:index]:
-                    line = key.start_mark.line + 1
-                    raise UserError(f"{source}, line {line}: {key.value!r} is given twice in one mapping; keep one")
-    for start, node in sorted(numbers.items(), reverse=True):
-        text = text[:start] + whole_number(node.value) + text[node.end_mark.index :]
-    return text
-
-
-def whole_number(text: str) -> str:
-    """``1e2`` and ``--steps=1e2`` as ``100`` and ``--steps=100``; any other text as it is."""
-    match = _EXPONENT.fullmatch(text)
-    if match is None or not (number := float(match[2])).is_integer() or number > 2**63:
-        return text
-    return f"{match[1]}{int(number)}"
-
-
-def _load(text: str) -> Any:
-    return get_loader("yaml")(strict_text(text, "settings"))
-
-
-set_loader(STRICT_YAML, _load, (yaml.YAMLError,))
 
 
 def expand_home(value: Any) -> Any:

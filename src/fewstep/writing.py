@@ -19,27 +19,19 @@ from fewstep.shapes import expand_like, randn
 from fewstep.types import Ending, FlowLike, KnownTokens, SamplerState, TokenSample
 
 
-class Window(NamedTuple):
-    """The block of a text that is written next: its ``ids`` (L), from token ``start`` on; kept up to token ``end``."""
-
-    ids: list[int]
-    start: int
-    end: int
-
-
 @dataclass
 class Text:
-    """A text in the making: its tokens so far, and the log-probability that each was drawn with."""
+    """A text in the making: its tokens so far, and the log-probability that each was drawn with.
+
+    The block that is written next begins at token ``start``, and is kept up to token ``end``.
+    """
 
     draft: Draft
     ids: list[int]
     log_probs: list[float]
     has_ended: bool = False
-
-    @classmethod
-    def of(cls, draft: Draft) -> "Text":
-        """The text that a draft begins."""
-        return cls(draft, list(draft.ids), [0.0] * len(draft.ids))
+    start: int = 0
+    end: int = 0
 
     @property
     def given(self) -> list[bool]:
@@ -52,24 +44,24 @@ class Text:
         """Whether nothing is left to write."""
         return self.has_ended or (len(self.ids) >= self.draft.length and UNKNOWN not in self.ids)
 
-    def window(self, block_size: int, commit_tokens: int | None) -> Window:
-        """The next block: all gaps, or ``commit_tokens`` more (None: what there is room for, then half a block)."""
-        size, start, end = len(self.ids), 0, self.draft.length
+    def next_block(self, block_size: int, commit_tokens: int | None) -> list[int]:
+        """The block to write: all gaps, or ``commit_tokens`` more (None: what there is room for, then half a block)."""
+        size, self.start, self.end = len(self.ids), 0, self.draft.length
         if UNKNOWN not in self.ids:
             more = commit_tokens or (block_size - size if size < block_size else block_size // 2)
-            end = min(end, size + min(more, block_size - 1 if size else block_size))  # one token at least is known
-            start = max(0, end - block_size)
-        ids = self.ids[start:]
-        return Window(ids + [self.draft.fill] * (block_size - len(ids)), start, end)
+            self.end = min(self.end, size + min(more, block_size - 1 if size else block_size))  # one at least is known
+            self.start = max(0, self.end - block_size)
+        ids = self.ids[self.start :]
+        return ids + [self.draft.fill] * (block_size - len(ids))
 
-    def keep(self, window: Window, ids: list[int], log_probs: list[float], end_id: int | None) -> None:
-        """Take what a block of tokens holds up to the window's end, or to the end of the text, ``end_id``."""
-        for place in range(window.end - window.start):
-            if window.ids[place] != UNKNOWN:
+    def keep(self, ids: list[int], log_probs: list[float], end_id: int | None) -> None:
+        """Take what the written block holds up to its end, or to the end of the text, ``end_id``."""
+        for place in range(self.start, self.end):
+            if place < len(self.ids) and self.ids[place] != UNKNOWN:
                 continue  # it was there before
-            own = slice(window.start + place, window.start + place + 1)
-            self.ids[own], self.log_probs[own] = [ids[place]], [log_probs[place]]
-            if ids[place] == end_id:
+            token, own = ids[place - self.start], slice(place, place + 1)
+            self.ids[own], self.log_probs[own] = [token], [log_probs[place - self.start]]
+            if token == end_id:
                 self.has_ended = True
                 return
 
@@ -89,6 +81,7 @@ class Written(NamedTuple):
     nfe: int
 
 
+@dataclass
 class Writer:
     """Writes texts with a model.
 
@@ -98,73 +91,63 @@ class Writer:
     trained for.
     """
 
-    def __init__(
-        self,
-        model: SavedModel,
-        sampler: FlowSampler,
-        num_steps: int,
-        draw: Draw,
-        ending: Ending | None = None,
-        commit_tokens: int | None = None,
-        guidance: float = 1.0,
-        on_state: OnState | None = None,
-    ) -> None:
-        if guidance != 1 and model.identity.known_dropped == 0:
+    model: SavedModel
+    sampler: FlowSampler
+    num_steps: int
+    draw: Draw
+    ending: Ending | None = None
+    commit_tokens: int | None = None
+    guidance: float = 1.0
+    on_state: OnState | None = None
+
+    def __post_init__(self) -> None:
+        if self.guidance != 1 and self.model.identity.known_dropped == 0:
             raise UserError(
-                f"guidance is {guidance}: this flow never saw texts without what is known of them; train it with "
+                f"guidance is {self.guidance}: this flow never saw texts without what is known of them; train it with "
                 "model.known.dropped above 0, or leave guidance out"
             )
-        if commit_tokens is not None and commit_tokens < 1:
-            raise UserError(f"commit_tokens is {commit_tokens}: expected a whole number of at least 1")
-        self.model = model
-        self.flow = model.flow()
-        self.sampler = sampler
-        self.num_steps = num_steps
-        self.draw = draw
-        self.end_id = None if ending is None else ending.end_id
-        self.commit_tokens = commit_tokens
-        self.guidance = guidance
-        self.on_state = on_state
-        self.block_size = model.identity.block_size
-        self.shape = model.latent_shape()
+        if self.commit_tokens is not None and self.commit_tokens < 1:
+            raise UserError(f"commit_tokens is {self.commit_tokens}: expected a whole number of at least 1")
+        self.flow = self.model.flow()
 
     def write(
         self,
         drafts: Sequence[Draft],
         generators: Sequence[torch.Generator],
-        on_block: Callable[[int, Text], object] | None = None,
+        batch_size: int | None = None,
+        on_block: Callable[[int, Text], object] = lambda place, text: None,
+        progress: Callable[[int], object] = lambda count: None,
     ) -> Written:
-        """The texts of these drafts.
+        """The texts of these drafts, ``batch_size`` at a time (None: all).
 
-        A text depends on its draft and its generator alone. ``on_block`` is called with a text's place and the text,
-        whenever a block of it is finished.
+        A text depends on its draft and its generator alone. ``on_block`` is called with a text's place and the text
+        whenever a block of it is finished, ``progress`` with the number of texts that a batch has finished.
         """
-        texts, nfe = [Text.of(draft) for draft in drafts], 0
-        like = next(self.flow.parameters())
-        x_1 = torch.zeros((len(texts), *self.shape), device=like.device)
-        while places := [place for place, text in enumerate(texts) if not text.is_done]:
-            windows = [texts[place].window(self.block_size, self.commit_tokens) for place in places]
-            sample, last = self.block(windows, [generators[place] for place in places])
-            x_1[places], nfe = last.x_t.float(), nfe + last.nfe
-            for place, window, ids, log_probs in zip(
-                places, windows, sample.ids.tolist(), sample.log_probs.tolist(), strict=True
-            ):
-                texts[place].keep(window, ids, log_probs, self.end_id)
-                if on_block is not None:
+        texts = [Text(draft, list(draft.ids), [0.0] * len(draft.ids)) for draft in drafts]
+        block_size, end_id = self.model.identity.block_size, None if self.ending is None else self.ending.end_id
+        x_1, most_nfe = torch.zeros(len(texts), *self.model.latent_shape()), 0
+        for batch in torch.arange(len(texts)).split(batch_size or len(texts)):
+            nfe = 0
+            while places := [place for place in batch.tolist() if not texts[place].is_done]:
+                blocks = [texts[place].next_block(block_size, self.commit_tokens) for place in places]
+                sample, last = self._block(blocks, [generators[place] for place in places])
+                x_1[places], nfe = last.x_t.float().cpu(), nfe + last.nfe
+                for place, *drawn in zip(places, sample.ids.tolist(), sample.log_probs.tolist(), strict=True):
+                    texts[place].keep(*drawn, end_id)
                     on_block(place, texts[place])
-        return Written(texts, x_1.cpu(), nfe)
+            most_nfe = max(most_nfe, nfe)
+            progress(len(batch))
+        return Written(texts, x_1, most_nfe)
 
-    def block(
-        self, windows: Sequence[Window], generators: Sequence[torch.Generator]
-    ) -> tuple[TokenSample, SamplerState]:
+    def _block(self, blocks: list[list[int]], generators: list[torch.Generator]) -> tuple[TokenSample, SamplerState]:
         """One block of each text: its tokens (B, L) on the CPU, and the sampler's last state."""
-        ids = torch.tensor([window.ids for window in windows], device=next(self.flow.parameters()).device)
+        ids = torch.tensor(blocks, device=next(self.flow.parameters()).device)
         tokens = KnownTokens(ids.clamp(min=0), ids != UNKNOWN)
         states = block_states(self.model, self.flow, self.sampler, self.num_steps, tokens, generators, self.guidance)
         for last in states:
             if self.on_state is not None:
                 self.on_state(last, tokens)
-        mask = torch.ones(last.x_t.shape[:2], dtype=torch.bool, device=last.x_t.device)
+        mask = torch.ones_like(last.x_t[..., 0], dtype=torch.bool)
         given = {"known": tokens} if bool(tokens.mask.any()) else {}
         return self.draw(last.x_t, mask, generator=generators, **given).cpu(), last
 
@@ -191,8 +174,12 @@ def block_states(
     known = known_latents(model, tokens)
     conditional = ConditionalFlow(flow, known, None if flow.reads_known else randn(tuple(x_0.shape), like, generators))
     given: FlowLike = conditional if guidance == 1 else Guided(conditional, guidance)
+
+    def filled(x: Tensor) -> Tensor:
+        return torch.where(expand_like(known.mask, x), known.z.to(x.dtype), x)
+
     for state in sampler.iterate(given, x_0, num_steps=num_steps, mask=mask & ~known.mask, generator=generators):
-        yield with_known(state, known)
+        yield replace(state, x_t=filled(state.x_t), x1_hat=None if state.x1_hat is None else filled(state.x1_hat))
 
 
 def known_latents(model: SavedModel, tokens: KnownTokens) -> Known:
@@ -200,12 +187,3 @@ def known_latents(model: SavedModel, tokens: KnownTokens) -> Known:
     mask = tokens.mask.unflatten(1, (model.latent_shape()[0], -1)).all(-1)
     seen = mask.repeat_interleave(tokens.mask.shape[1] // mask.shape[1], dim=1)
     return Known(model.encoder().encode(tokens.ids, seen).z, mask)
-
-
-def with_known(state: SamplerState, known: Known) -> SamplerState:
-    """A state and its estimate with the known latents in their places."""
-
-    def filled(x: Tensor) -> Tensor:
-        return torch.where(expand_like(known.mask, x), known.z.to(x.dtype), x)
-
-    return replace(state, x_t=filled(state.x_t), x1_hat=None if state.x1_hat is None else filled(state.x1_hat))

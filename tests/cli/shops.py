@@ -7,7 +7,7 @@ from typing import Any
 from tests.bundles import tiny_bundle, with_identity
 from tests.runs import write_text
 
-FEW = ["--steps", "1,3", "--reinjection", "0,1", "--readout", "parallel,head", "--samples", "4", "--seeds", "2"]
+FEW = ["--steps", "1,3", "--reinjection", "0,1", "--readout", "parallel,head", "--samples", "5", "--seeds", "2"]
 
 
 def make_shop(folder: Path) -> Path:
@@ -17,10 +17,20 @@ def make_shop(folder: Path) -> Path:
     return folder
 
 
-def evaluation(shop: Path, out: Path, *options: str) -> list[str]:
-    """``evaluate`` of the model in few settings; ``options`` come last."""
-    machine = ["--cache_dir", str(shop / "cache"), "--device", "cpu", "--batch_size", "3", "--cci_examples", "2"]
-    return ["evaluate", str(shop / "model"), *FEW, *machine, "--matched_entropy", "1", "--out", str(out), *options]
+def evaluation(shop: Path, out: Path | None, *options: str | Path, model: Path | None = None) -> list[str]:
+    """``evaluate`` of the shop's model or ``model`` in few settings; ``options`` come last."""
+    machine = ["--cache_dir", str(shop / "cache"), "--device", "cpu", "--batch_size", "2", "--cci_examples", "2"]
+    place = [] if out is None else ["--out", str(out)]
+    return [
+        "evaluate",
+        str(model or shop / "model"),
+        *FEW,
+        *machine,
+        "--matched_entropy",
+        "1",
+        *place,
+        *map(str, options),
+    ]
 
 
 def diagnosis(shop: Path, out: Path, *options: str) -> list[str]:

@@ -49,14 +49,8 @@ def words(command: str, shop: Path) -> list[str]:
     """The command line, its placeholders filled in and its escapes read."""
     data = f"--data.source={shop / 'text.jsonl'} --data.cache_dir={shop / 'cache'} --data.block_size={BLOCK_SIZE} "
     data += "--data.vocab_size=300 --data.batch_size=4 --data.max_documents=40"
-    places = {
-        "model": shop / "model",
-        "gpt2": shop / "gpt2",
-        "text": shop / "text.jsonl",
-        "configs": CONFIGS,
-        "cache": shop / "cache",
-        "data": data,
-    }
+    places = {"model": shop / "model", "gpt2": shop / "gpt2", "text": shop / "text.jsonl", "cache": shop / "cache"}
+    places |= {"configs": CONFIGS, "data": data}
     return [word.encode().decode("unicode_escape") for word in shlex.split(command.format(**places))]
 
 
@@ -84,9 +78,7 @@ def test_it_is_one_line_with_the_value_and_the_remedy(
     assert code == 2, err
     # The progress of packing, where a text is only found to be bad while it is packed, stands above the error.
     (line,) = (line for line in err.replace("\r", "\n").splitlines() if line and not line.startswith("packing "))
-    assert line.startswith("fewstep: error: ")
-    assert line.isprintable()
-    assert case.value in line
-    assert case.advice in line
+    assert line.startswith("fewstep: error: ") and line.isprintable()
+    assert case.value in line and case.advice in line
     assert not out
     assert (listing(shop), listing(place)) == before

@@ -60,9 +60,8 @@ def test_it_trains_samples_and_scores_and_a_second_call_only_scores(
     assert {file: file.read_bytes() for file in (out / "model").glob("*.safetensors")} == weights
     assert RowFile(out / "rows.jsonl").read() == rows
     assert quickstart.main([*command, "--num_samples", "3", "--reinjection", "0", "cosine:1,0"]) == 0
-    assert {row.num_samples for row in RowFile(out / "rows.jsonl").read()} == {
-        3
-    }  # rows of another protocol are renewed
+    renewed = {row.num_samples for row in RowFile(out / "rows.jsonl").read()}
+    assert renewed == {3}, "rows of another protocol are renewed"
     capsys.readouterr()
     # The head starts from the run's language model.
     shutil.rmtree(out / "head")

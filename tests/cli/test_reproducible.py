@@ -11,7 +11,7 @@ import pytest
 
 from fewstep.cli.main import main
 from fewstep.provenance import provenance
-from tests.cli.shops import diagnosis, evaluation, make_shop, rows_in, timeless
+from tests.cli.shops import diagnosis, evaluation, rows_in, timeless
 from tests.runs import ROOT, Workshop, logged
 
 SCRIPT = """
@@ -38,11 +38,6 @@ print(json.dumps({"codes": codes, "asked": asked}), file=sys.stderr)
 
 
 FEW = ["--steps", "2", "--reinjection", "1", "--readout", "head", "--samples", "2"]
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shop(tmp_path_factory.mktemp("shop"))
 
 
 def commands(shop: Path, place: Path) -> dict[Path, list[str]]:
@@ -82,9 +77,7 @@ def test_nobody_is_called_and_a_seed_gives_the_same_in_a_fresh_process_with_its_
     assert json.loads(done.stderr.splitlines()[-1]) == {"codes": [0] * len(given), "asked": []}
     for (file, (name, *arguments)), other in zip(commands(shop, here).items(), commands(shop, there), strict=True):
         assert main([name, *arguments]) == 0
-        assert contents(file) and [timeless(row) for row in contents(file)] == [
-            timeless(row) for row in contents(other)
-        ]
+        assert contents(file) and list(map(timeless, contents(file))) == list(map(timeless, contents(other)))
         assert all(row["provenance"] == provenance(name, arguments) for row in contents(file)), name
 
 

@@ -20,26 +20,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_rows_carry_the_texts_of_the_generator_and_how_to_make_them_again(model: str, tmp_path: Path) -> None:
-    output = tmp_path / "samples.jsonl"
-    options = "--num_samples 3 --steps 2 --seed 7 --readout head --reinjection 0.5 --batch_size 2 --device cpu"
-    assert main(["sample", model, *options.split(), "--output", str(output)]) == 0
-    expected = TextGenerator(tiny_bundle()).generate(3, 2, 7, readout="head", reinjection=0.5)
-    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    assert [row["text"] for row in rows] == list(expected.texts)
-    assert [row["ids"] for row in rows] == expected.ids.tolist()
-    assert [row["index"] for row in rows] == [0, 1, 2]
-    for row in rows:
-        assert (row["steps"], row["seed"], row["readout"], row["reinjection"]) == (2, 7, "head", 0.5)
-        assert (row["noise"], row["noise_temperature"], row["noise_scale"]) == ("fresh", 1.0, 1.0)
-    assert [item.name for item in tmp_path.iterdir()] == ["samples.jsonl"]
-
-
 DRAW = {"readout": "head", "temperature": 30.0, "top_k": 40, "stop": True}
 NOISE = {"reuse_noise": True, "noise_temperature": 0.9, "noise_scale": 0.8}
 SETTINGS: dict[str, dict[str, Any]] = {
+    "--seed 7 --readout head --reinjection 0.5 --batch_size 2": {"seed": 7, "readout": "head", "reinjection": 0.5},
     "--snap confidence:0.3": {"snap": "confidence:0.3"},
-    "--readout head --head_context off": {"readout": "head", "head_context": False},
+    "--readout head_off": {"readout": "head_off"},
     "--readout head --temperature 30 --top_k 40 --stop": DRAW,
     "--reinjection linear:1,0.2": {"reinjection": linear(1.0, 0.2)},
     "--reinjection by_position:0.9 --noise reused --noise_temperature 0.9 --noise_scale 0.8": {
@@ -47,22 +33,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **NOISE,
     },
 }
+USUAL = {"seed": 0, "readout": "parallel", "snap": None, "top_k": None, "stop": False}
+USUAL |= {"noise_temperature": 1.0, "noise_scale": 1.0}
 
 
 @pytest.mark.parametrize("options", SETTINGS)
-def test_options_reach_their_place_and_stand_in_every_row(model: str, tmp_path: Path, options: str) -> None:
+def test_options_reach_their_place_and_rows_carry_the_texts_and_how_to_make_them_again(
+    model: str, tmp_path: Path, options: str
+) -> None:
     output, settings = tmp_path / "samples.jsonl", SETTINGS[options]
     base = ["sample", model, "--num_samples", "20", "--steps", "3", "--device", "cpu"]
     assert main([*base, *options.split(), "--output", str(output)]) == 0
     rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     expected = TextGenerator(tiny_bundle()).generate(20, 3, **settings)
+    assert [row["text"] for row in rows] == list(expected.texts)
     assert [row["ids"] for row in rows] == expected.ids.tolist()
-    assert rows[0]["head_context"] == ("off" if "off" in options else "on")
+    assert [row["index"] for row in rows] == list(range(20))
+    assert {name: rows[0][name] for name in USUAL} == {name: settings.get(name, USUAL[name]) for name in USUAL}
     assert rows[0]["noise"] == ("reused" if "reused" in options else "fresh")
-    left_out = {"snap": None, "top_k": None, "stop": False, "noise_temperature": 1.0, "noise_scale": 1.0}
-    assert {name: rows[0][name] for name in left_out} == {name: settings.get(name, left_out[name]) for name in left_out}
-    if "reinjection" in settings:
-        assert {row["reinjection"] for row in rows} == {options.split()[1]}
+    if "--reinjection" in options:
+        assert str(rows[0]["reinjection"]) == options.split("--reinjection ")[1].split()[0]
+    assert [item.name for item in tmp_path.iterdir()] == ["samples.jsonl"]
 
 
 def test_without_output_the_texts_are_printed_numbered(model: str, capsys: pytest.CaptureFixture[str]) -> None:

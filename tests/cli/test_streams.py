@@ -10,13 +10,8 @@ import pytest
 
 from fewstep.cli.main import EXIT_BROKEN_PIPE, main
 from tests.bundles import tiny_bundle
-from tests.cli.shops import diagnosis, evaluation, make_shop
+from tests.cli.shops import diagnosis, evaluation
 from tests.runs import Workshop
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shop(tmp_path_factory.mktemp("shop"))
 
 
 def test_what_an_ascii_terminal_cannot_show_is_replaced(

@@ -71,10 +71,8 @@ def test_a_run_says_what_it_does_and_where_it_ends(
     assert main(["train", *arguments]) == 0
     out, errors = capsys.readouterr()
     first, *_, last = out.splitlines()
-    assert first.startswith("==> language_model: ")
-    assert "4 steps of 4 blocks" in first
-    assert "text.jsonl: blocks of 8, 300 token types" in out
+    assert first.startswith("==> language_model: ") and "4 steps of 4 blocks" in first
+    assert "text.jsonl: blocks of 8, 300 token types" in out and "4/4" in errors
     assert last.endswith(f"model in {tmp_path / 'model'}")
-    assert "4/4" in errors
     for noise in ("GPU available", "Tip", "litlogger", "seed"):
         assert noise not in out + errors

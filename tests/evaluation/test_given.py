@@ -16,7 +16,7 @@ from fewstep.evaluation.sweep import Batch, Group, Samples, Sweep
 from fewstep.evaluation.text_plan import TextStudy
 from fewstep.evaluation.texts import Sampling, flow_groups
 from fewstep.model import SavedModel
-from fewstep.pipeline import TextGenerator, write_all
+from fewstep.pipeline import TextGenerator
 from fewstep.prompts import Draft
 from fewstep.shapes import example_generators
 from fewstep.types import TokenBatch
@@ -177,7 +177,7 @@ def test_samples_are_those_that_the_writer_makes_of_the_same_draft_and_seed(
             Draft(ids=tuple(torch.where(given, ids, -1).tolist()), length=BLOCK_SIZE)
             for ids, given in zip(own.real.held_out.ids[rows], own.real.given[rows], strict=True)
         ]
-        written = write_all(writer, drafts, example_generators(seed, 0, SAMPLES), 2, None, 0, None)
+        written = writer.write(drafts, example_generators(seed, 0, SAMPLES), 2)
         parts = [group.make(Batch(index, seed, first, 1), group.settings)[0] for first in range(SAMPLES)]
         assert torch.cat([part.tensors["ids"] for part in parts]).tolist() == [text.ids for text in written.texts]
 

@@ -83,26 +83,23 @@ def kept(target: Target, content: bytes) -> str | None:
 
 def seeds(name: str) -> list[bytes]:
     """Whole files to begin with."""
-    if name == "txt":
-        return ["one<|endoftext|>two\fthree é漢".encode(), b"\xef\xbb\xbfwith a mark"]
-    if name == "jsonl":
-        return [b'{"text": "one"}\n\n{"text": null, "more": [1]}\n{"text": "two"}']
-    if name == "json":
-        return [b'[{"text": "one"}, {"text": null}]', b'{"text": "one"}\n{"text": "two"}']
-    if name in ("csv", "tsv"):
-        return [(b'id,text\n1,one\n2,"two, or\n""three"""\n').replace(b",", b"\t" if name == "tsv" else b",")]
-    if name == "txt.gz":
-        return [gzip.compress(b"one<|endoftext|>two")]
-    if name == "parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-        sink = io.BytesIO()
-        pq.write_table(pa.table({"text": ["one", None, "two"], "year": [1, 2, 3]}), sink)
-        return [sink.getvalue()]
-    if name == "rows":
-        return [json.dumps(whole_row()).encode() + b"\n"]
-    return [(scratch() / "model" / "config.json").read_bytes()]
+    pq.write_table(pa.table({"text": ["one", None, "two"], "year": [1, 2, 3]}), sink := io.BytesIO())
+    csv = b'id,text\n1,one\n2,"two, or\n""three"""\n'
+    contents = {
+        "txt": ["one<|endoftext|>two\fthree é漢".encode(), b"\xef\xbb\xbfwith a mark"],
+        "jsonl": [b'{"text": "one"}\n\n{"text": null, "more": [1]}\n{"text": "two"}'],
+        "json": [b'[{"text": "one"}, {"text": null}]', b'{"text": "one"}\n{"text": "two"}'],
+        "csv": [csv],
+        "tsv": [csv.replace(b",", b"\t")],
+        "txt.gz": [gzip.compress(b"one<|endoftext|>two")],
+        "parquet": [sink.getvalue()],
+        "rows": [json.dumps(whole_row()).encode() + b"\n"],
+        "manifest": [(scratch() / "model" / "config.json").read_bytes()],
+    }
+    return contents[name]
 
 
 def whole_row() -> dict[str, Any]:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from fewstep.cli.output import write_text
 from fewstep.cli.parser import comma_numbers, comma_parts
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     from fewstep.data import PreparedCorpus
+    from fewstep.evaluation.rows import Row
+    from fewstep.evaluation.sweep import Plan
     from fewstep.evaluation.text_plan import TextStudy
     from fewstep.model import SavedModel
-    from fewstep.types import TokenBatch
 
 
 @dataclass(kw_only=True)
@@ -41,11 +43,10 @@ class DeviceOptions:
         """The name of a torch device, a GPU of its own for each local rank. Raises ``UserError`` for a missing GPU."""
         import torch
 
-        if not torch.cuda.is_available():
-            if self.device == "cuda":
-                raise UserError("device is cuda: PyTorch finds no CUDA GPU here; use --device cpu")
-            return "cpu"
-        if self.device == "cpu":
+        is_there = torch.cuda.is_available()
+        if self.device == "cuda" and not is_there:
+            raise UserError("device is cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+        if self.device == "cpu" or not is_there:
             return "cpu"
         local_rank = os.environ.get("LOCAL_RANK")
         return "cuda" if local_rank is None else f"cuda:{int(local_rank) % torch.cuda.device_count()}"
@@ -71,7 +72,7 @@ class TextOptions:
 
 
 @dataclass(kw_only=True)
-class ScoringOptions:
+class StudyOptions(TextOptions, DeviceOptions):
     """Scoring.
 
     Args:
@@ -93,34 +94,24 @@ class ScoringOptions:
     batch_size: PositiveInt = 64
     matched_entropy: list[float] | float | str = "0.8,1,1.2,1.4"
 
-
-@dataclass(kw_only=True)
-class StudyOptions(ScoringOptions, TextOptions, DeviceOptions):
-    """Options of commands that score the samples of text models."""
-
     def study(
         self, bundle: "SavedModel", *, mauve: bool = False, prompt_tokens: int = 0, infill_tokens: int = 0
     ) -> "TextStudy":
-        """Scorer, real text and protocol for the samples of ``bundle`` and of models on its latents.
-
-        They are given ``prompt_tokens`` of held-out texts, or all but ``infill_tokens``.
-        """
-        from fewstep.evaluation.scorers import RunScorer
+        """Scorer, real text and protocol for samples that are given ``prompt_tokens`` or all but ``infill_tokens``."""
+        from fewstep.evaluation.scorers import RunScorer, Scorer
         from fewstep.evaluation.text_plan import TextStudy, real_text
         from fewstep.evaluation.transformers_scorer import TransformersScorer
 
-        scorer: RunScorer | TransformersScorer
+        scorer: Scorer
         if self.scorer == "run":
             scorer = RunScorer(bundle.scorer(), bundle.tokenizer, batch_size=self.batch_size)
         else:
             scorer = TransformersScorer(self.scorer, dtype=self.scorer_dtype, device=self.pick_device())
-        corpus, source = corpus_of(bundle, self), self.source or bundle.identity.source
-        packed = bundle.identity.blocks == "packed"
         real = real_text(
-            corpus,
-            source,
+            corpus_of(bundle, self),
+            self.source or bundle.identity.source,
             self.samples * self.seeds,
-            packed=packed,
+            packed=bundle.identity.blocks == "packed",
             others=mauve,
             prompt_tokens=prompt_tokens,
             infill_tokens=infill_tokens,
@@ -132,21 +123,19 @@ class StudyOptions(ScoringOptions, TextOptions, DeviceOptions):
 def comma_rules(given: Sequence[float | str]) -> list[str]:
     """Rules of re-injection for several rows: numbers in their shortest form, the others as written, all checked.
 
-    An item without a colon is a list with commas; one with a colon is one rule, whose numbers have commas. Raises
-    ``UserError``.
+    An item with a colon is one rule, whose numbers have commas; others are lists. Raises ``UserError``.
     """
     from fewstep.samplers import parse_rule
 
     rules: list[str] = []
     for item in map(str, given):
-        for text in [item.strip()] if ":" in item else comma_parts(item, "reinjection"):
-            try:
-                parse_rule(text)
-            except ValueError as error:
-                raise UserError(str(error)) from None
-            is_number = text.replace(".", "", 1).isdigit()
-            rules.append(f"{float(text):g}" if is_number else text)
-    return rules
+        rules += [item.strip()] if ":" in item else comma_parts(item, "reinjection")
+    for rule in rules:
+        try:
+            parse_rule(rule)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    return [f"{float(rule):g}" if rule.replace(".", "", 1).isdigit() else rule for rule in rules]
 
 
 def sweep_temperatures(given: Sequence[float] | float | str) -> list[float]:
@@ -181,11 +170,18 @@ def corpus_of(bundle: "SavedModel", options: TextOptions) -> "PreparedCorpus":
         return prepare_corpus(settings)
 
 
-def packed_blocks(corpus: "PreparedCorpus", count: int) -> "TokenBatch":
-    """``count`` held-out blocks all of whose tokens count and a spare one, spread evenly, or all there are."""
-    from fewstep.evaluation.baselines import held_out_blocks
+def write_tables(rows: "Sequence[Row]", plan: "Plan", folder: Path) -> "tuple[list[Row], str, str]":
+    """Write the table as Markdown and CSV, and where temperatures were swept the one at real text's entropy.
 
-    full = corpus.validation
-    if corpus.report.validation.filled_positions:
-        full = full.select([row for row, length in enumerate(full["length"][:]) if length == corpus.report.block_size])
-    return held_out_blocks(full, min(count + 1, len(full)))[0]
+    Returns the rows of the first, and both tables as Markdown and as text for a terminal.
+    """
+    from fewstep.evaluation.matched import with_matched_table
+    from fewstep.evaluation.rows import rows_csv, rows_markdown, rows_text
+
+    tables = with_matched_table(rows, plan.caption, plan.columns)
+    markdown = "\n".join(rows_markdown(*table) for table in tables)
+    write_text(folder / "table.md", markdown)
+    write_text(folder / "table.csv", rows_csv(rows))
+    for matched, *_ in tables[1:]:
+        write_text(folder / "matched.csv", rows_csv(matched))
+    return tables[0][0], markdown, "\n\n".join(rows_text(*table) for table in tables)

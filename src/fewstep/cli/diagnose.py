@@ -6,19 +6,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import PositiveInt
 
-from fewstep.cli.common import DeviceOptions, TextOptions, corpus_of, folder_beside, packed_blocks
-from fewstep.cli.main import rank_zero_errors
-from fewstep.cli.output import check_free, check_writable, make_folder, new_text_file, progress_bar
+from fewstep.cli.common import DeviceOptions, TextOptions, corpus_of, folder_beside
+from fewstep.cli.output import check_free, check_writable, make_folder, progress_bar, write_text
 from fewstep.cli.parser import comma_parts, parse_options
 from fewstep.errors import UserError
 from fewstep.provenance import provenance
 from fewstep.registry import import_attribute
 
 if TYPE_CHECKING:
-    from fewstep.evaluation.diagnosis import Diagnosis
+    from fewstep.data import PreparedCorpus
     from fewstep.evaluation.subject import Subject
+    from fewstep.types import TokenBatch
 
-JSON_FILE, FOLDER, PICTURES = "diagnostics.json", "diagnosis", "pictures"
 FIXED = ("examples", "positions", "effort", "only")
 """Options that a protocol decides."""
 IMAGES = "fewstep.lab.images.generator.image_subject"
@@ -113,49 +112,51 @@ class DiagnoseOptions(TextOptions, AdapterOptions, DeviceOptions):
 
 def main(argv: list[str]) -> int:
     """Measure as ``argv`` says; returns the exit code. Several processes (``torchrun``) share the measurements."""
-    return rank_zero_errors(lambda: run(parse_options("diagnose", DiagnoseOptions, argv), argv))
-
-
-def run(options: DiagnoseOptions, argv: list[str]) -> int:
-    """The command itself; ``argv`` is named by its provenance."""
+    options = parse_options("diagnose", DiagnoseOptions, argv)
     check_adapter_options(options)
-    options = with_protocol(options, argv)
+    options = with_protocol(options)
     only = None if options.only is None else comma_parts(options.only, "only")
     folder = options.out or default_folder(options)
-    check_free(folder / JSON_FILE, overwrite=options.overwrite)
-    check_writable(folder, PICTURES)
+    table, pictures = folder / "diagnostics.json", folder / "pictures"
+    check_free(table, overwrite=options.overwrite)
+    for place in (folder, pictures):
+        check_writable(place)
     from fewstep.evaluation.diagnosis import choose, diagnose
     from fewstep.evaluation.measurements import MEASUREMENTS
+    from fewstep.evaluation.pictures import write_picture
     from fewstep.evaluation.processes import Processes
 
     choose(MEASUREMENTS, only)  # a typo shows before a model is loaded
     with Processes.join() as processes, progress_bar("diagnosing", "measurement") as progress:
-        shown = progress if processes.is_first else None
         diagnosis = diagnose(
             load_subject(options),
             only=only,
             effort=options.effort,
             protocol=options.protocol,
-            progress=shown,
+            progress=progress if processes.is_first else None,
             processes=processes,
         )
         if not processes.is_first:
             return 0
     diagnosis = replace(diagnosis, provenance=provenance("diagnose", argv))
-    write(diagnosis, folder, overwrite=options.overwrite)
-    print(diagnosis.to_text())
-    print(f"\ntable     {folder / JSON_FILE}\npictures  {folder / PICTURES}/*.png")
+    make_folder(pictures)
+    write_text(table, diagnosis.to_json())
+    for old in pictures.glob("*.png"):  # of the diagnosis that has just been replaced
+        old.unlink()
+    for name, picture in diagnosis.pictures().items():
+        write_picture(picture, pictures / f"{name}.png")
+    print(f"{diagnosis.to_text()}\n\ntable     {table}\npictures  {pictures}/*.png")
     return 0
 
 
-def with_protocol(options: DiagnoseOptions, argv: list[str]) -> DiagnoseOptions:
-    """The options that the protocol decides. Raises ``UserError`` for those of ``argv``, which would be ignored."""
+def with_protocol(options: DiagnoseOptions) -> DiagnoseOptions:
+    """The options that the protocol decides. Raises ``UserError`` where others are given, which would be ignored."""
     if options.protocol is None:
         return options
-    given = {argument.partition("=")[0].removeprefix("--") for argument in argv if argument.startswith("--")}
-    if wrong := [name for name in FIXED if name in given]:
+    usual = DiagnoseOptions(model=options.model)
+    if given := [name for name in FIXED if getattr(options, name) != getattr(usual, name)]:
         fixed = ", ".join(f"--{name}" for name in FIXED)
-        raise UserError(f"--protocol {options.protocol} decides {fixed}: leave --{wrong[0]} out, or --protocol")
+        raise UserError(f"--protocol {options.protocol} decides {fixed}: leave --{given[0]} out, or --protocol")
     from fewstep.evaluation.paper import PAPER_EXAMPLES
 
     return replace(options, examples=PAPER_EXAMPLES, positions=1, effort="full")
@@ -179,7 +180,7 @@ def check_adapter_options(options: DiagnoseOptions) -> None:
 
 def default_folder(options: DiagnoseOptions) -> Path:
     """Beside our own model; ``diagnosis-NAME`` here for another, whose name is a folder's or a hub name."""
-    folder = options.protocol or FOLDER
+    folder = options.protocol or "diagnosis"
     if options.adapter is None:
         return folder_beside(options.model, folder)
     local = Path(options.model)
@@ -189,8 +190,8 @@ def default_folder(options: DiagnoseOptions) -> Path:
 
 def load_subject(options: DiagnoseOptions) -> "Subject":
     """The model, of text or images, ours or another package's, with the data that it is measured on."""
-    numbers: dict[str, Any] = {"num_examples": options.examples, "seed": options.seed}
-    numbers["at_most"] = options.protocol is not None
+    at_most = options.protocol is not None
+    numbers: dict[str, Any] = {"num_examples": options.examples, "seed": options.seed, "at_most": at_most}
     if options.adapter is not None:
         load, _ = ADAPTERS[options.adapter]
         decoder = import_attribute(load, "adapter")(options)
@@ -208,14 +209,11 @@ def load_subject(options: DiagnoseOptions) -> "Subject":
     return text_subject(model, blocks, num_positions=options.positions, source=source, **numbers)
 
 
-def write(diagnosis: "Diagnosis", folder: Path, *, overwrite: bool) -> None:
-    """The table as JSON and every picture."""
-    from fewstep.evaluation.pictures import write_picture
+def packed_blocks(corpus: "PreparedCorpus", count: int) -> "TokenBatch":
+    """``count`` held-out blocks all of whose tokens count and a spare one, spread evenly, or all there are."""
+    from fewstep.evaluation.baselines import held_out_blocks
 
-    make_folder(folder / PICTURES)
-    with new_text_file(folder / JSON_FILE, overwrite=overwrite) as write_lines:
-        write_lines([diagnosis.to_json()])
-    for old in (folder / PICTURES).glob("*.png"):  # of the diagnosis that has just been replaced
-        old.unlink()
-    for name, picture in diagnosis.pictures().items():
-        write_picture(picture, folder / PICTURES / f"{name}.png")
+    full = corpus.validation
+    if corpus.report.validation.filled_positions:
+        full = full.select([row for row, length in enumerate(full["length"][:]) if length == corpus.report.block_size])
+    return held_out_blocks(full, min(count + 1, len(full)))[0]

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import NonNegativeInt
 
-from fewstep.cli.common import StudyOptions, comma_rules, folder_beside, sweep_temperatures
-from fewstep.cli.main import rank_zero_errors
-from fewstep.cli.output import check_writable, make_folder, progress_bar, write_text
+from fewstep.cli.common import StudyOptions, comma_rules, folder_beside, sweep_temperatures, write_tables
+from fewstep.cli.output import check_writable, make_folder, progress_bar
 from fewstep.cli.parser import comma_numbers, comma_parts, parse_options
 from fewstep.errors import UserError
 from fewstep.locking import FolderLock
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from fewstep.evaluation.rows import Row
     from fewstep.evaluation.sweep import Plan
     from fewstep.evaluation.texts import Sampling
-    from fewstep.model import SavedModel
-
-ROWS, TABLE = "rows.jsonl", "table.md"
 
 
 @dataclass(kw_only=True)
@@ -74,11 +70,7 @@ class EvaluateOptions(AxisOptions, StudyOptions):
 
 def main(argv: list[str]) -> int:
     """Evaluate as ``argv`` says and return the exit code. Several processes (``torchrun``) share the rows."""
-    return rank_zero_errors(lambda: evaluate(parse_options("evaluate", EvaluateOptions, argv), argv))
-
-
-def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
-    """The command itself; ``argv`` is recorded in the provenance of its rows."""
+    options = parse_options("evaluate", EvaluateOptions, argv)
     from fewstep.evaluation.matched import KEPT
     from fewstep.evaluation.processes import Processes
     from fewstep.evaluation.rows import RowFile
@@ -86,6 +78,7 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
     from fewstep.evaluation.texts import flow_groups
     from fewstep.metrics.text import mauve_package_version
     from fewstep.model import SavedModel
+    from fewstep.pipeline import TextGenerator
 
     parts = {"prompt_tokens": options.prompt_tokens, "infill_tokens": options.infill_tokens}
     if all(parts.values()):
@@ -93,6 +86,7 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
     names = ["evaluation", *(f"{name.removesuffix('_tokens')}{count}" for name, count in parts.items() if count)]
     folder = folder_beside(options.model, "_".join(names)) if options.out is None else options.out
     samplings, temperatures = all_samplings(options), sweep_temperatures(options.matched_entropy)
+    readouts = comma_parts(options.readout, "readout")
     check_writable(folder)
     if options.mauve:
         mauve_package_version()
@@ -106,8 +100,8 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
             locked.enter_context(lock)
         bundle = SavedModel.from_pretrained(options.model, allow=options.allowed, kind="text")
         bundle = bundle.to(options.pick_device())
-        check_steps(bundle, [sampling.num_steps for sampling in samplings])
-        readouts = comma_parts(options.readout, "readout")
+        for sampling in samplings:  # one that does not fit the model is refused before its text is read
+            TextGenerator(bundle).sampler(sampling.num_steps, sampling.reinjection)
         study = options.study(bundle, mauve=options.mauve, **parts)
         flows = flow_groups(bundle, samplings, readouts, temperatures, known=study.known)
         groups = [*study.yardsticks(temperatures=temperatures), *flows]
@@ -116,7 +110,7 @@ def evaluate(options: EvaluateOptions, argv: list[str]) -> int:
             make_folder(folder)
             locked.enter_context(lock)
         with progress_bar("evaluating", "row") as progress:
-            rows = Sweep(plan, processes).run(RowFile(folder / ROWS), progress)
+            rows = Sweep(plan, processes).run(RowFile(folder / "rows.jsonl"), progress)
         if processes.is_first:
             write_results(rows, plan, study.scorer.name, folder, wandb=options.wandb)
     return 0
@@ -127,60 +121,41 @@ def all_samplings(options: AxisOptions) -> "list[Sampling]":
     from fewstep.evaluation.texts import FRESH, NO_SNAP, REUSED, Sampling
     from fewstep.samplers import parse_snap
 
-    steps = comma_numbers(options.steps, "steps", int)
-    if min(steps) < 1:
-        raise UserError(f"--steps {options.steps!r}: expected whole numbers of at least 1")
-    rules, snaps = comma_rules(options.reinjection), comma_parts(options.snap, "snap")
-    noises = comma_parts(options.noise, "noise")
+    snaps, noises = comma_parts(options.snap, "snap"), comma_parts(options.noise, "noise")
     if unknown := [noise for noise in noises if noise not in (FRESH, REUSED)]:
         raise UserError(f"noise is {unknown[0]!r}: expected some of {FRESH}, {REUSED}")
     try:
-        for snap in snaps:
-            if snap != NO_SNAP:
-                parse_snap(snap)
+        for snap in set(snaps) - {NO_SNAP}:
+            parse_snap(snap)
     except ValueError as error:
         raise UserError(str(error)) from None
-    commits = comma_numbers(options.commit_tokens, "commit_tokens", int)
-    if min(commits) < 0:
-        raise UserError(f"--commit_tokens {options.commit_tokens!r}: expected whole numbers of at least 0")
-    colds = comma_numbers(options.noise_temperature, "noise_temperature", float)
+    combinations = product(
+        comma_rules(options.reinjection),
+        comma_numbers(options.noise_temperature, "noise_temperature", float),
+        noises,
+        snaps,
+        comma_numbers(options.commit_tokens, "commit_tokens", int, least=0),
+        comma_numbers(options.steps, "steps", int, least=1),
+    )
     return [
-        Sampling(num_steps, rule, cold, noise=noise, snap=snap, commit_tokens=commit)
-        for rule, cold, noise, snap, commit, num_steps in product(rules, colds, noises, snaps, commits, steps)
+        Sampling(num_steps, rule, temperature, noise=noise, snap=snap, commit_tokens=commit_tokens)
+        for rule, temperature, noise, snap, commit_tokens, num_steps in combinations
     ]
 
 
-def check_steps(bundle: "SavedModel", steps: Sequence[int]) -> None:
-    """Raise ``UserError`` if the model was trained for another number of steps than a given one."""
-    trained = bundle.identity.trained_nfe
-    if trained is not None and set(steps) != {trained}:
-        raise UserError(
-            f"--steps {','.join(map(str, dict.fromkeys(steps)))}: the objective of this model "
-            f"({bundle.identity.objective or 'unnamed'}) trained it for {trained} steps and no other number; "
-            f"give --steps {trained}"
-        )
-
-
 def write_results(rows: "Sequence[Row]", plan: "Plan", scorer: str, folder: Path, *, wandb: bool) -> None:
-    """Write the table and the pictures, and print the table."""
+    """Write the tables and the pictures, and print the tables."""
     from fewstep.evaluation.charts import NFE, SECONDS, score_pictures
     from fewstep.evaluation.frontier import write_frontier
-    from fewstep.evaluation.matched import with_matched_table
     from fewstep.evaluation.pictures import write_pictures
-    from fewstep.evaluation.rows import rows_csv, rows_markdown, rows_text, table_lines
+    from fewstep.evaluation.rows import table_lines
 
-    tables = with_matched_table(rows, plan.caption, plan.columns)
-    plain, *_ = tables[0]
-    write_text(folder / TABLE, "\n".join(rows_markdown(*each) for each in tables))
-    write_text(folder / "table.csv", rows_csv(rows))
-    for matched, *_ in tables[1:]:
-        write_text(folder / "matched.csv", rows_csv(matched))
+    plain, _, text = write_tables(rows, plan, folder)
     pictures = {f"pareto_{name}": folder / f"pareto_{name}.png" for name in ("nfe", "seconds")}
     for cost, file in zip((NFE, SECONDS), pictures.values(), strict=True):
         write_pictures(score_pictures(plain, cost, scorer), file)
     write_frontier(rows, scorer, folder / "frontier.png")
-    print("\n\n".join(rows_text(*each) for each in tables))
-    print(f"\nrows      {folder / ROWS}\ntable     {folder / TABLE}\npictures  {folder / '*.png'}")
+    print(f"{text}\n\nrows      {folder}/rows.jsonl\ntable     {folder}/table.md\npictures  {folder}/*.png")
     if wandb:
         from fewstep.training.tracking import log_study
 

@@ -55,17 +55,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def usage() -> str:
     """The help text: every command with its line."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {help_line}" for name, (help_line, _) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: fewstep COMMAND [OPTIONS]",
-            "",
-            *lines,
-            "",
-            "fewstep COMMAND --help shows the options of a command; fewstep --version shows the version;",
-            "--debug with any command shows where in the code an error came from.",
-        ]
-    )
+    lines = "\n".join(f"  {name:<{width}}  {help_line}" for name, (help_line, _) in COMMANDS.items())
+    return f"""usage: fewstep COMMAND [OPTIONS]
+
+{lines}
+
+fewstep COMMAND --help shows the options of a command; fewstep --version shows the version;
+--debug with any command shows where in the code an error came from."""
 
 
 def dispatch(argv: list[str]) -> int:
@@ -104,17 +100,17 @@ class LenientStream:
 
     def write(self, text: str) -> int:
         """Write ``text``, or drop it after a failure."""
-        self._try(lambda: self.stream.write(text))
+        self._try(self.stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         """Flush, unless the stream has failed."""
-        self._try(lambda: self.stream.flush())
+        self._try(self.stream.flush)
 
-    def _try(self, action: Callable[[], object]) -> None:
+    def _try(self, action: Callable[..., object], *arguments: str) -> None:
         if self.error is None:
             try:
-                action()
+                action(*arguments)
             except OSError as error:
                 self.error = error
 
@@ -129,11 +125,10 @@ def check_stdout() -> None:
 
 
 def errors_to_exit_code(command: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Call ``command(argv)`` and return its exit code.
+    """Call ``command(argv)``, without ``--debug``, and return its exit code.
 
-    A ``UserError`` and an error of the machine (disk, memory) are one line on stderr and 2; ``--debug``, which the
-    command does not see, adds the traceback. An interrupt is 130, a reader of stdout that left 141. Every other
-    exception is a defect and passes.
+    A ``UserError`` and an error of the machine (disk, memory) are one line on stderr and 2, an interrupt 130, a reader
+    of stdout that left 141. Every other exception is a defect and passes.
     """
     debug = DEBUG in argv
     stdout, stderr = LenientStream(sys.stdout), LenientStream(sys.stderr)
@@ -148,7 +143,7 @@ def errors_to_exit_code(command: Callable[[list[str]], int], argv: list[str]) ->
         except KeyboardInterrupt:
             print("fewstep: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
-        except (OSError, MemoryError, RuntimeError, ValueError) as error:
+        except (OSError, MemoryError, RuntimeError) as error:
             if error is stdout.error:
                 # What is still buffered is flushed at exit, where the interpreter would complain.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
@@ -159,16 +154,6 @@ def errors_to_exit_code(command: Callable[[list[str]], int], argv: list[str]) ->
             return _refuse([message], debug)
         finally:
             stderr.flush()
-
-
-def rank_zero_errors(command: Callable[[], int]) -> int:
-    """Run ``command``; report errors on rank 0 only."""
-    try:
-        return command()
-    except UserError:
-        if os.environ.get("RANK", "0") == "0":
-            raise
-        return EXIT_USER_ERROR
 
 
 def one_line(text: str) -> str:
@@ -185,8 +170,6 @@ def machine_message(error: Exception) -> str | None:
     """The line for an error of the machine; None for any other."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({str(error).partition('. ')[0] or 'no more available'}): give a smaller --batch_size"
-    if isinstance(error, ValueError) and "embedded null byte" in str(error):
-        return "the name of a file holds a NUL character (got '\\0'): give it without"
     for *numbers, advice in MACHINE_ERRORS:
         if isinstance(error, OSError) and error.errno in numbers:
             return f"{error.filename or 'a file'}: {error.strerror}: {advice}"

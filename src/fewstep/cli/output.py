@@ -5,13 +5,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
 from fewstep.errors import UserError
 from fewstep.locking import draft_of, put_in_place
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 Write = Callable[[Iterable[str]], None]
 
@@ -54,13 +51,13 @@ def check_free(target: Path, *, overwrite: bool) -> None:
         raise UserError(f"{target} exists already: choose another name, or pass --overwrite to replace it")
 
 
-def check_writable(folder: Path, *inner: str) -> None:
-    """Raise ``UserError`` if results cannot be put into ``folder`` or its ``inner`` folders: before the work."""
-    for place in (folder.resolve(), *(folder.resolve() / name for name in inner)):
-        nearest = next(parent for parent in (place, *place.parents) if parent.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            why = "is closed to writing" if nearest.is_dir() else "is no folder"
-            raise UserError(f"cannot write into {folder}: {nearest} {why}; choose another folder")
+def check_writable(folder: Path) -> None:
+    """Raise ``UserError`` if results cannot be put into ``folder``: before the work."""
+    place = folder.resolve()
+    nearest = next(parent for parent in (place, *place.parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        why = "is closed to writing" if nearest.is_dir() else "is no folder"
+        raise UserError(f"cannot write into {folder}: {nearest} {why}; choose another folder")
 
 
 def make_folder(folder: Path) -> None:
@@ -70,20 +67,19 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def progress_bar(title: str, unit: str, stream: TextIO | None = None) -> Iterator[Callable[[int, int, str], None]]:
+def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
     """Give a progress function, called as (done, total, label), that moves a bar and shows ``label`` behind it.
 
-    The bar appears with the first call, so that an error before it stands alone on its line. If ``stream`` (None:
-    stderr) is no terminal, each call writes a line.
+    The bar appears on stderr with the first call, so that an error before it stands alone on its line.
     """
     with ExitStack() as closed:
-        bars: list[tqdm[Any]] = []
+        bars: list[Any] = []
 
         def move(done: int, total: int, label: str) -> None:
             from tqdm import tqdm  # not for --help or a mistyped option
 
             if not bars:
-                bars.append(closed.enter_context(tqdm(desc=title, unit=unit, file=stream or sys.stderr)))
+                bars.append(closed.enter_context(tqdm(desc=title, unit=unit, file=sys.stderr)))
             bars[0].total, bars[0].n = total, done
             bars[0].set_postfix_str(label)
 

@@ -1,6 +1,7 @@
 """One parser for all commands: a dataclass of options becomes a jsonargparse command line and a YAML schema."""
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -19,38 +20,38 @@ def command_parser(command: str, options: type) -> ArgumentParser:
     """The parser of ``fewstep COMMAND``, whose options are the fields of the dataclass ``options``.
 
     A field without a default is positional, a bool is a pair of flags (``--mauve``, ``--no_mauve``), a list takes its
-    values with blanks between. Help comes from the ``Args`` of the docstring of the class, and each base class is a
-    group of its own.
+    values with blanks between. Each base class is a group, its docstring the help.
     """
-    parser = ArgumentParser(prog=f"fewstep {command}", description=_title(options), **PARSER)
+
+    def title(group: type) -> str:
+        return (group.__doc__ or "").partition("\n")[0].rstrip(".")
+
+    parser = ArgumentParser(prog=f"fewstep {command}", description=title(options), **PARSER)
     parser.add_argument("--config", action=ConfigOption, help="a YAML file of these options")
     hints = get_type_hints(options)
-    by_name = {field.name: field for field in fields(options)}
     for group in filter(is_dataclass, options.__mro__):
         help_of = {param.arg_name: param.description for param in parse(group.__doc__ or "").params}
-        section = parser if group is options else parser.add_argument_group(_title(group))
-        for name in inspect.get_annotations(group):
-            _add_option(section, by_name[name], hints[name], help_of[name])
+        section = parser if group is options else parser.add_argument_group(title(group))
+        for own in fields(options):
+            if own.name in inspect.get_annotations(group):
+                _add_option(section, own, hints[own.name], help_of[own.name])
     return parser
 
 
-def _title(options: type) -> str:
-    return (options.__doc__ or "").partition("\n")[0].rstrip(".")
-
-
-def _add_option(section: Any, field: "Field[Any]", hint: Any, text: str | None) -> None:
-    required = field.default is MISSING and field.default_factory is MISSING
-    positional = required or field.metadata.get("positional")
-    keywords: dict[str, Any] = {"help": text}
+def _add_option(section: Any, own: "Field[Any]", hint: Any, text: str | None) -> None:
+    required = own.default is MISSING and own.default_factory is MISSING
+    positional = required or own.metadata.get("positional")
+    keywords: dict[str, Any] = {"help": text, "type": hint}
     if not required:
-        keywords["default"] = field.default if field.default_factory is MISSING else field.default_factory()
+        keywords["default"] = own.default if own.default_factory is MISSING else own.default_factory()
     if hint is bool:
-        keywords["action"] = ActionYesNo
+        keywords |= {"action": ActionYesNo}
+        del keywords["type"]
     elif get_origin(hint) is list:
         keywords |= {"type": get_args(hint)[0], "nargs": "+"}
-    else:
-        keywords |= {"type": hint, **({"nargs": "?"} if positional and not required else {})}
-    section.add_argument(field.name if positional else f"--{field.name}", **keywords)
+    elif positional and not required:
+        keywords |= {"nargs": "?"}
+    section.add_argument(own.name if positional else f"--{own.name}", **keywords)
 
 
 def parse_options(command: str, options: type[Options], argv: Sequence[str]) -> Options:
@@ -76,10 +77,16 @@ def comma_parts(text: str | float | Sequence[Any], option: str) -> list[str]:
     return parts
 
 
-def comma_numbers(text: str | float | Sequence[Any], option: str, kind: type[Number]) -> list[Number]:
-    """The numbers of a list as in :func:`comma_parts`. Raises ``UserError``, naming ``option``."""
+def comma_numbers(
+    text: str | float | Sequence[Any], option: str, kind: type[Number], least: float = -math.inf
+) -> list[Number]:
+    """The numbers of a list as in :func:`comma_parts`, all at least ``least``. Raises ``UserError``."""
+    expected = "whole numbers" if kind is int else "numbers"
+    expected += f" of at least {least}" if least > -math.inf else ""
     try:
-        return [kind(part) for part in comma_parts(text, option)]
+        numbers = [kind(part) for part in comma_parts(text, option)]
+        if min(numbers) >= least:
+            return numbers
     except ValueError:
-        expected = "a whole number" if kind is int else "a number"
-        raise UserError(f"--{option} is {text!r}: expected {expected}, or several with commas between") from None
+        pass
+    raise UserError(f"--{option} is {text!r}: expected {expected}, with commas between")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt
 
-from fewstep.cli.common import TextOptions, comma_rules, corpus_of, sweep_temperatures
+from fewstep.cli.common import TextOptions, comma_rules, corpus_of, sweep_temperatures, write_tables
 from fewstep.cli.output import progress_bar, write_text
 from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
@@ -107,10 +107,7 @@ def main(argv: list[str]) -> int:
 
 
 def choose_source(options: QuickstartOptions) -> str:
-    """The text of ``options.out`` if that was begun, else as given, else everyday English or what stands in for it.
-
-    Raises ``UserError`` for another text than the folder's.
-    """
+    """The text of ``options.out`` if that was begun, else as given, else everyday English or what stands in for it."""
     from fewstep.data.everyday import EVERYDAY, everyday_file
 
     begun = [file for stage in STAGES if (file := options.out / stage / "config.yaml").is_file()]
@@ -143,6 +140,7 @@ def train_stages(options: QuickstartOptions) -> None:
     """Train the stages that are not done yet, those beside the flow in one other process at a time."""
     import torch
 
+    from fewstep.training.command import run_training
     from fewstep.training.trainer_settings import emulates_bfloat16
 
     faster = ["--trainer.precision=32-true"] if emulates_bfloat16() else []
@@ -157,7 +155,9 @@ def train_stages(options: QuickstartOptions) -> None:
                 beside.start(name, arguments_of(name, options) + faster)
             else:
                 torch.set_num_threads(beside.threads if beside.runs else threads)
-                train_here(name, arguments_of(name, options) + faster)
+                began = time.perf_counter()
+                run_training(arguments_of(name, options) + faster)
+                say(f"{name} took {time.perf_counter() - began:.0f} s")
         beside.wait()
     finally:
         beside.stop()
@@ -175,15 +175,6 @@ def arguments_of(name: str, options: QuickstartOptions) -> list[str]:
     return arguments
 
 
-def train_here(name: str, arguments: list[str]) -> None:
-    """Train a stage in this process."""
-    from fewstep.training.command import run_training
-
-    began = time.perf_counter()
-    run_training(arguments)
-    say(f"{name} took {time.perf_counter() - began:.0f} s")
-
-
 class Beside:
     """Trains one stage at a time in a process of its own with ``threads``, which prints into ``out/STAGE.log``."""
 
@@ -197,33 +188,28 @@ class Beside:
         """Whether a stage is not done yet."""
         return self.process is not None and self.process.poll() is None
 
-    @property
-    def log(self) -> Path:
-        """What the stage prints."""
-        return self.out / f"{self.name}.log"
-
     def start(self, name: str, arguments: list[str]) -> None:
         """Start a stage when the one before has ended."""
         self.wait()
-        self.name, self.began = name, time.perf_counter()
+        self.name, self.began, log = name, time.perf_counter(), self.out / f"{name}.log"
         self.out.mkdir(parents=True, exist_ok=True)
-        with self.log.open("wb") as log:
+        with log.open("wb") as output:
             command = [sys.executable, "-m", "fewstep", "train", *arguments]
             threads = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-            self.process = subprocess.Popen(command, env=threads, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        say(f"{name} trains beside the next stages, its output is in {self.log}")
+            self.process = subprocess.Popen(
+                command, env=threads, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        say(f"{name} trains beside the next stages, its output is in {log}")
 
     def wait(self) -> None:
         """Wait for the stage. Raises ``UserError`` with its last line if it failed."""
         if self.process is None:
             return
-        code = self.process.wait()
-        self.process = None
+        code, self.process = self.process.wait(), None
         if code:
-            last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            raise UserError(
-                f"{self.name} ended with exit code {code}: {''.join(last).removeprefix('fewstep: error: ')}"
-            )
+            log = (self.out / f"{self.name}.log").read_text(encoding="utf-8", errors="replace")
+            last = log.strip().rpartition("\n")[2].removeprefix("fewstep: error: ")
+            raise UserError(f"{self.name} ended with exit code {code}: {last}")
         say(f"{self.name} took {time.perf_counter() - self.began:.0f} s")
 
     def stop(self) -> None:
@@ -233,17 +219,14 @@ class Beside:
             self.process.wait()
 
 
-def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "list[Row]":
-    """Merge the stages into one model folder, evaluate it, and write table and picture. ``recipe``: provenance.
-
-    Rows of an earlier call stay where model and protocol are the same.
-    """
+def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> None:
+    """Merge the stages into two models, evaluate them, and write tables and pictures. ``recipe``: provenance."""
     from fewstep.evaluation.charts import STEPS as OVER_STEPS
     from fewstep.evaluation.charts import score_pictures
     from fewstep.evaluation.frontier import write_frontier
-    from fewstep.evaluation.matched import KEPT, with_matched_table
+    from fewstep.evaluation.matched import KEPT
     from fewstep.evaluation.pictures import write_pictures
-    from fewstep.evaluation.rows import RowFile, rows_csv, rows_markdown, rows_text
+    from fewstep.evaluation.rows import RowFile
     from fewstep.evaluation.scorers import RunScorer
     from fewstep.evaluation.sweep import Sweep, model_digest
     from fewstep.evaluation.text_plan import TextStudy, real_text
@@ -276,21 +259,13 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> "lis
     plan = replace(plan, protocol={**plan.protocol, "few_step_model": model_digest(few_step)})
     with progress_bar("sampling and scoring", "row") as progress:
         rows = Sweep(plan).run(RowFile(options.out / "rows.jsonl"), progress, renew=True)
-    tables = with_matched_table(rows, plan.caption, plan.columns)
-    plain, *_ = tables[0]
-    table = "\n".join(rows_markdown(*each) for each in tables)
-    write_text(options.out / "table.md", table)
-    write_text(options.out / "table.csv", rows_csv(rows))
-    for matched, *_ in tables[1:]:
-        write_text(options.out / "matched.csv", rows_csv(matched))
+    plain, table, shown = write_tables(rows, plan, options.out)
     write_text(options.out / "samples.txt", sentences(plain))
     write_frontier(rows, scorer.name, options.out / "frontier.png")
     write_pictures(score_pictures(plain, OVER_STEPS, scorer.name), options.out / "table.png")
     bundle.save_pretrained(options.out / "model", overwrite=True, scores=table)
     few_step.save_pretrained(options.out / "few_step_model", overwrite=True, scores=table)
-    print(sentences(plain))
-    print("\n\n".join(rows_text(*each) for each in tables))
-    return rows
+    print(f"{sentences(plain)}\n{shown}")
 
 
 def sentences(rows: "list[Row]") -> str:

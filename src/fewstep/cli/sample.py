@@ -1,26 +1,38 @@
 """``fewstep sample``: text from a saved model."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from fewstep.cli.animation import Animation
 from fewstep.cli.common import DeviceOptions
 from fewstep.cli.main import check_stdout
 from fewstep.cli.output import new_text_file, write_text
 from fewstep.cli.parser import parse_options
-from fewstep.cli.prompts import Given, PromptOptions, given_texts, parse_gap_tokens
 from fewstep.errors import UserError
 from fewstep.provenance import provenance
 
 if TYPE_CHECKING:
+    from fewstep.model import SavedModel
     from fewstep.pipeline import GeneratedText
+    from fewstep.types import KnownTokens, SamplerState
+    from fewstep.writing import OnState
+
+PASSED_ON = (
+    *("readout", "reinjection", "solver", "noise_scale", "noise_temperature", "snap", "temperature", "top_p", "top_k"),
+    *("stop", "max_new_tokens", "commit_tokens", "guidance"),
+)
+"""Options that are arguments of :meth:`fewstep.pipeline.TextGenerator.generate`."""
+NOT_IN_ROWS = (
+    *("model", "num_samples", "batch_size", "output", "overwrite", "device", "allow", "stream", "animate"),
+    *("prompt", "infill", "prompts"),
+)
 
 
 @dataclass(kw_only=True)
@@ -55,8 +67,8 @@ class ReadoutOptions:
     """From latents to tokens.
 
     Args:
-        readout: parallel, all tokens at once, or head, one after the other by the autoregressive head.
-        head_context: off hides the earlier tokens from the head, for comparison.
+        readout: parallel, all tokens at once, or head, one after the other by the autoregressive head; head_off, for
+            comparison, hides the earlier tokens from the head.
         temperature: of the draw, 0 takes the likeliest token; left out, 0 for parallel and 1 for head.
         top_p: draw from the likeliest tokens of this total mass.
         top_k: draw from this many likeliest tokens; left out, from all.
@@ -64,11 +76,34 @@ class ReadoutOptions:
     """
 
     readout: str = "parallel"
-    head_context: Literal["on", "off"] = "on"
     temperature: float | None = None
     top_p: float = 1.0
     top_k: PositiveInt | None = None
     stop: bool = False
+
+
+@dataclass(kw_only=True)
+class PromptOptions:
+    """What is known of a text.
+
+    Args:
+        prompt: the beginning of every text.
+        infill: a text with gaps to fill in, each marked [..], as in "The [..] sat on [..].".
+        prompts: a .jsonl file of objects with a text as "prompt" or as "infill", one a line; num_samples texts are
+            written for each.
+        gap_tokens: tokens of a gap, a number or the least and the most, as in 2-6.
+        max_new_tokens: tokens to write after the prompt; left out, as many as the block has room for.
+        commit_tokens: tokens written at a time, each time with those before them known; left out, a whole block.
+        guidance: scale of classifier-free guidance on what is known; 1 for none.
+    """
+
+    prompt: str | None = None
+    infill: str | None = None
+    prompts: Path | None = None
+    gap_tokens: str | int = "1-8"
+    max_new_tokens: PositiveInt | None = None
+    commit_tokens: PositiveInt | None = None
+    guidance: PositiveFloat = 1.0
 
 
 @dataclass(kw_only=True)
@@ -96,23 +131,26 @@ class SampleOptions(PromptOptions, SamplerOptions, ReadoutOptions, DeviceOptions
     animate: Path | None = None
 
 
+class Given(NamedTuple):
+    """What is known of one text: a ``text`` that is a "prompt" or an "infill"; nothing, where ``kind`` is empty."""
+
+    kind: str = ""
+    text: str = ""
+
+
 def main(argv: list[str]) -> int:
     """Sample as ``argv`` says and return the exit code. Texts are written batch by batch, in constant memory."""
     options = parse_options("sample", SampleOptions, argv)
     given = [text for text in given_texts(options) for _ in range(options.num_samples)]
-    to_file = options.output not in (None, "-")
     if options.stream and options.output is not None:
         raise UserError(f"--stream prints texts, and --output is {options.output}: leave one of them out")
     if options.animate is not None and options.animate.exists() and not options.overwrite:
         raise UserError(f"--animate {options.animate} exists already: choose another file, or add --overwrite")
-    cost = {"nfe": 0, "seconds": 0.0}
-    with new_text_file(options.output, overwrite=options.overwrite) if to_file else nullcontext(print_now) as write:  # type: ignore[arg-type]
-        write(written_batches(options, given, provenance("sample", argv), cost))
-    print(
-        f"{len(given)} texts, {options.steps} steps ({cost['nfe']} network evaluations each), "
-        f"{cost['seconds']:.2f} s" + (f", written to {options.output}" if to_file else ""),
-        file=sys.stderr,
-    )
+    if options.output in (None, "-"):
+        print_now(written_batches(options, given, provenance("sample", argv)))
+    else:
+        with new_text_file(options.output, overwrite=options.overwrite) as write:
+            write(written_batches(options, given, provenance("sample", argv)))
     return 0
 
 
@@ -123,99 +161,157 @@ def print_now(batches: Iterable[str]) -> None:
         check_stdout()
 
 
-def written_batches(
-    options: SampleOptions, given: Sequence[Given], recipe: dict[str, Any], cost: dict[str, float]
-) -> Iterator[str]:
-    """Load the model and sample a text for each of ``given``; gives the lines of each batch.
+def given_texts(options: PromptOptions) -> list[Given]:
+    """What is known of each text that the options name. Raises ``UserError`` for options that do not fit each other."""
+    chosen = [name for name in ("prompt", "infill", "prompts") if getattr(options, name) is not None]
+    if len(chosen) > 1:
+        raise UserError(f"--{' and --'.join(chosen)} are given: choose one")
+    if options.guidance != 1 and not chosen:
+        raise UserError(f"--guidance is {options.guidance}: it leans on what is known, so give a --prompt too")
+    if not re.fullmatch(r"\d+(-\d+)?", str(options.gap_tokens)):
+        raise UserError(f"--gap_tokens {options.gap_tokens!r}: expected a number, or the least and the most, as in 2-6")
+    if options.prompts is not None:
+        return list(read_prompts(options.prompts))
+    return [Given(name, getattr(options, name)) for name in chosen] or [Given()]
 
-    ``cost``: network evaluations of each text, and seconds for all texts so far.
-    """
+
+def read_prompts(file: Path) -> Iterator[Given]:
+    """The prompts of a file. Raises ``UserError``, with the line's number, for a line that is not one."""
+    from fewstep.data.readers import READERS
+
+    is_empty = True
+    try:
+        with file.open("rb") as stream:
+            for place, row in READERS[".jsonl"](stream, f"{file},", "prompt"):
+                is_empty = False
+                kinds = [kind for kind in ("prompt", "infill") if isinstance(row, dict) and kind in row]
+                if len(kinds) != 1 or not isinstance(row[kinds[0]], str):
+                    raise UserError(f'{place}: expected an object with a text as "prompt" or as "infill"')
+                yield Given(kinds[0], row[kinds[0]])
+    except OSError as error:
+        raise UserError(f"--prompts {file}: {error.strerror}: give a .jsonl file") from None
+    if is_empty:
+        raise UserError(f'--prompts {file} has no line: give one object a line, such as {{"prompt": "The cat"}}')
+
+
+def written_batches(options: SampleOptions, given: Sequence[Given], recipe: dict[str, Any]) -> Iterator[str]:
+    """Load the model and sample a text for each of ``given``; gives the lines of each batch."""
     from tqdm import tqdm  # takes seconds to import with the others, which --help should not
 
     from fewstep.pipeline import TextGenerator
-    from fewstep.samplers import default_sampling, parse_rule, parse_snap
+    from fewstep.samplers import default_sampling
 
-    try:  # before the model is loaded
-        parse_rule(0.0 if options.reinjection is None else options.reinjection)
-        snap = None if options.snap is None else parse_snap(options.snap)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    gap_tokens = parse_gap_tokens(options.gap_tokens)
     generator = TextGenerator.from_pretrained(options.model, options.pick_device(), allow=options.allowed)
     if options.reinjection is None:
         own = default_sampling(generator.model.identity, options.steps)
         options = replace(options, reinjection=own.reinjection)
-    animation = None if options.animate is None else Animation(generator.model)
-    batches = alike_batches(given, 1 if options.stream or animation is not None else options.batch_size)
+    passed: dict[str, Any] = {name: getattr(options, name) for name in PASSED_ON}
+    least, _, most = str(options.gap_tokens).partition("-")
+    animation = Animation(generator.model) if options.animate else None
+    seconds, stream = 0.0, Stream()
     with tqdm(total=len(given), desc="sampling", unit="text", file=sys.stderr, disable=None) as bar:
-        for first, batch in batches:
-            if animation is not None:
-                animation.next_text()
+        for first, batch in alike_batches(given, 1 if options.stream or options.animate else options.batch_size):
+            kind = batch[0].kind
+            known: dict[str, Any] = {kind: [text for _, text in batch]} if kind else {}
             generated = generator.generate(
                 len(batch),
                 options.steps,
                 options.seed,
-                readout=options.readout,
-                reinjection=options.reinjection,
-                solver=options.solver,
+                **passed,
+                **known,
                 reuse_noise=options.noise == "reused",
-                noise_scale=options.noise_scale,
-                noise_temperature=options.noise_temperature,
-                snap=snap,
-                head_context=options.head_context == "on",
-                temperature=options.temperature,
-                top_p=options.top_p,
-                top_k=options.top_k,
-                stop=options.stop,
+                gap_tokens=(int(least), int(most or least)),
                 batch_size=len(batch),
                 first_sample=first,
-                prompt=None if batch[0].prompt is None else [str(text.prompt) for text in batch],
-                infill=None if batch[0].infill is None else [str(text.infill) for text in batch],
-                gap_tokens=gap_tokens,
-                max_new_tokens=options.max_new_tokens,
-                commit_tokens=options.commit_tokens,
-                guidance=options.guidance,
-                on_state=None if animation is None else animation.on_state,
-                on_block=Stream(first) if options.stream else None,
+                on_state=animation.begin_text() if animation else None,
+                on_block=stream if options.stream else None,
                 progress=bar.update,
             )
-            cost |= {"nfe": generated.nfe, "seconds": cost["seconds"] + generated.seconds}
+            seconds += generated.seconds
             if options.stream:
                 yield "\n\n"
             elif options.output is None:
                 yield "".join(f"[{index}] {text}\n\n" for index, text in enumerate(generated.texts, first + 1))
             else:
                 yield "".join(json_lines(generated, batch, generator.model.tokenizer, options, first, recipe))
-    if any(text != Given() for text in given) and not generator.model.flow().reads_known:
+    cost = f"{options.steps} steps ({generated.nfe} network evaluations each), {seconds:.2f} s"
+    print(f"{len(given)} texts, {cost}", file=sys.stderr)
+    if any(text.kind for text in given) and not generator.model.flow().reads_known:
         print("trained without known positions, this flow was given them by replacement", file=sys.stderr)
-    if animation is not None and options.animate is not None:
+    if animation and options.animate:
         write_text(options.animate, animation.page(f"{options.model}, {options.steps} steps"))
 
 
 def alike_batches(given: Sequence[Given], batch_size: int) -> Iterator[tuple[int, Sequence[Given]]]:
     """The texts in batches of prompts alone, of infills alone or of neither, each with the number of its first."""
     first = 0
-    while first < len(given):
-        is_infill = given[first].infill is not None
-        end = first
-        while end < min(len(given), first + batch_size) and (given[end].infill is not None) == is_infill:
-            end += 1
-        yield first, given[first:end]
-        first = end
+    for _, group in groupby(given, key=lambda text: text.kind):
+        alike = list(group)
+        for start in range(0, len(alike), batch_size):
+            yield first + start, alike[start : start + batch_size]
+        first += len(alike)
 
 
 class Stream:
     """Prints what is new of a text whenever a block of it is finished."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self) -> None:
+        self.number = -1
         self.shown = ""
-        print(f"[{number + 1}] ", end="", flush=True)
 
     def __call__(self, number: int, text: str) -> None:
+        if number != self.number:
+            print(f"[{number + 1}] ", end="")
+            self.number, self.shown = number, ""
         whole = text.rstrip("\ufffd")  # the next block may complete a character
         print(whole[len(self.shown) :], end="", flush=True)
         check_stdout()
         self.shown = whole
+
+
+class Animation:
+    """Collects what the parallel readout would write at every step, a list of frames for each text."""
+
+    def __init__(self, model: "SavedModel") -> None:
+        self.model = model
+        self.reader = model.reader()
+        self.texts: list[list[dict[str, Any]]] = []
+        self._block = 0
+
+    def begin_text(self) -> "OnState":
+        """What is called with the states of the next text."""
+        self.texts.append([])
+        self._block = 0
+        return self._on_state
+
+    def _on_state(self, state: "SamplerState", known: "KnownTokens") -> None:
+        """Keep the tokens of a step's estimate, and of x_1 after the last."""
+        import torch
+
+        from fewstep.data.tokenizer import decode_documents
+
+        if state.x1_hat is None:
+            self._block += 1
+            return
+        z = state.x_t if state.time == 1 else state.x1_hat
+        mask = torch.ones_like(z[..., 0], dtype=torch.bool)
+        sure, ids = self.reader.logits(z, mask).float().softmax(-1)[0].max(-1)
+        ids = torch.where(known.mask[0], known.ids[0], ids)
+        tokens = []
+        for token, share, given in zip(ids.tolist(), sure.tolist(), known.mask[0].tolist(), strict=True):
+            if token == self.model.tokenizer.eos_token_id:
+                break
+            tokens.append([decode_documents(self.model.tokenizer, [token])[0], round(share, 2), given])
+        self.texts[-1].append({"block": self._block, "step": state.step, "tokens": tokens})
+
+    def page(self, title: str) -> str:
+        """The page as HTML, which needs no other file."""
+        from importlib.resources import files
+
+        from jinja2 import Template
+
+        page = files("fewstep.cli").joinpath("animation.html").read_text("utf-8")
+        return Template(page, autoescape=True).render(title=title, texts=self.texts)
 
 
 def json_lines(
@@ -226,24 +322,14 @@ def json_lines(
     first: int,
     recipe: dict[str, Any],
 ) -> Iterator[str]:
-    """One JSON object per text, from index ``first`` on, each with all that reproduces it.
+    """One JSON object per text, from index ``first`` on, each with all that reproduces it."""
+    from fewstep.data.tokenizer import decode_documents
 
-    A text with a prompt has it, and its ``continuation``; one with gaps has its ``infill``, and what is in the
-    ``gaps``.
-    """
-    from fewstep.pipeline import decode_documents
-
-    settings = asdict(options)
-    unwanted = ("model", "num_samples", "batch_size", "output", "overwrite", "device", "allow", "stream", "animate")
-    for name in (*unwanted, "prompt", "infill", "prompts"):
-        del settings[name]
-    settings["provenance"] = recipe
+    settings = {name: value for name, value in asdict(options).items() if name not in NOT_IN_ROWS}
     rows = zip(generated.texts, generated.ids.tolist(), generated.new_parts(), given, strict=True)
-    for index, (text, ids, new, known) in enumerate(rows, first):
-        row = {"index": index, "text": text, "ids": ids}
+    for index, (text, ids, new, (kind, known)) in enumerate(rows, first):
         parts = ["".join(decode_documents(tokenizer, part)) for part in new]
-        if known.prompt is not None:
-            row |= {"prompt": known.prompt, "continuation": "".join(parts)}
-        if known.infill is not None:
-            row |= {"infill": known.infill, "gaps": parts}
-        yield json.dumps({**row, **settings}, ensure_ascii=False) + "\n"
+        row: dict[str, Any] = {"index": index, "text": text, "ids": ids}
+        if kind:
+            row |= {kind: known, **({"continuation": "".join(parts)} if kind == "prompt" else {"gaps": parts})}
+        yield json.dumps({**row, **settings, "provenance": recipe}, ensure_ascii=False) + "\n"

