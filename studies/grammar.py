@@ -2,7 +2,7 @@
 
     python studies/grammar.py                       # half an hour of training and sampling on two cores; resumes
     python studies/grammar.py --size debug --source grammar:15 --samples 8        # a trial run
-    python studies/grammar.py --flow_steps 2100,20000 --out runs/grammar_longer  # does longer training mend it? 1.5 hours
+    python studies/grammar.py --flow_steps 2100,20000 --out runs/grammar_longer  # does more training mend it? 1.5 hours
 
 Every step is a command of fewstep, so that the same can be done by hand: the four stages from their shipped settings,
 ``fewstep convert`` to one model, and ``fewstep evaluate`` over steps, re-injection, colder noise and readouts. The
