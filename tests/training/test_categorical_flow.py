@@ -48,7 +48,6 @@ def test_it_trains_is_saved_loaded_and_sampled(workshop: Workshop, code: Path, t
     torch.testing.assert_close(denoiser.codebook, autoencoder.codebook())
     torch.testing.assert_close(denoiser.log_prior.exp().sum(), torch.tensor(1.0))
     assert denoiser.log_prior.std() > 0.1, "tokens of the train split are likelier than others"
-    assert bool((denoiser.outputs.weight != 0).any()), "it was trained"
     assert len(TextGenerator(model).generate(2, num_steps=2, seed=0).texts) == 2
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
 from fewstep.model import SavedModel
-from fewstep.objectives import ConsistencyDistillation
+from fewstep.objectives import OBJECTIVES, ConsistencyDistillation
 from fewstep.shapes import randn
 from fewstep.training.command import main
 from fewstep.training.flow import start_from
@@ -18,21 +18,13 @@ from tests.bundles import randomise
 from tests.runs import Workshop, logged
 from tests.training.flows import STUDENTS, flow_arguments, trained_flow, upon_a_flow
 
-ESTIMATES = {
-    "consistency_distillation": "endpoint",
-    "consistency_training": "endpoint",
-    "distribution_matching": "endpoint",
-    "progressive": "posterior_mean",
-    "reflow": "posterior_mean",
-}
-
 
 @pytest.mark.parametrize("objective", STUDENTS)
 def test_an_objective_trains_and_its_model_says_what_it_is(workshop: Workshop, tmp_path: Path, objective: str) -> None:
     run_dir = tmp_path / "run"
     assert main(upon_a_flow(workshop, objective, run_dir, "--trainer.precision=bf16-mixed")) == 0
     identity = SavedModel.from_pretrained(run_dir / "model").identity
-    assert identity.estimate == ESTIMATES.get(objective, "flow_map")
+    assert identity.estimate == OBJECTIVES[objective].estimate.name
     assert identity.trained_nfe == (4 if objective == "progressive" else None)
     found = logged(run_dir)
     assert len(found["train/loss"]) == 4 and len(found["val/loss"]) == 2

@@ -104,17 +104,15 @@ def test_rouge_is_the_longest_common_subsequence_of_words_and_without_its_packag
     pytest.importorskip("rouge_score")
     tokenizer = own.bundle.tokenizer
     ids = torch.full((SAMPLES, 40), int(tokenizer.eos_token_id))
-    lines = ["the old ship sailed", "past the lights", "we know"]
-    for row, line in enumerate(lines):
+    for row, line in enumerate(["the old ship sailed", "past the lights", "we know"]):
         tokens = tokenizer(line)["input_ids"]
         ids[row, : len(tokens)] = torch.tensor(tokens)
     tokens = dataclasses.replace(own.real.held_out, ids=ids, mask=torch.ones_like(ids, dtype=torch.bool))
     nothing = torch.zeros_like(ids, dtype=torch.bool)
     own = dataclasses.replace(own, seeds=(0,), real=dataclasses.replace(own.real, held_out=tokens, given=nothing))
-    written = ids.clone()
+    written = torch.full_like(ids, int(tokenizer.eos_token_id))
     for row, line in enumerate(["the ship sailed old", "past the lights", "nobody"]):
         new = tokenizer(line)["input_ids"]
-        written[row] = int(tokenizer.eos_token_id)
         written[row, : len(new)] = torch.tensor(new)
     measure = answers(own)
     assert measure is not None

@@ -122,18 +122,19 @@ class FewstepCLI(LightningCLI):
             parser.link_arguments("run_dir", option, compute_fn=lambda run_dir, name=name: str(Path(run_dir) / name))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse and check. Raises ``UserError`` for what does not fit."""
+        """Parse, check, and find the checkpoint to resume from. Raises ``UserError`` for what does not fit."""
         super().parse_arguments(parser, args)
-        check_settings(expand_home(self.config[self.config.subcommand]))
-
-    def before_instantiate_classes(self) -> None:
-        """Check checkpoint and run folder before anything costs time; take the base model's tokenizer."""
-        config = self._settings()
+        config = expand_home(self.config[self.config.subcommand])
+        check_settings(config)
         self._note, self._entry = "", None
         if config.ckpt_path is not None:  # before Lightning reads it, whose errors name no remedy
             stage = import_attribute(config.model.class_path, "model.class_path").stage_name
             file, self._entry, self._note = find_checkpoint(config.ckpt_path, Path(config.run_dir), stage)
             config.ckpt_path = str(file)
+
+    def before_instantiate_classes(self) -> None:
+        """Check the run folder before anything costs time; take the base model's tokenizer."""
+        config = self._settings()
         given = config.model.get("init_args", {})
         models = [given.get(name) for name in ("autoencoder", "teacher", "initialise_from", "language_model")]
         self._folder = RunFolder(
