@@ -17,7 +17,7 @@ from fewstep.evaluation.rows import FLOW, HELD_OUT, Row
 from fewstep.evaluation.scorers import RunScorer, ScoredText, corpus_perplexity
 from fewstep.evaluation.sweep import Batch, Group, Sweep
 from fewstep.evaluation.text_plan import RealText, TextStudy
-from fewstep.evaluation.texts import FlowTexts, Sampling, fixed_group, flow_groups, noise_group, yardsticks
+from fewstep.evaluation.texts import FlowTexts, Sampling, fixed_group, flow_groups, noise_group
 from fewstep.metrics.text import distinct_n, mauve_score
 from fewstep.pipeline import TextGenerator, decode_blocks
 from fewstep.samplers import FlowSampler
@@ -58,8 +58,7 @@ def study(
 ) -> TextStudy:
     bundle = mild_bundle()
     scorer = RunScorer(bundle.scorer(), tokenizer()) if scorer is None else scorer
-    counts, train = torch.ones(len(tokenizer())), real_blocks().ids.flatten()
-    real = RealText(held_out(), other, train, counts, packed, "text.txt", "fingerprint")
+    real = RealText(held_out(), other, real_blocks().ids.flatten(), packed, "text.txt", "fingerprint")
     settings = {"batch_size": 2, "cci_examples": 2, "num_resamples": 50, "num_samples": SAMPLES, "seeds": SEEDS}
     return TextStudy(bundle, scorer, real, **(settings | changes))
 
@@ -202,7 +201,7 @@ def test_generated_blocks_count_to_their_first_end_where_the_text_is_not_packed(
     tokens = TokenBatch(ids, torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]] * 2).bool())
     scorer = LengthScorer()
     own = study(scorer, packed=packed, num_samples=2, seeds=(0,))
-    groups = [fixed_group("new", tokens, 2, padded=False), fixed_group("real", tokens, 2)]
+    groups = [fixed_group("new", tokens, padded=False), fixed_group("real", tokens)]
     assert [row.value("scored_tokens") for row in swept(own, groups)] == [generated, real]
     assert scorer.seen[-1] == tuple(decode_blocks(tokenizer(), row[:4][None])[0] for row in ids)
 
@@ -212,7 +211,7 @@ def test_unscored_samples_leave_the_interval_finite_and_unscored_rows_have_no_pe
     for unscored in (1, 2):
         seen[:unscored] = False
         own = study(LengthScorer(), num_samples=2, seeds=(0,), num_resamples=200)
-        (row,) = swept(own, [fixed_group("some", TokenBatch(held_out().ids[:2], seen), 2)], measures=("scores",))
+        (row,) = swept(own, [fixed_group("some", TokenBatch(held_out().ids[:2], seen))], measures=("scores",))
         value = row.values["perplexity"]
         if unscored == 1:
             assert value.interval.low == value.value == value.interval.high
@@ -222,7 +221,7 @@ def test_unscored_samples_leave_the_interval_finite_and_unscored_rows_have_no_pe
 
 def test_existing_texts_are_each_measured_once_whatever_the_seeds() -> None:
     ids = torch.arange(5, 5 + SAMPLES * len(SEEDS))[:, None].repeat(1, BLOCK_SIZE)
-    group = fixed_group("some", TokenBatch(ids, torch.ones_like(ids).bool()), SAMPLES)
+    group = fixed_group("some", TokenBatch(ids, torch.ones_like(ids).bool()))
     (row,) = swept(study(LengthScorer()), [group])
     assert row.value("distinct_2") == len(ids) / ids[:, 1:].numel()
     assert row.value("perplexity") == pytest.approx(math.exp(ids[:, 0].double().log1p().mean()))
@@ -235,9 +234,8 @@ def test_perplexity_of_resamples_is_that_of_each() -> None:
 
 
 def test_yardsticks_need_only_the_parts_that_they_are_made_with() -> None:
-    counts = torch.ones(len(tokenizer()))
     bundle = only(tiny_bundle(), "autoencoder", "denoiser", "readout")
-    names = [group.settings[0]["name"] for group in yardsticks(bundle, held_out(), counts, SAMPLES)]
+    names = [group.settings[0]["name"] for group in replace(study(), bundle=bundle).yardsticks()]
     assert names == ["held-out text", "words shuffled", "unigram draws", "pure noise"]
     own = study()
     assert [group.settings[0]["name"] for group in own.yardsticks()] == [*names, "language model"]

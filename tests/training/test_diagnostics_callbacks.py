@@ -37,7 +37,7 @@ def lines_of(run_dir: Path) -> list[dict[str, Any]]:
 def subject_of(workshop: Workshop, bundle: SavedModel) -> Subject:
     """The one that a run with the flags SMALL looks at."""
     validation = prepare_corpus(workshop.settings()).validation
-    tokens, _ = held_out_blocks(validation, len(validation))
+    tokens = held_out_blocks(validation, len(validation))
     return text_subject(bundle, tokens, num_examples=8, num_positions=2, seed=0)
 
 

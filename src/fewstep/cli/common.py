@@ -188,4 +188,4 @@ def packed_blocks(corpus: "PreparedCorpus", count: int) -> "TokenBatch":
     full = corpus.validation
     if corpus.report.validation.filled_positions:
         full = full.select([row for row, length in enumerate(full["length"][:]) if length == corpus.report.block_size])
-    return held_out_blocks(full, min(count + 1, len(full)))[0]
+    return held_out_blocks(full, min(count + 1, len(full)))

@@ -156,7 +156,7 @@ def with_protocol(options: DiagnoseOptions, argv: list[str]) -> DiagnoseOptions:
     if wrong := [name for name in FIXED if name in given]:
         fixed = ", ".join(f"--{name}" for name in FIXED)
         raise UserError(f"--protocol {options.protocol} decides {fixed}: leave --{wrong[0]} out, or --protocol")
-    from fewstep.evaluation.paper import PAPER_EXAMPLES
+    from fewstep.evaluation.diagnosis import PAPER_EXAMPLES
 
     return replace(options, examples=PAPER_EXAMPLES, positions=1, effort="full")
 

@@ -1,9 +1,9 @@
-"""What samples are given of held-out texts, a prompt or all around a gap, and what they write in the other places.
+"""What samples are given of held-out texts, a prompt or all around a gap, and how they compare with these texts.
 
-N texts, B of them in a batch, L tokens.
+N texts, L tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -14,19 +14,13 @@ from fewstep.errors import UserError
 from fewstep.evaluation.rows import Column, Setting, Value
 from fewstep.evaluation.scorers import texts_of
 from fewstep.evaluation.sweep import Batch, Measure, Samples, Statistic
-from fewstep.types import KnownTokens, TokenBatch
+from fewstep.types import TokenBatch
 
 if TYPE_CHECKING:
     from fewstep.evaluation.text_plan import TextStudy
 
-KnownOf = Callable[[Batch], KnownTokens]
-"""The tokens (B, L) that are given of a batch's texts."""
 PROMPTS = "the prompts"
 """The rule by which a pair's prompt is given, and its answer written."""
-COLUMNS = {
-    "accuracy": Column("accuracy", ".3f", interval=True),
-    "kept": Column("given kept", ".3f"),
-}
 
 
 def first_tokens(tokens: TokenBatch, count: int | Tensor) -> Tensor:
@@ -39,16 +33,6 @@ def around_gap(tokens: TokenBatch, count: int) -> Tensor:
     """Mask (N, L) of all but ``count`` tokens in the middle of every text, what stands behind its end included."""
     place, start = torch.arange(tokens.ids.shape[1]), (tokens.mask.sum(1, keepdim=True) - count) // 2
     return (place < start) | (place >= start + count)
-
-
-def known_of(tokens: TokenBatch, given: Tensor, num_samples: int) -> KnownOf:
-    """What is ``given`` (N, L) of held-out ``tokens`` (N, L), batch by batch; ``num_samples`` of them are of a seed."""
-
-    def known(batch: Batch) -> KnownTokens:
-        rows = batch.rows(num_samples)
-        return KnownTokens(tokens.ids[rows], given[rows])
-
-    return known
 
 
 def ratio(rows: Tensor) -> Tensor:
@@ -69,8 +53,7 @@ def comparison(study: "TextStudy") -> Measure | None:
     known, given = real.held_out, real.given
 
     def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
-        rows = batch.rows(study.num_samples)
-        ids, mask, is_given = known.ids[rows], known.mask[rows], given[rows]
+        ids, mask, is_given = known.ids[batch.rows], known.mask[batch.rows], given[batch.rows]
         same = (samples.tensors["ids"] == ids) & samples.tensors["text"] & mask
         counts = [part.sum(1) for written in (~is_given, is_given) for part in (same & written, mask & written)]
         return {"matches": torch.stack(counts, dim=1).double()}
@@ -88,7 +71,7 @@ def comparison(study: "TextStudy") -> Measure | None:
         {"given": real.given_rule},
         f"given: {real.given_rule}; all other figures are of the tokens that are written, the perplexity given what "
         "stands before them; accuracy: share of them that are held-out text's own",
-        COLUMNS,
+        {"accuracy": Column("accuracy", ".3f", interval=True), "kept": Column("given kept", ".3f")},
     )
 
 
@@ -109,18 +92,15 @@ def answers(study: "TextStudy") -> Measure | None:
 
     def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
         written = texts_of(tokenizer, samples.tensors["ids"], samples.tensors["mask"])
-        pairs = list(zip(expected[batch.rows(study.num_samples)], written, strict=True))
+        pairs = list(zip(expected[batch.rows], written, strict=True))
         exact = [float(ours.strip() == theirs.strip()) for theirs, ours in pairs]
         overlap = [scorer.score(theirs, ours)["rougeL"].fmeasure for theirs, ours in pairs]
         return {"answers": torch.tensor([exact, overlap], dtype=torch.float64).T}
 
     def values(setting: Setting, samples: Samples) -> Mapping[str, Value | Statistic]:
-        exact, overlap = samples.tensors["answers"].split(1, dim=1)
-        seed_index = samples.tensors["seed_index"]
-        return {
-            "exact_match": Statistic(exact, seed_index=seed_index),
-            "rouge_l": Statistic(overlap, seed_index=seed_index),
-        }
+        columns = samples.tensors["answers"].split(1, dim=1)
+        names = ("exact_match", "rouge_l")
+        return {n: Statistic(c, seed_index=samples.tensors["seed_index"]) for n, c in zip(names, columns, strict=True)}
 
     return Measure(
         values,

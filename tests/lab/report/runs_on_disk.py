@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewstep.evaluation.protocol import hash_of
-from fewstep.evaluation.rows import Row, RowFile, Value
+from fewstep.evaluation.rows import Row, RowFile, Value, hash_of
 from fewstep.metrics.intervals import Interval
 
 PROTOCOL: dict[str, Any] = {"scorer": {"class": "RunScorer"}, "block_size": 32, "versions": {"fewstep": "0"}}

@@ -71,7 +71,7 @@ def make_brief_subject(
     count = min(NUM_BLOCKS, len(corpus.validation), max(affordable, MIN_EXAMPLES))
     if count < MIN_EXAMPLES:
         raise UserError(f"the number of held-out blocks is {count}, at least {MIN_EXAMPLES} are needed")
-    tokens, _ = held_out_blocks(corpus.validation, count)
+    tokens = held_out_blocks(corpus.validation, count)
     tokens = TokenBatch(tokens.ids.to(device), tokens.mask.to(device))
     whole = int(tokens.mask.all(1).sum())
     if whole < MIN_EXAMPLES:
