@@ -195,11 +195,8 @@ def test_asked_for_by_name_a_missing_part_is_one_line_with_its_stage() -> None:
 
 
 def test_an_unknown_measurement_is_one_line_with_all_that_are_offered() -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=f"measurement is 'sharpness': expected one of {', '.join(OF_TEXT)}, or"):
         diagnose(tiny_subject(), only=["dabi", "sharpness", "cci"])
-    assert str(caught.value).startswith(
-        f"measurement is 'sharpness': expected one of {', '.join(OF_TEXT)}, or a dotted"
-    )
 
 
 def test_progress_is_told_before_each_measurement_and_at_the_end() -> None:
@@ -207,9 +204,7 @@ def test_progress_is_told_before_each_measurement_and_at_the_end() -> None:
     names = ["late_flips", "boundary_distance"]
     found = diagnose(tiny_subject(), only=names, progress=lambda *news: seen.append(news))
     assert seen == [(0, 2, "boundary_distance"), (1, 2, "late_flips"), (2, 2, "")]
-    assert list(found.results) == [
-        "boundary_distance", "boundary_width", "late_flip_rate", "decision_step"
-    ]  # fmt: skip
+    assert list(found.results) == ["boundary_distance", "boundary_width", "late_flip_rate", "decision_step"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.evaluation.given import around_gap, first_tokens
 from fewstep.evaluation.rows import HELD_OUT, SHUFFLED, Row
 from fewstep.evaluation.scorers import RunScorer
 from fewstep.evaluation.sweep import Batch, Group, Samples, Sweep
-from fewstep.evaluation.text_plan import TextStudy
+from fewstep.evaluation.text_plan import TextStudy, around_gap, first_tokens
 from fewstep.evaluation.texts import Sampling, flow_groups
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator, write_all

@@ -1,6 +1,6 @@
 """Charts of a sweep as data: perplexity, and the entropy beside it, over what sampling costs."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fewstep.diagnostics.result import Picture, Series
@@ -47,30 +47,23 @@ def score_pictures(rows: Sequence[Row], cost: Cost, scorer: str) -> tuple[Pictur
         setting = {name: value for name, value in row.setting.items() if name != along}
         lines.setdefault(label_of(setting), []).append(row)
     beside = [row for name in YARDSTICKS for row in rows if row.setting["name"] == name]
-    quality = [_line(label, line, cost, "perplexity") for label, line in lines.items()]
-    entropy = [_line(label, line, cost, "entropy_nats") for label, line in lines.items()]
-    for row in beside:
-        name, band = str(row.setting["name"]), ENTROPY_BAND_NATS if row.setting["name"] == HELD_OUT else None
-        quality += _level(name, ends, row.value("perplexity"))
-        entropy += _level(name, ends, row.value("entropy_nats"), band)
-    label = f"perplexity under {scorer}"
+
+    def series(name: str, band: float | None) -> tuple[Series, ...]:
+        """A line per setting and a level per yardstick; real text's has a ``band``."""
+        drawn = []
+        for label, line in lines.items():
+            points = [(cost.of(row) or 0.0, row.value(name) or 0.0, row.interval(name)) for row in line]
+            bounded = [(x, y, i.low if i else y, i.high if i else y) for x, y, i in points]
+            drawn.append(Series(label, *zip(*bounded, strict=True)))
+        for row in beside:
+            if (level := row.value(name)) is not None:
+                is_banded = band is not None and row.setting["name"] == HELD_OUT
+                bounds = ((level - band,) * 2, (level + band,) * 2) if is_banded else (None, None)
+                drawn.append(Series(str(row.setting["name"]), ends, (level, level), *bounds))
+        return tuple(drawn)
+
+    label, entropy = f"perplexity under {scorer}", "Entropy: low is repetition or short"
     return (
-        Picture("Perplexity", cost.label, label, tuple(quality), log_x=True, log_y=True),
-        Picture(
-            "Entropy: low is repetition or short", cost.label, "unigram entropy (nats)", tuple(entropy), log_x=True
-        ),
+        Picture("Perplexity", cost.label, label, series("perplexity", None), log_x=True, log_y=True),
+        Picture(entropy, cost.label, "unigram entropy (nats)", series("entropy_nats", ENTROPY_BAND_NATS), log_x=True),
     )
-
-
-def _line(label: str, line: Iterable[Row], cost: Cost, name: str) -> Series:
-    points = [(cost.of(row) or 0.0, row.value(name) or 0.0, row.interval(name)) for row in line]
-    bounds = [(i.low, i.high) if i else (y, y) for _, y, i in points]
-    x, y = tuple(point[0] for point in points), tuple(point[1] for point in points)
-    return Series(label, x, y, tuple(low for low, _ in bounds), tuple(high for _, high in bounds))
-
-
-def _level(name: str, ends: tuple[float, float], value: float | None, band: float | None = None) -> list[Series]:
-    if value is None:
-        return []
-    low, high = (None, None) if band is None else ((value - band,) * 2, (value + band,) * 2)
-    return [Series(name, ends, (value, value), low, high)]

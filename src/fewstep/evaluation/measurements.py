@@ -111,11 +111,8 @@ def measure_first_failure(subject: Subject, *, num_random: int = 4) -> Result:
 
 def measure_boundary_distance(subject: Subject) -> tuple[Result, ...]:
     """How far data lies from a flip, and how wide the band around a boundary is there."""
-    measured, noise = subject.margins, subject.noise("boundary_distance")
-    return (
-        boundary_distance(measured, subject.z, generator=noise),
-        boundary_width(measured, subject.z, generator=noise),
-    )
+    at_data, noise = (subject.margins, subject.z), subject.noise("boundary_distance")
+    return boundary_distance(*at_data, generator=noise), boundary_width(*at_data, generator=noise)
 
 
 def measure_noise_robustness(subject: Subject) -> Result:
@@ -199,11 +196,8 @@ def measure_decidedness(subject: Subject, *, num_continuations: int = 16, every:
 
 def measure_late_flips(subject: Subject) -> tuple[Result, ...]:
     """When tokens stop changing along the deterministic trajectory."""
-    predictions, noise = subject.trajectory.predictions, subject.noise("late_flips")
-    return (
-        late_flip_rate(predictions, subject.read, generator=noise),
-        decision_step(predictions, subject.read, generator=noise),
-    )
+    read, noise = (subject.trajectory.predictions, subject.read), subject.noise("late_flips")
+    return late_flip_rate(*read, generator=noise), decision_step(*read, generator=noise)
 
 
 def measure_tube(subject: Subject, *, times: Sequence[float] = TIMES) -> Result:

@@ -109,15 +109,11 @@ class RunScorer:
         It is the one that would predict a token behind it: ids stand unshifted behind the begin-of-block state. A text
         without a token has the state at the begin of a block.
         """
-        network, states = self.model.network, []
+        network = self.model.network
+        device = next(network.parameters()).device
         inputs = torch.cat([network.shift_right(ids), ids[:, -1:]], dim=1)  # (N, L+1): begin of block, then all ids
+        states = [network.hidden(rows.to(device)).float().cpu() for rows in inputs.split(self.batch_size)]
         last = (mask.cpu().long() * torch.arange(1, ids.shape[1] + 1)).amax(1)
-        hook = network.norm.register_forward_hook(lambda module, given, output: states.append(output.float().cpu()))
-        try:
-            for rows in inputs.split(self.batch_size):
-                network(rows.to(next(network.parameters()).device))
-        finally:
-            hook.remove()
         return torch.cat(states)[torch.arange(len(ids)), last]
 
 

@@ -169,12 +169,11 @@ def text_subject(
     positions = positions_in(ids, num_positions, seed)
     with torch.no_grad():
         z = model.autoencoder.encode(ids, torch.ones_like(ids)).z
-    decode, at_once = decoder_of(model.reader()), max(1, NUMBERS_AT_ONCE // (ids.shape[1] * len(model.tokenizer)))
-    is_large = at_once < num_examples
+    at_once = max(1, NUMBERS_AT_ONCE // (ids.shape[1] * len(model.tokenizer)))
     head = None if model.head is None else model.commitment_head()
     return Subject(
         name,
-        DecodeInParts(decode, at_once) if is_large else decode,
+        DecodeInParts(decoder_of(model.reader()), at_once),
         z,
         ids,
         positions,
@@ -182,7 +181,7 @@ def text_subject(
         None if head is None else lambda level: HeadConditionals(head, level),
         0.0 if head is None else head.trust_level,
         model,
-        at_once if is_large else None,
+        at_once,
         source=source,
         packages=("transformers", "tokenizers"),
     )

@@ -12,8 +12,7 @@ from fewstep.data import PreparedCorpus
 from fewstep.data.batches import spread_rows
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks, shuffled_blocks, train_stream, unigram_blocks
-from fewstep.evaluation.given import PROMPTS, around_gap, first_tokens
-from fewstep.evaluation.measures import MEASURES
+from fewstep.evaluation.measures import MEASURES, PROMPTS
 from fewstep.evaluation.rows import HELD_OUT, SHUFFLED, Setting
 from fewstep.evaluation.scorers import Scorer, texts_of
 from fewstep.evaluation.sweep import Batch, Group, Plan, Samples, model_digest
@@ -106,6 +105,18 @@ def real_text(
     )
 
 
+def first_tokens(tokens: TokenBatch, count: int | Tensor) -> Tensor:
+    """Mask (N, L) of the first ``count`` tokens of every text: a number, or one for each text (N,)."""
+    sizes = torch.as_tensor(count).reshape(-1, 1)
+    return (torch.arange(tokens.ids.shape[1]) < sizes).expand_as(tokens.mask)
+
+
+def around_gap(tokens: TokenBatch, count: int) -> Tensor:
+    """Mask (N, L) of all but ``count`` tokens in the middle of every text, what stands behind its end included."""
+    place, start = torch.arange(tokens.ids.shape[1]), (tokens.mask.sum(1, keepdim=True) - count) // 2
+    return (place < start) | (place >= start + count)
+
+
 def long_texts(validation: "Dataset", least_tokens: int, count: int) -> "Dataset":
     """The blocks of a split whose texts have ``least_tokens``. Raises ``UserError`` for fewer than ``count``."""
     if least_tokens == 1:
@@ -134,7 +145,6 @@ class TextStudy:
     batch_size: int = 64
     cci_examples: int = 8
     mauve: bool = False
-    num_resamples: int = 1000
 
     @property
     def known(self) -> KnownTokens | None:
@@ -192,7 +202,6 @@ class TextStudy:
             model=model_digest(self.bundle),
             batch_size=self.batch_size,
             device=device,
-            num_resamples=self.num_resamples,
             examples=self._examples,
             keep=keep,
             provenance=provenance,

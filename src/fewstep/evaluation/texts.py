@@ -72,14 +72,17 @@ class FlowTexts:
         self.generator = TextGenerator(bundle)
         for name in readouts:
             self.generator.draw(name)
-        self.sampler = self.generator.sampler(
-            sampling.num_steps,
-            sampling.reinjection,
-            reuse_noise=sampling.noise == REUSED,
-            noise_scale=sampling.noise_scale,
-            noise_temperature=sampling.noise_temperature,
-            snap=None if sampling.snap == NO_SNAP else sampling.snap,
-        )
+        try:
+            self.sampler = self.generator.sampler(
+                sampling.num_steps,
+                sampling.reinjection,
+                reuse_noise=sampling.noise == REUSED,
+                noise_scale=sampling.noise_scale,
+                noise_temperature=sampling.noise_temperature,
+                snap=None if sampling.snap == NO_SNAP else sampling.snap,
+            )
+        except UserError as error:
+            raise UserError(f"{sampling.num_steps} steps with reinjection {sampling.reinjection}: {error}") from None
 
     @torch.no_grad()
     def make(self, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
