@@ -1,20 +1,11 @@
 """A model's parts as callables: the head's draws are its conditionals, trajectories are those of the sampler."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel
-from fewstep.evaluation.adapters import (
-    NUM_STEPS,
-    HeadConditionals,
-    continuation,
-    decoder_of,
-    estimate_of,
-    velocity_of,
-)
+from fewstep.evaluation.adapters import NUM_STEPS, HeadConditionals, continuation
 from fewstep.evaluation.measurements import measure_decidedness, measure_late_flips
 from fewstep.evaluation.subject import Subject
 from fewstep.samplers import FlowSampler
@@ -77,38 +68,11 @@ def test_the_head_is_told_the_level_and_adds_no_noise(subject: Subject) -> None:
         assert not torch.allclose(found, conditionals(0.0).logits(subject.z, subject.data), atol=0.1)
 
 
-def test_a_row_of_the_head_depends_on_its_own_latent_and_tokens_alone(subject: Subject) -> None:
-    z, ids = subject.z.clone(), subject.data.clone()
-    z[1:] += 1
-    ids[1:] = ids[1:].flip(1)
-    head = conditionals()
-    with torch.no_grad():
-        ours, theirs = head.logits(subject.z, subject.data), head.logits(z, ids)
-    torch.testing.assert_close(ours[0], theirs[0])
-    assert not torch.allclose(ours[1], theirs[1], atol=0.1)
-    drawn = [head.draw(latents, torch.Generator().manual_seed(5)) for latents in (subject.z, z)]
-    assert torch.equal(drawn[0][0], drawn[1][0])
-    assert not torch.equal(drawn[0], drawn[1])
-
-
-def test_decoder_velocity_and_estimate_are_the_parts_own_with_every_position_real(subject: Subject) -> None:
-    bundle, x_t, t = subject.model, subject.starts("x"), torch.tensor([0.1, 0.4, 0.6, 0.9])
-    flow, mask = bundle.flow(), torch.ones(subject.z.shape[:2], dtype=torch.bool)
-    with torch.no_grad():
-        logits = bundle.readout(subject.z, mask)
-        torch.testing.assert_close(decoder_of(bundle.reader())(subject.z), logits)
-        assert torch.equal(subject.read(subject.z), logits.argmax(-1))
-        x1_hat = flow.denoise(x_t, t, mask=mask)
-        torch.testing.assert_close(estimate_of(flow)(x_t, t), x1_hat)
-        expected = (x1_hat - x_t) / (1 - t)[:, None, None]  # on the linear path
-        torch.testing.assert_close(velocity_of(flow)(x_t, t), expected, rtol=1e-4, atol=1e-4)
-
-
 @torch.no_grad()
 def by_hand(
     flow: FlowModel, x: Tensor, times: Tensor, gamma: float, generator: torch.Generator
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """States and predictions on the linear path: noise estimated, partly drawn anew, none in the last step."""
+    """States and predictions on the linear path: noise estimated, partly drawn again, none in the last step."""
     states, predictions = [x], []
     for t, s in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         x1_hat = flow.denoise(x, torch.full((len(x),), t), self_cond=predictions[-1] if predictions else None)
@@ -122,7 +86,7 @@ def by_hand(
 
 
 def test_a_trajectory_is_the_samplers_on_the_models_grid_from_the_subjects_noise(subject: Subject) -> None:
-    flow, grid = subject.model.flow(), subject.model.identity.default_grid()
+    flow, grid = subject.flow, subject.model.identity.default_grid()
     times = grid.times(NUM_STEPS).float()
     assert not torch.allclose(times, torch.linspace(0, 1, NUM_STEPS + 1), atol=0.01)
     torch.testing.assert_close(subject.trajectory.times, times)
@@ -131,53 +95,40 @@ def test_a_trajectory_is_the_samplers_on_the_models_grid_from_the_subjects_noise
         torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), rtol=1e-4, atol=1e-4)
 
 
-def counted(flow: FlowModel, call: Callable[[], Tensor]) -> tuple[Tensor, int]:
-    """What ``call`` gives, and how often the network was evaluated."""
-    calls = []
-    hook = flow.network.register_forward_hook(lambda *_: calls.append(1))
-    try:
-        return call(), len(calls)
-    finally:
-        hook.remove()
-
-
-def test_going_on_takes_exactly_the_steps_that_are_left_with_all_noise_anew(subject: Subject) -> None:
-    path, flow = subject.trajectory, subject.model.flow()
+def test_going_on_takes_exactly_the_steps_that_are_left_with_all_noise_drawn_again(subject: Subject) -> None:
+    path, flow, calls = subject.trajectory, subject.flow, []
     go_on = continuation(subject.model, path.times)
     for step in (0, 3, NUM_STEPS - 1):
         x_t, t = path.states[step], float(path.times[step])
-        end, evaluations = counted(flow, lambda x_t=x_t, t=t: go_on(x_t, t, torch.Generator().manual_seed(7)))
-        assert evaluations == NUM_STEPS - step
+        hook = flow.network.register_forward_hook(lambda *_: calls.append(1))
+        end = go_on(x_t, t, torch.Generator().manual_seed(7))
+        hook.remove()
+        assert len(calls) == NUM_STEPS - step
+        calls.clear()
         states, _ = by_hand(flow, x_t, path.times[step:], 1.0, torch.Generator().manual_seed(7))
         torch.testing.assert_close(end, states[-1], rtol=1e-4, atol=1e-4)
         other = go_on(x_t, t, torch.Generator().manual_seed(8))
         assert torch.equal(end, other) == (step == NUM_STEPS - 1)
 
 
-def test_going_on_from_the_start_is_a_whole_run_with_fresh_noise(subject: Subject) -> None:
-    model, x_0 = subject.model, subject.starts("trajectory")
-    flow = model.flow()
-    sampler = FlowSampler(flow.path, grid=model.identity.default_grid(), reinjection=1.0)
-    with torch.no_grad():
-        whole = sampler.sample(flow, x_0, num_steps=4, generator=torch.Generator().manual_seed(2))
-    end = continuation(model, whole.times)(x_0, 0.0, torch.Generator().manual_seed(2))
-    torch.testing.assert_close(end, whole.x_1)
-    assert not end.requires_grad
-
-
-def test_a_model_is_looked_at_by_steps_that_it_was_trained_for(subject: Subject) -> None:
-    for identity, strength, num_steps in (
+@pytest.mark.parametrize(
+    ("identity", "strength", "num_steps"),
+    [
         ({"estimate": "endpoint"}, 1.0, NUM_STEPS),
         ({"trained_nfe": 3}, 0.0, 3),
         ({"trained_nfe": 1}, 0.0, 1),
         ({"estimate": "flow_map"}, 0.0, NUM_STEPS),
-    ):
-        one = tiny_subject(with_identity(mild_bundle(self_conditioning=True), **identity))
-        flow, grid, x_0 = subject.model.flow(), subject.model.identity.default_grid(), one.starts("trajectory")
-        sampler = FlowSampler(flow.path, grid=grid, reinjection=strength)
-        with torch.no_grad():
-            expected = sampler.sample(flow, x_0, num_steps=num_steps, generator=one.noise("reinjection"))
-        assert len(one.trajectory.predictions) == num_steps
-        torch.testing.assert_close(one.trajectory.x_1, expected.x_1)
-        for measure in (measure_late_flips, measure_decidedness):
-            assert measure(one)
+    ],
+)
+def test_a_model_is_looked_at_by_steps_that_it_was_trained_for(
+    subject: Subject, identity: dict[str, object], strength: float, num_steps: int
+) -> None:
+    own = tiny_subject(with_identity(mild_bundle(self_conditioning=True), **identity))
+    sampler = FlowSampler(subject.flow.path, grid=subject.model.identity.default_grid(), reinjection=strength)
+    noise = own.noise("reinjection")
+    with torch.no_grad():
+        expected = sampler.sample(subject.flow, own.starts("trajectory"), num_steps=num_steps, generator=noise)
+    assert len(own.trajectory.predictions) == num_steps
+    torch.testing.assert_close(own.trajectory.x_1, expected.x_1)
+    for measure in (measure_late_flips, measure_decidedness):
+        assert measure(own)

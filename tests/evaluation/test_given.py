@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.evaluation.given import around_gap, first_tokens
 from fewstep.evaluation.rows import HELD_OUT, SHUFFLED, Row
 from fewstep.evaluation.scorers import RunScorer
 from fewstep.evaluation.sweep import Batch, Group, Samples, Sweep
-from fewstep.evaluation.text_plan import TextStudy
+from fewstep.evaluation.text_plan import TextStudy, around_gap, first_tokens
 from fewstep.evaluation.texts import Sampling, flow_groups
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
@@ -151,7 +150,7 @@ def test_a_model_that_writes_what_was_held_out_is_right_everywhere_and_one_that_
     real = own.real.held_out.ids
 
     def copied(batch: Batch, settings: Sequence[dict]) -> list[Samples]:
-        ids = real[batch.rows(SAMPLES)]
+        ids = real[batch.rows]
         broken = ids.clone()
         broken[:, [0, -1]] = (broken[:, [0, -1]] + 1) % len(tokenizer())
         return [Samples({"ids": ids}), Samples({"ids": broken})]
@@ -178,13 +177,13 @@ def test_samples_are_those_that_the_writer_makes_of_the_same_draft_and_seed(
             for ids, given in zip(own.real.held_out.ids[rows], own.real.given[rows], strict=True)
         ]
         written = writer.write(drafts, example_generators(seed, 0, SAMPLES), 2)
-        parts = [group.make(Batch(index, seed, first, 1), group.settings)[0] for first in range(SAMPLES)]
+        parts = [group.make(Batch(index, seed, first, 1, SAMPLES), group.settings)[0] for first in range(SAMPLES)]
         assert torch.cat([part.tensors["ids"] for part in parts]).tolist() == [text.ids for text in written.texts]
 
 
 def test_shuffled_words_are_those_of_the_written_part() -> None:
     own = given_study("prompt")
-    shuffled = own.yardsticks()[1].make(Batch(0, 0, 0, SAMPLES), ({},))[0].tensors
+    shuffled = own.yardsticks()[1].make(Batch(0, 0, 0, SAMPLES, SAMPLES), ({},))[0].tensors
     real = own.real.held_out.ids[:SAMPLES]
     assert torch.equal(shuffled["ids"][:, :PROMPT], real[:, :PROMPT])
     assert not torch.equal(shuffled["ids"], real)

@@ -79,8 +79,6 @@ def test_only_temperature_joins_rows_and_without_real_text_or_a_sweep_there_is_n
         *((HELD_OUT, None), (SHUFFLED, None), (FLOW, None), (FLOW, 4))
     ]
     assert matched_rows(rows) == [] and len(with_matched_table([*YARDSTICKS, *rows[:1]], "", COLUMNS)) == 1
-    (plain, *_), _ = with_matched_table([*YARDSTICKS, *rows], "", COLUMNS)
-    assert [each.setting["name"] for each in plain] == [HELD_OUT, SHUFFLED, "unigram draws"]
 
 
 def test_the_interval_resamples_all_temperatures_alike_and_is_left_out_where_many_resamples_miss() -> None:

@@ -11,10 +11,20 @@ import pytest
 import torch
 
 from fewstep.errors import UserError
-from fewstep.evaluation.processes import Processes
-from fewstep.evaluation.protocol import differences, hash_of
-from fewstep.evaluation.rows import COLUMNS, Column, Row, RowFile, rows_csv, rows_markdown, same_protocol, table_lines
-from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, Statistic, Sweep, Value
+from fewstep.evaluation.rows import (
+    COLUMNS,
+    Column,
+    Row,
+    RowFile,
+    Value,
+    differences,
+    hash_of,
+    rows_csv,
+    rows_markdown,
+    same_protocol,
+    table_lines,
+)
+from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, Statistic, Sweep, model_digest
 from fewstep.metrics.intervals import Interval, bootstrap_interval
 from fewstep.shapes import example_generators
 from tests.bundles import tiny_bundle, with_identity
@@ -86,19 +96,15 @@ def test_a_row_holds_all_samples_of_all_seeds_in_their_order_with_interval_and_s
         assert row.value("never measured") is row.interval("never measured") is None
 
 
-def test_batches_and_processes_change_no_value(rows: list[Row]) -> None:
-    for size in (1, 3, 64):
-        again = list(Sweep(plan(batch_size=size)).rows())
-        assert [row.values for row in again] == [row.values for row in rows]
-    for world in (2, 3):
-        first, *others = together(world, lambda processes: list(Sweep(plan(), processes).rows()))
-        assert first == rows
-        assert others == [[]] * (world - 1)
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_batches_change_no_value(rows: list[Row], size: int) -> None:
+    assert [row.values for row in Sweep(plan(batch_size=size)).rows()] == [row.values for row in rows]
 
 
-def test_every_group_is_warmed_up_and_whole_batches_are_shared() -> None:
+def test_every_group_is_warmed_up_and_whole_batches_are_shared_which_changes_no_row(rows: list[Row]) -> None:
     makers = [Maker() for _ in range(3)]
-    together(3, lambda processes: list(Sweep(plan(makers[processes.rank]), processes).rows()))
+    first, *others = together(3, lambda processes: list(Sweep(plan(makers[processes.rank]), processes).rows()))
+    assert first == rows and others == [[], []]
     for rank, maker in enumerate(makers):
         assert [batch.count for batch in maker.batches] == [1, 2 if rank < 2 else 1, 2 if rank < 2 else 1] * 2
     assert sorted({(b.seed, b.first) for maker in makers for b in maker.batches}) == sorted(
@@ -245,13 +251,6 @@ def test_a_table_has_the_columns_that_some_row_needs(rows: list[Row]) -> None:
 
 
 def test_a_models_digest_sees_its_identity_and_weights() -> None:
-    from fewstep.evaluation.sweep import model_digest
-
     changed = with_identity(tiny_bundle(), trust_level=0.25)
     assert model_digest(tiny_bundle()) == model_digest(tiny_bundle())
     assert len({model_digest(bundle) for bundle in (tiny_bundle(), tiny_bundle(1), changed)}) == 3
-
-
-def test_shares_of_processes_make_up_the_whole() -> None:
-    shares = [Processes(rank, 3).share(list(range(7))) for rank in range(3)]
-    assert sorted(item for share in shares for item in share) == list(range(7))

@@ -21,13 +21,15 @@ def test_gaussians_of_one_axis_system_have_the_closed_form() -> None:
     means = torch.tensor([[0.0, 1.0, -2.0], [0.5, 1.0, 1.0]]).double()
     deviations = torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.5, 1.0]]).double()
     axes, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
-    first, second = (Moments(axes @ m, (axes * s**2) @ axes.T, 10) for m, s in zip(means, deviations, strict=True))
+    first, second = (Moments(axes @ m, (axes * s**2) @ axes.T) for m, s in zip(means, deviations, strict=True))
     expected = float((means.diff(dim=0).square() + deviations.diff(dim=0).square()).sum())
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-12)
 
 
 def test_it_agrees_with_the_matrix_root_of_scipy_and_is_symmetric() -> None:
-    first, second = moments(gaussians(1)), moments(gaussians(2))
+    samples = gaussians(1), gaussians(2)
+    first, second = map(moments, samples)
+    torch.testing.assert_close(first.covariance, torch.cov(samples[0].T), rtol=1e-9, atol=1e-9)
     root = sqrtm(first.covariance.numpy() @ second.covariance.numpy()).real
     traces = float((first.covariance + second.covariance).trace()) - 2 * float(root.trace())
     expected = float((first.mean - second.mean).square().sum()) + traces
@@ -53,24 +55,13 @@ def test_it_agrees_with_torchmetrics() -> None:
     assert frechet_distance(moments(real), moments(generated)) == pytest.approx(float(theirs.compute()), rel=1e-4)
 
 
-def test_moments_are_those_of_the_samples_with_the_unbiased_covariance() -> None:
-    samples = gaussians(3)
-    found = moments(samples.reshape(200, 2, 3).float())
-    assert found.num_samples == 200
-    torch.testing.assert_close(found.mean, samples.mean(0), rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(found.covariance, torch.cov(samples.T), rtol=1e-5, atol=1e-8)
-
-
 @pytest.mark.parametrize("features", [torch.zeros(1, 3), torch.full((3, 2), torch.nan)])
 def test_what_has_no_moments_is_refused(features: Tensor) -> None:
     with pytest.raises(ValueError, match="at least 2, and finite"):
         moments(features)
-    with pytest.raises(ValueError, match="6 features against 5"):
-        frechet_distance(moments(gaussians(1)), moments(gaussians(1, 5)))
 
 
 def test_it_is_zero_for_equal_samples_also_where_they_span_less_than_the_features() -> None:
     few = moments(gaussians(1)[:4])
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
-    moved = Moments(few.mean + 1, few.covariance, 4)
-    assert frechet_distance(few, moved) == pytest.approx(6, abs=1e-5)
+    assert frechet_distance(few, Moments(few.mean + 1, few.covariance)) == pytest.approx(6, abs=1e-5)

@@ -51,7 +51,7 @@ def test_what_is_measured_and_sampled_is_the_averaged_model(workshop: Workshop, 
     rates = [table[name]["value"] for name in ("late_flip_rate", "decision_step")]
 
     def measure() -> list[float | None]:
-        subject = text_subject(model, held_out_blocks(blocks, len(blocks))[0], num_examples=8, num_positions=2, seed=0)
+        subject = text_subject(model, held_out_blocks(blocks, len(blocks)), num_examples=8, num_positions=2, seed=0)
         return [row.estimate.value for result in measure_late_flips(subject.first(4)) for row in result.rows]
 
     def sample() -> dict[int, list[str]]:

@@ -10,7 +10,7 @@ import torch
 from fewstep.cli.main import main as command
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.errors import UserError
-from fewstep.evaluation.given import PROMPTS, answers
+from fewstep.evaluation.measures import PROMPTS, answers
 from fewstep.evaluation.rows import RowFile
 from fewstep.evaluation.sweep import Batch, Samples
 from fewstep.model import SavedModel

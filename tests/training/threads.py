@@ -6,7 +6,6 @@ from typing import TypeVar
 
 from fewstep.evaluation.processes import Processes
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -17,19 +16,12 @@ class Threads(Processes):
         super().__init__(rank, len(board))
         self.board, self.barrier = board, barrier
 
-    def _exchange(self, value: object) -> list[object]:
+    def exchange(self, value: object) -> list[object]:
         self.board[self.rank] = value
         self.barrier.wait(30)
         found = list(self.board)
         self.barrier.wait(30)
         return found
-
-    def gather(self, items: list[Item]) -> list[Item]:
-        found = self._exchange(items)
-        return [item for part in found for item in part] if self.is_first else []
-
-    def from_first(self, value: Item) -> Item:
-        return self._exchange(value)[0]
 
 
 def together(world_size: int, work: Callable[[Processes], Result]) -> list[Result | Exception]:

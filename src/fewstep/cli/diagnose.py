@@ -157,7 +157,7 @@ def with_protocol(options: DiagnoseOptions) -> DiagnoseOptions:
     if given := [name for name in FIXED if getattr(options, name) != getattr(usual, name)]:
         fixed = ", ".join(f"--{name}" for name in FIXED)
         raise UserError(f"--protocol {options.protocol} decides {fixed}: leave --{given[0]} out, or --protocol")
-    from fewstep.evaluation.paper import PAPER_EXAMPLES
+    from fewstep.evaluation.diagnosis import PAPER_EXAMPLES
 
     return replace(options, examples=PAPER_EXAMPLES, positions=1, effort="full")
 
@@ -216,4 +216,4 @@ def packed_blocks(corpus: "PreparedCorpus", count: int) -> "TokenBatch":
     full = corpus.validation
     if corpus.report.validation.filled_positions:
         full = full.select([row for row, length in enumerate(full["length"][:]) if length == corpus.report.block_size])
-    return held_out_blocks(full, min(count + 1, len(full)))[0]
+    return held_out_blocks(full, min(count + 1, len(full)))

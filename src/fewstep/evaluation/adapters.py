@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewstep.denoisers import FlowModel
 from fewstep.diagnostics.cci import cci
 from fewstep.diagnostics.decoding import Decode
 from fewstep.diagnostics.result import Result
@@ -68,21 +67,14 @@ def cci_as_read(conditionals: HeadConditionals, z: Tensor, noise: torch.Generato
     """CCI of a head at latents ``z`` (B, K, D), blurred to its level as the head blurs what it reads."""
     blurred = z + conditionals.level * randn(tuple(z.shape), z, noise)
     written = None if conditionals.known is None else ~conditionals.known.mask
-    return cci(conditionals, blurred, written=written, draws_at_once=draws_in_a_batch(len(z)), generator=noise)
-
-
-def draws_in_a_batch(num_examples: int) -> int:
-    """How many sequences of each of ``num_examples`` latents are drawn side by side."""
-    return max(1, DRAWS_IN_A_BATCH // num_examples)
+    at_once = max(1, DRAWS_IN_A_BATCH // len(z))
+    return cci(conditionals, blurred, written=written, draws_at_once=at_once, generator=noise)
 
 
 @torch.no_grad()
 def sampled(model: SavedModel, x_0: Tensor, generator: torch.Generator) -> Trajectory:
-    """All states from the noise ``x_0`` (B, K, D) on, by Euler steps on the model's own grid.
-
-    They are :data:`NUM_STEPS` deterministic steps, or what fits the model in their place
-    (:func:`fewstep.samplers.default_sampling`).
-    """
+    """All states from the noise ``x_0`` (B, K, D) on, by :data:`NUM_STEPS` deterministic Euler steps on the model's own
+    grid, or what fits the model in their place (:func:`fewstep.samplers.default_sampling`)."""
     own = default_sampling(model.identity, NUM_STEPS)
     flow = model.flow()
     sampler = FlowSampler(flow.path, grid=model.identity.default_grid(), reinjection=own.reinjection)
@@ -103,13 +95,3 @@ def continuation(model: SavedModel, times: Tensor) -> Callable[[Tensor, float, t
         return last.x_t
 
     return continue_from
-
-
-def velocity_of(flow: FlowModel) -> Callable[[Tensor, Tensor], Tensor]:
-    """dx/dt (B, K, D) of the deterministic flow at x (B, K, D) and t (B,)."""
-    return lambda x_t, t: flow.velocity(x_t, t, mask=all_real(x_t))
-
-
-def estimate_of(flow: FlowModel) -> Callable[[Tensor, Tensor], Tensor]:
-    """The clean estimate x1_hat (B, K, D) at x_t (B, K, D) and t (B,)."""
-    return lambda x_t, t: flow.denoise(x_t, t, mask=all_real(x_t))

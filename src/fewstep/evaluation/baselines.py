@@ -1,7 +1,6 @@
-"""The texts that samples are compared with. N blocks, L tokens, V vocabulary, T tokens of train text."""
+"""The texts that samples are compared with. N blocks, L tokens, T tokens of train text."""
 
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def held_out_blocks(validation: "Dataset", num_blocks: int) -> tuple[TokenBatch, int]:
-    """``num_blocks`` blocks spread evenly over a split, and the UTF-8 bytes of text that they stand for.
+def held_out_blocks(validation: "Dataset", num_blocks: int) -> TokenBatch:
+    """``num_blocks`` blocks spread evenly over a split; the same split and number give the same blocks.
 
-    ``mask`` is true at the tokens that count, which end with the end-of-text of a block of one document.
-    The same split and number give the same blocks. Raises ``UserError`` where the split has fewer.
+    ``mask`` is true at the tokens that count, which end with the end-of-text of a block of one document. Raises
+    ``UserError`` where the split has fewer.
     """
     if not 1 <= num_blocks <= len(validation):
         raise UserError(
@@ -31,8 +30,7 @@ def held_out_blocks(validation: "Dataset", num_blocks: int) -> tuple[TokenBatch,
             "ask for no more than that, and at least 1"
         )
     batch = collate([validation[int(row)] for row in spread_rows(len(validation), num_blocks)])
-    counts = torch.arange(batch["ids"].shape[1]) < batch["length"][:, None]
-    return TokenBatch(batch["ids"], counts), int(batch["num_bytes"].sum())
+    return TokenBatch(batch["ids"], torch.arange(batch["ids"].shape[1]) < batch["length"][:, None])
 
 
 def train_stream(train: "Dataset") -> Tensor:
@@ -41,30 +39,18 @@ def train_stream(train: "Dataset") -> Tensor:
     Blocks are cut from one stream, or from documents that end with an end-of-text, so what follows the last token of a
     full block is the first of the next: copies across the cut are found too.
     """
-    parts = list(real_tokens(train))
-    return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, np.int64))
-
-
-def real_tokens(split: "Dataset") -> Iterator["np.ndarray"]:
-    """The tokens of a packed split in their order, padding left out: int64 arrays of a few thousand blocks each."""
-    for rows in split.iter(4096):
+    parts = [np.zeros(0, np.int64)]
+    for rows in train.iter(4096):
         ids = np.asarray(rows["input_ids"], dtype=np.int64)
-        yield ids[np.arange(ids.shape[1]) < np.asarray(rows["length"])[:, None]]
+        parts.append(ids[np.arange(ids.shape[1]) < np.asarray(rows["length"])[:, None]])
+    return torch.from_numpy(np.concatenate(parts))
 
 
-def token_counts(train: "Dataset", vocab_size: int) -> Tensor:
-    """How often each token occurs in a packed split, (V,) float64, padding left out."""
-    counts = torch.zeros(vocab_size, dtype=torch.float64)
-    for tokens in real_tokens(train):
-        counts += torch.bincount(torch.from_numpy(tokens), minlength=vocab_size)
-    return counts
-
-
-def unigram_blocks(counts: Tensor, num_blocks: int, block_size: int, generator: torch.Generator) -> TokenBatch:
-    """Blocks (N, L) of tokens drawn independently with probabilities in proportion to ``counts`` (V,)."""
-    cumulative = counts.double().cumsum(0)
+def unigram_blocks(train: Tensor, num_blocks: int, block_size: int, generator: torch.Generator) -> TokenBatch:
+    """Blocks (N, L) of tokens drawn independently, each as often as in the tokens ``train`` (T,)."""
+    cumulative = torch.bincount(train).double().cumsum(0)
     u = torch.rand(num_blocks, block_size, generator=generator, dtype=torch.float64)
-    ids = torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp(max=len(counts) - 1)
+    ids = torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp(max=len(cumulative) - 1)
     return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
@@ -78,7 +64,7 @@ def shuffled_blocks(
 
     A block is decoded, its words (between white space) change places, while white space and ends of text stay; then
     it is tokenised again. What no longer fits into L tokens is cut off; a block that came out shorter is padded, and
-    ``mask`` is false there. Tokens that are ``given`` (N, L) stay. This project's definition.
+    ``mask`` is false there. Tokens that are ``given`` (N, L) stay.
     """
     encoder = DocumentEncoder(tokenizer)
     stays = torch.zeros_like(tokens.mask) if given is None else given
@@ -97,10 +83,6 @@ def shuffled_blocks(
 
 def shuffle_words(documents: list[str], generator: torch.Generator) -> list[str]:
     """The words of all ``documents`` in random order, in the places and between the white space of the old ones."""
-    pieces = [re.split(r"(\s+)", document) for document in documents]  # words at even places, white space between
-    words = [word for piece in pieces for word in piece[::2] if word]
+    words = [word for document in documents for word in re.findall(r"\S+", document)]
     order = iter(torch.randperm(len(words), generator=generator).tolist())
-    return [
-        "".join(words[next(order)] if place % 2 == 0 and text else text for place, text in enumerate(piece))
-        for piece in pieces
-    ]
+    return [re.sub(r"\S+", lambda _: words[next(order)], document) for document in documents]

@@ -5,20 +5,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fewstep.diagnostics.dabi import RADII
 from fewstep.diagnostics.result import Estimate, Picture, Result, Row
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns
-from fewstep.evaluation.measurement import DABI_EFFORT, EffortName, Measurement, Threshold, choose
-from fewstep.evaluation.measurements import MEASUREMENTS, NOISE_LEVELS
-from fewstep.evaluation.paper import PAPER_EXAMPLES, PAPER_MEASUREMENTS, ProtocolName
+from fewstep.evaluation.measurement import EffortName, Measurement, Threshold, choose
+from fewstep.evaluation.measurements import MEASUREMENTS, NOISE_LEVELS, NUM_ISOTROPIC, NUM_PROBES
 from fewstep.evaluation.processes import Processes
 from fewstep.evaluation.subject import Subject
 from fewstep.provenance import versions
 
 Progress = Callable[[int, int, str], object]
 """Called before each measurement, and after the last, as (measurements done, measurements in all, name)."""
-
-COLUMNS = ("diagnostic", "value", "95 % interval", "unit", "examples", "note")
+PAPER_MEASUREMENTS = ("token_accuracy", "reconstruction", "dabi", "first_failure", "cci")
+PAPER_EXAMPLES = 512
+"""The protocol "paper", of figures that people compare between decoders: held-out examples, or all where the data has
+fewer, and one position in each."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,11 @@ class Diagnosis:
 
     def to_text(self) -> str:
         """Aligned columns for a terminal, and what was left out."""
-        blank = ("",) * len(COLUMNS)  # between results
-        lines: list[tuple[str, ...]] = [COLUMNS]
+        lines: list[tuple[str, ...]] = [("diagnostic", "value", "95 % interval", "unit", "examples", "note")]
         for result in self.results.values():
-            lines += [*([blank] if len(lines) > 1 else []), *(_cells(row) for row in result.rows)]
+            if len(lines) > 1:
+                lines.append(("",) * len(lines[0]))
+            lines += map(_cells, result.rows)
         notes = [f"left out: {name}, since the model has no {parts}" for name, parts in self.left_out.items()]
         positions = "" if self.num_positions is None else f", {self.num_positions} positions in each"
         caption = f"{self.num_examples} examples of {self.kind}{positions}; latents of n = {self.n}; seed {self.seed}."
@@ -82,49 +85,50 @@ def diagnose(
     *,
     only: Sequence[str] | None = None,
     effort: EffortName = "full",
-    protocol: ProtocolName | None = None,
+    protocol: Literal["paper"] | None = None,
     progress: Progress | None = None,
     processes: Processes | None = None,
 ) -> Diagnosis:
     """Measure ``subject`` by :data:`~fewstep.evaluation.measurements.MEASUREMENTS`, or by those named in ``only``.
 
     ``only`` may name measurements outside the package by dotted paths; without it, those are left out that the model
-    lacks parts for. ``protocol`` "paper" takes those of :mod:`fewstep.evaluation.paper`, and notes where the subject
-    has fewer examples than it asks for. A figure depends on the subject and the effort alone, not on what else is
-    measured, so several ``processes`` share the work. Raises ``UserError`` for an unknown name or a missing part.
+    lacks parts for. ``protocol`` "paper" takes :data:`PAPER_MEASUREMENTS`, and notes where the subject has fewer
+    examples than it asks for. A figure depends on the subject and the effort alone, not on what else is measured, so
+    several ``processes`` share the work. Raises ``UserError`` for an unknown name or a missing part.
     """
-    offered = {name: item for name, item in MEASUREMENTS.items() if item.kind in (None, subject.kind)}
-    if protocol is not None:
-        offered = {name: item for name, item in offered.items() if name in PAPER_MEASUREMENTS}
-    chosen = choose(offered, only)
-    missing = {name: [part for part in item.parts if part not in subject.parts] for name, item in chosen.items()}
-    left_out = {name: ", ".join(parts) for name, parts in missing.items() if parts}
-    if only is not None:
-        for name in left_out:
-            refuse(subject, name, missing[name])
-    chosen = {name: item for name, item in chosen.items() if name not in left_out}
+    offered = {
+        name: item
+        for name, item in MEASUREMENTS.items()
+        if item.kind in (None, subject.kind) and (protocol is None or name in PAPER_MEASUREMENTS)
+    }
+    chosen, left_out = choose(offered, only), {}
+    for name, item in list(chosen.items()):
+        if missing := [part for part in item.parts if part not in subject.parts]:
+            if only is not None:
+                refuse(subject, name, missing)
+            left_out[name] = ", ".join(missing)
+            del chosen[name]
     results = {result.name: result for result in run_all(chosen, subject, effort, progress, processes)}
+    notes = list(subject.notes)
+    if protocol is not None and len(subject.z) < PAPER_EXAMPLES:
+        notes.append(
+            f"protocol {protocol}: {len(subject.z)} examples, the data has no more; it asks for {PAPER_EXAMPLES}"
+        )
     names = {row.name for result in results.values() for row in result.rows}
     declared = (item for measurement in chosen.values() for item in measurement.thresholds.items())
-    positions = subject.positions.shape[1] or None
     return Diagnosis(
         subject.kind,
         subject.name,
         results,
         subject.z[0].numel(),
         len(subject.z),
-        positions,
+        subject.positions.shape[1] or None,
         subject.seed,
         left_out,
         {"name": protocol, **protocol_of(subject, effort)},
-        (*subject.notes, *_fewer(subject, protocol)),
+        tuple(notes),
         {name: threshold for name, threshold in declared if name in names},
     )
-
-
-def _fewer(subject: Subject, protocol: ProtocolName | None) -> Iterator[str]:
-    if protocol is not None and len(subject.z) < PAPER_EXAMPLES:
-        yield f"protocol {protocol}: {len(subject.z)} examples, the data has no more; it asks for {PAPER_EXAMPLES}"
 
 
 def refuse(subject: Subject, name: str, missing: Sequence[str]) -> None:
@@ -139,16 +143,16 @@ def refuse(subject: Subject, name: str, missing: Sequence[str]) -> None:
 
 def protocol_of(subject: Subject, effort: EffortName) -> dict[str, Any]:
     """What two diagnoses must share for their rows to compare, and ``latent_rms``, which is each model's own."""
-    dabi, is_text = DABI_EFFORT[subject.kind], subject.kind == "text"
+    is_text = subject.kind == "text"
     return {
         "response": "whole output",  # one token or pixel alone has a ratio of n in any decoder
         "unit": "rms of the latents",
         "whitened": subject.whitened,
         "latent_rms": subject.latent_rms,
         "effort": effort,
-        "radii": list(dabi.radii),
-        "num_isotropic": dabi.num_isotropic,
-        "num_probes": dabi.num_probes,
+        "radii": list(RADII),
+        "num_isotropic": NUM_ISOTROPIC[subject.kind],
+        "num_probes": NUM_PROBES,
         "noise_levels": list(NOISE_LEVELS) if is_text else None,
         "examples": len(subject.z),
         "positions": subject.positions.shape[1] or None,
@@ -161,33 +165,27 @@ def protocol_of(subject: Subject, effort: EffortName) -> dict[str, Any]:
 
 def run_all(
     chosen: Mapping[str, Measurement],
-    subject: Any,
+    subject: Subject,
     effort: EffortName = "full",
     progress: Progress | None = None,
     processes: Processes | None = None,
 ) -> tuple[Result, ...]:
     """The results of all measurements, in order; ``progress`` is called before each and at the end.
 
-    Several ``processes`` share the measurements: the first returns all results, or raises the ``UserError`` that any of
-    them met; the others return none.
+    Several ``processes`` share the measurements, and each has all results, or raises the ``UserError`` that one met.
     """
-    processes = Processes() if processes is None else processes
+    processes = processes or Processes()
     progress = progress or (lambda done, total, name: None)
     share = processes.share(list(enumerate(chosen.items())))
-    measured: list[tuple[int, tuple[Result, ...], str]] = []
-    for done, (place, (name, measurement)) in enumerate(share):
-        progress(done, len(share), name)
-        try:
-            measured.append((place, measurement.run(subject, effort), ""))
-        except UserError as error:  # gathered from all, or the others would wait
-            measured.append((place, (), str(error)))
-            break
-    gathered = sorted(processes.gather(measured), key=lambda part: part[0])
-    for _, _, problem in gathered:
-        if problem:
-            raise UserError(problem)
+
+    def measured() -> Iterator[tuple[int, tuple[Result, ...]]]:
+        for done, (place, (name, measurement)) in enumerate(share):
+            progress(done, len(share), name)
+            yield place, measurement.run(subject, effort)
+
+    gathered = sorted(processes.gather(measured()), key=lambda part: part[0])
     progress(len(share), len(share), "")
-    return tuple(result for _, results, _ in gathered for result in results)
+    return tuple(result for _, results in gathered for result in results)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

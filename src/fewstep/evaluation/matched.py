@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.rows import COLUMNS, HELD_OUT, SHUFFLED, Axis, Column, Row, Value, at_usual_temperature
+from fewstep.evaluation.rows import COLUMNS, HELD_OUT, SHUFFLED, Axis, Column, Row, Value, at_usual_temperature, key_of
 from fewstep.evaluation.scorers import corpus_perplexity
 from fewstep.metrics.intervals import Interval, bootstrap_interval
 
@@ -20,22 +20,24 @@ ENTROPY = "entropy_nats"
 hold one document end early, and a short text has little entropy, so that lengths are matched as well."""
 KEPT = ("perplexity", ENTROPY)
 """Statistics whose numbers of each sample a plan keeps for the intervals."""
-Table = tuple[list[Row], str, Mapping[str, Column]]
-"""Rows, caption and columns, as :func:`fewstep.evaluation.rows.rows_text` takes them."""
 FURTHER = ("repeated_4grams", "rms_ratio", "tokens_per_sample", "nfe")
 AXES = ("name", "readout", "reinjection", "noise_temperature", "noise", "snap", "commit_tokens", "num_steps")
 MATCHED_COLUMNS = {
-    **{name: COLUMNS[name] for name in AXES},
-    "nfe": COLUMNS["nfe"],
+    **{name: COLUMNS[name] for name in (*AXES, "nfe")},
     "temperature": Column("at temperature"),
     "perplexity": COLUMNS["perplexity"],
     "shuffled_ratio": Column("over shuffled", ".3f", interval=True),
     "repeated_4grams": COLUMNS["repeated_4grams"],
     "repetition_ratio": Column("rep-4 / real", ".1f"),
-    "rms_ratio": COLUMNS["rms_ratio"],
-    "tokens_per_sample": COLUMNS["tokens_per_sample"],
-    "num_samples": COLUMNS["num_samples"],
+    **{name: COLUMNS[name] for name in ("rms_ratio", "tokens_per_sample", "num_samples")},
 }
+CAPTION = (
+    "Each setting at the temperature where its samples have the unigram entropy of real text, {entropy:.2f} nats a "
+    "sample: log-perplexity interpolated linearly in entropy between neighbouring temperatures, of several places the "
+    "lowest. Temperature: of the noise (noise scale) for the parallel readout, of the tokens for head and language "
+    "model. never: no temperature of the sweep brackets that entropy; behind it the nearest one reached, in nats. over "
+    "shuffled: over the perplexity of shuffled words"
+)
 
 
 def at_entropy(frontier: Tensor, entropy_nats: float) -> Tensor:
@@ -64,29 +66,22 @@ def matched_rows(rows: Sequence[Row]) -> list[Row]:
     setting that never gets there has no perplexity, and ``nearest_entropy_nats``. Empty without real text or a sweep.
     """
     fixed = {str(row.setting["name"]): row for row in rows if row.setting["name"] in (HELD_OUT, SHUFFLED)}
-    real = fixed.get(HELD_OUT)
     sweeps = sweeps_of(rows)
-    if real is None or real.value(ENTROPY) is None or not sweeps:
+    if HELD_OUT not in fixed or fixed[HELD_OUT].value(ENTROPY) is None or not sweeps:
         return []
-    yardsticks = [replace(row, values=_ratios(row.values, fixed)) for row in fixed.values()]
-    return [*yardsticks, *(_matched(sweep, fixed) for sweep in sweeps)]
+    matched = [*fixed.values(), *(_matched(sweep, _number(fixed[HELD_OUT], ENTROPY)) for sweep in sweeps)]
+    return [replace(row, values=row.values | _ratios(row, fixed)) for row in matched]
 
 
-def with_matched_table(rows: Sequence[Row], caption: str, columns: Mapping[str, Column]) -> list[Table]:
-    """The table of ``rows`` at their usual temperature, and where there was a sweep the one at matched entropy."""
-    plain = [row for row in rows if at_usual_temperature(row.setting)]
-    matched = matched_rows(rows)
-    return [(plain, caption, columns), *([(matched, _caption(matched), MATCHED_COLUMNS)] if matched else [])]
-
-
-def _caption(rows: Sequence[Row]) -> str:
-    return (
-        f"Each setting at the temperature where its samples have the unigram entropy of real text, "
-        f"{rows[0].value(ENTROPY):.2f} nats a sample: log-perplexity interpolated linearly in entropy between "
-        "neighbouring temperatures, of several places the lowest. Temperature: of the noise (noise scale) for the "
-        "parallel readout, of the tokens for head and language model. never: no temperature of the sweep brackets "
-        "that entropy; behind it the nearest one reached, in nats. over shuffled: over the perplexity of shuffled words"
-    )
+def with_matched_table(
+    rows: Sequence[Row], caption: str, columns: Mapping[str, Column]
+) -> list[tuple[list[Row], str, Mapping[str, Column]]]:
+    """Rows, caption and columns of the table at the usual temperature, and where there was a sweep of the one at
+    matched entropy."""
+    tables = [([row for row in rows if at_usual_temperature(row.setting)], caption, columns)]
+    if matched := matched_rows(rows):
+        tables.append((matched, CAPTION.format(entropy=matched[0].value(ENTROPY)), MATCHED_COLUMNS))
+    return tables
 
 
 def temperature_of(row: Row) -> float:
@@ -96,10 +91,10 @@ def temperature_of(row: Row) -> float:
 
 def sweeps_of(rows: Sequence[Row]) -> list[list[Row]]:
     """Scored rows that differ in temperature alone, at least two, by rising temperature."""
-    groups: dict[tuple[tuple[str, Axis], ...], list[Row]] = {}
+    groups: dict[object, list[Row]] = {}
     for row in rows:
         if row.value("perplexity") is not None and row.value(ENTROPY) is not None:
-            groups.setdefault(tuple(_without_temperature(row).items()), []).append(row)
+            groups.setdefault(key_of(_without_temperature(row)), []).append(row)
     return [sorted(group, key=temperature_of) for group in groups.values() if len(group) > 1]
 
 
@@ -107,43 +102,38 @@ def _without_temperature(row: Row) -> dict[str, Axis]:
     return {name: value for name, value in row.setting.items() if name not in ("temperature", "noise_scale")}
 
 
-def _matched(sweep: Sequence[Row], fixed: dict[str, Row]) -> Row:
-    """The rows of one setting at the entropy of real text."""
-    target = fixed[HELD_OUT].value(ENTROPY)
-    assert target is not None
-    setting = _without_temperature(sweep[0])
-    entropies = [row.value(ENTROPY) or 0.0 for row in sweep]
-    quantities = [
-        [math.log(row.value("perplexity") or math.nan), temperature_of(row), *(_or_nan(row, name) for name in FURTHER)]
-        for row in sweep
-    ]
-    points = [[entropy, *others] for entropy, others in zip(entropies, quantities, strict=True)]
-    frontier = torch.tensor(points, dtype=torch.float64)
-    log_perplexity, temperature, *further = at_entropy(frontier, target).tolist()
-    if math.isnan(log_perplexity):
-        nearest = min(entropies, key=lambda entropy: abs(entropy - target))
-        values = {"perplexity": Value(None), "nearest_entropy_nats": Value(nearest)}
-        return replace(sweep[0], setting=setting | {"temperature": f"never, {nearest:.2f}"}, values=values)
-    values = {"perplexity": Value(math.exp(log_perplexity), _interval(sweep, target)), ENTROPY: Value(target)}
-    values |= {name: Value(value) for name, value in zip(FURTHER, further, strict=True) if not math.isnan(value)}
-    return replace(sweep[0], setting=setting | {"temperature": f"{temperature:.2f}"}, values=_ratios(values, fixed))
-
-
-def _or_nan(row: Row, name: str) -> float:
+def _number(row: Row, name: str) -> float:
     value = row.value(name)
     return math.nan if value is None else value
 
 
-def _ratios(values: dict[str, Value], fixed: dict[str, Row]) -> dict[str, Value]:
-    """``values`` with perplexity over shuffled words' and repetition over real text's, where these are known."""
+def _matched(sweep: Sequence[Row], target: float) -> Row:
+    """The rows of one setting at the entropy ``target``."""
+    points = []
+    for row in sweep:
+        entropy, perplexity, *further = (_number(row, name) for name in (ENTROPY, "perplexity", *FURTHER))
+        points.append([entropy, math.log(perplexity), temperature_of(row), *further])
+    frontier = torch.tensor(points, dtype=torch.float64)
+    log_perplexity, temperature, *further = at_entropy(frontier, target).tolist()
+    if math.isnan(log_perplexity):
+        nearest = min(frontier[:, 0].tolist(), key=lambda entropy: abs(entropy - target))
+        where = f"never, {nearest:.2f}"
+        values = {"perplexity": Value(None), "nearest_entropy_nats": Value(nearest)}
+    else:
+        where = f"{temperature:.2f}"
+        values = {"perplexity": Value(math.exp(log_perplexity), _interval(sweep, target)), ENTROPY: Value(target)}
+        values |= {name: Value(value) for name, value in zip(FURTHER, further, strict=True) if not math.isnan(value)}
+    return replace(sweep[0], setting=_without_temperature(sweep[0]) | {"temperature": where}, values=values)
+
+
+def _ratios(row: Row, fixed: Mapping[str, Row]) -> dict[str, Value]:
+    """Perplexity over shuffled words' and repetition over real text's, where these are known."""
     ratios = {}
     for name, value, of in (("shuffled_ratio", "perplexity", SHUFFLED), ("repetition_ratio", FURTHER[0], HELD_OUT)):
-        unit = fixed[of].value(value) if of in fixed else None
-        own = values.get(value, Value(None))
-        if unit and own.value is not None:
-            bounds = own.interval and Interval(own.interval.low / unit, own.interval.high / unit)
-            ratios[name] = Value(own.value / unit, bounds)
-    return values | ratios
+        unit, own, bounds = fixed[of].value(value) if of in fixed else None, row.value(value), row.interval(value)
+        if unit and own is not None:
+            ratios[name] = Value(own / unit, bounds and Interval(bounds.low / unit, bounds.high / unit))
+    return ratios
 
 
 def _interval(sweep: Sequence[Row], entropy_nats: float) -> Interval | None:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fewstep.diagnostics.dabi import RADII
 from fewstep.diagnostics.result import Result
 from fewstep.errors import UserError
 from fewstep.evaluation.subject import MIN_EXAMPLES, Subject
@@ -39,31 +38,12 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a measurement looks at: a part of the subject, and ``options`` as keyword arguments.
-
-    The part is the first 1 / ``share`` of the examples (at least two), and the first ``positions`` tokens of each
-    (None: all).
-    """
+    """How much a measurement looks at: the first 1 / ``share`` of the examples (at least two), the first ``positions``
+    tokens of each (None: all), and ``options`` as keyword arguments."""
 
     share: int = 1
     positions: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class DabiEffort:
-    """Radii beside the local limit, random directions and probes per point, and iterations to the worst direction."""
-
-    radii: tuple[float, ...] = RADII
-    num_isotropic: int = 4
-    num_probes: int = 8
-    num_iterations: int = 10
-
-
-LOCAL = DabiEffort(radii=(), num_probes=4)
-"""The local limit of DABI alone, for training."""
-DABI_EFFORT = {"text": DabiEffort(), "images": DabiEffort(num_isotropic=12, num_iterations=20)}
-"""Few directions per point suffice, since all points share one mean; an image has a single point, and so gets more."""
 
 
 @dataclass(frozen=True)
@@ -102,21 +82,15 @@ def choose(offered: Mapping[str, Measurement], only: Sequence[str] | None) -> di
     """The measurements called ``only``, those of ``offered`` first and in its order; all of them for None.
 
     A dotted path ``package.module.name`` imports a measurement, or a function, from outside the package. Raises
-    ``UserError`` for an unknown name.
+    ``UserError`` for an unknown name, and for what is neither.
     """
     if only is None:
         return dict(offered)
     chosen = {name: item for name, item in offered.items() if name in only}
     for name in only:
         if name not in chosen:
-            chosen[name] = as_measurement(resolve(offered, name, "measurement"), name)
+            item = resolve(offered, name, "measurement")
+            if not callable(item) and not isinstance(item, Measurement):
+                raise UserError(f"measurement {name!r} is {item!r}: expected a Measurement, or a function of a subject")
+            chosen[name] = item if isinstance(item, Measurement) else Measurement(item)
     return chosen
-
-
-def as_measurement(item: object, name: str) -> Measurement:
-    """``item`` itself, or a function as a measurement. Raises ``UserError`` for anything else."""
-    if isinstance(item, Measurement):
-        return item
-    if callable(item):
-        return Measurement(item)
-    raise UserError(f"measurement {name!r} is {item!r}: expected a Measurement, or a function of a subject")

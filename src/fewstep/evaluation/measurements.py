@@ -1,7 +1,4 @@
-"""Every measurement, by its name: what ``diagnose``, training callbacks and report read.
-
-Legend: B examples, K latent positions of D dimensions, L tokens.
-"""
+"""Every measurement, by its name: what ``diagnose``, training callbacks and report read."""
 
 from collections.abc import Sequence
 
@@ -9,56 +6,51 @@ import torch
 
 from fewstep.diagnostics.boundary import BoundaryPoints, data_points, normal_boundary, segment_points, worst_direction
 from fewstep.diagnostics.cci import cci_curve
-from fewstep.diagnostics.dabi import dabi
+from fewstep.diagnostics.dabi import RADII, dabi
 from fewstep.diagnostics.decoding import Decode, rms
 from fewstep.diagnostics.displacement import dabi_flip, noise_robustness, reconstruction_error, token_accuracy
+from fewstep.diagnostics.first_failure import first_failure
 from fewstep.diagnostics.listening import listening, listening_curve
 from fewstep.diagnostics.margins import boundary_distance, boundary_width, margins
 from fewstep.diagnostics.response import CATEGORICAL, CONTINUOUS
 from fewstep.diagnostics.result import Result
 from fewstep.diagnostics.trajectories import decidedness, decision_step, late_flip_rate, stiffness, unigram_collision
 from fewstep.diagnostics.tube import tube
-from fewstep.evaluation.adapters import (
-    HeadConditionals,
-    cci_as_read,
-    continuation,
-    draws_in_a_batch,
-    estimate_of,
-    velocity_of,
-)
-from fewstep.evaluation.measurement import DABI_EFFORT, LOCAL, DabiEffort, Effort, Measurement, Threshold
-from fewstep.evaluation.paper import FIRST_FAILURE
+from fewstep.evaluation.adapters import DRAWS_IN_A_BATCH, HeadConditionals, all_real, cci_as_read, continuation
+from fewstep.evaluation.measurement import Effort, Measurement, Threshold
 from fewstep.evaluation.subject import Subject
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 NOISE_LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.2, 2.0)
 FEW = 16
 """Examples of expensive measurements, at most."""
-
-
-ONE_IN_EACH = Effort(share=4, positions=1)
-"""Of DABI by default: points of different examples say more than as many of one."""
-HALF = Effort(share=2)
+NUM_PROBES, NUM_LOCAL_PROBES = 8, 4
+NUM_ITERATIONS = {"text": 10, "images": 20}
+NUM_ISOTROPIC = {"text": 4, "images": 12}
+"""Of DABI per point: probes of the trace, iterations to the worst direction, and random directions, of which few
+suffice, since all points share one mean; an image has a single point."""
 
 
 def _dabi(
     subject: Subject,
     points: BoundaryPoints,
     name: str,
-    effort: DabiEffort | None,
+    local: bool,
     decode: Decode | None = None,
     noise: str | None = None,
 ) -> Result:
-    """DABI of ``decode`` (None: the subject's) at ``points``; ``noise`` names its source where that is not ``name``."""
-    effort = effort or DABI_EFFORT[subject.kind]
+    """DABI of ``decode`` (None: the subject's) at ``points``; ``noise`` names its source where that is not ``name``.
+
+    ``local``: its local limit alone, from few probes, for training.
+    """
     return dabi(
         decode or subject.decode,
         CATEGORICAL if subject.kind == "text" else CONTINUOUS,
         points,
         rms=rms(subject.z),
-        radii=effort.radii,
-        num_isotropic=effort.num_isotropic,
-        num_probes=effort.num_probes,
+        radii=() if local else RADII,
+        num_isotropic=NUM_ISOTROPIC[subject.kind],
+        num_probes=NUM_LOCAL_PROBES if local else NUM_PROBES,
         generator=subject.noise(noise or name),
         name=name,
     )
@@ -75,7 +67,7 @@ def measure_reconstruction(subject: Subject) -> Result:
     return reconstruction_error(subject.decode, subject.z, subject.data, generator=noise)
 
 
-def measure_dabi(subject: Subject, *, effort: DabiEffort | None = None, segments: bool = True) -> tuple[Result, ...]:
+def measure_dabi(subject: Subject, *, local: bool = False, segments: bool = True) -> tuple[Result, ...]:
     """DABI of a parallel readout at boundaries, along the normal and a segment (``segments``), and at data.
 
     Images have no tokens, and so no boundary: half-way between two of them, and at data, along the segment.
@@ -84,48 +76,48 @@ def measure_dabi(subject: Subject, *, effort: DabiEffort | None = None, segments
         at_data = segment_points(subject.z, subject.z.roll(1, 0), "data")
         points = {"dabi_segment": subject.segments, "dabi_data_segment": at_data}
     else:
-        points = {"dabi": subject.normals, **({"dabi_segment": subject.segments} if segments else {})}
+        points = {"dabi": normal_boundary(subject.decode, subject.z, subject.positions)}
+        points |= {"dabi_segment": subject.segments} if segments else {}
         points["dabi_data"] = data_points(subject.margins, subject.z)
-    return tuple(_dabi(subject, where, name, effort) for name, where in points.items())
+    return tuple(_dabi(subject, where, name, local) for name, where in points.items())
 
 
-def measure_dabi_worst(subject: Subject, *, effort: DabiEffort | None = None) -> Result:
+def measure_dabi_worst(subject: Subject) -> Result:
     """DABI where a segment crosses a boundary, in the direction of the largest response: an upper bound."""
-    effort = effort or DABI_EFFORT[subject.kind]
-    response = CATEGORICAL if subject.kind == "text" else CONTINUOUS
     points = worst_direction(
         subject.decode,
-        response,
+        CATEGORICAL if subject.kind == "text" else CONTINUOUS,
         subject.segments,
-        num_iterations=effort.num_iterations,
+        num_iterations=NUM_ITERATIONS[subject.kind],
         generator=subject.noise("worst_direction"),
     )
-    return _dabi(subject, points, "dabi_worst", effort)
+    return _dabi(subject, points, "dabi_worst", local=False)
 
 
 def measure_dabi_flip(subject: Subject, *, num_isotropic: int = 12) -> Result:
     """How often a token flips along its normal and isotropically, in ``num_isotropic`` draws per example."""
-    noise = subject.noise("dabi_flip")
+    measured, noise = subject.margins, subject.noise("dabi_flip")
     return dabi_flip(
-        subject.decode, subject.z, subject.positions, subject.margins, num_isotropic=num_isotropic, generator=noise
+        subject.decode, subject.z, subject.positions, measured, num_isotropic=num_isotropic, generator=noise
     )
+
+
+def measure_first_failure(subject: Subject, *, num_random: int = 4) -> Result:
+    """How far a latent moves before its token changes, across the nearest boundary and in random directions."""
+    measured, noise = subject.margins, subject.noise("first_failure")
+    return first_failure(subject.decode, subject.z, subject.positions, measured, num_random=num_random, generator=noise)
 
 
 def measure_boundary_distance(subject: Subject) -> tuple[Result, ...]:
     """How far data lies from a flip, and how wide the band around a boundary is there."""
-    noise, measured = subject.noise("boundary_distance"), subject.margins
-    return (
-        boundary_distance(measured, subject.z, generator=noise),
-        boundary_width(measured, subject.z, generator=noise),
-    )
+    at_data, noise = (subject.margins, subject.z), subject.noise("boundary_distance")
+    return boundary_distance(*at_data, generator=noise), boundary_width(*at_data, generator=noise)
 
 
 def measure_noise_robustness(subject: Subject) -> Result:
     """Token accuracy against displacement, isotropic and towards the runner-up."""
-    noise = subject.noise("noise_robustness")
-    return noise_robustness(
-        subject.decode, subject.z, subject.data, subject.positions, subject.margins, generator=noise
-    )
+    measured, noise = subject.margins, subject.noise("noise_robustness")
+    return noise_robustness(subject.decode, subject.z, subject.data, subject.positions, measured, generator=noise)
 
 
 def measure_head_accuracy(subject: Subject) -> Result:
@@ -134,21 +126,21 @@ def measure_head_accuracy(subject: Subject) -> Result:
     return token_accuracy(subject.given_text(), subject.z, subject.data, generator=noise, name="token_accuracy_head")
 
 
-def measure_dabi_head(subject: Subject, *, effort: DabiEffort | None = None) -> Result:
+def measure_dabi_head(subject: Subject, *, local: bool = False) -> Result:
     """DABI of the autoregressive readout, given the text's own tokens before each position."""
-    decode = subject.given_text()
+    decode, noise = subject.given_text(), "dabi_commit"  # its first name, as above
     points = normal_boundary(decode, subject.z, subject.positions)
-    return _dabi(subject, points, "dabi_head", effort, decode, noise="dabi_commit")  # its first name, as above
+    return _dabi(subject, points, "dabi_head", local, decode, noise)
 
 
-def measure_dabi_generated(subject: Subject, *, effort: DabiEffort | None = None) -> tuple[Result, ...]:
+def measure_dabi_generated(subject: Subject, *, local: bool = False) -> tuple[Result, ...]:
     """DABI of the parallel readout at boundaries next to latents that the flow generated, and their distance."""
     decode, z = subject.decode, subject.trajectory.x_1
-    points, noise = normal_boundary(decode, z, subject.positions), subject.noise("boundary_distance_generated")
+    points, name = normal_boundary(decode, z, subject.positions), "boundary_distance_generated"
     measured = margins(decode, z, subject.positions)
     return (
-        _dabi(subject, points, "dabi_generated", effort),
-        boundary_distance(measured, z, generator=noise, name="boundary_distance_generated"),
+        _dabi(subject, points, "dabi_generated", local),
+        boundary_distance(measured, z, generator=subject.noise(name), name=name),
     )
 
 
@@ -168,7 +160,7 @@ def measure_cci(subject: Subject, *, levels: Sequence[float] | None = NOISE_LEVE
             few.read_head,
             few.z,
             levels,
-            draws_at_once=draws_in_a_batch(len(few.z)),
+            draws_at_once=max(1, DRAWS_IN_A_BATCH // len(few.z)),
             examples_at_once=few.examples_at_once,
             generator=few.noise("cci_noise"),
         )
@@ -203,20 +195,16 @@ def measure_decidedness(subject: Subject, *, num_continuations: int = 16, every:
 
 def measure_late_flips(subject: Subject) -> tuple[Result, ...]:
     """When tokens stop changing along the deterministic trajectory."""
-    predictions, noise = subject.trajectory.predictions, subject.noise("late_flips")
-    return (
-        late_flip_rate(predictions, subject.read, generator=noise),
-        decision_step(predictions, subject.read, generator=noise),
-    )
+    read, noise = (subject.trajectory.predictions, subject.read), subject.noise("late_flips")
+    return late_flip_rate(*read, generator=noise), decision_step(*read, generator=noise)
 
 
 def measure_tube(subject: Subject, *, times: Sequence[float] = TIMES) -> Result:
     """Theorem 3 as a curve: flips of the posterior mean against the mass next to a boundary."""
-    assert subject.model is not None
-    flow = subject.model.flow()
+    flow = subject.flow
     return tube(
         subject.decode,
-        estimate_of(flow),
+        lambda x_t, t: flow.denoise(x_t, t, mask=all_real(x_t)),
         flow.path,
         subject.z,
         subject.positions,
@@ -228,16 +216,19 @@ def measure_tube(subject: Subject, *, times: Sequence[float] = TIMES) -> Result:
 
 def measure_stiffness(subject: Subject, *, times: Sequence[float] = TIMES, num_iterations: int = 20) -> Result:
     """How much the velocity changes with the state, along noised data."""
-    assert subject.model is not None
-    flow, few = subject.model.flow(), subject.first(FEW)
-    noise, x_0 = few.noise("stiffness"), few.starts("stiffness_start")
-    states = []
-    for time in times:
-        t = torch.full((len(few.z),), time, device=few.z.device)
-        states.append((time, flow.path.sample(few.z, x_0, t)))
-    return stiffness(velocity_of(flow), states, num_iterations=num_iterations, generator=noise)
+    flow, few = subject.flow, subject.first(FEW)
+    x_0 = few.starts("stiffness_start")
+    return stiffness(
+        lambda x_t, t: flow.velocity(x_t, t, mask=all_real(x_t)),
+        [(t, flow.path.sample(few.z, x_0, torch.full((len(x_0),), t, device=x_0.device))) for t in times],
+        num_iterations=num_iterations,
+        generator=few.noise("stiffness"),
+    )
 
 
+ONE_IN_EACH = Effort(share=4, positions=1)
+"""Of DABI by default: points of different examples say more than as many of one."""
+HALF = Effort(share=2)
 NOISE_LEVEL_RMS = 0.4
 """About the noise scale s = sigma / alpha of the last of 8 steps of the default grid (0.32 at t = 0.76)."""
 HALF_WAY = 0.5
@@ -251,7 +242,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "dabi": Measurement(
         measure_dabi,
         stages=("autoencoder",),
-        training=Effort(positions=1, options={"effort": LOCAL, "segments": False}),
+        training=Effort(positions=1, options={"local": True, "segments": False}),
         default=ONE_IN_EACH,
         thresholds={
             "dabi / dabi_data": Threshold(
@@ -260,9 +251,9 @@ MEASUREMENTS: dict[str, Measurement] = {
                 10.0,
                 False,
                 "A readout that is as soft at its boundaries as elsewhere has 1. Measured: an image decoder 1.4, the "
-                "text readout 27. Ten lies between the two as an order of magnitude; the paper's own DABI, another "
-                "definition, has about 1 for image decoders and more than 500 for text (arXiv:2606.30705).",
-            ),
+                "text readout 27; the paper's own DABI, another definition, has about 1 for image decoders and more "
+                "than 500 for text (arXiv:2606.30705).",
+            )
         },
     ),
     "dabi_worst": Measurement(measure_dabi_worst, default=ONE_IN_EACH),
@@ -273,7 +264,21 @@ MEASUREMENTS: dict[str, Measurement] = {
         training=Effort(share=2, options={"num_isotropic": 6}),
         default=HALF,
     ),
-    "first_failure": FIRST_FAILURE,
+    "first_failure": Measurement(
+        measure_first_failure,
+        kind="text",
+        default=ONE_IN_EACH,
+        thresholds={
+            "first_failure_ratio": Threshold(
+                "first-failure radius in a random direction over that in the boundary direction",
+                3.0,
+                10.0,
+                False,
+                "A ball-shaped cell has 1, a single flat boundary in n numbers about sqrt(n) / 0.67: then isotropic "
+                "noise says little about errors that point at the boundary. Three and ten, as for DABI.",
+            )
+        },
+    ),
     "boundary_distance": Measurement(measure_boundary_distance, kind="text", stages=("autoencoder",)),
     "noise_robustness": Measurement(
         measure_noise_robustness,
@@ -308,7 +313,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         ("head",),
         kind="text",
         stages=("head",),
-        training=Effort(share=4, positions=1, options={"effort": LOCAL}),
+        training=Effort(share=4, positions=1, options={"local": True}),
         default=ONE_IN_EACH,
     ),
     "dabi_generated": Measurement(
@@ -316,7 +321,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         ("denoiser",),
         kind="text",
         stages=("flow",),
-        training=Effort(share=2, positions=1, options={"effort": LOCAL}),
+        training=Effort(share=2, positions=1, options={"local": True}),
         default=ONE_IN_EACH,
         thresholds={
             "boundary_distance_generated_p50 / boundary_distance_p50": Threshold(
@@ -324,10 +329,9 @@ MEASUREMENTS: dict[str, Measurement] = {
                 0.66,
                 0.2,
                 True,
-                "Within the spread of data itself: there the 10 % quantile is 0.66 of the median and the 1 % quantile "
-                "0.2 of it (measured on the quickstart's model). Below the latter, half of what the flow makes is "
-                "closer to a flip than 99 % of data. Measured: 0.15.",
-            ),
+                "The 10 % and the 1 % quantile of data over its median (the quickstart's model): below the latter, "
+                "half of what the flow makes is closer to a flip than 99 % of data. Measured: 0.15.",
+            )
         },
     ),
     "cci": Measurement(
@@ -345,7 +349,7 @@ MEASUREMENTS: dict[str, Measurement] = {
                 True,
                 "A readout that does not look at earlier tokens has 0 by construction, a head that copies its first "
                 "token of two has 1/2. Measured: 0.29 and 0.35; the same head with its view cut off 0.",
-            ),
+            )
         },
     ),
     "listening": Measurement(
@@ -359,9 +363,8 @@ MEASUREMENTS: dict[str, Measurement] = {
                 0.7,
                 0.1,
                 True,
-                "0.7 nats halve the perplexity; under 0.1 it falls by less than a tenth, and the head is a language "
-                "model. Measured: 2.8.",
-            ),
+                "0.7 nats halve the perplexity; under 0.1 the head is little but a language model. Measured: 2.8.",
+            )
         },
     ),
     "tube": Measurement(
@@ -380,7 +383,7 @@ MEASUREMENTS: dict[str, Measurement] = {
                 "By Theorem 3 of arXiv:2606.30705 this is the rate at which the last step of a deterministic map flips"
                 " tokens, so the numbers are those of the late flips.",
                 shares=True,
-            ),
+            )
         },
     ),
     "stiffness": Measurement(
@@ -396,11 +399,10 @@ MEASUREMENTS: dict[str, Measurement] = {
                 1.0,
                 2.0,
                 False,
-                "An explicit Euler step of length h is exact to first order where h times the largest singular value L"
-                " of the velocity's Jacobian is small; from h L = 2 on it is unstable (the limit of linear stability)."
-                " Times after the start of the last step are left out: there the velocity contracts at 1 / (1 - t) "
-                "whatever the model knows.",
-            ),
+                "An Euler step of length h is unstable from h L = 2 on, L the largest singular value of the velocity's "
+                "Jacobian (the limit of linear stability). Times after the start of the last step are left out: there "
+                "the velocity contracts at 1 / (1 - t) whatever the model knows.",
+            )
         },
     ),
     "late_flips": Measurement(
@@ -416,10 +418,9 @@ MEASUREMENTS: dict[str, Measurement] = {
                 0.1,
                 False,
                 "2 % is under one token in a text of 32, 10 % more than three. Measured: 7 % after 8 deterministic "
-                "steps, whose text is word salad. The share falls as the last step gets shorter, so read it together "
-                "with the number of steps.",
+                "steps, whose text is word salad. A shorter last step has a lower share.",
                 shares=True,
-            ),
+            )
         },
     ),
     "decidedness": Measurement(
@@ -435,9 +436,8 @@ MEASUREMENTS: dict[str, Measurement] = {
                 0.5,
                 0.2,
                 True,
-                "Half of the way to decided at half of the way to data would leave half of the steps for the rest. "
-                "Measured: 0.08.",
-            ),
+                "Half decided half of the way to data leaves half of the steps for the rest. Measured: 0.08.",
+            )
         },
     ),
 }

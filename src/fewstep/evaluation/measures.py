@@ -1,23 +1,24 @@
 """What is measured on sampled text. A new measure is one function in :data:`MEASURES`. N samples, L tokens."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import HeadConditionals, cci_as_read
-from fewstep.evaluation.given import answers, comparison
-from fewstep.evaluation.rows import HELD_OUT, Setting, Value
+from fewstep.evaluation.rows import HELD_OUT, Column, Setting, Value
 from fewstep.evaluation.scorers import corpus_perplexity, texts_of
 from fewstep.evaluation.subject import noise_source
 from fewstep.evaluation.sweep import Batch, Measure, Samples, Statistic
+from fewstep.evaluation.texts import known_tokens
 from fewstep.metrics.text import (
     MAUVE_SCALING,
     MAUVE_SEED,
     distinct_n,
-    longest_copies,
     match_lengths,
     mauve_package_version,
     mauve_score,
@@ -26,7 +27,7 @@ from fewstep.metrics.text import (
 )
 from fewstep.readouts import READOUTS, CommitmentHead
 from fewstep.registry import import_attribute, resolve
-from fewstep.types import KnownTokens, TokenBatch
+from fewstep.types import KnownTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 MEMORISED, REPEATED = 8, 4
 """Lengths of the n-grams that are looked up in the train text, and of those counted within a sample."""
 AT_ONCE = 64
+PROMPTS = "the prompts"
+"""The rule by which a pair's prompt is given, and its answer written."""
 
-Factory = Callable[["TextStudy"], Measure | None]
 Values = Mapping[str, Value | Statistic]
 
 
@@ -61,25 +63,25 @@ def take_tokens(setting: Setting, batch: Batch, samples: Samples) -> dict[str, T
 
 def scores(study: "TextStudy") -> Measure:
     """Perplexity and entropy under the scorer, and the speed of sampling."""
+    tokenizer = study.bundle.tokenizer
 
     def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
-        ids, text, mask = take_tokens(setting, batch, samples).values()
-        tokenizer = study.bundle.tokenizer
-        spans = {} if study.real.given is None else {"spans": written_spans(tokenizer, ids, text, mask)}
+        tokens = take_tokens(setting, batch, samples)
+        ids, text, mask = tokens.values()
+        spans = {} if study.known is None else {"spans": written_spans(tokenizer, ids, text, mask)}
         scored = study.scorer.score(texts_of(tokenizer, ids, text), ids, mask, **spans)
-        return {"scores": scored.stacked(), "entropies": scored.entropies_nats, "ids": ids, "text": text, "mask": mask}
+        return {"scores": scored.stacked(), "entropies": scored.entropies_nats, **tokens}
 
     def values(setting: Setting, samples: Samples) -> Values:
         stacked, seed_index = samples.tensors["scores"], samples.tensors["seed_index"]
         counted = stacked[:, 1] > 0  # a resample of unscored samples alone would have no perplexity
         tokens = int(samples.tensors["mask"].sum())
-        speed = {} if not samples.seconds else {"tokens_per_second": tokens / samples.seconds}
         return {
             "perplexity": Statistic(stacked[counted], corpus_perplexity, seed_index[counted]),
             "entropy_nats": Statistic(samples.tensors["entropies"][:, None], seed_index=seed_index),
             "scored_tokens": Value(float(stacked[:, 1].sum())),
             "tokens_per_sample": Value(tokens / len(stacked)),
-            **{name: Value(value) for name, value in speed.items()},
+            **({"tokens_per_second": Value(tokens / samples.seconds)} if samples.seconds else {}),
         }
 
     return Measure(
@@ -90,14 +92,93 @@ def scores(study: "TextStudy") -> Measure:
     )
 
 
+def ratio(rows: Tensor) -> Tensor:
+    """The sum of the first numbers over the sum of the second, (..., N, 2) to (...)."""
+    first, second = rows.sum(-2).unbind(-1)
+    return first / second
+
+
+def comparison(study: "TextStudy") -> Measure | None:
+    """How many tokens are those of the held-out text, where they are written and where they are given.
+
+    ``accuracy``: share of the held-out text's tokens, up to its end, that stand at the same place of the sample;
+    ``kept``: share of the given ones that do, which is 1 for every sampler that holds what it is given.
+    """
+    real = study.real
+    if real.given is None:
+        return None
+    known, given = real.held_out, real.given
+
+    def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
+        ids, mask, is_given = known.ids[batch.rows], known.mask[batch.rows], given[batch.rows]
+        same = (samples.tensors["ids"] == ids) & samples.tensors["text"] & mask
+        counts = [part.sum(1) for written in (~is_given, is_given) for part in (same & written, mask & written)]
+        return {"matches": torch.stack(counts, dim=1).double()}
+
+    def values(setting: Setting, samples: Samples) -> Values:
+        written, held = samples.tensors["matches"].split(2, dim=1)
+        return {
+            "accuracy": Statistic(written, ratio, samples.tensors["seed_index"]),
+            "kept": Value(float(ratio(held)) if held[:, 1].any() else None),
+        }
+
+    return Measure(
+        values,
+        take,
+        {"given": real.given_rule},
+        f"given: {real.given_rule}; all other figures are of the tokens that are written, the perplexity given what "
+        "stands before them; accuracy: share of them that are held-out text's own",
+        {"accuracy": Column("accuracy", ".3f", interval=True), "kept": Column("given kept", ".3f")},
+    )
+
+
+def answers(study: "TextStudy") -> Measure | None:
+    """Exact match and ROUGE-L of answers to held-out prompts; ``UserError`` where its package is not installed.
+
+    Texts are compared without white space around them. ROUGE-L is the F-measure of the package rouge-score, without
+    stemming (Lin 2004, ROUGE: a package for automatic evaluation of summaries, section 3.1).
+    """
+    if study.real.given is None or study.real.given_rule != PROMPTS:
+        return None
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise UserError(f"ROUGE-L needs the package rouge-score ({error}): pip install 'fewstep[rouge]'") from None
+    scorer, tokenizer, real = RougeScorer(["rougeL"]), study.bundle.tokenizer, study.real
+    expected = texts_of(tokenizer, real.held_out.ids, real.held_out.mask & ~study.real.given)
+
+    def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
+        written = texts_of(tokenizer, samples.tensors["ids"], samples.tensors["mask"])
+        pairs = list(zip(expected[batch.rows], written, strict=True))
+        exact = [float(ours.strip() == theirs.strip()) for theirs, ours in pairs]
+        overlap = [scorer.score(theirs, ours)["rougeL"].fmeasure for theirs, ours in pairs]
+        return {"answers": torch.tensor([exact, overlap], dtype=torch.float64).T}
+
+    def values(setting: Setting, samples: Samples) -> Values:
+        columns = samples.tensors["answers"].split(1, dim=1)
+        names = ("exact_match", "rouge_l")
+        return {n: Statistic(c, seed_index=samples.tensors["seed_index"]) for n, c in zip(names, columns, strict=True)}
+
+    return Measure(
+        values,
+        take,
+        {"answers": {"rouge_score": version("rouge-score")}},
+        "exact: share of answers that are held-out text's own; ROUGE-L: their longest common subsequence of words",
+        {
+            "exact_match": Column("exact", ".3f", interval=True),
+            "rouge_l": Column("ROUGE-L", ".3f", interval=True),
+        },
+    )
+
+
 def repetition(study: "TextStudy") -> Measure:
     """Distinct and repeated n-grams, on the model's own tokens."""
 
     def values(setting: Setting, samples: Samples) -> Values:
         ids, mask = samples.tensors["ids"], samples.tensors["mask"]
         return {
-            "distinct_2": Value(_where_counted(2, distinct_n, ids, mask)),
-            "repeated_4grams": Value(_where_counted(REPEATED, repeated_ngrams, ids, mask)),
+            "distinct_2": Value(distinct_n(ids, 2, mask)),
+            "repeated_4grams": Value(repeated_ngrams(ids, REPEATED, mask)),
         }
 
     return Measure(values, take_tokens, caption="rep-4: 4-grams that a sample repeats")
@@ -111,8 +192,8 @@ def copies(study: "TextStudy") -> Measure:
         ids, mask = samples.tensors["ids"], samples.tensors["mask"]
         lengths = match_lengths(study.real.train, ids, mask, max_length=longest)
         return {
-            "longest_copy_tokens": Value(float(longest_copies(lengths).max())),
-            "memorised_8grams": Value(_where_counted(MEMORISED, memorised_share, lengths, mask)),
+            "longest_copy_tokens": Value(float(lengths.max())),
+            "memorised_8grams": Value(memorised_share(lengths, MEMORISED, mask)),
         }
 
     return Measure(
@@ -126,7 +207,7 @@ def late_flips(study: "TextStudy") -> Measure:
     """Share of tokens that change between the last two predictions, on the parallel readout."""
 
     def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
-        return {name: samples.tensors[name] for name in ("late_flips",) if name in samples.tensors}
+        return {name: value for name, value in samples.tensors.items() if name == "late_flips"}
 
     def values(setting: Setting, samples: Samples) -> Values:
         flips = samples.tensors.get("late_flips")
@@ -150,14 +231,11 @@ def cci(study: "TextStudy") -> Measure | None:
         return head if isinstance(head, CommitmentHead) else None
 
     def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
-        count = study.cci_examples - batch.first
+        count, known = study.cci_examples - batch.first, known_tokens(study.known, batch)
         if batch.seed_index or count <= 0 or head_of(setting) is None or "x_1" not in samples.tensors:
             return {}
-        taken = {"cci_z": samples.tensors["x_1"]}
-        if study.known is not None:
-            known = study.known(batch)
-            taken |= {"cci_ids": known.ids, "cci_known": known.mask}
-        return {name: value[:count].clone() for name, value in taken.items()}
+        given = {} if known is None else {"cci_ids": known.ids, "cci_known": known.mask}
+        return {name: value[:count].clone() for name, value in {"cci_z": samples.tensors["x_1"], **given}.items()}
 
     def values(setting: Setting, samples: Samples) -> Values:
         head = head_of(setting)
@@ -175,14 +253,18 @@ def cci(study: "TextStudy") -> Measure | None:
 
 def rms(study: "TextStudy") -> Measure | None:
     """Rms of the sampled latents x_1 over that of held-out text's: below 1 a sampler is colder than the data."""
-    if study.bundle.autoencoder is None or study.real.given is not None:  # given latents are the data's
+    if study.bundle.autoencoder is None or study.known is not None:  # given latents are the data's
         return None
-    expected = _mean_square(study)
+    device, squares = next(study.bundle.autoencoder.parameters()).device, []
+    with torch.no_grad():
+        for ids in study.real.held_out.ids.to(device).split(AT_ONCE):
+            encoded = study.bundle.encoder().encode(ids, torch.ones_like(ids, dtype=torch.bool))
+            squares.append(encoded.z[encoded.mask].double().square().flatten().cpu())
+    expected = float(torch.cat(squares).mean())
 
     def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
-        if "x_1" not in samples.tensors:
-            return {}
-        return {"mean_square": samples.tensors["x_1"].double().square().mean((1, 2))}
+        x_1 = samples.tensors.get("x_1")
+        return {} if x_1 is None else {"mean_square": x_1.double().square().mean((1, 2))}
 
     def values(setting: Setting, samples: Samples) -> Values:
         squares = samples.tensors.get("mean_square")
@@ -193,18 +275,6 @@ def rms(study: "TextStudy") -> Measure | None:
     return Measure(values, take, caption="rms / data: rms of the sampled latents over that of held-out text's")
 
 
-@torch.no_grad()
-def _mean_square(study: "TextStudy") -> float:
-    """Of the latents of held-out text."""
-    encoder, tokens = study.bundle.encoder(), study.real.held_out
-    device = next(study.bundle.parts()["autoencoder"].parameters()).device
-    squares = []
-    for ids in tokens.ids.to(device).split(AT_ONCE):
-        encoded = encoder.encode(ids, torch.ones_like(ids, dtype=torch.bool))
-        squares.append(encoded.z[encoded.mask].double().square().flatten().cpu())
-    return float(torch.cat(squares).mean())
-
-
 def mauve(study: "TextStudy") -> Measure | None:
     """MAUVE against as much held-out text, by the scorer's features.
 
@@ -213,33 +283,30 @@ def mauve(study: "TextStudy") -> Measure | None:
     """
     if not study.mauve:
         return None
-    version, real, tokenizer = mauve_package_version(), study.real, study.bundle.tokenizer
+    package, real, tokenizer = mauve_package_version(), study.real, study.bundle.tokenizer
     if len(real.held_out.ids) < 2:
         raise UserError(f"MAUVE of {len(real.held_out.ids)} text: expected at least 2 (papers take thousands)")
-    cached: dict[str, Tensor] = {}
 
     def features(ids: Tensor, mask: Tensor) -> Tensor:
         return study.scorer.features(texts_of(tokenizer, ids, mask), ids, mask)
 
-    def reference(name: str, tokens: TokenBatch) -> Tensor:
-        if name not in cached:
-            cached[name] = features(tokens.ids, tokens.mask)
-        return cached[name]
+    @cache
+    def reference(is_real: bool) -> Tensor | None:
+        tokens = real.other if is_real else real.held_out
+        return None if tokens is None else features(tokens.ids, tokens.mask)
 
     def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
         return {"features": features(samples.tensors["ids"], samples.tensors["text"])}
 
     def values(setting: Setting, samples: Samples) -> Values:
-        ours = samples.tensors["features"]
-        if setting["name"] != HELD_OUT:
-            return {"mauve": Value(mauve_score(reference("real", real.held_out), ours))}
-        return {"mauve": Value(None if real.other is None else mauve_score(reference("other", real.other), ours))}
+        theirs = reference(setting["name"] == HELD_OUT)
+        return {"mauve": Value(None if theirs is None else mauve_score(theirs, samples.tensors["features"]))}
 
     protocol = {
         "mauve_features": "last hidden state of the scorer at the last token",
         "mauve_scaling": MAUVE_SCALING,
         "mauve_seed": MAUVE_SEED,
-        "mauve_text": version,
+        "mauve_text": package,
     }
     return Measure(values, take, protocol, "MAUVE: against as much held-out text, by states of the scorer")
 
@@ -254,7 +321,7 @@ def law(study: "TextStudy") -> Measure | None:
     return None if path is None else import_attribute(path, "measure")(study)
 
 
-MEASURES: dict[str, Factory] = {
+MEASURES: dict[str, Callable[["TextStudy"], Measure | None]] = {
     "scores": scores,
     "given": comparison,
     "answers": answers,
@@ -267,10 +334,3 @@ MEASURES: dict[str, Factory] = {
     "law": law,
 }
 """Measures of text by name: functions of a study, or None from those that do not apply to it."""
-
-
-def _where_counted(n: int, measure: Callable[..., Any], of: Tensor, mask: Tensor) -> float | None:
-    """``measure(of, n, mask)``, or None where no sample has ``n`` counted tokens in a row."""
-    if of.shape[1] < n or not bool(mask.unfold(1, n, 1).all(-1).any()):
-        return None
-    return float(measure(of, n, mask))

@@ -1,6 +1,6 @@
 """Pictures as data drawn into PNG files, without pyplot, so that nothing global changes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -62,15 +62,17 @@ def draw_picture(picture: Picture, figure: Figure) -> Axes:
     """Draw ``picture`` into an empty ``figure`` as :func:`write_picture` does, and give its axes."""
     # Fixed margins: a layout that is computed takes half of the time, and training waits for these pictures.
     axes = figure.add_axes((0.12, 0.14, 0.85, 0.77))
-    draw = _draw_bars if picture.kind == "bars" else _draw_line
     shown = [series for series in picture.series if series.x]
     for index, series in enumerate(shown):
-        draw(axes, series, index)
+        _draw(axes, series, index, picture.kind)
     axes.set(xlabel=picture.x_label, ylabel=picture.y_label, title=picture.title)
-    if picture.log_x and _has_positive(series.x for series in shown):
+    places = sorted({x for series in shown for x in series.x if x > 0})
+    if picture.log_x and places:
         axes.set_xscale("log")
-        _mark(axes, sorted({x for series in shown for x in series.x if x > 0}))
-    if picture.log_y and _has_positive(series.y for series in shown):
+        if len(places) <= MOST_MARKS:  # few values, such as numbers of steps; powers of ten would say less
+            axes.set_xticks(places, [f"{place:g}" for place in places])
+            axes.xaxis.set_minor_locator(NullLocator())
+    if picture.log_y and any(y > 0 for series in shown for y in series.y):
         axes.set_yscale("log")
     axes.set_axisbelow(True)
     axes.grid(alpha=0.25)
@@ -79,15 +81,12 @@ def draw_picture(picture: Picture, figure: Figure) -> Axes:
     return axes
 
 
-def _mark(axes: Axes, places: list[float]) -> None:
-    """Few values on a logarithmic axis, such as numbers of steps, are written as they are; powers of ten say less."""
-    if len(places) <= MOST_MARKS:
-        axes.set_xticks(places, [f"{place:g}" for place in places])
-        axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _draw_line(axes: Axes, series: Series, index: int) -> None:
+def _draw(axes: Axes, series: Series, index: int, kind: str) -> None:
     color, marker = SERIES[index % len(SERIES)]
+    if kind == "bars":
+        width = series.x[1] - series.x[0] if len(series.x) > 1 else 1.0
+        axes.bar(series.x, series.y, width=0.92 * width, label=series.label, color=color)
+        return
     axes.plot(
         series.x,
         series.y,
@@ -100,13 +99,3 @@ def _draw_line(axes: Axes, series: Series, index: int) -> None:
     )
     if series.low is not None and series.high is not None:
         axes.fill_between(series.x, series.low, series.high, color=color, alpha=0.18, linewidth=0)
-
-
-def _draw_bars(axes: Axes, series: Series, index: int) -> None:
-    color, _ = SERIES[index % len(SERIES)]
-    width = series.x[1] - series.x[0] if len(series.x) > 1 else 1.0
-    axes.bar(series.x, series.y, width=0.92 * width, label=series.label, color=color)
-
-
-def _has_positive(columns: Iterable[tuple[float, ...]]) -> bool:
-    return any(value > 0 for column in columns for value in column)

@@ -14,12 +14,7 @@ from fewstep.autoencoders.pretrained import quiet
 from fewstep.data import hub
 from fewstep.errors import UserError, first_line
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 AUTOENCODER = "Autoencoder"
 """How the class names of diffusers' autoencoders begin."""
 
@@ -43,40 +38,37 @@ def model_folder(
         return hub.model_snapshot(path_or_name, [inside + each for each in patterns], ignored=[f"{inside}*/*"])
 
     folder = snapshot("config.json", "model_index.json")
-    if subfolder is None:
-        _refuse_pipeline(folder, path_or_name)
-    else:
-        _require_autoencoder(folder / subfolder, f"{path_or_name}/{subfolder}")
+    _check_kind(folder, path_or_name, subfolder)
     pickled, code = ["*.bin"] * allow_pickle, ["*.py"] * trust_remote_code
     folder = snapshot("*.json", "*.safetensors", "*.txt", "*.model", *pickled, *code) / (subfolder or "")
     if read_config(folder).keys() >= {"format", "identity", "parts"}:
         raise UserError(f"{folder} is a model of fewstep's own: leave --adapter out")
     pickles = sorted(file.name for file in folder.glob("*.bin"))
-    if not any(folder.glob("*.safetensors")) and not (pickles and allow_pickle):
-        if pickles:
-            raise UserError(
-                f"{folder} holds its weights in {pickles[0]} only, a pickle that may run code: pass --allow_pickle if "
-                "you trust it, or save it again as safetensors"
-            )
-        raise UserError(f"{folder} holds no weights: expected a .safetensors file beside config.json")
-    return folder
+    if any(folder.glob("*.safetensors")) or (pickles and allow_pickle):
+        return folder
+    if pickles:
+        raise UserError(
+            f"{folder} holds its weights in {pickles[0]} only, a pickle that may run code: pass --allow_pickle if you "
+            "trust it, or save it again as safetensors"
+        )
+    raise UserError(f"{folder} holds no weights: expected a .safetensors file beside config.json")
 
 
-def _refuse_pipeline(folder: Path, name: str) -> None:
-    if not (folder / "model_index.json").is_file():
-        return
-    index = read_config(folder, "model_index.json")
-    parts = [part for part, kind in index.items() if isinstance(kind, list) and str(kind[-1]).startswith(AUTOENCODER)]
-    advice = f"pass --adapter autoencoder-kl --subfolder {parts[0]}" if parts else "give one model, not a pipeline"
-    raise UserError(f"{name} is a pipeline of several models ({index.get('_class_name')}): {advice}")
-
-
-def _require_autoencoder(folder: Path, name: str) -> None:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{name} holds no config.json: give the folder of an autoencoder, such as vae, as --subfolder")
-    kind = str(read_config(folder).get("_class_name"))
+def _check_kind(folder: Path, name: str, subfolder: str | None) -> None:
+    """Refuse a pipeline of diffusers without a subfolder, and a subfolder that holds no autoencoder."""
+    if subfolder is None:
+        if not (folder / "model_index.json").is_file():
+            return
+        index = read_config(folder, "model_index.json")
+        parts = [key for key, kind in index.items() if isinstance(kind, list) and str(kind[-1]).startswith(AUTOENCODER)]
+        advice = f"pass --adapter autoencoder-kl --subfolder {parts[0]}" if parts else "give one model, not a pipeline"
+        raise UserError(f"{name} is a pipeline of several models ({index.get('_class_name')}): {advice}")
+    name, advice = f"{name}/{subfolder}", "as --subfolder"
+    if not (folder / subfolder / "config.json").is_file():
+        raise UserError(f"{name} holds no config.json: give the folder of an autoencoder, such as vae, {advice}")
+    kind = str(read_config(folder / subfolder).get("_class_name"))
     if not kind.startswith(AUTOENCODER):
-        raise UserError(f"{name} is a {kind!r}: expected an autoencoder of diffusers, give its folder as --subfolder")
+        raise UserError(f"{name} is a {kind!r}: expected an autoencoder of diffusers, give its folder {advice}")
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
@@ -108,7 +100,9 @@ def from_pretrained(
             options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
             model, report = loader.from_pretrained(str(source), **options)
     except Exception as error:  # foreign files in a foreign library, which may raise anything
-        if "trust_remote_code" in str(error) or brings_code(source, options):
+        config = Path(source) / "config.json"
+        brings_code = config.is_file() and "auto_map" in read_config(config.parent)
+        if "trust_remote_code" in str(error) or (brings_code and not options.get("trust_remote_code")):
             raise UserError(f"{name} brings code of its own: pass --trust_remote_code if you trust it") from None
         raise UserError(
             f"{name} cannot be loaded as {purpose} ({first_line(error, 160)}): give such a model, or fetch or "
@@ -125,12 +119,6 @@ def from_pretrained(
             "whole model with its head"
         )
     return model.eval().requires_grad_(False), sorted(report["unexpected_keys"])
-
-
-def brings_code(source: str | Path, options: dict[str, Any]) -> bool:
-    """Whether a folder names code of its own that ``options`` do not trust."""
-    file = Path(source) / "config.json"
-    return not options.get("trust_remote_code") and file.is_file() and "auto_map" in read_config(Path(source))
 
 
 def check_memory(folder: Path, dtype: torch.dtype) -> None:

@@ -1,6 +1,7 @@
-"""The one row type of every sweep, its append-only file, and the columns of its tables."""
+"""The one row type of every sweep, its append-only file, the protocol that rows share, and their tables."""
 
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -15,18 +16,18 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded
-from fewstep.evaluation.protocol import differences, hash_of
 from fewstep.metrics.intervals import Interval
 
 FLOW, HELD_OUT, SHUFFLED = "flow", "held-out text", "words shuffled"
 LANGUAGE_MODEL, NOISE = "language model", "pure noise"
 """Names of the rows of a model's own samples, of real text and its words, of the language model, of decoded noise."""
+HASH_DIGITS = 12
 
 Axis = str | int | float
 Setting = Mapping[str, Axis]
 """What a row is about: its ``name``, and further axes by name. An axis that does not apply is absent."""
-_log = logging.getLogger(__name__)
 Key = tuple[tuple[str, Axis], ...]
+_log = logging.getLogger(__name__)
 
 
 def key_of(setting: Setting) -> Key:
@@ -41,8 +42,40 @@ def at_usual_temperature(setting: Setting) -> bool:
 
 def label_of(setting: Setting) -> str:
     """The setting on one line, axes at their usual value left out."""
-    shown = (name for name in setting if name != "name" and setting[name] != _usual(name))
-    return " ".join([str(setting["name"]), *(f"{_short(name)}={_written(setting[name])}" for name in shown)])
+    parts = [str(setting["name"])]
+    for name, value in setting.items():
+        if name != "name" and value != COLUMNS.get(name, Column("")).usual:
+            short = {"num_steps": "K", "reinjection": "gamma"}.get(name, name)
+            parts.append(f"{short}={value:g}" if isinstance(value, float) else f"{short}={value}")
+    return " ".join(parts)
+
+
+def canonical_json(values: Any) -> str:
+    """JSON with sorted keys and no white space: one text for equal values.
+
+    Raises ``ValueError`` for what JSON does not know, NaN and infinities included.
+    """
+    try:
+        return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except TypeError as error:
+        raise ValueError(f"{error}: expected plain numbers, strings, lists and dictionaries") from None
+
+
+def hash_of(values: Any) -> str:
+    """12 hex digits of SHA-256 of the canonical JSON of plain values."""
+    return hashlib.sha256(canonical_json(values).encode()).hexdigest()[:HASH_DIGITS]
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """In what two protocols differ: "scorer.dtype: 'float32' against 'float16'"."""
+    lines = []
+    for name in sorted({*first, *second}):
+        ours, theirs = first.get(name), second.get(name)
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            lines += [f"{name}.{line}" for line in differences(ours, theirs)]
+        elif ours != theirs:
+            lines.append(f"{name}: {ours!r} against {theirs!r}")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -132,28 +165,28 @@ class RowFile:
 
         Raises ``UserError`` where the file cannot be read, a line is no row, or a protocol does not match its hash.
         """
-        rows = []
         *lines, torn = self._lines()
         if torn:
             _log.warning(
                 "%s: the last line was cut off after %d bytes; its row is measured again", self.file, len(torn)
             )
-        for number, line in enumerate(lines, 1):
-            try:
-                row = _adapter().validate_json(line, strict=True)
-                edited = hash_of(row.protocol) != row.protocol_hash
-                str(row.setting["name"])
-            except (ValidationError, ValueError, RecursionError, KeyError):
-                raise UserError(
-                    f"{self.file}, line {number} is no row of this fewstep version: give another --out"
-                ) from None
-            if edited:
-                raise UserError(
-                    f"{self.file}, line {number}: the protocol does not have the hash {row.protocol_hash}: the file "
-                    "was edited; give another --out"
-                )
-            rows.append(row)
-        return rows
+        return [self._row(number, line) for number, line in enumerate(lines, 1)]
+
+    def _row(self, number: int, line: bytes) -> Row:
+        try:
+            row = _adapter().validate_json(line, strict=True)
+            is_edited = hash_of(row.protocol) != row.protocol_hash
+            str(row.setting["name"])
+        except (ValidationError, ValueError, RecursionError, KeyError):
+            raise UserError(
+                f"{self.file}, line {number} is no row of this fewstep version: give another --out"
+            ) from None
+        if is_edited:
+            raise UserError(
+                f"{self.file}, line {number}: the protocol does not have the hash {row.protocol_hash}: the file was "
+                "edited; give another --out"
+            )
+        return row
 
     def append(self, row: Row) -> None:
         """Add one line, on the disk when this returns. Raises ``UserError`` where it cannot be written."""
@@ -193,12 +226,12 @@ class Column:
 
     def written(self, value: Any) -> str:
         """``value`` as the table shows it; "" for None."""
-        if value is None:
-            return ""
+        if value is None or isinstance(value, str):
+            return value or ""
         if callable(self.form):
             return self.form(value)
         try:
-            return str(value) if isinstance(value, str) else format(value, self.form)
+            return format(value, self.form)
         except OverflowError:  # an integer beyond every float
             return str(value)
 
@@ -237,27 +270,15 @@ def _cell(row: Row, name: str) -> Any:
     return row.value(name) if name in row.values else getattr(row, name, None)
 
 
-def _usual(name: str) -> Axis | None:
-    return COLUMNS[name].usual if name in COLUMNS else None
-
-
-def _short(name: str) -> str:
-    return {"num_steps": "K", "reinjection": "gamma"}.get(name, name)
-
-
-def _written(value: Axis) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def table_lines(rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) -> list[tuple[str, ...]]:
     """Heading and rows of a table as strings, with the columns that some row needs."""
     heading, cells = [], []
     for name, column in columns.items():
-        values = [_cell(row, name) for row in rows]
-        if all(value is None or value == column.usual for value in values):
+        own = [_cell(row, name) for row in rows]
+        if all(value is None or value == column.usual for value in own):
             continue
         heading.append(column.title)
-        cells.append([column.written(value) for value in values])
+        cells.append([column.written(value) for value in own])
         if column.interval:
             heading.append("95 % interval")
             intervals = [row.interval(name) for row in rows]
@@ -277,15 +298,15 @@ def rows_text(rows: Sequence[Row], caption: str, columns: Mapping[str, Column] =
 
 def rows_csv(rows: Sequence[Row]) -> str:
     """Every axis and value of ``rows``, with the bounds of the intervals, unrounded."""
-    axes = list(dict.fromkeys(name for row in rows for name in row.setting))
-    values = list(dict.fromkeys(name for row in rows for name in row.values))
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
-    bounds = [name for name in values if any(row.interval(name) for row in rows)]
-    writer.writerow([*axes, *values, *(f"{name}_{end}" for name in bounds for end in ("low", "high")), "num_samples"])
+    records = []
     for row in rows:
-        intervals = [row.interval(name) for name in bounds]
-        ends = [end for i in intervals for end in ((i.low, i.high) if i else (None, None))]
-        axis_cells = [row.setting.get(name) for name in axes]
-        writer.writerow([*axis_cells, *map(row.value, values), *ends, row.num_samples])
+        values = {name: value.value for name, value in row.values.items()}
+        intervals = {name: value.interval for name, value in row.values.items() if value.interval}
+        bounds = {f"{name}_{end}": getattr(i, end) for name, i in intervals.items() for end in ("low", "high")}
+        records.append((row.setting, values, bounds, {"num_samples": row.num_samples}))
+    columns = dict.fromkeys(name for parts in zip(*records, strict=True) for part in parts for name in part)
+    written = io.StringIO()
+    writer = csv.DictWriter(written, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: cell for part in parts for name, cell in part.items()} for parts in records)
     return written.getvalue()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 DIGEST_DIGITS = 16
+Spans = Sequence[tuple[int, int]]
+"""The characters of each text that count, first and behind the last."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,10 @@ class Scorer(Protocol):
         """Everything that its numbers depend on, as plain values; part of a sweep's protocol."""
         ...
 
-    def score(
-        self, texts: Sequence[str], ids: Tensor, mask: Tensor, spans: Sequence[tuple[int, int]] | None = None
-    ) -> ScoredText:
+    def score(self, texts: Sequence[str], ids: Tensor, mask: Tensor, spans: Spans | None = None) -> ScoredText:
         """Score N texts, given as strings and as the model's tokens ``ids`` (N, L) with ``mask`` (N, L) of those that
-        count, given the ones before them. A scorer takes whichever it understands; both are the same text. ``spans``
-        are the characters of each text that count, first and behind the last (None: all do)."""
+        count, given the ones before them. A scorer takes whichever it understands; both are the same text. ``spans``:
+        of the strings, what counts (None: all)."""
         ...
 
     def features(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class RunScorer:
     """The run's own language model, which scores every block from its first token on, where the mask is true.
 
     The first token is predicted from the begin-of-block state; ends of text are scored too. Logits are float32, sums
-    float64.
+    float64. Of a text it takes the tokens.
     """
 
     def __init__(self, model: LanguageModel, tokenizer: "PreTrainedTokenizerFast", *, batch_size: int = 64) -> None:
@@ -95,10 +95,8 @@ class RunScorer:
         }
 
     @torch.no_grad()
-    def score(
-        self, texts: Sequence[str], ids: Tensor, mask: Tensor, spans: Sequence[tuple[int, int]] | None = None
-    ) -> ScoredText:
-        """Score ``ids`` (N, L) where ``mask`` (N, L) is true; ``texts`` and ``spans`` are not used."""
+    def score(self, texts: Sequence[str], ids: Tensor, mask: Tensor, spans: Spans | None = None) -> ScoredText:
+        """As :class:`Scorer` says."""
         device, mask = next(self.model.parameters()).device, mask.cpu()
         nats = torch.cat([self.model.token_nats(rows.to(device)).double().cpu() for rows in ids.split(self.batch_size)])
         entropies = sample_entropies_nats(ids.cpu(), mask)
@@ -106,20 +104,16 @@ class RunScorer:
 
     @torch.no_grad()
     def features(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> Tensor:
-        """The normed state that has read a text up to its last token, (N, H) float32; ``texts`` is not used.
+        """The normed state that has read a text up to its last token, (N, H) float32.
 
         It is the one that would predict a token behind it: ids stand unshifted behind the begin-of-block state. A text
         without a token has the state at the begin of a block.
         """
-        network, states = self.model.network, []
+        network = self.model.network
+        device = next(network.parameters()).device
         inputs = torch.cat([network.shift_right(ids), ids[:, -1:]], dim=1)  # (N, L+1): begin of block, then all ids
+        states = [network.hidden(rows.to(device)).float().cpu() for rows in inputs.split(self.batch_size)]
         last = (mask.cpu().long() * torch.arange(1, ids.shape[1] + 1)).amax(1)
-        hook = network.norm.register_forward_hook(lambda module, given, output: states.append(output.float().cpu()))
-        try:
-            for rows in inputs.split(self.batch_size):
-                network(rows.to(next(network.parameters()).device))
-        finally:
-            hook.remove()
         return torch.cat(states)[torch.arange(len(ids)), last]
 
 

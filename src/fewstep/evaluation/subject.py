@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fewstep.diagnostics.boundary import BoundaryPoints, normal_boundary, segment_boundary, segment_points
+from fewstep.denoisers import FlowModel
+from fewstep.diagnostics.boundary import BoundaryPoints, segment_boundary, segment_points
 from fewstep.diagnostics.cci import TokenConditionals
 from fewstep.diagnostics.decoding import Decode, DecodeInParts, draw_positions, read_tokens
 from fewstep.diagnostics.margins import Margins, margins
@@ -26,14 +27,11 @@ NUMBERS_AT_ONCE = 2**25
 """Outputs of a decoder that are held at once, 128 MiB in float32; a diagnostic holds a few such tensors."""
 MIN_EXAMPLES = 2
 """One example has no interval."""
-PACKAGES = ("transformers", "tokenizers")
-"""Packages beside torch that our text models depend on."""
 
 
 def noise_source(seed: int, name: str) -> torch.Generator:
     """A CPU generator of (seed, name): each measurement has its own, so none depends on what else is measured."""
-    (source,) = example_generators(seed, zlib.crc32(name.encode()) % 2**31, 1)
-    return source
+    return example_generators(seed, zlib.crc32(name.encode()) % 2**31, 1)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +110,12 @@ class Subject:
         """The tokens (B, L) that the parallel readout finds likeliest."""
         return read_tokens(self.decode, z)
 
+    @property
+    def flow(self) -> FlowModel:
+        """Of a model of ours."""
+        assert self.model is not None
+        return self.model.flow()
+
     # What several measurements look at is computed once.
 
     @cached_property
@@ -122,11 +126,6 @@ class Subject:
     def margins(self) -> Margins:
         """Of the data's latents, at the positions."""
         return margins(self.decode, self.z, self.positions)
-
-    @cached_property
-    def normals(self) -> BoundaryPoints:
-        """The boundaries next to the data's latents, along the normal."""
-        return normal_boundary(self.decode, self.z, self.positions)
 
     @cached_property
     def segments(self) -> BoundaryPoints:
@@ -156,9 +155,8 @@ def text_subject(
 ) -> Subject:
     """A text model, the first ``num_examples`` blocks of ``tokens`` (N, L) that hold no padding, and positions in them.
 
-    ``at_most``: as many as there are, where there are fewer.
-    Raises ``UserError`` for a model without autoencoder and readout, for numbers that the text cannot give, and for
-    a model in training mode.
+    ``at_most``: as many as there are, where there are fewer. Raises ``UserError`` for a model without autoencoder and
+    readout, for numbers that the text cannot give, and for a model in training mode.
     """
     model.require("autoencoder", "readout")
     assert model.autoencoder is not None
@@ -171,11 +169,11 @@ def text_subject(
     positions = positions_in(ids, num_positions, seed)
     with torch.no_grad():
         z = model.autoencoder.encode(ids, torch.ones_like(ids)).z
+    at_once = max(1, NUMBERS_AT_ONCE // (ids.shape[1] * len(model.tokenizer)))
     head = None if model.head is None else model.commitment_head()
-    decode, at_once = decoder_of(model.reader()), _examples_at_once(model, ids)
     return Subject(
         name,
-        decode if at_once is None else DecodeInParts(decode, at_once),
+        DecodeInParts(decoder_of(model.reader()), at_once),
         z,
         ids,
         positions,
@@ -185,24 +183,17 @@ def text_subject(
         model,
         at_once,
         source=source,
-        packages=PACKAGES,
+        packages=("transformers", "tokenizers"),
     )
-
-
-def _examples_at_once(model: SavedModel, ids: Tensor) -> int | None:
-    """How many examples' logits fit :data:`NUMBERS_AT_ONCE`; None: those of all of ``ids`` (B, L)."""
-    of_one = ids.shape[1] * len(model.tokenizer)
-    return None if len(ids) * of_one <= NUMBERS_AT_ONCE else max(1, NUMBERS_AT_ONCE // of_one)
 
 
 def positions_in(data: Tensor, num_positions: int, seed: int) -> Tensor:
     """Positions (B, P) drawn in tokens ``data`` (B, L); none in images. Raises ``UserError`` for more than L."""
     if data.is_floating_point():
         return torch.empty(len(data), 0, dtype=torch.long, device=data.device)
-    length = data.shape[1]
-    check_positions(num_positions, length)
+    check_positions(num_positions, data.shape[1])
     (source,) = example_generators(seed, 0, 1)
-    return draw_positions(len(data), length, num_positions, source).to(data.device)
+    return draw_positions(*data.shape, num_positions, source).to(data.device)
 
 
 def check_positions(num_positions: int, length: int) -> None:

@@ -3,7 +3,6 @@
 B samples of a batch, N samples of a setting, R resamples, c numbers of a sample.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,8 +15,20 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.evaluation.processes import Processes
-from fewstep.evaluation.protocol import HASH_DIGITS, canonical_json, differences, hash_of
-from fewstep.evaluation.rows import COLUMNS, Column, Key, Row, RowFile, Setting, Value, key_of, label_of
+from fewstep.evaluation.rows import (
+    COLUMNS,
+    Column,
+    Key,
+    Row,
+    RowFile,
+    Setting,
+    Value,
+    canonical_json,
+    differences,
+    hash_of,
+    key_of,
+    label_of,
+)
 from fewstep.evaluation.scorers import weights_digest
 from fewstep.metrics.intervals import bootstrap_interval
 from fewstep.model import SavedModel
@@ -28,16 +39,19 @@ Progress = Callable[[int, int, str], object]
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples ``first`` .. ``first + count - 1`` of ``seed``, the ``seed_index``-th of the plan."""
+    """Samples ``first`` .. ``first + count - 1`` of ``seed``, the ``seed_index``-th, of which there are ``num_samples``
+    of each seed."""
 
     seed_index: int
     seed: int
     first: int
     count: int
+    num_samples: int = 0
 
-    def rows(self, num_samples: int) -> slice:
-        """Which of the texts of all seeds, ``num_samples`` of each, stand beside these samples."""
-        start = self.seed_index * num_samples + self.first
+    @property
+    def rows(self) -> slice:
+        """Which of the texts of all seeds stand beside these samples."""
+        start = self.seed_index * self.num_samples + self.first
         return slice(start, start + self.count)
 
 
@@ -45,8 +59,7 @@ class Batch:
 class Samples:
     """Samples of one setting: ``tensors`` by name on the CPU, whose first dimension is the samples'.
 
-    ``seconds`` that making them took; ``numbers`` that belong to the setting, such as ``nfe``, become values of the
-    row.
+    ``seconds`` that making them took; ``numbers`` of the setting, such as ``nfe``, become values of the row.
     """
 
     tensors: Mapping[str, Tensor]
@@ -67,35 +80,32 @@ class Group:
     num_samples: int | None = None
 
 
-def mean(rows: Tensor) -> Tensor:
-    """The mean over samples of (..., N, 1), (...)."""
-    return rows.mean((-2, -1))
-
-
 @dataclass(frozen=True)
 class Statistic:
-    """A number of a set of samples: ``of`` takes ``rows`` (..., N, c) float64 to (...).
+    """A number of a set of samples: ``of`` takes ``rows`` (..., N, c) float64 to (...), by default to their mean.
 
     The engine adds its bootstrap interval over samples, and with ``seed_index`` (N,) its value for each seed. Without
     rows it is undetermined.
     """
 
     rows: Tensor
-    of: Callable[[Tensor], Tensor] = mean
+    of: Callable[[Tensor], Tensor] = lambda rows: rows.mean((-2, -1))
     seed_index: Tensor | None = None
 
     def value(self, num_seeds: int, num_resamples: int) -> Value:
         """The number with its interval."""
-        rows = self.rows.double()
+        rows, seed_index = self.rows.double(), self.seed_index
+        parts = [] if seed_index is None else [rows[seed_index == index] for index in range(num_seeds)]
+        by_seed = tuple(map(self._number, parts))
         if not len(rows):
-            return Value(None, None, () if self.seed_index is None else (None,) * num_seeds)
-        by_seed: tuple[float | None, ...] = ()
-        if self.seed_index is not None:
-            parts = [rows[self.seed_index == index] for index in range(num_seeds)]
-            by_seed = tuple(_finite(float(self.of(part))) if len(part) else None for part in parts)
+            return Value(None, None, by_seed)
         interval = bootstrap_interval(rows, self.of, num_resamples, torch.Generator().manual_seed(0), batched=True)
-        sure = math.isfinite(interval.low) and math.isfinite(interval.high)
-        return Value(_finite(float(self.of(rows))), interval if sure else None, by_seed)
+        is_finite = math.isfinite(interval.low) and math.isfinite(interval.high)
+        return Value(self._number(rows), interval if is_finite else None, by_seed)
+
+    def _number(self, rows: Tensor) -> float | None:
+        number = float(self.of(rows)) if len(rows) else math.nan
+        return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True)
@@ -141,10 +151,11 @@ class Plan:
     def __post_init__(self) -> None:
         if self.num_samples < 1 or not self.seeds or self.batch_size < 1:
             raise UserError(f"{self.num_samples} samples for seeds {self.seeds}: expected at least 1 of each")
-        keys = [key_of(setting) for setting in self.settings]
-        for setting, key in zip(self.settings, keys, strict=True):
-            if keys.count(key) > 1:
+        seen: set[Key] = set()
+        for setting in self.settings:
+            if key_of(setting) in seen:
                 raise UserError(f"the setting {label_of(setting)} comes twice: name each only once")
+            seen.add(key_of(setting))
 
     @property
     def settings(self) -> list[Setting]:
@@ -172,7 +183,7 @@ class Plan:
         """All batches of ``group``, by seed and then by index."""
         count = group.num_samples or self.num_samples
         return [
-            Batch(index, seed, first, min(self.batch_size, count - first))
+            Batch(index, seed, first, min(self.batch_size, count - first), count)
             for index, seed in enumerate(self.seeds)
             for first in range(0, count, self.batch_size)
         ]
@@ -191,18 +202,18 @@ class Sweep:
         All processes must call it; the first alone writes. ``renew`` measures rows of another protocol or model again
         instead of refusing the file. Raises ``UserError``, in every process.
         """
-        plan, rows = self.plan, self._finished(file, renew=renew)
-        place = {key_of(setting): index for index, setting in enumerate(plan.settings)}
+        is_first = self.processes.is_first
+        rows = self.processes.gather(self._finished(file, renew=renew) if is_first else ())
+        place = {key_of(setting): index for index, setting in enumerate(self.plan.settings)}
         done = {row.key for row in rows}
-        count, total = len(done & place.keys()), len(place)
-        report = progress if progress is not None and self.processes.is_first else lambda *_: None
-        report(count, total, "resumed" if count else "")
-        for row in self.rows(done):
+        resumed, total = len(done & place.keys()), len(place)
+        report = progress if progress is not None and is_first else lambda *_: None
+        report(resumed, total, "resumed" if resumed else "")
+        for count, row in enumerate(self.rows(done), resumed + 1):
             file.append(row)
             rows.append(row)
-            count += 1
             report(count, total, row.label())
-        return sorted(rows, key=lambda row: place.get(row.key, len(place)))
+        return sorted(rows, key=lambda row: place.get(row.key, total))
 
     def rows(self, done: Collection[Key] = ()) -> Iterator[Row]:
         """One row after the other, but for the keys that are ``done``. Only the first process yields any, and all
@@ -211,11 +222,9 @@ class Sweep:
             settings = [setting for setting in group.settings if key_of(setting) not in done]
             if not settings:
                 continue
-            gathered = self.processes.gather(list(self._taken(group, settings)))
-            if not self.processes.is_first:
-                continue
+            gathered = self.processes.gather(self._taken(group, settings))
             gathered.sort(key=lambda part: (part[1].seed_index, part[1].first))
-            for index, setting in enumerate(settings):
+            for index, setting in enumerate(settings) if self.processes.is_first else ():
                 yield self._row(group, setting, [part[1:] for part in gathered if part[0] == index])
 
     def _taken(self, group: Group, settings: Sequence[Setting]) -> Iterator[tuple[int, Batch, Samples]]:
@@ -238,18 +247,12 @@ class Sweep:
         }
         for measure in plan.measures:
             measured |= measure.values(setting, samples)
-        values = {
-            name: value.value(len(plan.seeds), plan.num_resamples) if isinstance(value, Statistic) else value
-            for name, value in measured.items()
-        }
-        kept = {
-            name: tuple(map(tuple, value.rows.double().tolist()))
-            for name, value in measured.items()
-            if name in plan.keep and isinstance(value, Statistic)
-        }
+        statistics = {name: value for name, value in measured.items() if isinstance(value, Statistic)}
+        numbers = {name: value.value(len(plan.seeds), plan.num_resamples) for name, value in statistics.items()}
+        kept = {name: value.rows.double().tolist() for name, value in statistics.items() if name in plan.keep}
         return Row(
             setting=dict(setting),
-            values=values,
+            values={name: value if isinstance(value, Value) else numbers[name] for name, value in measured.items()},
             num_samples=len(samples.tensors["seed_index"]),
             seeds=plan.seeds,
             model=group.model or plan.model,
@@ -259,46 +262,40 @@ class Sweep:
             device=plan.device,
             seconds=samples.seconds,
             examples=() if plan.examples is None else tuple(plan.examples(samples)),
-            per_sample=kept,
+            per_sample={name: tuple(map(tuple, rows)) for name, rows in kept.items()},
             provenance=plan.provenance,
         )
 
-    def _finished(self, file: RowFile, *, renew: bool) -> list[Row]:
-        rows: list[Row] = []
-        problem = ""
-        if self.processes.is_first:
-            try:
-                rows = self._checked(file, renew=renew)
-            except UserError as error:
-                problem = str(error)
-        rows, problem = self.processes.from_first((rows, problem))
-        if problem:
-            raise UserError(problem)
-        return rows
-
-    def _checked(self, file: RowFile, *, renew: bool) -> list[Row]:
-        rows, plan = file.read(), self.plan
-        models = {key_of(setting): group.model or plan.model for group in plan.groups for setting in group.settings}
+    def _finished(self, file: RowFile, *, renew: bool) -> Iterator[Row]:
+        """The rows of the file, none where they are to be renewed."""
+        rows = file.read()
         seen: set[Key] = set()
         for row in rows:
-            problem = ""
             if row.key in seen:
                 raise UserError(f"{file.file} holds the row {row.label()} twice: take one out by hand")
-            if row.protocol_hash != plan.protocol_hash:
-                differing = "; ".join(differences(row.protocol, plan.full_protocol)[:3])
-                problem = (
-                    f"rows of scoring protocol {row.protocol_hash}, this is {plan.protocol_hash} ({differing}): their "
-                    "numbers do not compare"
-                )
-            elif row.model != (expected := models.get(row.key, row.model)):
-                problem = f"rows of another model ({row.model}, this is {expected})"
-            if problem and renew:
-                file.file.unlink()
-                return []
-            if problem:
-                raise UserError(f"{file.file} holds {problem}; give another --out")
             seen.add(row.key)
-        return rows
+        problem = next(filter(None, map(self._problem, rows)), None)
+        if problem is None:
+            yield from rows
+        elif renew:
+            file.file.unlink()
+        else:
+            raise UserError(f"{file.file} holds {problem}; give another --out")
+
+    def _problem(self, row: Row) -> str | None:
+        """Why a row of the file does not belong to the plan."""
+        plan = self.plan
+        if row.protocol_hash != plan.protocol_hash:
+            differing = "; ".join(differences(row.protocol, plan.full_protocol)[:3])
+            return (
+                f"rows of scoring protocol {row.protocol_hash}, this is {plan.protocol_hash} ({differing}): their "
+                "numbers do not compare"
+            )
+        for group in plan.groups:
+            expected = group.model or plan.model
+            if row.setting in group.settings and row.model != expected:
+                return f"rows of another model ({row.model}, this is {expected})"
+        return None
 
 
 def _joined(parts: Sequence[tuple[Batch, Samples]]) -> Samples:
@@ -311,12 +308,7 @@ def _joined(parts: Sequence[tuple[Batch, Samples]]) -> Samples:
     return Samples(tensors, sum(seconds) if seconds else None, each[0].numbers)
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def model_digest(bundle: SavedModel) -> str:
     """12 hex digits of a model's identity, architectures and weights."""
     weights = {name: weights_digest(part) for name, part in bundle.parts().items()}
-    text = canonical_json([asdict(bundle.manifest()), weights])
-    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+    return hash_of([asdict(bundle.manifest()), weights])

@@ -11,17 +11,17 @@ from torch import Tensor
 from fewstep.data import PreparedCorpus
 from fewstep.data.batches import spread_rows
 from fewstep.errors import UserError
-from fewstep.evaluation.baselines import held_out_blocks, token_counts, train_stream
-from fewstep.evaluation.given import PROMPTS, KnownOf, around_gap, first_tokens, known_of
-from fewstep.evaluation.measures import MEASURES
-from fewstep.evaluation.rows import Setting
+from fewstep.evaluation.baselines import held_out_blocks, shuffled_blocks, train_stream, unigram_blocks
+from fewstep.evaluation.measures import MEASURES, PROMPTS
+from fewstep.evaluation.rows import HELD_OUT, SHUFFLED, Setting
 from fewstep.evaluation.scorers import Scorer, texts_of
-from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, model_digest
-from fewstep.evaluation.texts import yardsticks
+from fewstep.evaluation.sweep import Batch, Group, Plan, Samples, model_digest
+from fewstep.evaluation.texts import fixed_group, known_tokens, language_model_group, noise_group
 from fewstep.model import SavedModel
 from fewstep.provenance import versions
 from fewstep.readouts import tokens_to_first_end
-from fewstep.types import TokenBatch
+from fewstep.shapes import example_generators
+from fewstep.types import KnownTokens, TokenBatch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,15 +36,14 @@ class RealText:
     """The text that samples are compared with.
 
     ``held_out`` (N, L), one block for each sample; ``other``: as many different blocks, None where there are fewer;
-    ``train`` (T,) the tokens of the train split and ``counts`` (V,) how often each occurs; ``packed``: generated blocks
-    count as a whole, else to their first end of text. ``source`` and ``fingerprint`` name the corpus. ``given`` (N, L)
-    bool is true at tokens of held-out text that stand in every sample, by ``given_rule``; None: nothing is given.
+    ``train`` (T,) the tokens of the train split; ``packed``: generated blocks count as a whole, else to their first end
+    of text. ``source`` and ``fingerprint`` name the corpus. ``given`` (N, L) bool is true at tokens of held-out text
+    that stand in every sample, by ``given_rule``; None: nothing is given.
     """
 
     held_out: TokenBatch
     other: TokenBatch | None
     train: Tensor
-    counts: Tensor
     packed: bool
     source: str
     fingerprint: str
@@ -69,38 +68,53 @@ def real_text(
     each text, or all but ``infill_tokens`` in its middle; without these the prompts of pairs. Raises ``UserError`` for
     too few blocks that are long enough.
     """
+
+    def blocks(split: "Dataset") -> TokenBatch:
+        tokens = held_out_blocks(split, min(count + 1, len(split)) if packed else count)  # one of them may be padded
+        full = tokens.mask.all(1) if packed else torch.ones(count, dtype=torch.bool)
+        return TokenBatch(tokens.ids[full][:count], tokens.mask[full][:count])
+
     validation = long_texts(corpus.validation, max(prompt_tokens + 1, infill_tokens + 2 if infill_tokens else 1), count)
-    length, spare = len(validation), int(packed is True)
-    picked = min(count + spare, length) if spare else count  # the last block of a packed split may be padded
-    held_out = held_out_blocks(validation, picked)[0]
-    prompts = None
-    if "prompt" in validation.column_names:
-        prompts = torch.as_tensor(validation["prompt"][:])[torch.from_numpy(spread_rows(length, picked))]
-    other = None
-    if packed:
-        held_out = _full(held_out, count)
-        if len(held_out.ids) < count:
-            raise UserError(
-                f"{count} samples of all seeds: the held-out text has {len(held_out.ids)} full blocks to compare with; "
-                "ask for fewer samples or seeds"
-            )
+    length, held_out, other = len(validation), blocks(validation), None
+    if len(held_out.ids) < count:
+        raise UserError(
+            f"{count} samples of all seeds: the held-out text has {len(held_out.ids)} full blocks to compare with; "
+            "ask for fewer samples or seeds"
+        )
     if others:
-        taken = set(spread_rows(length, picked).tolist())
+        taken = set(spread_rows(length, min(count + 1, length) if packed else count).tolist())
         rest = validation.select([row for row in range(length) if row not in taken])
-        if len(rest) >= count:
-            other = held_out_blocks(rest, min(count + spare, len(rest)))[0]
-            other = _full(other, count) if packed else other
-            other = other if len(other.ids) == count else None
+        other = blocks(rest) if len(rest) >= count else None
+    given, rule = None, ""
+    if prompt_tokens:
+        given, rule = first_tokens(held_out, prompt_tokens), f"the first {prompt_tokens} tokens"
+    elif infill_tokens:
+        given, rule = around_gap(held_out, infill_tokens), f"all but {infill_tokens} tokens in the middle"
+    elif "prompt" in validation.column_names:
+        prompts = torch.as_tensor(validation["prompt"][:])[torch.from_numpy(spread_rows(length, count))]
+        given, rule = first_tokens(held_out, prompts), PROMPTS
     return RealText(
         held_out,
-        other,
+        other if other is not None and len(other.ids) == count else None,
         train_stream(corpus.train),
-        token_counts(corpus.train, corpus.report.vocabulary),
         bool(held_out.mask.all()) if packed is None else packed,
         source,
         corpus.fingerprint,
-        *given_part(held_out, prompt_tokens, infill_tokens, prompts),
+        given,
+        rule,
     )
+
+
+def first_tokens(tokens: TokenBatch, count: int | Tensor) -> Tensor:
+    """Mask (N, L) of the first ``count`` tokens of every text: a number, or one for each text (N,)."""
+    sizes = torch.as_tensor(count).reshape(-1, 1)
+    return (torch.arange(tokens.ids.shape[1]) < sizes).expand_as(tokens.mask)
+
+
+def around_gap(tokens: TokenBatch, count: int) -> Tensor:
+    """Mask (N, L) of all but ``count`` tokens in the middle of every text, what stands behind its end included."""
+    place, start = torch.arange(tokens.ids.shape[1]), (tokens.mask.sum(1, keepdim=True) - count) // 2
+    return (place < start) | (place >= start + count)
 
 
 def long_texts(validation: "Dataset", least_tokens: int, count: int) -> "Dataset":
@@ -114,22 +128,6 @@ def long_texts(validation: "Dataset", least_tokens: int, count: int) -> "Dataset
             "gap need; ask for fewer samples or seeds, or for fewer tokens"
         )
     return validation.select(rows)
-
-
-def given_part(
-    held_out: TokenBatch, prompt_tokens: int, infill_tokens: int, prompts: Tensor | None
-) -> tuple[Tensor | None, str]:
-    """What is given of held-out texts (N, L), and how a table says it; ``prompts`` (N,) tokens of pairs."""
-    if prompt_tokens:
-        return first_tokens(held_out, prompt_tokens), f"the first {prompt_tokens} tokens"
-    if infill_tokens:
-        return around_gap(held_out, infill_tokens), f"all but {infill_tokens} tokens in the middle"
-    return (None, "") if prompts is None else (first_tokens(held_out, prompts), PROMPTS)
-
-
-def _full(tokens: TokenBatch, count: int) -> TokenBatch:
-    full = tokens.mask.all(1)
-    return TokenBatch(tokens.ids[full][:count], tokens.mask[full][:count])
 
 
 @dataclass(frozen=True)
@@ -147,31 +145,33 @@ class TextStudy:
     batch_size: int = 64
     cci_examples: int = 8
     mauve: bool = False
-    num_resamples: int = 1000
-
-    def yardsticks(self, language_model_offset: int = 0, temperatures: Sequence[float] = ()) -> list[Group]:
-        """Real text, and what readout and language model write by themselves, the latter at ``temperatures`` too."""
-        return yardsticks(
-            self.bundle,
-            self.real.held_out,
-            self.real.counts,
-            self.num_samples,
-            language_model_offset=language_model_offset,
-            temperatures=temperatures,
-            given=self.real.given,
-        )
 
     @property
-    def known(self) -> KnownOf | None:
-        """What samples are given of held-out text, batch by batch; None: nothing."""
-        if self.real.given is None:
-            return None
-        return known_of(self.real.held_out, self.real.given, self.num_samples)
+    def known(self) -> KnownTokens | None:
+        """What samples are given of held-out text (N, L); None: nothing."""
+        return None if self.real.given is None else KnownTokens(self.real.held_out.ids, self.real.given)
 
-    def measures(self, names: Collection[str] = tuple(MEASURES)) -> list[Measure]:
-        """The measures of these names that apply."""
-        applied = [MEASURES[name](self) for name in names]
-        return [measure for measure in applied if measure is not None]
+    def yardsticks(self, language_model_offset: int = 0, temperatures: Sequence[float] = ()) -> list[Group]:
+        """Held-out text, the same with its words shuffled, unigram draws, and where the model has the parts, decoded
+        noise and samples of its language model, these at ``temperatures`` too. What is given stands in all of them, but
+        for the noise, which is left out then.
+        """
+        bundle, real, known = self.bundle, self.real, self.known
+        shuffling, drawing = (example_generators(offset, 0, 1)[0] for offset in (1, 2))
+        shuffled = shuffled_blocks(real.held_out, bundle.tokenizer, shuffling, real.given)
+        unigrams = unigram_blocks(real.train, *real.held_out.ids.shape, drawing)
+        if known is not None:
+            unigrams = TokenBatch(torch.where(known.mask, known.ids, unigrams.ids), unigrams.mask)
+        groups = [
+            fixed_group(HELD_OUT, real.held_out),
+            fixed_group(SHUFFLED, shuffled),
+            fixed_group("unigram draws", unigrams, padded=False),
+        ]
+        if bundle.readout is not None and bundle.autoencoder is not None and known is None:
+            groups.append(noise_group(bundle))
+        if bundle.language_model is not None:
+            groups.append(language_model_group(bundle, language_model_offset, temperatures, known))
+        return groups
 
     def plan(
         self,
@@ -181,8 +181,8 @@ class TextStudy:
         keep: Collection[str] = (),
         provenance: dict[str, Any] | None = None,
     ) -> Plan:
-        """A sweep over ``groups``, measured by ``measures``."""
-        chosen = self.measures(measures)
+        """A sweep over ``groups``, measured by those of ``measures`` that apply."""
+        chosen = [measure for name in measures if (measure := MEASURES[name](self)) is not None]
         device = str(next(next(iter(self.bundle.parts().values())).parameters()).device)
         block_size = self.bundle.identity.block_size
         plan = Plan(
@@ -202,7 +202,6 @@ class TextStudy:
             model=model_digest(self.bundle),
             batch_size=self.batch_size,
             device=device,
-            num_resamples=self.num_resamples,
             examples=self._examples,
             keep=keep,
             provenance=provenance,
@@ -216,17 +215,17 @@ class TextStudy:
         self, make: Callable[[Batch, Sequence[Setting]], list[Samples]], batch: Batch, settings: Sequence[Setting]
     ) -> list[Samples]:
         """The samples with ``text``, the tokens of a text, and ``mask``, those that count: all that are not given."""
-        counted = []
+        counted, known = [], known_tokens(self.known, batch)
         for samples in make(batch, settings):
-            text = samples.tensors.get("mask", self._text(samples.tensors["ids"]))
-            mask = text if self.known is None else text & ~self.known(batch).mask
+            ids = samples.tensors["ids"]
+            text = torch.ones_like(ids, dtype=torch.bool)
+            if "mask" in samples.tensors:
+                text = samples.tensors["mask"]
+            elif not self.real.packed:
+                text = tokens_to_first_end(ids, int(self.bundle.tokenizer.eos_token_id))
+            mask = text if known is None else text & ~known.mask
             counted.append(replace(samples, tensors={**samples.tensors, "text": text, "mask": mask}))
         return counted
-
-    def _text(self, ids: Tensor) -> Tensor:
-        if self.real.packed:
-            return torch.ones_like(ids, dtype=torch.bool)
-        return tokens_to_first_end(ids, int(self.bundle.tokenizer.eos_token_id))
 
     def _examples(self, samples: Samples) -> list[str]:
         shown = (samples.tensors[name][:NUM_EXAMPLES] for name in ("ids", "text"))

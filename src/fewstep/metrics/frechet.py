@@ -8,11 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """``mean`` (F,) and ``covariance`` (F, F) of ``num_samples`` samples, in float64 on the CPU."""
+    """``mean`` (F,) and ``covariance`` (F, F) of samples, in float64 on the CPU."""
 
     mean: Tensor
     covariance: Tensor
-    num_samples: int
 
 
 def moments(features: Tensor) -> Moments:
@@ -25,18 +24,15 @@ def moments(features: Tensor) -> Moments:
         raise ValueError(f"{len(rows)} samples: expected at least 2, and finite numbers only")
     mean = rows.mean(0)
     centred = rows - mean
-    return Moments(mean, centred.T @ centred / (len(rows) - 1), len(rows))
+    return Moments(mean, centred.T @ centred / (len(rows) - 1))
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
     """|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2), the square of the Frechet distance of two Gaussians.
 
     It is called distance as everywhere (arXiv:1706.08500, eq. 6). The estimate is biased upwards, the more the fewer
-    the samples for their F, so it compares only with another of as many samples. Never negative. Raises ``ValueError``
-    for different numbers of features.
+    the samples for their F, so it compares only with another of as many samples. Never negative.
     """
-    if first.mean.shape != second.mean.shape:
-        raise ValueError(f"{len(first.mean)} features against {len(second.mean)}: expected as many")
     root = _square_root(first.covariance)
     cross = torch.linalg.eigvalsh(root @ second.covariance @ root).clamp(min=0).sqrt().sum()
     spread = first.covariance.trace() + second.covariance.trace() - 2 * cross

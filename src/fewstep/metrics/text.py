@@ -32,48 +32,26 @@ def sample_entropies_nats(ids: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.zeros(len(ids), dtype=torch.float64, device=ids.device).index_add(0, row, -share * share.log())
 
 
-def unigram_entropy_nats(ids: Tensor, mask: Tensor | None = None) -> float:
-    """Mean of :func:`sample_entropies_nats` over samples, as papers on few-step sampling report it.
-
-    Low entropy means repetition, which a language model scores as likely: read perplexity only beside this number.
-    """
-    if not len(ids):
-        raise ValueError("no samples: the entropy needs at least 1")
-    return float(sample_entropies_nats(ids, mask).mean())
-
-
-def distinct_n(ids: Tensor, n: int, mask: Tensor | None = None) -> float:
-    """Distinct n-grams over all n-grams of the samples together (arXiv:1510.03055), in (0, 1].
+def distinct_n(ids: Tensor, n: int, mask: Tensor | None = None) -> float | None:
+    """Distinct n-grams over all n-grams of the samples together (arXiv:1510.03055), in (0, 1]; None without an n-gram.
 
     The value falls as samples are added: compare equal numbers of samples of equal length only.
     """
     grams, _ = _ngrams(ids, n, mask)
-    if not len(grams):
-        raise ValueError(f"no sample holds a {n}-gram: pass longer samples or a smaller n")
-    return len(torch.unique(grams, dim=0)) / len(grams)
+    return len(torch.unique(grams, dim=0)) / len(grams) if len(grams) else None
 
 
-def repetition_shares(ids: Tensor, n: int, mask: Tensor | None = None) -> Tensor:
-    """Share of each sample's n-grams that occurred in it before, (B,) float64; NaN for a sample without an n-gram.
+def repeated_ngrams(ids: Tensor, n: int = 4, mask: Tensor | None = None) -> float | None:
+    """Share of a sample's n-grams that occurred in it before, mean over the samples that hold one; None if none does.
 
-    One minus distinct n-grams over all n-grams of the sample: "seq-rep-n" of arXiv:1908.04319, section 3.2.
+    One minus distinct n-grams over all n-grams of the sample: "seq-rep-n" of arXiv:1908.04319, section 3.2. It grows
+    with the length of a sample: compare equal lengths only.
     """
     grams, rows = _ngrams(ids.cpu(), n, mask)
     # The number of its sample stands before an n-gram, so that all samples are counted at once.
     distinct = torch.unique(torch.cat([rows[:, None], grams], 1), dim=0)[:, 0]
-    counts = [torch.bincount(found, minlength=len(ids)).double() for found in (distinct, rows)]
-    return 1 - counts[0] / counts[1]
-
-
-def repeated_ngrams(ids: Tensor, n: int = 4, mask: Tensor | None = None) -> float:
-    """Mean of :func:`repetition_shares` over the samples that hold an n-gram, in [0, 1).
-
-    It grows with the length of a sample: compare equal lengths only.
-    """
-    shares = repetition_shares(ids, n, mask)
-    if bool(shares.isnan().all()):
-        raise ValueError(f"no sample holds a {n}-gram: pass longer samples or a smaller n")
-    return float(shares.nanmean())
+    counts = [torch.bincount(each, minlength=len(ids)).double() for each in (distinct, rows)]
+    return float((1 - counts[0] / counts[1]).nanmean()) if len(rows) else None
 
 
 def match_lengths(stream: Tensor, ids: Tensor, mask: Tensor | None = None, *, max_length: int) -> Tensor:
@@ -99,53 +77,42 @@ def match_lengths(stream: Tensor, ids: Tensor, mask: Tensor | None = None, *, ma
     for n in range(max_length):
         inside = tokens[starts + n] >= 0  # every sample ends with a border
         starts, piece_of_start = starts[inside], piece_of_start[inside]
+        if not len(starts):
+            break
         pieces, piece_of_start = np.unique(piece_of_start * span + tokens[starts + n], return_inverse=True)
         inside = places + n < len(text)
         places, piece_of_place = places[inside], piece_of_place[inside]
         following = text[places + n]
         known = (following >= 0) & (following < span)
         places, longer = places[known], piece_of_place[known] * span + following[known]
-        number = np.minimum(np.searchsorted(pieces, longer), max(0, len(pieces) - 1))
-        matches = pieces[number] == longer if len(pieces) else np.zeros(len(longer), bool)
+        number = np.searchsorted(pieces, longer).clip(max=len(pieces) - 1)
+        matches = pieces[number] == longer
         places, piece_of_place = places[matches], number[matches]
         seen = np.zeros(len(pieces), bool)
         seen[piece_of_place] = True
         starts, piece_of_start = starts[seen[piece_of_start]], piece_of_start[seen[piece_of_start]]
-        if not len(starts):
-            break
         lengths[starts] = n + 1
     return torch.from_numpy(lengths.reshape(len(ids), ids.shape[1] + 1)[:, :-1].copy())
 
 
-def longest_copies(lengths: Tensor) -> Tensor:
-    """Length of the longest piece of train text in each sample, (B,) int64, from :func:`match_lengths`."""
-    return lengths.amax(-1) if lengths.shape[1] else lengths.new_zeros(len(lengths))
-
-
-def memorised_share(lengths: Tensor, n: int = 8, mask: Tensor | None = None) -> float:
-    """Share of the samples' n-grams that occur in the train text, in [0, 1].
+def memorised_share(lengths: Tensor, n: int = 8, mask: Tensor | None = None) -> float | None:
+    """Share of the samples' n-grams that occur in the train text, in [0, 1]; None without an n-gram.
 
     ``lengths`` (B, L) of :func:`match_lengths` with the same ``mask`` and a ``max_length`` of at least n.
     """
     starts = _starts(lengths, n, mask)
-    if not bool(starts.any()):
-        raise ValueError(f"no sample holds a {n}-gram: pass longer samples or a smaller n")
-    return float((lengths[:, : starts.shape[1]][starts] >= n).double().mean())
+    return float((lengths[:, : starts.shape[1]][starts] >= n).double().mean()) if bool(starts.any()) else None
 
 
-def mauve_score(real: Tensor, samples: Tensor, *, seed: int = MAUVE_SEED, scaling: float = MAUVE_SCALING) -> float:
+def mauve_score(real: Tensor, samples: Tensor) -> float:
     """MAUVE (arXiv:2102.01454) of features ``real`` (N, H) and ``samples`` (M, H), in (0, 1]; 1 for equal texts.
 
-    ``seed`` draws the min(N, M) / 10 clusters (at least 2); ``scaling`` is the paper's constant c. Values depend on N,
-    M, the features' model and the length of the texts: compare equal ones only; papers take thousands of texts.
+    Of min(N, M) / 10 clusters (at least 2). Values depend on N, M, the features' model and the length of the texts:
+    compare equal ones only; papers take thousands of texts.
     """
-    if real.ndim != 2 or samples.ndim != 2 or real.shape[1] != samples.shape[1] or min(len(real), len(samples)) < 2:
-        raise ValueError(
-            f"features of shapes {tuple(real.shape)} and {tuple(samples.shape)}: expected (N, H) and (M, H) with the "
-            "same H and at least 2 texts each"
-        )
-    arrays = [features.detach().cpu().to(torch.float32).numpy() for features in (samples, real)]
-    return float(_mauve().compute_mauve(*arrays, seed=seed, mauve_scaling_factor=scaling, verbose=False).mauve)
+    arrays = [features.detach().cpu().float().numpy() for features in (samples, real)]
+    settings = {"seed": MAUVE_SEED, "mauve_scaling_factor": MAUVE_SCALING}
+    return float(_mauve().compute_mauve(*arrays, **settings, verbose=False).mauve)
 
 
 def mauve_package_version() -> str:
@@ -181,8 +148,5 @@ def _starts(ids: Tensor, n: int, mask: Tensor | None) -> Tensor:
 
 def _ngrams(ids: Tensor, n: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """All n-grams that count (N, n), and the sample that each is of (N,)."""
-    starts = _starts(ids, n, mask)
-    rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(starts)[starts]
-    if not starts.shape[1]:
-        return ids.new_zeros(0, n), rows
-    return ids.unfold(1, n, 1)[starts], rows
+    rows, places = _starts(ids, n, mask).nonzero(as_tuple=True)
+    return ids[rows[:, None], places[:, None] + torch.arange(n, device=ids.device)], rows

@@ -9,8 +9,7 @@ import torch
 
 from fewstep.diagnostics.result import Picture
 from fewstep.errors import UserError
-from fewstep.evaluation.protocol import hash_of
-from fewstep.evaluation.rows import Row, RowFile, Value, rows_markdown
+from fewstep.evaluation.rows import Row, RowFile, Value, hash_of, rows_markdown
 from fewstep.lab.compare.tables import COLUMNS, gain_over, with_gains, write_contrast
 from fewstep.metrics.intervals import Interval
 

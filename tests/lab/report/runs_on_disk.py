@@ -9,8 +9,7 @@ from typing import Any, Literal
 from fewstep.diagnostics.result import Axes, Estimate, Result, Row, Series
 from fewstep.evaluation import rows as sweep
 from fewstep.evaluation.diagnosis import Diagnosis
-from fewstep.evaluation.protocol import hash_of
-from fewstep.evaluation.rows import RowFile, Value
+from fewstep.evaluation.rows import RowFile, Value, hash_of
 from fewstep.metrics.intervals import Interval
 
 PROTOCOL: dict[str, Any] = {"scorer": {"class": "RunScorer"}, "block_size": 32, "versions": {"fewstep": "0"}}

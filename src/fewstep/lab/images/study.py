@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.evaluation.protocol import HASH_DIGITS
-from fewstep.evaluation.rows import Setting, Value
+from fewstep.evaluation.rows import HASH_DIGITS, Setting, Value
 from fewstep.evaluation.scorers import weights_digest
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, model_digest
 from fewstep.lab.images.autoencoder import ImageAutoencoder

@@ -51,7 +51,7 @@ def make_brief_subject(
     bundle.require("autoencoder", "readout")
     affordable = MAX_LOGITS // (bundle.identity.block_size * vocabulary_size(bundle.tokenizer))
     count = min(NUM_BLOCKS, len(corpus.validation), max(affordable, MIN_EXAMPLES))
-    tokens, _ = held_out_blocks(corpus.validation, count)
+    tokens = held_out_blocks(corpus.validation, count)
     parts = {name: copy.deepcopy(part).float().requires_grad_(False) for name, part in bundle.parts().items()}
     subject = text_subject(
         replace(bundle, **parts).to(device),
