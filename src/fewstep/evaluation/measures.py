@@ -92,22 +92,17 @@ def scores(study: "TextStudy") -> Measure:
     )
 
 
-def ratio(rows: Tensor) -> Tensor:
-    """The sum of the first numbers over the sum of the second, (..., N, 2) to (...)."""
-    first, second = rows.sum(-2).unbind(-1)
-    return first / second
-
-
 def comparison(study: "TextStudy") -> Measure | None:
-    """How many tokens are those of the held-out text, where they are written and where they are given.
-
-    ``accuracy``: share of the held-out text's tokens, up to its end, that stand at the same place of the sample;
-    ``kept``: share of the given ones that do, which is 1 for every sampler that holds what it is given.
-    """
+    """Share of the held-out text's tokens, up to its end, that stand at the same place of the sample: ``accuracy`` of
+    those that are written, and ``kept`` of the given ones, 1 for every sampler that holds what it is given."""
     real = study.real
     if real.given is None:
         return None
     known, given = real.held_out, real.given
+
+    def share(rows: Tensor) -> Tensor:  # (..., N, 2) to (...)
+        matches, total = rows.sum(-2).unbind(-1)
+        return matches / total
 
     def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
         ids, mask, is_given = known.ids[batch.rows], known.mask[batch.rows], given[batch.rows]
@@ -117,9 +112,10 @@ def comparison(study: "TextStudy") -> Measure | None:
 
     def values(setting: Setting, samples: Samples) -> Values:
         written, held = samples.tensors["matches"].split(2, dim=1)
+        kept, given = held.sum(0).tolist()
         return {
-            "accuracy": Statistic(written, ratio, samples.tensors["seed_index"]),
-            "kept": Value(float(ratio(held)) if held[:, 1].any() else None),
+            "accuracy": Statistic(written, share, samples.tensors["seed_index"]),
+            "kept": Value(kept / given if given else None),
         }
 
     return Measure(

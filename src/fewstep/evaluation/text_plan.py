@@ -74,7 +74,9 @@ def real_text(
         full = tokens.mask.all(1) if packed else torch.ones(count, dtype=torch.bool)
         return TokenBatch(tokens.ids[full][:count], tokens.mask[full][:count])
 
-    validation = long_texts(corpus.validation, max(prompt_tokens + 1, infill_tokens + 2 if infill_tokens else 1), count)
+    validation = corpus.validation
+    if prompt_tokens or infill_tokens:
+        validation = long_texts(validation, prompt_tokens + 1 if prompt_tokens else infill_tokens + 2, count)
     length, held_out, other = len(validation), blocks(validation), None
     if len(held_out.ids) < count:
         raise UserError(
@@ -119,8 +121,6 @@ def around_gap(tokens: TokenBatch, count: int) -> Tensor:
 
 def long_texts(validation: "Dataset", least_tokens: int, count: int) -> "Dataset":
     """The blocks of a split whose texts have ``least_tokens``. Raises ``UserError`` for fewer than ``count``."""
-    if least_tokens == 1:
-        return validation
     rows = [row for row, length in enumerate(validation["length"][:]) if length >= least_tokens]
     if len(rows) < count:
         raise UserError(

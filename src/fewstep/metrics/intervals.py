@@ -38,10 +38,9 @@ def bootstrap_interval(
 ) -> Interval:
     """95 % percentile bootstrap interval (Efron 1979) of ``statistic`` over the rows of ``values`` (N, ...).
 
-    The tokens of one sample are not independent, so whole samples (rows) are resampled: N with replacement,
-    ``num_resamples`` times. ``statistic`` maps float64 rows (N, ...) to a number, or with ``batched`` R resamples
-    (R, N, ...) to (R,), which is far faster. Percentile intervals of fewer than 20 samples are somewhat narrow.
-    scipy.stats.bootstrap does the same, but draws from a numpy generator.
+    Rows are whole samples, whose tokens are not independent. ``statistic`` maps float64 rows (N, ...) to a number, or
+    with ``batched`` R resamples (R, N, ...) to (R,), which is far faster. Intervals of fewer than 20 samples are
+    somewhat narrow. scipy.stats.bootstrap does the same, but draws from a numpy generator.
     """
     if len(values) < 1 or num_resamples < 2:
         raise ValueError(f"{len(values)} samples, {num_resamples} resamples: expected at least 1 and at least 2")
