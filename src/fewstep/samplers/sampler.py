@@ -287,25 +287,18 @@ def incompatibility(trained: TrainedFlow, sampler: FlowSampler, num_steps: int) 
     _, noise = sampler.plan(num_steps)
     solver, name = getattr(sampler.solver, "__name__", repr(sampler.solver)), trained.objective or "unnamed"
     is_euler, nfe = sampler.solver is euler, trained.trained_nfe
-    if nfe is not None and not (is_euler and num_steps == nfe):
-        return (
-            f"solver {solver} with {num_steps} steps does not fit this model: its objective ({name}) trained it for "
-            f"euler with {nfe} steps; use those"
-        )
     kind = ESTIMATES[trained.estimate]
     renews_all = num_steps == 1 or (not noise.by_position and bool((noise.kept[:-1] == 0).all()))
-    if kind.keeps_noise and not kind.has_velocity and not is_euler:
-        return (
-            f"solver {solver} does not fit this model: its objective ({name}) trained it to jump, not to follow a "
-            "velocity; use euler, with any number of steps and any re-injection"
-        )
-    if not kind.keeps_noise and not (is_euler and renews_all):
-        return (
-            f"solver {solver} with {num_steps} steps and this re-injection does not fit this model: its objective "
-            f"({name}) trained it to predict the end of a trajectory, not its states; use euler with re-injection "
-            "strength 1, or with 1 step"
-        )
-    return None
+    if nfe is not None and not (is_euler and num_steps == nfe):
+        reason = f"for euler with {nfe} steps; use those"
+    elif kind.keeps_noise and not kind.has_velocity and not is_euler:
+        reason = "to jump, not to follow a velocity; use euler"
+    elif not kind.keeps_noise and not (is_euler and renews_all):
+        reason = "to predict the end of a trajectory; use euler with re-injection strength 1, or with 1 step"
+    else:
+        return None
+    given = f"solver {solver} with {num_steps} steps and this re-injection"
+    return f"{given} does not fit this model: its objective ({name}) trained it {reason}"
 
 
 def check_numbers(num_samples: int, num_steps: int, batch_size: int) -> None:
