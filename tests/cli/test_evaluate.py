@@ -1,5 +1,6 @@
 """`fewstep evaluate`: rows, table and pictures, going on where it stopped, several processes, refusals in a line."""
 
+import json
 import os
 import socket
 import subprocess
@@ -86,16 +87,20 @@ def test_a_finished_sweep_makes_nothing_and_a_torn_last_line_is_made_again(
     assert sum(line.startswith(("flow", *YARDSTICKS)) for line in out.splitlines()) == len(lines)
 
 
-def test_a_setting_more_is_added_and_another_protocol_is_refused(
+def test_a_setting_more_is_added_to_rows_of_another_machine_and_another_protocol_is_refused(
     shop: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = (whole / "rows.jsonl").read_bytes()
+    rows = shops.rows_in(whole / "rows.jsonl")
+    rows[0]["provenance"] = {"commit": "0" * 40, "hardware": {"processor": "abacus"}}
+    del rows[1]["provenance"]  # as it was before rows carried it
+    before = "".join(json.dumps(row) + "\n" for row in rows).encode()
     (tmp_path / "rows.jsonl").write_bytes(before)
     options = ["--readout", "head_off", "--reinjection", "0", "linear:1,0.2", "--noise_temperature", "0.9"]
     assert main(evaluation(shop, tmp_path, *options, "--steps", "3")) == 0
     more = (tmp_path / "rows.jsonl").read_bytes()
     assert more.startswith(before)
-    added = rows_in(tmp_path)[len(rows_in(whole)) :]
+    added = rows_in(tmp_path)[len(rows) :]
+    assert len({row.protocol_hash for row in rows_in(tmp_path)}) == 1
     assert [row.setting["reinjection"] for row in added] == ["0", "linear:1,0.2"]
     assert {(row.setting["noise_temperature"], row.value("cci"), row.value("nfe")) for row in added} == {(0.9, 0.0, 4)}
     capsys.readouterr()

@@ -81,19 +81,6 @@ def test_nobody_is_called_and_a_seed_gives_the_same_in_a_fresh_process_with_its_
         assert all(row["provenance"] == provenance(name, arguments) for row in contents(file)), name
 
 
-def test_another_machine_or_version_of_the_code_does_not_part_rows_of_one_protocol(shop: Path, tmp_path: Path) -> None:
-    few = ["--steps", "1", "--reinjection", "0", "--readout", "parallel", "--samples", "2"]
-    assert main(evaluation(shop, tmp_path, *few)) == 0
-    rows = rows_in(tmp_path / "rows.jsonl")
-    for row in rows[:2]:
-        row["provenance"] = {"commit": "0" * 40, "hardware": {"processor": "abacus"}}
-    del rows[2]["provenance"]  # as it was before rows carried it
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(evaluation(shop, tmp_path, *few, "--steps", "1,2")) == 0
-    assert len({row["protocol_hash"] for row in rows_in(tmp_path / "rows.jsonl")}) == 1
-    assert len(rows_in(tmp_path / "rows.jsonl")) == len(rows) + 1
-
-
 def test_a_training_depends_neither_on_workers_nor_on_what_is_logged(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

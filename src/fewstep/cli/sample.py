@@ -185,10 +185,10 @@ def read_prompts(file: Path) -> Iterator[Given]:
             for place, row in READERS[".jsonl"](stream, f"{file},", "prompt"):
                 is_empty = False
                 fields = row if isinstance(row, dict) else {}
-                kinds = [kind for kind in ("prompt", "infill") if kind in fields]
-                if len(kinds) != 1 or not isinstance(fields[kinds[0]], str):
+                texts = [Given(kind, fields[kind]) for kind in ("prompt", "infill") if kind in fields]
+                if len(texts) != 1 or not isinstance(texts[0].text, str):
                     raise UserError(f'{place}: expected an object with a text as "prompt" or as "infill"')
-                yield Given(kinds[0], fields[kinds[0]])
+                yield texts[0]
     except OSError as error:
         raise UserError(f"--prompts {file}: {error.strerror}: give a .jsonl file") from None
     if is_empty:
