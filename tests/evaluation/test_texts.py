@@ -84,8 +84,7 @@ def generated(readout: str, bundle: object | None = None, **options: object) -> 
     """What the generator makes of both seeds."""
     generator = TextGenerator(mild_bundle() if bundle is None else bundle)
     how = {"reinjection": 0.5, "noise_temperature": 0.9} | options
-    own = {"readout": "parallel" if readout == "parallel" else "head", "head_context": readout != "head_off"}
-    each = [generator.generate(SAMPLES, 3, seed, batch_size=2, **own, **how) for seed in SEEDS]
+    each = [generator.generate(SAMPLES, 3, seed, batch_size=2, readout=readout, **how) for seed in SEEDS]
     return SimpleNamespace(
         ids=torch.cat([one.ids for one in each]), x_1=torch.cat([one.x_1 for one in each]), nfe=each[0].nfe
     )

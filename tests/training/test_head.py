@@ -70,5 +70,5 @@ def test_with_all_flags_on_the_head_trains_from_yaml_and_says_when_there_is_no_f
     base = f"--model.autoencoder={tmp_path / 'flow' / 'model'}"
     assert main(workshop.arguments("head", run, base, *flags, "--model.generated_steps=2", steps=3)) == 0
     assert len(logged(tmp_path / "head")["train/loss"]) == 3
-    made = TextGenerator.from_pretrained(tmp_path / "head" / "model").generate(2, readout="head", head_context=False)
-    assert len(made) == 2
+    made = TextGenerator.from_pretrained(tmp_path / "head" / "model").generate(2, readout="head_off")
+    assert len(made.texts) == 2
