@@ -189,7 +189,7 @@ def test_what_is_no_whole_model_is_told_in_one_line(folders: dict[str, Path], tm
         (cut, "lacks 1 weights of a causal language model, first transformer.h.1.mlp.c_fc.weight"),
         (empty, "cannot be loaded as a causal language model"),
         (tmp_path / "nowhere", "is no folder"),
-        ("somebody/no-such-model", "somebody/no-such-model cannot be loaded"),
+        ("somebody/no-such-model", "no-such-model' is no local path and the hub did not give it"),
     ):
         with pytest.raises(UserError, match=message):
             TransformersScorer(path)

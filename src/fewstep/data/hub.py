@@ -1,6 +1,5 @@
 """Access to the hub: a failure is one line, and comes soon."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,18 +7,17 @@ from typing import Any
 
 from fewstep.errors import UserError, first_line
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PROBE_SECONDS = 10.0
 
 
 def looks_local(name: str) -> bool:
     """Whether a name that does not exist here is a mistyped path, which would take the hub seconds to deny.
 
-    It is no ``owner/name`` or ``name``, begins with a folder that exists here, or ends like one of our files.
+    It has more than one slash, begins with a dot, ~ or a folder that exists here, or ends like one of our files.
     """
-    first, slash, _ = name.partition("/")
-    is_inside = bool(slash) and Path(first).is_dir()
-    return not _NAME.fullmatch(name) or is_inside or name.endswith((".ckpt", ".safetensors", ".json"))
+    first, _, rest = name.partition("/")
+    is_path = "/" in rest or name.startswith((".", "~", "/")) or (bool(rest) and Path(first).is_dir())
+    return is_path or name.endswith((".ckpt", ".safetensors", ".json"))
 
 
 @contextmanager
@@ -67,7 +65,8 @@ def model_snapshot(
     if local.is_dir():
         return local
     if local.exists() or looks_local(path_or_name):
-        raise UserError(f"{kind} {path_or_name} is no folder: give one written by save_pretrained, or a hub name")
+        remedy = "give a folder written by save_pretrained, or a hub name"
+        raise UserError(f"{kind} {path_or_name} is no folder: {remedy}")
     check_on_hub(kind, path_or_name)
     with one_line_errors(kind, path_or_name):
         folder = snapshot_download(

@@ -114,12 +114,14 @@ class Held(NamedTuple):
 
     @classmethod
     def of(cls, known: KnownTokens | None) -> "Held | None":
+        """None where no token is known."""
         if known is None:
             return None
         inside = known.mask.flip(1).cumsum(1).flip(1) > 0
         return cls(known.ids, known.mask, inside & ~known.mask)
 
     def at(self, *index: slice | Tensor | int) -> "Held":
+        """The same of some rows or positions."""
         return Held(*(field[index] for field in self))
 
 
