@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -53,35 +52,29 @@ MODELS: dict[str, tuple[Callable[[Weights], PublishedModel], int, Shapes]] = {
 """Kind, layers, and the shapes of the weights that decide all others."""
 
 
-@dataclass(frozen=True)
-class Grown(Weights):
-    """Weights of ``depth`` layers that have whatever is asked for, but for those of any length."""
-
-    depth: int = 0
-
-    def get(self, name: str, *shape: int | None) -> torch.Tensor:
-        if None not in shape:
-            self.tensors[name] = torch.empty(shape, device="meta")
-        return super().get(name, *shape)
-
-    def count(self, prefix: str) -> int:
-        return self.depth
-
-
 def shapes_of(kind: Callable[[Weights], PublishedModel], depth: int, known: Shapes) -> Shapes:
-    """All weights of a model of ``depth`` layers, from the few that decide them."""
-    tensors = {key: torch.empty(shape, device="meta") for key, shape in known.items()}
-    kind(Grown("weights", tensors, depth=depth)).read_all()
-    return {key: tuple(value.shape) for key, value in tensors.items()}
+    """All weights of a model of ``depth`` layers, from the few that decide them: it is given whatever it asks for."""
+
+    class Grown(Weights):
+        def get(self, name: str, *shape: int | None) -> torch.Tensor:
+            if None not in shape:
+                self.tensors[name] = torch.empty(shape, device="meta")
+            return super().get(name, *shape)
+
+        def count(self, prefix: str) -> int:
+            return depth
+
+    weights = Grown("weights", {key: torch.empty(shape, device="meta") for key, shape in known.items()})
+    kind(weights).read_all()
+    return {key: tuple(value.shape) for key, value in weights.tensors.items()}
 
 
 def write(name: str, folder: Path) -> int:
     """A model folder with random weights of the released size; returns how many numbers they are."""
-    shapes = shapes_of(*MODELS[name])
-    generator = torch.Generator().manual_seed(0)
+    generator, shapes = torch.Generator().manual_seed(0), shapes_of(*MODELS[name])
     tensors = {key: 0.05 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
-    schedule = {"proposal.loc": torch.tensor(4.723), "proposal.scale": torch.tensor(0.852)}
-    tensors |= {key: value for key, value in schedule.items() if key in shapes}
+    if name == "langflow":
+        tensors |= {"proposal.loc": torch.tensor(4.723), "proposal.scale": torch.tensor(0.852)}
     (folder / "config.json").write_text(json.dumps(DEFAULTS))
     (folder / "config.yml").write_text("latent_std: 0.2")
     if name == "calm":

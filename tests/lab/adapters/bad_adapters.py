@@ -42,7 +42,7 @@ CASES = [
     Case(f"{IMAGES} {{gpt2}} --subfolder ../vae", "'../vae'", "such as vae"),
     Case(f"{IMAGES} {{gpt2}} --subfolder vae", "vae holds no config.json", "folder of an autoencoder"),
     Case(f"{CAUSAL} nobody/nothing", "nobody/nothing", "HF_HUB_OFFLINE"),
-    Case(f"{CAUSAL} ./nowhere", "./nowhere", "give a folder written by save_pretrained"),
+    Case(f"{CAUSAL} ./nowhere", "./nowhere", "written by save_pretrained"),
     Case(f"{CAUSAL} {{gpt2}} --text nowhere.txt", "nowhere.txt", "give a file"),
     Case(f"{CAUSAL} {{gpt2}} --out occupied", "diagnostics.json", "--overwrite"),
     Case(f"{IMAGES} {{gpt2}} --images circles", "circles", "expected digits or shapes"),

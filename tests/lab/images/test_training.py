@@ -32,8 +32,8 @@ def fit(stage: str, *flags: str, steps: int = 4) -> list[str]:
     trainer = {"max_steps": steps, "val_check_interval": max(steps // 2, 1), "log_every_n_steps": 1}
     trainer |= {"enable_progress_bar": "false", "accelerator": "cpu"}
     settings = [f"--trainer.{name}={value}" for name, value in trainer.items()]
-    settings += ["--size", "debug"] if stage == "digits" else []
-    return ["train", "fit", "--config", str(CONFIGS / f"{stage}.yaml"), *settings, *flags]
+    size = ["--size", "debug"] if stage == "digits" else []
+    return ["train", "fit", "--config", str(CONFIGS / f"{stage}.yaml"), *size, *settings, *flags]
 
 
 def fit_flow(base: Path, *flags: str, objective: str | None = None, steps: int = 4) -> list[str]:
