@@ -86,9 +86,8 @@ def generated(readout: str, bundle: object | None = None, **options: object) -> 
     how = {"reinjection": 0.5, "noise_temperature": 0.9} | options
     own = {"readout": "parallel" if readout == "parallel" else "head", "head_context": readout != "head_off"}
     each = [generator.generate(SAMPLES, 3, seed, batch_size=2, **own, **how) for seed in SEEDS]
-    return SimpleNamespace(
-        ids=torch.cat([one.ids for one in each]), x_1=torch.cat([one.x_1 for one in each]), nfe=each[0].nfe
-    )
+    ids, x_1 = (torch.cat([getattr(one, name) for one in each]) for name in ("ids", "x_1"))
+    return SimpleNamespace(ids=ids, x_1=x_1, nfe=each[0].nfe)
 
 
 CONTROLS = [

@@ -48,7 +48,7 @@ def score_pictures(rows: Sequence[Row], cost: Cost, scorer: str) -> tuple[Pictur
         lines.setdefault(label_of(setting), []).append(row)
     beside = [row for name in YARDSTICKS for row in rows if row.setting["name"] == name]
 
-    def series(name: str, band: float | None) -> tuple[Series, ...]:
+    def series(name: str, band: float = 0.0) -> tuple[Series, ...]:
         """A line per setting and a level per yardstick; real text's has a ``band``."""
         drawn = []
         for label, line in lines.items():
@@ -57,13 +57,13 @@ def score_pictures(rows: Sequence[Row], cost: Cost, scorer: str) -> tuple[Pictur
             drawn.append(Series(label, *zip(*bounded, strict=True)))
         for row in beside:
             if (level := row.value(name)) is not None:
-                is_banded = band is not None and row.setting["name"] == HELD_OUT
+                is_banded = band and row.setting["name"] == HELD_OUT
                 bounds = ((level - band,) * 2, (level + band,) * 2) if is_banded else (None, None)
                 drawn.append(Series(str(row.setting["name"]), ends, (level, level), *bounds))
         return tuple(drawn)
 
     label, entropy = f"perplexity under {scorer}", "Entropy: low is repetition or short"
     return (
-        Picture("Perplexity", cost.label, label, series("perplexity", None), log_x=True, log_y=True),
+        Picture("Perplexity", cost.label, label, series("perplexity"), log_x=True, log_y=True),
         Picture(entropy, cost.label, "unigram entropy (nats)", series("entropy_nats", ENTROPY_BAND_NATS), log_x=True),
     )

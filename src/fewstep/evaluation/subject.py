@@ -193,7 +193,7 @@ def positions_in(data: Tensor, num_positions: int, seed: int) -> Tensor:
         return torch.empty(len(data), 0, dtype=torch.long, device=data.device)
     check_positions(num_positions, data.shape[1])
     (source,) = example_generators(seed, 0, 1)
-    return draw_positions(*data.shape, num_positions, source).to(data.device)
+    return draw_positions(len(data), data.shape[1], num_positions, source).to(data.device)
 
 
 def check_positions(num_positions: int, length: int) -> None:
