@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,6 +36,7 @@ class BigramModel(torch.nn.Module):
         super().__init__()
         logits = torch.randn(len(tokenizer()), len(tokenizer()), generator=torch.Generator().manual_seed(0))
         self.table = torch.nn.Parameter(logits.log_softmax(-1))
+        self.network = SimpleNamespace(config={})
 
     def token_nats(self, ids: Tensor) -> Tensor:
         first = self.table.new_full((len(ids), 1), math.log(len(self.table)))
@@ -124,7 +126,7 @@ def test_where_nothing_is_given_the_rows_are_the_plain_ones() -> None:
 @pytest.mark.parametrize("part", ["prompt", "gap"])
 def test_perplexity_is_the_closed_form_of_a_law_that_sees_what_is_given(part: str) -> None:
     model = BigramModel()
-    own = replace(given_study(part), scorer=FixedScorer(model))
+    own = replace(given_study(part), scorer=RunScorer(model, tokenizer()))  # type: ignore[arg-type]
     row = swept(own)[0]
     nats, ids = [], held_out().ids
     for text, given in zip(ids.tolist(), own.real.given.tolist(), strict=True):
@@ -133,16 +135,6 @@ def test_perplexity_is_the_closed_form_of_a_law_that_sees_what_is_given(part: st
                 nats.append(-float(model.table.detach()[text[place - 1], text[place]]))
     assert row.value("perplexity") == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-5)
     assert row.value("scored_tokens") == len(nats) == len(ids) * (GAP if part == "gap" else BLOCK_SIZE - PROMPT)
-
-
-class FixedScorer(RunScorer):
-    """The run's scorer with a model of its own."""
-
-    def __init__(self, model: BigramModel) -> None:
-        super().__init__(model, tokenizer())  # type: ignore[arg-type]
-
-    def identity(self) -> dict[str, str]:
-        return {"class": "FixedScorer"}
 
 
 def test_a_model_that_writes_what_was_held_out_is_right_everywhere_and_one_that_loses_the_prompt_is_seen() -> None:

@@ -159,7 +159,8 @@ class TextStudy:
         bundle, real, known = self.bundle, self.real, self.known
         shuffling, drawing = (example_generators(offset, 0, 1)[0] for offset in (1, 2))
         shuffled = shuffled_blocks(real.held_out, bundle.tokenizer, shuffling, real.given)
-        unigrams = unigram_blocks(real.train, len(real.held_out.ids), real.held_out.ids.shape[1], drawing)
+        num_blocks, block_size = real.held_out.ids.shape
+        unigrams = unigram_blocks(real.train, num_blocks, block_size, drawing)
         if known is not None:
             unigrams = TokenBatch(torch.where(known.mask, known.ids, unigrams.ids), unigrams.mask)
         groups = [
