@@ -1,4 +1,4 @@
-"""Snap: the clean estimate inside the loop is replaced by the latents of its likeliest tokens.
+"""Snap: estimates in the loop become the latents of their likeliest tokens; apart because most samplers never do that.
 
 B examples, K latent positions of D dimensions, L tokens, V vocabulary.
 """
