@@ -13,7 +13,7 @@ columns of the grammar (share of valid sentences, what is broken, distance of br
 import argparse
 from pathlib import Path
 
-from fewstep.cli.main import main as fewstep
+from latents import run
 
 STEPS = {"autoencoder": 1400, "flow": 2100, "language_model": 1000, "head": 2100}
 INPUTS = {
@@ -27,15 +27,6 @@ SWEEPS = {
     "half": ("--reinjection", "0.5", "--readout", "parallel"),
     "colder": ("--reinjection", "0", "--readout", "parallel", "--noise_temperature", "0.9,0.8,0.7,0.6"),
 }
-CHUNKS = ("--config", "latents/chunks")
-"""Latents of the long training: a quarter of the positions, so that a step of the flow takes a third of the time."""
-
-
-def run(*words: str) -> None:
-    """A command of fewstep; ends the study where it fails."""
-    print("fewstep " + " ".join(words), flush=True)
-    if fewstep(list(words)):
-        raise SystemExit(f"fewstep {words[0]} failed")
 
 
 class Study:
@@ -43,9 +34,8 @@ class Study:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.out = args, args.out
-        limit = args.max_documents or (2000 if args.size else None)
-        self.text = [] if limit is None else ["--max_documents", str(limit)]
-        self.data = [f"--data.source={args.source}", *(f"--data.max_documents={limit}" for _ in self.text[:1])]
+        self.text = ("--max_documents", "2000") if args.size else ()
+        self.data = (f"--data.source={args.source}", *(("--data.max_documents=2000",) if args.size else ()))
 
     def train(self, stage: str, num_steps: int, *flags: str, name: str = "") -> Path:
         """The model folder of a stage trained for ``num_steps``, in a folder of its own ``name`` if it has one."""
@@ -65,15 +55,9 @@ class Study:
         few = ("--samples", str(self.args.samples), "--seeds", str(self.args.seeds), *self.text)
         run("evaluate", str(merged), *axes, "--steps", steps, *few, "--out", f"{merged}_evaluation")
 
-    def escapes(self) -> None:
-        """All four stages, then fresh noise, colder noise and the head beside the deterministic flow."""
-        models = {stage: self.train(stage, num_steps) for stage, num_steps in STEPS.items()}
-        for name, axes in SWEEPS.items():
-            self.evaluate(name, [models["head"], models["language_model"]], self.args.steps, *axes)
-
     def longer(self, flow_steps: list[int]) -> None:
-        """Flows of several numbers of steps on one autoencoder of chunks, then distribution matching on the longest."""
-        self.train("autoencoder", STEPS["autoencoder"], *CHUNKS)
+        """Flows of several lengths of training on chunks of tokens, then distribution matching on the longest."""
+        self.train("autoencoder", STEPS["autoencoder"], "--config", "latents/chunks")
         scorer = self.train("language_model", STEPS["language_model"])
         parallel = ("--readout", "parallel", "--reinjection")
         for num_steps in flow_steps:
@@ -88,8 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/grammar"))
     parser.add_argument("--source", default="grammar", help="grammar, or grammar:N with blocks of N + 1 tokens")
-    parser.add_argument("--size", help="debug; left out, the steps of docs/findings/grammar.md")
-    parser.add_argument("--max_documents", type=int, help="sentences used; 2000 with --size")
+    parser.add_argument("--size", help="debug, with 2000 sentences; left out, the steps of docs/findings/grammar.md")
     parser.add_argument("--steps", default="1,2,4,8,16,32")
     parser.add_argument("--samples", type=int, default=128, help="samples a setting and seed")
     parser.add_argument("--seeds", type=int, default=3)
@@ -98,8 +81,10 @@ def main() -> None:
     study = Study(args)
     if args.flow_steps:
         study.longer([int(number) for number in args.flow_steps.split(",")])
-    else:
-        study.escapes()
+        return
+    models = {stage: study.train(stage, num_steps) for stage, num_steps in STEPS.items()}
+    for name, axes in SWEEPS.items():
+        study.evaluate(name, [models["head"], models["language_model"]], args.steps, *axes)
 
 
 if __name__ == "__main__":

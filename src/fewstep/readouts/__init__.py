@@ -15,7 +15,7 @@ from fewstep.readouts.categorical import (
 )
 from fewstep.readouts.causal import CausalTransformer, LanguageModel, decode_cached
 from fewstep.readouts.head import CommitmentHead
-from fewstep.readouts.parallel import LinearReadout, ParallelReadout, TransformerReadout, token_accuracy
+from fewstep.readouts.parallel import LinearReadout, ParallelReadout, TransformerReadout, as_it_is, token_accuracy
 from fewstep.types import Ending
 
 __all__ = [
@@ -55,7 +55,7 @@ class ReadoutChoice:
 
 READOUTS: dict[str, ReadoutChoice] = {
     # Each position on its own: drawing them independently would only add noise, so the likeliest token is taken.
-    "parallel": ReadoutChoice("readout", 0.0, lambda readout, trust_level: readout, passes=lambda num_tokens: 1),
+    "parallel": ReadoutChoice("readout", 0.0, as_it_is, passes=lambda num_tokens: 1),
     "head": ReadoutChoice("head", 1.0, CommitmentHead, passes=lambda num_tokens: num_tokens),
     "head_off": ReadoutChoice("head", 1.0, partial(CommitmentHead, sees_tokens=False), passes=lambda num_tokens: 1),
 }
