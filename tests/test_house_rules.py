@@ -70,7 +70,7 @@ BUDGETS = {
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (14_303, 11_000)  # without NOT_CORE
 SRC_LINES = (23_257, 15_000)
-TEST_SHARE = (0.891, 0.75)  # lines of tests to lines of src
+TEST_SHARE = (0.895, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def flow(base: Path) -> Path:
-    """A flow after 100 steps on it."""
+    """A flow after 300 steps on it."""
     flags = ["--model.optimizer.learning_rate=0.01", "--model.optimizer.warmup_steps=5", "--ema.decay=0.9"]
-    assert main(fit_flow(base, f"--run_dir={base / 'flow'}", *flags, steps=100)) == 0
+    assert main(fit_flow(base, f"--run_dir={base / 'flow'}", *flags, steps=300)) == 0
     return base / "flow"
 
 
@@ -89,7 +89,7 @@ def test_a_flow_is_saved_with_its_frozen_autoencoder_and_brings_latents_to_those
     assert (identity.path, identity.prediction, identity.grid_mean, identity.grid_std) == ("linear", "x1", 0.0, 1.0)
     from_checkpoint = SavedModel.from_pretrained(flow / "checkpoints" / "last.ckpt")
     assert torch.equal(generate_images(from_checkpoint, 2).images, generate_images(model, 2).images)
-    assert len(logged(flow)["train/images_per_second"]) == 100
+    assert len(logged(flow)["train/images_per_second"]) == 300
     sampler = FlowSampler(model.flow().path, grid=identity.default_grid())
     with torch.no_grad():
         z = image_autoencoder(model).encode(images_of(model).train())
