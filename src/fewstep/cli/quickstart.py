@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,44 +177,47 @@ def arguments_of(name: str, options: QuickstartOptions) -> list[str]:
 
 
 class Beside:
-    """Trains one stage at a time in a process of its own with ``threads``, which prints into ``out/STAGE.log``."""
+    """Trains stages one after another, each in a process of its own with ``threads``, which prints into a log."""
 
     def __init__(self, out: Path, threads: int) -> None:
         self.out, self.threads = out, threads
-        self.name, self.began = "", 0.0
+        self.queue = ThreadPoolExecutor(max_workers=1)
+        self.stages: list[Future[None]] = []
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def runs(self) -> bool:
-        """Whether a stage is not done yet."""
-        return self.process is not None and self.process.poll() is None
+        """Whether a stage is not done yet. Raises ``UserError`` if one failed."""
+        for stage in self.stages:
+            if stage.done():
+                stage.result()
+        return not all(stage.done() for stage in self.stages)
 
     def start(self, name: str, arguments: list[str]) -> None:
-        """Start a stage when the one before has ended."""
-        self.wait()
-        self.name, self.began, log = name, time.perf_counter(), self.out / f"{name}.log"
+        """Train a stage as soon as those before it have ended."""
+        say(f"{name} trains beside the next stages, its output is in {self.out / f'{name}.log'}")
+        self.stages.append(self.queue.submit(self._train, name, arguments))
+
+    def _train(self, name: str, arguments: list[str]) -> None:
+        began, file = time.perf_counter(), self.out / f"{name}.log"
         self.out.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as output:
+        with file.open("wb") as log:
             command = [sys.executable, "-m", "fewstep", "train", *arguments]
             threads = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-            self.process = subprocess.Popen(
-                command, env=threads, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
-        say(f"{name} trains beside the next stages, its output is in {log}")
+            self.process = subprocess.Popen(command, env=threads, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        if code := self.process.wait():
+            *_, last = ["", *file.read_text(encoding="utf-8", errors="replace").strip().splitlines()]
+            raise UserError(f"{name} ended with exit code {code}: {last.removeprefix('fewstep: error: ')}")
+        say(f"{name} took {time.perf_counter() - began:.0f} s")
 
     def wait(self) -> None:
-        """Wait for the stage. Raises ``UserError`` with its last line if it failed."""
-        if self.process is None:
-            return
-        code, self.process = self.process.wait(), None
-        if code:
-            log = (self.out / f"{self.name}.log").read_text(encoding="utf-8", errors="replace")
-            last = log.strip().rpartition("\n")[2].removeprefix("fewstep: error: ")
-            raise UserError(f"{self.name} ended with exit code {code}: {last}")
-        say(f"{self.name} took {time.perf_counter() - self.began:.0f} s")
+        """Wait for all stages. Raises ``UserError`` with the last line of one that failed."""
+        for stage in self.stages:
+            stage.result()
 
     def stop(self) -> None:
-        """End the stage if it still runs; it leaves a checkpoint."""
+        """End what still runs; it leaves a checkpoint."""
+        self.queue.shutdown(wait=False, cancel_futures=True)
         if self.process is not None:
             self.process.terminate()
             self.process.wait()
