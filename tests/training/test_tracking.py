@@ -18,10 +18,11 @@ from tests.runs import BATCH_SIZE, Workshop, logged
 
 @pytest.fixture(autouse=True)
 def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No variable of wandb's from outside, and its process, which remembers them, anew for each test."""
+    """No variable of wandb's from outside, and its process, which remembers them, started again for each test."""
+    # First: monkeypatch would later restore the address of a process that has ended, and wandb would connect to it.
+    wandb.teardown()
     for name in [name for name in os.environ if name.startswith("WANDB_") and name != "WANDB_MODE"]:
         monkeypatch.delenv(name)
-    wandb.teardown()
     yield
     wandb.teardown()
 
