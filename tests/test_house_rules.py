@@ -63,14 +63,14 @@ BUDGETS = {
     "model storage prompts writing pipeline provenance locking": (1643, 1100),
     "metrics diagnostics": (2035, 1750),
     "training": (2736, 1950),
-    "cli settings __main__": (1940, 1300),
+    "cli settings __main__": (1941, 1300),
     "evaluation": (3546, 2000),
-    "lab": (5408, 4000),
+    "lab": (5402, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (14_307, 11_000)  # without NOT_CORE
-SRC_LINES = (23_261, 15_000)
-TEST_SHARE = (0.894, 0.75)  # lines of tests to lines of src
+CORE_LINES = (14_308, 11_000)  # without NOT_CORE
+SRC_LINES = (23_256, 15_000)
+TEST_SHARE = (0.895, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)

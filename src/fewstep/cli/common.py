@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,8 +16,7 @@ from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     from fewstep.data import PreparedCorpus
-    from fewstep.evaluation.rows import Row
-    from fewstep.evaluation.sweep import Plan
+    from fewstep.evaluation.rows import Column, Row
     from fewstep.evaluation.text_plan import TextStudy
     from fewstep.model import SavedModel
 
@@ -170,18 +169,20 @@ def corpus_of(bundle: "SavedModel", options: TextOptions) -> "PreparedCorpus":
         return prepare_corpus(settings)
 
 
-def write_tables(rows: "Sequence[Row]", plan: "Plan", folder: Path) -> "tuple[list[Row], str, str]":
-    """Write the table as Markdown and CSV, and where temperatures were swept the one at real text's entropy.
+def write_tables(
+    rows: "Sequence[Row]", caption: str, columns: "Mapping[str, Column]", folder: Path, name: str = "table"
+) -> "tuple[list[Row], str, str]":
+    """Write the table, and if temperatures were swept the one at real text's entropy, as Markdown and CSV.
 
     Returns the rows of the first, and both tables as Markdown and as text for a terminal.
     """
     from fewstep.evaluation.matched import with_matched_table
     from fewstep.evaluation.rows import rows_csv, rows_markdown, rows_text
 
-    tables = with_matched_table(rows, plan.caption, plan.columns)
+    tables = with_matched_table(rows, caption, columns)
     markdown = "\n".join(rows_markdown(*table) for table in tables)
-    write_text(folder / "table.md", markdown)
-    write_text(folder / "table.csv", rows_csv(rows))
+    write_text(folder / f"{name}.md", markdown)
+    write_text(folder / f"{name}.csv", rows_csv(rows))
     for matched, *_ in tables[1:]:
         write_text(folder / "matched.csv", rows_csv(matched))
     return tables[0][0], markdown, "\n\n".join(rows_text(*table) for table in tables)

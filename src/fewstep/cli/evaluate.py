@@ -150,7 +150,7 @@ def write_results(rows: "Sequence[Row]", plan: "Plan", scorer: str, folder: Path
     from fewstep.evaluation.pictures import write_pictures
     from fewstep.evaluation.rows import table_lines
 
-    plain, _, text = write_tables(rows, plan, folder)
+    plain, _, text = write_tables(rows, plan.caption, plan.columns, folder)
     pictures = {f"pareto_{name}": folder / f"pareto_{name}.png" for name in ("nfe", "seconds")}
     for cost, file in zip((NFE, SECONDS), pictures.values(), strict=True):
         write_pictures(score_pictures(plain, cost, scorer), file)

@@ -263,7 +263,7 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> None
     plan = replace(plan, protocol={**plan.protocol, "few_step_model": model_digest(few_step)})
     with progress_bar("sampling and scoring", "row") as progress:
         rows = Sweep(plan).run(RowFile(options.out / "rows.jsonl"), progress, renew=True)
-    plain, table, shown = write_tables(rows, plan, options.out)
+    plain, table, shown = write_tables(rows, plan.caption, plan.columns, options.out)
     write_text(options.out / "samples.txt", sentences(plain))
     write_frontier(rows, scorer.name, options.out / "frontier.png")
     write_pictures(score_pictures(plain, OVER_STEPS, scorer.name), options.out / "table.png")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
-from fewstep.cli.common import StudyOptions, comma_rules, sweep_temperatures
-from fewstep.cli.output import make_folder, progress_bar, write_text
+from fewstep.cli.common import StudyOptions, comma_rules, sweep_temperatures, write_tables
+from fewstep.cli.output import make_folder, progress_bar
 from fewstep.cli.parser import comma_numbers, comma_parts, parse_options
 from fewstep.errors import UserError
 from fewstep.provenance import provenance
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fewstep.evaluation.text_plan import TextStudy
     from fewstep.lab.compare.plans import Models
 
-ROWS, TABLE, DATA, MATCHED, PICTURE = "rows.jsonl", "compare.md", "compare.csv", "matched.csv", "compare.png"
+ROWS, NAME = "rows.jsonl", "compare"
 
 
 @dataclass(kw_only=True)
@@ -112,19 +112,13 @@ def text_study(options: CompareOptions) -> "tuple[TextStudy, list[str]]":
 
 def measure(plan: "Plan", models: "Models", out: Path) -> None:
     """Measure what has no row yet; write and print the table, and draw the picture."""
-    from fewstep.evaluation.matched import with_matched_table
-    from fewstep.evaluation.rows import RowFile, rows_csv, rows_markdown, rows_text
+    from fewstep.evaluation.rows import RowFile
     from fewstep.evaluation.sweep import Sweep
     from fewstep.lab.compare.tables import CAPTION, COLUMNS, with_gains, write_contrast
 
     with progress_bar("measuring", "row") as progress:
         rows = with_gains(Sweep(plan).run(RowFile(out / ROWS), progress))
     caption = "\n".join([f"{plan.caption} {CAPTION}", *models.ruled_out()])
-    tables = with_matched_table(rows, caption, COLUMNS)
-    write_text(out / TABLE, "\n".join(rows_markdown(*each) for each in tables) + "\n")
-    write_text(out / DATA, rows_csv(rows))
-    for matched, *_ in tables[1:]:
-        write_text(out / MATCHED, rows_csv(matched))
-    write_contrast([out / ROWS], out / PICTURE)
-    print("\n\n".join(rows_text(*each) for each in tables))
-    print(f"\ntable     {out / TABLE}, {out / DATA}\nrows      {out / ROWS}\npicture   {out / PICTURE}")
+    _, _, text = write_tables(rows, caption, COLUMNS, out, NAME)
+    write_contrast([out / ROWS], out / f"{NAME}.png")
+    print(f"{text}\n\ntable     {out / NAME}.md, {out / NAME}.csv\nrows      {out / ROWS}\npicture   {out / NAME}.png")
