@@ -47,13 +47,13 @@ class Study:
             run("train", "fit", "--config", stage, *inputs, *length, *self.data, f"--run_dir={folder}", *resume)
         return folder / "model"
 
-    def evaluate(self, name: str, models: list[Path], steps: str, *axes: str) -> None:
-        """Merge ``models`` into the folder ``name`` and sweep it; rows go to the folder ``name_evaluation``."""
+    def evaluate(self, models: list[Path], name: str, rows: str, steps: str, *axes: str) -> None:
+        """Merge ``models`` into the folder ``name`` if it is missing, and sweep it; rows go to the folder ``rows``."""
         merged = self.out / name
         if not (merged / "config.json").is_file():
             run("convert", *map(str, models), str(merged))
         few = ("--samples", str(self.args.samples), "--seeds", str(self.args.seeds), *self.text)
-        run("evaluate", str(merged), *axes, "--steps", steps, *few, "--out", f"{merged}_evaluation")
+        run("evaluate", str(merged), *axes, "--steps", steps, *few, "--out", str(self.out / rows))
 
     def longer(self, flow_steps: list[int]) -> None:
         """Flows of several lengths of training on chunks of tokens, then distribution matching on the longest."""
@@ -62,9 +62,9 @@ class Study:
         parallel = ("--readout", "parallel", "--reinjection")
         for num_steps in flow_steps:
             flow = self.train("flow", num_steps, name=f"flow_{num_steps}")
-            self.evaluate(f"longer_{num_steps}", [flow, scorer], "4,32", *parallel, "0,1")
+            self.evaluate([flow, scorer], name := f"longer_{num_steps}", f"{name}_evaluation", "4,32", *parallel, "0,1")
         student = self.train("distribution_matching", 200, f"--model.autoencoder={flow}")
-        self.evaluate("matched", [student, scorer], "1,2,4", *parallel, "1")
+        self.evaluate([student, scorer], "matched", "matched_evaluation", "1,2,4", *parallel, "1")
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
         return
     models = {stage: study.train(stage, num_steps) for stage, num_steps in STEPS.items()}
     for name, axes in SWEEPS.items():
-        study.evaluate(name, [models["head"], models["language_model"]], args.steps, *axes)
+        study.evaluate([models["head"], models["language_model"]], "model", name, args.steps, *axes)
 
 
 if __name__ == "__main__":
