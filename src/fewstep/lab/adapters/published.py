@@ -61,7 +61,7 @@ class Weights:
     read: set[str] = field(default_factory=set)
 
     def get(self, name: str, *shape: int | None) -> Tensor:
-        """The weight of this name and shape, None for any length. Raises ``UserError`` where there is none."""
+        """The weight of this name and shape, None for any length. Raises ``UserError`` if it is missing."""
         if name not in self.tensors:
             raise UserError(f"{self.source} lacks the weight {name}: {WRONG_KIND}")
         given = tuple(self.tensors[name].shape)

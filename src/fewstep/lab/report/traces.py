@@ -98,7 +98,7 @@ def traces_of_run(
     """The traces of ``run``/model, from ``run``/traces.json where that holds ``num_samples`` of this model; else they
     are collected, and the file is written.
 
-    Without a model the file is taken as it is. None where there is neither, or the model does not generate text. Raises
+    Without a model the file is taken as it is. None if both are missing, or the model does not generate text. Raises
     ``UserError`` for a broken file or model.
     """
     file = run / FILE
