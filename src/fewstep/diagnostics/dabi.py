@@ -29,7 +29,7 @@ from fewstep.diagnostics.result import (
 )
 from fewstep.shapes import expand_like
 
-SOURCE = "this project's definition, after arXiv:2606.30705"
+SOURCE = "defined by fewstep, after arXiv:2606.30705"
 RADII = (0.001, 0.01, 0.1)
 """Radii c, in units of sqrt(n) rms: the length of a data latent."""
 

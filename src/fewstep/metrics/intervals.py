@@ -72,6 +72,6 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
     if len(values) < 2:
         return None
-    found = torch.tensor(values, dtype=torch.float64)
-    half = float(t.ppf(0.975, len(values) - 1)) * float(found.std()) / len(values) ** 0.5
-    return Interval(float(found.mean()) - half, float(found.mean()) + half)
+    sample = torch.tensor(values, dtype=torch.float64)
+    mean, half = float(sample.mean()), float(t.ppf(0.975, len(values) - 1)) * float(sample.std()) / len(values) ** 0.5
+    return Interval(mean - half, mean + half)
