@@ -50,16 +50,16 @@ BUDGETS = {
     "objectives": (1073, 950),
     "samplers": (705, 690),
     "data": (1490, 950),
-    "model storage prompts writing pipeline provenance locking": (1643, 1100),
+    "model storage prompts writing pipeline provenance locking": (1647, 1100),
     "metrics diagnostics": (2035, 1750),
     "training": (2736, 1950),
-    "cli settings __main__": (1941, 1300),
-    "evaluation": (3546, 2000),
+    "cli settings __main__": (1944, 1300),
+    "evaluation": (3554, 2000),
     "lab": (5402, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (14_308, 11_000)  # without NOT_CORE
-SRC_LINES = (23_256, 15_000)
+CORE_LINES = (14_315, 11_000)  # without NOT_CORE
+SRC_LINES = (23_271, 15_000)
 TEST_SHARE = (0.894, 0.75)  # lines of tests to lines of src
 
 

@@ -87,8 +87,7 @@ class Writer:
 
     ``draw`` reads latents; a text ends with the end-of-text of ``ending`` (None: at its full length). ``commit_tokens``
     tokens are written at a time, with the text before them known (None: what the block has room for). ``guidance`` is
-    the scale of classifier-free guidance on what is known. Raises ``UserError`` for a scale that the model was not
-    trained for.
+    the scale of classifier-free guidance on what is known.
     """
 
     model: SavedModel
@@ -101,11 +100,7 @@ class Writer:
     on_state: OnState | None = None
 
     def __post_init__(self) -> None:
-        if self.guidance != 1 and self.model.identity.known_dropped == 0:
-            raise UserError(
-                f"guidance is {self.guidance}: this flow never saw texts without what is known of them; train it with "
-                "model.known.dropped above 0, or leave guidance out"
-            )
+        check_guidance(self.model, self.guidance)
         if self.commit_tokens is not None and self.commit_tokens < 1:
             raise UserError(f"commit_tokens is {self.commit_tokens}: expected a whole number of at least 1")
         self.flow = self.model.flow()
@@ -150,6 +145,15 @@ class Writer:
         mask = torch.ones_like(last.x_t[..., 0], dtype=torch.bool)
         given = {"known": tokens} if bool(tokens.mask.any()) else {}
         return self.draw(last.x_t, mask, generator=generators, **given).cpu(), last
+
+
+def check_guidance(model: SavedModel, scale: float) -> None:
+    """Raise ``UserError`` for guidance that the model was not trained for."""
+    if scale != 1 and model.identity.known_dropped == 0:
+        raise UserError(
+            f"guidance is {scale}: this flow never saw texts without what is known of them; train it with "
+            "model.known.dropped above 0, or leave guidance out"
+        )
 
 
 def block_states(

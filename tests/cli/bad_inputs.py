@@ -94,6 +94,7 @@ NUMBERS = [
     Case(f"{EVALUATE} --prompt_tokens 2 --infill_tokens 2", "--prompt_tokens and --infill_tokens", "choose one"),
     Case(f"{EVALUATE} --commit_tokens 2", "commit_tokens is 2", "give a prompt"),
     Case(f"{EVALUATE} --prompt_tokens 2 --commit_tokens -1", "-1", "at least 0"),
+    Case(f"{EVALUATE} --prompt_tokens 2 --guidance 2", "guidance is 2", "model.known.dropped"),
     Case(f"{EVALUATE} --steps 4,4", "comes twice", "only once"),
     Case(f"{EVALUATE} --samples 1000000", "1000000", "fewer samples"),
     Case(f"{EVALUATE} --matched_entropy 0.5,0", "0.5,0", "temperatures above 0"),

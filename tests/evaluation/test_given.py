@@ -21,7 +21,7 @@ from fewstep.prompts import Draft
 from fewstep.shapes import example_generators
 from fewstep.types import TokenBatch
 from fewstep.writing import Writer
-from tests.bundles import BLOCK_SIZE, tiny_bundle, tokenizer, with_identity
+from tests.bundles import BLOCK_SIZE, STRIDE, tiny_bundle, tokenizer, with_identity
 from tests.evaluation.test_texts import SAMPLES, SEEDS, held_out, study
 from tests.test_prompts import conditional_bundle
 
@@ -106,9 +106,24 @@ def test_a_last_token_alone_leaves_nothing_to_commit_to() -> None:
     assert values[False] > 0 == values[True], "all draws share the tokens before it"
 
 
-def test_nothing_is_committed_to_after_nothing() -> None:
-    with pytest.raises(UserError, match="commit_tokens is 2"):
-        flow_groups(tiny_bundle(), [Sampling(2, commit_tokens=2)], ["parallel"])
+def test_guidance_0_writes_what_no_prompt_changes_and_counts_both_passes() -> None:
+    own, readouts = given_study("prompt", bundle=conditional_bundle()), ["parallel"]
+    samplings = [replace(SAMPLING, guidance=scale) for scale in (1.0, 0.0)]
+    plain, free = Sweep(own.plan(flow_groups(own.bundle, samplings, readouts, known=own.known))).rows()
+    assert "guidance" not in plain.setting and free.setting["guidance"] == 0
+    assert free.value("nfe") - plain.value("nfe") == SAMPLING.num_steps
+    written = []
+    for ids in (own.known.ids, own.known.ids.flip(0)):
+        (group,) = flow_groups(own.bundle, samplings[1:], readouts, known=replace(own.known, ids=ids))
+        x_1 = group.make(Batch(0, 0, 0, 4), [free.setting])[0].tensors["x_1"]
+        written.append(x_1[:, PROMPT // STRIDE :])
+    assert torch.equal(*written)
+
+
+@pytest.mark.parametrize("axis", ["commit_tokens", "guidance"])
+def test_an_axis_that_needs_a_prompt_is_refused_without_one(axis: str) -> None:
+    with pytest.raises(UserError, match=f"{axis} is 2"):
+        flow_groups(conditional_bundle(), [Sampling(2, **{axis: 2})], ["parallel"])
 
 
 def test_where_nothing_is_given_the_rows_are_the_plain_ones() -> None:

@@ -35,6 +35,7 @@ class AxisOptions:
         noise: fresh, reused (re-injected noise drawn in every step, or once).
         snap: none, and rules as in fewstep sample.
         commit_tokens: tokens written at a time after --prompt_tokens, with all before them known; 0: a block at once.
+        guidance: scales of classifier-free guidance on what is given; 1 for none.
     """
 
     steps: list[int] | int | str = "1,2,4,8,16,32"
@@ -44,6 +45,7 @@ class AxisOptions:
     noise: list[str] | str = "fresh"
     snap: list[str] | str = "none"
     commit_tokens: list[int] | int | str = "0"
+    guidance: list[float] | float | str = 1.0
 
 
 @dataclass(kw_only=True)
@@ -135,11 +137,12 @@ def all_samplings(options: AxisOptions) -> "list[Sampling]":
         noises,
         snaps,
         comma_numbers(options.commit_tokens, "commit_tokens", int, least=0),
+        comma_numbers(options.guidance, "guidance", float, least=0),
         comma_numbers(options.steps, "steps", int, least=1),
     )
     return [
-        Sampling(num_steps, rule, temperature, noise=noise, snap=snap, commit_tokens=commit_tokens)
-        for rule, temperature, noise, snap, commit_tokens, num_steps in combinations
+        Sampling(num_steps, rule, temperature, noise=noise, snap=snap, commit_tokens=commit, guidance=guidance)
+        for rule, temperature, noise, snap, commit, guidance, num_steps in combinations
     ]
 
 

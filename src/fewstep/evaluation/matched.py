@@ -21,7 +21,10 @@ hold one document end early, and a short text has little entropy, so that length
 KEPT = ("perplexity", ENTROPY)
 """Statistics whose numbers of each sample a plan keeps for the intervals."""
 FURTHER = ("repeated_4grams", "rms_ratio", "tokens_per_sample", "nfe")
-AXES = ("name", "readout", "reinjection", "noise_temperature", "noise", "snap", "commit_tokens", "num_steps")
+AXES = (
+    *("name", "readout", "reinjection", "noise_temperature", "noise", "snap"),
+    *("commit_tokens", "guidance", "num_steps"),
+)
 MATCHED_COLUMNS = {
     **{name: COLUMNS[name] for name in (*AXES, "nfe")},
     "temperature": Column("at temperature"),

@@ -245,6 +245,7 @@ COLUMNS: dict[str, Column] = {
     "noise": Column("drawn", usual="fresh"),
     "snap": Column("snap", usual="none"),
     "commit_tokens": Column("commit", ".0f"),
+    "guidance": Column("guidance", "g"),
     "num_steps": Column("K", ".0f"),
     "nfe": Column("NFE", ".0f"),
     "perplexity": Column("perplexity", rounded, interval=True),

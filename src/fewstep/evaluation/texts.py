@@ -23,9 +23,11 @@ from fewstep.readouts import READOUTS, tokens_to_first_end
 from fewstep.registry import resolve
 from fewstep.shapes import example_generators, masked_mean, randn
 from fewstep.types import Ending, KnownTokens, SamplerState, TokenBatch, TokenSample
-from fewstep.writing import Writer
+from fewstep.writing import Writer, check_guidance
 
 FRESH, REUSED, NO_SNAP = "fresh", "reused", "none"
+WITH_PROMPT: dict[str, Axis] = {"commit_tokens": 0, "guidance": 1.0}
+"""Axes of a sampling that need something given, with their usual values."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Sampling:
 
     ``noise_temperature``: factor on a step's old noise; ``noise_scale``: on all noise that is drawn; ``noise``: whether
     re-injected noise is drawn in every step ("fresh") or once ("reused"). ``commit_tokens``: written at a time after
-    what is given, with all before them known; 0: as many as a block holds.
+    what is given, with all before them known; 0: as many as a block holds. ``guidance``: scale of classifier-free
+    guidance on what is given.
     """
 
     num_steps: int
@@ -44,28 +47,28 @@ class Sampling:
     noise: str = FRESH
     snap: str = NO_SNAP
     commit_tokens: int = 0
+    guidance: float = 1.0
 
     @property
     def axes(self) -> dict[str, Axis]:
-        """As a part of settings; the last only where it is not 0."""
-        return {name: value for name, value in asdict(self).items() if name != "commit_tokens" or value}
+        """As a part of settings; the last two, which need a prompt, only if they are not as usual."""
+        return {name: value for name, value in asdict(self).items() if WITH_PROMPT.get(name) != value}
 
 
 class FlowTexts:
     """A model's own samples by one ``sampling``, read by several readouts from the same latents.
 
     Sample i is that of :meth:`fewstep.pipeline.TextGenerator.generate` for the same seed, written around the ``known``
-    tokens (N, L) of the texts of all seeds. Raises ``UserError`` for a missing part, an unknown readout, tokens to
-    commit after nothing, and a sampler that the model was not trained for.
+    tokens (N, L) of the texts of all seeds. Raises ``UserError`` for a missing part, an unknown readout, an axis that
+    needs something known where nothing is, and a sampler or a guidance that the model was not trained for.
     """
 
     def __init__(
         self, bundle: SavedModel, sampling: Sampling, readouts: Sequence[str], known: KnownTokens | None = None
     ) -> None:
-        if sampling.commit_tokens and known is None:
-            raise UserError(
-                f"commit_tokens is {sampling.commit_tokens}, and texts are given nothing: give a prompt too"
-            )
+        for name in WITH_PROMPT.keys() & sampling.axes.keys() if known is None else ():
+            raise UserError(f"{name} is {sampling.axes[name]}, and texts are given nothing: give a prompt too")
+        check_guidance(bundle, sampling.guidance)
         self.bundle = bundle
         self.sampling = sampling
         self.known = known
@@ -125,6 +128,7 @@ class FlowTexts:
             read,
             ending,
             commit or None,
+            self.sampling.guidance,
             on_state=lambda state, _: last.append(state),
         )
         written = writer.write(drafts_of(known, size, batch.count), noise)
