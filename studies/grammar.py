@@ -63,7 +63,7 @@ class Study:
         for num_steps in flow_steps:
             flow = self.train("flow", num_steps, name=f"flow_{num_steps}")
             self.evaluate([flow, scorer], name := f"longer_{num_steps}", f"{name}_evaluation", "4,32", *parallel, "0,1")
-        student = self.train("distribution_matching", 200, f"--model.autoencoder={flow}")
+        student = self.train("distribution_matching", 100, f"--model.autoencoder={flow}")
         self.evaluate([student, scorer], "matched", "matched_evaluation", "1,2,4", *parallel, "1")
 
 

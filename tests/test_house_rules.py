@@ -47,7 +47,7 @@ BUDGETS = {
     "autoencoders": (530, 180),
     "denoisers": (427, 260),
     "readouts": (623, 540),
-    "objectives": (1073, 950),
+    "objectives": (1074, 950),
     "samplers": (705, 690),
     "data": (1490, 950),
     "model storage prompts writing pipeline provenance locking": (1647, 1100),
@@ -58,8 +58,8 @@ BUDGETS = {
     "lab": (5402, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (14_315, 11_000)  # without NOT_CORE
-SRC_LINES = (23_271, 15_000)
+CORE_LINES = (14_316, 11_000)  # without NOT_CORE
+SRC_LINES = (23_272, 15_000)
 TEST_SHARE = (0.894, 0.75)  # lines of tests to lines of src
 
 
