@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from fewstep.diagnostics.result import Picture, Series
 from fewstep.errors import UserError
@@ -72,6 +72,8 @@ def draw_picture(picture: Picture, figure: Figure) -> Axes:
         if len(places) <= MOST_MARKS:  # few values, such as numbers of steps; powers of ten would say less
             axes.set_xticks(places, [f"{place:g}" for place in places])
             axes.xaxis.set_minor_locator(NullLocator())
+        elif places[-1] < 100 * places[0]:  # where matplotlib would write labels of minor ticks over each other
+            axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
     if picture.log_y and any(y > 0 for series in shown for y in series.y):
         axes.set_yscale("log")
     axes.set_axisbelow(True)
