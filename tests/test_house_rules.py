@@ -54,12 +54,12 @@ BUDGETS = {
     "metrics diagnostics": (2035, 1750),
     "training": (2736, 1950),
     "cli settings __main__": (1944, 1300),
-    "evaluation": (3556, 2000),
+    "evaluation": (3558, 2000),
     "lab": (5402, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (14_316, 11_000)  # without NOT_CORE
-SRC_LINES = (23_274, 15_000)
+SRC_LINES = (23_276, 15_000)
 TEST_SHARE = (0.894, 0.75)  # lines of tests to lines of src
 
 

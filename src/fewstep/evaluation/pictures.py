@@ -73,7 +73,9 @@ def draw_picture(picture: Picture, figure: Figure) -> Axes:
             axes.set_xticks(places, [f"{place:g}" for place in places])
             axes.xaxis.set_minor_locator(NullLocator())
         elif places[-1] < 100 * places[0]:  # where matplotlib would write labels of minor ticks over each other
-            axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())
+            axes.xaxis.set(
+                major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator()
+            )
     if picture.log_y and any(y > 0 for series in shown for y in series.y):
         axes.set_yscale("log")
     axes.set_axisbelow(True)
