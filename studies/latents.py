@@ -168,7 +168,7 @@ def outcomes(kind: str, file: Path) -> dict[str, float | None]:
 
 def correlation(x: np.ndarray, y: np.ndarray) -> str:
     """Spearman's rank correlation (N,) with its 95 % percentile interval over resampled latents."""
-    there = np.isfinite(x) & np.isfinite(y)
+    there = ~np.isnan(x) & ~np.isnan(y)  # "never" is the worst rank
     x, y = x[there], y[there]
     if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return ""
@@ -181,16 +181,13 @@ def correlation(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Means over seeds by latent and figure; NaN where a setting never gets to real text's entropy for some seed."""
-    names = dict.fromkeys(row["latent"] for row in rows)
+    """Means over seeds by latent and figure; infinite if a setting never gets to real text's entropy for some seed."""
     figures = dict.fromkeys(key for row in rows for key in row if key not in ("latent", "source", "seed"))
-    of = {name: [row for row in rows if row["latent"] == name] for name in names}
-    return {
-        name: {
-            key: float(np.mean([math.nan if row.get(key) is None else row[key] for row in of[name]])) for key in figures
-        }
-        for name in names
-    }
+    means: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(row["latent"] for row in rows):
+        of = {key: [row[key] for row in rows if row["latent"] == name and key in row] for key in figures}
+        means[name] = {key: math.inf if None in of[key] else float(np.mean(of[key] or math.nan)) for key in figures}
+    return means
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
