@@ -41,8 +41,8 @@ class DistributionMatching(Objective):
     ``auxiliary_updates`` of the auxiliary network follow each one of the student (DMD2, arXiv:2405.14867), by
     regression of x_hat at ``auxiliary_learning_rate``. T is 0, pure noise, in a share ``initial_share`` of a batch and
     uniform in the rest; with ``num_steps`` N it is one of the N starts of the sampler's default grid, and the model is
-    for N steps. ``time_sampler`` draws (t - T) / (1 - T). On latents of several tokens the flow's own estimate at T > 0,
-    which training at 0 changes little, writes better than what training there makes of it: docs/findings/few-steps.md.
+    for N steps. ``time_sampler`` draws (t - T) / (1 - T). On latents of several tokens the flow's estimate at T > 0
+    writes better than what training there makes of it: docs/findings/few-steps.md.
     """
 
     estimate: ClassVar[EstimateKind] = ENDPOINT
