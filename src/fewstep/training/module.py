@@ -245,7 +245,7 @@ def spread_nonfinite(loss: torch.Tensor) -> torch.Tensor:
 
 
 def gradient_norm(module: nn.Module) -> torch.Tensor:
-    """The norm of all gradients, a scalar on their device; NaN if there are none, as in a skipped step."""
+    """The norm of all gradients, a scalar on their device; NaN if no parameter has one, as in a skipped step."""
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     return nn.utils.get_total_norm(gradients) if gradients else torch.tensor(torch.nan)
 

@@ -129,8 +129,8 @@ class RunFolder:
 def find_checkpoint(ckpt_path: str, run_dir: Path, stage: str) -> tuple[Path, dict[str, Any], str]:
     """The checkpoint that ``ckpt_path`` ("last" or a file) names, its entry, and a note if it is not the run's newest.
 
-    "last" is ``last.ckpt``, or ``previous.ckpt`` if that is missing or damaged. Raises ``UserError`` if there is none,
-    or it is damaged, or of another stage than ``stage``.
+    "last" is ``last.ckpt``, or ``previous.ckpt`` if that is missing or damaged. Raises ``UserError`` if it is missing,
+    damaged, or of another stage than ``stage``.
     """
     own = [run_dir / CHECKPOINTS / name for name in (LAST, PREVIOUS)]
     files = own if ckpt_path == "last" else [Path(ckpt_path).expanduser()]
