@@ -45,11 +45,9 @@ SMALLER = {
 """Options put behind those of the page."""
 TRIALS = (
     "pictures.py --out pictures",
-    "speed.py training --quick --repeats 1",
-    "speed.py sampling --quick --repeats 1",
     "speed.py objectives --quick --repeats 1",
     "grammar.py --size debug --source grammar:15 --samples 4 --seeds 1 --steps 1,2 --out grammar",
-    "latents.py --size debug --seeds 1 --samples 4 --source sotu --only transformer,velocity --out latents",
+    "latents.py --size debug --seeds 1 --samples 4 --source sotu --only transformer --out latents",
     "accelerator.py --minutes 0.5 --size debug --source sotu --out accelerator",
     "decoders.py --train_steps 10 --examples 2 --out decoders",
 )

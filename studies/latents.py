@@ -1,7 +1,7 @@
 """Which latents can be written in few steps: the same text, flow and number of updates for every latent.
 
     python studies/latents.py                                    # every latent, 3 seeds; resumes; hours on one core
-    python studies/latents.py --only transformer,velocity,dim_6 --seeds 1          # other trainings of one latent
+    python studies/latents.py --only transformer,chunks --seeds 1
     python studies/latents.py --source grammar                        # share of sentences that the grammar can write
     python studies/latents.py --size debug --seeds 1 --samples 8 --out runs/latents_debug        # a trial run
     python studies/latents.py --rows docs/findings/latents.jsonl --draw docs/img/latents_table.png      # no training
@@ -32,6 +32,7 @@ from fewstep.cli.main import main as fewstep
 from fewstep.evaluation.matched import matched_rows
 from fewstep.evaluation.rows import FLOW, RowFile, at_usual_temperature
 from fewstep.model import SavedModel
+from fewstep.training.trainer_settings import emulates_bfloat16
 
 STEPS = {"autoencoder": 800, "flow": 1000, "distribution_matching": 100, "language_model": 700}
 
@@ -43,6 +44,7 @@ class Latent:
     autoencoder: tuple[str, ...] = ()
     flow: tuple[str, ...] = ()
     tokens: str = "bpe"
+    readout_steps: int = STEPS["autoencoder"]
 
 
 LATENTS = {
@@ -51,22 +53,8 @@ LATENTS = {
     "quantised": Latent(("--config", "latents/quantised")),
     "variational": Latent(("--config", "latents/variational")),
     "spherical": Latent(("--config", "latents/spherical"), ("--config", "latents/spherical_flow")),
-    "pretrained": Latent(("--config", "latents/pretrained"), (), "wordpiece"),
+    "pretrained": Latent(("--config", "latents/pretrained"), (), "wordpiece", readout_steps=120),
 }
-RECIPES = {
-    "dim_6": Latent(("--model.autoencoder.latent_dim=6",)),
-    "dim_16": Latent(("--model.autoencoder.latent_dim=16",)),
-    "noise_0.5": Latent(("--model.objective.noise_level_max=0.5",)),
-    "no_masking": Latent(("--model.objective.token_masking=0",)),
-    "cross_entropy": Latent(flow=("--model.objective.cross_entropy_weight=0.1",)),
-    "self_conditioning": Latent(
-        flow=("--model.objective.self_conditioning_probability=0.5", "--model.denoiser.self_conditioning=true")
-    ),
-    "uniform_times": Latent(flow=("--model.objective.time_sampler=fewstep.schedules.UniformTime",)),
-    "velocity": Latent(flow=("--model.prediction=velocity",)),
-    "variance_preserving": Latent(flow=("--model.path=variance_preserving",)),
-}
-"""Changes of one thing in the training of the transformer's latents, for --only."""
 DIAGNOSED = ("token_accuracy", "noise_robustness", "dabi", "boundary_distance", "dabi_generated", "late_flips")
 PROPERTIES = {
     "bits_per_dimension": "bits a dimension",
@@ -90,11 +78,13 @@ class Study:
         if self.file.is_file():
             self.rows = [json.loads(line) for line in self.file.read_text().splitlines()]
 
-    def train(self, stage: str, folder: Path, seed: int, *flags: str) -> str:
+    def train(self, stage: str, folder: Path, seed: int, *flags: str, max_steps: int = 0) -> str:
         """The model folder of a stage, trained where it is not there yet."""
         if not (folder / "model" / "config.json").is_file():
-            steps = ["--size", self.args.size] if self.args.size else [f"--trainer.max_steps={STEPS[stage]}"]
-            steps += [] if self.args.size else [f"--trainer.val_check_interval={STEPS[stage]}"]
+            number = max_steps or STEPS[stage]
+            steps = ["--size", self.args.size] if self.args.size else [f"--trainer.max_steps={number}"]
+            steps += [] if self.args.size else [f"--trainer.val_check_interval={number}"]
+            steps += ["--trainer.precision=32-true"] if emulates_bfloat16() else []
             resume = ["--ckpt_path", "last"] if (folder / "checkpoints" / "last.ckpt").is_file() else []
             seeds = (f"--seed_everything={seed}", f"--model.seed={seed}", f"--data.seed={seed}")
             run("train", "fit", "--config", stage, *flags, *steps, *seeds, *self.text(), f"--run_dir={folder}", *resume)
@@ -106,13 +96,15 @@ class Study:
 
     def row(self, name: str, seed: int) -> dict[str, Any]:
         """Everything measured on one latent, trained with one seed."""
-        latent, folder = (LATENTS | RECIPES)[name], self.folder / name / str(seed)
+        latent, folder = LATENTS[name], self.folder / name / str(seed)
         encoder = [f"--data.tokenizer={self.args.encoder}", f"--model.autoencoder.model={self.args.encoder}"]
         own = (*latent.autoencoder, *(encoder if name == "pretrained" else ()))
-        autoencoder = self.train("autoencoder", folder / "autoencoder", seed, *own)
+        autoencoder = self.train("autoencoder", folder / "autoencoder", seed, *own, max_steps=latent.readout_steps)
+        words = len(SavedModel.from_pretrained(autoencoder).tokenizer)
+        shape = [f"--model.denoiser.vocab_size={words}"] if name == "spherical" else []
         shared = self.folder / f"language_model_{latent.tokens}"
         scorer = self.train("language_model", shared, 0, f"--data.tokenizer={autoencoder}/tokenizer")
-        flow = self.train("flow", folder / "flow", seed, *latent.flow, f"--model.autoencoder={autoencoder}")
+        flow = self.train("flow", folder / "flow", seed, *latent.flow, *shape, f"--model.autoencoder={autoencoder}")
         matching = folder / "distribution_matching"
         student = self.train("distribution_matching", matching, seed, f"--model.autoencoder={flow}")
         figures: dict[str, Any] = {"latent": name, "source": self.source, "seed": seed}

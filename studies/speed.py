@@ -1,11 +1,8 @@
-"""What a training step, a sample and each objective cost: tokens a second, and ratios within one run.
+"""What a sample and a training step of each objective cost: tokens a second, and ratios within one run.
 
-    python studies/speed.py training                  # a step of each stage at three sizes
-    python studies/speed.py sampling                  # tokens a second beside transformers' GPT-2 with KV cache
     python studies/speed.py objectives                # a step of each objective over one of flow matching
     python studies/speed.py model --model runs/quickstart/model --steps 1,2,4    # beside its own language model
-    python studies/speed.py sampling --device cuda --batches 1,64,512 --repeats 9
-    python studies/speed.py training --quick          # a trial run
+    python studies/speed.py objectives --quick        # a trial run
 
 `model` aside, networks have the shipped sizes and random weights, on which the time does not depend. Cases take turns
 within a repeat, backwards in every second one, so that other work on the machine hits all alike; ratios are taken
@@ -24,25 +21,21 @@ from functools import partial
 from itertools import product
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.lab.compare.runs import objective_of, settings_of
 from fewstep.model import SavedModel
-from fewstep.objectives import OBJECTIVES, DistributionMatching, FlowMatching, HeadTraining, Objective, Reconstruction
+from fewstep.objectives import OBJECTIVES, DistributionMatching, Objective
 from fewstep.paths import linear_path
 from fewstep.pipeline import sampled_latents
 from fewstep.readouts import READOUTS, CausalTransformer, CommitmentHead, TransformerReadout
 from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.samplers.sampler import DefaultSampling
-from fewstep.schedules import LogitNormalTime
 from fewstep.settings import configs_folder
 from fewstep.shapes import example_generators, randn
-from fewstep.training import OptimizerSettings
-from fewstep.types import Latents, TokenBatch
+from fewstep.types import Latents
 
 VOCAB_SIZE, LATENT_DIM = 2048, 8
 GPT2 = "GPT-2 with KV cache"
@@ -51,7 +44,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Size:
-    """Width, depth and heads of the trained networks, tokens a block, blocks a batch."""
+    """Width, depth and heads of the denoiser, tokens a block, blocks a batch."""
 
     width: int
     depth: int
@@ -60,8 +53,7 @@ class Size:
     batch: int = 32
 
 
-SIZES = {"small": Size(192, 5, 3, 32), "middle": Size(256, 4, 4, 64), "large": Size(512, 2, 8, 128)}
-STAGES = ("autoencoder", "flow", "head")
+SMALL = Size(192, 5, 3, 32)
 
 
 class Clock:
@@ -118,11 +110,6 @@ def latents_of(size: Size, device: str) -> Latents:
     return Latents(z, torch.ones(z.shape[:2], dtype=torch.bool, device=device))
 
 
-def encoder_of(size: Size, depth: int) -> TransformerAutoencoder:
-    """The encoder at a size."""
-    return TransformerAutoencoder(VOCAB_SIZE, LATENT_DIM, width=size.width, depth=depth, num_heads=size.num_heads)
-
-
 def denoiser_of(size: Size, two_times: bool = False) -> RegressionDenoiser:
     """The denoiser at a size."""
     return RegressionDenoiser(
@@ -134,73 +121,6 @@ def denoiser_of(size: Size, two_times: bool = False) -> RegressionDenoiser:
         two_times=two_times,
         max_frequency=30,
     )
-
-
-def stage_loss(stage: str, size: Size, device: str) -> tuple[nn.Module, Callable[[TokenBatch], Tensor]]:
-    """The module that a stage trains, and its loss, encoding of the text included."""
-    generator = torch.Generator().manual_seed(0)
-    shape = {"width": size.width, "num_heads": size.num_heads}
-    if stage == "autoencoder":
-        half = max(1, size.depth // 2)
-        encoder = encoder_of(size, half).to(device)
-        readout = TransformerReadout(VOCAB_SIZE, LATENT_DIM, depth=size.depth - half, **shape).to(device)
-        objective = Reconstruction(noise_level_max=1.0, token_masking=0.15)
-        both = nn.ModuleList([encoder, readout])
-        return both, lambda tokens: objective.forward(encoder, readout, tokens, generator=generator).loss
-    frozen = encoder_of(size, 1).eval().requires_grad_(False).to(device)
-    if stage == "flow":
-        network = denoiser_of(size).to(device)
-        flow, matching = FlowModel(network, linear_path(), "x1"), FlowMatching(LogitNormalTime())
-
-        def flow_loss(tokens: TokenBatch) -> Tensor:
-            latents = frozen.encode(tokens.ids, tokens.mask)
-            return matching.forward(flow, latents, tokens=tokens, readout=None, generator=generator).loss
-
-        return network, flow_loss
-    causal = CausalTransformer(VOCAB_SIZE, latent_dim=LATENT_DIM, depth=size.depth, **shape).to(device)
-    head, training = CommitmentHead(causal), HeadTraining(prefix_dropout=0.1)
-
-    def head_loss(tokens: TokenBatch) -> Tensor:
-        latents = frozen.encode(tokens.ids, tokens.mask)
-        return training.forward(head, latents, tokens=tokens, generator=generator).loss
-
-    return causal, head_loss
-
-
-def training_step(stage: str, size: Size, precision: str, device: str) -> Work:
-    """Loss, backward pass, clipping, optimizer, schedule and weight average."""
-    module, loss_of = stage_loss(stage, size, device)
-    optimizer, schedule = OptimizerSettings().build(module.parameters(), 1000)
-    average = AveragedModel(module, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.99))
-    ids = torch.randint(VOCAB_SIZE, (size.batch, size.length), generator=torch.Generator().manual_seed(0)).to(device)
-    tokens = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-            loss = loss_of(tokens)
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(module)
-
-    return step
-
-
-def training(args: argparse.Namespace) -> None:
-    """Tokens a second of a training step."""
-    sizes = {"small": SIZES["small"]} if args.quick else SIZES
-    precisions = ("bf16",) if args.quick else ("bf16", "fp32")
-    rows = []
-    for name, size in sizes.items():
-        for precision in precisions:
-            works = {stage: training_step(stage, size, precision, args.device) for stage in STAGES}
-            for stage, taken in Clock(args.device).by_turns(works, args.repeats).items():
-                median, tokens = statistics.median(taken), size.batch * size.length
-                spread = f"{1000 * min(taken):.1f} - {1000 * max(taken):.1f}"
-                rows.append((stage, name, precision, f"{tokens / median:,.0f}", f"{1000 * median:.1f}", spread))
-    print_table(("stage", "size", "precision", "tokens/s", "ms a step", "lowest - highest"), rows)
 
 
 class Networks:
@@ -226,13 +146,6 @@ class Networks:
         self.gpt2 = self.matched_gpt2(self.num_parameters).to(device, dtype)
         self.autocast = partial(torch.autocast, device, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
-    @classmethod
-    def shipped(cls, length: int, device: str) -> "Networks":
-        """The shipped settings, for blocks of ``length`` tokens."""
-        readout = TransformerReadout(VOCAB_SIZE, LATENT_DIM, width=128, depth=2, num_heads=4)
-        causal = CausalTransformer(VOCAB_SIZE, latent_dim=LATENT_DIM, width=192, depth=4, num_heads=3)
-        return cls(denoiser_of(Size(192, 5, 3, length)), readout, causal, device)
-
     def matched_gpt2(self, target: int) -> GPT2LMHeadModel:
         """The GPT-2 whose number of parameters is nearest to ``target``."""
         sizes = [(layers, width) for layers in range(2, 13) for width in range(64, 1025, 64)]
@@ -257,15 +170,6 @@ class Networks:
             readout.generate(last.x_t, mask, generator=example_generators(0, batch, batch))  # type: ignore[operator]
 
     @torch.inference_mode()
-    def evaluations(self, batch: int, num_steps: int) -> None:
-        """The same without a sampler: ``num_steps`` calls of the denoiser and one of the readout."""
-        x = torch.zeros(batch, self.length, self.latent_dim, device=self.device)
-        t, mask = x.new_full((batch,), 0.5), torch.ones(batch, self.length, dtype=torch.bool, device=self.device)
-        for _ in range(num_steps):
-            z = self.flow.denoise(x, t, mask=mask)
-        self.readout(z, mask).argmax(-1)
-
-    @torch.inference_mode()
     def autoregressive(self, batch: int) -> None:
         """As many tokens by GPT-2 with its KV cache."""
         start = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
@@ -284,24 +188,6 @@ class Networks:
         works: dict[str, Work] = {GPT2: partial(self.autoregressive, batch)}
         works |= {f"parallel readout, K = {k}": partial(self.write, self.readout, batch, k) for k in steps}
         return works | {f"autoregressive head, K = {k}": partial(self.write, self.head, batch, k) for k in head_steps}
-
-
-def sampling(args: argparse.Namespace) -> None:
-    """Tokens a second, and ratios to GPT-2 and to the bare network evaluations."""
-    length = 32 if args.quick else args.length
-    networks, clock, rows = Networks.shipped(length, args.device), Clock(args.device), []
-    steps = [int(number) for number in args.steps.split(",")]
-    for batch in [1] if args.quick else [int(number) for number in args.batches.split(",")]:
-        works = networks.works(batch, steps, steps)
-        works |= {f"evaluations, K = {k}": partial(networks.evaluations, batch, k) for k in steps}
-        taken = clock.by_turns(works, args.repeats)
-        theirs = taken[GPT2]
-        for name, seconds in taken.items():
-            rate = f"{batch * length / statistics.median(seconds):,.0f}"
-            bare = taken.get(name.replace("parallel readout", "evaluations"))
-            over = ratio(seconds, bare) if name.startswith("parallel") and bare else ""
-            rows.append((name, str(batch), rate, ratio(theirs, seconds), over))
-    print_table(("way", "batch", "tokens/s", "times GPT-2's speed", "time over bare evaluations"), rows)
 
 
 def trained(args: argparse.Namespace) -> None:
@@ -337,7 +223,7 @@ def trained(args: argparse.Namespace) -> None:
 def objective_step(name: str, device: str) -> Work:
     """One training step of the objective of a shipped settings file, without the encoder."""
     objective: Objective = objective_of(configs_folder() / "flow.yaml", settings_of(name), {})
-    size = SIZES["small"]
+    size = SMALL
     model = FlowModel(denoiser_of(size, objective.estimate.two_times).to(device), linear_path(), "velocity")
     teacher = None
     if objective.needs_teacher:
@@ -396,7 +282,7 @@ def objectives(args: argparse.Namespace) -> None:
     print_table(("objective", "ms a step", "time over flow matching"), rows)
 
 
-STUDIES = {"training": training, "sampling": sampling, "objectives": objectives, "model": trained}
+STUDIES = {"objectives": objectives, "model": trained}
 
 
 def main() -> None:
@@ -407,7 +293,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", default="1,4,16", help="sampling steps, with commas between")
     parser.add_argument("--batches", default="1,16,64", help="batch sizes of sampling, with commas between")
-    parser.add_argument("--length", type=int, default=128, help="tokens a block in sampling")
     parser.add_argument("--model", default="runs/quickstart/model", help="the saved model of `model`")
     parser.add_argument("--quick", action="store_true", help="a trial run: the smallest case")
     args = parser.parse_args()

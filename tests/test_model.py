@@ -296,3 +296,8 @@ def test_parts_of_different_sizes_are_refused(tmp_path: Path, stride: int) -> No
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match=r"do not fit together, (latent_dim|stride) is autoencoder"):
         SavedModel.from_pretrained(tmp_path / "model")
+
+
+def test_an_encoder_without_weights_is_where_the_other_parts_are() -> None:
+    bundle = replace(tiny_bundle(), autoencoder=torch.nn.Identity())
+    assert next(iter(bundle.parts())) == "autoencoder" and bundle.device == torch.device("cpu")

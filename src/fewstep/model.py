@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path as FilePath
 from typing import Any, Literal, cast
 
@@ -176,6 +177,12 @@ class SavedModel:
     def latent_shape(self) -> tuple[int, int]:
         """K and D of the latents of one block of tokens, or of one image read row by row."""
         return self.encoder().num_latents(self.identity.block_size), self.encoder().latent_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parts are; an encoder without weights is wherever the others are."""
+        tensors = chain.from_iterable(chain(part.parameters(), part.buffers()) for part in self.parts().values())
+        return next(tensors).device
 
     def to(self, device: torch.device | str) -> "SavedModel":
         """Move every part to a device, in evaluation mode; returns itself."""

@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 from fewstep.denoisers import FlowModel, PredictionType
 from fewstep.objectives import FlowMatching
-from fewstep.paths import linear_path
+from fewstep.paths import Path, linear_path
 from fewstep.readouts import LinearReadout, TransformerReadout
-from fewstep.schedules import UniformTime
+from fewstep.schedules import LogitNormalTime, UniformTime
 from fewstep.types import Latents, TokenBatch
 from tests.nn.builders import randomised
-from tests.objectives.toys import D, both_predictions, data, loss_of, seed
+from tests.objectives.toys import D, both_predictions, data, each_path, loss_of, seed
 from tests.toys import ToyNetwork
 
 V = 5
@@ -90,3 +90,27 @@ def test_the_share_of_steps_that_feed_back_is_the_given_one(prediction: Predicti
         else:
             assert len(network.asked) == 1, "a step without feedback costs one evaluation"
     assert abs(fed / steps - 0.3) < 5 * (0.3 * 0.7 / steps) ** 0.5
+
+
+class AsVelocity(ToyNetwork):
+    """The velocity that belongs to another network's clean estimate."""
+
+    def __init__(self, network: nn.Module, path: Path) -> None:
+        super().__init__()
+        self.network, self.path = network, path
+
+    def value(self, x_t: Tensor, t: Tensor, s: Tensor | None, mask: Tensor | None, self_cond: Tensor | None) -> Tensor:
+        return self.path.velocity_from_x1(x_t, self.network(x_t, t).value, t)
+
+
+@each_path
+def test_the_velocity_loss_of_a_clean_estimate_is_that_of_the_velocity_it_stands_for(path: Path) -> None:
+    (latents, _), network = batch([3, 1, 2]), Stub()
+    of_x1, of_velocity = FlowModel(network, path, "x1"), FlowModel(AsVelocity(network, path), path, "velocity")
+    times = LogitNormalTime(mean=-1.0, std=0.5)  # none as near to the data as where the weight is held
+    expected = loss_of(FlowMatching(times), of_velocity, latents, seed(2)).per_example
+    ours = loss_of(FlowMatching(times, velocity_loss=True), of_x1, latents, seed(2)).per_example
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-9)
+    near = FlowMatching(LogitNormalTime(mean=9.0, std=0.1), velocity_loss=True)
+    plain = loss_of(FlowMatching(near.time_sampler), of_x1, latents, seed(2)).per_example
+    assert bool((loss_of(near, of_x1, latents, seed(2)).per_example < 1000 * plain).all()), "bounded near the data"

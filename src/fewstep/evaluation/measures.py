@@ -251,7 +251,7 @@ def rms(study: "TextStudy") -> Measure | None:
     """Rms of the sampled latents x_1 over that of held-out text's: below 1 a sampler is colder than the data."""
     if study.bundle.autoencoder is None or study.known is not None:  # given latents are the data's
         return None
-    device, squares = next(study.bundle.autoencoder.parameters()).device, []
+    device, squares = study.bundle.device, []
     with torch.no_grad():
         for ids in study.real.held_out.ids.to(device).split(AT_ONCE):
             encoded = study.bundle.encoder().encode(ids, torch.ones_like(ids, dtype=torch.bool))

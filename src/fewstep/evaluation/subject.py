@@ -165,7 +165,7 @@ def text_subject(
     full = tokens.ids[tokens.mask.all(1)]
     num_examples = min(num_examples, len(full)) if at_most else num_examples
     check_numbers(num_examples, len(full), "the held-out blocks without padding")
-    ids = full[:num_examples].to(next(model.autoencoder.parameters()).device)
+    ids = full[:num_examples].to(model.device)
     positions = positions_in(ids, num_positions, seed)
     with torch.no_grad():
         z = model.autoencoder.encode(ids, torch.ones_like(ids)).z

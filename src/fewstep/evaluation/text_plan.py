@@ -184,7 +184,7 @@ class TextStudy:
     ) -> Plan:
         """A sweep over ``groups``, measured by those of ``measures`` that apply."""
         chosen = [measure for name in measures if (measure := MEASURES[name](self)) is not None]
-        device = str(next(next(iter(self.bundle.parts().values())).parameters()).device)
+        device = str(self.bundle.device)
         block_size = self.bundle.identity.block_size
         plan = Plan(
             groups=[replace(group, make=partial(self._counted, group.make)) for group in groups],

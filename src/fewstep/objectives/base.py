@@ -14,6 +14,9 @@ from fewstep.schedules import TimeSampler
 from fewstep.shapes import masked_mean, rand, randn
 from fewstep.types import Latents, LossOutput, Readout, TokenBatch
 
+MIN_SIGMA = 0.05
+"""A velocity's error grows as 1 / sigma times that of x_1; nearer to the data it grows no further."""
+
 
 class Batch(NamedTuple):
     """Data ``x_1`` and noise ``x_0`` (B, K, D), both 0 at padding, ``mask`` (B, K), and what draws everything else."""
@@ -133,12 +136,14 @@ def from_x1(model: FlowModel, x1_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 class FlowMatching(Objective):
     """Flow matching (arXiv:2210.02747, eq. 14): regression of the network's own target, x_1 or velocity.
 
+    ``velocity_loss``: the error is that of the velocity whatever the network predicts, as in ELF (arXiv:2605.10938).
     ``cross_entropy_weight`` multiplies the nats per token of the estimate: from the denoiser's own token logits if it
     has them, else through the readout (the terminal term of Diffusion-LM, arXiv:2205.14217).
     ``self_conditioning_probability`` is the share of steps in which a first estimate is fed back (arXiv:2208.04202).
     """
 
     feeds_back: ClassVar[bool] = True
+    velocity_loss: bool = False
     regression_weight: float = 1.0
     cross_entropy_weight: float = 0.0
     self_conditioning_probability: float = 0.0
@@ -173,10 +178,13 @@ class FlowMatching(Objective):
         x_t = model.path.sample(x_1, x_0, t) * latents.mask[..., None]
         self_cond = self._first_estimate(model, x_t, t, latents.mask, generator)
         output = model.predict(x_t, t, mask=latents.mask, self_cond=self_cond)
-        target = x_1 if model.prediction == "x1" else model.path.velocity(x_1, x_0, t)
+        error = output.value - (x_1 if model.prediction == "x1" else model.path.velocity(x_1, x_0, t))
+        if self.velocity_loss and model.prediction == "x1":
+            (alpha, sigma), (d_alpha, d_sigma) = model.path.alpha_sigma(t, x_1), model.path.d_alpha_sigma(t, x_1)
+            error = error * (d_alpha * sigma - alpha * d_sigma) / sigma.clamp(min=MIN_SIGMA)
         # With weight 0 it is only logged; its backward pass would cost as much as any other.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.regression_weight > 0):
-            squared_error = masked_mean((output.value - target).square(), latents.mask)
+            squared_error = masked_mean(error.square(), latents.mask)
         per_example = self.regression_weight * squared_error
         terms = {"squared_error": squared_error.mean().detach()}
         if self.cross_entropy_weight > 0:

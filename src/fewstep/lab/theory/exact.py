@@ -72,7 +72,7 @@ CAPTION = (
 def train_latents(bundle: SavedModel, ids: Tensor) -> Tensor:
     """Latents (N, K, D) of blocks ``ids`` (N, L) without padding."""
     assert bundle.autoencoder is not None
-    device = next(bundle.autoencoder.parameters()).device
+    device = bundle.device
     parts = (part.to(device) for part in ids.split(256))
     return torch.cat([bundle.autoencoder.encode(part, torch.ones_like(part, dtype=torch.bool)).z for part in parts])
 
