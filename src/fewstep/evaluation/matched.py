@@ -21,12 +21,9 @@ hold one document end early, and a short text has little entropy, so that length
 KEPT = ("perplexity", ENTROPY)
 """Statistics whose numbers of each sample a plan keeps for the intervals."""
 FURTHER = ("repeated_4grams", "rms_ratio", "tokens_per_sample", "nfe")
-AXES = (
-    *("name", "readout", "reinjection", "noise_temperature", "noise", "snap"),
-    *("commit_tokens", "guidance", "num_steps"),
-)
+AXES = [name for name in list(COLUMNS)[: list(COLUMNS).index("perplexity")] if name != "noise_scale"]
 MATCHED_COLUMNS = {
-    **{name: COLUMNS[name] for name in (*AXES, "nfe")},
+    **{name: COLUMNS[name] for name in AXES},
     "temperature": Column("at temperature"),
     "perplexity": COLUMNS["perplexity"],
     "shuffled_ratio": Column("over shuffled", ".3f", interval=True),

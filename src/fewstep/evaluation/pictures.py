@@ -69,13 +69,13 @@ def draw_picture(picture: Picture, figure: Figure) -> Axes:
     places = sorted({x for series in shown for x in series.x if x > 0})
     if picture.log_x and places:
         axes.set_xscale("log")
-        if len(places) <= MOST_MARKS:  # few values, such as numbers of steps; powers of ten would say less
-            axes.set_xticks(places, [f"{place:g}" for place in places])
+        is_few, is_short = len(places) <= MOST_MARKS, places[-1] < 100 * places[0]
+        if is_few or is_short:  # where matplotlib would write labels of minor ticks over each other
             axes.xaxis.set_minor_locator(NullLocator())
-        elif places[-1] < 100 * places[0]:  # where matplotlib would write labels of minor ticks over each other
-            axes.xaxis.set(
-                major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator()
-            )
+        if is_few:  # such as numbers of steps; powers of ten would say less
+            axes.set_xticks(places, [f"{place:g}" for place in places])
+        elif is_short:
+            axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}")
     if picture.log_y and any(y > 0 for series in shown for y in series.y):
         axes.set_yscale("log")
     axes.set_axisbelow(True)
