@@ -6,7 +6,9 @@
 
 Every peer's stages take about the seconds of ours on one thread: the steps below were chosen for that, and a row has
 the seconds that were measured. All are read by a parallel readout that was trained under noise, and scored by one
-language model, which shares their tokens. What differs from a paper is said in docs/findings/peers.md.
+language model, which shares their tokens. What differs from the papers: ELF's latents are our autoencoder's, where it
+has a frozen T5's, and its decode branch is our readout; FLM's posterior is given a position's own evidence in closed
+form; FMLM's map is regressed; LangFlow's times are logit-normal, where it learns a schedule.
 """
 
 import argparse
@@ -90,7 +92,7 @@ def halving(num_steps: int, start: str) -> Stage:
 
 PEERS = {
     "ours": (
-        Stage("autoencoder", "autoencoder", 800, ("--config", "latents/chunks")),
+        Stage("autoencoder", "autoencoder", 800, ("--config", "latents/chunks", "--model.autoencoder.latent_dim=16")),
         Stage("flow", "flow", 1000, (), "1,2,4,8,16"),
         Stage("student", "distribution_matching", 100, (), "1,2,4,8,16", "1"),
     ),

@@ -16,7 +16,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
@@ -37,23 +36,9 @@ from fewstep.settings import configs_folder
 from fewstep.shapes import example_generators, randn
 from fewstep.types import Latents
 
-VOCAB_SIZE, LATENT_DIM = 2048, 8
+LATENT_DIM = 8
 GPT2 = "GPT-2 with KV cache"
 Work = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Size:
-    """Width, depth and heads of the denoiser, tokens a block, blocks a batch."""
-
-    width: int
-    depth: int
-    num_heads: int
-    length: int
-    batch: int = 32
-
-
-SMALL = Size(192, 5, 3, 32)
 
 
 class Clock:
@@ -104,23 +89,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-def latents_of(size: Size, device: str) -> Latents:
-    """Random latents of a batch."""
-    z = torch.randn(size.batch, size.length, LATENT_DIM, generator=torch.Generator().manual_seed(0)).to(device)
-    return Latents(z, torch.ones(z.shape[:2], dtype=torch.bool, device=device))
-
-
-def denoiser_of(size: Size, two_times: bool = False) -> RegressionDenoiser:
-    """The denoiser at a size."""
-    return RegressionDenoiser(
-        LATENT_DIM,
-        size.length,
-        width=size.width,
-        depth=size.depth,
-        num_heads=size.num_heads,
-        two_times=two_times,
-        max_frequency=30,
-    )
+def denoiser_of(device: str, two_times: bool = False) -> RegressionDenoiser:
+    """The shipped denoiser of 32 positions."""
+    sizes = {"width": 192, "depth": 5, "num_heads": 3}
+    return RegressionDenoiser(LATENT_DIM, 32, **sizes, two_times=two_times, max_frequency=30).to(device)
 
 
 class Networks:
@@ -223,16 +195,17 @@ def trained(args: argparse.Namespace) -> None:
 def objective_step(name: str, device: str) -> Work:
     """One training step of the objective of a shipped settings file, without the encoder."""
     objective: Objective = objective_of(configs_folder() / "flow.yaml", settings_of(name), {})
-    size = SMALL
-    model = FlowModel(denoiser_of(size, objective.estimate.two_times).to(device), linear_path(), "velocity")
+    model = FlowModel(denoiser_of(device, objective.estimate.two_times), linear_path(), "velocity")
     teacher = None
     if objective.needs_teacher:
-        teacher = FlowModel(denoiser_of(size).to(device), linear_path(), "velocity").requires_grad_(False).eval()
-    latents, generator = latents_of(size, device), torch.Generator().manual_seed(0)
+        teacher = FlowModel(denoiser_of(device), linear_path(), "velocity").requires_grad_(False).eval()
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(32, 32, LATENT_DIM, generator=generator).to(device)
+    latents = Latents(z, torch.ones(z.shape[:2], dtype=torch.bool, device=device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     if isinstance(objective, DistributionMatching):
         assert teacher is not None
-        auxiliary = FlowModel(denoiser_of(size, True).to(device), linear_path(), "velocity")
+        auxiliary = FlowModel(denoiser_of(device, True), linear_path(), "velocity")
         return partial(matching_step, objective, model, teacher, auxiliary, latents, generator)
 
     def step() -> None:

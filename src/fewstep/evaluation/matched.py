@@ -63,7 +63,7 @@ def matched_rows(rows: Sequence[Row]) -> list[Row]:
 
     ``perplexity`` with its 95 % bootstrap interval over samples, which are resampled at all temperatures alike;
     ``shuffled_ratio``, over that of shuffled words; ``repeated_4grams``, over real text's ``repetition_ratio``,
-    ``distinct_2``, ``rms_ratio`` and ``tokens_per_sample``, interpolated as the perplexity is. The axis ``temperature`` says where. A
+    ``distinct_2``, ``rms_ratio`` and ``tokens_per_sample``, interpolated alike. The axis ``temperature`` says where. A
     setting that never gets there has no perplexity, and ``nearest_entropy_nats``. Empty without real text or a sweep.
     """
     fixed = {str(row.setting["name"]): row for row in rows if row.setting["name"] in (HELD_OUT, SHUFFLED)}
