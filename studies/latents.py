@@ -29,6 +29,7 @@ import numpy as np
 from scipy.stats import bootstrap, spearmanr
 
 from fewstep.cli.main import main as fewstep
+from fewstep.data.tokenizer import vocabulary_size
 from fewstep.evaluation.matched import matched_rows
 from fewstep.evaluation.rows import FLOW, RowFile, at_usual_temperature
 from fewstep.model import SavedModel
@@ -47,12 +48,13 @@ class Latent:
     readout_steps: int = STEPS["autoencoder"]
 
 
+SPHERICAL_FLOW = ("--config", "latents/spherical_flow", "--model.denoiser.vocab_size={vocab_size}")
 LATENTS = {
     "transformer": Latent(),
     "chunks": Latent(("--config", "latents/chunks")),
     "quantised": Latent(("--config", "latents/quantised")),
     "variational": Latent(("--config", "latents/variational")),
-    "spherical": Latent(("--config", "latents/spherical"), ("--config", "latents/spherical_flow")),
+    "spherical": Latent(("--config", "latents/spherical"), SPHERICAL_FLOW),
     "pretrained": Latent(("--config", "latents/pretrained"), (), "wordpiece", readout_steps=120),
 }
 DIAGNOSED = ("token_accuracy", "noise_robustness", "dabi", "boundary_distance", "dabi_generated", "late_flips")
@@ -100,11 +102,11 @@ class Study:
         encoder = [f"--data.tokenizer={self.args.encoder}", f"--model.autoencoder.model={self.args.encoder}"]
         own = (*latent.autoencoder, *(encoder if name == "pretrained" else ()))
         autoencoder = self.train("autoencoder", folder / "autoencoder", seed, *own, max_steps=latent.readout_steps)
-        words = len(SavedModel.from_pretrained(autoencoder).tokenizer)
-        shape = [f"--model.denoiser.vocab_size={words}"] if name == "spherical" else []
+        vocab_size = vocabulary_size(SavedModel.from_pretrained(autoencoder).tokenizer)
+        of_flow = [flag.format(vocab_size=vocab_size) for flag in latent.flow]
         shared = self.folder / f"language_model_{latent.tokens}"
         scorer = self.train("language_model", shared, 0, f"--data.tokenizer={autoencoder}/tokenizer")
-        flow = self.train("flow", folder / "flow", seed, *latent.flow, *shape, f"--model.autoencoder={autoencoder}")
+        flow = self.train("flow", folder / "flow", seed, *of_flow, f"--model.autoencoder={autoencoder}")
         matching = folder / "distribution_matching"
         student = self.train("distribution_matching", matching, seed, f"--model.autoencoder={flow}")
         figures: dict[str, Any] = {"latent": name, "source": self.source, "seed": seed}

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from latents import Study, outcomes, run
+from latents import SPHERICAL_FLOW, Study, outcomes, run
 from torch import Tensor, nn
 
+from fewstep.data.tokenizer import vocabulary_size
 from fewstep.model import SavedModel
 from fewstep.types import Latents
 
@@ -69,7 +70,6 @@ class Stage:
 
 
 SELF_CONDITIONING = ("--model.objective.self_conditioning_probability=0.5", "--model.denoiser.self_conditioning=true")
-POSTERIOR = ("--config", "latents/spherical_flow", "--model.denoiser.vocab_size={vocab_size}")
 ELF = ("--model.objective.velocity_loss=true",)
 ONE_HOT_TIMES = tuple(f"--model.objective.time_sampler.{each}" for each in ("mean=-2.1", "std=1"))
 AS_THE_FLOW = ("--model.prediction=x1", "--model.denoiser.max_frequency=1000")
@@ -109,15 +109,15 @@ PEERS = {
     ),
     "langflow": (
         Stage("autoencoder", "autoencoder", 300, ("--config", "latents/spherical")),
-        Stage("flow", "flow", 1700, (*POSTERIOR, *SELF_CONDITIONING), "1,2,4,8,16"),
+        Stage("flow", "flow", 1700, (*SPHERICAL_FLOW, *SELF_CONDITIONING), "1,2,4,8,16"),
     ),
     "flm": (
         Stage("autoencoder", "autoencoder", 30, ("--config", "{one_hot}")),
-        Stage("flow", "flow", 800, (*POSTERIOR, *ONE_HOT_TIMES), "1,2,4,8,16"),
+        Stage("flow", "flow", 800, (*SPHERICAL_FLOW, *ONE_HOT_TIMES), "1,2,4,8,16"),
     ),
     "fmlm": (
         Stage("autoencoder", "autoencoder", 30, ("--config", "{one_hot}")),
-        Stage("flow", "flow", 500, (*POSTERIOR, *ONE_HOT_TIMES)),
+        Stage("flow", "flow", 500, (*SPHERICAL_FLOW, *ONE_HOT_TIMES)),
         Stage("map", "flow", 330, FLOW_MAP, "1,2,4,8,16"),
     ),
 }
@@ -149,24 +149,22 @@ class Peers(Study):
             spent += self.timed(stage, folder, *flags)
             made[stage.name] = str(folder / "model")
             if stage.config == "autoencoder":
-                made["vocab_size"] = str(len(SavedModel.from_pretrained(folder / "model", allow=("peers",)).tokenizer))
-                self.train("language_model", self.scorer, 0, f"--data.tokenizer={folder}/model/tokenizer")
+                saved = SavedModel.from_pretrained(folder / "model", allow=("peers",))
+                made["vocab_size"] = str(vocabulary_size(saved.tokenizer))
+                self.train(
+                    "language_model", self.args.out / "language_model", 0, f"--data.tokenizer={folder}/model/tokenizer"
+                )
             elif stage.num_steps:
                 self.rows.append({"peer": name, "stage": stage.name, "seed": self.args.seed, "seconds": spent})
                 self.rows[-1] |= self.evaluate(stage, folder)
                 with self.file.open("a") as lines:
                     lines.write(json.dumps(self.rows[-1]) + "\n")
 
-    @property
-    def scorer(self) -> Path:
-        """The run of the language model that scores all."""
-        return Path(self.args.out / "language_model")
-
     def evaluate(self, stage: Stage, folder: Path) -> dict[str, Any]:
         """Perplexity over shuffled words at real text's entropy, by re-injection and number of steps."""
-        both, allow = folder / "scored", ("--allow", "peers")
+        both, allow, scorer = folder / "scored", ("--allow", "peers"), self.args.out / "language_model" / "model"
         if not (both / "config.json").is_file():
-            run("convert", str(folder / "model"), str(self.scorer / "model"), str(both), *allow)
+            run("convert", str(folder / "model"), str(scorer), str(both), *allow)
         sweep = ["--steps", stage.num_steps, "--reinjection", *stage.reinjection.split(), "--readout", "parallel"]
         sweep += ["--seeds", "1", "--samples", str(self.args.samples), "--cci_examples", "0"]
         run("evaluate", str(both), *sweep, "--out", str(folder / "evaluation"), *allow)

@@ -21,9 +21,10 @@ hold one document end early, and a short text has little entropy, so that length
 KEPT = ("perplexity", ENTROPY)
 """Statistics whose numbers of each sample a plan keeps for the intervals."""
 FURTHER = ("repeated_4grams", "distinct_2", "rms_ratio", "tokens_per_sample", "nfe")
-AXES = [name for name in list(COLUMNS)[: list(COLUMNS).index("perplexity")] if name != "noise_scale"]
+BEFORE = [name for name in list(COLUMNS)[: list(COLUMNS).index("perplexity")] if name != "noise_scale"]
+"""Columns before the temperature, which stands for the noise scale too."""
 MATCHED_COLUMNS = {
-    **{name: COLUMNS[name] for name in AXES},
+    **{name: COLUMNS[name] for name in BEFORE},
     "temperature": Column("at temperature"),
     "perplexity": COLUMNS["perplexity"],
     "shuffled_ratio": Column("over shuffled", ".3f", interval=True),

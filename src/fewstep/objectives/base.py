@@ -178,12 +178,13 @@ class FlowMatching(Objective):
         x_t = model.path.sample(x_1, x_0, t) * latents.mask[..., None]
         self_cond = self._first_estimate(model, x_t, t, latents.mask, generator)
         output = model.predict(x_t, t, mask=latents.mask, self_cond=self_cond)
-        error = output.value - (x_1 if model.prediction == "x1" else model.path.velocity(x_1, x_0, t))
-        if self.velocity_loss and model.prediction == "x1":
-            (alpha, sigma), (d_alpha, d_sigma) = model.path.alpha_sigma(t, x_1), model.path.d_alpha_sigma(t, x_1)
-            error = error * (d_alpha * sigma - alpha * d_sigma) / sigma.clamp(min=MIN_SIGMA)
+        target = x_1 if model.prediction == "x1" else model.path.velocity(x_1, x_0, t)
         # With weight 0 it is only logged; its backward pass would cost as much as any other.
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.regression_weight > 0):
+            error = output.value - target
+            if self.velocity_loss and model.prediction == "x1":
+                (alpha, sigma), (d_alpha, d_sigma) = model.path.alpha_sigma(t, x_1), model.path.d_alpha_sigma(t, x_1)
+                error = error * (d_alpha * sigma - alpha * d_sigma) / sigma.clamp(min=MIN_SIGMA)
             squared_error = masked_mean(error.square(), latents.mask)
         per_example = self.regression_weight * squared_error
         terms = {"squared_error": squared_error.mean().detach()}

@@ -10,14 +10,12 @@ from typing import ClassVar
 import torch
 
 from fewstep.denoisers import ENDPOINT, EstimateKind, FlowModel
-from fewstep.objectives.base import Batch, Objective, Regression, from_x1
+from fewstep.objectives.base import MIN_SIGMA, Batch, Objective, Regression, from_x1
 from fewstep.objectives.derivative import estimate_and_change
 from fewstep.shapes import expand_like, masked_mean
 
 BOUNDARY_SHARE = 0.25
 """Share of a batch at t = 1 if the network predicts x_1. Without it training on closed-form data diverged."""
-MIN_SIGMA = 0.05
-"""Where flow matching of an x_1 estimate in the velocity's scale, 1 / sigma, stops growing."""
 
 
 @dataclass(kw_only=True, eq=False)
