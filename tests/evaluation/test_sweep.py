@@ -87,7 +87,7 @@ def test_a_row_holds_all_samples_of_all_seeds_in_their_order_with_interval_and_s
         assert (row.num_samples, row.value("count"), row.seeds) == (len(x), len(x), SEEDS)
         assert value.value == pytest.approx(float(x.mean()))
         assert value.by_seed == pytest.approx([float(part.mean()) for part in x.split(SAMPLES)])
-        expected = bootstrap_interval(x, lambda some: float(some.mean()), 50, torch.Generator().manual_seed(0))
+        expected = bootstrap_interval(x, lambda some: some.mean((-2, -1)), 50, torch.Generator().manual_seed(0))
         assert asdict(value.interval) == pytest.approx(asdict(expected))
         assert row.per_sample == {"mean": tuple(map(tuple, x.tolist()))}
         assert row.values["nothing"] == Value(None)

@@ -183,12 +183,12 @@ def _flip_ratio(
     counts = torch.stack([(normal * usable).sum(1), (isotropic * usable).sum(1), usable.double().sum(1)], 1)
     counts = counts[counts[:, 2] > 0]
 
-    def ratio(rows: Tensor) -> float:
-        along, random, points = rows.sum(0).tolist()
-        return along / random if random > 0 else along / points * (len(rows) * num_isotropic / 3)
+    def ratio(rows: Tensor) -> Tensor:  # (..., N, 3) to (...)
+        along, random, points = rows.sum(-2).unbind(-1)
+        return torch.where(random > 0, along / random, along / points * (len(counts) * num_isotropic / 3))
 
     if not counts[:, :2].any():
         return Estimate(None, None, len(counts)), ""
     bounded = not counts[:, 1].any()
     bound = f">= (no flip in {len(counts) * num_isotropic} isotropic draws); " if bounded else ""
-    return resampled(ratio(counts), counts, ratio, generator), bound
+    return resampled(float(ratio(counts)), counts, ratio, generator), bound

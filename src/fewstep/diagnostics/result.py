@@ -142,7 +142,7 @@ def ratio_estimate(numerators: Tensor, denominators: Tensor, generator: torch.Ge
     value = float(_ratio(stacked))
     if not math.isfinite(value):
         return Estimate(None, None, len(counted))
-    return resampled(value, counted, _ratio, generator, batched=True)
+    return resampled(value, counted, _ratio, generator)
 
 
 def quantile_estimate(values: Tensor, weights: Tensor, q: float, generator: torch.Generator) -> Estimate:
@@ -155,15 +155,17 @@ def quantile_estimate(values: Tensor, weights: Tensor, q: float, generator: torc
     def quantile(picked: Tensor) -> Tensor:
         return torch.nanquantile(picked.flatten(-2), q, dim=-1)
 
-    return resampled(float(quantile(rows)), rows, quantile, generator, batched=True)
+    return resampled(float(quantile(rows)), rows, quantile, generator)
 
 
 def resampled(
-    value: float, rows: Tensor, statistic: Callable[[Tensor], Any], generator: torch.Generator, batched: bool = False
+    value: float, rows: Tensor, statistic: Callable[[Tensor], Tensor], generator: torch.Generator
 ) -> Estimate:
-    """``value`` with the bootstrap interval of ``statistic`` over ``rows`` (N, ...), an example each."""
-    interval = bootstrap_interval(rows, statistic, NUM_RESAMPLES, generator, batched=batched)
-    return Estimate(value, interval, len(rows))
+    """``value`` with the bootstrap interval of ``statistic`` over ``rows`` (N, ...), an example each.
+
+    ``statistic`` maps R resamples (R, N, ...) to (R,).
+    """
+    return Estimate(value, bootstrap_interval(rows, statistic, NUM_RESAMPLES, generator), len(rows))
 
 
 def _ratio(stacked: Tensor) -> Tensor:

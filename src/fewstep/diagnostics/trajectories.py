@@ -140,7 +140,7 @@ def stiffness(
     peak, peak_time = Estimate(None, None, len(table)), None
     if bool(table.isfinite().all()):
         highest, place = table.mean(0).max(0)
-        peak = resampled(float(highest), table, lambda rows: rows.mean(0).max(), generator)
+        peak = resampled(float(highest), table, lambda rows: rows.mean(-2).amax(-1), generator)
         peak_time = times[int(place)]
     where = "undetermined" if peak_time is None else f"at t = {peak_time:.3g}"
     return Result(

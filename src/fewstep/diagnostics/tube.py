@@ -96,9 +96,9 @@ def _fit_with_interval(
         return unknown, (unknown,) * len(scales), unknown
     rows = torch.cat([flips.mean(2).T, distances], 1)  # an example: its flip rates and its distances
 
-    def refit(picked: Tensor) -> float:
-        again = _fit(scales, picked[:, :-num_positions].mean(0), picked[:, -num_positions:])
-        return c if again is None else again
+    def refit(resamples: Tensor) -> Tensor:
+        again = (_fit(scales, rows[:, :-num_positions].mean(0), rows[:, -num_positions:]) for rows in resamples)
+        return torch.tensor([c if value is None else value for value in again], dtype=torch.float64)
 
     # Resampling adds noise to what is left over, so it has no interval: it would lie above the value itself.
     mass = (distances[None] <= c * scales[:, None, None]).double().mean((1, 2))

@@ -149,5 +149,5 @@ def _interval(sweep: Sequence[Row], entropy_nats: float) -> Interval | None:
         frontier = torch.stack([columns[..., 2].mean(-1), corpus_perplexity(columns[..., :2]).log()], -1)
         return at_entropy(frontier, entropy_nats)[..., 0].exp().nan_to_num(nan=math.inf)
 
-    interval = bootstrap_interval(torch.cat(parts, 1), of, 1000, torch.Generator().manual_seed(0), batched=True)
+    interval = bootstrap_interval(torch.cat(parts, 1), of, 1000, torch.Generator().manual_seed(0))
     return interval if math.isfinite(interval.high) and math.isfinite(interval.low) else None

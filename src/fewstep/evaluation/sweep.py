@@ -99,7 +99,7 @@ class Statistic:
         by_seed = tuple(map(self._number, parts))
         if not len(rows):
             return Value(None, None, by_seed)
-        interval = bootstrap_interval(rows, self.of, num_resamples, torch.Generator().manual_seed(0), batched=True)
+        interval = bootstrap_interval(rows, self.of, num_resamples, torch.Generator().manual_seed(0))
         is_finite = math.isfinite(interval.low) and math.isfinite(interval.high)
         return Value(self._number(rows), interval if is_finite else None, by_seed)
 

@@ -19,51 +19,30 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
-class Share:
-    """``value`` of ``total`` things, in [0, 1], with its 95 % interval."""
-
-    value: float
-    interval: Interval
-    total: int
-
-
 def bootstrap_interval(
-    values: Tensor,
-    statistic: Callable[[Tensor], float | Tensor],
-    num_resamples: int,
-    generator: torch.Generator,
-    *,
-    batched: bool = False,
+    values: Tensor, statistic: Callable[[Tensor], Tensor], num_resamples: int, generator: torch.Generator
 ) -> Interval:
     """95 % percentile bootstrap interval (Efron 1979) of ``statistic`` over the rows of ``values`` (N, ...).
 
-    Rows are whole samples, whose tokens are not independent. ``statistic`` maps float64 rows (N, ...) to a number, or
-    with ``batched`` R resamples (R, N, ...) to (R,), which is far faster. Intervals of fewer than 20 samples are
-    somewhat narrow. scipy.stats.bootstrap does the same, but draws from a numpy generator.
+    Rows are whole samples, whose tokens are not independent. ``statistic`` maps R resamples (R, N, ...) float64 to
+    (R,). Intervals of fewer than 20 samples are somewhat narrow. scipy.stats.bootstrap does the same, but draws from a
+    numpy generator.
     """
-    if len(values) < 1 or num_resamples < 2:
-        raise ValueError(f"{len(values)} samples, {num_resamples} resamples: expected at least 1 and at least 2")
     values = values.detach().double().cpu()
     picks = torch.randint(len(values), (num_resamples, len(values)), generator=generator, device=generator.device).cpu()
-    if batched:
-        parts = picks.split(max(1, _NUMBERS_AT_ONCE // max(1, values.numel())))
-        results = torch.cat([torch.as_tensor(statistic(values[part])) for part in parts]).double()
-    else:
-        results = torch.tensor([float(statistic(values[rows])) for rows in picks], dtype=torch.float64)
+    parts = picks.split(max(1, _NUMBERS_AT_ONCE // max(1, values.numel())))
+    results = torch.cat([statistic(values[part]) for part in parts])
     tail = (1 - 0.95) / 2
     low, high = torch.quantile(results, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Interval(low, high)
 
 
-def share_of(hits: Tensor) -> Share:
-    """Share of true entries of ``hits`` (N,) bool, with Wilson's 95 % score interval (Wilson 1927)."""
+def share_interval(hits: Tensor) -> Interval:
+    """Wilson's 95 % score interval (Wilson 1927) of the share of true entries of ``hits`` (N,) bool."""
     from scipy.stats import binomtest  # loads slowly, and few commands count shares
 
-    if not hits.numel():
-        raise ValueError("nothing to count: expected at least one entry")
     counted = binomtest(int(hits.sum()), hits.numel()).proportion_ci(0.95, "wilson")
-    return Share(float(hits.double().mean()), Interval(float(counted.low), float(counted.high)), hits.numel())
+    return Interval(float(counted.low), float(counted.high))
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:

@@ -62,11 +62,6 @@ def match_lengths(stream: Tensor, ids: Tensor, mask: Tensor | None = None, *, ma
     piece of n tokens of the samples has a number, equal for equal pieces, and a place of the train text stays in for
     as long as its piece is one of them. The cost is T searches in round 1 and falls fast after that.
     """
-    if stream.ndim != 1 or not len(stream) or max_length < 1:
-        raise ValueError(
-            f"train text of shape {tuple(stream.shape)}, max_length {max_length}: expected (T,) with at least one "
-            "token, and at least 1"
-        )
     text = stream.detach().cpu().numpy().astype(np.int64)
     tokens = torch.where(_counted(ids, mask), ids, -1).cpu().numpy().astype(np.int64)
     tokens = np.pad(tokens, ((0, 0), (0, 1)), constant_values=-1).reshape(-1)
@@ -140,8 +135,6 @@ def _counted(ids: Tensor, mask: Tensor | None) -> Tensor:
 
 def _starts(ids: Tensor, n: int, mask: Tensor | None) -> Tensor:
     """Where an n-gram that counts starts, (B, L - n + 1) bool; (B, 0) for shorter samples."""
-    if n < 1:
-        raise ValueError(f"n is {n}: an n-gram has at least 1 token")
     counted = _counted(ids, mask)
     return counted.unfold(1, n, 1).all(-1) if ids.shape[1] >= n else counted[:, :0]
 

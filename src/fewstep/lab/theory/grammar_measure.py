@@ -16,7 +16,7 @@ from fewstep.evaluation.rows import Column, Setting, Value
 from fewstep.evaluation.sweep import Measure, Samples, Statistic
 from fewstep.lab.theory.grammar import AGREEMENTS, agreement_grammar, documents
 from fewstep.lab.theory.grammar_law import GrammarLaw
-from fewstep.metrics.intervals import Interval, share_of
+from fewstep.metrics.intervals import Interval, share_interval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -143,8 +143,7 @@ def block_texts(tokenizer: "PreTrainedTokenizerFast", ids: Tensor) -> list[str]:
 
 def share_value(hits: Tensor, by_seed: tuple[float, ...] = ()) -> Value:
     """The share of true entries of ``hits`` (N,) with Wilson's interval."""
-    share = share_of(hits)
-    return Value(share.value, share.interval, by_seed)
+    return Value(float(hits.double().mean()), share_interval(hits), by_seed)
 
 
 def total_variation(uses: Tensor, other: Tensor) -> Tensor:

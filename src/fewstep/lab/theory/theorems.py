@@ -22,7 +22,7 @@ from fewstep.lab.theory.geometry import (
     tree,
 )
 from fewstep.lab.theory.mixtures import Mixture
-from fewstep.metrics.intervals import NORMAL_QUANTILE, Interval, bootstrap_interval, share_of
+from fewstep.metrics.intervals import NORMAL_QUANTILE, Interval, bootstrap_interval, share_interval
 from fewstep.paths import Path
 from fewstep.samplers import FlowSampler
 
@@ -60,7 +60,7 @@ def fitted(
     """``statistic`` of (..., E, c) with the interval of a bootstrap over examples (sampling error alone)."""
     size = max(1, len(rows) // 500)  # means of groups of examples: the same mean, resampled in less time
     groups = torch.stack([group.double().mean(0) for group in rows.split(size) if len(group) == size])
-    interval = bootstrap_interval(groups, statistic, 1000, generator, batched=True)
+    interval = bootstrap_interval(groups, statistic, 1000, generator)
     return row(name, float(statistic(rows.double())), interval, len(rows), expected)
 
 
@@ -283,9 +283,10 @@ def surface_curve(path: Path, num: int, generator: torch.Generator, num_modes: i
                 noise = torch.Generator().manual_seed(seed)
                 x_0 = torch.randn(num, 1, dimension, generator=noise, dtype=torch.float64)
                 ends = sampler.sample(law, x_0, num_steps=steps, generator=noise).x_1[:, 0]
-                share = share_of(torch.cdist(ends, means).amin(1) > near)
-                shares.append(Estimate(share.value, share.interval, num))
-                if share.value > 0.1:
+                between = torch.cdist(ends, means).amin(1) > near
+                share = float(between.double().mean())
+                shares.append(Estimate(share, share_interval(between), num))
+                if share > 0.1:
                     lowest[steps] = place + 1
             if cap in DRAWN_CAPS:
                 lines.append(estimate_series(f"{label}, cap {cap:g}", STEPS, shares))
