@@ -150,7 +150,6 @@ def test_points_that_are_not_accepted_do_not_count() -> None:
         ({"rms": 0.0}, "positive rms"),
         ({"rms": 1.0, "radii": (0.0,)}, "positive radii"),
         ({"rms": 1.0, "num_isotropic": 0}, "at least 1 draw"),
-        ({"rms": 1.0, "num_probes": 0}, "num_probes is 0"),
     ],
 )
 def test_bad_numbers_are_refused(options: dict[str, object], message: str) -> None:

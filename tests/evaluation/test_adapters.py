@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fewstep.denoisers import FlowModel
 from fewstep.evaluation.adapters import NUM_STEPS, HeadConditionals, continuation
-from fewstep.evaluation.measurements import measure_decidedness, measure_late_flips
+from fewstep.evaluation.measurements import MEASUREMENTS
 from fewstep.evaluation.subject import Subject
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import randn
@@ -130,5 +130,5 @@ def test_a_model_is_looked_at_by_steps_that_it_was_trained_for(
         expected = sampler.sample(subject.flow, own.starts("trajectory"), num_steps=num_steps, generator=noise)
     assert len(own.trajectory.predictions) == num_steps
     torch.testing.assert_close(own.trajectory.x_1, expected.x_1)
-    for measure in (measure_late_flips, measure_decidedness):
-        assert measure(own)
+    for name in ("late_flips", "decidedness"):
+        assert MEASUREMENTS[name].run(own)

@@ -10,7 +10,7 @@ import torch
 from fewstep.data import prepare_corpus
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks
-from fewstep.evaluation.measurements import measure_late_flips
+from fewstep.evaluation.measurements import MEASUREMENTS
 from fewstep.evaluation.subject import text_subject
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
@@ -52,7 +52,9 @@ def test_what_is_measured_and_sampled_is_the_averaged_model(workshop: Workshop, 
 
     def measure() -> list[float | None]:
         subject = text_subject(model, held_out_blocks(blocks, len(blocks)), num_examples=8, num_positions=2, seed=0)
-        return [row.estimate.value for result in measure_late_flips(subject.first(4)) for row in result.rows]
+        return [
+            row.estimate.value for result in MEASUREMENTS["late_flips"].measure(subject.first(4)) for row in result.rows
+        ]
 
     def sample() -> dict[int, list[str]]:
         return {steps: list(TextGenerator(model).generate(4, steps, seed=0).texts) for steps in texts}

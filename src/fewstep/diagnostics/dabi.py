@@ -124,8 +124,6 @@ def fisher_trace(
     mean over that many random sign vectors (Hutchinson 1989) across n_b, so that the estimate respects DABI_0 <= n and
     spreads little where F is nearly of rank one. Costs a forward-mode pass per probe, and one more.
     """
-    if num_probes is not None and num_probes < 1:
-        raise ValueError(f"num_probes is {num_probes}: expected at least 1, or None for the exact trace.")
     along = response.local(decode, z, direction)
     values = []
     for index in range(z[0].numel() if num_probes is None else num_probes):

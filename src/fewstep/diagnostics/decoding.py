@@ -78,8 +78,6 @@ class DecodeInParts:
     """
 
     def __init__(self, decode: Callable[..., Tensor], examples_at_once: int, context: Sequence[Tensor] = ()) -> None:
-        if examples_at_once < 1:
-            raise ValueError(f"examples_at_once is {examples_at_once}: expected at least 1.")
         self.decode = decode
         self.examples_at_once = examples_at_once
         self.context = tuple(context)

@@ -50,8 +50,6 @@ def decidedness(
     study: deterministic continuations always agree. The last step adds no noise, so at the state before it the value
     is 1 by construction. Undetermined where the corpus has one token only.
     """
-    if num_continuations < 2:
-        raise ValueError(f"num_continuations is {num_continuations}: expected at least 2, pairs of them are compared.")
     estimates = []
     for t, x_t in states:
         ids = torch.stack([read(continue_from(x_t, float(t), generator)) for _ in range(num_continuations)])
@@ -108,8 +106,6 @@ def settling_steps(ids: Sequence[Tensor]) -> Tensor:
 
     ``ids`` are the tokens (B, L) of each of the N steps, in order.
     """
-    if not ids:
-        raise ValueError("no predictions: a trajectory of at least 1 step is needed.")
     step = torch.full_like(ids[-1], len(ids), dtype=torch.long)
     stays = torch.ones_like(ids[-1], dtype=torch.bool)
     for k in range(len(ids) - 1, 0, -1):  # back from the end, for as long as the token is the last one

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fewstep.diagnostics.dabi import RADII
-from fewstep.diagnostics.result import Estimate, Picture, Result, Row
+from fewstep.diagnostics.result import Picture, Result, Row
 from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns
 from fewstep.evaluation.measurement import EffortName, Measurement, Threshold, choose
@@ -48,10 +48,6 @@ class Diagnosis:
     def rows(self) -> tuple[Row, ...]:
         """Every line of the table."""
         return tuple(row for result in self.results.values() for row in result.rows)
-
-    def estimate(self, name: str) -> Estimate:
-        """The estimate of the row ``name``."""
-        return {row.name: row.estimate for row in self.rows()}[name]
 
     def pictures(self) -> dict[str, Picture]:
         """The pictures, by the results' names."""
@@ -105,7 +101,7 @@ def diagnose(
     for name, item in list(chosen.items()):
         if missing := [part for part in item.parts if part not in subject.parts]:
             if only is not None:
-                refuse(subject, name, missing)
+                _refuse(subject, name, missing)
             left_out[name] = ", ".join(missing)
             del chosen[name]
     results = {result.name: result for result in run_all(chosen, subject, effort, progress, processes)}
@@ -125,23 +121,20 @@ def diagnose(
         subject.positions.shape[1] or None,
         subject.seed,
         left_out,
-        {"name": protocol, **protocol_of(subject, effort)},
+        {"name": protocol, **_protocol(subject, effort)},
         tuple(notes),
         {name: threshold for name, threshold in declared if name in names},
     )
 
 
-def refuse(subject: Subject, name: str, missing: Sequence[str]) -> None:
-    """Raise the ``UserError`` for the measurement ``name``, which needs parts that the subject lacks."""
+def _refuse(subject: Subject, name: str, missing: Sequence[str]) -> None:
     model = subject.model
-    if model is None:
+    if model is None or not all(hasattr(model, part) for part in missing):  # no stage trains that
         raise UserError(f"{subject.name} has no {', '.join(missing)}, which {name} needs: leave it out of --only")
-    if unknown := [part for part in missing if not hasattr(model, part)]:
-        raise UserError(f"measurement {name} needs the part {unknown[0]!r}, which no model has")
     model.require(*missing, source=f"{subject.name}, asked for {name},")
 
 
-def protocol_of(subject: Subject, effort: EffortName) -> dict[str, Any]:
+def _protocol(subject: Subject, effort: EffortName) -> dict[str, Any]:
     """What two diagnoses must share for their rows to compare, and ``latent_rms``, which is each model's own."""
     is_text = subject.kind == "text"
     return {
@@ -166,9 +159,9 @@ def protocol_of(subject: Subject, effort: EffortName) -> dict[str, Any]:
 def run_all(
     chosen: Mapping[str, Measurement],
     subject: Subject,
-    effort: EffortName = "full",
-    progress: Progress | None = None,
-    processes: Processes | None = None,
+    effort: EffortName,
+    progress: Progress | None,
+    processes: Processes | None,
 ) -> tuple[Result, ...]:
     """The results of all measurements, in order; ``progress`` is called before each and at the end.
 

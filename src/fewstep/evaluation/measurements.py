@@ -56,18 +56,16 @@ def _dabi(
     )
 
 
-def measure_token_accuracy(subject: Subject) -> Result:
-    """Share of the tokens that the parallel readout reads correctly from their own latents."""
+def _measure_token_accuracy(subject: Subject) -> Result:
     return token_accuracy(subject.decode, subject.z, subject.data, generator=subject.noise("token_accuracy"))
 
 
-def measure_reconstruction(subject: Subject) -> Result:
-    """Squared error of the images decoded from their own latents."""
+def _measure_reconstruction(subject: Subject) -> Result:
     noise = subject.noise("reconstruction_error")
     return reconstruction_error(subject.decode, subject.z, subject.data, generator=noise)
 
 
-def measure_dabi(subject: Subject, *, local: bool = False, segments: bool = True) -> tuple[Result, ...]:
+def _measure_dabi(subject: Subject, *, local: bool = False, segments: bool = True) -> tuple[Result, ...]:
     """DABI of a parallel readout at boundaries, along the normal and a segment (``segments``), and at data.
 
     Images have no tokens, and so no boundary: half-way between two of them, and at data, along the segment.
@@ -82,7 +80,7 @@ def measure_dabi(subject: Subject, *, local: bool = False, segments: bool = True
     return tuple(_dabi(subject, where, name, local) for name, where in points.items())
 
 
-def measure_dabi_worst(subject: Subject) -> Result:
+def _measure_dabi_worst(subject: Subject) -> Result:
     """DABI where a segment crosses a boundary, in the direction of the largest response: an upper bound."""
     points = worst_direction(
         subject.decode,
@@ -94,46 +92,40 @@ def measure_dabi_worst(subject: Subject) -> Result:
     return _dabi(subject, points, "dabi_worst", local=False)
 
 
-def measure_dabi_flip(subject: Subject, *, num_isotropic: int = 12) -> Result:
-    """How often a token flips along its normal and isotropically, in ``num_isotropic`` draws per example."""
+def _measure_dabi_flip(subject: Subject, *, num_isotropic: int = 12) -> Result:
     measured, noise = subject.margins, subject.noise("dabi_flip")
     return dabi_flip(
         subject.decode, subject.z, subject.positions, measured, num_isotropic=num_isotropic, generator=noise
     )
 
 
-def measure_first_failure(subject: Subject, *, num_random: int = 4) -> Result:
-    """How far a latent moves before its token changes, across the nearest boundary and in random directions."""
+def _measure_first_failure(subject: Subject, *, num_random: int = 4) -> Result:
     measured, noise = subject.margins, subject.noise("first_failure")
     return first_failure(subject.decode, subject.z, subject.positions, measured, num_random=num_random, generator=noise)
 
 
-def measure_boundary_distance(subject: Subject) -> tuple[Result, ...]:
-    """How far data lies from a flip, and how wide the band around a boundary is there."""
+def _measure_boundary_distance(subject: Subject) -> tuple[Result, ...]:
     at_data, noise = (subject.margins, subject.z), subject.noise("boundary_distance")
     return boundary_distance(*at_data, generator=noise), boundary_width(*at_data, generator=noise)
 
 
-def measure_noise_robustness(subject: Subject) -> Result:
-    """Token accuracy against displacement, isotropic and towards the runner-up."""
+def _measure_noise_robustness(subject: Subject) -> Result:
     measured, noise = subject.margins, subject.noise("noise_robustness")
     return noise_robustness(subject.decode, subject.z, subject.data, subject.positions, measured, generator=noise)
 
 
-def measure_head_accuracy(subject: Subject) -> Result:
-    """Token accuracy of the autoregressive readout, given the text's own tokens before each position."""
+def _measure_head_accuracy(subject: Subject) -> Result:
     noise = subject.noise("token_accuracy_commit")  # its first name: seeds depend on it
     return token_accuracy(subject.given_text(), subject.z, subject.data, generator=noise, name="token_accuracy_head")
 
 
-def measure_dabi_head(subject: Subject, *, local: bool = False) -> Result:
-    """DABI of the autoregressive readout, given the text's own tokens before each position."""
+def _measure_dabi_head(subject: Subject, *, local: bool = False) -> Result:
     decode, noise = subject.given_text(), "dabi_commit"  # its first name, as above
     points = normal_boundary(decode, subject.z, subject.positions)
     return _dabi(subject, points, "dabi_head", local, decode, noise)
 
 
-def measure_dabi_generated(subject: Subject, *, local: bool = False) -> tuple[Result, ...]:
+def _measure_dabi_generated(subject: Subject, *, local: bool = False) -> tuple[Result, ...]:
     """DABI of the parallel readout at boundaries next to latents that the flow generated, and their distance."""
     decode, z = subject.decode, subject.trajectory.x_1
     points, name = normal_boundary(decode, z, subject.positions), "boundary_distance_generated"
@@ -144,7 +136,7 @@ def measure_dabi_generated(subject: Subject, *, local: bool = False) -> tuple[Re
     )
 
 
-def measure_cci(subject: Subject, *, levels: Sequence[float] | None = NOISE_LEVELS) -> tuple[Result, ...]:
+def _measure_cci(subject: Subject, *, levels: Sequence[float] | None = NOISE_LEVELS) -> tuple[Result, ...]:
     """CCI of the head at generated latents, blurred as it reads them, and at data with noise of ``levels``.
 
     None: at generated latents alone, or without a denoiser at data with noise of the head's trust level.
@@ -168,8 +160,7 @@ def measure_cci(subject: Subject, *, levels: Sequence[float] | None = NOISE_LEVE
     return tuple(results)
 
 
-def measure_listening(subject: Subject, *, levels: Sequence[float] = NOISE_LEVELS) -> tuple[Result, ...]:
-    """Whether the head uses its latents: at the noise level that it blurs them by, and at ``levels``."""
+def _measure_listening(subject: Subject, *, levels: Sequence[float] = NOISE_LEVELS) -> tuple[Result, ...]:
     read, z, ids = subject.read_head, subject.z, subject.data
     return (
         listening(read, z, ids, subject.trust_level, subject.noise("listening")),
@@ -177,7 +168,7 @@ def measure_listening(subject: Subject, *, levels: Sequence[float] = NOISE_LEVEL
     )
 
 
-def measure_decidedness(subject: Subject, *, num_continuations: int = 16, every: int = 1) -> Result:
+def _measure_decidedness(subject: Subject, *, num_continuations: int = 16, every: int = 1) -> Result:
     """Whether tokens are decided before the end of a trajectory, whatever noise comes, at every ``every``-th state."""
     few = subject.first(FEW)
     assert few.model is not None
@@ -193,14 +184,12 @@ def measure_decidedness(subject: Subject, *, num_continuations: int = 16, every:
     )
 
 
-def measure_late_flips(subject: Subject) -> tuple[Result, ...]:
-    """When tokens stop changing along the deterministic trajectory."""
+def _measure_late_flips(subject: Subject) -> tuple[Result, ...]:
     read, noise = (subject.trajectory.predictions, subject.read), subject.noise("late_flips")
     return late_flip_rate(*read, generator=noise), decision_step(*read, generator=noise)
 
 
-def measure_tube(subject: Subject, *, times: Sequence[float] = TIMES) -> Result:
-    """Theorem 3 as a curve: flips of the posterior mean against the mass next to a boundary."""
+def _measure_tube(subject: Subject, *, times: Sequence[float] = TIMES) -> Result:
     flow = subject.flow
     return tube(
         subject.decode,
@@ -214,8 +203,7 @@ def measure_tube(subject: Subject, *, times: Sequence[float] = TIMES) -> Result:
     )
 
 
-def measure_stiffness(subject: Subject, *, times: Sequence[float] = TIMES, num_iterations: int = 20) -> Result:
-    """How much the velocity changes with the state, along noised data."""
+def _measure_stiffness(subject: Subject, *, times: Sequence[float] = TIMES, num_iterations: int = 20) -> Result:
     flow, few = subject.flow, subject.first(FEW)
     x_0 = few.starts("stiffness_start")
     return stiffness(
@@ -237,10 +225,10 @@ FEW_STEPS = 4
 """The number of steps that "few" means where a threshold needs one: the paper compares ODE and SDE at K = 4."""
 
 MEASUREMENTS: dict[str, Measurement] = {
-    "token_accuracy": Measurement(measure_token_accuracy, kind="text"),
-    "reconstruction": Measurement(measure_reconstruction, kind="images"),
+    "token_accuracy": Measurement(_measure_token_accuracy, kind="text"),
+    "reconstruction": Measurement(_measure_reconstruction, kind="images"),
     "dabi": Measurement(
-        measure_dabi,
+        _measure_dabi,
         stages=("autoencoder",),
         training=Effort(positions=1, options={"local": True, "segments": False}),
         default=ONE_IN_EACH,
@@ -256,16 +244,16 @@ MEASUREMENTS: dict[str, Measurement] = {
             )
         },
     ),
-    "dabi_worst": Measurement(measure_dabi_worst, default=ONE_IN_EACH),
+    "dabi_worst": Measurement(_measure_dabi_worst, default=ONE_IN_EACH),
     "dabi_flip": Measurement(
-        measure_dabi_flip,
+        _measure_dabi_flip,
         kind="text",
         stages=("autoencoder",),
         training=Effort(share=2, options={"num_isotropic": 6}),
         default=HALF,
     ),
     "first_failure": Measurement(
-        measure_first_failure,
+        _measure_first_failure,
         kind="text",
         default=ONE_IN_EACH,
         thresholds={
@@ -279,9 +267,9 @@ MEASUREMENTS: dict[str, Measurement] = {
             )
         },
     ),
-    "boundary_distance": Measurement(measure_boundary_distance, kind="text", stages=("autoencoder",)),
+    "boundary_distance": Measurement(_measure_boundary_distance, kind="text", stages=("autoencoder",)),
     "noise_robustness": Measurement(
-        measure_noise_robustness,
+        _measure_noise_robustness,
         kind="text",
         stages=("autoencoder",),
         training=Effort(share=2),
@@ -307,9 +295,9 @@ MEASUREMENTS: dict[str, Measurement] = {
             ),
         },
     ),
-    "token_accuracy_head": Measurement(measure_head_accuracy, ("head",), kind="text"),
+    "token_accuracy_head": Measurement(_measure_head_accuracy, ("head",), kind="text"),
     "dabi_head": Measurement(
-        measure_dabi_head,
+        _measure_dabi_head,
         ("head",),
         kind="text",
         stages=("head",),
@@ -317,7 +305,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         default=ONE_IN_EACH,
     ),
     "dabi_generated": Measurement(
-        measure_dabi_generated,
+        _measure_dabi_generated,
         ("denoiser",),
         kind="text",
         stages=("flow",),
@@ -335,7 +323,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         },
     ),
     "cci": Measurement(
-        measure_cci,
+        _measure_cci,
         ("head",),
         kind="text",
         stages=("head",),
@@ -353,7 +341,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         },
     ),
     "listening": Measurement(
-        measure_listening,
+        _measure_listening,
         ("head",),
         kind="text",
         default=HALF,
@@ -368,7 +356,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         },
     ),
     "tube": Measurement(
-        measure_tube,
+        _measure_tube,
         ("denoiser",),
         kind="text",
         stages=("flow",),
@@ -387,7 +375,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         },
     ),
     "stiffness": Measurement(
-        measure_stiffness,
+        _measure_stiffness,
         ("denoiser",),
         kind="text",
         stages=("flow",),
@@ -406,7 +394,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         },
     ),
     "late_flips": Measurement(
-        measure_late_flips,
+        _measure_late_flips,
         ("denoiser",),
         kind="text",
         stages=("flow",),
@@ -424,7 +412,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         },
     ),
     "decidedness": Measurement(
-        measure_decidedness,
+        _measure_decidedness,
         ("denoiser",),
         kind="text",
         stages=("flow",),

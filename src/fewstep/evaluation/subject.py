@@ -92,12 +92,8 @@ class Subject:
         return self._smaller[size]
 
     def read_head(self, level: float) -> TokenConditionals:
-        """The autoregressive readout for latents with noise of ``level``.
-
-        Raises ``UserError`` for a model without a head.
-        """
-        if self.conditionals is None:
-            raise UserError(f"{self.name} reads all tokens at once: it has no head")
+        """The autoregressive readout of a model that has one, for latents with noise of ``level``."""
+        assert self.conditionals is not None
         return self.conditionals(level)
 
     def given_text(self) -> Decode:

@@ -39,7 +39,7 @@ def test_dabi_along_a_segment_is_that_of_the_jacobian(diagnosis: Diagnosis, name
     grams = torch.stack([gram(at) for at in ((z + other) / 2 if place == "midpoint" else z)])
     u = torch.nn.functional.normalize((z - other).flatten(1).double(), dim=1)
     share = torch.einsum("bi,bij,bj->b", u, grams, u).sum() / grams.diagonal(dim1=1, dim2=2).sum()
-    assert diagnosis.estimate(f"{name}_pooled").value == pytest.approx(8 * float(share), rel=0.1)
+    assert diagnosis.results[name][f"{name}_pooled"].value == pytest.approx(8 * float(share), rel=0.1)
 
 
 def test_a_seed_gives_the_same_figures_alone_and_under_inference_mode_and_another_seed_others(
