@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ def plain(result: Result) -> Any:
     """``result`` through JSON and back; fails on NaN and infinity."""
     assert all(row.name for row in result.rows)
     assert all(len(line.x) == len(line.y) for line in result.curves.values())
-    return json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    return json.loads(json.dumps(asdict(result), allow_nan=False))
 
 
 def heights(result: Result, key: str) -> Tensor:

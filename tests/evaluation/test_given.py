@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.evaluation.rows import HELD_OUT, SHUFFLED, Row
+from fewstep.evaluation.rows import HELD_OUT, SHUFFLED, Row, label_of
 from fewstep.evaluation.scorers import RunScorer
 from fewstep.evaluation.sweep import Batch, Group, Samples, Sweep
 from fewstep.evaluation.text_plan import TextStudy, around_gap, first_tokens
@@ -129,8 +129,8 @@ def test_an_axis_that_needs_a_prompt_is_refused_without_one(axis: str) -> None:
 def test_where_nothing_is_given_the_rows_are_the_plain_ones() -> None:
     nothing = given_study("nothing")
     plain = replace(nothing, real=replace(nothing.real, given=None))
-    theirs = {row.label(): values_of(row) for row in swept(plain)}
-    ours = {row.label(): values_of(row) for row in swept(nothing)}
+    theirs = {label_of(row.setting): values_of(row) for row in swept(plain)}
+    ours = {label_of(row.setting): values_of(row) for row in swept(nothing)}
     for label, values in ours.items():
         expected = {name: value for name, value in theirs[label].items() if name != "rms_ratio"}
         assert values == expected

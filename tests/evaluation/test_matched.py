@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fewstep.evaluation.frontier import write_frontier
-from fewstep.evaluation.matched import ENTROPY, KEPT, at_entropy, matched_rows, with_matched_table
-from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, SHUFFLED, Row, Value
+from fewstep.evaluation.matched import ENTROPY, at_entropy, matched_rows
+from fewstep.evaluation.rows import FLOW, HELD_OUT, SHUFFLED, Row, Value
 from fewstep.evaluation.sweep import Group, Samples, Sweep
 from fewstep.evaluation.texts import Sampling, flow_settings
 from tests.evaluation.test_texts import study
@@ -68,8 +68,6 @@ def test_a_sweep_on_one_side_never_gets_there_and_names_the_nearest_entropy(entr
     assert "perplexity" in matched.values and matched.value("perplexity") is None
     assert matched.value("nearest_entropy_nats") == nearest
     assert matched.setting["temperature"] == f"never, {nearest:.2f}"
-    _, (table, caption, columns) = with_matched_table(rows, "", COLUMNS)
-    assert "3.00 nats" in caption and table[-1] == matched and columns["temperature"].title == "at temperature"
 
 
 def test_only_temperature_joins_rows_and_without_real_text_or_a_sweep_there_is_no_table() -> None:
@@ -78,7 +76,7 @@ def test_only_temperature_joins_rows_and_without_real_text_or_a_sweep_there_is_n
     assert [(setting["name"], setting.get("num_steps")) for setting in settings] == [
         *((HELD_OUT, None), (SHUFFLED, None), (FLOW, None), (FLOW, 4))
     ]
-    assert matched_rows(rows) == [] and len(with_matched_table([*YARDSTICKS, *rows[:1]], "", COLUMNS)) == 1
+    assert matched_rows(rows) == matched_rows([*YARDSTICKS, *rows[:1]]) == []
 
 
 def test_the_interval_resamples_all_temperatures_alike_and_is_left_out_where_many_resamples_miss() -> None:
@@ -108,7 +106,7 @@ def test_real_text_as_samples_is_itself_and_cut_short_it_does_not_pass(length: i
         return [Samples({"ids": real.ids[rows], "mask": seen[rows]}) for _ in settings]
 
     group = Group(tuple({"name": "copy", "temperature": value} for value in (0.8, 1.2)), make)
-    rows = list(Sweep(own.plan([*own.yardsticks()[:2], group], ("scores", "repetition"), keep=KEPT)).rows())
+    rows = list(Sweep(own.plan([*own.yardsticks()[:2], group], ("scores", "repetition"))).rows())
     first, _, copy = matched_rows(rows)
     if length is not None:
         assert rows[-1].value("tokens_per_sample") == length

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from fewstep.errors import UserError
+from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.rows import (
     COLUMNS,
     Column,
     Row,
     RowFile,
     Value,
+    check_protocol,
     differences,
     hash_of,
     rows_csv,
-    rows_markdown,
-    same_protocol,
     table_lines,
 )
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, Statistic, Sweep, model_digest
@@ -168,7 +168,8 @@ def test_rows_of_another_protocol_or_model_are_refused_by_all_processes_or_renew
             raise error
     assert file.file.read_bytes() == before
     renewed = Sweep(plan(**changes)).run(file, renew=True)
-    assert len(renewed) == len(file.read()) == 3 and same_protocol(renewed) == plan(**changes).protocol_hash
+    assert len(renewed) == len(file.read()) == 3
+    assert {row.protocol_hash for row in renewed} == {plan(**changes).protocol_hash}
 
 
 NO_ROW = "line 2 is no row"
@@ -204,18 +205,13 @@ def test_a_setting_that_stands_twice_is_refused(rows: list[Row], tmp_path: Path)
         file.append(row)
     with pytest.raises(UserError, match="row real twice: take one out by hand"):
         Sweep(plan()).run(file)
-    for wrong in ({"num_samples": 0}, {"seeds": ()}):
-        with pytest.raises(UserError, match="expected at least 1 of each"):
-            plan(**wrong)
 
 
 def test_rows_of_two_protocols_are_not_put_in_one_table(rows: list[Row]) -> None:
     other = next(Sweep(plan(protocol={"data": "others"})).rows())
-    assert same_protocol(rows) == rows[0].protocol_hash
+    check_protocol(rows)
     with pytest.raises(UserError, match="data: 'numbers' against 'others'"):
-        same_protocol([*rows, other])
-    with pytest.raises(UserError, match="no rows"):
-        same_protocol([])
+        check_protocol([*rows, other])
 
 
 def test_a_protocols_hash_is_that_of_its_values_alone() -> None:
@@ -227,8 +223,8 @@ def test_a_protocols_hash_is_that_of_its_values_alone() -> None:
 
 
 def test_a_protocol_must_be_plain_values(tmp_path: Path) -> None:
-    for wrong in (float("nan"), object()):
-        with pytest.raises(ValueError):
+    for wrong, error in ((float("nan"), ValueError), (object(), TypeError)):
+        with pytest.raises(error):
             Sweep(plan(protocol={"data": wrong})).run(RowFile(tmp_path / "rows.jsonl"))
 
 
@@ -243,7 +239,8 @@ def test_a_table_has_the_columns_that_some_row_needs(rows: list[Row]) -> None:
     heading, *lines = table_lines([row, unusual], columns)
     assert heading == ("text", "K", "mean", "95 % interval", "drawn")
     assert lines == [("flow", "1", "2.0", "1.0 - 3.0", "fresh"), ("flow", "1", "", "", "reused")]
-    assert rows_markdown([row], "a caption", columns).endswith("| flow | 1 | 2.0 | 1.0 - 3.0 |\n\na caption\n")
+    markdown = markdown_table(table_lines([row], columns), "a caption")
+    assert markdown.endswith("| flow | 1 | 2.0 | 1.0 - 3.0 |\n\na caption\n")
     assert rows_csv([row, rows[0]]).splitlines()[:2] == [
         "name,num_steps,drawn,mean,count,nothing,mean_low,mean_high,num_samples",
         "flow,1,fresh,2.04,,,1.0,3.0,10",

@@ -16,7 +16,7 @@ from typing import Any
 
 from fewstep.data.readers import READERS, read_file
 from fewstep.errors import UserError
-from fewstep.evaluation.rows import RowFile, hash_of, rows_csv, rows_text
+from fewstep.evaluation.rows import RowFile, hash_of, rows_csv, table_lines
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from tests.bundles import tiny_bundle
@@ -49,7 +49,7 @@ def rows(content: bytes) -> object:
     file = scratch() / "rows.jsonl"
     file.write_bytes(content)
     found = RowFile(file).read()
-    rows_csv(found), rows_text(found, "")
+    rows_csv(found), table_lines(found)
     return [json.dumps(asdict(row), allow_nan=False).encode() for row in found]
 
 

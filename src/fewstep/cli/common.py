@@ -176,13 +176,17 @@ def write_tables(
 
     Returns the rows of the first, and both tables as Markdown and as text for a terminal.
     """
-    from fewstep.evaluation.matched import with_matched_table
-    from fewstep.evaluation.rows import rows_csv, rows_markdown, rows_text
+    from fewstep.evaluation.columns import aligned_columns, markdown_table
+    from fewstep.evaluation.matched import ENTROPY, MATCHED_CAPTION, MATCHED_COLUMNS, matched_rows
+    from fewstep.evaluation.rows import at_usual_temperature, rows_csv, table_lines
 
-    tables = with_matched_table(rows, caption, columns)
-    markdown = "\n".join(rows_markdown(*table) for table in tables)
+    plain = [row for row in rows if at_usual_temperature(row.setting)]
+    tables = [(table_lines(plain, columns), caption)]
+    if matched := matched_rows(rows):
+        entropy = matched[0].value(ENTROPY)
+        tables.append((table_lines(matched, MATCHED_COLUMNS), MATCHED_CAPTION.format(entropy=entropy)))
+        write_text(folder / "matched.csv", rows_csv(matched))
+    markdown = "\n".join(markdown_table(*table) for table in tables)
     write_text(folder / f"{name}.md", markdown)
     write_text(folder / f"{name}.csv", rows_csv(rows))
-    for matched, *_ in tables[1:]:
-        write_text(folder / "matched.csv", rows_csv(matched))
-    return tables[0][0], markdown, "\n\n".join(rows_text(*table) for table in tables)
+    return plain, markdown, "\n\n".join(f"{aligned_columns(lines, (0, 1, 2))}\n{text}" for lines, text in tables)

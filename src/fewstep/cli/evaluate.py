@@ -73,7 +73,6 @@ class EvaluateOptions(AxisOptions, StudyOptions):
 def main(argv: list[str]) -> int:
     """Evaluate as ``argv`` says and return the exit code. Several processes (``torchrun``) share the rows."""
     options = parse_options("evaluate", EvaluateOptions, argv)
-    from fewstep.evaluation.matched import KEPT
     from fewstep.evaluation.processes import Processes
     from fewstep.evaluation.rows import RowFile
     from fewstep.evaluation.sweep import Sweep
@@ -107,7 +106,7 @@ def main(argv: list[str]) -> int:
         study = options.study(bundle, mauve=options.mauve, **parts)
         flows = flow_groups(bundle, samplings, readouts, temperatures, known=study.known)
         groups = [*study.yardsticks(temperatures=temperatures), *flows]
-        plan = study.plan(groups, keep=KEPT, provenance=provenance("evaluate", argv))
+        plan = study.plan(groups, provenance=provenance("evaluate", argv))
         if processes.is_first:
             make_folder(folder)
             locked.enter_context(lock)

@@ -228,7 +228,6 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> None
     from fewstep.evaluation.charts import STEPS as OVER_STEPS
     from fewstep.evaluation.charts import score_pictures
     from fewstep.evaluation.frontier import write_frontier
-    from fewstep.evaluation.matched import KEPT
     from fewstep.evaluation.pictures import write_pictures
     from fewstep.evaluation.rows import RowFile
     from fewstep.evaluation.scorers import RunScorer
@@ -259,7 +258,7 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> None
     flows = flow_groups(bundle, samplings, readouts, temperatures)
     few = [Sampling(steps, RENEWED) for steps in FEW_STEPS]
     flows += flow_groups(few_step, few, readouts, temperatures, name="distribution matching")
-    plan = study.plan([*yardsticks, *flows], MEASURES, keep=KEPT, provenance=recipe)
+    plan = study.plan([*yardsticks, *flows], MEASURES, recipe)
     plan = replace(plan, protocol={**plan.protocol, "few_step_model": model_digest(few_step)})
     with progress_bar("sampling and scoring", "row") as progress:
         rows = Sweep(plan).run(RowFile(options.out / "rows.jsonl"), progress, renew=True)

@@ -93,10 +93,6 @@ class Result:
             return None
         return Picture(series=tuple(self.curves.values()), **asdict(self.axes))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 def estimate_series(label: str, x: Sequence[float], estimates: Sequence[Estimate]) -> Series:
     """``estimates`` over ``x`` with their intervals; an undetermined one has no point."""

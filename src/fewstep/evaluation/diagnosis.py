@@ -1,7 +1,7 @@
 """A whole diagnosis: the measurements that a subject allows, as a table, JSON and pictures."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -11,12 +11,10 @@ from fewstep.errors import UserError
 from fewstep.evaluation.columns import aligned_columns
 from fewstep.evaluation.measurement import EffortName, Measurement, Threshold, choose
 from fewstep.evaluation.measurements import MEASUREMENTS, NOISE_LEVELS, NUM_ISOTROPIC, NUM_PROBES
-from fewstep.evaluation.processes import Processes
+from fewstep.evaluation.processes import Processes, Progress
 from fewstep.evaluation.subject import Subject
 from fewstep.provenance import versions
 
-Progress = Callable[[int, int, str], object]
-"""Called before each measurement, and after the last, as (measurements done, measurements in all, name)."""
 PAPER_MEASUREMENTS = ("token_accuracy", "reconstruction", "dabi", "first_failure", "cci")
 PAPER_EXAMPLES = 512
 """The protocol "paper", of figures that people compare between decoders: held-out examples, or all where the data has

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.rows import COLUMNS, HELD_OUT, SHUFFLED, Axis, Column, Row, Value, at_usual_temperature, key_of
+from fewstep.evaluation.rows import COLUMNS, HELD_OUT, SHUFFLED, Axis, Column, Row, Value, key_of
 from fewstep.evaluation.scorers import corpus_perplexity
 from fewstep.metrics.intervals import Interval, bootstrap_interval
 
@@ -33,7 +33,7 @@ MATCHED_COLUMNS = {
     "repetition_ratio": Column("rep-4 / real", ".1f"),
     **{name: COLUMNS[name] for name in ("rms_ratio", "tokens_per_sample", "num_samples")},
 }
-CAPTION = (
+MATCHED_CAPTION = (
     "Each setting at the temperature where its samples have the unigram entropy of real text, {entropy:.2f} nats a "
     "sample: log-perplexity interpolated linearly in entropy between neighbouring temperatures, of several places the "
     "lowest. Temperature: of the noise (noise scale) for the parallel readout, of the tokens for head and language "
@@ -73,17 +73,6 @@ def matched_rows(rows: Sequence[Row]) -> list[Row]:
         return []
     matched = [*fixed.values(), *(_matched(sweep, _number(fixed[HELD_OUT], ENTROPY)) for sweep in sweeps)]
     return [replace(row, values=row.values | _ratios(row, fixed)) for row in matched]
-
-
-def with_matched_table(
-    rows: Sequence[Row], caption: str, columns: Mapping[str, Column]
-) -> list[tuple[list[Row], str, Mapping[str, Column]]]:
-    """Rows, caption and columns of the table at the usual temperature, and where there was a sweep of the one at
-    matched entropy."""
-    tables = [([row for row in rows if at_usual_temperature(row.setting)], caption, columns)]
-    if matched := matched_rows(rows):
-        tables.append((matched, CAPTION.format(entropy=matched[0].value(ENTROPY)), MATCHED_COLUMNS))
-    return tables
 
 
 def temperature_of(row: Row) -> float:

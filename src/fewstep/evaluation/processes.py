@@ -1,7 +1,7 @@
 """Several processes that share one evaluation, or one that does it alone."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -10,6 +10,8 @@ import torch.distributed as dist
 from fewstep.errors import UserError, first_line
 
 Item = TypeVar("Item")
+Progress = Callable[[int, int, str], object]
+"""Called as (done, in all, name of what is done or begins)."""
 
 
 class Processes:

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fewstep.errors import UserError
-from fewstep.evaluation.columns import aligned_columns, markdown_table, rounded
+from fewstep.evaluation.columns import rounded
 from fewstep.metrics.intervals import Interval
 
 FLOW, HELD_OUT, SHUFFLED = "flow", "held-out text", "words shuffled"
@@ -51,14 +51,8 @@ def label_of(setting: Setting) -> str:
 
 
 def canonical_json(values: Any) -> str:
-    """JSON with sorted keys and no white space: one text for equal values.
-
-    Raises ``ValueError`` for what JSON does not know, NaN and infinities included.
-    """
-    try:
-        return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except TypeError as error:
-        raise ValueError(f"{error}: expected plain numbers, strings, lists and dictionaries") from None
+    """JSON with sorted keys and no white space: one text for equal values."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def hash_of(values: Any) -> str:
@@ -129,16 +123,10 @@ class Row:
         """The 95 % interval of the value ``name``, where it has one."""
         return None if name not in self.values else self.values[name].interval
 
-    def label(self) -> str:
-        """For progress bars and charts."""
-        return label_of(self.setting)
 
-
-def same_protocol(rows: Iterable[Row]) -> str:
-    """The protocol hash of all ``rows``. Raises ``UserError`` for no rows, and where two differ."""
+def check_protocol(rows: Iterable[Row]) -> None:
+    """Raise ``UserError`` where two of ``rows`` have different protocols."""
     by_hash = {row.protocol_hash: row.protocol for row in rows}
-    if not by_hash:
-        raise UserError("no rows: expected at least one")
     if len(by_hash) > 1:
         (first, ours), (second, theirs), *_ = by_hash.items()
         differing = "; ".join(differences(ours, theirs)[:3])
@@ -146,7 +134,6 @@ def same_protocol(rows: Iterable[Row]) -> str:
             f"rows of scoring protocols {first} and {second} ({differing}): their numbers do not compare; keep them in "
             "separate files"
         )
-    return next(iter(by_hash))
 
 
 @cache
@@ -285,16 +272,6 @@ def table_lines(rows: Sequence[Row], columns: Mapping[str, Column] = COLUMNS) ->
             intervals = [row.interval(name) for row in rows]
             cells.append([f"{column.written(i.low)} - {column.written(i.high)}" if i else "" for i in intervals])
     return [tuple(heading), *zip(*cells, strict=True)]
-
-
-def rows_markdown(rows: Sequence[Row], caption: str, columns: Mapping[str, Column] = COLUMNS) -> str:
-    """A Markdown table with its caption below."""
-    return markdown_table(table_lines(rows, columns), caption)
-
-
-def rows_text(rows: Sequence[Row], caption: str, columns: Mapping[str, Column] = COLUMNS) -> str:
-    """Aligned columns for a terminal, with the caption below."""
-    return aligned_columns(table_lines(rows, columns), (0, 1, 2)) + "\n" + caption
 
 
 def rows_csv(rows: Sequence[Row]) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.evaluation.processes import Processes
+from fewstep.evaluation.processes import Processes, Progress
 from fewstep.evaluation.rows import (
     COLUMNS,
     Column,
@@ -32,9 +32,6 @@ from fewstep.evaluation.rows import (
 from fewstep.evaluation.scorers import weights_digest
 from fewstep.metrics.intervals import bootstrap_interval
 from fewstep.model import SavedModel
-
-Progress = Callable[[int, int, str], object]
-"""Called as (rows done, rows in all, the last row's label)."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,7 @@ class Plan:
 
     ``protocol`` holds what rows must have in common to compare, as plain values; samples, seeds and what the measures
     depend on are added. ``examples`` shows the first few samples as text. The statistics named in ``keep`` leave their
-    samples' numbers in the row. Raises ``UserError`` where a setting comes twice, and for no seed or sample.
+    samples' numbers in the row. Raises ``UserError`` where a setting comes twice.
     """
 
     groups: Sequence[Group]
@@ -149,8 +146,6 @@ class Plan:
     caption: str = ""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1 or not self.seeds or self.batch_size < 1:
-            raise UserError(f"{self.num_samples} samples for seeds {self.seeds}: expected at least 1 of each")
         seen: set[Key] = set()
         for setting in self.settings:
             if key_of(setting) in seen:
@@ -212,7 +207,7 @@ class Sweep:
         for count, row in enumerate(self.rows(done), resumed + 1):
             file.append(row)
             rows.append(row)
-            report(count, total, row.label())
+            report(count, total, label_of(row.setting))
         return sorted(rows, key=lambda row: place.get(row.key, total))
 
     def rows(self, done: Collection[Key] = ()) -> Iterator[Row]:
@@ -272,7 +267,7 @@ class Sweep:
         seen: set[Key] = set()
         for row in rows:
             if row.key in seen:
-                raise UserError(f"{file.file} holds the row {row.label()} twice: take one out by hand")
+                raise UserError(f"{file.file} holds the row {label_of(row.setting)} twice: take one out by hand")
             seen.add(row.key)
         problem = next(filter(None, map(self._problem, rows)), None)
         if problem is None:

@@ -12,6 +12,7 @@ from fewstep.data import PreparedCorpus
 from fewstep.data.batches import spread_rows
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks, shuffled_blocks, train_stream, unigram_blocks
+from fewstep.evaluation.matched import KEPT
 from fewstep.evaluation.measures import MEASURES, PROMPTS
 from fewstep.evaluation.rows import HELD_OUT, SHUFFLED, Setting
 from fewstep.evaluation.scorers import Scorer, texts_of
@@ -178,8 +179,6 @@ class TextStudy:
         self,
         groups: Sequence[Group],
         measures: Collection[str] = tuple(MEASURES),
-        *,
-        keep: Collection[str] = (),
         provenance: dict[str, Any] | None = None,
     ) -> Plan:
         """A sweep over ``groups``, measured by those of ``measures`` that apply."""
@@ -204,7 +203,7 @@ class TextStudy:
             batch_size=self.batch_size,
             device=device,
             examples=self._examples,
-            keep=keep,
+            keep=KEPT,
             provenance=provenance,
         )
         samples = f"{self.num_samples} samples of {block_size} tokens for each of {len(self.seeds)} seeds"

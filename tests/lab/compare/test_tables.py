@@ -9,7 +9,8 @@ import torch
 
 from fewstep.diagnostics.result import Picture
 from fewstep.errors import UserError
-from fewstep.evaluation.rows import Row, RowFile, Value, hash_of, rows_markdown
+from fewstep.evaluation.columns import markdown_table
+from fewstep.evaluation.rows import Row, RowFile, Value, hash_of, table_lines
 from fewstep.lab.compare.tables import COLUMNS, gain_over, with_gains, write_contrast
 from fewstep.metrics.intervals import Interval
 
@@ -66,7 +67,7 @@ def test_a_row_is_set_against_the_flow_of_its_own_setting_alone_and_the_table_sh
     gains = {(row.setting["name"], row.setting.get("num_steps")): row.value("gain") for row in rows}
     assert gains["mean_flow", 2] == pytest.approx(math.exp(0.5))
     assert gains["mean_flow", 8] is gains["flow_matching", 2] is gains["held-out text", None] is None
-    table = rows_markdown(rows, "A caption.", COLUMNS)
+    table = markdown_table(table_lines(rows, COLUMNS), "A caption.")
     assert "beats the flow by" in table and "| 1.65 | 1.65 - 1.65 | 2,100 |" in table
 
 

@@ -10,7 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fewstep.evaluation.matched import KEPT
 from fewstep.evaluation.rows import Setting
 from fewstep.evaluation.sweep import Batch, Group, Plan, Samples, model_digest
 from fewstep.evaluation.text_plan import TextStudy
@@ -100,7 +99,7 @@ def text_plan(
             for sampling, settings in flow_settings(Sampling(count, rule), readouts, temperatures, run.name):
                 own = list(dict.fromkeys(str(setting["readout"]) for setting in settings))
                 groups.append(models.group(run, settings, partial(texts, sampling, own)))
-    return study.plan(groups, MEASURES, keep=KEPT, provenance=provenance)
+    return study.plan(groups, MEASURES, provenance)
 
 
 def image_plan(

@@ -8,7 +8,7 @@ import numpy as np
 from fewstep.diagnostics.result import Estimate
 from fewstep.evaluation.charts import ENTROPY_BAND_NATS
 from fewstep.evaluation.measurements import FEW_STEPS, HALF_WAY
-from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, Row
+from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, Row, label_of
 from fewstep.lab.report.run import Run
 
 PARALLEL, HEAD = "parallel", "head"
@@ -117,7 +117,7 @@ def setting_text(row: Row) -> str:
     """The setting in words."""
     strength = strength_of(row)
     if strength is None:
-        return row.label()
+        return label_of(row.setting)
     return f"{row.setting['readout']} readout, K = {steps_of(row)}, gamma = {strength:g}"
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from fewstep.diagnostics.result import Result, Series
 from fewstep.errors import UserError, first_line
 from fewstep.evaluation.diagnosis import Diagnosis
-from fewstep.evaluation.rows import Row, RowFile, at_usual_temperature, same_protocol
+from fewstep.evaluation.rows import Row, RowFile, at_usual_temperature, check_protocol
 from fewstep.storage import Manifest, read_manifest
 
 T = TypeVar("T")
@@ -93,8 +93,7 @@ def read_run(path: str | Path) -> Run:
         stages=tuple(_stage_logs(folder)),
         rows=tuple(row for row in rows if at_usual_temperature(row.setting)),
     )
-    if rows:
-        same_protocol(rows)
+    check_protocol(rows)
     if not any((run.manifest, run.sizes, run.diagnosis, run.stages, run.rows)):
         expected = "model/, diagnosis/diagnostics.json, evaluation/rows.jsonl or */csv"
         raise UserError(f"{path} holds nothing of a run: expected some of {expected}")

@@ -19,6 +19,7 @@ from fewstep.diagnostics.decoding import Decode
 from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.trajectories import settling_steps
 from fewstep.evaluation.adapters import HeadConditionals, all_real, decoder_of
+from fewstep.evaluation.processes import Progress
 from fewstep.evaluation.sweep import model_digest
 from fewstep.lab.report.run import read_json
 from fewstep.model import SavedModel, kind_of
@@ -41,8 +42,6 @@ DIGITS = 3
 
 Mode = Literal["deterministic", "reinjection", "head"]
 """How a sample is drawn and read: the first two by the parallel readout, the third by the commitment head."""
-Progress = Callable[[int, int, str], object]
-"""Called as (done, of how many, label)."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -108,7 +108,7 @@ def write_curve(name: str, options: TheoryOptions, recipe: dict[str, Any]) -> No
         assert picture is not None  # every study has axes and lines
         write_picture(picture, file.with_suffix(".png"))
         # Last: the JSON file says that the study is complete.
-        result = {"settings": settings, **study.to_dict(), "provenance": recipe}
+        result = {"settings": settings, **asdict(study), "provenance": recipe}
         write_lines([json.dumps(result, allow_nan=False), "\n"])
     print(f"{name}: {picture.title}")
     for row in study.rows:

@@ -19,8 +19,9 @@ from fewstep.diagnostics.result import Picture, Series
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import decoder_of
 from fewstep.evaluation.charts import STEPS, row_series
+from fewstep.evaluation.columns import markdown_table
 from fewstep.evaluation.measures import LAWS
-from fewstep.evaluation.rows import Column, Row, Setting, Value, key_of, rows_markdown
+from fewstep.evaluation.rows import Column, Row, Setting, Value, key_of, table_lines
 from fewstep.evaluation.sweep import Batch, Group, Measure, Plan, Samples, Statistic, model_digest
 from fewstep.lab.theory.grammar_measure import GrammarJudge, block_texts, share_value
 from fewstep.lab.theory.mixtures import Mixture
@@ -272,7 +273,7 @@ def _ratio(rows: Tensor) -> Tensor:
 
 def exact_table(rows: Sequence[Row]) -> str:
     """All rows and what remains of gains, in Markdown."""
-    return rows_markdown(with_gains(rows), CAPTION, COLUMNS)
+    return markdown_table(table_lines(with_gains(rows), COLUMNS), CAPTION)
 
 
 def exact_picture(rows: Sequence[Row]) -> Picture:

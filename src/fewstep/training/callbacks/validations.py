@@ -174,7 +174,7 @@ class Diagnostics(Callback):
             "num_examples": self.num_examples,
             "num_positions": self.num_positions,
             "table": {name: asdict(estimate) for name, estimate in table.items()},
-            "results": {result.name: result.to_dict() for result in results},
+            "results": {result.name: asdict(result) for result in results},
         }
         append_rows(self.folder / FILE, [line])
         for result in results:
