@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from fewstep.denoisers import FlowModel
-from fewstep.evaluation.adapters import NUM_STEPS, HeadConditionals, continuation
+from fewstep.evaluation.adapters import HeadConditionals, continuation
 from fewstep.evaluation.measurements import MEASUREMENTS
-from fewstep.evaluation.subject import Subject
+from fewstep.evaluation.subject import NUM_STEPS, Subject
 from fewstep.samplers import FlowSampler
 from fewstep.shapes import randn
 from tests.bundles import BLOCK_SIZE, tiny_bundle, with_identity

@@ -24,7 +24,7 @@ END = "<|endoftext|>"
 
 
 def perplexity(scored: ScoredText) -> float:
-    return float(corpus_perplexity(scored.stacked()))
+    return float(corpus_perplexity(torch.stack([scored.nats, scored.tokens], 1)))
 
 
 def tokenizer_with_begin() -> PreTrainedTokenizerFast:
@@ -111,7 +111,8 @@ def test_neither_the_batch_nor_padding_nor_the_order_moves_a_score(folders: dict
     together = many.score(TEXTS, NO_IDS, NO_MASK)
     torch.testing.assert_close(alone.nats, together.nats, rtol=1e-5, atol=1e-5)
     backwards = many.score(TEXTS[::-1], NO_IDS, NO_MASK)
-    torch.testing.assert_close(alone.stacked(), backwards.stacked().flip(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(alone.nats, backwards.nats.flip(0), rtol=1e-5, atol=1e-5)
+    assert torch.equal(alone.tokens, backwards.tokens.flip(0))
     states = [scorer.features(TEXTS, NO_IDS, NO_MASK) for scorer in (one, many)]
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
     assert (states[0].shape, states[0].dtype) == ((len(TEXTS), 16), torch.float32)

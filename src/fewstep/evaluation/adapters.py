@@ -13,12 +13,10 @@ from fewstep.diagnostics.decoding import Decode
 from fewstep.diagnostics.result import Result
 from fewstep.model import SavedModel
 from fewstep.readouts import CommitmentHead, TokenDraw
-from fewstep.samplers import FlowSampler, default_sampling
+from fewstep.samplers import FlowSampler
 from fewstep.shapes import rand, randn
-from fewstep.types import KnownTokens, Readout, Trajectory
+from fewstep.types import KnownTokens, Readout
 
-NUM_STEPS = 8
-"""Steps of the measured trajectory: few enough to fail, enough to see a token change."""
 DRAWS_IN_A_BATCH = 128
 """Token sequences that a head draws side by side."""
 
@@ -69,16 +67,6 @@ def cci_as_read(conditionals: HeadConditionals, z: Tensor, noise: torch.Generato
     written = None if conditionals.known is None else ~conditionals.known.mask
     at_once = max(1, DRAWS_IN_A_BATCH // len(z))
     return cci(conditionals, blurred, written=written, draws_at_once=at_once, generator=noise)
-
-
-@torch.no_grad()
-def sampled(model: SavedModel, x_0: Tensor, generator: torch.Generator) -> Trajectory:
-    """All states from the noise ``x_0`` (B, K, D) on, by :data:`NUM_STEPS` deterministic Euler steps on the model's own
-    grid, or what fits the model in their place (:func:`fewstep.samplers.default_sampling`)."""
-    own = default_sampling(model.identity, NUM_STEPS)
-    flow = model.flow()
-    sampler = FlowSampler(flow.path, grid=model.identity.default_grid(), reinjection=own.reinjection)
-    return sampler.sample(flow, x_0, num_steps=own.num_steps, mask=all_real(x_0), generator=generator)
 
 
 def continuation(model: SavedModel, times: Tensor) -> Callable[[Tensor, float, torch.Generator], Tensor]:

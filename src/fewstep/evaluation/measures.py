@@ -70,7 +70,7 @@ def scores(study: "TextStudy") -> Measure:
         ids, text, mask = tokens.values()
         spans = {} if study.known is None else {"spans": written_spans(tokenizer, ids, text, mask)}
         scored = study.scorer.score(texts_of(tokenizer, ids, text), ids, mask, **spans)
-        return {"scores": scored.stacked(), "entropies": scored.entropies_nats, **tokens}
+        return {"scores": torch.stack([scored.nats, scored.tokens], 1), "entropies": scored.entropies_nats, **tokens}
 
     def values(setting: Setting, samples: Samples) -> Values:
         stacked, seed_index = samples.tensors["scores"], samples.tensors["seed_index"]

@@ -33,13 +33,9 @@ class ScoredText:
     tokens: Tensor
     entropies_nats: Tensor
 
-    def stacked(self) -> Tensor:
-        """(N, 2), nats and tokens, as :func:`corpus_perplexity` takes them."""
-        return torch.stack([self.nats, self.tokens], dim=1)
-
 
 def corpus_perplexity(stacked: Tensor) -> Tensor:
-    """exp(all nats / all tokens) of texts (..., N, 2), float64 (...)."""
+    """exp(all nats / all tokens) of texts with nats and tokens (..., N, 2), float64 (...)."""
     nats, tokens = stacked.double().sum(-2).unbind(-1)
     return torch.exp(nats / tokens)
 

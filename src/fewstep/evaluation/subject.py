@@ -18,13 +18,16 @@ from fewstep.diagnostics.cci import TokenConditionals
 from fewstep.diagnostics.decoding import Decode, DecodeInParts, draw_positions, read_tokens
 from fewstep.diagnostics.margins import Margins, margins
 from fewstep.errors import UserError
-from fewstep.evaluation.adapters import HeadConditionals, decoder_of, sampled
+from fewstep.evaluation.adapters import HeadConditionals, all_real, decoder_of
 from fewstep.model import SavedModel
+from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.shapes import example_generators, randn
 from fewstep.types import TokenBatch, Trajectory
 
 NUMBERS_AT_ONCE = 2**25
 """Outputs of a decoder that are held at once, 128 MiB in float32; a diagnostic holds a few such tensors."""
+NUM_STEPS = 8
+"""Steps of the measured trajectory: few enough to fail, enough to see a token change."""
 MIN_EXAMPLES = 2
 """One example has no interval."""
 
@@ -133,9 +136,15 @@ class Subject:
 
     @cached_property
     def trajectory(self) -> Trajectory:
-        """What the flow makes of the subject's noise."""
+        """What the flow makes of the subject's noise, by :data:`NUM_STEPS` deterministic Euler steps on the model's own
+        grid, or what fits the model in their place (:func:`fewstep.samplers.default_sampling`)."""
         assert self.model is not None
-        return sampled(self.model, self.starts("trajectory"), self.noise("reinjection"))
+        identity, flow, x_0 = self.model.identity, self.flow, self.starts("trajectory")
+        own = default_sampling(identity, NUM_STEPS)
+        sampler = FlowSampler(flow.path, grid=identity.default_grid(), reinjection=own.reinjection)
+        noise = self.noise("reinjection")
+        with torch.no_grad():
+            return sampler.sample(flow, x_0, num_steps=own.num_steps, mask=all_real(x_0), generator=noise)
 
 
 def text_subject(
@@ -154,8 +163,6 @@ def text_subject(
     ``at_most``: as many as there are, where there are fewer. Raises ``UserError`` for a model without autoencoder and
     readout, for numbers that the text cannot give, and for a model in training mode.
     """
-    model.require("autoencoder", "readout")
-    assert model.autoencoder is not None
     if any(part.training for part in model.parts().values()):
         raise UserError("the model is in training mode: call model.to(device) or .eval() before it is diagnosed")
     full = tokens.ids[tokens.mask.all(1)]
@@ -164,7 +171,7 @@ def text_subject(
     ids = full[:num_examples].to(model.device)
     positions = positions_in(ids, num_positions, seed)
     with torch.no_grad():
-        z = model.autoencoder.encode(ids, torch.ones_like(ids)).z
+        z = model.encoder().encode(ids, torch.ones_like(ids)).z
     at_once = max(1, NUMBERS_AT_ONCE // (ids.shape[1] * len(model.tokenizer)))
     head = None if model.head is None else model.commitment_head()
     return Subject(

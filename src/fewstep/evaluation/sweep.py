@@ -61,7 +61,7 @@ class Samples:
 
     tensors: Mapping[str, Tensor]
     seconds: float | None = None
-    numbers: Mapping[str, float | None] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -237,9 +237,7 @@ class Sweep:
     def _row(self, group: Group, setting: Setting, parts: Sequence[tuple[Batch, Samples]]) -> Row:
         plan = self.plan
         samples = _joined(parts)
-        measured: dict[str, Value | Statistic] = {
-            name: Value(number) for name, number in samples.numbers.items() if number is not None
-        }
+        measured: dict[str, Value | Statistic] = {name: Value(number) for name, number in samples.numbers.items()}
         for measure in plan.measures:
             measured |= measure.values(setting, samples)
         statistics = {name: value for name, value in measured.items() if isinstance(value, Statistic)}
@@ -264,11 +262,6 @@ class Sweep:
     def _finished(self, file: RowFile, *, renew: bool) -> Iterator[Row]:
         """The rows of the file, none where they are to be renewed."""
         rows = file.read()
-        seen: set[Key] = set()
-        for row in rows:
-            if row.key in seen:
-                raise UserError(f"{file.file} holds the row {label_of(row.setting)} twice: take one out by hand")
-            seen.add(row.key)
         problem = next(filter(None, map(self._problem, rows)), None)
         if problem is None:
             yield from rows
