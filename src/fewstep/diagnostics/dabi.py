@@ -55,11 +55,8 @@ def dabi(
     passes. From few probes DABI_0 errs upward (the mean of an inverse), by about the relative variance of the trace;
     ``NAME_pooled`` hardly does.
     """
-    if not rms > 0 or num_isotropic < 1 or not all(c > 0 for c in radii):
-        raise ValueError(
-            f"rms {rms}, radii {list(radii)}, {num_isotropic} isotropic draws: expected a positive rms, positive radii "
-            "and at least 1 draw."
-        )
+    if not rms > 0:
+        raise ValueError(f"rms is {rms}: expected that of latents, a positive number")
     n = points.z[0, 0].numel()
     lengths = [c * math.sqrt(n) * rms for c in radii]
     parts = [

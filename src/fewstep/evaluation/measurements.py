@@ -65,8 +65,8 @@ def _measure_reconstruction(subject: Subject) -> Result:
     return reconstruction_error(subject.decode, subject.z, subject.data, generator=noise)
 
 
-def _measure_dabi(subject: Subject, *, local: bool = False, segments: bool = True) -> tuple[Result, ...]:
-    """DABI of a parallel readout at boundaries, along the normal and a segment (``segments``), and at data.
+def _measure_dabi(subject: Subject, *, local: bool = False) -> tuple[Result, ...]:
+    """DABI of a parallel readout at boundaries, along the normal and (not ``local``) a segment, and at data.
 
     Images have no tokens, and so no boundary: half-way between two of them, and at data, along the segment.
     """
@@ -75,7 +75,7 @@ def _measure_dabi(subject: Subject, *, local: bool = False, segments: bool = Tru
         points = {"dabi_segment": subject.segments, "dabi_data_segment": at_data}
     else:
         points = {"dabi": normal_boundary(subject.decode, subject.z, subject.positions)}
-        points |= {"dabi_segment": subject.segments} if segments else {}
+        points |= {} if local else {"dabi_segment": subject.segments}
         points["dabi_data"] = data_points(subject.margins, subject.z)
     return tuple(_dabi(subject, where, name, local) for name, where in points.items())
 
@@ -230,7 +230,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     "dabi": Measurement(
         _measure_dabi,
         stages=("autoencoder",),
-        training=Effort(positions=1, options={"local": True, "segments": False}),
+        training=Effort(positions=1, options={"local": True}),
         default=ONE_IN_EACH,
         thresholds={
             "dabi / dabi_data": Threshold(
