@@ -111,7 +111,6 @@ class StudyOptions(TextOptions, DeviceOptions):
             self.source or bundle.identity.source,
             self.samples * self.seeds,
             packed=bundle.identity.blocks == "packed",
-            others=mauve,
             prompt_tokens=prompt_tokens,
             infill_tokens=infill_tokens,
         )
@@ -183,8 +182,7 @@ def write_tables(
     plain = [row for row in rows if at_usual_temperature(row.setting)]
     tables = [(table_lines(plain, columns), caption)]
     if matched := matched_rows(rows):
-        entropy = matched[0].value(ENTROPY)
-        tables.append((table_lines(matched, MATCHED_COLUMNS), MATCHED_CAPTION.format(entropy=entropy)))
+        tables.append((table_lines(matched, MATCHED_COLUMNS), MATCHED_CAPTION.format(matched[0].value(ENTROPY))))
         write_text(folder / "matched.csv", rows_csv(matched))
     markdown = "\n".join(markdown_table(*table) for table in tables)
     write_text(folder / f"{name}.md", markdown)

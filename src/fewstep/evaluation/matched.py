@@ -34,7 +34,7 @@ MATCHED_COLUMNS = {
     **{name: COLUMNS[name] for name in ("rms_ratio", "tokens_per_sample", "num_samples")},
 }
 MATCHED_CAPTION = (
-    "Each setting at the temperature where its samples have the unigram entropy of real text, {entropy:.2f} nats a "
+    "Each setting at the temperature where its samples have the unigram entropy of real text, {:.2f} nats a "
     "sample: log-perplexity interpolated linearly in entropy between neighbouring temperatures, of several places the "
     "lowest. Temperature: of the noise (noise scale) for the parallel readout, of the tokens for head and language "
     "model. never: no temperature of the sweep brackets that entropy; behind it the nearest one reached, in nats. over "

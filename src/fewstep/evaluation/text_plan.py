@@ -57,17 +57,15 @@ def real_text(
     source: str,
     count: int,
     *,
-    packed: bool | None = True,
-    others: bool = False,
+    packed: bool | None,
     prompt_tokens: int = 0,
     infill_tokens: int = 0,
 ) -> RealText:
-    """``count`` held-out blocks spread evenly over ``corpus``, and its train text.
+    """``count`` held-out blocks spread evenly over ``corpus``, as many others where there are, and its train text.
 
     ``packed``: blocks without padding; None takes blocks as they come, and lets generated ones count as a whole where
-    none of these is padded. ``others``: as many different blocks too. Samples are given the first ``prompt_tokens`` of
-    each text, or all but ``infill_tokens`` in its middle; without these the prompts of pairs. Raises ``UserError`` for
-    too few blocks that are long enough.
+    none of these is padded. Samples are given the first ``prompt_tokens`` of each text, or all but ``infill_tokens`` in
+    its middle; without these the prompts of pairs. Raises ``UserError`` for too few blocks that are long enough.
     """
 
     def blocks(split: "Dataset") -> TokenBatch:
@@ -78,16 +76,15 @@ def real_text(
     validation = corpus.validation
     if prompt_tokens or infill_tokens:
         validation = long_texts(validation, prompt_tokens + 1 if prompt_tokens else infill_tokens + 2, count)
-    length, held_out, other = len(validation), blocks(validation), None
+    length, held_out = len(validation), blocks(validation)
     if len(held_out.ids) < count:
         raise UserError(
             f"{count} samples of all seeds: the held-out text has {len(held_out.ids)} full blocks to compare with; "
             "ask for fewer samples or seeds"
         )
-    if others:
-        taken = set(spread_rows(length, min(count + 1, length) if packed else count).tolist())
-        rest = validation.select([row for row in range(length) if row not in taken])
-        other = blocks(rest) if len(rest) >= count else None
+    taken = set(spread_rows(length, min(count + 1, length) if packed else count).tolist())
+    rest = validation.select([row for row in range(length) if row not in taken])
+    other = blocks(rest) if len(rest) >= count else None
     given, rule = None, ""
     if prompt_tokens:
         given, rule = first_tokens(held_out, prompt_tokens), f"the first {prompt_tokens} tokens"
