@@ -237,8 +237,9 @@ class Study:
         model = SavedModel.from_pretrained(self.out / "flow" / "model")
         denoiser, readout = model.parts()["denoiser"], model.parts()["readout"]
         language_model = SavedModel.from_pretrained(self.out / "language_model" / "model").parts()["language_model"]
-        causal = CausalTransformer(**{**language_model.config, "latent_dim": denoiser.config["latent_dim"]})
-        longer = type(denoiser)(**{**denoiser.config, "num_positions": length})
+        sizes = {key: readout.config[key] for key in ("latent_dim", "stride")}
+        causal = CausalTransformer(**{**language_model.config, **sizes})
+        longer = type(denoiser)(**{**denoiser.config, "num_positions": length // readout.stride})
         return Networks(longer, type(readout)(**readout.config), causal, self.device, self.dtype)
 
     def tests(self, seconds: float) -> Result:

@@ -1,6 +1,6 @@
 """Peers at equal compute: the flows of ELF, FLM, FMLM and LangFlow after their papers, on our text, width and time.
 
-    python studies/peers.py                             # trains what is missing, one row a model; an hour on one core
+    python studies/peers.py                 # trains what is missing, one row a model; an hour and a half on one core
     python studies/peers.py --only elf,langflow --seed 1
     python studies/peers.py --share 0.01 --samples 8 --out runs/peers_trial           # a trial run
 
@@ -87,38 +87,38 @@ def halving(num_steps: int, start: str) -> Stage:
     flags = (f"--model.objective.num_steps={num_steps}", f"--model.objective.teacher_steps={16 // num_steps}")
     flags += ("--model.teacher={flow}", f"--model.initialise_from={{{start}}}")
     shipped = ("--config", "objectives/progressive", *AS_THE_FLOW)
-    return Stage(f"pd{num_steps}", "flow", 50, (*shipped, *flags), str(num_steps))
+    return Stage(f"pd{num_steps}", "flow", 60, (*shipped, *flags), str(num_steps))
 
 
 PEERS = {
     "ours": (
-        Stage("autoencoder", "autoencoder", 800, ("--config", "latents/chunks", "--model.autoencoder.latent_dim=16")),
-        Stage("flow", "flow", 1000, (), "1,2,4,8,16"),
+        Stage("autoencoder", "autoencoder", 1000, ("--config", "latents/chunks", "--model.autoencoder.latent_dim=16")),
+        Stage("flow", "flow", 3000, (), "1,2,4,8,16"),
         Stage("student", "distribution_matching", 100, (), "1,2,4,8,16", "1"),
     ),
     "elf": (
         Stage("autoencoder", "autoencoder", 800),
-        Stage("flow", "flow", 1200, (*ELF, *SELF_CONDITIONING), "1,2,4,8,16", "0 elf:1.5"),
+        Stage("flow", "flow", 2400, (*ELF, *SELF_CONDITIONING), "1,2,4,8,16", "0 elf:1.5"),
     ),
     "elf_pd": (
         Stage("autoencoder", "autoencoder", 800),
-        Stage("flow", "flow", 600, ELF),
+        Stage("flow", "flow", 1500, ELF),
         halving(4, "flow"),
         halving(2, "pd4"),
         halving(1, "pd2"),
     ),
     "langflow": (
         Stage("autoencoder", "autoencoder", 300, ("--config", "latents/spherical")),
-        Stage("flow", "flow", 1700, (*SPHERICAL_FLOW, *SELF_CONDITIONING), "1,2,4,8,16"),
+        Stage("flow", "flow", 2000, (*SPHERICAL_FLOW, *SELF_CONDITIONING), "1,2,4,8,16"),
     ),
     "flm": (
         Stage("autoencoder", "autoencoder", 30, ("--config", "{one_hot}")),
-        Stage("flow", "flow", 800, (*SPHERICAL_FLOW, *ONE_HOT_TIMES), "1,2,4,8,16"),
+        Stage("flow", "flow", 1150, (*SPHERICAL_FLOW, *ONE_HOT_TIMES), "1,2,4,8,16"),
     ),
     "fmlm": (
         Stage("autoencoder", "autoencoder", 30, ("--config", "{one_hot}")),
-        Stage("flow", "flow", 500, (*SPHERICAL_FLOW, *ONE_HOT_TIMES)),
-        Stage("map", "flow", 330, FLOW_MAP, "1,2,4,8,16"),
+        Stage("flow", "flow", 600, (*SPHERICAL_FLOW, *ONE_HOT_TIMES)),
+        Stage("map", "flow", 280, FLOW_MAP, "1,2,4,8,16"),
     ),
 }
 

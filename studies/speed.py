@@ -110,7 +110,8 @@ class Networks:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.device, self.vocab_size = device, causal.vocab_size
-        self.length, self.latent_dim = denoiser.config["num_positions"], denoiser.config["latent_dim"]
+        self.positions, self.latent_dim = denoiser.config["num_positions"], denoiser.config["latent_dim"]
+        self.length = self.positions * readout.stride
         self.flow = FlowModel(denoiser, linear_path(), "x1").eval().to(device)
         self.readout = readout.eval().to(device)
         self.head = CommitmentHead(causal.eval().to(device))
@@ -134,8 +135,8 @@ class Networks:
     def write(self, readout: nn.Module | CommitmentHead, batch: int, num_steps: int) -> None:
         """From noise to ids."""
         generators = example_generators(0, 0, batch)
-        x_0 = randn((batch, self.length, self.latent_dim), torch.zeros((), device=self.device), generators)
-        mask = torch.ones(batch, self.length, dtype=torch.bool, device=self.device)
+        x_0 = randn((batch, self.positions, self.latent_dim), torch.zeros((), device=self.device), generators)
+        mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=self.device)
         sampler = FlowSampler(self.flow.path)
         with self.autocast():
             *_, last = sampler.iterate(self.flow, x_0, num_steps=num_steps, mask=mask, generator=generators)

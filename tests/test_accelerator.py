@@ -85,19 +85,21 @@ def test_a_clock_repeats_as_often_as_its_seconds_allow(accelerator: ModuleType) 
     assert [len(taken) for taken in accelerator.Clock("cpu").by_turns(works, 3, within=0.0).values()] == [1, 1]
 
 
-def test_the_operations_counted_of_a_step_are_those_of_its_products(accelerator: ModuleType) -> None:
-    batch, length, width, latent_dim = 4, 32, 64, 8
-    denoiser = RegressionDenoiser(latent_dim, length, width=width, depth=2, num_heads=2)
-    readout = TransformerReadout(300, latent_dim, width=width, depth=1, num_heads=2)
-    causal = CausalTransformer(300, latent_dim=latent_dim, width=width, depth=1, num_heads=2)
+@pytest.mark.parametrize("stride", [1, 4])
+def test_the_operations_counted_of_a_step_are_those_of_its_products(accelerator: ModuleType, stride: int) -> None:
+    batch, positions, width, latent_dim = 4, 32, 64, 8
+    denoiser = RegressionDenoiser(latent_dim, positions, width=width, depth=2, num_heads=2)
+    readout = TransformerReadout(300, latent_dim, stride=stride, width=width, depth=1, num_heads=2)
+    causal = CausalTransformer(300, latent_dim=latent_dim, stride=stride, width=width, depth=1, num_heads=2)
     networks = accelerator.Networks(denoiser, readout, causal, "cpu")
     works = networks.works(batch, (1, 3), ()).values()
     _, one_step, three = (accelerator.count_flops(work) for work in works)
-    # Of a token: ends, and in each block attention's maps, the feed-forward's, and scores and sums; of an example: the
-    # modulation of each block, and the embedding of time with its 128 sines and cosines.
-    token = 2 * latent_dim * width + 2 * ((4 + 8) * width**2 + 2 * length * width)
+    # Of a position: ends, and in each block attention's maps, the feed-forward's, and scores and sums; of an example:
+    # the modulation of each block, and the embedding of time with its 128 sines and cosines.
+    position = 2 * latent_dim * width + 2 * ((4 + 8) * width**2 + 2 * positions * width)
     example = 2 * 6 * width**2 + 128 * width + width**2
-    assert (three - one_step) / 2 == 2 * batch * (length * token + example)
+    assert (three - one_step) / 2 == 2 * batch * (positions * position + example)
+    assert networks.length == stride * positions, "GPT-2 writes as many tokens"
     assert abs(networks.gpt2.num_parameters() / networks.num_parameters - 1) < 0.2
 
 

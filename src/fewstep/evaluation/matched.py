@@ -20,7 +20,7 @@ ENTROPY = "entropy_nats"
 hold one document end early, and a short text has little entropy, so that lengths are matched as well."""
 KEPT = ("perplexity", ENTROPY)
 """Statistics whose numbers of each sample a plan keeps for the intervals."""
-FURTHER = ("repeated_4grams", "distinct_2", "rms_ratio", "tokens_per_sample", "nfe")
+FURTHER = ("repeated_4grams", "distinct_2", "rms_ratio", "tokens_per_sample", "nfe", "tokens_per_second")
 BEFORE = [name for name in list(COLUMNS)[: list(COLUMNS).index("perplexity")] if name != "noise_scale"]
 """Columns before the temperature, which stands for the noise scale too."""
 MATCHED_COLUMNS = {
@@ -31,7 +31,7 @@ MATCHED_COLUMNS = {
     "distinct_2": COLUMNS["distinct_2"],
     "repeated_4grams": COLUMNS["repeated_4grams"],
     "repetition_ratio": Column("rep-4 / real", ".1f"),
-    **{name: COLUMNS[name] for name in ("rms_ratio", "tokens_per_sample", "num_samples")},
+    **{name: COLUMNS[name] for name in ("rms_ratio", "tokens_per_sample", "tokens_per_second", "num_samples")},
 }
 MATCHED_CAPTION = (
     "Each setting at the temperature where its samples have the unigram entropy of real text, {:.2f} nats a "
@@ -64,7 +64,7 @@ def matched_rows(rows: Sequence[Row]) -> list[Row]:
 
     ``perplexity`` with its 95 % bootstrap interval over samples, which are resampled at all temperatures alike;
     ``shuffled_ratio``, over that of shuffled words; ``repeated_4grams``, over real text's ``repetition_ratio``,
-    ``distinct_2``, ``rms_ratio`` and ``tokens_per_sample``, interpolated alike. The axis ``temperature`` says where. A
+    ``distinct_2``, ``rms_ratio``, lengths and speed, interpolated alike. The axis ``temperature`` says where. A
     setting that never gets there has no perplexity, and ``nearest_entropy_nats``. Empty without real text or a sweep.
     """
     fixed = {str(row.setting["name"]): row for row in rows if row.setting["name"] in (HELD_OUT, SHUFFLED)}
