@@ -4,11 +4,10 @@
     python studies/peers.py --only elf,langflow --seed 1
     python studies/peers.py --share 0.01 --samples 8 --out runs/peers_trial           # a trial run
 
-Every peer's stages take about the seconds of ours on one thread: the steps below were chosen for that, and a row has
-the seconds that were measured. All are read by a parallel readout that was trained under noise, and scored by one
-language model, which shares their tokens. What differs from the papers: ELF's latents are our autoencoder's, where it
-has a frozen T5's, and its decode branch is our readout; FLM's posterior is given a position's own evidence in closed
-form; FMLM's map is regressed; LangFlow's times are logit-normal, where it learns a schedule.
+Ours is the quickstart's flow and student; no peer's stages take fewer seconds of one thread, and a row has those that
+were measured. All are read by a parallel readout that was trained under noise, and scored by one language model. What
+differs from the papers: ELF's latents are our autoencoder's, where it has a frozen T5's, and its decode branch is our
+readout; FLM's posterior is given a position's own evidence; FMLM's map is regressed; LangFlow learns its schedule.
 """
 
 import argparse
