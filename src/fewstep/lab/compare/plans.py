@@ -15,9 +15,9 @@ from fewstep.evaluation.rows import Setting
 from fewstep.evaluation.sweep import Batch, Group, Plan, Samples, model_digest
 from fewstep.evaluation.text_plan import TextStudy
 from fewstep.evaluation.texts import FlowTexts, Sampling, flow_settings
-from fewstep.lab.compare.runs import Kind, Run
+from fewstep.lab.compare.runs import Run
 from fewstep.lab.images.study import ImageStudy, generated
-from fewstep.model import SavedModel
+from fewstep.model import Kind, SavedModel
 from fewstep.samplers import FlowSampler, incompatibility
 
 MEASURES = ("scores", "repetition", "copies", "late_flips", "cci", "rms")
@@ -89,17 +89,14 @@ def text_plan(
     """Real text and the other yardsticks, and every model at every setting and temperature; all readouts of the same
     latents."""
 
-    def texts(
-        sampling: Sampling, own: Sequence[str], model: SavedModel, batch: Batch, asked: Sequence[Setting]
-    ) -> list[Samples]:
-        return FlowTexts(model, sampling, own).make(batch, asked)
+    def texts(sampling: Sampling, model: SavedModel, batch: Batch, asked: Sequence[Setting]) -> list[Samples]:
+        return FlowTexts(model, sampling, readouts).make(batch, asked)
 
     groups = study.yardsticks(temperatures=temperatures)
     for run, count, rule, reason in models.settings:
         if reason is None:
             for sampling, settings in flow_settings(Sampling(count, rule), readouts, temperatures, run.name):
-                own = list(dict.fromkeys(str(setting["readout"]) for setting in settings))
-                groups.append(models.group(run, settings, partial(texts, sampling, own)))
+                groups.append(models.group(run, settings, partial(texts, sampling)))
     return study.plan(groups, MEASURES, keep=KEPT, provenance=provenance)
 
 
@@ -107,14 +104,10 @@ def image_plan(
     base: Path, models: Models, num_samples: int, seeds: Sequence[int], provenance: dict[str, Any], batch_size: int = 64
 ) -> Plan:
     """Train images against held-out ones, and every model at every setting against both and the flow in ``base``."""
-
-    def images(model: SavedModel, batch: Batch, asked: Sequence[Setting]) -> list[Samples]:
-        return [generated(model, batch, setting, batch_size) for setting in asked]
-
     teacher = SavedModel.from_pretrained(base, kind="images").to(models.device)
     groups = []
     for run, count, rule, reason in models.settings:
         if reason is None:
-            groups.append(models.group(run, ({"name": run.name, "num_steps": count, "reinjection": rule},), images))
+            groups.append(models.group(run, ({"name": run.name, "num_steps": count, "reinjection": rule},), generated))
     study = ImageStudy(teacher, num_samples, tuple(seeds), batch_size)
     return study.plan(groups, models.device, provenance)

@@ -97,8 +97,7 @@ class ImageStudy:
     @torch.no_grad()
     def _mapped(self, images: Tensor, function: Callable[[ImageAutoencoder, Tensor], Tensor]) -> Tensor:
         """What a function of the autoencoder makes of images, batch by batch on its device."""
-        autoencoder = image_autoencoder(self.model)
-        device = next(autoencoder.parameters()).device
+        autoencoder, device = image_autoencoder(self.model), self.model.device
         return torch.cat([function(autoencoder, part.to(device)).cpu() for part in images.split(self.batch_size)])
 
 
@@ -107,10 +106,12 @@ def decoded(autoencoder: ImageAutoencoder, images: Tensor) -> Tensor:
     return autoencoder.decode(autoencoder.encode(images)).clamp(0, 1)
 
 
-def generated(model: SavedModel, batch: Batch, setting: Setting, batch_size: int) -> Samples:
-    """The images of a batch that ``model`` makes at ``setting``."""
-    steps, rule = int(setting["num_steps"]), setting["reinjection"]
-    result = generate_images(
-        model, batch.count, steps, batch.seed, reinjection=rule, batch_size=batch_size, first_sample=batch.first
-    )
-    return Samples({"images": result.images}, result.seconds, {"nfe": result.nfe})
+def generated(model: SavedModel, batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
+    """The images of a batch that ``model`` makes at each setting."""
+    samples = []
+    for setting in settings:
+        steps, rule = int(setting["num_steps"]), setting["reinjection"]
+        numbers = {"batch_size": batch.count, "first_sample": batch.first}
+        result = generate_images(model, batch.count, steps, batch.seed, reinjection=rule, **numbers)
+        samples.append(Samples({"images": result.images}, result.seconds, {"nfe": result.nfe}))
+    return samples
