@@ -44,7 +44,7 @@ def generator() -> TextGenerator:
 def collected(generator: TextGenerator) -> Traces:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "STEPS", STEPS)
-        return collect_traces(generator, 3, seed=5)
+        return collect_traces(generator.model, 3, seed=5)
 
 
 def ids_of(traces: Traces, path: TracePath) -> torch.Tensor:
@@ -110,7 +110,7 @@ def test_a_sample_does_not_depend_on_how_many_there_are_nor_on_memory(
 ) -> None:
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 2)
     monkeypatch.setattr(module, "MAX_TOKENS", 3)
-    single = collect_traces(generator, 1, seed=5)
+    single = collect_traces(generator.model, 1, seed=5)
     assert (single.num_tokens, single.block_size) == (3, BLOCK_SIZE)
     for few, many in zip(single.paths, collected.paths, strict=True):
         assert torch.equal(ids_of(single, few)[:, 0], ids_of(collected, many)[:, 0, :3])
@@ -165,7 +165,7 @@ def test_a_run_is_traced_once_and_again_for_another_model_or_number(run: Path, t
 @pytest.mark.parametrize("model", [lambda: only(tiny_bundle(), "autoencoder", "readout"), tiny_image_model])
 def test_models_that_generate_no_text_have_no_traces(model: Callable[[], SavedModel], tmp_path: Path) -> None:
     model().save_pretrained(tmp_path / "model")
-    assert traces_of_run(tmp_path) is None
+    assert traces_of_run(tmp_path, 2) is None
     assert not (tmp_path / "traces.json").exists()
 
 

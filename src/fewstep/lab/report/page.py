@@ -112,7 +112,7 @@ def page_html(report: Report) -> str:
     text = environment.get_template("page.html.j2").render(
         report=report,
         rules=[rule for rule in RULES if any(verdict.of(rule.key) for verdict in report.verdicts)],
-        opened=[first.rule.key for verdict in report.verdicts if (first := verdict.begin_with())],
+        opened=[finding.rule.key for verdict in report.verdicts for finding in verdict.urgent[:1]],
         states=STATES,
         threshold_text=threshold_text,
         signs=SIGNS,
