@@ -15,6 +15,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from fewstep.data.batches import spread_rows
 from fewstep.diagnostics.result import Picture, Series
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import decoder_of
@@ -71,10 +72,8 @@ CAPTION = (
 @torch.no_grad()
 def train_latents(bundle: SavedModel, ids: Tensor) -> Tensor:
     """Latents (N, K, D) of blocks ``ids`` (N, L) without padding."""
-    assert bundle.autoencoder is not None
-    device = bundle.device
-    parts = (part.to(device) for part in ids.split(256))
-    return torch.cat([bundle.autoencoder.encode(part, torch.ones_like(part, dtype=torch.bool)).z for part in parts])
+    encoder, parts = bundle.encoder(), (part.to(bundle.device) for part in ids.split(256))
+    return torch.cat([encoder.encode(part, torch.ones_like(part, dtype=torch.bool)).z for part in parts])
 
 
 def train_blocks(train: "Dataset", count: int) -> Tensor:
@@ -87,7 +86,7 @@ def train_blocks(train: "Dataset", count: int) -> Tensor:
     full = ids[length == ids.shape[1]]
     if not 1 <= count <= len(full):
         raise UserError(f"{count} latents asked for: expected 1 to {len(full)}, the train blocks without padding")
-    return full[(torch.arange(count) * len(full)) // count]
+    return full[torch.from_numpy(spread_rows(len(full), count))]
 
 
 @dataclass(frozen=True)
