@@ -17,7 +17,6 @@ from fewstep.lab.report.run import Run
 State = Literal["bad", "look", "good", "not measured"]
 STATES: tuple[State, ...] = ("bad", "look", "good", "not measured")
 """In the order in which they matter."""
-DIAGNOSE, EVALUATE = "fewstep diagnose RUN/model", "fewstep evaluate RUN/model"
 
 
 @dataclass(frozen=True)
@@ -143,13 +142,11 @@ def _finding(rule: Rule, run: Run, figures: dict[str, Figure]) -> Finding:
 
 def _not_measured(rule: Rule, run: Run) -> Finding:
     left_out = run.diagnosis.left_out if run.diagnosis else {}
-    for name in rule.measurement.split(","):
-        if name in left_out:
-            text = f"This cannot be measured: the model has no {left_out[name]}."
-            return Finding(rule, "not measured", NOTHING, text)
-    command = f"{DIAGNOSE} --only {rule.measurement}" if rule.measurement else f"{EVALUATE} {rule.evaluation}".rstrip()
-    text = "This run does not hold the figures."
-    return Finding(rule, "not measured", NOTHING, text, f"To measure it: {command}")
+    if missing := [left_out[name] for name in rule.measurement.split(",") if name in left_out]:
+        return Finding(rule, "not measured", NOTHING, f"This cannot be measured: the model has no {missing[0]}.")
+    by, options = ("diagnose", f"--only {rule.measurement}") if rule.measurement else ("evaluate", rule.evaluation)
+    advice = f"To measure it: fewstep {by} RUN/model {options}".rstrip()
+    return Finding(rule, "not measured", NOTHING, "This run does not hold the figures.", advice)
 
 
 def _read_rules() -> tuple[Rule, ...]:

@@ -4,7 +4,6 @@ B samples, L tokens, N steps, K latent positions of D dimensions.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -121,10 +120,9 @@ def planned_paths(model: SavedModel) -> list[TracePath]:
     """
     identity = model.identity
     counts = STEPS if identity.trained_nfe is None else (identity.trained_nfe,)
-    strengths: dict[Mode, Callable[[int], float]] = {"deterministic": lambda n: 0.0, "reinjection": lambda n: 1.0}
+    paths = [*(TracePath("deterministic", n, 0.0) for n in counts), *(TracePath("reinjection", n, 1.0) for n in counts)]
     if model.head is not None:
-        strengths["head"] = lambda n: default_sampling(identity, n).reinjection
-    paths = [TracePath(mode, n, strength(n)) for mode, strength in strengths.items() for n in counts]
+        paths += [TracePath("head", n, default_sampling(identity, n).reinjection) for n in counts]
     return [path for path in paths if incompatibility(identity, _sampler(model, path), path.num_steps) is None]
 
 
