@@ -35,32 +35,28 @@ class Models:
     device: str
 
     @cached_property
-    def digests(self) -> dict[Path, str]:
-        """Digest of each model by its folder."""
-        return {run.model: model_digest(_load(run.model, self.kind, self.device)) for run in self.runs}
-
-    @cached_property
-    def settings(self) -> list[tuple[Run, int, str, str | None]]:
-        """Run, K, rule, and why the model was not trained for that, or None; the settings of a model in a row."""
+    def settings(self) -> list[tuple[Run, str, int, str, str | None]]:
+        """Run, digest of its model, K, rule, and why the model was not trained for that, or None; the settings of a
+        model in a row."""
         collected = []
         for run in self.runs:
             model = _load(run.model, self.kind, self.device)
-            path, grid = model.flow().path, model.identity.default_grid()
+            digest, path, grid = model_digest(model), model.flow().path, model.identity.default_grid()
             for rule, count in product(self.rules, self.steps):
                 if run.answers is None or count in run.answers:
                     sampler = FlowSampler(path, grid=grid, reinjection=rule)
-                    collected.append((run, count, rule, incompatibility(model.identity, sampler, count)))
+                    collected.append((run, digest, count, rule, incompatibility(model.identity, sampler, count)))
         return collected
 
     def ruled_out(self) -> list[str]:
         """A sentence for each objective and reason."""
         grouped: dict[tuple[str, str], list[str]] = {}
-        for run, count, rule, reason in self.settings:
+        for run, _, count, rule, reason in self.settings:
             if reason is not None:
                 grouped.setdefault((run.name, reason), []).append(f"K = {count} with gamma {rule}")
         return [f"{name}, {', '.join(where)}, is ruled out: {reason}." for (name, reason), where in grouped.items()]
 
-    def group(self, run: Run, settings: tuple[Setting, ...], make: Make) -> Group:
+    def group(self, run: Run, digest: str, settings: tuple[Setting, ...], make: Make) -> Group:
         """What ``make`` gives of the run's model, with what training cost: passes per example, and wall time with the
         rounds before the run."""
         rounds = [each for each in self.runs if each.name == run.name]
@@ -71,7 +67,7 @@ class Models:
             samples = make(_load(run.model, self.kind, self.device), batch, asked)
             return [replace(each, numbers={**each.numbers, **cost}) for each in samples]
 
-        return Group(settings, costed, self.digests[run.model])
+        return Group(settings, costed, digest)
 
 
 @lru_cache(maxsize=1)
@@ -93,10 +89,10 @@ def text_plan(
         return FlowTexts(model, sampling, readouts).make(batch, asked)
 
     groups = study.yardsticks(temperatures=temperatures)
-    for run, count, rule, reason in models.settings:
+    for run, digest, count, rule, reason in models.settings:
         if reason is None:
             for sampling, settings in flow_settings(Sampling(count, rule), readouts, temperatures, run.name):
-                groups.append(models.group(run, settings, partial(texts, sampling)))
+                groups.append(models.group(run, digest, settings, partial(texts, sampling)))
     return study.plan(groups, MEASURES, keep=KEPT, provenance=provenance)
 
 
@@ -106,8 +102,9 @@ def image_plan(
     """Train images against held-out ones, and every model at every setting against both and the flow in ``base``."""
     teacher = SavedModel.from_pretrained(base, kind="images").to(models.device)
     groups = []
-    for run, count, rule, reason in models.settings:
+    for run, digest, count, rule, reason in models.settings:
         if reason is None:
-            groups.append(models.group(run, ({"name": run.name, "num_steps": count, "reinjection": rule},), generated))
+            setting: Setting = {"name": run.name, "num_steps": count, "reinjection": rule}
+            groups.append(models.group(run, digest, (setting,), generated))
     study = ImageStudy(teacher, num_samples, tuple(seeds), batch_size)
     return study.plan(groups, models.device, provenance)

@@ -162,7 +162,7 @@ class ExactStudy:
             return self.sample(setting, count, number) if name == "cooled" else plain + number * xi
 
         target = self.distance(self.sample({**setting, "reinjection": matches}, count))
-        number, matched = match(at, self.distance, target, LADDERS[name])
+        number, matched = match(lambda number: self.distance(at(number)), target, LADDERS[name])
         return Samples({"x_1": at(number)}, numbers={"temperature": number, "matched": float(matched)})
 
     def flow(self, h: float, cap: float | None = None) -> Mixture:
@@ -224,15 +224,13 @@ def flow_setting(h: float, num_steps: int, reinjection: float) -> dict[str, str 
     return {"name": "flow", "h": h, "num_steps": num_steps, "reinjection": f"{reinjection:g}"}
 
 
-def match(
-    samples: Callable[[float], Tensor], distance: Callable[[Tensor], float], target: float, ladder: Sequence[float]
-) -> tuple[float, bool]:
-    """The first number on the way along ``ladder`` at which the mean distance of ``samples`` is ``target``.
+def match(distance_at: Callable[[float], float], target: float, ladder: Sequence[float]) -> tuple[float, bool]:
+    """The first number on the way along ``ladder`` at which the distance is ``target``.
 
     The distance need not be monotone. Returns the number and whether the distance is right to 0.5 %: it is not where no
     pair of rungs brackets ``target`` (then the closest rung is returned) or where the distance jumps over it.
     """
-    excess = cache(lambda number: distance(samples(number)) - target)
+    excess = cache(lambda number: distance_at(number) - target)
     for near, far in pairwise(ladder):
         if excess(near) * excess(far) <= 0:
             collected = float(brentq(excess, near, far, xtol=1e-4, maxiter=30))
