@@ -87,7 +87,7 @@ def _load(folder: Path, dtype: torch.dtype, options: DiagnoseOptions) -> Any:
 
 
 def _latent(encoded: Any) -> Tensor:
-    """The posterior's mean, or the latent where there is none, under either name that diffusers has for it."""
+    """The posterior's mean, or the latent of an encoder without one, under either name that diffusers has for it."""
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.mode()
     return encoded.latent if hasattr(encoded, "latent") else encoded.latents

@@ -63,11 +63,6 @@ class TracePath:
     times: tuple[float, ...] = ()
     samples: tuple[SampleTrace, ...] = ()
 
-    @property
-    def plan(self) -> tuple[Mode, int, float]:
-        """How it was computed."""
-        return self.mode, self.num_steps, self.reinjection
-
 
 @dataclass(frozen=True)
 class Traces:
@@ -105,8 +100,8 @@ def traces_of_run(
     model = SavedModel.from_pretrained(run / "model", kind="text").to(device)
     if any(part is None for part in (model.autoencoder, model.denoiser, model.readout)):
         return None
-    asked = (model_digest(model), num_samples, [path.plan for path in planned_paths(model)])
-    if kept is None or asked != (kept.model, kept.num_samples, [path.plan for path in kept.paths]):
+    asked = (model_digest(model), num_samples, planned_paths(model))
+    if kept is None or asked != (kept.model, kept.num_samples, [replace(p, times=(), samples=()) for p in kept.paths]):
         kept = collect_traces(model, num_samples, progress=progress)
         write_text(file, json.dumps(asdict(kept), ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n")
     return kept
