@@ -103,7 +103,8 @@ def test_images_are_stretched_over_the_models_channels_and_size_and_folders_are_
 
     read = image_reader(str(tmp_path), 4)(3, 8)
     assert [colour_of(image) for image in read] == [[-1, -1, -1], [1, -1, -1], [1, 1, 1], [-0.6, -0.6, -0.6]]
-    assert len(image_reader(str(tmp_path), 5)(3, 8)) == 4
+    with pytest.raises(UserError, match=r"holds 4 \.png or \.jpg files, and examples is 5"):
+        image_reader(str(tmp_path), 5)
     (tmp_path / "0.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"0\.png cannot be read as an image"):
         image_reader(str(tmp_path), 2)(3, 8)

@@ -29,7 +29,7 @@ def load_autoencoder_kl(options: DiagnoseOptions) -> Decoder:
     the images.
     """
     source = options.images or "shapes"
-    read = image_reader(source, options.examples)  # before the model is loaded
+    read = image_reader(source, options.examples, at_most=options.protocol is not None)  # before the model is loaded
     folder = model_folder(options.model, subfolder=options.subfolder, allow_pickle=options.allow_pickle)
     dtype = DTYPES[options.dtype or "float32"]
     check_memory(folder, dtype)
@@ -93,18 +93,19 @@ def _latent(encoded: Any) -> Tensor:
     return encoded.latent if hasattr(encoded, "latent") else encoded.latents
 
 
-def image_reader(source: str, count: int) -> Callable[[int, int], Tensor]:
-    """What reads up to ``count`` held-out images of ``source`` as (N, channels, size, size) float32 in [-1, 1].
+def image_reader(source: str, count: int, *, at_most: bool = False) -> Callable[[int, int], Tensor]:
+    """What reads held-out images of ``source`` as (``count``, channels, size, size) float32 in [-1, 1].
 
     ``source`` is "digits" or "shapes" (:mod:`fewstep.lab.images`), or a folder of .png and .jpg files, taken in order
     of their names. They are resized (bilinear, antialiased); grey ones are repeated over the channels, coloured ones
-    averaged for a decoder of one channel. Raises ``UserError`` for fewer than 2 files, and one that cannot be read.
+    averaged for a decoder of one channel. Raises ``UserError`` where there are fewer images, unless ``at_most``, or one
+    cannot be read.
     """
-    files = [] if source in ("digits", "shapes") else _image_files(source, count)
+    files = [] if source in ("digits", "shapes") else _image_files(source, count, at_most)
 
     def read(channels: int, size: int) -> Tensor:
         if source == "digits":
-            images = [Digits().held_out()[:count]]
+            images = [Digits().held_out(min(count, Digits().num_held_out) if at_most else count)]
         elif source == "shapes":
             images = [DrawnShapes(num_held_out=count, size=size).held_out()]
         else:
@@ -114,13 +115,14 @@ def image_reader(source: str, count: int) -> Callable[[int, int], Tensor]:
     return read
 
 
-def _image_files(source: str, count: int) -> list[Path]:
+def _image_files(source: str, count: int, at_most: bool) -> list[Path]:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise UserError(f"images {source}: expected digits or shapes, or a folder of .png or .jpg files")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    if len(files) < MIN_EXAMPLES:
-        raise UserError(f"images {source}: the folder holds {len(files)} .png or .jpg files, expected at least 2")
+    if len(files) < (MIN_EXAMPLES if at_most else count):
+        holds = f"images {source}: the folder holds {len(files)} .png or .jpg files, and examples is {count}"
+        raise UserError(f"{holds}: expected at least 2 files and as many as --examples")
     return files[:count]
 
 

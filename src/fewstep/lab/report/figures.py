@@ -80,21 +80,22 @@ def _readout_figures(values: Figures, kind: str) -> Figures:
 def _trajectory_figures(run: Run) -> Figures:
     """Decidedness half-way, stiffness before the last step, tube mass and flips at the last step."""
     late, decided, tube, stiff = map(run.results.get, ("late_flip_rate", "decidedness", "tube", "stiffness"))
-    figures: Figures = {"late_flip_steps": late.facts["num_predictions"] if late else None}
-    states = decided.curves["decidedness"] if decided else None
+    figures: Figures = {"late_flip_steps": late.facts.get("num_predictions") if late else None}
+    states = decided.curves.get("decidedness") if decided else None
     if states and states.x:
         time, value = min(zip(states.x, states.y, strict=True), key=lambda point: abs(point[0] - HALF_WAY))
         if abs(time - HALF_WAY) <= NEAR:
             figures |= {"decided_half_way": value, "half_way": time}
-    if tube and states and states.x:
-        mass, times, start = tube.curves["mass"], tube.facts["times"], states.x[-1]
-        if mass.x and min(times) <= start <= max(times):  # no point where no token flips
+    if tube and states and states.x and "mass" in tube.curves:
+        mass, times, start = tube.curves["mass"], tube.facts.get("times"), states.x[-1]
+        if isinstance(times, list) and len(times) == len(mass.x) and min(times) <= start <= max(times):
             order = np.argsort(times)
             reach, scale = (np.interp(start, np.take(times, order), np.take(line, order)) for line in (mass.y, mass.x))
             figures |= {"last_step_mass": float(reach), "last_step_scale": float(scale)}
-    if stiff:
+    if stiff and "stiffness" in stiff.curves:
         curve = stiff.curves["stiffness"]
-        if before := [(y, x) for x, y in zip(curve.x, curve.y, strict=True) if x <= 1 - 1 / FEW_STEPS + 1e-9]:
+        before = [(y, x) for x, y in zip(curve.x, curve.y, strict=True) if x <= 1 - 1 / FEW_STEPS + 1e-9]
+        if before:
             peak, time = max(before)
             step = peak / FEW_STEPS
             figures |= {"step_stiffness": step, "step_growth": 1 + step, "stiffest": peak, "stiffest_time": time}
