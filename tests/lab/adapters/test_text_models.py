@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from fewstep.data import load_tokenizer
 from fewstep.lab.adapters import language_models
-from fewstep.lab.adapters.text import load_text_model, special_tokens
+from fewstep.lab.adapters.text import blocks_of, load_text_model, special_tokens
 from tests.lab.adapters.folders import TOKENS, check_smooth, load, options_of
 
 
@@ -25,6 +26,12 @@ def framed(folder: Path, ids: Tensor) -> Tensor:
 
 def close(ours: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_padded_block_is_not_measured() -> None:
+    rows = [{"index": i, "input_ids": [i, 1, 2], "length": 3 - i // 3, "num_bytes": i} for i in range(4)]
+    split = Dataset.from_list(rows).with_format("numpy")
+    assert [blocks_of(split, count)[:, 0].tolist() for count in (2, 3, 4)] == [[0, 1], [0, 1, 2], [0, 1, 2]]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])

@@ -101,7 +101,7 @@ def test_finished_comparisons_are_drawn_beside_each_other(
         ("--objectives mean_flow,magic", "objective is 'magic': expected one of flow_matching, "),
         ("--objectives ,", "--objectives ',' names nothing"),
         ("--steps 0,1", "expected whole numbers of at least 1"),
-        ("--steps one", "--steps is 'one': expected whole numbers, with commas between"),
+        ("--steps one", "--steps is 'one': expected whole numbers of at least 1, with commas between"),
         ("--reinjection 2", "re-injection strength is 2.0"),
         ("--budget 0", "budget"),
         ("--objectives progressive --steps 2,3", "goes from 3 to 2, which does not divide it"),

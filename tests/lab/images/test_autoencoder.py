@@ -10,7 +10,7 @@ from tests.lab.images.models import tiny_image_model
 
 def test_after_fit_every_number_of_the_latents_has_unit_variance() -> None:
     autoencoder, images = tiny_image_model().autoencoder, Digits().train()[:256]
-    raw = autoencoder.encode_raw(images).flatten(1)[:, None]
+    raw = autoencoder.encoder(2 * images - 1).flatten(1)[:, None]
     autoencoder.whitening.fit(raw, torch.ones_like(raw[..., 0], dtype=torch.bool))
     z = autoencoder.encode(images).flatten(1)
     torch.testing.assert_close(z.mean(0), torch.zeros(8), rtol=0, atol=1e-4)

@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.errors import UserError
 from fewstep.evaluation.diagnosis import Diagnosis, diagnose
 from fewstep.evaluation.subject import Subject
+from fewstep.lab.images import ImageAutoencoder
 from fewstep.lab.images.generator import image_subject
-from tests.lab.images.models import tiny_image_model
+from fewstep.model import SavedModel
+from tests.lab.images.models import tiny_image_flow, tiny_image_model
 
 NUM = 12
 
@@ -59,3 +61,20 @@ def test_numbers_that_the_images_cannot_give_are_one_line(num_examples: int) -> 
     with pytest.raises(UserError) as caught:
         image_subject(tiny_image_model(), num_examples=num_examples, seed=0)
     assert str(caught.value) == f"examples is {num_examples}: expected a number from 2 to 97, the held-out images"
+
+
+class Pooling(ImageAutoencoder):
+    """An encoder without weights."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(images, 4)
+
+
+def test_an_encoder_without_weights_works_where_the_other_parts_are() -> None:
+    flow = tiny_image_flow()
+    model = SavedModel(None, flow.identity, Pooling(), denoiser=flow.denoiser)
+    subject = image_subject(model, num_examples=3, seed=0)
+    assert subject.z.shape == (3, 1, 2, 2)

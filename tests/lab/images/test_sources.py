@@ -1,13 +1,22 @@
 """Images: the two parts share none, and a drawn one depends on its number alone."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from fewstep.errors import UserError
 from fewstep.lab.images import Digits, DrawnShapes
-from fewstep.lab.images.sources import ImageSource, draw_images, image_source
+from fewstep.lab.images.generator import images_of
+from fewstep.lab.images.sources import ImageSource, draw_images
+from fewstep.model import Identity, SavedModel
 
 SMALL = DrawnShapes(num_train=40, num_held_out=20, size=12)
+
+
+def named(name: str, config: dict[str, Any]) -> ImageSource:
+    """The source that a saved model names."""
+    return images_of(SavedModel(None, Identity(kind="images", source=name, source_config=config)))
 
 
 def rows(images: torch.Tensor) -> set[tuple[float, ...]]:
@@ -46,19 +55,19 @@ def test_edges_are_anti_aliased_so_a_shape_keeps_its_area_at_any_size() -> None:
 
 @pytest.mark.parametrize("source", [Digits(num_held_out=5, seed=2), SMALL])
 def test_a_source_is_found_again_by_name_and_settings_and_another_seed_holds_out_others(source: ImageSource) -> None:
-    again, other = (image_source(type(source).__name__, {**source.config, "seed": seed}) for seed in (source.seed, 7))
+    again, other = (named(type(source).__name__, {**source.config, "seed": seed}) for seed in (source.seed, 7))
     assert again == source
     assert torch.equal(again.held_out(), source.held_out())
     assert not torch.equal(other.held_out(), source.held_out())
 
 
 def test_bad_numbers_and_names_are_told() -> None:
-    for make, named in (
+    for make, message in (
         (lambda: Digits(num_held_out=1797), "num_held_out is 1797"),
         (lambda: DrawnShapes(size=0), "size is 0"),
         (lambda: Digits().held_out(298), "298 held-out images"),
-        (lambda: image_source("Faces", {}), "unknown images 'Faces': expected Digits or DrawnShapes"),
-        (lambda: image_source("Digits", {"colour": 1}), "unexpected or missing keys"),
+        (lambda: named("Faces", {}), "unknown images 'Faces': expected Digits or DrawnShapes"),
+        (lambda: named("Digits", {"colour": 1}), "unexpected or missing keys"),
     ):
-        with pytest.raises(UserError, match=named):
+        with pytest.raises(UserError, match=message):
             make()

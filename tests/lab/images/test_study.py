@@ -20,7 +20,7 @@ def rows_of(model: SavedModel, *settings: tuple[int, str], batch_size: int = 8, 
     """Of 20 images for two seeds; ``copying``: the seed's share of the yardstick in place of generated images."""
 
     def make(batch, given):  # type: ignore[no-untyped-def]
-        return [copies(model, batch) if copying else generated(model, batch, given[0], batch_size)]
+        return [copies(model, batch)] if copying else generated(model, batch, given)
 
     groups = [Group(({"name": "flow", "num_steps": n, "reinjection": g},), make) for n, g in settings]
     return list(Sweep(ImageStudy(model, 20, (0, 1), batch_size).plan(groups)).rows())

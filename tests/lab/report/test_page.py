@@ -239,5 +239,3 @@ def test_the_alternative_text_has_ends_and_extremes() -> None:
     curve = Series("c", (2.0, 1.0, 3.0), (-1.0, 2.0, 2.0))
     text = alternative_text(Picture("T", "x", "y", (curve,)))
     assert text == "T: lines of y over x. c: 2 at 1 to 2 at 3, between -1 and 2."
-    many = Picture("T", "x", "y", tuple(Series(name, (1.0,), (1.0,)) for name in "abcdefghij"))
-    assert alternative_text(many).endswith("2 more series.")

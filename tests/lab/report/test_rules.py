@@ -119,7 +119,7 @@ def test_numbers_in_the_rules_are_those_of_the_measurements() -> None:
 def test_a_healthy_run_is_good_throughout(tmp_path: Path) -> None:
     verdict = judge(read_run(write_run(tmp_path / "run", diagnosis=MadeDiagnosis(), rows=sweep_rows())))
     assert {one.rule.key: one.state for one in verdict.findings} == {rule.key: "good" for rule in RULES}
-    assert verdict.begin_with() is None
+    assert verdict.urgent == []
     assert verdict.to_text().startswith(f"run: 0 bad, 0 look, {len(RULES)} good, 0 not measured\n")
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from fewstep.cli.main import errors_to_exit_code
 from fewstep.errors import UserError
@@ -129,14 +128,14 @@ def test_no_share_is_shown_where_there_may_be_no_gain() -> None:
 
 def test_a_match_is_the_first_on_the_way_though_the_distance_is_not_monotone() -> None:
     # 9 at 1, down to 5 at 0.6, up again: 6 is met at 0.7 and at 0.5.
-    def samples(temperature: float) -> Tensor:
-        return torch.tensor(5 + 10 * abs(temperature - 0.6))
+    def distance(temperature: float) -> float:
+        return 5 + 10 * abs(temperature - 0.6)
 
-    found, matched = match(samples, float, 6.0, (1.0, 0.8, 0.6, 0.4))
+    found, matched = match(distance, 6.0, (1.0, 0.8, 0.6, 0.4))
     assert matched
     assert found == pytest.approx(0.7, abs=0.01)
-    assert match(samples, float, 4.0, (1.0, 0.8, 0.6, 0.4)) == (0.6, False)
-    jumping, matched = match(lambda one: torch.tensor(9.0 if one > 0.7 else 5.0), float, 6.0, (1.0, 0.5))
+    assert match(distance, 4.0, (1.0, 0.8, 0.6, 0.4)) == (0.6, False)
+    jumping, matched = match(lambda one: 9.0 if one > 0.7 else 5.0, 6.0, (1.0, 0.5))
     assert not matched
     assert jumping == pytest.approx(0.7, abs=1e-3)
 

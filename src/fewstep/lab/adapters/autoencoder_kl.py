@@ -87,12 +87,10 @@ def _load(folder: Path, dtype: torch.dtype, options: DiagnoseOptions) -> Any:
 
 
 def _latent(encoded: Any) -> Tensor:
-    """What an encoder's output holds under one of the names that diffusers has for it."""
-    for name in ("latent_dist", "latent", "latents"):
-        output = getattr(encoded, name, None)
-        if output is not None:
-            return output.mode() if name == "latent_dist" else output
-    raise UserError(f"{type(encoded).__name__} has no posterior and no latent: the autoencoder cannot be diagnosed")
+    """The posterior's mean, or the latent of an encoder without one, under either name that diffusers has for it."""
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.mode()
+    return encoded.latent if hasattr(encoded, "latent") else encoded.latents
 
 
 def image_reader(source: str, count: int, *, at_most: bool = False) -> Callable[[int, int], Tensor]:

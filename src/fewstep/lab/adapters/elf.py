@@ -3,10 +3,8 @@
 B examples, L tokens, D numbers of a state, W width, V vocabulary.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +12,12 @@ from torch import Tensor
 
 from fewstep.cli.diagnose import DiagnoseOptions
 from fewstep.data.hub import model_snapshot
-from fewstep.errors import UserError, first_line
+from fewstep.errors import UserError
 from fewstep.lab.adapters.decoder import Decoder
 from fewstep.lab.adapters.published import PublishedModel, Weights, attention, pickled_tensors
 from fewstep.lab.adapters.text import load_text_model
 from fewstep.nn.attention import Rotation, rotary
+from fewstep.settings import read_yaml
 
 PATTERNS = ("checkpoint_*", "config.yml")
 PREFIX = ("t_emb_tokens", "self_cond_cfg_tokens", "mode_tokens")
@@ -55,19 +54,6 @@ def load_elf(options: DiagnoseOptions) -> Decoder:
         f"around a block; readout: the denoiser in decode mode at t = 1, self-condition 0, guidance {GUIDANCE:g}"
     )
     return replace(text.decoder(model.decode, z, text.blocks, note), name=options.model)
-
-
-def read_yaml(file: Path) -> Mapping[str, Any]:
-    """The settings in a YAML file. Raises ``UserError`` where it is missing or holds no settings."""
-    import yaml
-
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)}): give a model folder of ELF") from None
-    if not isinstance(config, Mapping):
-        raise UserError(f"{file} holds no settings: expected names and values in YAML")
-    return config
 
 
 def latest_weights(folder: Path) -> Weights:

@@ -20,7 +20,7 @@ from fewstep.data import load_tokenizer
 from fewstep.errors import UserError, first_line
 from fewstep.evaluation.pretrained import DTYPES, check_memory
 from fewstep.lab.adapters.decoder import Decoder
-from fewstep.lab.adapters.text import TOKENS, TextModel, held_out_blocks
+from fewstep.lab.adapters.text import TOKENS, TextModel, text_blocks
 from fewstep.nn.attention import Rotation, attend
 
 MAX_PERIOD = 10_000.0
@@ -146,7 +146,7 @@ def published_decoder(options: DiagnoseOptions, model: PublishedModel, folders: 
     if length % model.tokens_at_once:
         raise UserError(f"tokens is {length}: expected a multiple of {model.tokens_at_once}, which are read at once")
     tokenizer = find_tokenizer(options, folders, model.tokenizer)
-    corpus, blocks = held_out_blocks(tokenizer, options, length, model.vocab_size)
+    corpus, blocks = text_blocks(tokenizer, options, length, model.vocab_size)
     with torch.no_grad():
         z = model.encode(blocks.to(options.pick_device()))
     note = f"{options.adapter}: {note}; latents of shape {tuple(z.shape[1:])}"

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.cli.diagnose import DiagnoseOptions
-from fewstep.data import CorpusSettings, PreparedCorpus, collate, load_tokenizer, prepare_corpus
-from fewstep.data.batches import spread_rows
+from fewstep.data import CorpusSettings, PreparedCorpus, load_tokenizer, prepare_corpus
 from fewstep.diagnostics.cci import TokenConditionals
 from fewstep.diagnostics.decoding import Decode
 from fewstep.errors import UserError
+from fewstep.evaluation.baselines import held_out_blocks
 from fewstep.evaluation.pretrained import DTYPES, check_memory, from_pretrained, model_folder
 from fewstep.evaluation.subject import MIN_EXAMPLES, check_positions
 from fewstep.lab.adapters.decoder import Decoder
@@ -89,7 +89,7 @@ def load_text_model(
         need = f"with {len(special)} special ones a block is longer than the {limit} positions of {folder}"
         raise UserError(f"tokens is {options.tokens or TOKENS}: {need}; pass a smaller --tokens")
     rows = int(model.get_input_embeddings().num_embeddings)
-    corpus, blocks = held_out_blocks(tokenizer, options, length, rows, special=special)
+    corpus, blocks = text_blocks(tokenizer, options, length, rows, special=special)
     return TextModel(options, model.to(options.pick_device()), corpus, blocks, before, after, notes)
 
 
@@ -102,7 +102,7 @@ def special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (), ()
 
 
-def held_out_blocks(
+def text_blocks(
     tokenizer: Any, options: DiagnoseOptions, length: int, rows: int, *, special: tuple[int, ...] = ()
 ) -> tuple[PreparedCorpus, Tensor]:
     """The text that the options name, and up to ``examples`` blocks (N, length) int64 of its held-out split.
@@ -134,6 +134,5 @@ def held_out_blocks(
 
 def blocks_of(split: Any, count: int) -> Tensor:
     """Up to ``count`` blocks (N, L) spread evenly over a packed split, whose last one may be padded and is left out."""
-    rows = spread_rows(len(split), min(count + 1, len(split)))
-    batch = collate([split[int(row)] for row in rows])
-    return batch["ids"][batch["mask"].all(1)][:count].long()
+    tokens = held_out_blocks(split, min(count + 1, len(split)))
+    return tokens.ids[tokens.mask.all(1)][:count]

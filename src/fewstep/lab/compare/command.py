@@ -65,9 +65,7 @@ def main(argv: list[str]) -> int:
         return 0
     if not options.model:
         raise UserError("no model given: give the folder of a text model or an image model")
-    steps = list(dict.fromkeys(comma_numbers(options.steps, "steps", int)))
-    if min(steps) < 1:
-        raise UserError(f"--steps {options.steps!r}: expected whole numbers of at least 1")
+    steps = list(dict.fromkeys(comma_numbers(options.steps, "steps", int, least=1)))
     rules = list(dict.fromkeys(comma_rules(options.reinjection)))
     temperatures = sweep_temperatures(options.matched_entropy)
     from fewstep.lab.compare.plans import Models, image_plan, text_plan
@@ -77,8 +75,7 @@ def main(argv: list[str]) -> int:
 
     out, kind, recipe = options.out or Path("runs/compare"), kind_of(options.model), provenance("compare", argv)
     names = list(OBJECTIVES) if options.objectives is None else comma_parts(options.objectives, "objectives")
-    budget = {"budget": options.budget, "teacher_steps": options.teacher_steps}
-    teacher, *runs = planned(names, kind, out, steps=steps, **budget)
+    teacher, *runs = planned(names, kind, out, budget=options.budget, teacher_steps=options.teacher_steps, steps=steps)
     make_folder(out)
     text = text_study(options) if kind == "text" else None  # what is missing shows before the training
     for number, run in enumerate((teacher, *runs), 1):

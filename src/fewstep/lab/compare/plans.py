@@ -14,9 +14,9 @@ from fewstep.evaluation.rows import Setting
 from fewstep.evaluation.sweep import Batch, Group, Plan, Samples, model_digest
 from fewstep.evaluation.text_plan import TextStudy
 from fewstep.evaluation.texts import FlowTexts, Sampling, flow_settings
-from fewstep.lab.compare.runs import Kind, Run
+from fewstep.lab.compare.runs import Run
 from fewstep.lab.images.study import ImageStudy, generated
-from fewstep.model import SavedModel
+from fewstep.model import Kind, SavedModel
 from fewstep.samplers import FlowSampler, incompatibility
 
 MEASURES = ("scores", "repetition", "copies", "late_flips", "cci", "rms")
@@ -34,32 +34,28 @@ class Models:
     device: str
 
     @cached_property
-    def digests(self) -> dict[Path, str]:
-        """Digest of each model by its folder."""
-        return {run.model: model_digest(_load(run.model, self.kind, self.device)) for run in self.runs}
-
-    @cached_property
-    def settings(self) -> list[tuple[Run, int, str, str | None]]:
-        """Run, K, rule, and why the model was not trained for that, or None; the settings of a model in a row."""
+    def settings(self) -> list[tuple[Run, str, int, str, str | None]]:
+        """Run, digest of its model, K, rule, and why the model was not trained for that, or None; the settings of a
+        model in a row."""
         collected = []
         for run in self.runs:
             model = _load(run.model, self.kind, self.device)
-            path, grid = model.flow().path, model.identity.default_grid()
+            digest, path, grid = model_digest(model), model.flow().path, model.identity.default_grid()
             for rule, count in product(self.rules, self.steps):
                 if run.answers is None or count in run.answers:
                     sampler = FlowSampler(path, grid=grid, reinjection=rule)
-                    collected.append((run, count, rule, incompatibility(model.identity, sampler, count)))
+                    collected.append((run, digest, count, rule, incompatibility(model.identity, sampler, count)))
         return collected
 
     def ruled_out(self) -> list[str]:
         """A sentence for each objective and reason."""
         grouped: dict[tuple[str, str], list[str]] = {}
-        for run, count, rule, reason in self.settings:
+        for run, _, count, rule, reason in self.settings:
             if reason is not None:
                 grouped.setdefault((run.name, reason), []).append(f"K = {count} with gamma {rule}")
         return [f"{name}, {', '.join(where)}, is ruled out: {reason}." for (name, reason), where in grouped.items()]
 
-    def group(self, run: Run, settings: tuple[Setting, ...], make: Make) -> Group:
+    def group(self, run: Run, digest: str, settings: tuple[Setting, ...], make: Make) -> Group:
         """What ``make`` gives of the run's model, with what training cost: passes per example, and wall time with the
         rounds before the run."""
         rounds = [each for each in self.runs if each.name == run.name]
@@ -70,7 +66,7 @@ class Models:
             samples = make(_load(run.model, self.kind, self.device), batch, asked)
             return [replace(each, numbers={**each.numbers, **cost}) for each in samples]
 
-        return Group(settings, costed, self.digests[run.model])
+        return Group(settings, costed, digest)
 
 
 @lru_cache(maxsize=1)
@@ -88,17 +84,14 @@ def text_plan(
     """Real text and the other yardsticks, and every model at every setting and temperature; all readouts of the same
     latents."""
 
-    def texts(
-        sampling: Sampling, own: Sequence[str], model: SavedModel, batch: Batch, asked: Sequence[Setting]
-    ) -> list[Samples]:
-        return FlowTexts(model, sampling, own).make(batch, asked)
+    def texts(sampling: Sampling, model: SavedModel, batch: Batch, asked: Sequence[Setting]) -> list[Samples]:
+        return FlowTexts(model, sampling, readouts).make(batch, asked)
 
     groups = study.yardsticks(temperatures=temperatures)
-    for run, count, rule, reason in models.settings:
+    for run, digest, count, rule, reason in models.settings:
         if reason is None:
             for sampling, settings in flow_settings(Sampling(count, rule), readouts, temperatures, run.name):
-                own = list(dict.fromkeys(str(setting["readout"]) for setting in settings))
-                groups.append(models.group(run, settings, partial(texts, sampling, own)))
+                groups.append(models.group(run, digest, settings, partial(texts, sampling)))
     return study.plan(groups, MEASURES, provenance)
 
 
@@ -106,14 +99,11 @@ def image_plan(
     base: Path, models: Models, num_samples: int, seeds: Sequence[int], provenance: dict[str, Any], batch_size: int = 64
 ) -> Plan:
     """Train images against held-out ones, and every model at every setting against both and the flow in ``base``."""
-
-    def images(model: SavedModel, batch: Batch, asked: Sequence[Setting]) -> list[Samples]:
-        return [generated(model, batch, setting, batch_size) for setting in asked]
-
     teacher = SavedModel.from_pretrained(base, kind="images").to(models.device)
     groups = []
-    for run, count, rule, reason in models.settings:
+    for run, digest, count, rule, reason in models.settings:
         if reason is None:
-            groups.append(models.group(run, ({"name": run.name, "num_steps": count, "reinjection": rule},), images))
+            setting: Setting = {"name": run.name, "num_steps": count, "reinjection": rule}
+            groups.append(models.group(run, digest, (setting,), generated))
     study = ImageStudy(teacher, num_samples, tuple(seeds), batch_size)
     return study.plan(groups, models.device, provenance)

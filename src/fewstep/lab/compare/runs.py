@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
 from fewstep.cli.output import write_text
 from fewstep.errors import UserError
-from fewstep.model import SavedModel
+from fewstep.model import Kind, SavedModel
 from fewstep.objectives import OBJECTIVES, Objective
 from fewstep.registry import resolve
 from fewstep.settings import configs_folder, read_yaml, size_sections
@@ -25,7 +25,6 @@ FLOW, PROGRESSIVE = "flow_matching", "progressive"
 """The objective that the others are compared with, and the one that takes a run per number of steps."""
 STAGES = {"text": "flow", "images": "image_flow"}
 MARKER = "training.json"
-Kind = Literal["text", "images"]
 
 
 @dataclass(frozen=True)

@@ -81,13 +81,9 @@ class ImageAutoencoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """``images`` (B, C, S, S) in [0, 1] to latents ``z`` (B, c, s, s), in at least float32."""
-        raw = self.encode_raw(images)
+        raw = self.encoder(2 * images - 1)
         rows = raw.flatten(1)[:, None]
         return self.whitening(rows, rows.new_ones(rows.shape[:2], dtype=torch.bool)).reshape(raw.shape)
-
-    def encode_raw(self, images: Tensor) -> Tensor:
-        """Latents before whitening, (B, c, s, s)."""
-        return self.encoder(2 * images - 1)
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents ``z`` (B, c, s, s) to images (B, C, S, S) in at least float32; values may leave [0, 1] slightly."""

@@ -11,9 +11,10 @@ from torch import Tensor
 from fewstep.errors import UserError
 from fewstep.evaluation.subject import Subject, check_numbers, positions_in
 from fewstep.lab.images.autoencoder import ImageAutoencoder
-from fewstep.lab.images.sources import ImageSource, image_source
+from fewstep.lab.images.sources import Digits, DrawnShapes, ImageSource
 from fewstep.model import SavedModel
 from fewstep.pipeline import as_user_error, sampled_latents
+from fewstep.registry import validated
 from fewstep.samplers import FlowSampler, RuleLike
 from fewstep.samplers import sampler as samplers
 from fewstep.shapes import own_defaults
@@ -28,8 +29,11 @@ def image_autoencoder(model: SavedModel) -> ImageAutoencoder:
 
 
 def images_of(model: SavedModel) -> ImageSource:
-    """The images that the model was trained on. Raises ``UserError`` for a source unknown to this fewstep."""
-    return image_source(model.identity.source, model.identity.source_config)
+    """The images that the model was trained on. Raises ``UserError`` for an unknown source, or other fields of it."""
+    name, sources = model.identity.source, {"Digits": Digits, "DrawnShapes": DrawnShapes}
+    if name not in sources:
+        raise UserError(f"unknown images {name!r}: expected {' or '.join(sources)}")
+    return validated(sources[name], model.identity.source_config, f"images {name}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def image_subject(
     images, autoencoder = images_of(model).held_out(), image_autoencoder(model)
     num_examples = min(num_examples, len(images)) if at_most else num_examples
     check_numbers(num_examples, len(images), "the held-out images")
-    images = images[:num_examples].to(next(autoencoder.parameters()).device)
+    images = images[:num_examples].to(model.device)
     with torch.no_grad():
         z = autoencoder.encode(images)
     source = {"source": model.identity.source, **model.identity.source_config}

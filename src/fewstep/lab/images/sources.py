@@ -8,7 +8,6 @@ from einops import rearrange
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.registry import validated
 from fewstep.shapes import example_generators
 
 HELD_OUT_START = 2**31
@@ -96,13 +95,6 @@ class DrawnShapes(ImageSource):
 
     def images(self, is_train: bool, count: int) -> Tensor:
         return draw_images(self.seed, 0 if is_train else HELD_OUT_START, count, self.size)
-
-
-def image_source(name: str, config: dict[str, Any]) -> ImageSource:
-    """The source that a saved model names. Raises ``UserError`` for an unknown name, or other fields."""
-    if name not in ("Digits", "DrawnShapes"):
-        raise UserError(f"unknown images {name!r}: expected Digits or DrawnShapes")
-    return validated(Digits if name == "Digits" else DrawnShapes, config, f"images {name}")
 
 
 def draw_images(seed: int, start: int, count: int, size: int) -> Tensor:

@@ -32,8 +32,6 @@ STYLE: dict[Any, Any] = {
 WIDTH_INCHES, HEIGHT_INCHES, LINE_INCHES, BELOW_INCHES = 5.2, 3.3, 0.24, 0.62
 LONG_LABEL = 26
 """Labels of more letters than this stand below each other in the legend."""
-MOST_SERIES = 8
-"""Series beyond these are counted in the alternative text, not described."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +91,8 @@ def _place_legend(axes: Axes, figure: Figure) -> None:
 
 def alternative_text(picture: Picture) -> str:
     """Title and axes, and where each series begins and ends, and its extremes."""
-    shown = [series for series in picture.series if series.x]
-    parts = [f"{picture.title}: {picture.kind} of {picture.y_label} over {picture.x_label}."]
-    parts += map(_series_text, shown[:MOST_SERIES])
-    if len(shown) > MOST_SERIES:
-        parts.append(f"{len(shown) - MOST_SERIES} more series.")
-    return " ".join(parts)
+    heading = f"{picture.title}: {picture.kind} of {picture.y_label} over {picture.x_label}."
+    return " ".join([heading, *(_series_text(series) for series in picture.series if series.x)])
 
 
 def _series_text(series: Series) -> str:

@@ -113,14 +113,6 @@ def strength_of(row: Row) -> float | None:
         return None
 
 
-def setting_text(row: Row) -> str:
-    """The setting in words."""
-    strength = strength_of(row)
-    if strength is None:
-        return label_of(row.setting)
-    return f"{row.setting['readout']} readout, K = {steps_of(row)}, gamma = {strength:g}"
-
-
 def steps_of(row: Row) -> int:
     """Number of steps; 0 of a row without."""
     return int(row.setting.get("num_steps", 0))
@@ -137,6 +129,11 @@ def flows(run: Run, readout: str, strength: float | None = None) -> list[Row]:
         and row.value("perplexity") is not None
     ]
     return sorted(chosen, key=lambda row: (steps_of(row), strength_of(row)))
+
+
+def plain_samples(run: Run) -> list[Row]:
+    """The model's own scored samples of plain settings, of the parallel readout and then of the head."""
+    return [*flows(run, PARALLEL), *flows(run, HEAD)]
 
 
 def judged_steps(rows: Iterable[Row]) -> list[int]:
@@ -242,7 +239,7 @@ def _entropy(groups: list[list[Row]], real: Row) -> Figures:
         "entropy_gap": number(real, "entropy_nats") - number(worst, "entropy_nats"),
         "entropy_likeliest": number(worst, "entropy_nats"),
         "entropy_real": number(real, "entropy_nats"),
-        "entropy_setting": setting_text(worst),
+        "entropy_setting": label_of(worst.setting),
         "repeated_likeliest": worst.value("repeated_4grams"),
         "repeated_real": real.value("repeated_4grams"),
     }
@@ -259,6 +256,6 @@ def _copies(rows: list[Row], real: Row) -> Figures:
         "copies": share / usual if usual else inf if share else 0.0,
         "copies_share": share,
         "copies_usual": usual,
-        "copies_setting": setting_text(worst),
+        "copies_setting": label_of(worst.setting),
         "copies_longest": max(row.value("longest_copy_tokens") or 0.0 for row in rows),
     }

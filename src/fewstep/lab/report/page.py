@@ -14,20 +14,9 @@ from markupsafe import Markup
 from fewstep import __version__
 from fewstep.diagnostics.result import Picture, Row, Series
 from fewstep.evaluation.charts import ENTROPY_BAND_NATS, NFE, SECONDS, YARDSTICKS, score_pictures
-from fewstep.evaluation.rows import HELD_OUT, table_lines
+from fewstep.evaluation.rows import HELD_OUT, label_of, table_lines
 from fewstep.lab.report.charts import Chart, chart
-from fewstep.lab.report.figures import (
-    HEAD,
-    NOTHING,
-    PARALLEL,
-    estimate_text,
-    flows,
-    judged_steps,
-    rounded,
-    scored_by,
-    setting_text,
-    steps_of,
-)
+from fewstep.lab.report.figures import NOTHING, estimate_text, judged_steps, plain_samples, rounded, scored_by, steps_of
 from fewstep.lab.report.rules import RULES, STATES, Verdict, judge, threshold_text
 from fewstep.lab.report.run import Run
 from fewstep.lab.report.traces import Traces
@@ -112,7 +101,7 @@ def page_html(report: Report) -> str:
     text = environment.get_template("page.html.j2").render(
         report=report,
         rules=[rule for rule in RULES if any(verdict.of(rule.key) for verdict in report.verdicts)],
-        opened=[first.rule.key for verdict in report.verdicts if (first := verdict.begin_with())],
+        opened=[finding.rule.key for verdict in report.verdicts for finding in verdict.urgent[:1]],
         states=STATES,
         threshold_text=threshold_text,
         signs=SIGNS,
@@ -154,10 +143,8 @@ def visible(token: str) -> str:
 
 def _loss_charts(runs: Sequence[Run]) -> Iterator[Chart]:
     """One for each stage that some run trained."""
-    several = sum(bool(run.stages) for run in runs) > 1
     for stage in dict.fromkeys(log.stage for run in runs for log in run.stages):
-        logs = [(run.name if several else "", log.curves) for run in runs for log in run.stages if log.stage == stage]
-        series = _named_after_runs(logs)
+        series = _labelled(runs, ((run, log.curves) for run in runs for log in run.stages if log.stage == stage))
         values = [value for curve in series for value in curve.y]
         if values:
             log_y = min(values) > 0 and max(values) / min(values) > SPREAD_FOR_LOG
@@ -166,20 +153,20 @@ def _loss_charts(runs: Sequence[Run]) -> Iterator[Chart]:
             yield chart(picture, f"chart-loss-{_identifier(stage)}", f"{title}.")
 
 
-def _named_after_runs(curves: Iterable[tuple[str, Iterable[Series]]]) -> tuple[Series, ...]:
-    """The curves of each run ("": without its name) with the run's name before their labels."""
-    named = ((f"{run}: " if run else "", curve) for run, group in curves for curve in group)
+def _labelled(runs: Sequence[Run], curves: Iterable[tuple[Run, Iterable[Series]]]) -> tuple[Series, ...]:
+    """The curves of each run; on a page on several ``runs`` with the run's name before their labels."""
+    named = ((f"{run.name}: " if len(runs) > 1 else "", curve) for run, group in curves for curve in group)
     return tuple(replace(curve, label=prefix + curve.label) for prefix, curve in named)
 
 
 def _result_charts(runs: Sequence[Run]) -> Iterator[Chart]:
-    """One for each result with curves, of all runs that have it; several runs have their names in the legend."""
+    """One for each result with curves, of all runs that have it."""
     for name in dict.fromkeys(name for run in runs for name in run.results):
-        pictures = [(run.name, run.results[name].picture()) for run in runs if name in run.results]
+        pictures = [(run, run.results[name].picture()) for run in runs if name in run.results]
         drawn = [(run, picture) for run, picture in pictures if picture is not None]
         if drawn:
             first = drawn[0][1]
-            series = _named_after_runs((run if len(drawn) > 1 else "", picture.series) for run, picture in drawn)
+            series = _labelled(runs, ((run, picture.series) for run, picture in drawn))
             picture = replace(first, series=series, kind=first.kind if len(series) == 1 else "lines")
             yield chart(picture, f"chart-{_identifier(name)}", f"{first.title}. {CAPTIONS.get(name, '')}".strip())
 
@@ -231,11 +218,11 @@ def _score_charts(runs: Sequence[Run]) -> Iterator[Chart]:
     """Perplexity over passes and seconds, entropy over passes, for each group of runs of one protocol."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if flows(run, PARALLEL) or flows(run, HEAD):
+        if plain_samples(run):
             groups.setdefault(run.rows[0].protocol_hash, []).append(run)
     for index, group in enumerate(groups.values()):
         names = ", ".join(run.name for run in group)
-        plain = [[*flows(run, PARALLEL), *flows(run, HEAD)] for run in group]
+        plain = [plain_samples(run) for run in group]
         plain[0] += [row for row in group[0].rows if row.setting["name"] in YARDSTICKS]  # the same for the group
         (perplexity, entropy), (over_time, _) = (
             zip(*(score_pictures(rows, cost, "the scorer") for rows in plain), strict=True) for cost in (NFE, SECONDS)
@@ -245,8 +232,7 @@ def _score_charts(runs: Sequence[Run]) -> Iterator[Chart]:
             ("perplexity-seconds", over_time, "The same over computing time at the batch size of the sweep."),
             ("entropy_nats-nfe", entropy, f"Perplexities compare within {BAND} of real text, as shaded."),
         ):
-            of_runs = zip(group, pictures, strict=True)
-            series = _named_after_runs((run.name if len(group) > 1 else "", picture.series) for run, picture in of_runs)
+            series = _labelled(runs, zip(group, (picture.series for picture in pictures), strict=True))
             picture = replace(pictures[0], title=f"{names}: {pictures[0].title}", series=series)
             yield chart(picture, f"chart-{name}-{index}", caption)
 
@@ -259,7 +245,7 @@ def _score_table(index: int, run: Run) -> Table:
 
 def _text_groups(run: Run) -> list[dict[str, Any]]:
     """Samples of each setting; real text, and few and the most steps, are open at first."""
-    plain = [*flows(run, PARALLEL), *flows(run, HEAD)]
+    plain = plain_samples(run)
     judged = judged_steps(plain)
     groups = []
     for row in (row for row in run.rows if row.examples):
@@ -267,7 +253,7 @@ def _text_groups(run: Run) -> list[dict[str, Any]]:
         texts = row.examples[:MOST_TEXTS]
         groups.append(
             {
-                "setting": setting_text(row),
+                "setting": label_of(row.setting),
                 "scores": ", ".join(f"{name} {rounded(value)}" for name, value in scores.items() if value is not None),
                 "texts": [text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} …" for text in texts],
                 "first": row.setting["name"] == HELD_OUT or (row in plain and steps_of(row) in judged),

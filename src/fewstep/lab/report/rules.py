@@ -1,10 +1,10 @@
 """The verdict: the rules of page/rules.toml, each a question with its figure, threshold and sentences, put to a run."""
 
+import re
 import tomllib
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from string import Formatter
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -17,7 +17,6 @@ from fewstep.lab.report.run import Run
 State = Literal["bad", "look", "good", "not measured"]
 STATES: tuple[State, ...] = ("bad", "look", "good", "not measured")
 """In the order in which they matter."""
-DIAGNOSE, EVALUATE = "fewstep diagnose RUN/model", "fewstep evaluate RUN/model"
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,10 @@ class Verdict:
         """The finding of a rule by its key."""
         return next((finding for finding in self.findings if finding.rule.key == key), None)
 
-    def begin_with(self) -> Finding | None:
-        """The first bad finding on the way from text to samples, else the first to look at."""
-        return next((item for state in STATES[:2] for item in self.findings if item.state == state), None)
+    @property
+    def urgent(self) -> list[Finding]:
+        """The bad findings in the order of the way from text to samples, then those to look at."""
+        return [item for state in STATES[:2] for item in self.findings if item.state == state]
 
     def to_text(self) -> str:
         """For a terminal: a line per rule, then sentences and advice on what is not good."""
@@ -91,8 +91,7 @@ class Verdict:
         for item in self.findings:
             lines.append((item.state, item.rule.question, item.figure, threshold_text(item.rule.threshold)))
         counts = ", ".join(f"{self.count(state)} {state}" for state in STATES)
-        urgent = (item for state in STATES[:2] for item in self.findings if item.state == state)
-        notes = [f"- {item.text} {item.advice}" for item in urgent]
+        notes = [f"- {item.text} {item.advice}" for item in self.urgent]
         return "\n".join([f"{self.name}: {counts}", aligned_columns(lines, (0, 1, 3)), *notes])
 
 
@@ -103,22 +102,15 @@ def threshold_text(threshold: Threshold) -> str:
     return f"{threshold.reads}: {words}"
 
 
-class _Sentence(Formatter):
-    """Writes numbers as the report does; a field is a figure's name, dots included."""
+def _sentence(template: str, figures: dict[str, Figure]) -> str:
+    """``template`` with its figures, written as the report writes numbers; "" where one of them is unknown."""
 
-    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
-        return kwargs[field_name], field_name
+    def written(field: re.Match[str]) -> str:
+        value = figures[field[1]]
+        return value if isinstance(value, str) else percent(value) if field[2] else rounded(value)
 
-    def format_field(self, value: Any, format_spec: str) -> str:
-        if isinstance(value, str):
-            return value
-        return percent(value) if format_spec == "%" else rounded(value)
-
-
-def _sentence(template: str, figures: dict[str, Any]) -> str:
-    """``template`` with its figures; "" where one of them is unknown."""
     try:
-        return _Sentence().vformat(template, (), figures)
+        return re.sub(r"{([^:}]+)(:%)?}", written, template)
     except KeyError:
         return ""
 
@@ -150,13 +142,11 @@ def _finding(rule: Rule, run: Run, figures: dict[str, Figure]) -> Finding:
 
 def _not_measured(rule: Rule, run: Run) -> Finding:
     left_out = run.diagnosis.left_out if run.diagnosis else {}
-    for name in rule.measurement.split(","):
-        if name in left_out:
-            text = f"This cannot be measured: the model has no {left_out[name]}."
-            return Finding(rule, "not measured", NOTHING, text)
-    command = f"{DIAGNOSE} --only {rule.measurement}" if rule.measurement else f"{EVALUATE} {rule.evaluation}".rstrip()
-    text = "This run does not hold the figures."
-    return Finding(rule, "not measured", NOTHING, text, f"To measure it: {command}")
+    if missing := [left_out[name] for name in rule.measurement.split(",") if name in left_out]:
+        return Finding(rule, "not measured", NOTHING, f"This cannot be measured: the model has no {missing[0]}.")
+    by, options = ("diagnose", f"--only {rule.measurement}") if rule.measurement else ("evaluate", rule.evaluation)
+    advice = f"To measure it: fewstep {by} RUN/model {options}".rstrip()
+    return Finding(rule, "not measured", NOTHING, "This run does not hold the figures.", advice)
 
 
 def _read_rules() -> tuple[Rule, ...]:

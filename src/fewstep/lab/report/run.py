@@ -19,8 +19,6 @@ from fewstep.storage import Manifest, read_manifest
 
 T = TypeVar("T")
 
-STAGES = ("autoencoder", "flow", "distribution_matching", "head", "language_model")
-"""In the order of training; stages of other names come after them."""
 LOSSES = (("train/loss", "train"), ("val/loss", "held out"))
 DIAGNOSIS, REMEDY = "diagnostics.json", "re-create or delete the file"
 DIAGNOSES = ("diagnosis", "paper")
@@ -41,7 +39,7 @@ class Run:
     """What a run holds; what is missing is None or empty.
 
     ``name`` for headings, ``path`` as the user wrote it, ``sizes`` the numbers stored in each part of the model,
-    ``stages`` in the order of training. ``rows`` of a sweep share their protocol.
+    ``stages`` in the order of their names. ``rows`` of a sweep share their protocol.
     """
 
     name: str
@@ -162,17 +160,15 @@ def _stored_numbers(file: Path) -> int:
 def _stage_logs(folder: Path) -> Iterator[StageLog]:
     """Of ``folder`` itself, where that is a stage's, and of the stages in it."""
     logs = {item.name: item for item in (*folder.iterdir(), folder.resolve()) if (item / "csv").is_dir()}
-    for stage in [name for name in STAGES if name in logs] + sorted(set(logs) - set(STAGES)):
-        points: dict[str, dict[float, float]] = {column: {} for column, _ in LOSSES}
-        last: dict[str, float] = {}
+    for stage in sorted(logs):
         versions = logs[stage].glob("csv/version_*/metrics.csv")  # a stage that was resumed wrote several
-        for file in sorted(versions, key=lambda file: (len(file.parent.name), file.parent.name)):
-            for values in _csv_rows(file):
-                last |= {column: value for column, value in values.items() if column.startswith("val/")}
-                for column in points.keys() & values.keys():
-                    points[column][values["step"]] = values[column]
-        lines = ((label, sorted(points[column].items())) for column, label in LOSSES if points[column])
-        curves = (Series(label, tuple(x for x, _ in line), tuple(y for _, y in line)) for label, line in lines)
+        ordered = sorted(versions, key=lambda file: (len(file.parent.name), file.parent.name))
+        rows = [row for file in ordered for row in _csv_rows(file)]
+        curves = []
+        for column, label in LOSSES:
+            if points := {row["step"]: row[column] for row in rows if column in row}:
+                curves.append(Series(label, *zip(*sorted(points.items()), strict=True)))
+        last = {column: value for row in rows for column, value in row.items() if column.startswith("val/")}
         yield StageLog(stage, tuple(curves), last)
 
 
@@ -185,7 +181,5 @@ def _csv_rows(file: Path) -> Iterator[dict[str, float]]:
             values = {column: float(cell) for column, cell in row.items() if column and cell}
             if "step" in values:
                 yield {column: value for column, value in values.items() if math.isfinite(value)}
-    except csv.Error as error:
-        raise UserError(f"{file} is not CSV ({error}): delete it") from None
-    except (ValueError, TypeError) as error:
+    except (csv.Error, ValueError, TypeError) as error:
         raise UserError(f"{file}: {first_line(error)}: expected a number; delete the file") from None

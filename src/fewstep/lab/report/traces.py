@@ -4,9 +4,7 @@ B samples, L tokens, N steps, K latent positions of D dimensions.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.cli.output import write_text
-from fewstep.diagnostics.decoding import Decode
+from fewstep.diagnostics.decoding import DecodeInParts, read_tokens
 from fewstep.diagnostics.margins import margins
 from fewstep.diagnostics.trajectories import settling_steps
 from fewstep.evaluation.adapters import HeadConditionals, all_real, decoder_of
@@ -23,7 +21,6 @@ from fewstep.evaluation.processes import Progress
 from fewstep.evaluation.sweep import model_digest
 from fewstep.lab.report.run import read_json
 from fewstep.model import SavedModel, kind_of
-from fewstep.pipeline import TextGenerator
 from fewstep.readouts import TokenDraw
 from fewstep.samplers import FlowSampler, default_sampling, incompatibility
 from fewstep.shapes import example_generators, rand, randn
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FILE = "traces.json"
-NUM_SAMPLES, STEPS, SEED = 6, (1, 2, 4, 8, 16), 0
+STEPS = (1, 2, 4, 8, 16)
 ROWS_AT_ONCE = 32
 """Latents whose logits are held at a time: a bound on memory."""
 MAX_TOKENS = 64
@@ -67,11 +64,6 @@ class TracePath:
     times: tuple[float, ...] = ()
     samples: tuple[SampleTrace, ...] = ()
 
-    @property
-    def plan(self) -> tuple[Mode, int, float]:
-        """How it was computed."""
-        return self.mode, self.num_steps, self.reinjection
-
 
 @dataclass(frozen=True)
 class Traces:
@@ -92,7 +84,7 @@ class Traces:
 
 
 def traces_of_run(
-    run: Path, num_samples: int = NUM_SAMPLES, device: torch.device | str = "cpu", progress: Progress | None = None
+    run: Path, num_samples: int, device: torch.device | str = "cpu", progress: Progress = lambda *_: None
 ) -> Traces | None:
     """The traces of ``run``/model, from ``run``/traces.json where that holds ``num_samples`` of this model; else they
     are collected, and the file is written.
@@ -106,13 +98,12 @@ def traces_of_run(
         return kept
     if kind_of(run / "model") != "text":
         return None
-    generator = TextGenerator.from_pretrained(run / "model", device)
-    model = generator.model
+    model = SavedModel.from_pretrained(run / "model", kind="text").to(device)
     if any(part is None for part in (model.autoencoder, model.denoiser, model.readout)):
         return None
-    asked = (model_digest(model), num_samples, [path.plan for path in planned_paths(model)])
-    if kept is None or asked != (kept.model, kept.num_samples, [path.plan for path in kept.paths]):
-        kept = collect_traces(generator, num_samples, progress=progress)
+    asked = (model_digest(model), num_samples, planned_paths(model))
+    if kept is None or asked != (kept.model, kept.num_samples, [replace(p, times=(), samples=()) for p in kept.paths]):
+        kept = collect_traces(model, num_samples, progress=progress)
         write_text(file, json.dumps(asdict(kept), ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n")
     return kept
 
@@ -125,10 +116,9 @@ def planned_paths(model: SavedModel) -> list[TracePath]:
     """
     identity = model.identity
     counts = STEPS if identity.trained_nfe is None else (identity.trained_nfe,)
-    strengths: dict[Mode, Callable[[int], float]] = {"deterministic": lambda n: 0.0, "reinjection": lambda n: 1.0}
+    paths = [*(TracePath("deterministic", n, 0.0) for n in counts), *(TracePath("reinjection", n, 1.0) for n in counts)]
     if model.head is not None:
-        strengths["head"] = lambda n: default_sampling(identity, n).reinjection
-    paths = [TracePath(mode, n, strength(n)) for mode, strength in strengths.items() for n in counts]
+        paths += [TracePath("head", n, default_sampling(identity, n).reinjection) for n in counts]
     return [path for path in paths if incompatibility(identity, _sampler(model, path), path.num_steps) is None]
 
 
@@ -136,29 +126,24 @@ def _sampler(model: SavedModel, path: TracePath) -> FlowSampler:
     return FlowSampler(model.flow().path, grid=model.identity.default_grid(), reinjection=path.reinjection)
 
 
-def collect_traces(
-    generator: TextGenerator, num_samples: int = NUM_SAMPLES, seed: int = SEED, progress: Progress | None = None
-) -> Traces:
+def collect_traces(model: SavedModel, num_samples: int, seed: int = 0, progress: Progress = lambda *_: None) -> Traces:
     """Follow samples on every planned path, all from the same noise.
 
     At step k the tokens are read from the estimate x1_hat of that step, at the last from x_1, so that the last row is
-    what :meth:`TextGenerator.generate` writes for this ``seed``. The head reads every step blurred by the same noise
-    and with the same uniform numbers, so that only the latent moves.
+    what :meth:`fewstep.pipeline.TextGenerator.generate` writes for this ``seed``. The head reads every step blurred by
+    the same noise and with the same uniform numbers, so that only the latent moves.
 
     A distance is that to the nearest flip of the likeliest token to first order, m / |grad m|
     (:func:`fewstep.diagnostics.margins`), in rms of data latents, which are whitened to 1; of the head it is the
     likeliest token given the tokens that it drew before.
     """
-    model = generator.model
     num_tokens = min(MAX_TOKENS, model.identity.block_size)
     plans = planned_paths(model)
     followed = []
     for done, path in enumerate(plans):
-        if progress is not None:
-            progress(done, len(plans), f"{path.mode}, {path.num_steps} steps")
+        progress(done, len(plans), f"{path.mode}, {path.num_steps} steps")
         followed.append(_follow(model, path, num_samples, num_tokens, seed))
-    if progress is not None:
-        progress(len(plans), len(plans), "done")
+    progress(len(plans), len(plans), "done")
     used = torch.cat([ids.flatten() for _, ids, _ in followed]).unique()
     paths = tuple(_with_samples(path, *part, used) for path, part in zip(plans, followed, strict=True))
     texts = tuple(token_text(model.tokenizer, token) for token in used.tolist())
@@ -182,19 +167,14 @@ def _follow(
             clean = clean + level * randn(tuple(x_0.shape), clean, sources)
         u = rand((num_samples, x_0.shape[1] * head.network.stride), clean, sources).repeat(len(clean), 1)
     z = clean.flatten(0, 1)
-    slices = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(z), ROWS_AT_ONCE)]
-    decoders: list[Decode]
     if path.mode == "head":
         ids = head.read(z, all_real(z), u, torch.full((len(z),), level, device=z.device), TokenDraw()).ids
-        logits = HeadConditionals(head, level).logits
-        decoders = [partial(logits, ids=ids[rows].clone()) for rows in slices]
+        decode = DecodeInParts(HeadConditionals(head, level).logits, ROWS_AT_ONCE, (ids,))
     else:
-        decoders = [decoder_of(model.reader())] * len(slices)
-        ids = torch.cat([decoders[0](z[rows]).argmax(-1) for rows in slices])
-    positions = torch.arange(num_tokens).expand(len(z), -1)
-    measured = [margins(decode, z[rows], positions[rows]) for decode, rows in zip(decoders, slices, strict=True)]
+        decode = DecodeInParts(decoder_of(model.reader()), ROWS_AT_ONCE)
+        ids = read_tokens(decode, z)
+    distances = margins(decode, z, torch.arange(num_tokens).expand(len(z), -1)).distance
     shape = (path.num_steps, num_samples, num_tokens)
-    distances = torch.cat([part.distance for part in measured])
     return trajectory.times.cpu(), ids[:, :num_tokens].reshape(shape).cpu(), distances.reshape(shape).cpu()
 
 

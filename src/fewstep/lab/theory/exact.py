@@ -15,6 +15,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from fewstep.data.batches import spread_rows
 from fewstep.diagnostics.result import Picture, Series
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import decoder_of
@@ -72,10 +73,8 @@ CAPTION = (
 @torch.no_grad()
 def train_latents(bundle: SavedModel, ids: Tensor) -> Tensor:
     """Latents (N, K, D) of blocks ``ids`` (N, L) without padding."""
-    assert bundle.autoencoder is not None
-    device = bundle.device
-    parts = (part.to(device) for part in ids.split(256))
-    return torch.cat([bundle.autoencoder.encode(part, torch.ones_like(part, dtype=torch.bool)).z for part in parts])
+    encoder, parts = bundle.encoder(), (part.to(bundle.device) for part in ids.split(256))
+    return torch.cat([encoder.encode(part, torch.ones_like(part, dtype=torch.bool)).z for part in parts])
 
 
 def train_blocks(train: "Dataset", count: int) -> Tensor:
@@ -88,7 +87,7 @@ def train_blocks(train: "Dataset", count: int) -> Tensor:
     full = ids[length == ids.shape[1]]
     if not 1 <= count <= len(full):
         raise UserError(f"{count} latents asked for: expected 1 to {len(full)}, the train blocks without padding")
-    return full[(torch.arange(count) * len(full)) // count]
+    return full[torch.from_numpy(spread_rows(len(full), count))]
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ class ExactStudy:
             return self.sample(setting, count, number) if name == "cooled" else plain + number * xi
 
         target = self.distance(self.sample({**setting, "reinjection": matches}, count))
-        number, matched = match(at, self.distance, target, LADDERS[name])
+        number, matched = match(lambda number: self.distance(at(number)), target, LADDERS[name])
         return Samples({"x_1": at(number)}, numbers={"temperature": number, "matched": float(matched)})
 
     def flow(self, h: float, cap: float | None = None) -> Mixture:
@@ -226,15 +225,13 @@ def flow_setting(h: float, num_steps: int, reinjection: float) -> dict[str, str 
     return {"name": "flow", "h": h, "num_steps": num_steps, "reinjection": f"{reinjection:g}"}
 
 
-def match(
-    samples: Callable[[float], Tensor], distance: Callable[[Tensor], float], target: float, ladder: Sequence[float]
-) -> tuple[float, bool]:
-    """The first number on the way along ``ladder`` at which the mean distance of ``samples`` is ``target``.
+def match(distance_at: Callable[[float], float], target: float, ladder: Sequence[float]) -> tuple[float, bool]:
+    """The first number on the way along ``ladder`` at which the distance is ``target``.
 
     The distance need not be monotone. Returns the number and whether the distance is right to 0.5 %: it is not where no
     pair of rungs brackets ``target`` (then the closest rung is returned) or where the distance jumps over it.
     """
-    excess = cache(lambda number: distance(samples(number)) - target)
+    excess = cache(lambda number: distance_at(number) - target)
     for near, far in pairwise(ladder):
         if excess(near) * excess(far) <= 0:
             collected = float(brentq(excess, near, far, xtol=1e-4, maxiter=30))

@@ -36,9 +36,8 @@ class Grammar:
             for symbol, choices in rules.items()
             for weight, parts in choices
         )
-        self.numbered: dict[str, list[int]] = {symbol: [] for symbol in rules}
-        for number, branch in enumerate(self.branches):
-            self.numbered[branch.symbol].append(number)
+        numbered = list(enumerate(self.branches))
+        self.numbered = {symbol: [number for number, branch in numbered if branch.symbol == symbol] for symbol in rules}
 
 
 class Inside:
@@ -64,12 +63,12 @@ class Inside:
         return math.fsum(mass for _, mass in self.choices(parts, start, length))
 
     def _choices(self, parts: Parts, start: int, length: int) -> list[tuple[int, float]]:
-        """Branches of one symbol, or lengths of the first of several parts, with the probability > 0 that each is
-        chosen and the whole becomes the span."""
+        """Branches of one symbol (none of a word), or lengths of the first of several parts, with the probability > 0
+        that each is chosen and the whole becomes the span."""
         if self.lengths is not None:
             possible = [choice for choice, _ in self.lengths.choices(parts, 0, length)]
         elif len(parts) == 1:
-            possible = self.grammar.numbered[parts[0]]
+            possible = self.grammar.numbered.get(parts[0], [])
         else:
             possible = list(range(1, length - len(parts) + 2))  # every part has at least one word
         masses = []
@@ -85,8 +84,6 @@ class Inside:
     def _uses(self, parts: Parts, start: int, length: int) -> np.ndarray:
         """Expected uses (R,) float64 of each branch when ``parts`` have become the span."""
         total = np.zeros(len(self.grammar.branches))
-        if len(parts) == 1 and parts[0] not in self.grammar.numbered:
-            return total
         for choice, mass in self.choices(parts, start, length):
             share = mass / self.mass(parts, start, length)
             if len(parts) > 1:

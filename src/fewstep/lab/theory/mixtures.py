@@ -21,8 +21,8 @@ from fewstep.schedules import upcast
 
 BATCHED_UP_TO, DENSE_UP_TO = 64, 256
 """Largest n whose covariances (n, n) are built for all states at once, and largest that are decomposed as a whole."""
-NUMBERS_AT_ONCE = 2**24
-"""Scores (B, M), or deviations of modes (B, M, n) times 16, that are held at once."""
+DEVIATIONS_AT_ONCE = 2**20
+"""Deviations of modes (B, M, n) that are held at once."""
 
 
 class Mixture(nn.Module):
@@ -66,11 +66,9 @@ class Mixture(nn.Module):
         """
         if mask is not None and not bool(mask.all()):
             raise ValueError("the mask has padding: the exact denoiser knows blocks without any, leave it out.")
-        size, clean = max(1, NUMBERS_AT_ONCE // len(self.means)), []
-        for x, time in zip(x_t.flatten(1).double().split(size), t.split(size), strict=True):
-            alpha, own, _, _, mean = self._posterior(x, time)
-            clean.append(mean + own * (x - alpha * mean))
-        return torch.cat(clean).view_as(x_t).to(upcast(x_t).dtype)
+        x = x_t.flatten(1).double()
+        alpha, own, _, _, mean = self._posterior(x, t)
+        return (mean + own * (x - alpha * mean)).view_as(x_t).to(upcast(x_t).dtype)
 
     @torch.no_grad()
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +107,7 @@ def closeness(x: Tensor, means: Tensor) -> Tensor:
 def largest_eigenvalues(weights: Tensor, means: Tensor, mean: Tensor) -> Tensor:
     """Largest eigenvalue (B,) of C = sum_m r_m (mu_m - m)(mu_m - m)', float64; of large matrices by Lanczos' method."""
     few = means.shape[1] <= BATCHED_UP_TO
-    size = max(1, NUMBERS_AT_ONCE // 16 // means.numel()) if few else 1
+    size = max(1, DEVIATIONS_AT_ONCE // means.numel()) if few else 1
     parts = zip(weights.split(size), mean.split(size), strict=True)
     return torch.cat([_largest(r, means, m) for r, m in parts])
 
