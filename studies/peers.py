@@ -89,9 +89,10 @@ def halving(num_steps: int, start: str) -> Stage:
     return Stage(f"pd{num_steps}", "flow", 60, (*shipped, *flags), str(num_steps))
 
 
+TIGHT = Stage("autoencoder", "autoencoder", 1000, ("--config", "latents/chunks", "--model.autoencoder.latent_dim=16"))
 PEERS = {
     "ours": (
-        Stage("autoencoder", "autoencoder", 1000, ("--config", "latents/chunks", "--model.autoencoder.latent_dim=16")),
+        TIGHT,
         Stage("flow", "flow", 3000, (), "1,2,4,8,16"),
         Stage("student", "distribution_matching", 100, (), "1,2,4,8,16", "1"),
     ),
@@ -99,6 +100,7 @@ PEERS = {
         Stage("autoencoder", "autoencoder", 800),
         Stage("flow", "flow", 2400, (*ELF, *SELF_CONDITIONING), "1,2,4,8,16", "0 elf:1.5"),
     ),
+    "elf_tight": (TIGHT, Stage("flow", "flow", 2600, (*ELF, *SELF_CONDITIONING), "1,2,4,8,16", "0 elf:1.5")),
     "elf_pd": (
         Stage("autoencoder", "autoencoder", 800),
         Stage("flow", "flow", 1500, ELF),

@@ -51,16 +51,16 @@ BUDGETS = {
     "samplers": (705, 690),
     "data": (1490, 950),
     "model storage prompts writing pipeline provenance locking": (1654, 1100),
-    "metrics diagnostics": (2035, 1750),
+    "metrics diagnostics": (1990, 1750),
     "training": (2736, 1950),
     "cli settings __main__": (1944, 1300),
-    "evaluation": (3557, 2000),
-    "lab": (5402, 4000),
+    "evaluation": (3475, 2000),
+    "lab": (5289, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (14_330, 11_000)  # without NOT_CORE
-SRC_LINES = (23_289, 15_000)
-TEST_SHARE = (0.895, 0.75)  # lines of tests to lines of src
+CORE_LINES = (14_285, 11_000)  # without NOT_CORE
+SRC_LINES = (23_049, 15_000)
+TEST_SHARE = (0.904, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
