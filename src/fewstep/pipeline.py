@@ -15,8 +15,7 @@ from torch import Tensor
 from fewstep.data.tokenizer import decode_blocks
 from fewstep.data.tokenizer import decode_documents as decode_documents
 from fewstep.errors import UserError
-from fewstep.model import Identity, SavedModel
-from fewstep.paths import PATHS
+from fewstep.model import SavedModel
 from fewstep.prompts import Draft, DraftMaker, GapTokens
 from fewstep.readouts import READOUTS, check_draw
 from fewstep.registry import resolve
@@ -283,10 +282,3 @@ def as_user_error() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def check_sampler(identity: Identity, num_steps: int, reinjection: RuleLike = 0.0) -> None:
-    """Raise ``UserError`` where the model was not trained for ``num_steps`` Euler steps with ``reinjection``."""
-    with as_user_error():
-        sampler = FlowSampler(PATHS[identity.path](), grid=identity.default_grid(), reinjection=reinjection)
-        check_compatible(identity, sampler, num_steps)
