@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fewstep.cli.main import main
-from fewstep.data import CorpusSettings, prepare_corpus
+from fewstep.data.corpus import prepare_corpus
+from fewstep.data.sources import CorpusSettings
 from tests.bundles import tiny_bundle, with_identity
 from tests.cli import bad_inputs
 from tests.cli.bad_inputs import Case, write_files

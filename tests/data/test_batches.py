@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.data import StepBatchSampler, collate, prepare_corpus
+from fewstep.data.batches import StepBatchSampler, collate
+from fewstep.data.corpus import prepare_corpus
 from fewstep.errors import UserError
 from tests.data.texts import make_text, write_jsonl
 

@@ -8,15 +8,11 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fewstep.data import (
-    BlockStream,
-    CorpusSettings,
-    PreparedCorpus,
-    StepBatchSampler,
-    collate,
-    prepare_corpus,
-    tokenizer_fingerprint,
-)
+from fewstep.data.batches import StepBatchSampler, collate
+from fewstep.data.corpus import PreparedCorpus, prepare_corpus
+from fewstep.data.sources import CorpusSettings
+from fewstep.data.stream import BlockStream
+from fewstep.data.tokenizer import tokenizer_fingerprint
 from fewstep.errors import UserError
 from fewstep.model import Identity, Kind, SavedModel
 

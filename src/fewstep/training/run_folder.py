@@ -11,8 +11,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import nn
 
-from fewstep.data import CorpusSettings, tokenizer_fingerprint
 from fewstep.data.corpus import prepared_tokenizer
+from fewstep.data.sources import CorpusSettings
+from fewstep.data.tokenizer import tokenizer_fingerprint
 from fewstep.errors import UserError
 from fewstep.locking import LOCK_FILE, PARTIAL, FolderLock, cached_folder, draft_of, put_in_place
 from fewstep.model import kind_of

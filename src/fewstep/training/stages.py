@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewstep.data import vocabulary_size
+from fewstep.data.tokenizer import vocabulary_size
 from fewstep.errors import UserError
 from fewstep.model import Identity
 from fewstep.objectives import HeadTraining, Reconstruction
