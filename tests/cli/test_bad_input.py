@@ -57,7 +57,7 @@ def words(command: str, shop: Path) -> list[str]:
 
 def listing(folder: Path) -> dict[str, int]:
     """Everything below a folder, with sizes."""
-    files = (path for path in folder.rglob("*") if not path.name.endswith(".lock"))  # those stay, and are empty
+    files = (path for path in folder.rglob("*") if not path.name.endswith(".lock"))  # those stay
     return {str(path.relative_to(folder)): path.lstat().st_size for path in files}
 
 

@@ -65,7 +65,7 @@ class RunFolder:
         self._is_new = False
 
     def check(self) -> None:
-        """Raise ``UserError`` for a folder that is in use or may not be overwritten. Writes nothing."""
+        """Raise ``UserError`` for a folder that is in use or may not be overwritten. Creates nothing."""
         with FolderLock(self.folder, "--run_dir") if (self.folder / LOCK_FILE).exists() else nullcontext():
             self._check_content()
 
@@ -103,18 +103,12 @@ class RunFolder:
                 )
 
     def _create(self) -> None:
-        try:
-            for path in (*(self.folder / name for name in REPLACED), *self.folder.glob("config_resumed_*.yaml")):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-            (self.folder / CHECKPOINTS).mkdir(parents=True)
-        except OSError as error:
-            self._lock.release()
-            raise UserError(
-                f"--run_dir {self.folder} cannot be written ({error.strerror}): choose another folder"
-            ) from None
+        for path in (*(self.folder / name for name in REPLACED), *self.folder.glob("config_resumed_*.yaml")):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        (self.folder / CHECKPOINTS).mkdir()
 
     def _clean_up(self) -> None:
         """Remove what killed writes left, and set a ``last.ckpt`` aside that the run does not resume from."""
