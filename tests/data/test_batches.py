@@ -22,7 +22,7 @@ def test_a_resumed_run_sees_exactly_the_rest(size, start):
     batch, world, spare, seed = size
     for rank in range(world):
         whole = list(StepBatchSampler(batch * world + spare, batch, 25, seed, rank, world))
-        rest = StepBatchSampler(batch * world + spare, batch, 25, seed, rank, world, start_batch=start)
+        rest = StepBatchSampler(batch * world + spare, batch, 25, seed, rank, world, start=lambda: start)
         assert list(rest) == whole[start:]
         assert len(rest) == 25 == len(whole)
 
