@@ -237,8 +237,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def weights_digest(parts: Mapping[str, nn.Module]) -> str:
     """SHA-256 of the tensors of networks, by name."""
-    states = ((part, network.state_dict()) for part, network in parts.items())
-    return tensors_digest({f"{part}.{name}": value for part, state in states for name, value in state.items()})
+    return tensors_digest(nn.ModuleDict(parts).state_dict())
 
 
 def compare(entry: Mapping[str, Any], now: RunRecord, checkpoint: str) -> list[str]:
