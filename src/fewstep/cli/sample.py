@@ -180,17 +180,14 @@ def read_prompts(file: Path) -> Iterator[Given]:
     from fewstep.data.readers import READERS
 
     is_empty = True
-    try:
-        with file.open("rb") as stream:
-            for place, row in READERS[".jsonl"](stream, f"{file},", "prompt"):
-                is_empty = False
-                fields = row if isinstance(row, dict) else {}
-                texts = [Given(kind, fields[kind]) for kind in ("prompt", "infill") if kind in fields]
-                if len(texts) != 1 or not isinstance(texts[0].text, str):
-                    raise UserError(f'{place}: expected an object with a text as "prompt" or as "infill"')
-                yield texts[0]
-    except OSError as error:
-        raise UserError(f"--prompts {file}: {error.strerror}: give a .jsonl file") from None
+    with file.open("rb") as stream:
+        for place, row in READERS[".jsonl"](stream, f"{file},", "prompt"):
+            is_empty = False
+            fields = row if isinstance(row, dict) else {}
+            texts = [Given(kind, fields[kind]) for kind in ("prompt", "infill") if kind in fields]
+            if len(texts) != 1 or not isinstance(texts[0].text, str):
+                raise UserError(f'{place}: expected an object with a text as "prompt" or as "infill"')
+            yield texts[0]
     if is_empty:
         raise UserError(f'--prompts {file} has no line: give one object a line, such as {{"prompt": "The cat"}}')
 
