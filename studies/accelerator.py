@@ -38,7 +38,8 @@ from fewstep.cli.main import errors_to_exit_code
 from fewstep.cli.main import main as fewstep
 from fewstep.cli.output import make_folder, write_text
 from fewstep.cli.quickstart import QuickstartOptions, arguments_of, max_documents
-from fewstep.data import CorpusSettings, prepare_corpus
+from fewstep.data.corpus import prepare_corpus
+from fewstep.data.sources import CorpusSettings
 from fewstep.errors import UserError, first_line
 from fewstep.evaluation.rows import FLOW, RowFile
 from fewstep.model import SavedModel, merge_models

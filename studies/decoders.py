@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from fewstep.cli.main import main as fewstep
-from fewstep.data import CorpusSettings, prepare_corpus
+from fewstep.data.corpus import prepare_corpus
+from fewstep.data.sources import CorpusSettings
 from fewstep.lab.images import Digits, DrawnShapes
 
 WIDTH, BATCH = 128, 32
@@ -56,9 +57,8 @@ def copying_text(framed: bool) -> tuple[PreTrainedTokenizerFast, Tensor]:
     backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=ends)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     blocks = torch.from_numpy(corpus.train[:]["input_ids"].astype("int64"))
-    columns = [torch.full((len(blocks), 1), base.bos_token_id)] if framed else []
-    columns += [blocks, torch.full((len(blocks), 1), base.eos_token_id)]
-    return tokenizer, torch.cat(columns, 1)
+    starts = [torch.full((len(blocks), 1), base.bos_token_id)] if framed else []
+    return tokenizer, torch.cat([*starts, blocks, torch.full((len(blocks), 1), base.eos_token_id)], 1)
 
 
 def train_t5(folder: Path, num_steps: int) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel
 
-from fewstep.data import train_tokenizer
+from fewstep.data.tokenizer import train_tokenizer
 from fewstep.lab.adapters.calm import Calm
 from fewstep.lab.adapters.cola import DEFAULTS, Cola
 from fewstep.lab.adapters.elf import Elf

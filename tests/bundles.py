@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fewstep import storage
 from fewstep.autoencoders import TransformerAutoencoder
-from fewstep.data import tokenizer_fingerprint, train_tokenizer
+from fewstep.data.tokenizer import tokenizer_fingerprint, train_tokenizer
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.model import Identity, SavedModel
 from fewstep.readouts import CausalTransformer, TransformerReadout

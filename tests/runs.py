@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.data import CorpusSettings
+from fewstep.data.sources import CorpusSettings
 from fewstep.training.command import main
 
 ROOT = Path(__file__).parents[1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewstep.errors import UserError
-from fewstep.pipeline import TextGenerator, check_sampler, decode_blocks
+from fewstep.pipeline import TextGenerator, decode_blocks
 from fewstep.samplers import FlowSampler, default_sampling, heun, parse_rule
 from fewstep.schedules import LogitNormalGrid, UniformGrid
 from fewstep.shapes import example_generators, randn
@@ -200,7 +200,7 @@ def test_the_steps_that_a_model_is_said_to_take_are_accepted(identity: dict, ste
     found = [default_sampling(bundle.identity, number) for number in (1, 4)]
     assert found == steps
     for own in found:
-        check_sampler(bundle.identity, own.num_steps, own.reinjection)
+        TextGenerator(bundle).sampler(own.num_steps, own.reinjection)
 
 
 def test_an_end_of_text_parts_paragraphs_and_is_not_shown() -> None:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from fewstep.errors import UserError
 
 LOCK_FILE = ".lock"
-"""Exists while the lock is held, and after a holder was killed; the file alone does not mean that it is locked."""
+"""Stays in the folder; the file alone does not mean that it is locked."""
 PARTIAL = ".partial"
 """Suffix of a file that is being written."""
 
@@ -42,34 +42,8 @@ class FolderLock:
 
         Raises ``UserError`` where another process has it, or where the folder cannot be written.
         """
-        while self._stream is None:
-            stream = self._open()
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(stream.fileno()), self._file.stat()):
-                    self._stream = stream
-                    with suppress(OSError):  # who holds the lock is for messages only: a full disk does not matter
-                        stream.truncate(0)
-                        stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-                    return self
-            stream.close()  # its holder removed the file between our opening and our locking
-        return self
-
-    def release(self) -> None:
-        """Remove the file and give the lock back; nothing happens where it is not held."""
         if self._stream is not None:
-            with suppress(OSError):
-                self._file.unlink(missing_ok=True)
-            self._stream.close()
-            self._stream = None
-
-    def __enter__(self) -> "FolderLock":
-        return self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def _open(self) -> FileIO:
-        """The file, locked."""
+            return self
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             stream = cast(FileIO, self._file.open("a+b", buffering=0))
@@ -84,7 +58,23 @@ class FolderLock:
             raise UserError(f"{self._named} is in use by {holder}: {remedy}") from None
         except OSError as error:
             _log.warning("%s cannot be locked (%s): start one command at a time in it", self._named, error.strerror)
-        return stream
+        with suppress(OSError):  # who holds the lock is for messages only: a full disk does not matter
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        self._stream = stream
+        return self
+
+    def release(self) -> None:
+        """Give the lock back; nothing happens where it is not held."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def __enter__(self) -> "FolderLock":
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 @contextmanager

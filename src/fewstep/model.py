@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from fewstep import storage
-from fewstep.data import tokenizer_fingerprint
 from fewstep.data.everyday import EVERYDAY, ORIGIN
+from fewstep.data.tokenizer import tokenizer_fingerprint
 from fewstep.denoisers import ESTIMATES, POSTERIOR_MEAN, FlowModel, PredictionType
 from fewstep.errors import UserError, first_line
 from fewstep.paths import PATHS, PathName

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from fewstep.data.tokenizer import decode_blocks
-from fewstep.data.tokenizer import decode_documents as decode_documents
 from fewstep.errors import UserError
-from fewstep.model import Identity, SavedModel
-from fewstep.paths import PATHS
+from fewstep.model import SavedModel
 from fewstep.prompts import Draft, DraftMaker, GapTokens
 from fewstep.readouts import READOUTS, check_draw
 from fewstep.registry import resolve
@@ -91,12 +89,6 @@ class TextGenerator:
         """
         likeliest = self.model.reader().logits(z, mask).float().softmax(-1).amax(-1)
         return likeliest.unflatten(1, (z.shape[1], -1)).amin(-1)
-
-    def snap(self, rule: str | SnapRule = "every") -> Snap:
-        """Snaps estimates to the parallel readout's likeliest tokens, as ``rule`` says: see
-        :func:`fewstep.samplers.parse_snap`. Raises ``UserError`` without a readout or an autoencoder."""
-        encode = self.model.encoder().encode
-        return Snap(self.model.reader().logits, lambda ids, mask: encode(ids, mask).z, rule)
 
     @own_defaults()
     @torch.no_grad()
@@ -187,9 +179,12 @@ class TextGenerator:
         :func:`fewstep.samplers.parse_snap` replaces estimates by those of their likeliest tokens. The rest as in
         :class:`fewstep.samplers.FlowSampler`. Raises ``UserError`` for settings that the model was not trained for.
         """
-        identity = self.model.identity
+        identity, correct = self.model.identity, None
         own = default_sampling(identity, num_steps)
         with as_user_error():
+            if snap is not None:
+                encode = self.model.encoder().encode
+                correct = Snap(self.model.reader().logits, lambda ids, mask: encode(ids, mask).z, snap)
             sampler = FlowSampler(
                 self.model.flow().path,
                 grid=identity.default_grid(),
@@ -198,7 +193,7 @@ class TextGenerator:
                 reuse_noise=reuse_noise,
                 noise_scale=noise_scale,
                 noise_temperature=noise_temperature,
-                correct=None if snap is None else self.snap(snap),
+                correct=correct,
                 decidedness=self.decidedness,
             )
             check_compatible(identity, sampler, num_steps)
@@ -283,10 +278,3 @@ def as_user_error() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def check_sampler(identity: Identity, num_steps: int, reinjection: RuleLike = 0.0) -> None:
-    """Raise ``UserError`` where the model was not trained for ``num_steps`` Euler steps with ``reinjection``."""
-    with as_user_error():
-        sampler = FlowSampler(PATHS[identity.path](), grid=identity.default_grid(), reinjection=reinjection)
-        check_compatible(identity, sampler, num_steps)

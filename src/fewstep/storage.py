@@ -27,7 +27,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from fewstep.data import load_tokenizer
+from fewstep.data.tokenizer import load_tokenizer
 from fewstep.errors import UserError, first_line
 from fewstep.locking import file_digest, flush, follow_umask
 from fewstep.registry import validated

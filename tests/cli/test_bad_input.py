@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fewstep.cli.main import main
-from fewstep.data import CorpusSettings, prepare_corpus
+from fewstep.data.corpus import prepare_corpus
+from fewstep.data.sources import CorpusSettings
 from tests.bundles import tiny_bundle, with_identity
 from tests.cli import bad_inputs
 from tests.cli.bad_inputs import Case, write_files
@@ -56,7 +57,7 @@ def words(command: str, shop: Path) -> list[str]:
 
 def listing(folder: Path) -> dict[str, int]:
     """Everything below a folder, with sizes."""
-    files = (path for path in folder.rglob("*") if not path.name.endswith(".lock"))  # those stay, and are empty
+    files = (path for path in folder.rglob("*") if not path.name.endswith(".lock"))  # those stay
     return {str(path.relative_to(folder)): path.lstat().st_size for path in files}
 
 

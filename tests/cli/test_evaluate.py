@@ -47,7 +47,7 @@ def test_there_is_a_row_for_each_setting_beside_the_yardsticks_all_of_one_protoc
     assert len({row.protocol_hash for row in rows}) == 1
     assert rows[0].protocol["cci_examples"] == 2
     files = ["pareto_nfe.png", "pareto_seconds.png", "rows.jsonl", "table.csv", "table.md"]
-    assert sorted(file.name for file in whole.iterdir()) == files
+    assert sorted(file.name for file in whole.glob("[!.]*")) == files
     table = (whole / "table.md").read_text().splitlines()
     assert table[0].startswith("| text | readout | reinjection | K | NFE | perplexity | 95 % interval | entropy |")
     assert len(table) == 2 + len(rows) + 2 and rows[0].protocol_hash in table[-1]

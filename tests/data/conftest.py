@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.data import CorpusSettings
+from fewstep.data.sources import CorpusSettings
 
 
 @pytest.fixture

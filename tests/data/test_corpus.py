@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import fewstep.data
-from fewstep.data import CorpusSettings, prepare_corpus, tokenizer_fingerprint
-from fewstep.data.corpus import validation_rows
-from fewstep.data.sources import speeches
+from fewstep.data.corpus import prepare_corpus, validation_rows
+from fewstep.data.sources import CorpusSettings, speeches
+from fewstep.data.tokenizer import tokenizer_fingerprint
 from fewstep.errors import UserError
 from tests.data.texts import make_text, write_jsonl
 
@@ -170,7 +170,7 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path, make_settings):
 def test_two_processes_at_once_build_one_corpus(texts, tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", texts)
     program = (
-        "from fewstep.data import CorpusSettings, prepare_corpus\n"
+        "from fewstep.data.corpus import prepare_corpus\nfrom fewstep.data.sources import CorpusSettings\n"
         f"c = prepare_corpus(CorpusSettings({str(path)!r}, vocab_size=300, cache_dir={str(tmp_path / 'cache')!r}))\n"
         "print(c.folder.name, int(c.train[:]['input_ids'].sum()))"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fewstep.data
-from fewstep.data import CorpusSettings
+from fewstep.data.sources import CorpusSettings
 from fewstep.errors import UserError
 
 
@@ -33,7 +33,8 @@ def test_settings_out_of_range_are_refused_by_name(field, value, expected):
 
 def test_a_hub_out_of_reach_is_one_line_and_soon(tmp_path):
     program = (
-        "from fewstep.data import *\nfrom fewstep.errors import UserError\n"
+        "from fewstep.data.corpus import prepare_corpus\nfrom fewstep.data.sources import CorpusSettings\n"
+        "from fewstep.data.tokenizer import load_tokenizer\nfrom fewstep.errors import UserError\n"
         f"s = dict(source='nobody/nothing', cache_dir={str(tmp_path)!r})\n"
         "for call in (lambda: prepare_corpus(CorpusSettings(**s)), lambda: load_tokenizer('nobody/nothing'),\n"
         "             lambda: prepare_corpus(CorpusSettings(**s, streaming=True))):\n"

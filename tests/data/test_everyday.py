@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from fewstep.cli.main import main
-from fewstep.data import CorpusSettings, everyday, prepare_corpus
+from fewstep.data import everyday
+from fewstep.data.corpus import prepare_corpus
+from fewstep.data.sources import CorpusSettings
 from fewstep.errors import UserError
 from fewstep.model import model_card
 from fewstep.storage import Manifest

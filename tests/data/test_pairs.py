@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.data import CorpusSettings, PreparedCorpus, collate, prepare_corpus
+from fewstep.data.batches import collate
+from fewstep.data.corpus import PreparedCorpus, prepare_corpus
 from fewstep.data.packing import BlockPacker
+from fewstep.data.sources import CorpusSettings
 from fewstep.prompts import DraftMaker
 from tests.bundles import tokenizer
 from tests.runs import WORDS

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fewstep.data import prepare_corpus
+from fewstep.data.corpus import prepare_corpus
 from fewstep.data.readers import read_file
 from fewstep.errors import UserError
 from tests.data.texts import make_text, write_jsonl

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fewstep.data import PreparedCorpus, collate, prepare_corpus, tokenizer_fingerprint
+from fewstep.data.batches import collate
+from fewstep.data.corpus import PreparedCorpus, prepare_corpus
+from fewstep.data.tokenizer import tokenizer_fingerprint
 from fewstep.errors import UserError
 from tests.data.texts import make_text, write_jsonl
 

@@ -7,9 +7,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fewstep.data import load_tokenizer, tokenizer_fingerprint, train_tokenizer, vocabulary_size
 from fewstep.data.packing import BlockPacker
-from fewstep.data.tokenizer import DocumentEncoder, EncodedDocument
+from fewstep.data.tokenizer import (
+    DocumentEncoder,
+    EncodedDocument,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    train_tokenizer,
+    vocabulary_size,
+)
 from fewstep.errors import UserError
 from tests.data.texts import make_text
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fewstep.data import train_tokenizer
+from fewstep.data.tokenizer import train_tokenizer
 from fewstep.errors import UserError
 from fewstep.evaluation.scorers import RunScorer, ScoredText, Scorer, corpus_perplexity, weights_digest
 from fewstep.evaluation.transformers_scorer import TransformersScorer

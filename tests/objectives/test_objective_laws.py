@@ -206,7 +206,6 @@ def test_the_gradient_vanishes_at_the_exact_optimum_and_not_a_tenth_away(
         ("reconstruction", {"kl_weight": -1.0}, "kl_weight -1.0"),
         ("head", {"noise_level_max": -1}, "noise_level_max -1"),
         ("head", {"prefix_dropout": 1.0}, "prefix_dropout 1.0"),
-        ("head", {"generated_share": -0.1}, "generated_share -0.1"),
         ("known", {"prefix": 0.7, "gaps": 0.4}, "known prefix 0.7, gaps 0.4"),
         ("known", {"prefix": -0.1}, "known prefix -0.1"),
         ("known", {"dropped": 1.0}, "dropped 1.0"),

@@ -135,15 +135,3 @@ def test_prefix_dropout_hides_the_earlier_tokens_of_its_share_of_examples_and_ch
     cut_off = CommitmentHead(HEAD.network, sees_tokens=False)
     cut = HeadTraining().forward(cut_off, latents, tokens=tokens, generator=seed(1))
     torch.testing.assert_close(dropped[hidden], cut.per_example[hidden], rtol=0, atol=1e-9)
-
-
-def test_the_generated_share_of_examples_reads_what_the_flow_made_of_them(generator: torch.Generator) -> None:
-    latents, tokens = batch_of(2000, generator)
-    training, given = HeadTraining(noise_level_max=0.0, generated_share=0.25), {"tokens": tokens, "generator": seed(1)}
-    mixed = training.forward(HEAD, latents, **given, regenerate=lambda own, _: own.z + 1).per_example
-    own, made = (HEAD.loss(z, tokens.ids, tokens.mask).detach() for z in (latents.z, latents.z + 1))
-    replaced = (mixed - made).abs() < 1e-9
-    assert torch.equal(replaced, (mixed - own).abs() > 1e-9), "each example is one or the other"
-    assert abs(replaced.double().mean() - 0.25) < 5 * (0.25 * 0.75 / 2000) ** 0.5
-    with pytest.raises(ValueError, match=r"generated_share is 0.25, but there is no flow"):
-        training.forward(HEAD, latents, **given)

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fewstep.data import StepBatchSampler
+from fewstep.data.batches import StepBatchSampler
 from fewstep.errors import UserError
 from fewstep.training import TextDataModule
 from fewstep.training.command import main

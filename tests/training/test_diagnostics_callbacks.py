@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fewstep.data import prepare_corpus
+from fewstep.data.corpus import prepare_corpus
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks
 from fewstep.evaluation.measurements import MEASUREMENTS

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import BertConfig, BertModel
 
 from fewstep.cli.main import main
-from fewstep.data import load_tokenizer, vocabulary_size
+from fewstep.data.tokenizer import load_tokenizer, vocabulary_size
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
 from fewstep.settings import read_yaml

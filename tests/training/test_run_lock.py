@@ -1,13 +1,11 @@
 """One command at a time writes a folder; a process that was killed holds nothing."""
 
-import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
 from fewstep.cli.main import main
-from fewstep.errors import UserError
 from fewstep.locking import LOCK_FILE, FolderLock
 from tests.runs import Workshop
 
@@ -36,22 +34,3 @@ def test_two_evaluations_of_one_folder_are_refused(tmp_path: Path, capsys: pytes
         errors = capsys.readouterr().err
         assert errors.count("\n") == 1 and f"--out {tmp_path} is in use by process {os.getpid()} on" in errors
         assert [file.name for file in tmp_path.iterdir()] == [LOCK_FILE]
-
-
-def test_a_file_that_its_holder_removes_is_not_taken_for_the_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = (FolderLock(tmp_path, "--out") for _ in range(2))
-    flock = fcntl.flock
-    first.acquire()
-
-    def late(descriptor: int, how: int) -> None:
-        """The holder ends, and another process comes, between the second's opening and its locking."""
-        monkeypatch.setattr(fcntl, "flock", flock)
-        first.release()
-        first.acquire()
-        flock(descriptor, how)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(UserError, match="is in use by process"):
-        second.acquire()

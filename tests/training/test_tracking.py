@@ -30,6 +30,7 @@ def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def records_of(folder: Path) -> list[Record]:
     """Records of the only offline run in a folder, in LevelDB's log format: blocks of 32 KiB with records of checksum
     (4 bytes), length (2), kind (1: whole, 2, 3 and 4: first, middle and last part) and data."""
+    wandb.teardown()  # ends wandb's own process, which writes its files
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     data, records, parts = file.read_bytes(), [], b""
     place = 7  # bytes of file header
@@ -140,7 +141,6 @@ def test_a_run_that_the_user_has_open_is_neither_logged_into_nor_finished(
         assert wandb.run is mine
     mine.log({"still": "open"})
     mine.finish()
-    wandb.teardown()  # ends wandb's own process, which writes its files
     assert all(any("train/loss" in row for row in history_of(tmp_path / f"run_{number}")) for number in (0, 1))
     assert [set(row) - {"_step", "_runtime", "_timestamp"} for row in history_of(tmp_path / "mine")] == [{"still"}]
 

@@ -15,7 +15,7 @@ from fewstep.cli.parser import comma_numbers, comma_parts
 from fewstep.errors import UserError
 
 if TYPE_CHECKING:
-    from fewstep.data import PreparedCorpus
+    from fewstep.data.corpus import PreparedCorpus
     from fewstep.evaluation.rows import Column, Row
     from fewstep.evaluation.text_plan import TextStudy
     from fewstep.model import SavedModel
@@ -151,7 +151,8 @@ def folder_beside(model: str, name: str) -> Path:
 
 def corpus_of(bundle: "SavedModel", options: TextOptions) -> "PreparedCorpus":
     """The text of the options in blocks like those that the model was trained on."""
-    from fewstep.data import CorpusSettings, prepare_corpus
+    from fewstep.data.corpus import prepare_corpus
+    from fewstep.data.sources import CorpusSettings
 
     with tempfile.TemporaryDirectory() as folder:  # a checkpoint has no tokenizer folder to point at
         bundle.tokenizer.save_pretrained(folder)

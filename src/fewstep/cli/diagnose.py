@@ -14,7 +14,7 @@ from fewstep.provenance import provenance
 from fewstep.registry import import_attribute
 
 if TYPE_CHECKING:
-    from fewstep.data import PreparedCorpus
+    from fewstep.data.corpus import PreparedCorpus
     from fewstep.evaluation.subject import Subject
     from fewstep.types import TokenBatch
 

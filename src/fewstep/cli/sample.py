@@ -13,7 +13,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from fewstep.cli.common import DeviceOptions
 from fewstep.cli.main import check_stdout
-from fewstep.cli.output import new_text_file, write_text
+from fewstep.cli.output import check_free, new_text_file, write_text
 from fewstep.cli.parser import parse_options
 from fewstep.errors import UserError
 from fewstep.provenance import provenance
@@ -144,8 +144,8 @@ def main(argv: list[str]) -> int:
     given = [text for text in given_texts(options) for _ in range(options.num_samples)]
     if options.stream and options.output is not None:
         raise UserError(f"--stream prints texts, and --output is {options.output}: leave one of them out")
-    if options.animate is not None and options.animate.exists() and not options.overwrite:
-        raise UserError(f"--animate {options.animate} exists already: choose another file, or add --overwrite")
+    if options.animate is not None:
+        check_free(options.animate, overwrite=options.overwrite)
     if options.output in (None, "-"):
         print_now(written_batches(options, given, provenance("sample", argv)))
     else:
@@ -180,17 +180,14 @@ def read_prompts(file: Path) -> Iterator[Given]:
     from fewstep.data.readers import READERS
 
     is_empty = True
-    try:
-        with file.open("rb") as stream:
-            for place, row in READERS[".jsonl"](stream, f"{file},", "prompt"):
-                is_empty = False
-                fields = row if isinstance(row, dict) else {}
-                texts = [Given(kind, fields[kind]) for kind in ("prompt", "infill") if kind in fields]
-                if len(texts) != 1 or not isinstance(texts[0].text, str):
-                    raise UserError(f'{place}: expected an object with a text as "prompt" or as "infill"')
-                yield texts[0]
-    except OSError as error:
-        raise UserError(f"--prompts {file}: {error.strerror}: give a .jsonl file") from None
+    with file.open("rb") as stream:
+        for place, row in READERS[".jsonl"](stream, f"{file},", "prompt"):
+            is_empty = False
+            fields = row if isinstance(row, dict) else {}
+            texts = [Given(kind, fields[kind]) for kind in ("prompt", "infill") if kind in fields]
+            if len(texts) != 1 or not isinstance(texts[0].text, str):
+                raise UserError(f'{place}: expected an object with a text as "prompt" or as "infill"')
+            yield texts[0]
     if is_empty:
         raise UserError(f'--prompts {file} has no line: give one object a line, such as {{"prompt": "The cat"}}')
 

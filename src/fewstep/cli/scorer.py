@@ -79,15 +79,12 @@ def write_scorer(gguf: Path, out: Path) -> int:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.generation_config = GenerationConfig.from_model_config(model.config)  # the original names the chat's tokens
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-            (draft := Path(scratch) / "new").mkdir()
-            tokenizer.save_pretrained(draft)
-            model.save_pretrained(draft)
-            for file in draft.iterdir():  # safetensors makes files that only their owner may read
-                follow_umask(file)
-            draft.replace(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        (draft := Path(scratch) / "new").mkdir()
+        tokenizer.save_pretrained(draft)
+        model.save_pretrained(draft)
+        for file in draft.iterdir():  # safetensors makes files that only their owner may read
+            follow_umask(file)
+        draft.replace(out)
     return sum(parameter.numel() for parameter in model.parameters())

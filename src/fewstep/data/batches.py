@@ -1,6 +1,6 @@
 """Rows to tensors, and which rows stand in which batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,9 @@ class StepBatchSampler(Sampler[list[int]]):
     Epoch e is a permutation of all examples drawn from (seed, e), cut into optimizer steps of
     G = ``batches_per_step * world_size * batch_size`` examples; a rest that fills no step is left out of that epoch.
     Batch i of a step on rank r holds the examples from ``(i * world_size + r) * batch_size`` on: the examples of a step
-    depend on G alone. ``num_batches``, also ``len()``, are those of the whole run, of which ``start_batch`` is the
-    first to yield. Raises ``UserError`` for fewer examples than one optimizer step takes.
+    depend on G alone. ``num_batches``, also ``len()``, are those of the whole run. ``start`` is asked at the start of
+    every pass for the number of the first batch to yield. Raises ``UserError`` for fewer examples than one optimizer
+    step takes.
     """
 
     def __init__(
@@ -47,8 +48,8 @@ class StepBatchSampler(Sampler[list[int]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        start_batch: int = 0,
         batches_per_step: int = 1,
+        start: Callable[[], int] = lambda: 0,
     ) -> None:
         step_size = batch_size * world_size * batches_per_step
         if num_examples < step_size:
@@ -58,7 +59,7 @@ class StepBatchSampler(Sampler[list[int]]):
                 f"({batch_size} x {world_size} processes{accumulated}): lower the batch size or give more text"
             )
         self.num_examples, self.batch_size, self.num_batches, self.seed = num_examples, batch_size, num_batches, seed
-        self.rank, self.world_size, self.start_batch = rank, world_size, start_batch
+        self.rank, self.world_size, self.start = rank, world_size, start
         self.batches_per_epoch = num_examples // step_size * batches_per_step
 
     def permutation(self, epoch: int) -> np.ndarray:
@@ -67,7 +68,7 @@ class StepBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, order = -1, np.zeros(0, np.int64)
-        for batch in range(self.start_batch, self.num_batches):
+        for batch in range(self.start(), self.num_batches):
             if batch // self.batches_per_epoch != epoch:
                 epoch = batch // self.batches_per_epoch
                 order = self.permutation(epoch)

@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,10 @@ class BlockStream(IterableDataset):
 
     Documents come in the source's order, from the beginning again when it ends, less those that are empty or held out
     for validation. ``index`` counts the blocks of this process; processes share the documents by
-    ``datasets.distributed.split_dataset_by_node``.
+    ``datasets.distributed.split_dataset_by_node``. A pass begins behind the blocks that ``used`` counts, if it is set.
     """
+
+    used: Callable[[], int] | None = None
 
     def __init__(
         self,
@@ -82,6 +84,8 @@ class BlockStream(IterableDataset):
         self._begin(state["snapshot"] if state["rank"] == self._rank else _BEGINNING, state["yielded"])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.used is not None:
+            self.load_state_dict(self.state_dict(self.used()))
         first = self._start["blocks"] + self._skip
         self._begin(self._start, first)
         self._yielded = self._start["blocks"]

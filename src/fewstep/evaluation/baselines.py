@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from fewstep.data.batches import collate, spread_rows
-from fewstep.data.tokenizer import DocumentEncoder
+from fewstep.data.tokenizer import DocumentEncoder, decode_documents
 from fewstep.errors import UserError
-from fewstep.pipeline import decode_documents
 from fewstep.types import TokenBatch
 
 if TYPE_CHECKING:

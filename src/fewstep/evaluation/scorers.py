@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fewstep.data import tokenizer_fingerprint
-from fewstep.data.tokenizer import decode_blocks
+from fewstep.data.tokenizer import decode_blocks, tokenizer_fingerprint
 from fewstep.metrics.text import sample_entropies_nats
 from fewstep.readouts import LanguageModel
 from fewstep.shapes import tensors_digest

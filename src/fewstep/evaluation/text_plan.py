@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fewstep.data import PreparedCorpus
 from fewstep.data.batches import spread_rows
+from fewstep.data.corpus import PreparedCorpus
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks, shuffled_blocks, train_stream, unigram_blocks
 from fewstep.evaluation.matched import KEPT

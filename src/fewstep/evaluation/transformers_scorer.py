@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fewstep.data import load_tokenizer, tokenizer_fingerprint
+from fewstep.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from fewstep.errors import UserError
 from fewstep.evaluation.pretrained import DTYPES, from_pretrained
 from fewstep.evaluation.scorers import DIGEST_DIGITS, ScoredText, Spans, weights_digest

@@ -1,6 +1,5 @@
 """Losses of the stages beside the flow: autoencoders, commitment head. B batch, L tokens, K positions, D dimension."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,9 +8,6 @@ from torch import Tensor
 from fewstep.readouts import CommitmentHead
 from fewstep.shapes import expand_like, rand, randn
 from fewstep.types import LatentEncoder, Latents, LossOutput, Readout, TokenBatch
-
-Regenerate = Callable[[Latents, torch.Generator], Tensor]
-"""Latents of data -> latents (B, K, D) that a frozen flow samples from a noised version of them."""
 
 
 class Reconstruction:
@@ -64,38 +60,22 @@ class HeadTraining:
     Each example's level is uniform in [0, ``noise_level_max``] (rms), past the level at which a parallel readout
     breaks, so that the head relies on its own tokens where the latent is undecided. ``prefix_dropout``: probability
     that an example's earlier tokens are hidden from the head, so that decoding without them is a trained state.
-    ``generated_share``: probability that an example's latents are replaced by those that ``regenerate`` returns.
     """
 
-    def __init__(
-        self, *, noise_level_max: float = 2.0, prefix_dropout: float = 0.0, generated_share: float = 0.0
-    ) -> None:
-        if not noise_level_max >= 0 or not 0 <= prefix_dropout < 1 or not 0 <= generated_share < 1:
+    def __init__(self, *, noise_level_max: float = 2.0, prefix_dropout: float = 0.0) -> None:
+        if not noise_level_max >= 0 or not 0 <= prefix_dropout < 1:
             raise ValueError(
-                f"noise_level_max {noise_level_max}, prefix_dropout {prefix_dropout}, generated_share "
-                f"{generated_share}: expected a level >= 0 and shares of the examples in [0, 1)"
+                f"noise_level_max {noise_level_max}, prefix_dropout {prefix_dropout}: expected a level >= 0 and a "
+                "probability in [0, 1)"
             )
         self.noise_level_max = noise_level_max
         self.prefix_dropout = prefix_dropout
-        self.generated_share = generated_share
 
     def forward(
-        self,
-        head: CommitmentHead,
-        latents: Latents,
-        *,
-        tokens: TokenBatch,
-        generator: torch.Generator,
-        regenerate: Regenerate | None = None,
+        self, head: CommitmentHead, latents: Latents, *, tokens: TokenBatch, generator: torch.Generator
     ) -> LossOutput:
-        """Mean nats per token over the batch; ``per_example`` (B,). ``generated_share`` needs ``regenerate``."""
-        z = latents.z
-        if self.generated_share > 0:
-            if regenerate is None:
-                raise ValueError(f"generated_share is {self.generated_share}, but there is no flow: pass regenerate")
-            chosen = expand_like(rand((len(z),), z, generator) < self.generated_share, z)
-            z = torch.where(chosen, regenerate(latents, generator).to(z.dtype), z)
-        z, level = noised(z, self.noise_level_max, generator)
+        """Mean nats per token over the batch; ``per_example`` (B,)."""
+        z, level = noised(latents.z, self.noise_level_max, generator)
         sees_tokens = None
         if self.prefix_dropout > 0:
             sees_tokens = rand((len(z),), z, generator) >= self.prefix_dropout

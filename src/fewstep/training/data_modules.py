@@ -8,15 +8,11 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fewstep.data import (
-    BlockStream,
-    CorpusSettings,
-    PreparedCorpus,
-    StepBatchSampler,
-    collate,
-    prepare_corpus,
-    tokenizer_fingerprint,
-)
+from fewstep.data.batches import StepBatchSampler, collate
+from fewstep.data.corpus import PreparedCorpus, prepare_corpus
+from fewstep.data.sources import CorpusSettings
+from fewstep.data.stream import BlockStream
+from fewstep.data.tokenizer import tokenizer_fingerprint
 from fewstep.errors import UserError
 from fewstep.model import Identity, Kind, SavedModel
 
@@ -81,8 +77,11 @@ class StepDataModule(LightningDataModule):
         """How many of ``unit`` a batch holds."""
         return len(batch["index"])
 
-    def step_loader(self, rows: Any, collate_rows: Callable[..., Batch]) -> "StepLoader":
-        """A loader of the train batches from the current step to the end of the run."""
+    def step_loader(self, rows: Any, collate_rows: Callable[..., Batch]) -> DataLoader:
+        """A loader of the train batches from the current step to the end of the run.
+
+        Lightning ends a pass where ``limit_train_batches`` says, and uses the loader again.
+        """
         assert self.trainer is not None
         rank, world_size = self.ranks()
         accumulated = self.trainer.accumulate_grad_batches
@@ -94,14 +93,9 @@ class StepDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
             batches_per_step=accumulated,
+            start=self.batches_done,
         )
-
-        def seek() -> None:
-            sampler.start_batch = self.batches_done()
-
-        loader = StepLoader(rows, batch_sampler=sampler, collate_fn=collate_rows, num_workers=self.num_workers)
-        loader.seek = seek
-        return loader
+        return DataLoader(rows, batch_sampler=sampler, collate_fn=collate_rows, num_workers=self.num_workers)
 
     def held_out_batches(self, num_rows: int) -> list[list[int]]:
         """Row numbers of this rank's validation batches: of batches in order, rank r of W takes r, r + W, ...
@@ -131,16 +125,6 @@ class StepDataModule(LightningDataModule):
         """Batches that this process has trained on."""
         assert self.trainer is not None
         return self.trainer.global_step * self.trainer.accumulate_grad_batches
-
-
-class StepLoader(DataLoader):
-    """Calls ``seek`` before each pass: Lightning ends one where ``limit_train_batches`` says, and reuses the loader."""
-
-    seek: Callable[[], None]
-
-    def __iter__(self) -> Any:
-        self.seek()
-        return super().__iter__()
 
 
 @dataclass(eq=False, repr=False)
@@ -222,10 +206,8 @@ class TextDataModule(CorpusSettings, StepDataModule):
             if self._restored_stream is not None:
                 corpus.train.load_state_dict(self._restored_stream)
                 self._restored_stream = None
-            stream = corpus.train
-            loader = StepLoader(stream, self.batch_size, collate_fn=collate, num_workers=0)
-            loader.seek = lambda: stream.load_state_dict(stream.state_dict(self.batches_done() * self.batch_size))
-            return loader
+            corpus.train.used = self.blocks_done
+            return DataLoader(corpus.train, self.batch_size, collate_fn=collate)
         return self.step_loader(corpus.train, collate)
 
     def val_dataloader(self) -> DataLoader:
@@ -233,10 +215,14 @@ class TextDataModule(CorpusSettings, StepDataModule):
         rows = self.corpus.validation
         return DataLoader(rows, batch_sampler=self.held_out_batches(len(rows)), collate_fn=collate)
 
+    def blocks_done(self) -> int:
+        """Blocks that this process has trained on."""
+        return self.batches_done() * self.batch_size
+
     def state_dict(self) -> dict[str, Any]:
         """The position in a stream; blocks on disk need only the trainer's step."""
         if self._corpus is not None and self.streaming:
-            return {"stream": self._corpus.train.state_dict(self.batches_done() * self.batch_size)}
+            return {"stream": self._corpus.train.state_dict(self.blocks_done())}
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

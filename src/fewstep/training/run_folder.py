@@ -11,8 +11,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import nn
 
-from fewstep.data import CorpusSettings, tokenizer_fingerprint
 from fewstep.data.corpus import prepared_tokenizer
+from fewstep.data.sources import CorpusSettings
+from fewstep.data.tokenizer import tokenizer_fingerprint
 from fewstep.errors import UserError
 from fewstep.locking import LOCK_FILE, PARTIAL, FolderLock, cached_folder, draft_of, put_in_place
 from fewstep.model import kind_of
@@ -64,7 +65,7 @@ class RunFolder:
         self._is_new = False
 
     def check(self) -> None:
-        """Raise ``UserError`` for a folder that is in use or may not be overwritten. Writes nothing."""
+        """Raise ``UserError`` for a folder that is in use or may not be overwritten. Creates nothing."""
         with FolderLock(self.folder, "--run_dir") if (self.folder / LOCK_FILE).exists() else nullcontext():
             self._check_content()
 
@@ -102,18 +103,12 @@ class RunFolder:
                 )
 
     def _create(self) -> None:
-        try:
-            for path in (*(self.folder / name for name in REPLACED), *self.folder.glob("config_resumed_*.yaml")):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-            (self.folder / CHECKPOINTS).mkdir(parents=True)
-        except OSError as error:
-            self._lock.release()
-            raise UserError(
-                f"--run_dir {self.folder} cannot be written ({error.strerror}): choose another folder"
-            ) from None
+        for path in (*(self.folder / name for name in REPLACED), *self.folder.glob("config_resumed_*.yaml")):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        (self.folder / CHECKPOINTS).mkdir()
 
     def _clean_up(self) -> None:
         """Remove what killed writes left, and set a ``last.ckpt`` aside that the run does not resume from."""
@@ -242,8 +237,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def weights_digest(parts: Mapping[str, nn.Module]) -> str:
     """SHA-256 of the tensors of networks, by name."""
-    states = ((part, network.state_dict()) for part, network in parts.items())
-    return tensors_digest({f"{part}.{name}": value for part, state in states for name, value in state.items()})
+    return tensors_digest(nn.ModuleDict(parts).state_dict())
 
 
 def compare(entry: Mapping[str, Any], now: RunRecord, checkpoint: str) -> list[str]:

@@ -8,18 +8,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewstep.data import vocabulary_size
+from fewstep.data.tokenizer import vocabulary_size
 from fewstep.errors import UserError
 from fewstep.model import Identity
 from fewstep.objectives import HeadTraining, Reconstruction
-from fewstep.pipeline import check_sampler
 from fewstep.readouts import CausalTransformer, CommitmentHead, LanguageModel, token_accuracy
-from fewstep.samplers import FlowSampler, default_sampling
-from fewstep.shapes import rand, randn
 from fewstep.training.data_modules import Batch, TextDataModule
 from fewstep.training.module import DEFAULT_OPTIMIZER, OptimizerSettings, TrainingModule, tokens_of
 from fewstep.training.run_folder import weights_digest
-from fewstep.types import LatentEncoder, Latents, LossOutput, Readout
+from fewstep.types import LatentEncoder, LossOutput, Readout
 
 
 class AutoencoderModule(TrainingModule):
@@ -106,9 +103,8 @@ class HeadModule(TrainingModule):
     ``autoencoder`` is a model folder or checkpoint with one, and usually with a denoiser. ``network`` is made from (V,)
     with ``latent_dim`` and ``stride`` filled in. ``trust_level`` (rms) is the noise level at which generation reads
     latents by default. ``language_model`` is a model whose language model, of the same tokenizer, width and depth, the
-    head starts from; None: from scratch. If the objective has a ``generated_share``, the frozen denoiser samples in
-    ``generated_steps`` steps. ``allow`` names packages beside fewstep whose classes these models may have. Raises
-    ``UserError`` if parts and data do not fit.
+    head starts from; None: from scratch. ``allow`` names packages beside fewstep whose classes these models may have.
+    Raises ``UserError`` if parts and data do not fit.
     """
 
     trained: ClassVar[tuple[str, ...]] = ("head",)
@@ -122,17 +118,12 @@ class HeadModule(TrainingModule):
         objective: HeadTraining,
         language_model: str | None = None,
         trust_level: float = 0.5,
-        generated_steps: int = 4,
         allow: list[str] | None = None,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         seed: int = 0,
     ) -> None:
-        generates = objective.generated_share > 0
-        needed = ("autoencoder", "denoiser") if generates else ("autoencoder",)
-        super().__init__(data, optimizer, seed, data.load_model(autoencoder, *needed, allow=allow or ()))
-        if generates:
-            check_generation(self.base.identity, generated_steps)
-        self.objective, self.trust_level, self.generated_steps = objective, trust_level, generated_steps
+        super().__init__(data, optimizer, seed, data.load_model(autoencoder, "autoencoder", allow=allow or ()))
+        self.objective, self.trust_level = objective, trust_level
         positions, latent_dim = self.base.latent_shape()
         make: Callable[..., CausalTransformer] = network  # the parser must know the number of positional arguments
         vocab_size, stride = vocabulary_size(data.corpus.tokenizer), data.block_size // positions
@@ -152,33 +143,7 @@ class HeadModule(TrainingModule):
         with torch.no_grad():
             latents = self.base.encoder().encode(tokens.ids, tokens.mask)
         head = CommitmentHead(self.head, trust_level=self.trust_level)
-        return self.objective.forward(head, latents, tokens=tokens, generator=generator, regenerate=self.regenerate)
-
-    @torch.no_grad()
-    def regenerate(self, latents: Latents, generator: torch.Generator) -> Tensor:
-        """Data latents, noised and denoised by the frozen flow, (B, K, D).
-
-        Noised to a time t of the sampler's own grid, 0 < t < 1, one for the batch and each equally likely, and sampled
-        from there to t = 1, deterministically if the model allows it (:func:`fewstep.samplers.default_sampling`). At
-        small t little is left of the text that the head is trained to write.
-        """
-        flow, z = self.base.flow(), latents.z.float()
-        grid, num_steps = self.base.identity.default_grid(), self.generated_steps
-        step = 1 + int((num_steps - 1) * rand((1,), torch.zeros(()), generator))
-        t = z.new_full((len(z),), float(grid.times(num_steps)[step]))
-        x_t = flow.path.sample(z, randn(tuple(z.shape), z, generator), t)
-        strength = default_sampling(self.base.identity, num_steps).reinjection
-        *_, last = FlowSampler(flow.path, grid=grid, reinjection=strength).iterate(
-            flow, x_t, num_steps=num_steps, start_step=step, mask=latents.mask, generator=generator
-        )
-        return last.x_t
-
-
-def check_generation(identity: Identity, num_steps: int) -> None:
-    """Raise ``UserError`` unless a flow of this ``identity`` can start within a trajectory of ``num_steps``."""
-    if num_steps < 2:
-        raise UserError(f"model.generated_steps is {num_steps}: expected at least 2, the first of which is skipped")
-    check_sampler(identity, num_steps, default_sampling(identity, num_steps).reinjection)
+        return self.objective.forward(head, latents, tokens=tokens, generator=generator)
 
 
 class LanguageModelModule(TrainingModule):

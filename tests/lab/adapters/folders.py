@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from fewstep.cli.diagnose import ADAPTERS, DiagnoseOptions
-from fewstep.data import train_tokenizer
+from fewstep.data.tokenizer import train_tokenizer
 from fewstep.diagnostics.response import CATEGORICAL
 from fewstep.errors import UserError
 from fewstep.lab.adapters import Decoder

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from fewstep.cli.diagnose import check_adapter_options, load_subject
-from fewstep.data import load_tokenizer
+from fewstep.data.tokenizer import load_tokenizer
 from fewstep.lab.adapters import Decoder, cola, elf
 from studies.published_memory import MODELS, shapes_of
 from tests.lab.adapters.folders import check_smooth, load, options_of, refusal

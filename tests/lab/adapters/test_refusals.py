@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fewstep.cli.diagnose import DiagnoseOptions
-from fewstep.data import load_tokenizer
+from fewstep.data.tokenizer import load_tokenizer
 from tests.lab.adapters.folders import load, options_of, refusal
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from fewstep.data import load_tokenizer
+from fewstep.data.tokenizer import load_tokenizer
 from fewstep.lab.adapters import language_models
 from fewstep.lab.adapters.text import blocks_of, load_text_model, special_tokens
 from tests.lab.adapters.folders import TOKENS, check_smooth, load, options_of

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.data import CorpusSettings, prepare_corpus
-from fewstep.data.sources import open_source
+from fewstep.data.corpus import prepare_corpus
+from fewstep.data.sources import CorpusSettings, open_source
 from fewstep.data.tokenizer import decode_blocks
 from fewstep.errors import UserError
 from fewstep.lab.theory.grammar import BRACKETS, NAMES, GrammarSentences, documents

@@ -8,7 +8,7 @@ import torch
 
 from fewstep.autoencoders import TransformerAutoencoder
 from fewstep.cli.main import main
-from fewstep.data import tokenizer_fingerprint, train_tokenizer
+from fewstep.data.tokenizer import tokenizer_fingerprint, train_tokenizer
 from fewstep.denoisers import RegressionDenoiser
 from fewstep.evaluation.rows import Row, RowFile
 from fewstep.evaluation.sweep import Samples, Statistic, Sweep

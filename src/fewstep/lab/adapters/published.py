@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from fewstep.cli.diagnose import DiagnoseOptions
-from fewstep.data import load_tokenizer
+from fewstep.data.tokenizer import load_tokenizer
 from fewstep.errors import UserError, first_line
 from fewstep.evaluation.pretrained import DTYPES, check_memory
 from fewstep.lab.adapters.decoder import Decoder

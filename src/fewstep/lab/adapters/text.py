@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.cli.diagnose import DiagnoseOptions
-from fewstep.data import CorpusSettings, PreparedCorpus, load_tokenizer, prepare_corpus
+from fewstep.data.corpus import PreparedCorpus, prepare_corpus
+from fewstep.data.sources import CorpusSettings
+from fewstep.data.tokenizer import load_tokenizer
 from fewstep.diagnostics.cci import TokenConditionals
 from fewstep.diagnostics.decoding import Decode
 from fewstep.errors import UserError

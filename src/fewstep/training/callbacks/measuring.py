@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from fewstep.data import PreparedCorpus, vocabulary_size
+from fewstep.data.corpus import PreparedCorpus
+from fewstep.data.tokenizer import vocabulary_size
 from fewstep.diagnostics.decoding import rms
 from fewstep.errors import UserError
 from fewstep.evaluation.baselines import held_out_blocks
