@@ -1,8 +1,7 @@
 """Peers at equal compute: the flows of ELF, FLM, FMLM and LangFlow after their papers, on our text, width and time.
 
     python studies/peers.py                 # trains what is missing, one row a model; an hour and a half on one core
-    python studies/peers.py --only elf,langflow --seed 1
-    python studies/peers.py --share 0.01 --samples 8 --out runs/peers_trial           # a trial run
+    python studies/peers.py --only elf --share 0.01 --samples 8 --out runs/peers_trial           # a trial run
 
 Ours is the quickstart's flow and student; no peer's stages take fewer seconds of one thread, and a row has those that
 were measured. All are read by a parallel readout that was trained under noise, and scored by one language model. What
@@ -52,8 +51,7 @@ class OneHot(nn.Module):
         """The latent of every token, (V, V)."""
         return torch.eye(self.latent_dim) * self.latent_dim**0.5
 
-    first_codes = codebook
-    """What the readout starts from."""
+    first_codes = codebook  # what the readout starts from
 
 
 @dataclass(frozen=True)
@@ -152,9 +150,8 @@ class Peers(Study):
             if stage.config == "autoencoder":
                 saved = SavedModel.from_pretrained(folder / "model", allow=("peers",))
                 made["vocab_size"] = str(vocabulary_size(saved.tokenizer))
-                self.train(
-                    "language_model", self.args.out / "language_model", 0, f"--data.tokenizer={folder}/model/tokenizer"
-                )
+                tokens = f"--data.tokenizer={folder}/model/tokenizer"
+                self.train("language_model", self.args.out / "language_model", 0, tokens)
             elif stage.num_steps:
                 self.rows.append({"peer": name, "stage": stage.name, "seed": self.args.seed, "seconds": spent})
                 self.rows[-1] |= self.evaluate(stage, folder)

@@ -47,20 +47,20 @@ BUDGETS = {
     "autoencoders": (530, 180),
     "denoisers": (427, 260),
     "readouts": (623, 540),
-    "objectives": (1081, 950),
+    "objectives": (1061, 950),
     "samplers": (705, 690),
-    "data": (1490, 950),
-    "model storage prompts writing pipeline provenance locking": (1654, 1100),
+    "data": (1459, 950),
+    "model storage prompts writing pipeline provenance locking": (1632, 1100),
     "metrics diagnostics": (1990, 1750),
-    "training": (2736, 1950),
-    "cli settings __main__": (1944, 1300),
-    "evaluation": (3475, 2000),
-    "lab": (5289, 4000),
+    "training": (2682, 1950),
+    "cli settings __main__": (1939, 1300),
+    "evaluation": (3473, 2000),
+    "lab": (5291, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (14_285, 11_000)  # without NOT_CORE
-SRC_LINES = (23_049, 15_000)
-TEST_SHARE = (0.904, 0.75)  # lines of tests to lines of src
+CORE_LINES = (14_153, 11_000)  # without NOT_CORE
+SRC_LINES = (22_917, 15_000)
+TEST_SHARE = (0.906, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)
