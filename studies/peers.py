@@ -3,10 +3,10 @@
     python studies/peers.py                 # trains what is missing, one row a model; an hour and a half on one core
     python studies/peers.py --only elf --share 0.01 --samples 8 --out runs/peers_trial           # a trial run
 
-Ours is the quickstart's flow and student; no peer takes fewer seconds of one thread than that flow, and a row has those
-that were measured. All are read by a parallel readout that was trained under noise, and scored by one language model. What
-differs from the papers: ELF's latents are our autoencoder's, where it has a frozen T5's, and its decode branch is our
-readout; FLM's posterior is given a position's own evidence; FMLM's map is regressed; LangFlow learns its schedule.
+Ours is the quickstart's flow and student; no peer takes fewer seconds of one thread than that flow, and a row has its
+own. All are read by a parallel readout that was trained under noise, and scored by one language model. What differs
+from the papers: ELF's latents are our autoencoder's, where it has a frozen T5's, and its decode branch is our readout;
+FLM's posterior is given a position's own evidence; FMLM's map is regressed; LangFlow's schedule is not learned.
 """
 
 import argparse
