@@ -51,16 +51,16 @@ BUDGETS = {
     "samplers": (705, 690),
     "data": (1459, 950),
     "model storage prompts writing pipeline provenance locking": (1632, 1100),
-    "metrics diagnostics": (1990, 1750),
+    "metrics diagnostics": (2001, 1750),
     "training": (2682, 1950),
     "cli settings __main__": (1939, 1300),
-    "evaluation": (3473, 2000),
-    "lab": (5291, 4000),
+    "evaluation": (3478, 2000),
+    "lab": (5294, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (14_153, 11_000)  # without NOT_CORE
-SRC_LINES = (22_917, 15_000)
-TEST_SHARE = (0.906, 0.75)  # lines of tests to lines of src
+CORE_LINES = (14_164, 11_000)  # without NOT_CORE
+SRC_LINES = (22_936, 15_000)
+TEST_SHARE = (0.907, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)

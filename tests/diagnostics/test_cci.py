@@ -123,9 +123,12 @@ def test_one_seed_gives_one_result_also_under_inference_mode() -> None:
     assert cci(chain, z, generator=seeded(4)) != first
 
 
-def test_too_few_draws_are_refused() -> None:
+def test_too_few_draws_and_bad_levels_are_refused() -> None:
     with pytest.raises(ValueError, match="num_draws is 31: expected at least 32"):
         cci(BalancedCopies(2, 2), normal(2, 3), num_draws=31, generator=seeded())
+    for levels in ((), (-0.1, 0.2), (float("nan"),)):
+        with pytest.raises(ValueError, match="levels are"):
+            cci_curve(_Copier, normal(2, 3), levels, generator=seeded())
 
 
 @settings(deadline=None, max_examples=30)

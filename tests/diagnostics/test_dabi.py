@@ -144,10 +144,19 @@ def test_points_that_are_not_accepted_do_not_count() -> None:
     assert local(decode, some).facts["accepted"] == pytest.approx(4 / 6)
 
 
-def test_latents_that_are_all_zero_have_no_unit() -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rms": 0.0}, "positive rms"),
+        ({"rms": 1.0, "radii": (0.0,)}, "positive radii"),
+        ({"rms": 1.0, "num_isotropic": 0}, "at least 1 draw"),
+        ({"rms": 1.0, "num_probes": 0}, "num_probes is 0"),
+    ],
+)
+def test_bad_numbers_are_refused(options: dict[str, object], message: str) -> None:
     decode, points = two_token_readout(normal(4)), segment_points(normal(2, 4), normal(2, 4, seed=1), "midpoint")
-    with pytest.raises(ValueError, match="a positive number"):
-        dabi(decode, CATEGORICAL, points, rms=0.0, generator=seeded())
+    with pytest.raises(ValueError, match=message):
+        dabi(decode, CATEGORICAL, points, generator=seeded(), **options)  # type: ignore[arg-type]
 
 
 def test_local_response_of_a_linear_readout_is_its_fisher_information() -> None:

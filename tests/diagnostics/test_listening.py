@@ -93,6 +93,11 @@ def test_a_curve_has_the_gain_at_every_level(generator: torch.Generator) -> None
 def test_input_that_does_not_fit_is_refused(generator: torch.Generator) -> None:
     z, ids = texts(generator)
     read = Copying(deaf=True).at
-    for latents, tokens, message in ((z[:1], ids[:1], "at least two"), (z, ids[:-1], "one latent a text")):
+    for latents, tokens, level, message in (
+        (z[:1], ids[:1], 0.0, "at least two"),
+        (z, ids[:-1], 0.0, "one latent a text"),
+        (z, ids, -1.0, "level is -1.0"),
+        (z, ids, float("nan"), "level is nan"),
+    ):
         with pytest.raises(ValueError, match=message):
-            listening(read, latents, tokens, 0.0, generator)
+            listening(read, latents, tokens, level, generator)

@@ -41,6 +41,10 @@ def test_a_state_that_always_ends_alike_is_fully_decided() -> None:
     plain(result)
     one_token = decidedness(_draws(torch.ones(1), 3), _same, states, unigram_collision=1, generator=seeded())
     assert one_token.rows[0].estimate.value is None and one_token.curves["decidedness"].x == ()
+    with pytest.raises(ValueError, match="num_continuations is 1"):
+        decidedness(
+            _draws(torch.ones(1), 3), _same, states, num_continuations=1, unigram_collision=0.1, generator=seeded()
+        )
     assert unigram_collision(torch.tensor([[0, 0, 1], [2, 9, 9]])) == pytest.approx((4 + 1 + 1 + 4) / 36)
 
 

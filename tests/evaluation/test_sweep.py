@@ -196,10 +196,15 @@ def test_a_line_that_is_no_row_is_refused(rows: list[Row], tmp_path: Path, edit:
         file.read()
 
 
-def test_a_setting_that_stands_twice_is_refused() -> None:
+def test_a_setting_that_stands_twice_is_refused(rows: list[Row], tmp_path: Path) -> None:
     group = plan().groups[1]
     with pytest.raises(UserError, match="the setting flow K=1 comes twice"):
         plan(groups=[group, group])
+    file = RowFile(tmp_path / "rows.jsonl")
+    for row in (rows[0], rows[0]):
+        file.append(row)
+    with pytest.raises(UserError, match="row real twice: take one out by hand"):
+        Sweep(plan()).run(file)
 
 
 def test_rows_of_two_protocols_are_not_put_in_one_table(rows: list[Row]) -> None:

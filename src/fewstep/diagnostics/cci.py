@@ -102,6 +102,8 @@ def cci_curve(
     ``conditionals_at(level)`` is the readout for latents with noise of that level. Rows ``cci_noise_LEVEL``; curves of
     CCI and of both entropies over the level.
     """
+    if not levels or not min(levels) >= 0:
+        raise ValueError(f"levels are {list(levels)}: expected at least one noise level, none of them negative.")
     noise = randn(tuple(z.shape), z, generator).to(z.dtype)
     results = [
         cci(

@@ -55,8 +55,11 @@ def dabi(
     passes. From few probes DABI_0 errs upward (the mean of an inverse), by about the relative variance of the trace;
     ``NAME_pooled`` hardly does.
     """
-    if not rms > 0:
-        raise ValueError(f"rms is {rms}: expected that of latents, a positive number")
+    if not rms > 0 or num_isotropic < 1 or not all(c > 0 for c in radii):
+        raise ValueError(
+            f"rms {rms}, radii {list(radii)}, {num_isotropic} isotropic draws: expected a positive rms, positive radii "
+            "and at least 1 draw."
+        )
     n = points.z[0, 0].numel()
     lengths = [c * math.sqrt(n) * rms for c in radii]
     parts = [
@@ -121,6 +124,8 @@ def fisher_trace(
     mean over that many random sign vectors (Hutchinson 1989) across n_b, so that the estimate respects DABI_0 <= n and
     spreads little where F is nearly of rank one. Costs a forward-mode pass per probe, and one more.
     """
+    if num_probes is not None and num_probes < 1:
+        raise ValueError(f"num_probes is {num_probes}: expected at least 1, or None for the exact trace.")
     along = response.local(decode, z, direction)
     values = []
     for index in range(z[0].numel() if num_probes is None else num_probes):

@@ -44,6 +44,8 @@ def listening(
     """
     if len(z) < 2 or len(ids) != len(z):
         raise ValueError(f"latents {tuple(z.shape)}, ids {tuple(ids.shape)}: expected at least two, one latent a text.")
+    if not 0 <= level < float("inf"):
+        raise ValueError(f"level is {level}: expected a finite noise level of at least 0 (rms).")
     noise = randn(tuple(z.shape), z, generator).to(z.dtype)
     blank = sqrt(1 + BLANK_LEVEL**2) * randn(tuple(z.shape), z, generator).to(z.dtype)
     read, blind = conditionals_at(level), conditionals_at(BLANK_LEVEL)

@@ -50,6 +50,8 @@ def decidedness(
     study: deterministic continuations always agree. The last step adds no noise, so at the state before it the value
     is 1 by construction. Undetermined where the corpus has one token only.
     """
+    if num_continuations < 2:
+        raise ValueError(f"num_continuations is {num_continuations}: expected at least 2, pairs of them are compared.")
     estimates = []
     for t, x_t in states:
         ids = torch.stack([read(continue_from(x_t, float(t), generator)) for _ in range(num_continuations)])

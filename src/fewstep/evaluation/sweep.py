@@ -262,6 +262,11 @@ class Sweep:
     def _finished(self, file: RowFile, *, renew: bool) -> Iterator[Row]:
         """The rows of the file, none where they are to be renewed."""
         rows = file.read()
+        seen: set[Key] = set()
+        for row in rows:
+            if row.key in seen:
+                raise UserError(f"{file.file} holds the row {label_of(row.setting)} twice: take one out by hand")
+            seen.add(row.key)
         problem = next(filter(None, map(self._problem, rows)), None)
         if problem is None:
             yield from rows

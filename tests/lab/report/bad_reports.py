@@ -91,6 +91,7 @@ OPTIONS = [
     Case("report mine --traces -1", "-1", "traces"),
     Case("report mine --traces few", "few", "traces"),
     Case("report mine --device abacus", "abacus", "device"),
+    Case(f"{MINE} --title ' '", "--title", "give a heading"),
     Case(f"{MINE} --title ''", "''", "give a value"),
 ]
 PLACES = [

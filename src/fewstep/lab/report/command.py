@@ -9,6 +9,7 @@ from jsonargparse.typing import NonNegativeInt
 from fewstep.cli.common import DeviceOptions
 from fewstep.cli.output import new_text_file, progress_bar
 from fewstep.cli.parser import parse_options
+from fewstep.errors import UserError
 
 if TYPE_CHECKING:
     from fewstep.lab.report.page import Report
@@ -42,6 +43,8 @@ class ReportOptions(DeviceOptions):
 def main(argv: list[str]) -> int:
     """Write the page as ``argv`` says; returns the exit code."""
     options = parse_options("report", ReportOptions, argv)
+    if options.title is not None and not options.title.strip():
+        raise UserError("--title is empty: give a heading, or leave it out")
     first = Path(options.runs[0])
     beside = first if first.is_dir() else first.parent
     out = options.out or (beside / FILE if len(options.runs) == 1 else Path(FILE))
