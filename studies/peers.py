@@ -87,35 +87,29 @@ def halving(num_steps: int, start: str) -> Stage:
     return Stage(f"pd{num_steps}", "flow", 60, (*shipped, *flags), str(num_steps))
 
 
-TIGHT = Stage("autoencoder", "autoencoder", 1000, ("--config", "latents/chunks", "--model.autoencoder.latent_dim=16"))
+TIGHT = Stage("tight", "autoencoder", 1000, ("--config", "latents/chunks", "--model.autoencoder.latent_dim=16"))
+SINGLE_TOKENS = Stage("single_tokens", "autoencoder", 800)
+SPHERICAL = Stage("spherical", "autoencoder", 300, ("--config", "latents/spherical"))
+ONE_HOTS = Stage("one_hots", "autoencoder", 30, ("--config", "{one_hot}"))
 PEERS = {
     "ours": (
         TIGHT,
         Stage("flow", "flow", 3000, (), "1,2,4,8,16"),
         Stage("student", "distribution_matching", 100, (), "1,2,4,8,16", "1"),
     ),
-    "elf": (
-        Stage("autoencoder", "autoencoder", 800),
-        Stage("flow", "flow", 2400, (*ELF, *SELF_CONDITIONING), "1,2,4,8,16", "0 elf:1.5"),
-    ),
+    "elf": (SINGLE_TOKENS, Stage("flow", "flow", 2400, (*ELF, *SELF_CONDITIONING), "1,2,4,8,16", "0 elf:1.5")),
     "elf_tight": (TIGHT, Stage("flow", "flow", 2600, (*ELF, *SELF_CONDITIONING), "1,2,4,8,16", "0 elf:1.5")),
     "elf_pd": (
-        Stage("autoencoder", "autoencoder", 800),
+        SINGLE_TOKENS,
         Stage("flow", "flow", 1500, ELF),
         halving(4, "flow"),
         halving(2, "pd4"),
         halving(1, "pd2"),
     ),
-    "langflow": (
-        Stage("autoencoder", "autoencoder", 300, ("--config", "latents/spherical")),
-        Stage("flow", "flow", 2000, (*SPHERICAL_FLOW, *SELF_CONDITIONING), "1,2,4,8,16"),
-    ),
-    "flm": (
-        Stage("autoencoder", "autoencoder", 30, ("--config", "{one_hot}")),
-        Stage("flow", "flow", 1150, (*SPHERICAL_FLOW, *ONE_HOT_TIMES), "1,2,4,8,16"),
-    ),
+    "langflow": (SPHERICAL, Stage("flow", "flow", 2000, (*SPHERICAL_FLOW, *SELF_CONDITIONING), "1,2,4,8,16")),
+    "flm": (ONE_HOTS, Stage("flow", "flow", 1150, (*SPHERICAL_FLOW, *ONE_HOT_TIMES), "1,2,4,8,16")),
     "fmlm": (
-        Stage("autoencoder", "autoencoder", 30, ("--config", "{one_hot}")),
+        ONE_HOTS,
         Stage("flow", "flow", 600, (*SPHERICAL_FLOW, *ONE_HOT_TIMES)),
         Stage("map", "flow", 280, FLOW_MAP, "1,2,4,8,16"),
     ),
@@ -140,14 +134,15 @@ class Peers(Study):
         (out / "one_hot.yaml").write_text(ONE_HOT)
         made = {"one_hot": str(out / "one_hot.yaml")}
         for stage in PEERS[name]:
-            folder = out / name / stage.name
+            is_autoencoder = stage.config == "autoencoder"  # which peers share
+            folder = out / stage.name if is_autoencoder else out / name / stage.name
             flags = [flag.format(**made) for flag in stage.flags]
-            if stage.config != "autoencoder":
+            if not is_autoencoder:
                 flags.append(f"--model.autoencoder={made['flow' if stage.name == 'student' else 'autoencoder']}")
                 flags.append("--model.allow=[peers]")
             spent += self.timed(stage, folder, *flags)
-            made[stage.name] = str(folder / "model")
-            if stage.config == "autoencoder":
+            made["autoencoder" if is_autoencoder else stage.name] = str(folder / "model")
+            if is_autoencoder:
                 saved = SavedModel.from_pretrained(folder / "model", allow=("peers",))
                 made["vocab_size"] = str(vocabulary_size(saved.tokenizer))
                 tokens = f"--data.tokenizer={folder}/model/tokenizer"
