@@ -44,6 +44,7 @@ BUILT_IN = ("fewstep.autoencoders", "fewstep.readouts", "fewstep.denoisers", "fe
 SPARE_NUMBERS = 1_000_000
 """A part may have so many numbers beside twice those that are stored: buffers that are computed, layers replaced."""
 FIELDS_OF_PART = {
+    "autoencoder": ("length_counts",),
     "denoiser": (
         "path",
         "prediction",
@@ -57,7 +58,7 @@ FIELDS_OF_PART = {
     "head": ("trust_level",),
 }
 """Fields of an identity that describe one part, and go with it where models are merged."""
-LATER_FIELDS = ("blocks", "known_dropped", "text_field", "prompt_field")
+LATER_FIELDS = ("blocks", "length_counts", "known_dropped", "text_field", "prompt_field")
 """Fields of an identity that a folder of format 2 may lack, which was written before there was a choice."""
 CORPORA = {
     "sotu": "State of the Union addresses, 1790 to 2026 (US federal texts, in the public domain)",
@@ -78,7 +79,9 @@ ABOUT = {
 class Identity:
     """What a model is, so that it is never used as something else.
 
-    ``block_size`` tokens, ``tokenizer_fingerprint`` and ``blocks`` are of text (0 and empty for images). ``path`` and
+    ``block_size`` tokens, ``tokenizer_fingerprint`` and ``blocks`` are of text (0 and empty for images).
+    ``length_counts``: of how many training texts 1, 2, ... ``block_size`` tokens stand in a block, from which lengths
+    are drawn; empty where the model writes the ends of text that fill a block. ``path`` and
     ``prediction`` say what the denoiser was trained on, ``objective`` how, ``trained_nfe`` for how many network
     evaluations (None: any number). ``estimate``: its output is the mean of the data given x_t, the end of the
     trajectory, or the point that a jump aims at. ``grid_mean`` and ``grid_std`` place the sampler's steps where
@@ -91,6 +94,7 @@ class Identity:
     block_size: int = 0
     tokenizer_fingerprint: str = ""
     blocks: Blocks = "packed"
+    length_counts: tuple[int, ...] = ()
     kind: Kind = "text"
     time_convention: Literal["t=0 noise, t=1 data"] = "t=0 noise, t=1 data"
     path: PathName = "linear"

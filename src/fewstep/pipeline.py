@@ -16,12 +16,12 @@ from fewstep.data.tokenizer import decode_blocks
 from fewstep.errors import UserError
 from fewstep.model import SavedModel
 from fewstep.prompts import Draft, DraftMaker, GapTokens
-from fewstep.readouts import READOUTS, check_draw
+from fewstep.readouts import READOUTS, check_draw, cut_at_end
 from fewstep.registry import resolve
 from fewstep.samplers import FlowSampler, RuleLike, Snap, SnapRule, Solver, default_sampling
 from fewstep.samplers.sampler import check_compatible, check_numbers
 from fewstep.shapes import example_generators, own_defaults
-from fewstep.types import Ending, SamplerState
+from fewstep.types import Ending, SamplerState, TokenSample
 from fewstep.writing import Draw, OnState, Text, Writer, block_states
 
 
@@ -222,8 +222,19 @@ class TextGenerator:
             check_draw(temperature, top_p, top_k)
         tokenizer, stops = self.model.tokenizer, stop or self.model.identity.blocks == "documents"
         ending = Ending(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)) if stops else None
-        generate = self.model.open_readout(choice).generate
-        return partial(generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending), ending
+        generate = partial(
+            self.model.open_readout(choice).generate, temperature=temperature, top_p=top_p, top_k=top_k, ending=ending
+        )
+
+        def draw(z: Tensor, mask: Tensor, **given: Any) -> TokenSample:
+            sample = generate(z, mask, **given)
+            if ending is None:
+                return sample
+            padding = ~mask.repeat_interleave(sample.ids.shape[1] // mask.shape[1], dim=1)
+            ids, log_probs = sample.ids.masked_fill(padding, ending.end_id), sample.log_probs.masked_fill(padding, 0.0)
+            return cut_at_end(ids, log_probs, ending)
+
+        return draw, ending
 
     def drafts(
         self,

@@ -82,6 +82,11 @@ def randn(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor
     return _draw(torch.randn, shape, like, generator)
 
 
+def real_positions(z: Tensor) -> Tensor:
+    """Which latents (B, K) of ``z`` (B, K, D) stand for text: padding is zero."""
+    return (z != 0).any(-1)
+
+
 def rand(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
     """Uniform numbers on [0, 1) in float32, drawn like :func:`randn`."""
     return _draw(torch.rand, shape, like, generator)

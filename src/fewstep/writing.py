@@ -15,7 +15,7 @@ from fewstep.errors import UserError
 from fewstep.model import SavedModel
 from fewstep.prompts import UNKNOWN, Draft
 from fewstep.samplers import FlowSampler
-from fewstep.shapes import expand_like, randn
+from fewstep.shapes import expand_like, rand, randn
 from fewstep.types import Ending, FlowLike, KnownTokens, SamplerState, TokenSample
 
 
@@ -85,6 +85,9 @@ class Written(NamedTuple):
 class Writer:
     """Writes texts with a model.
 
+    Where the model knows how long its training texts were, the length of a text is drawn from theirs, among those that
+    leave room after what is known (:func:`real_tokens`), and the latents behind it are padding, as in training.
+
     ``draw`` reads latents; a text ends with the end-of-text of ``ending`` (None: at its full length). ``commit_tokens``
     tokens are written at a time, with the text before them known (None: what the block has room for). ``guidance`` is
     the scale of classifier-free guidance on what is known.
@@ -137,13 +140,19 @@ class Writer:
     def _block(self, blocks: list[list[int]], generators: list[torch.Generator]) -> tuple[TokenSample, SamplerState]:
         """One block of each text: its tokens (B, L) on the CPU, and the sampler's last state."""
         ids = torch.tensor(blocks, device=next(self.flow.parameters()).device)
-        tokens = KnownTokens(ids.clamp(min=0), ids != UNKNOWN)
-        states = block_states(self.model, self.flow, self.sampler, self.num_steps, tokens, generators, self.guidance)
+        num_latents = self.model.latent_shape()[0]
+        real = torch.ones_like(ids, dtype=torch.bool)
+        if counts := self.model.identity.length_counts:
+            real = real_tokens(counts, ids, int(self.model.tokenizer.eos_token_id), num_latents, generators)
+        tokens = KnownTokens(ids.clamp(min=0), (ids != UNKNOWN) & real)
+        states = block_states(
+            self.model, self.flow, self.sampler, self.num_steps, tokens, generators, self.guidance, real
+        )
         for last in states:
             if self.on_state is not None:
                 self.on_state(last, tokens)
-        mask = torch.ones_like(last.x_t[..., 0], dtype=torch.bool)
         given = {"known": tokens} if bool(tokens.mask.any()) else {}
+        mask = real.unflatten(1, (num_latents, -1)).any(-1)
         return self.draw(last.x_t, mask, generator=generators, **given).cpu(), last
 
 
@@ -156,6 +165,30 @@ def check_guidance(model: SavedModel, scale: float) -> None:
         )
 
 
+def real_tokens(
+    counts: Sequence[int], ids: Tensor, end_id: int, num_latents: int, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Which tokens of the blocks ``ids`` (B, L), ``UNKNOWN`` where they are to be written, belong to the text (B, L).
+
+    A text goes up to its known end. Else its length is drawn from the law of ``counts``, those of 1, 2, ... L tokens,
+    among lengths beyond what is known, and filled up to whole latents, in the last of which it may end.
+    """
+    place = torch.arange(1, ids.shape[1] + 1)
+    known = ids.cpu()
+    law = torch.tensor(counts, dtype=torch.float64)
+    law = torch.where(place > ((known != UNKNOWN) * place).amax(1, keepdim=True), law, 0.0)
+    law[:, -1] += law.sum(1) == 0  # no text of the data goes on here: as far as the block
+    cumulative = law.cumsum(1)
+    u = rand((len(ids), 1), cumulative, generators)
+    length = 1 + torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True).clamp(max=ids.shape[1] - 1)
+    stride = ids.shape[1] // num_latents
+    ends = known == end_id
+    length = torch.where(
+        ends.any(1, keepdim=True), 1 + ends.long().argmax(1, keepdim=True), -(-length // stride) * stride
+    )
+    return (place <= length).to(ids.device)
+
+
 def block_states(
     model: SavedModel,
     flow: FlowModel,
@@ -164,18 +197,22 @@ def block_states(
     tokens: KnownTokens | None,
     generators: Sequence[torch.Generator],
     guidance: float = 1.0,
+    real: Tensor | None = None,
 ) -> Iterator[SamplerState]:
     """The sampler's states from noise to the latents of a block for each generator, known latents in their places.
 
-    ``tokens`` (B, L) are held where they are known; ``guidance`` is that of :class:`Writer`.
+    ``tokens`` (B, L) are held where they are known; ``guidance`` is that of :class:`Writer`. Latents without one of the
+    ``real`` tokens (B, L; None: all) are padding and stay zero.
     """
     like = next(flow.parameters())
     x_0 = randn((len(generators), *model.latent_shape()), like, generators)
     mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=like.device)
+    if real is not None:
+        mask = real.unflatten(1, (x_0.shape[1], -1)).any(-1)
     if tokens is None or not bool(tokens.mask.any()):
         yield from sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators)
         return
-    known = known_latents(model, tokens)
+    known = known_latents(model, tokens, real)
     conditional = ConditionalFlow(flow, known, None if flow.reads_known else randn(tuple(x_0.shape), like, generators))
     given: FlowLike = conditional if guidance == 1 else Guided(conditional, guidance)
 
@@ -186,8 +223,13 @@ def block_states(
         yield replace(state, x_t=filled(state.x_t), x1_hat=None if state.x1_hat is None else filled(state.x1_hat))
 
 
-def known_latents(model: SavedModel, tokens: KnownTokens) -> Known:
-    """The latents that stand for known tokens alone, made with the other tokens hidden."""
-    mask = tokens.mask.unflatten(1, (model.latent_shape()[0], -1)).all(-1)
-    seen = mask.repeat_interleave(tokens.mask.shape[1] // mask.shape[1], dim=1)
+def known_latents(model: SavedModel, tokens: KnownTokens, real: Tensor | None = None) -> Known:
+    """The latents that stand for known tokens alone, made with the other tokens hidden.
+
+    Tokens that are not ``real`` (B, L; None: all are) are padding.
+    """
+    real = torch.ones_like(tokens.mask) if real is None else real
+    parts = (model.latent_shape()[0], -1)
+    mask = (tokens.mask | ~real).unflatten(1, parts).all(-1) & real.unflatten(1, parts).any(-1)
+    seen = mask.repeat_interleave(real.shape[1] // mask.shape[1], dim=1) & real
     return Known(model.encoder().encode(tokens.ids, seen).z, mask)

@@ -287,12 +287,13 @@ class Animation:
         import torch
 
         from fewstep.data.tokenizer import decode_documents
+        from fewstep.shapes import real_positions
 
         if state.x1_hat is None:
             self._block += 1
             return
         z = state.x_t if state.time == 1 else state.x1_hat
-        mask = torch.ones_like(z[..., 0], dtype=torch.bool)
+        mask = real_positions(z)
         sure, ids = self.reader.logits(z, mask).float().softmax(-1)[0].max(-1)
         ids = torch.where(known.mask[0], known.ids[0], ids)
         tokens = []

@@ -14,18 +14,18 @@ from fewstep.errors import UserError
 def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Rows of a packed split to one batch.
 
-    Returns ``ids`` (B, L) int64; ``mask`` (B, L) bool, true everywhere, since a model also writes the ends of
-    text that fill a block; and of each row, (B,) int64, ``length`` (tokens that count), ``num_bytes`` and ``index``. Of
-    pairs ``known`` (B, L) bool is true at the prompts.
+    Returns ``ids`` (B, L) int64; ``mask`` (B, L) bool, true at the tokens that count; and of each row, (B,) int64,
+    ``length`` (their number), ``num_bytes`` and ``index``. Of pairs ``known`` (B, L) bool is true at the prompts, and
+    the mask everywhere: where an answer ends depends on its prompt, so the model writes the ends that fill a block.
     """
     ids = torch.from_numpy(np.stack([np.asarray(row["input_ids"], dtype=np.int64) for row in examples]))
     names = ("length", "num_bytes", "index")
     length, num_bytes, index = (torch.tensor([int(row[name]) for row in examples]) for name in names)
-    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask = torch.arange(ids.shape[1]) < length[:, None]
     batch = {"ids": ids, "mask": mask, "length": length, "num_bytes": num_bytes, "index": index}
     if "prompt" in examples[0]:
         prompts = torch.tensor([int(row["prompt"]) for row in examples])
-        batch["known"] = torch.arange(ids.shape[1]) < prompts[:, None]
+        batch |= {"known": torch.arange(ids.shape[1]) < prompts[:, None], "mask": torch.ones_like(mask)}
     return batch
 
 

@@ -85,6 +85,11 @@ class PreparedCorpus:
         """Hash of settings, source and versions: equal fingerprints, equal blocks."""
         return self.folder.name
 
+    def length_counts(self) -> tuple[int, ...]:
+        """How many blocks have 1, 2, ... L tokens that count: of the train split, or, of a stream, of the other."""
+        rows = self.validation if isinstance(self.train, BlockStream) else self.train
+        return tuple(np.bincount(rows["length"][:], minlength=self.report.block_size + 1)[1:].tolist())
+
 
 def prepare_corpus(settings: CorpusSettings, rank: int = 0, world_size: int = 1) -> PreparedCorpus:
     """The corpus that ``settings`` describe, from ``cache_dir`` if it was prepared before, else prepared now.

@@ -1,6 +1,6 @@
 """The parts of a text model as the callables that :mod:`fewstep.diagnostics` takes.
 
-B examples, K latent positions of D dimensions, L tokens, V vocabulary. Every latent position counts as real.
+B examples, K latent positions of D dimensions, L tokens, V vocabulary. Latents that are zero are padding.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from fewstep.diagnostics.result import Result
 from fewstep.model import SavedModel
 from fewstep.readouts import CommitmentHead, TokenDraw
 from fewstep.samplers import FlowSampler
-from fewstep.shapes import rand, randn
+from fewstep.shapes import rand, randn, real_positions
 from fewstep.types import KnownTokens, Readout
 
 DRAWS_IN_A_BATCH = 128
@@ -28,7 +28,7 @@ def all_real(z: Tensor) -> Tensor:
 
 def decoder_of(readout: Readout) -> Decode:
     """Latents (B, K, D) to the parallel readout's logits (B, L, V)."""
-    return lambda z: readout.logits(z, all_real(z))
+    return lambda z: readout.logits(z, real_positions(z))
 
 
 class HeadConditionals:
@@ -51,11 +51,11 @@ class HeadConditionals:
         if known is not None:  # several draws of the same texts
             count = len(z) // len(known.ids)
             known = KnownTokens(known.ids.repeat(count, 1), known.mask.repeat(count, 1))
-        return self.head.read(z, all_real(z), u, self._levels(z), TokenDraw(known=known)).ids
+        return self.head.read(z, real_positions(z), u, self._levels(z), TokenDraw(known=known)).ids
 
     def logits(self, z: Tensor, ids: Tensor) -> Tensor:
         """Logits (B, L, V) of each of ``ids`` (B, L), given the latents and the ids before it."""
-        return self.head.logits(z, all_real(z), ids, self._levels(z))
+        return self.head.logits(z, real_positions(z), ids, self._levels(z))
 
     def _levels(self, z: Tensor) -> Tensor:
         return torch.full((len(z),), self.level, device=z.device)
@@ -63,8 +63,11 @@ class HeadConditionals:
 
 def cci_as_read(conditionals: HeadConditionals, z: Tensor, noise: torch.Generator) -> Result:
     """CCI of a head at latents ``z`` (B, K, D), blurred to its level as the head blurs what it reads."""
-    blurred = z + conditionals.level * randn(tuple(z.shape), z, noise)
-    written = None if conditionals.known is None else ~conditionals.known.mask
+    real = real_positions(z)
+    blurred = (z + conditionals.level * randn(tuple(z.shape), z, noise)) * real[..., None]
+    written = real.repeat_interleave(conditionals.head.network.stride, dim=1)
+    if conditionals.known is not None:
+        written &= ~conditionals.known.mask
     at_once = max(1, DRAWS_IN_A_BATCH // len(z))
     return cci(conditionals, blurred, written=written, draws_at_once=at_once, generator=noise)
 

@@ -27,6 +27,7 @@ from fewstep.metrics.text import (
 )
 from fewstep.readouts import READOUTS, CommitmentHead
 from fewstep.registry import import_attribute, resolve
+from fewstep.shapes import masked_mean, real_positions
 from fewstep.types import KnownTokens
 
 if TYPE_CHECKING:
@@ -253,14 +254,15 @@ def rms(study: "TextStudy") -> Measure | None:
         return None
     device, squares = study.bundle.device, []
     with torch.no_grad():
-        for ids in study.real.held_out.ids.to(device).split(AT_ONCE):
-            encoded = study.bundle.encoder().encode(ids, torch.ones_like(ids, dtype=torch.bool))
+        drawn, real = bool(study.bundle.identity.length_counts), study.real.held_out
+        for ids, mask in zip(real.ids.to(device).split(AT_ONCE), real.mask.to(device).split(AT_ONCE), strict=True):
+            encoded = study.bundle.encoder().encode(ids, mask if drawn else torch.ones_like(mask))
             squares.append(encoded.z[encoded.mask].double().square().flatten().cpu())
     expected = float(torch.cat(squares).mean())
 
     def take(setting: Setting, batch: Batch, samples: Samples) -> dict[str, Tensor]:
         x_1 = samples.tensors.get("x_1")
-        return {} if x_1 is None else {"mean_square": x_1.double().square().mean((1, 2))}
+        return {} if x_1 is None else {"mean_square": masked_mean(x_1.double().square().mean(-1), real_positions(x_1))}
 
     def values(setting: Setting, samples: Samples) -> Values:
         squares = samples.tensors.get("mean_square")

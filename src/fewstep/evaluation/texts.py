@@ -21,7 +21,7 @@ from fewstep.pipeline import TextGenerator
 from fewstep.prompts import UNKNOWN, Draft
 from fewstep.readouts import READOUTS, tokens_to_first_end
 from fewstep.registry import resolve
-from fewstep.shapes import example_generators, masked_mean, randn
+from fewstep.shapes import example_generators, masked_mean, randn, real_positions
 from fewstep.types import Ending, KnownTokens, SamplerState, TokenBatch, TokenSample
 from fewstep.writing import Writer, check_guidance
 
@@ -153,9 +153,10 @@ class FlowTexts:
             return {}
         decode = decoder_of(self.bundle.readout)
         before, after = (decode(x1_hat).argmax(-1).cpu() for x1_hat in predictions)
-        counted = torch.ones_like(after, dtype=torch.bool)
+        mask = real_positions(states[-1].x_t).cpu()
+        counted = mask.repeat_interleave(after.shape[1] // mask.shape[1], dim=1)
         if self.bundle.identity.blocks == "documents":
-            counted = tokens_to_first_end(after, int(self.bundle.tokenizer.eos_token_id))
+            counted &= tokens_to_first_end(after, int(self.bundle.tokenizer.eos_token_id))
         if known is not None:
             counted = counted & ~known.mask
         return {"late_flips": masked_mean((before != after).double(), counted)}

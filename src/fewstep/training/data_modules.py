@@ -175,7 +175,10 @@ class TextDataModule(CorpusSettings, StepDataModule):
         """A text model without parts."""
         tokenizer = self.corpus.tokenizer
         blocks = self.settings.blocks or "packed"
-        identity = Identity(self.block_size, tokenizer_fingerprint(tokenizer), blocks, source=self.source)
+        counts: tuple[int, ...] = ()
+        if blocks == "documents" and self.prompt_field is None:
+            counts = self.corpus.length_counts()
+        identity = Identity(self.block_size, tokenizer_fingerprint(tokenizer), blocks, counts, source=self.source)
         return SavedModel(tokenizer, self.describe(identity))
 
     def describe(self, identity: Identity) -> Identity:
@@ -188,6 +191,12 @@ class TextDataModule(CorpusSettings, StepDataModule):
             theirs, ours = getattr(identity, name), getattr(self, name)
             if theirs != ours:
                 raise UserError(f"{path} was trained with {name} {theirs}, not {ours}: pass --data.{name}={theirs}")
+        if identity.blocks == "documents" and bool(identity.length_counts) == (self.prompt_field is not None):
+            does = "draws the lengths of its texts" if identity.length_counts else "writes the ends that fill a block"
+            raise UserError(
+                f"{path} {does}, as models of {'text' if identity.length_counts else 'pairs'} do: train its "
+                "autoencoder on these data too"
+            )
         if identity.tokenizer_fingerprint != tokenizer_fingerprint(self.corpus.tokenizer):
             raise UserError(
                 f"the data's tokenizer is not the one of {path}: leave --data.tokenizer out, or point it there"
