@@ -129,7 +129,7 @@ def test_stopped_texts_end_at_their_end_of_text(generator: TextGenerator, readou
     ("arguments", "message"),
     [
         ({"num_samples": 0}, "num_samples is 0"),
-        ({"readout": "serial"}, "readout is 'serial': expected one of parallel, head"),
+        ({"readout": "serial"}, "readout is 'serial': expected one of parallel, mask_predict, head"),
         ({"solver": "rk4"}, "solver is 'rk4': expected one of euler, heun"),
         ({"top_p": 0.0}, "top_p is 0.0"),
     ],

@@ -172,7 +172,8 @@ class SavedModel:
 
     def open_readout(self, choice: ReadoutChoice) -> Any:
         """The readout of a choice, such as one of :data:`fewstep.readouts.READOUTS`."""
-        return choice.open(self._part(choice.part), self.identity.trust_level)
+        self.require(choice.part)
+        return choice.open(self)
 
     def scorer(self) -> LanguageModel:
         """The language model."""

@@ -236,7 +236,13 @@ def test_yardsticks_need_only_the_parts_that_they_are_made_with() -> None:
 @pytest.mark.parametrize(
     ("parts", "identity", "sampling", "readout", "message"),
     [
-        ((), {}, Sampling(3), "paralel", "readout is 'paralel': expected one of parallel, head, head_off"),
+        (
+            (),
+            {},
+            Sampling(3),
+            "paralel",
+            "readout is 'paralel': expected one of parallel, mask_predict, head, head_off",
+        ),
         (("autoencoder", "denoiser"), {}, Sampling(3), "head_off", "has no head"),
         ((), {"trained_nfe": 2}, Sampling(3), "parallel", "trained it for euler with 2 steps"),
         ((), {}, Sampling(3, "0", -1.0), "parallel", "noise_temperature is -1.0"),

@@ -1,7 +1,7 @@
 """Which blocks a process sees, and from where on."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,5 +104,14 @@ def test_a_model_of_other_blocks_is_refused(workshop: Workshop) -> None:
     with pytest.raises(UserError, match=r"blocks packed, not documents: pass --data\.blocks=packed"):
         alone.check_model(packed.new_model().identity, "model")
     batch = first_batches(alone, 1)[0]
-    assert bool(batch["mask"].all())
-    assert int(alone.units_in(batch)) == int(batch["length"].sum())
+    assert int(alone.units_in(batch)) == int(batch["length"].sum()) == int(batch["mask"].sum())
+
+
+def test_models_know_the_lengths_of_their_training_text(workshop: Workshop) -> None:
+    packed, alone = data_module(workshop), data_module(workshop, blocks="documents")
+    lengths = [int(row["length"]) for row in alone.corpus.train]
+    identity = alone.new_model().identity
+    assert identity.length_counts == tuple(lengths.count(length) for length in range(1, alone.block_size + 1))
+    assert len(lengths) == sum(identity.length_counts) and packed.new_model().identity.length_counts == ()
+    with pytest.raises(UserError, match="writes the ends that fill a block, as models of pairs do"):
+        alone.check_model(replace(identity, length_counts=()), "model")

@@ -30,7 +30,7 @@ class AxisOptions:
         steps: numbers of steps.
         reinjection: strengths with commas between, and rules as in fewstep sample, such as linear:1,0.2, with blanks
             between.
-        readout: parallel, head, head_off (the head without its view of earlier tokens).
+        readout: parallel, mask_predict, head, head_off (the head without its view of earlier tokens).
         noise_temperature: factors on a step's old noise; below 1 is colder.
         noise: fresh, reused (re-injected noise drawn in every step, or once).
         snap: none, and rules as in fewstep sample.

@@ -254,7 +254,7 @@ def sample_and_score(options: QuickstartOptions, recipe: dict[str, Any]) -> None
     samplings = [Sampling(steps, rule) for rule in comma_rules(options.reinjection) for steps in STEPS]
     temperatures = sweep_temperatures(options.matched_entropy)
     yardsticks = study.yardsticks(language_model_offset=3, temperatures=temperatures)
-    readouts = ("parallel", "head")
+    readouts = ("parallel", "mask_predict", "head")
     flows = flow_groups(bundle, samplings, readouts, temperatures)
     few = [Sampling(steps, RENEWED) for steps in FEW_STEPS]
     flows += flow_groups(few_step, few, readouts, temperatures, name="distribution matching")

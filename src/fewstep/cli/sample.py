@@ -67,9 +67,10 @@ class ReadoutOptions:
     """From latents to tokens.
 
     Args:
-        readout: parallel, all tokens at once, or head, one after the other by the autoregressive head; head_off, for
-            comparison, hides the earlier tokens from the head.
-        temperature: of the draw, 0 takes the likeliest token; left out, 0 for parallel and 1 for head.
+        readout: parallel, all tokens at once; mask_predict, then the least certain once more from what the others say;
+            head, one after the other by the autoregressive head; head_off, for comparison, hides the earlier tokens
+            from the head.
+        temperature: of the draw, 0 takes the likeliest token; left out, 1 for head and 0 for the others.
         top_p: draw from the likeliest tokens of this total mass.
         top_k: draw from this many likeliest tokens; left out, from all.
         stop: end a text at its first end-of-text token, as a model of blocks of one document always does.

@@ -42,8 +42,8 @@ class CorpusSettings:
         vocab_size: number of tokens of the trained BPE, end-of-text included; not used when ``tokenizer`` is given.
         block_size: tokens in a block (L).
         blocks: packed joins documents end to end and cuts; documents gives each a block of its own, cut off at L tokens
-            or filled with ends of text, so that a model learns where a text ends. None: documents for ``everyday``,
-            packed for all else.
+            or filled with ends of text, whose lengths a model keeps to draw those of its samples. None: documents for
+            ``everyday``, packed for all else.
         validation_fraction: share of the documents that is held out, strictly between 0 and 1.
         streaming: True reads the train split as it goes instead of preparing it on disk.
         max_documents: use at most this many documents of the source, from its beginning; None uses all.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from fewstep.readouts.categorical import (
@@ -16,7 +15,8 @@ from fewstep.readouts.categorical import (
 )
 from fewstep.readouts.causal import CausalTransformer, LanguageModel, decode_cached
 from fewstep.readouts.head import CommitmentHead
-from fewstep.readouts.parallel import LinearReadout, ParallelReadout, TransformerReadout, as_it_is, token_accuracy
+from fewstep.readouts.mask_predict import MaskPredictReadout
+from fewstep.readouts.parallel import LinearReadout, ParallelReadout, TransformerReadout, token_accuracy
 from fewstep.types import Ending
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Ending",
     "LanguageModel",
     "LinearReadout",
+    "MaskPredictReadout",
     "ParallelReadout",
     "ReadoutChoice",
     "TokenDraw",
@@ -45,20 +46,31 @@ __all__ = [
 class ReadoutChoice:
     """One way to read latents: the part of a model that it needs, its usual temperature, and its cost.
 
-    ``open`` builds it from the part and the model's trust level (rms): anything with the ``generate`` of
+    ``open`` builds it from a :class:`fewstep.model.SavedModel` that has the part: anything with the ``generate`` of
     :class:`fewstep.types.Readout`. ``passes`` counts forward passes for L tokens.
     """
 
     part: str
     temperature: float
-    open: Callable[[Any, float], Any]
+    open: Callable[[Any], Any]
     passes: Callable[[int], int]
+
+
+def open_mask_predict(model: Any) -> MaskPredictReadout:
+    """The model's parallel readout, read twice."""
+    return MaskPredictReadout(model.reader(), model.encoder(), padded=bool(model.identity.length_counts))
+
+
+def open_head_off(model: Any) -> CommitmentHead:
+    """The model's head without its earlier tokens."""
+    return CommitmentHead(model.commitment_head().network, model.identity.trust_level, sees_tokens=False)
 
 
 READOUTS: dict[str, ReadoutChoice] = {
     # Each position on its own: drawing them independently would only add noise, so the likeliest token is taken.
-    "parallel": ReadoutChoice("readout", 0.0, as_it_is, passes=lambda num_tokens: 1),
-    "head": ReadoutChoice("head", 1.0, CommitmentHead, passes=lambda num_tokens: num_tokens),
-    "head_off": ReadoutChoice("head", 1.0, partial(CommitmentHead, sees_tokens=False), passes=lambda num_tokens: 1),
+    "parallel": ReadoutChoice("readout", 0.0, lambda model: model.reader(), passes=lambda num_tokens: 1),
+    "mask_predict": ReadoutChoice("readout", 0.0, open_mask_predict, passes=lambda num_tokens: 3),
+    "head": ReadoutChoice("head", 1.0, lambda model: model.commitment_head(), passes=lambda num_tokens: num_tokens),
+    "head_off": ReadoutChoice("head", 1.0, open_head_off, passes=lambda num_tokens: 1),
 }
 """The ways from latents to tokens, by name. ``head_off``, for the ablation: the head without its earlier tokens."""

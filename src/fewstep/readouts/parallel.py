@@ -132,11 +132,6 @@ class TransformerReadout(ParallelReadout):
         return self.norm(h)
 
 
-def as_it_is(readout: Readout, trust_level: float) -> Readout:
-    """The readout itself, which knows no trust level."""
-    return readout
-
-
 @torch.no_grad()
 def token_accuracy(readout: Readout, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """Share of real tokens (scalar) that are the likeliest at their place; arguments as in ``readout.loss``."""

@@ -36,7 +36,7 @@ class CompareOptions(StudyOptions):
         steps: numbers of sampling steps K.
         reinjection: strengths with commas between, and rules as in fewstep sample, such as cosine:1,0, with blanks
             between.
-        readout: some of parallel, head, head_off; left out, those that the model has.
+        readout: some of parallel, mask_predict, head, head_off; left out, parallel, and head if the model has one.
         size: debug, hour, base or a YAML file, for the network and its training.
     """
 
