@@ -42,25 +42,25 @@ GLOBAL_SEEDS = {
 
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
-    "__init__ errors shapes types registry schedules paths": (643, 600),
+    "__init__ errors shapes types registry schedules paths": (648, 600),
     "nn": (462, 450),
     "autoencoders": (530, 180),
     "denoisers": (427, 260),
-    "readouts": (623, 540),
+    "readouts": (723, 540),
     "objectives": (1061, 950),
     "samplers": (705, 690),
-    "data": (1459, 950),
-    "model storage prompts writing pipeline provenance locking": (1632, 1100),
+    "data": (1464, 950),
+    "model storage prompts writing pipeline provenance locking": (1690, 1100),
     "metrics diagnostics": (2001, 1750),
-    "training": (2682, 1950),
-    "cli settings __main__": (1939, 1300),
-    "evaluation": (3478, 2000),
+    "training": (2691, 1950),
+    "cli settings __main__": (1941, 1300),
+    "evaluation": (3499, 2000),
     "lab": (5294, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (14_164, 11_000)  # without NOT_CORE
-SRC_LINES = (22_936, 15_000)
-TEST_SHARE = (0.907, 0.75)  # lines of tests to lines of src
+CORE_LINES = (14_343, 11_000)  # without NOT_CORE
+SRC_LINES = (23_136, 15_000)
+TEST_SHARE = (0.908, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)

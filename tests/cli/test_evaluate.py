@@ -24,7 +24,14 @@ from tests.cli import shops
 from tests.cli.shops import evaluation
 from tests.runs import ROOT
 
-YARDSTICKS = ["held-out text", "words shuffled", "unigram draws", "pure noise", "language model"]
+YARDSTICKS = [
+    "held-out text",
+    "words shuffled",
+    "unigram draws",
+    "pure noise",
+    "held-out text read back",
+    "language model",
+]
 ONE = ["--steps", "1", "--reinjection", "0", "--readout", "parallel", "--samples", "2"]
 
 
@@ -67,7 +74,7 @@ def test_a_sweep_over_temperatures_adds_a_table_at_real_texts_entropy_and_leaves
     plain, matched = table.split("\n| text | readout | reinjection | K | NFE | at temperature |")
     assert set(plain.splitlines()) == set((whole / "table.md").read_text().splitlines())
     names = [line.split(" | ")[0].removeprefix("| ") for line in matched.splitlines()[2:-2]]
-    assert names == ["held-out text", "words shuffled", "language model", "flow", "flow"]
+    assert names == ["held-out text", "words shuffled", READ[1], "language model", "flow", "flow"]
     assert "Each setting at the temperature" in capsys.readouterr().out
 
 
@@ -209,7 +216,7 @@ def test_mauve_is_measured_where_it_is_asked_for_against_text_that_is_not_the_ro
     package.compute_mauve = compute_mauve
     monkeypatch.setitem(sys.modules, "mauve", package)
     assert main(evaluation(shop, tmp_path, *ONE, "--samples", "4", "--mauve")) == 0
-    assert [row.value("mauve") for row in rows_in(tmp_path)] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    assert [row.value("mauve") for row in rows_in(tmp_path)] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
     (real, other), *against = seen
     assert {len(features) for pair in seen for features in pair} == {8}
     assert not (real[:, None] == other[None]).all(-1).any()  # no block is compared with itself
@@ -243,7 +250,7 @@ def test_a_scorer_of_transformers_reads_the_text_itself_and_needs_no_language_mo
     options = [*ONE, "--scorer", tmp_path / "gpt", "--scorer_dtype", "bfloat16"]
     assert main(evaluation(shop, tmp_path / "out", *options, model=tmp_path / "flow")) == 0
     rows = rows_in(tmp_path / "out")
-    assert [row.setting["name"] for row in rows] == [*YARDSTICKS[:4], "flow"]
+    assert [row.setting["name"] for row in rows] == [*YARDSTICKS[:5], "flow"]
     scorers = {(row.protocol["scorer"]["model"], row.protocol["scorer"]["dtype"]) for row in rows}
     assert scorers == {("GPT2LMHeadModel", "bfloat16")}
     assert "Perplexity under gpt" in (tmp_path / "out" / "table.md").read_text()

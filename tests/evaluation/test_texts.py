@@ -20,12 +20,12 @@ from fewstep.evaluation.rows import FLOW, HELD_OUT, Row
 from fewstep.evaluation.scorers import RunScorer, ScoredText
 from fewstep.evaluation.sweep import Batch, Group, Sweep
 from fewstep.evaluation.text_plan import RealText, TextStudy
-from fewstep.evaluation.texts import FlowTexts, Sampling, fixed_group, flow_groups, noise_group
+from fewstep.evaluation.texts import FlowTexts, Sampling, fixed_group, flow_groups, noise_group, read_back_group
 from fewstep.metrics.text import distinct_n, mauve_score
 from fewstep.pipeline import TextGenerator, decode_blocks
 from fewstep.shapes import example_generators, randn
 from fewstep.types import TokenBatch
-from tests.bundles import BLOCK_SIZE, only, tiny_bundle, tokenizer, with_identity
+from tests.bundles import BLOCK_SIZE, STRIDE, only, tiny_bundle, tokenizer, with_identity
 from tests.evaluation.subjects import mild_bundle, real_blocks
 
 SAMPLES, SEEDS = 3, (0, 5)
@@ -228,7 +228,7 @@ def test_existing_texts_are_each_measured_once_whatever_the_seeds() -> None:
 def test_yardsticks_need_only_the_parts_that_they_are_made_with() -> None:
     bundle = only(tiny_bundle(), "autoencoder", "denoiser", "readout")
     names = [group.settings[0]["name"] for group in replace(study(), bundle=bundle).yardsticks()]
-    assert names == ["held-out text", "words shuffled", "unigram draws", "pure noise"]
+    assert names == ["held-out text", "words shuffled", "unigram draws", "pure noise", "held-out text read back"]
     own = study()
     assert [group.settings[0]["name"] for group in own.yardsticks()] == [*names, "language model"]
 
@@ -312,3 +312,21 @@ def test_the_runs_features_have_read_all_of_a_text_and_nothing_behind_it(generat
             torch.testing.assert_close(model.network.outputs(state), logits, rtol=1e-4, atol=1e-4)
     behind = torch.where(mask, ids, (ids + 1) % len(tokenizer()))
     assert torch.equal(RunScorer(model, tokenizer(), batch_size=3).features([""] * 7, behind, mask), features)
+
+
+@pytest.mark.parametrize("counts", [(), (0, 0, 1, 0, 1, 0, 0, 2)])
+def test_real_text_is_read_back_from_its_own_latents(counts: tuple[int, ...]) -> None:
+    bundle = with_identity(tiny_bundle(), blocks="documents", length_counts=counts)
+    ids = torch.randint(5, 250, (6, BLOCK_SIZE), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(BLOCK_SIZE) < torch.tensor([3, 4, 8, 8, 5, 1])[:, None]
+    group = read_back_group(bundle, TokenBatch(ids, mask))
+    made = group.make(Batch(0, 0, 2, 4), group.settings)[0].tensors
+    for row, text in enumerate(ids[2:6]):
+        length = int(mask[row + 2].sum()) if counts else BLOCK_SIZE
+        kept = -(-length // STRIDE) * STRIDE
+        seen = torch.arange(BLOCK_SIZE)[None] < length
+        with torch.no_grad():
+            latents = bundle.encoder().encode(text[None], seen)
+            alone = bundle.reader().logits(latents.z, latents.mask).argmax(-1)[0]
+        assert torch.equal(made["ids"][row, :kept], alone[:kept])
+        assert torch.equal(made["ids"][row, kept:], text[kept:])

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fewstep.diagnostics.result import Picture, Series
-from fewstep.evaluation.rows import HELD_OUT, LANGUAGE_MODEL, NOISE, SHUFFLED, Row, label_of
+from fewstep.evaluation.rows import HELD_OUT, LANGUAGE_MODEL, NOISE, READ_BACK, SHUFFLED, Row, label_of
 
-YARDSTICKS = (HELD_OUT, LANGUAGE_MODEL, SHUFFLED, "unigram draws", NOISE)
+YARDSTICKS = (HELD_OUT, LANGUAGE_MODEL, SHUFFLED, "unigram draws", NOISE, READ_BACK)
 ENTROPY_BAND_NATS = 0.3
 """Perplexities compare only among samples whose entropy is this close to real text's."""
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fewstep.evaluation.rows import COLUMNS, HELD_OUT, SHUFFLED, Axis, Column, Row, Value, key_of
+from fewstep.evaluation.rows import COLUMNS, HELD_OUT, READ_BACK, SHUFFLED, Axis, Column, Row, Value, key_of
 from fewstep.evaluation.scorers import corpus_perplexity
 from fewstep.metrics.intervals import Interval, bootstrap_interval
 
@@ -67,7 +67,7 @@ def matched_rows(rows: Sequence[Row]) -> list[Row]:
     ``distinct_2``, ``rms_ratio``, lengths and speed, interpolated alike. The axis ``temperature`` says where. A
     setting that never gets there has no perplexity, and ``nearest_entropy_nats``. Empty without real text or a sweep.
     """
-    fixed = {str(row.setting["name"]): row for row in rows if row.setting["name"] in (HELD_OUT, SHUFFLED)}
+    fixed = {str(row.setting["name"]): row for row in rows if row.setting["name"] in (HELD_OUT, READ_BACK, SHUFFLED)}
     sweeps = sweeps_of(rows)
     if HELD_OUT not in fixed or fixed[HELD_OUT].value(ENTROPY) is None or not sweeps:
         return []

@@ -19,7 +19,7 @@ from fewstep.evaluation.columns import rounded
 from fewstep.metrics.intervals import Interval
 
 FLOW, HELD_OUT, SHUFFLED = "flow", "held-out text", "words shuffled"
-LANGUAGE_MODEL, NOISE = "language model", "pure noise"
+LANGUAGE_MODEL, NOISE, READ_BACK = "language model", "pure noise", "held-out text read back"
 """Names of the rows of a model's own samples, of real text and its words, of the language model, of decoded noise."""
 HASH_DIGITS = 12
 

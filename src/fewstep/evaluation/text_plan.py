@@ -17,7 +17,7 @@ from fewstep.evaluation.measures import MEASURES, PROMPTS
 from fewstep.evaluation.rows import HELD_OUT, SHUFFLED, Setting
 from fewstep.evaluation.scorers import Scorer, texts_of
 from fewstep.evaluation.sweep import Batch, Group, Plan, Samples, model_digest
-from fewstep.evaluation.texts import fixed_group, known_tokens, language_model_group, noise_group
+from fewstep.evaluation.texts import fixed_group, known_tokens, language_model_group, noise_group, read_back_group
 from fewstep.model import SavedModel
 from fewstep.provenance import versions
 from fewstep.readouts import tokens_to_first_end
@@ -151,8 +151,8 @@ class TextStudy:
 
     def yardsticks(self, language_model_offset: int = 0, temperatures: Sequence[float] = ()) -> list[Group]:
         """Held-out text, the same with its words shuffled, unigram draws, and where the model has the parts, decoded
-        noise and samples of its language model, these at ``temperatures`` too. What is given stands in all of them, but
-        for the noise, which is left out then.
+        noise, held-out text's latents as they are read, and samples of the language model, these at ``temperatures``
+        too. What is given stands in all of them, but for noise and latents, which are left out then.
         """
         bundle, real, known = self.bundle, self.real, self.known
         shuffling, drawing = (example_generators(offset, 0, 1)[0] for offset in (1, 2))
@@ -167,7 +167,7 @@ class TextStudy:
             fixed_group("unigram draws", unigrams, padded=False),
         ]
         if bundle.readout is not None and bundle.autoencoder is not None and known is None:
-            groups.append(noise_group(bundle))
+            groups += [noise_group(bundle), read_back_group(bundle, real.held_out)]
         if bundle.language_model is not None:
             groups.append(language_model_group(bundle, language_model_offset, temperatures, known))
         return groups

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.evaluation.adapters import decoder_of
-from fewstep.evaluation.rows import FLOW, LANGUAGE_MODEL, NOISE, Axis, Setting
+from fewstep.evaluation.rows import FLOW, LANGUAGE_MODEL, NOISE, READ_BACK, Axis, Setting
 from fewstep.evaluation.sweep import Batch, Group, Samples
 from fewstep.model import SavedModel
 from fewstep.pipeline import TextGenerator
@@ -280,3 +280,18 @@ def noise_group(bundle: SavedModel) -> Group:
         return [Samples({"ids": ids, "x_1": z.cpu()}, time.perf_counter() - start, {"nfe": 1}) for _ in settings]
 
     return Group(({"name": NOISE},), make)
+
+
+def read_back_group(bundle: SavedModel, tokens: TokenBatch) -> Group:
+    """Real texts (N, L) encoded and read in parallel: what a flow without fault would make of these latents."""
+    decode = decoder_of(bundle.reader())
+
+    @torch.no_grad()
+    def make(batch: Batch, settings: Sequence[Setting]) -> list[Samples]:
+        ids, mask = (part[batch.rows].to(bundle.device) for part in (tokens.ids, tokens.mask))
+        latents = bundle.encoder().encode(ids, mask if bundle.identity.length_counts else torch.ones_like(mask))
+        read = decode(latents.z).argmax(-1)
+        padding = ~latents.mask.repeat_interleave(ids.shape[1] // latents.mask.shape[1], dim=1)
+        return [Samples({"ids": torch.where(padding, ids, read).cpu(), "x_1": latents.z.cpu()}) for _ in settings]
+
+    return Group(({"name": READ_BACK},), make)
