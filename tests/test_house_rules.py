@@ -42,11 +42,11 @@ GLOBAL_SEEDS = {
 
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
-    "__init__ errors shapes types registry schedules paths": (648, 600),
+    "__init__ errors shapes types registry schedules paths": (649, 600),
     "nn": (462, 450),
     "autoencoders": (530, 180),
     "denoisers": (427, 260),
-    "readouts": (723, 540),
+    "readouts": (724, 540),
     "objectives": (1061, 950),
     "samplers": (705, 690),
     "data": (1464, 950),
@@ -58,8 +58,8 @@ BUDGETS = {
     "lab": (5294, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (14_343, 11_000)  # without NOT_CORE
-SRC_LINES = (23_136, 15_000)
+CORE_LINES = (14_345, 11_000)  # without NOT_CORE
+SRC_LINES = (23_138, 15_000)
 TEST_SHARE = (0.908, 0.75)  # lines of tests to lines of src
 
 

@@ -83,8 +83,9 @@ def randn(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor
 
 
 def real_positions(z: Tensor) -> Tensor:
-    """Which latents (B, K) of ``z`` (B, K, D) stand for text: padding is zero."""
-    return (z != 0).any(-1)
+    """Which latents (B, K) of ``z`` (B, K, D) stand for text: padding is zero, and no text is padding alone."""
+    real = (z != 0).any(-1)
+    return real | ~real.any(-1, keepdim=True)
 
 
 def rand(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:

@@ -74,7 +74,7 @@ def test_a_sweep_over_temperatures_adds_a_table_at_real_texts_entropy_and_leaves
     plain, matched = table.split("\n| text | readout | reinjection | K | NFE | at temperature |")
     assert set(plain.splitlines()) == set((whole / "table.md").read_text().splitlines())
     names = [line.split(" | ")[0].removeprefix("| ") for line in matched.splitlines()[2:-2]]
-    assert names == ["held-out text", "words shuffled", READ[1], "language model", "flow", "flow"]
+    assert names == ["held-out text", "words shuffled", YARDSTICKS[4], "language model", "flow", "flow"]
     assert "Each setting at the temperature" in capsys.readouterr().out
 
 

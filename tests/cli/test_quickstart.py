@@ -39,14 +39,16 @@ def test_it_trains_samples_and_scores_and_a_second_call_only_scores(
     rows = RowFile(out / "rows.jsonl").read()
     axes = ("readout", "reinjection", "num_steps")
     settings = {tuple(row.setting[axis] for axis in axes) for row in rows if row.setting["name"] == "flow"}
-    assert settings == {(r, g, k) for r in ("parallel", "head") for g in ("0", "1") for k in (1, 2, 4, 8, 32)}
+    assert settings == {
+        (r, g, k) for r in ("parallel", "mask_predict", "head") for g in ("0", "1") for k in (1, 2, 4, 8, 32)
+    }
     matched = {row.setting["num_steps"] for row in rows if row.setting["name"] == "distribution matching"}
     assert matched == {1, 2, 4, 8}
     student, flow = (out / name / "denoiser.safetensors" for name in ("few_step_model", "model"))
     assert student.read_bytes() != flow.read_bytes()
     assert {row.num_samples for row in rows} == {4}
     assert (out / "table.csv").read_text().count("\n") == 1 + len(rows)
-    assert sum(row.setting.get("noise_scale") == 2 or row.setting.get("temperature") == 2 for row in rows) == 29
+    assert sum(row.setting.get("noise_scale") == 2 or row.setting.get("temperature") == 2 for row in rows) == 43
     assert {"frontier.png", "matched.csv"} <= {file.name for file in out.iterdir()}
     for name in ("held-out text", "words shuffled", "unigram draws", "language model", "gamma = 1"):
         assert name in first

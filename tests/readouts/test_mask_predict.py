@@ -21,7 +21,7 @@ def noise() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def trained_with_hidden_tokens(share: float = 0.3) -> MaskPredictReadout:
+def trained_with_hidden_tokens(share: float = 0.2) -> MaskPredictReadout:
     """A tiny readout and encoder with random weights, the embedding of hidden tokens among them."""
     model = tiny_bundle()
     model.autoencoder.mask_embedding.data = torch.randn(16, generator=noise())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any
 
 from fewstep.readouts.categorical import (
@@ -68,9 +69,9 @@ def open_head_off(model: Any) -> CommitmentHead:
 
 READOUTS: dict[str, ReadoutChoice] = {
     # Each position on its own: drawing them independently would only add noise, so the likeliest token is taken.
-    "parallel": ReadoutChoice("readout", 0.0, lambda model: model.reader(), passes=lambda num_tokens: 1),
+    "parallel": ReadoutChoice("readout", 0.0, methodcaller("reader"), passes=lambda num_tokens: 1),
     "mask_predict": ReadoutChoice("readout", 0.0, open_mask_predict, passes=lambda num_tokens: 3),
-    "head": ReadoutChoice("head", 1.0, lambda model: model.commitment_head(), passes=lambda num_tokens: num_tokens),
+    "head": ReadoutChoice("head", 1.0, methodcaller("commitment_head"), passes=lambda num_tokens: num_tokens),
     "head_off": ReadoutChoice("head", 1.0, open_head_off, passes=lambda num_tokens: 1),
 }
 """The ways from latents to tokens, by name. ``head_off``, for the ablation: the head without its earlier tokens."""

@@ -14,7 +14,7 @@ from fewstep.readouts.categorical import Held, TokenDraw, cut_at_end, draw_unkno
 from fewstep.shapes import Generators, rand
 from fewstep.types import Ending, KnownTokens, Readout, TokenSample
 
-HIDDEN_SHARE = 0.3
+HIDDEN_SHARE = 0.2
 """Of a text's tokens. A larger share lowers perplexity, and variety with it."""
 
 

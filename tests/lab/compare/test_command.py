@@ -69,7 +69,7 @@ def test_every_objective_has_its_rows_and_table_picture_and_data_are_written(sho
     markdown = (whole / "compare.md").read_text()
     assert all(text in markdown for text in (*names, "is ruled out: ", "beats the flow by", "rms / data"))
     assert (whole / "compare.csv").read_text().count("\n") == len(rows) + 1
-    temperatures = {row["setting"].get("noise_scale", row["setting"].get("temperature")) for row in rows[5:]}
+    temperatures = {row["setting"].get("noise_scale", row["setting"].get("temperature")) for row in rows[6:]}
     assert temperatures == {1.0, 2.0} and "at temperature" in markdown
     assert (whole / "compare.png").read_bytes().startswith(b"\x89PNG")
 
@@ -106,7 +106,7 @@ def test_finished_comparisons_are_drawn_beside_each_other(
         ("--budget 0", "budget"),
         ("--objectives progressive --steps 2,3", "goes from 3 to 2, which does not divide it"),
         ("--samples 100000", "the held-out text has"),
-        ("--readout aloud", "readout is 'aloud': expected one of parallel, head, head_off"),
+        ("--readout aloud", "readout is 'aloud': expected one of parallel, mask_predict, head, head_off"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_trained(
