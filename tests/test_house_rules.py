@@ -53,13 +53,13 @@ BUDGETS = {
     "model storage prompts writing pipeline provenance locking": (1690, 1100),
     "metrics diagnostics": (2001, 1750),
     "training": (2691, 1950),
-    "cli settings __main__": (1941, 1300),
-    "evaluation": (3499, 2000),
+    "cli settings __main__": (1944, 1300),
+    "evaluation": (3507, 2000),
     "lab": (5294, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (14_345, 11_000)  # without NOT_CORE
-SRC_LINES = (23_138, 15_000)
+CORE_LINES = (14_348, 11_000)  # without NOT_CORE
+SRC_LINES = (23_149, 15_000)
 TEST_SHARE = (0.908, 0.75)  # lines of tests to lines of src
 
 

@@ -12,6 +12,7 @@ from fewstep.evaluation.matched import ENTROPY, at_entropy, matched_rows
 from fewstep.evaluation.rows import FLOW, HELD_OUT, SHUFFLED, Row, Value
 from fewstep.evaluation.sweep import Group, Samples, Sweep
 from fewstep.evaluation.texts import Sampling, flow_settings
+from fewstep.metrics.intervals import Interval
 from tests.evaluation.test_texts import study
 
 REAL_ENTROPY, SHUFFLED_PERPLEXITY = 3.0, 500.0
@@ -68,6 +69,24 @@ def test_a_sweep_on_one_side_never_gets_there_and_names_the_nearest_entropy(entr
     assert "perplexity" in matched.values and matched.value("perplexity") is None
     assert matched.value("nearest_entropy_nats") == nearest
     assert matched.setting["temperature"] == f"never, {nearest:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("entropies", "nearest"), [((2.7, 2.97, 2.9), 2.97), ((2.5, 2.94), None), ((3.09, 3.03), 3.03)]
+)
+def test_the_nearest_entropy_counts_within_the_interval_of_real_texts(
+    entropies: tuple[float, ...], nearest: float | None
+) -> None:
+    real = replace(YARDSTICKS[0], values={**YARDSTICKS[0].values, ENTROPY: Value(3.0, Interval(2.95, 3.04))})
+    rows = frontier(*entropies)
+    *_, matched = matched_rows([real, YARDSTICKS[1], *rows])
+    if nearest is None:
+        assert matched.value("perplexity") is None and matched.setting["temperature"] == "never, 2.94"
+        return
+    taken = rows[entropies.index(nearest)]
+    assert {name: matched.value(name) for name in taken.values} == {name: taken.value(name) for name in taken.values}
+    assert matched.setting["temperature"] == f"{taken.setting['noise_scale']:.2f}"
+    assert matched.value("shuffled_ratio") == pytest.approx(math.exp(2 * nearest) / SHUFFLED_PERPLEXITY)
 
 
 def test_only_temperature_joins_rows_and_without_real_text_or_a_sweep_there_is_no_table() -> None:

@@ -183,7 +183,10 @@ def write_tables(
     plain = [row for row in rows if at_usual_temperature(row.setting)]
     tables = [(table_lines(plain, columns), caption)]
     if matched := matched_rows(rows):
-        tables.append((table_lines(matched, MATCHED_COLUMNS), MATCHED_CAPTION.format(matched[0].value(ENTROPY))))
+        bounds = matched[0].interval(ENTROPY)
+        known = "which is not known" if bounds is None else f"{bounds.low:.2f} to {bounds.high:.2f}"
+        caption = MATCHED_CAPTION.format(matched[0].value(ENTROPY), known)
+        tables.append((table_lines(matched, MATCHED_COLUMNS), caption))
         write_text(folder / "matched.csv", rows_csv(matched))
     markdown = "\n".join(markdown_table(*table) for table in tables)
     write_text(folder / f"{name}.md", markdown)

@@ -36,9 +36,10 @@ MATCHED_COLUMNS = {
 MATCHED_CAPTION = (
     "Each setting at the temperature where its samples have the unigram entropy of real text, {:.2f} nats a "
     "sample: log-perplexity interpolated linearly in entropy between neighbouring temperatures, of several places the "
-    "lowest. Temperature: of the noise (noise scale) for the parallel readout, of the tokens for head and language "
-    "model. never: no temperature of the sweep brackets that entropy; behind it the nearest one reached, in nats. over "
-    "shuffled: over the perplexity of shuffled words"
+    "lowest; where none brackets it, the nearest temperature, if its entropy is within the 95 % interval of real "
+    "text's, {}. Temperature: of the noise (noise scale) for parallel and mask_predict, of the tokens for head and "
+    "language model. never: not even that; behind it the nearest entropy, in nats. over shuffled: over the perplexity "
+    "of shuffled words"
 )
 
 
@@ -65,13 +66,16 @@ def matched_rows(rows: Sequence[Row]) -> list[Row]:
     ``perplexity`` with its 95 % bootstrap interval over samples, which are resampled at all temperatures alike;
     ``shuffled_ratio``, over that of shuffled words; ``repeated_4grams``, over real text's ``repetition_ratio``,
     ``distinct_2``, ``rms_ratio``, lengths and speed, interpolated alike. The axis ``temperature`` says where. A
-    setting that never gets there has no perplexity, and ``nearest_entropy_nats``. Empty without real text or a sweep.
+    setting that never gets there is taken as it is at its nearest entropy if that is within the interval of real
+    text's, which is known no better; else it has no perplexity, and ``nearest_entropy_nats``. Empty without real text
+    or a sweep.
     """
     fixed = {str(row.setting["name"]): row for row in rows if row.setting["name"] in (HELD_OUT, READ_BACK, SHUFFLED)}
     sweeps = sweeps_of(rows)
     if HELD_OUT not in fixed or fixed[HELD_OUT].value(ENTROPY) is None or not sweeps:
         return []
-    matched = [*fixed.values(), *(_matched(sweep, _number(fixed[HELD_OUT], ENTROPY)) for sweep in sweeps)]
+    target, bounds = _number(fixed[HELD_OUT], ENTROPY), fixed[HELD_OUT].interval(ENTROPY)
+    matched = [*fixed.values(), *(_matched(sweep, target, bounds) for sweep in sweeps)]
     return [replace(row, values=row.values | _ratios(row, fixed)) for row in matched]
 
 
@@ -98,18 +102,22 @@ def _number(row: Row, name: str) -> float:
     return math.nan if value is None else value
 
 
-def _matched(sweep: Sequence[Row], target: float) -> Row:
-    """The rows of one setting at the entropy ``target``."""
+def _matched(sweep: Sequence[Row], target: float, bounds: Interval | None) -> Row:
+    """The rows of one setting at the entropy ``target``, or within ``bounds`` of it."""
     points = []
     for row in sweep:
         entropy, perplexity, *further = (_number(row, name) for name in (ENTROPY, "perplexity", *FURTHER))
         points.append([entropy, math.log(perplexity), temperature_of(row), *further])
     frontier = torch.tensor(points, dtype=torch.float64)
     log_perplexity, temperature, *further = at_entropy(frontier, target).tolist()
-    if math.isnan(log_perplexity):
-        nearest = min(frontier[:, 0].tolist(), key=lambda entropy: abs(entropy - target))
-        where = f"never, {nearest:.2f}"
-        values = {"perplexity": Value(None), "nearest_entropy_nats": Value(nearest)}
+    nearest = min(sweep, key=lambda row: abs(_number(row, ENTROPY) - target))
+    entropy = _number(nearest, ENTROPY)
+    if math.isnan(log_perplexity) and bounds is not None and bounds.low <= entropy <= bounds.high:
+        where = f"{temperature_of(nearest):.2f}"
+        values = {name: nearest.values[name] for name in ("perplexity", ENTROPY, *FURTHER) if name in nearest.values}
+    elif math.isnan(log_perplexity):
+        where = f"never, {entropy:.2f}"
+        values = {"perplexity": Value(None), "nearest_entropy_nats": Value(entropy)}
     else:
         where = f"{temperature:.2f}"
         values = {"perplexity": Value(math.exp(log_perplexity), _interval(sweep, target)), ENTROPY: Value(target)}
