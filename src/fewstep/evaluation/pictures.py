@@ -15,9 +15,9 @@ from fewstep.errors import UserError
 SERIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
 DASHES = ("-", "--", "-.", ":")
 MOST_MARKS, MOST_INSIDE = 8, 5
-FEW_POINTS = 30
+FEW_POINTS, LEGEND_INCHES = 30, 3.9
 """Lines of fewer points show them: a single one would draw no line. Legends of more lines than ``MOST_INSIDE`` stand
-beside the picture; logarithmic axes write out up to ``MOST_MARKS`` values."""
+beside the picture, of several in ``LEGEND_INCHES``; logarithmic axes write out up to ``MOST_MARKS`` values."""
 
 
 def write_png(figure: Figure, file: str | Path) -> None:
@@ -46,8 +46,8 @@ def write_picture(picture: Picture, file: str | Path) -> None:
 
 def write_pictures(pictures: Sequence[Picture], file: str | Path) -> None:
     """Draw ``pictures`` of the same series side by side, with one legend. Raises ``UserError`` as :func:`write_png`."""
-    figure = Figure(figsize=(5.2 * len(pictures) + 3.2, 4.4))
-    width = 1 - 3.2 / (5.2 * len(pictures) + 3.2)
+    figure = Figure(figsize=(5.2 * len(pictures) + LEGEND_INCHES, 4.4))
+    width = 1 - LEGEND_INCHES / (5.2 * len(pictures) + LEGEND_INCHES)
     for index, picture in enumerate(pictures):
         axes = draw_picture(picture, figure)
         axes.set_position((width * (index + 0.14) / len(pictures), 0.14, width * 0.82 / len(pictures), 0.77))
