@@ -55,11 +55,11 @@ BUDGETS = {
     "training": (2691, 1950),
     "cli settings __main__": (1944, 1300),
     "evaluation": (3507, 2000),
-    "lab": (5294, 4000),
+    "lab": (5302, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (14_348, 11_000)  # without NOT_CORE
-SRC_LINES = (23_149, 15_000)
+SRC_LINES = (23_157, 15_000)
 TEST_SHARE = (0.908, 0.75)  # lines of tests to lines of src
 
 

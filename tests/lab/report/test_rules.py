@@ -148,6 +148,19 @@ def test_a_reservation_makes_a_state_worth_a_look(tmp_path: Path) -> None:
         assert finding(read_run(write_run(tmp_path / str(few), rows=rows)), "saturates").state == state
 
 
+@pytest.mark.parametrize(("perplexity", "state"), [(None, "bad"), (74.0, "look"), (76.0, "bad")])
+def test_a_readout_that_copies_badly_and_writes_text_is_not_bad(
+    tmp_path: Path, perplexity: float | None, state: str
+) -> None:
+    diagnosis, rows = MadeDiagnosis(), sweep_rows()
+    diagnosis.table["noise_accuracy_at_0"] = 0.67
+    if perplexity is not None:
+        rows.append(sweep_row(None, None, None, perplexity, name="held-out text read back"))
+    one = finding(read_run(write_run(tmp_path / "run", diagnosis=diagnosis, rows=rows)), "clean")
+    assert one.state == state
+    assert ("few-step text is better without" in one.advice) == ("1.48 times" in one.text) == (state == "look")
+
+
 def test_settings_with_anything_unusual_are_not_judged(tmp_path: Path) -> None:
     plain = sweep_row("parallel", 4, "1", 1.0)
     changes = ({"noise": "reused"}, {"snap": "every"}, {"noise_temperature": 0.9}, {"reinjection": "cosine:1,0"})

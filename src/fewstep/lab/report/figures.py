@@ -8,7 +8,7 @@ import numpy as np
 from fewstep.diagnostics.result import Estimate
 from fewstep.evaluation.charts import ENTROPY_BAND_NATS
 from fewstep.evaluation.measurements import FEW_STEPS, HALF_WAY
-from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, Row, label_of
+from fewstep.evaluation.rows import COLUMNS, FLOW, HELD_OUT, READ_BACK, Row, label_of
 from fewstep.lab.report.run import Run
 
 PARALLEL, HEAD = "parallel", "head"
@@ -16,6 +16,8 @@ NEAR = 0.15
 """A state farther than this from :data:`HALF_WAY` says nothing about it."""
 STILL_FALLING = 0.1
 """Perplexity is still falling where the last more steps lower it by at least this share, beyond the intervals."""
+READ_WELL = 1.5
+"""Real text that is read back from its own latents is text if it has at most this many times its perplexity."""
 NOTHING = "–"
 OWN_SCORER = "RunScorer"
 """The class that the protocol names where a run's own language model scored."""
@@ -171,6 +173,9 @@ def _row_figures(run: Run) -> Figures:
     if run.rows and run.rows[0].protocol.get("scorer", {}).get("class") == OWN_SCORER:
         figures["own_scorer"] = "the run's own language model"
     if real is not None:
+        back = next((row for row in run.rows if row.setting["name"] == READ_BACK and row.value("perplexity")), None)
+        if back is not None and (ratio := number(back, "perplexity") / number(real, "perplexity")) <= READ_WELL:
+            figures["read_back"] = ratio
         figures |= _saturation(plain, real) if len(plain) > 1 else {}
         figures |= _entropy([rows for rows in (parallel, head) if rows], real)
         figures |= _copies([*parallel, *head], real)

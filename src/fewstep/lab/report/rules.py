@@ -21,11 +21,13 @@ STATES: tuple[State, ...] = ("bad", "look", "good", "not measured")
 
 @dataclass(frozen=True)
 class Reservation:
-    """Where the figure ``flag`` is known, ``instead_of`` becomes "look", and ``sentence`` says why."""
+    """Where the figure ``flag`` is known, ``instead_of`` becomes "look", ``sentence`` says why, and ``advice``, if not
+    empty, takes the place of the rule's."""
 
     flag: str
     instead_of: State
     sentence: str
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,16 +130,17 @@ def _finding(rule: Rule, run: Run, figures: dict[str, Figure]) -> Finding:
     value = float(figures[name])
     known = {**figures, "value": value}
     state: State = rule.threshold.state(value)
-    sentences = [_sentence(template, known) for template in rule.finding]
+    sentences, advice = [_sentence(template, known) for template in rule.finding], rule.advice
     for reservation in rule.reservations:
         if reservation.flag in known and state in (reservation.instead_of, "look"):
             state = "look"
             sentences.append(_sentence(reservation.sentence, known))
+            advice = reservation.advice or advice
     shown = rule.shown or ("{value:%}" if rule.threshold.shares else "{value}")
     text = " ".join(filter(None, sentences))
     diagnosed = f"fewstep diagnose, {run.diagnosis.num_examples} examples" if run.diagnosis else ""
     source = diagnosed if rule.measurement else scored_by(run)
-    return Finding(rule, state, _sentence(shown, known), text, "" if state == "good" else rule.advice, source)
+    return Finding(rule, state, _sentence(shown, known), text, "" if state == "good" else advice, source)
 
 
 def _not_measured(rule: Rule, run: Run) -> Finding:
