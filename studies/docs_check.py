@@ -96,8 +96,8 @@ def smaller(words: list[str]) -> list[str]:
         rest = [word for word in rest if word not in ("--size", "base")]
     if name == "diagnose" and ("digits" in shlex.join(rest) or "shapes" in shlex.join(rest)):
         more = ["--examples", "4", "--overwrite"]
-    elif name == "diagnose":
-        more += ["--max_documents", "40"]
+    elif name == "diagnose":  # a protocol decides how many examples there are
+        more = (["--overwrite"] if "--protocol" in rest else more) + ["--max_documents", "40"]
     if name == "compare" and "--contrast" in rest:
         more = []
     return [name, *rest, *more]
