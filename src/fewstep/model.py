@@ -166,9 +166,9 @@ class SavedModel:
         """The denoiser as a flow model on its path."""
         return FlowModel(self._part("denoiser"), PATHS[self.identity.path](), self.identity.prediction)
 
-    def commitment_head(self) -> CommitmentHead:
-        """The commitment head."""
-        return CommitmentHead(self._part("head"), trust_level=self.identity.trust_level)
+    def commitment_head(self, *, sees_tokens: bool = True) -> CommitmentHead:
+        """The commitment head; ``sees_tokens`` as there."""
+        return CommitmentHead(self._part("head"), trust_level=self.identity.trust_level, sees_tokens=sees_tokens)
 
     def open_readout(self, choice: ReadoutChoice) -> Any:
         """The readout of a choice, such as one of :data:`fewstep.readouts.READOUTS`."""

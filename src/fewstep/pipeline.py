@@ -228,7 +228,7 @@ class TextGenerator:
 
         def draw(z: Tensor, mask: Tensor, **given: Any) -> TokenSample:
             sample = generate(z, mask, **given)
-            if ending is None:
+            if ending is None or not self.model.identity.length_counts:
                 return sample
             padding = ~mask.repeat_interleave(sample.ids.shape[1] // mask.shape[1], dim=1)
             ids, log_probs = sample.ids.masked_fill(padding, ending.end_id), sample.log_probs.masked_fill(padding, 0.0)

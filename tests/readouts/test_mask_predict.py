@@ -35,7 +35,6 @@ def test_the_least_certain_tokens_are_read_from_what_the_others_encode(share: fl
     made = reader.generate(z, mask, generator=noise())
     with torch.no_grad():
         certainty, first = reader.readout.logits(z, mask).softmax(-1).max(-1)
-        again = torch.empty_like(first)
         count = math.ceil(share * BLOCK_SIZE)
         hidden = torch.zeros(5, BLOCK_SIZE, dtype=torch.bool)
         for row in range(5):

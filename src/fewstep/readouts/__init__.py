@@ -62,16 +62,11 @@ def open_mask_predict(model: Any) -> MaskPredictReadout:
     return MaskPredictReadout(model.reader(), model.encoder(), padded=bool(model.identity.length_counts))
 
 
-def open_head_off(model: Any) -> CommitmentHead:
-    """The model's head without its earlier tokens."""
-    return CommitmentHead(model.commitment_head().network, model.identity.trust_level, sees_tokens=False)
-
-
 READOUTS: dict[str, ReadoutChoice] = {
     # Each position on its own: drawing them independently would only add noise, so the likeliest token is taken.
     "parallel": ReadoutChoice("readout", 0.0, methodcaller("reader"), passes=lambda num_tokens: 1),
     "mask_predict": ReadoutChoice("readout", 0.0, open_mask_predict, passes=lambda num_tokens: 3),
     "head": ReadoutChoice("head", 1.0, methodcaller("commitment_head"), passes=lambda num_tokens: num_tokens),
-    "head_off": ReadoutChoice("head", 1.0, open_head_off, passes=lambda num_tokens: 1),
+    "head_off": ReadoutChoice("head", 1.0, methodcaller("commitment_head", sees_tokens=False), lambda num_tokens: 1),
 }
 """The ways from latents to tokens, by name. ``head_off``, for the ablation: the head without its earlier tokens."""

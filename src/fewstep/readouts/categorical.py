@@ -1,6 +1,7 @@
 """Likelihood of tokens, and drawing them from logits. B batch, L tokens, K positions, W width, V vocabulary."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -137,6 +138,18 @@ def draw_unknown(logits: Tensor, u: Tensor, held: Held | None, draw: TokenDraw) 
     if held is None:
         return ids, log_probs
     return torch.where(held.known, held.ids, ids), log_probs.masked_fill(held.known, 0.0)
+
+
+def draw_in_parts(
+    read: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[Tensor], draw: TokenDraw, size: int
+) -> TokenSample:
+    """Ids and log-probabilities (B, L) that ``read`` (*inputs, held) gives, ``size`` of the B rows at once."""
+    held, parts = Held.of(draw.known), []
+    for start in range(0, len(inputs[0]), size):
+        rows = slice(start, start + size)
+        parts.append(read(*(part[rows] for part in inputs), None if held is None else held.at(rows)))
+    ids, log_probs = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return cut_at_end(ids, log_probs, draw.ending)
 
 
 def tokens_to_first_end(ids: Tensor, end_id: int) -> Tensor:

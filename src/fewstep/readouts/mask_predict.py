@@ -4,13 +4,14 @@ B batch, L tokens, K positions, D latent dimension, V vocabulary.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.readouts.categorical import Held, TokenDraw, cut_at_end, draw_unknown, rows_at_once, tokens_to_first_end
+from fewstep.readouts.categorical import Held, TokenDraw, draw_in_parts, draw_unknown, rows_at_once, tokens_to_first_end
 from fewstep.shapes import Generators, rand
 from fewstep.types import Ending, KnownTokens, Readout, TokenSample
 
@@ -59,16 +60,11 @@ class MaskPredictReadout:
         length, vocab_size = z.shape[1] * getattr(self.readout, "stride", 1), getattr(self.readout, "vocab_size", None)
         u = rand((len(z), 2, length), z, generator)
         size = max(1, len(z)) if vocab_size is None else rows_at_once(length * vocab_size)
-        draw, held, parts = TokenDraw(temperature, top_p, top_k, ending, known), Held.of(known), []
-        for start in range(0, len(z), size):
-            rows = slice(start, start + size)
-            part = None if held is None else held.at(rows)
-            parts.append(self._read_twice(z[rows], mask[rows], u[rows], part, draw))
-        ids, log_probs = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        return cut_at_end(ids, log_probs, ending)
+        draw = TokenDraw(temperature, top_p, top_k, ending, known)
+        return draw_in_parts(partial(self._read_twice, draw), (z, mask, u), draw, size)
 
     def _read_twice(
-        self, z: Tensor, mask: Tensor, u: Tensor, held: Held | None, draw: TokenDraw
+        self, draw: TokenDraw, z: Tensor, mask: Tensor, u: Tensor, held: Held | None
     ) -> tuple[Tensor, Tensor]:
         logits = self.readout.logits(z, mask)
         ids, log_probs = draw_unknown(logits, u[:, 0], held, draw)

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 
 from fewstep.nn import Block, initialise
 from fewstep.readouts.categorical import (
-    Held,
     TokenDraw,
-    cut_at_end,
+    draw_in_parts,
     draw_unknown,
     hidden_nats,
     rows_at_once,
@@ -62,13 +61,9 @@ class ParallelReadout(nn.Module):
         """
         u = rand((len(z), z.shape[1] * self.stride), z, generator)
         size = max(1, len(z)) if self.vocab_size is None else rows_at_once(u.shape[1] * self.vocab_size)
-        draw, held, parts = TokenDraw(temperature, top_p, top_k, ending, known), Held.of(known), []
-        for start in range(0, len(z), size):
-            rows = slice(start, start + size)
-            part = None if held is None else held.at(rows)
-            parts.append(draw_unknown(self(z[rows], mask[rows]), u[rows], part, draw))
-        ids, log_probs = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        return cut_at_end(ids, log_probs, ending)
+        draw = TokenDraw(temperature, top_p, top_k, ending, known)
+        read = lambda z, mask, u, held: draw_unknown(self(z, mask), u, held, draw)  # noqa: E731
+        return draw_in_parts(read, (z, mask, u), draw, size)
 
 
 class LinearReadout(ParallelReadout):
