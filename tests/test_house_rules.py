@@ -42,24 +42,24 @@ GLOBAL_SEEDS = {
 
 # Rooms and their lines: (today, aim). Modules that make one room together stand in one line.
 BUDGETS = {
-    "__init__ errors shapes types registry schedules paths": (649, 600),
+    "__init__ errors shapes types registry schedules paths": (659, 600),
     "nn": (462, 450),
     "autoencoders": (530, 180),
     "denoisers": (427, 260),
-    "readouts": (724, 540),
+    "readouts": (721, 540),
     "objectives": (1061, 950),
     "samplers": (705, 690),
     "data": (1464, 950),
-    "model storage prompts writing pipeline provenance locking": (1690, 1100),
+    "model storage prompts writing pipeline provenance locking": (1662, 1100),
     "metrics diagnostics": (2001, 1750),
-    "training": (2691, 1950),
+    "training": (2692, 1950),
     "cli settings __main__": (1944, 1300),
     "evaluation": (3507, 2000),
-    "lab": (5302, 4000),
+    "lab": (5316, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (14_348, 11_000)  # without NOT_CORE
-SRC_LINES = (23_157, 15_000)
+CORE_LINES = (14_328, 11_000)  # without NOT_CORE
+SRC_LINES = (23_151, 15_000)
 TEST_SHARE = (0.908, 0.75)  # lines of tests to lines of src
 
 

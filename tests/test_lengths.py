@@ -36,9 +36,7 @@ def test_lengths_have_the_law_of_the_data_beyond_what_is_known(begun: int) -> No
 
 
 def test_a_known_end_decides_and_a_text_that_no_other_is_as_long_as_fills_its_block() -> None:
-    ids = torch.full((2, BLOCK_SIZE), UNKNOWN)
-    ids[0, :3] = torch.tensor([5, 5, END])
-    ids[1, :7] = 5
+    ids = torch.tensor([[5, 5, END] + [UNKNOWN] * 5, [5] * 7 + [UNKNOWN]])
     assert drawn(ids, (3, 0, 0, 0, 1, 0, 0, 0)).tolist() == [3, BLOCK_SIZE]
 
 
@@ -54,17 +52,14 @@ def test_texts_end_within_their_length_and_the_latents_behind_it_are_zero(readou
     assert bool((made.mask.sum(1) <= 5).all()), "two latents of two tokens, and the end"
     assert not made.x_1[:, 2:].any() and bool((made.x_1[:, :2] != 0).all())
     end = model.tokenizer.eos_token_id
-    for ids, mask in zip(made.ids, made.mask, strict=True):
-        assert ids[mask][-1] == end
+    assert all(ids[mask][-1] == end for ids, mask in zip(made.ids, made.mask, strict=True))
 
 
 def test_a_gap_is_filled_in_within_a_text_of_the_length_it_then_has() -> None:
-    counts = (0,) * 7 + (1,)
-    model = with_identity(tiny_bundle(), blocks="documents", length_counts=counts)
+    model = with_identity(tiny_bundle(), blocks="documents", length_counts=(0,) * 7 + (1,))
     made = TextGenerator(model).generate(4, 2, infill=f"the {GAP} sailed", gap_tokens=1)
-    length = int(made.mask[0].sum())
-    assert length < BLOCK_SIZE - 1
-    behind = -(-length // STRIDE)
+    behind = -(-int(made.mask[0].sum()) // STRIDE)
+    assert behind < BLOCK_SIZE // STRIDE
     assert not made.x_1[:, behind:].any() and bool((made.x_1[:, :behind] != 0).any(-1).all())
 
 

@@ -65,7 +65,7 @@ def test_other_tokens_say_nothing_to_the_latents_of_known_ones() -> None:
     mask[0, :4] = mask[1, 3:] = True
     ids = torch.randint(len(model.tokenizer), (2, BLOCK_SIZE), generator=torch.Generator().manual_seed(0))
     known, other = (
-        known_latents(model, KnownTokens(each, mask))
+        known_latents(model, KnownTokens(each, mask), torch.ones_like(mask))
         for each in (ids, torch.where(mask, ids, (ids + 7) % len(model.tokenizer)))
     )
     assert known.mask.tolist() == [[True, True, False, False], [False, False, True, True]]

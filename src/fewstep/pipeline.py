@@ -20,9 +20,9 @@ from fewstep.readouts import READOUTS, check_draw, cut_at_end
 from fewstep.registry import resolve
 from fewstep.samplers import FlowSampler, RuleLike, Snap, SnapRule, Solver, default_sampling
 from fewstep.samplers.sampler import check_compatible, check_numbers
-from fewstep.shapes import example_generators, own_defaults
-from fewstep.types import Ending, SamplerState, TokenSample
-from fewstep.writing import Draw, OnState, Text, Writer, block_states
+from fewstep.shapes import example_generators, own_defaults, token_mask
+from fewstep.types import Ending, TokenSample
+from fewstep.writing import Draw, OnState, Text, Writer
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class TextGenerator:
             sample = generate(z, mask, **given)
             if ending is None or not self.model.identity.length_counts:
                 return sample
-            padding = ~mask.repeat_interleave(sample.ids.shape[1] // mask.shape[1], dim=1)
+            padding = ~token_mask(mask, sample.ids.shape[1])
             ids, log_probs = sample.ids.masked_fill(padding, ending.end_id), sample.log_probs.masked_fill(padding, 0.0)
             return cut_at_end(ids, log_probs, ending)
 
@@ -269,17 +269,6 @@ class TextGenerator:
         if infill is None:
             return [maker.continued(text, max_new_tokens) for text in texts]
         return [maker.filled_in(text, gap_tokens, noise) for text, noise in zip(texts, generators, strict=True)]
-
-
-def sampled_latents(
-    model: SavedModel, sampler: FlowSampler, num_steps: int, seed: int, first: int, count: int, batch_size: int
-) -> Iterator[tuple[list[torch.Generator], Tensor, SamplerState]]:
-    """By batch: the examples' generators, the mask (B, K) of ones, and the last state, from their noise."""
-    for start in range(first, first + count, batch_size):
-        generators = example_generators(seed, start, min(batch_size, first + count - start))
-        for state in block_states(model, model.flow(), sampler, num_steps, None, generators):
-            last = state
-        yield generators, torch.ones_like(last.x_t[..., 0], dtype=torch.bool), last
 
 
 @contextmanager

@@ -88,6 +88,16 @@ def real_positions(z: Tensor) -> Tensor:
     return real | ~real.any(-1, keepdim=True)
 
 
+def latent_mask(tokens: Tensor, num_latents: int) -> Tensor:
+    """Which latents (B, K) stand for at least one of ``tokens``, a mask (B, L)."""
+    return tokens.unflatten(1, (num_latents, -1)).any(-1)
+
+
+def token_mask(latents: Tensor, length: int) -> Tensor:
+    """The tokens (B, L) that ``latents``, a mask (B, K), stand for."""
+    return latents.repeat_interleave(length // latents.shape[1], dim=1)
+
+
 def rand(shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
     """Uniform numbers on [0, 1) in float32, drawn like :func:`randn`."""
     return _draw(torch.rand, shape, like, generator)

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.denoisers import ConditionalFlow, FlowModel, Guided, Known
+from fewstep.denoisers import ConditionalFlow, Guided, Known
 from fewstep.errors import UserError
 from fewstep.model import SavedModel
 from fewstep.prompts import UNKNOWN, Draft
 from fewstep.samplers import FlowSampler
-from fewstep.shapes import expand_like, rand, randn
+from fewstep.shapes import expand_like, latent_mask, rand, randn, token_mask
 from fewstep.types import Ending, FlowLike, KnownTokens, SamplerState, TokenSample
 
 
@@ -145,15 +145,36 @@ class Writer:
         if counts := self.model.identity.length_counts:
             real = real_tokens(counts, ids, int(self.model.tokenizer.eos_token_id), num_latents, generators)
         tokens = KnownTokens(ids.clamp(min=0), (ids != UNKNOWN) & real)
-        states = block_states(
-            self.model, self.flow, self.sampler, self.num_steps, tokens, generators, self.guidance, real
-        )
-        for last in states:
+        for last in self._states(tokens, real, generators):
             if self.on_state is not None:
                 self.on_state(last, tokens)
         given = {"known": tokens} if bool(tokens.mask.any()) else {}
-        mask = real.unflatten(1, (num_latents, -1)).any(-1)
+        mask = latent_mask(real, num_latents)
         return self.draw(last.x_t, mask, generator=generators, **given).cpu(), last
+
+    def _states(
+        self, tokens: KnownTokens, real: Tensor, generators: Sequence[torch.Generator]
+    ) -> Iterator[SamplerState]:
+        """The sampler's states from noise to latents, known ones in their places.
+
+        ``tokens`` (B, L) are held where they are known; latents without one of the ``real`` tokens (B, L) are padding
+        and stay zero.
+        """
+        x_0 = randn((len(real), *self.model.latent_shape()), real, generators)
+        mask, steps = latent_mask(real, x_0.shape[1]), self.num_steps
+        if not bool(tokens.mask.any()):
+            yield from self.sampler.iterate(self.flow, x_0, num_steps=steps, mask=mask, generator=generators)
+            return
+        known = known_latents(self.model, tokens, real)
+        noise = None if self.flow.reads_known else randn(tuple(x_0.shape), x_0, generators)
+        conditional = ConditionalFlow(self.flow, known, noise)
+        given: FlowLike = conditional if self.guidance == 1 else Guided(conditional, self.guidance)
+
+        def filled(x: Tensor) -> Tensor:
+            return torch.where(expand_like(known.mask, x), known.z.to(x.dtype), x)
+
+        for state in self.sampler.iterate(given, x_0, num_steps=steps, mask=mask & ~known.mask, generator=generators):
+            yield replace(state, x_t=filled(state.x_t), x1_hat=None if state.x1_hat is None else filled(state.x1_hat))
 
 
 def check_guidance(model: SavedModel, scale: float) -> None:
@@ -189,47 +210,9 @@ def real_tokens(
     return (place <= length).to(ids.device)
 
 
-def block_states(
-    model: SavedModel,
-    flow: FlowModel,
-    sampler: FlowSampler,
-    num_steps: int,
-    tokens: KnownTokens | None,
-    generators: Sequence[torch.Generator],
-    guidance: float = 1.0,
-    real: Tensor | None = None,
-) -> Iterator[SamplerState]:
-    """The sampler's states from noise to the latents of a block for each generator, known latents in their places.
-
-    ``tokens`` (B, L) are held where they are known; ``guidance`` is that of :class:`Writer`. Latents without one of the
-    ``real`` tokens (B, L; None: all) are padding and stay zero.
-    """
-    like = next(flow.parameters())
-    x_0 = randn((len(generators), *model.latent_shape()), like, generators)
-    mask = torch.ones(x_0.shape[:2], dtype=torch.bool, device=like.device)
-    if real is not None:
-        mask = real.unflatten(1, (x_0.shape[1], -1)).any(-1)
-    if tokens is None or not bool(tokens.mask.any()):
-        yield from sampler.iterate(flow, x_0, num_steps=num_steps, mask=mask, generator=generators)
-        return
-    known = known_latents(model, tokens, real)
-    conditional = ConditionalFlow(flow, known, None if flow.reads_known else randn(tuple(x_0.shape), like, generators))
-    given: FlowLike = conditional if guidance == 1 else Guided(conditional, guidance)
-
-    def filled(x: Tensor) -> Tensor:
-        return torch.where(expand_like(known.mask, x), known.z.to(x.dtype), x)
-
-    for state in sampler.iterate(given, x_0, num_steps=num_steps, mask=mask & ~known.mask, generator=generators):
-        yield replace(state, x_t=filled(state.x_t), x1_hat=None if state.x1_hat is None else filled(state.x1_hat))
-
-
-def known_latents(model: SavedModel, tokens: KnownTokens, real: Tensor | None = None) -> Known:
-    """The latents that stand for known tokens alone, made with the other tokens hidden.
-
-    Tokens that are not ``real`` (B, L; None: all are) are padding.
-    """
-    real = torch.ones_like(tokens.mask) if real is None else real
-    parts = (model.latent_shape()[0], -1)
-    mask = (tokens.mask | ~real).unflatten(1, parts).all(-1) & real.unflatten(1, parts).any(-1)
-    seen = mask.repeat_interleave(real.shape[1] // mask.shape[1], dim=1) & real
+def known_latents(model: SavedModel, tokens: KnownTokens, real: Tensor) -> Known:
+    """The latents that stand for known tokens alone, made with the others hidden; ``real`` (B, L): not padding."""
+    num_latents = model.latent_shape()[0]
+    mask = latent_mask(real, num_latents) & ~latent_mask(real & ~tokens.mask, num_latents)
+    seen = token_mask(mask, real.shape[1]) & real
     return Known(model.encoder().encode(tokens.ids, seen).z, mask)

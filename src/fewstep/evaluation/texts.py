@@ -21,7 +21,7 @@ from fewstep.pipeline import TextGenerator
 from fewstep.prompts import UNKNOWN, Draft
 from fewstep.readouts import READOUTS, tokens_to_first_end
 from fewstep.registry import resolve
-from fewstep.shapes import example_generators, masked_mean, randn, real_positions
+from fewstep.shapes import example_generators, masked_mean, randn, real_positions, token_mask
 from fewstep.types import Ending, KnownTokens, SamplerState, TokenBatch, TokenSample
 from fewstep.writing import Writer, check_guidance
 
@@ -154,7 +154,7 @@ class FlowTexts:
         decode = decoder_of(self.bundle.readout)
         before, after = (decode(x1_hat).argmax(-1).cpu() for x1_hat in predictions)
         mask = real_positions(states[-1].x_t).cpu()
-        counted = mask.repeat_interleave(after.shape[1] // mask.shape[1], dim=1)
+        counted = token_mask(mask, after.shape[1])
         if self.bundle.identity.blocks == "documents":
             counted &= tokens_to_first_end(after, int(self.bundle.tokenizer.eos_token_id))
         if known is not None:
@@ -291,7 +291,7 @@ def read_back_group(bundle: SavedModel, tokens: TokenBatch) -> Group:
         ids, mask = (part[batch.rows].to(bundle.device) for part in (tokens.ids, tokens.mask))
         latents = bundle.encoder().encode(ids, mask if bundle.identity.length_counts else torch.ones_like(mask))
         read = decode(latents.z).argmax(-1)
-        padding = ~latents.mask.repeat_interleave(ids.shape[1] // latents.mask.shape[1], dim=1)
+        padding = ~token_mask(latents.mask, ids.shape[1])
         return [Samples({"ids": torch.where(padding, ids, read).cpu(), "x_1": latents.z.cpu()}) for _ in settings]
 
     return Group(({"name": READ_BACK},), make)

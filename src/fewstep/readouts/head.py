@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fewstep.readouts.categorical import Held, TokenDraw, cut_at_end, draw_unknown, hidden_nats
 from fewstep.readouts.causal import CausalTransformer, decode_cached
-from fewstep.shapes import Generators, masked_mean, rand, randn
+from fewstep.shapes import Generators, latent_mask, masked_mean, rand, randn
 from fewstep.types import Ending, KnownTokens, TokenSample
 
 
@@ -43,7 +43,7 @@ class CommitmentHead(nn.Module):
 
         ``sees_tokens`` (B,) bool is false at rows that do not see earlier tokens.
         """
-        context = self.network.context(z, mask.unflatten(1, (z.shape[1], -1)).any(-1), noise_level)
+        context = self.network.context(z, latent_mask(mask, z.shape[1]), noise_level)
         hidden = self.network.hidden(self._inputs(ids, sees_tokens), context)
         return hidden_nats(hidden, self.network.outputs, ids)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.errors import UserError
 from fewstep.readouts.categorical import Held, TokenDraw, draw_in_parts, draw_unknown, rows_at_once, tokens_to_first_end
-from fewstep.shapes import Generators, rand
+from fewstep.shapes import Generators, rand, token_mask
 from fewstep.types import Ending, KnownTokens, Readout, TokenSample
 
 HIDDEN_SHARE = 0.2
@@ -68,7 +68,7 @@ class MaskPredictReadout:
     ) -> tuple[Tensor, Tensor]:
         logits = self.readout.logits(z, mask)
         ids, log_probs = draw_unknown(logits, u[:, 0], held, draw)
-        real = mask.repeat_interleave(ids.shape[1] // mask.shape[1], dim=1)
+        real = token_mask(mask, ids.shape[1])
         open_to_change = real if held is None else real & ~held.known
         if draw.ending is not None:
             written = tokens_to_first_end(ids, draw.ending.end_id)

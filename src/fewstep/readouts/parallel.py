@@ -13,7 +13,7 @@ from fewstep.readouts.categorical import (
     rows_at_once,
     token_nats,
 )
-from fewstep.shapes import Generators, check_sizes, masked_mean, rand
+from fewstep.shapes import Generators, check_sizes, latent_mask, masked_mean, rand
 from fewstep.types import Ending, KnownTokens, Readout, TokenSample
 
 START_SHARPNESS = 3.0
@@ -39,8 +39,7 @@ class ParallelReadout(nn.Module):
 
     def loss(self, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Mean nats per real token (B,) of ``ids`` (B, L), ``mask`` (B, L) bool, under latents ``z`` (B, K, D)."""
-        latent_mask = mask.unflatten(1, (z.shape[1], -1)).any(-1)
-        return masked_mean(self.token_nats(z, ids, latent_mask), mask)
+        return masked_mean(self.token_nats(z, ids, latent_mask(mask, z.shape[1])), mask)
 
     def generate(
         self,
@@ -132,7 +131,6 @@ def token_accuracy(readout: Readout, z: Tensor, ids: Tensor, mask: Tensor) -> Te
     """Share of real tokens (scalar) that are the likeliest at their place; arguments as in ``readout.loss``."""
     vocab_size = getattr(readout, "vocab_size", None)
     size = max(1, len(z)) if vocab_size is None else rows_at_once(ids.shape[1] * vocab_size)
-    latent_mask = mask.unflatten(1, (z.shape[1], -1)).any(-1)
-    parts = zip(z.split(size), latent_mask.split(size), strict=True)
+    parts = zip(z.split(size), latent_mask(mask, z.shape[1]).split(size), strict=True)
     likeliest = torch.cat([readout.logits(*part).argmax(-1) for part in parts])
     return ((likeliest == ids) & mask).sum() / mask.sum().clamp(min=1)

@@ -24,6 +24,7 @@ from fewstep.nn import transformer_blocks
 from fewstep.objectives import DistributionMatching, KnownPositions, Objective
 from fewstep.paths import PATHS, PathName
 from fewstep.schedules import LogitNormalTime
+from fewstep.shapes import token_mask
 from fewstep.storage import load_strictly
 from fewstep.training.auxiliary import Auxiliary
 from fewstep.training.data_modules import Batch, StepDataModule
@@ -205,7 +206,7 @@ class FlowModule(TrainingModule):
             return latents, lambda flow: flow
         prompts = batch["known"].unflatten(1, (latents.mask.shape[1], -1)).all(-1) if "known" in batch else None
         written, known, rows = self.known.split(latents.mask, generator, prompts)
-        seen = known.repeat_interleave(batch["ids"].shape[1] // known.shape[1], dim=1) & batch["mask"]
+        seen = token_mask(known, batch["ids"].shape[1]) & batch["mask"]
         z, rows = torch.zeros_like(latents.z), rows.to(latents.z.device)
         with torch.no_grad():
             z[rows] = self.base.encoder().encode(batch["ids"][rows], seen[rows]).z.to(z.dtype)

@@ -12,12 +12,11 @@ from einops import rearrange
 from fewstep.cli.main import main
 from fewstep.denoisers import FlowModel, RegressionDenoiser
 from fewstep.lab.images import Digits
-from fewstep.lab.images.generator import generate_images, image_autoencoder, images_of
+from fewstep.lab.images.generator import generate_images, image_autoencoder, images_of, sampled_latents
 from fewstep.lab.images.training import ImageDataModule, ImageFlowModule
 from fewstep.metrics.frechet import frechet_distance, moments
 from fewstep.model import SavedModel, kind_of
 from fewstep.objectives import OBJECTIVES, Objective
-from fewstep.pipeline import sampled_latents
 from fewstep.samplers import FlowSampler
 from fewstep.schedules import LogitNormalTime
 from fewstep.storage import load_checkpoint
@@ -93,7 +92,7 @@ def test_a_flow_is_saved_with_its_frozen_autoencoder_and_brings_latents_to_those
     sampler = FlowSampler(model.flow().path, grid=identity.default_grid())
     with torch.no_grad():
         z = image_autoencoder(model).encode(images_of(model).train())
-        ((_, _, last),) = sampled_latents(model, sampler, 8, 0, 0, 200, 200)
+        (last,) = sampled_latents(model, sampler, 8, 0, 0, 200, 200)
     noise = torch.randn(last.x_t.shape, generator=torch.Generator().manual_seed(0))
     data = moments(rearrange(z, "b c h w -> b (h w) c"))
     assert frechet_distance(data, moments(last.x_t)) < 0.5 * frechet_distance(data, moments(noise))
