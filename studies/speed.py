@@ -28,7 +28,6 @@ from fewstep.lab.compare.runs import objective_of, settings_of
 from fewstep.model import SavedModel
 from fewstep.objectives import OBJECTIVES, DistributionMatching, Objective
 from fewstep.paths import linear_path
-from fewstep.pipeline import sampled_latents
 from fewstep.readouts import READOUTS, CausalTransformer, CommitmentHead, TransformerReadout
 from fewstep.samplers import FlowSampler, default_sampling
 from fewstep.samplers.sampler import DefaultSampling
@@ -174,8 +173,11 @@ def trained(args: argparse.Namespace) -> None:
     @torch.inference_mode()
     def write(name: str, own: DefaultSampling, batch: int) -> None:
         sampler = FlowSampler(bundle.flow().path, grid=bundle.identity.default_grid(), reinjection=own.reinjection)
-        for noise, mask, last in sampled_latents(bundle, sampler, own.num_steps, 0, 0, batch, batch):
-            readers[name].generate(last.x_t, mask, temperature=READOUTS[name].temperature, generator=noise)
+        flow, noise = bundle.flow(), example_generators(0, 0, batch)
+        x_0 = randn((batch, *bundle.latent_shape()), next(flow.parameters()), noise)
+        z = sampler.sample(flow, x_0, num_steps=own.num_steps, generator=noise).states[-1]
+        mask = torch.ones_like(z[..., 0], dtype=torch.bool)
+        readers[name].generate(z, mask, temperature=READOUTS[name].temperature, generator=noise)
 
     @torch.inference_mode()
     def autoregressive(batch: int) -> None:

@@ -231,9 +231,14 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "studies").glob("*.py")), ids=lambda file: file.name)
-def test_a_study_explains_itself_and_all_stay_within_their_lines(script: Path) -> None:
+def test_a_study_explains_itself_finds_its_imports_and_all_stay_within_their_lines(script: Path) -> None:
     assert sum(len(text_of(file).splitlines()) for file in script.parent.glob("*.py")) <= 2100
-    assert ast.get_docstring(ast.parse(text_of(script)))
+    tree = ast.parse(text_of(script))
+    assert ast.get_docstring(tree)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = [(str(node.module), each.name) for node in imports for each in node.names]
+    ours = [(module, name) for module, name in names if module.startswith("fewstep")]
+    assert not [name for module, name in ours if not hasattr(importlib.import_module(module), name)]
 
 
 def test_the_pictures_of_the_concepts_are_made_by_their_study(monkeypatch: pytest.MonkeyPatch) -> None:

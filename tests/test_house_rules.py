@@ -50,17 +50,17 @@ BUDGETS = {
     "objectives": (1061, 950),
     "samplers": (705, 690),
     "data": (1464, 950),
-    "model storage prompts writing pipeline provenance locking": (1662, 1100),
+    "model storage prompts writing pipeline provenance locking": (1665, 1100),
     "metrics diagnostics": (2001, 1750),
     "training": (2692, 1950),
     "cli settings __main__": (1944, 1300),
-    "evaluation": (3507, 2000),
+    "evaluation": (3508, 2000),
     "lab": (5316, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (14_328, 11_000)  # without NOT_CORE
-SRC_LINES = (23_151, 15_000)
-TEST_SHARE = (0.908, 0.75)  # lines of tests to lines of src
+CORE_LINES = (14_331, 11_000)  # without NOT_CORE
+SRC_LINES = (23_155, 15_000)
+TEST_SHARE = (0.909, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,8 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "grid of nothing": (identity(grid_std=-1.0), "save the model again"),
     "flow map of one time": (identity(estimate="flow_map"), "a flow map, but its denoiser has one time only"),
     "no block": (identity(block_size=0), "block_size is 0, expected at least 1"),
+    "lengths of another block": (identity(length_counts=[0, 3]), "length_counts are (0, 3), expected 8 numbers"),
+    "no lengths": (identity(length_counts=[0] * 8), "expected 8 numbers of texts"),
     "block too long": (identity(block_size=64), "the denoiser is built for 4 latent positions"),
     "other tokenizer": (identity(tokenizer_fingerprint="0"), "its tokenizer is not"),
 }

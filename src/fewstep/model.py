@@ -363,6 +363,9 @@ def _checked_identity(manifest: Manifest, source: str) -> Identity:
         raise UserError(f"{source}: {error}: save the model again") from None
     if identity.kind == "text" and identity.block_size < 1:
         raise UserError(f"{source}: block_size is {identity.block_size}, expected at least 1")
+    counts, size = identity.length_counts, identity.block_size
+    if counts and (len(counts) != size or not 0 <= min(counts) <= sum(counts) <= 2**53 or not any(counts)):
+        raise UserError(f"{source}: length_counts are {str(counts)[:40]}, expected {size} numbers of texts")
     return identity
 
 

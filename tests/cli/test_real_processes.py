@@ -30,7 +30,8 @@ def line_of(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize("door", [pytest.param("train.py", marks=pytest.mark.slow), "sample.py"])
 def test_the_doors_of_the_checkout_refuse_like_the_command(door: str, tmp_path: Path) -> None:
     assert "nonsense" in line_of(python([str(ROOT / door), "nonsense"], tmp_path))
-    assert list(tmp_path.iterdir()) == []
+    # The home folder is the same one, and torchmetrics has matplotlib look for fonts in it.
+    assert {path.name for path in tmp_path.iterdir()} <= {".cache", ".config"}
 
 
 @pytest.mark.slow
