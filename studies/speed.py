@@ -163,7 +163,7 @@ class Networks:
 
 
 def trained(args: argparse.Namespace) -> None:
-    """Tokens a second of a saved model by both readouts, and ratios to its own language model with KV cache."""
+    """Tokens a second of a saved model by its readouts, and ratios to its own language model with KV cache."""
     bundle, clock, rows = SavedModel.from_pretrained(args.model, kind="text").to(args.device), Clock(args.device), []
     length, language_model = bundle.identity.block_size, bundle.scorer()
     own_readouts = [name for name in ("parallel", "mask_predict", "head") if READOUTS[name].part in bundle.parts()]

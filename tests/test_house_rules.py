@@ -55,12 +55,12 @@ BUDGETS = {
     "training": (2692, 1950),
     "cli settings __main__": (1944, 1300),
     "evaluation": (3508, 2000),
-    "lab": (5316, 4000),
+    "lab": (5315, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
 CORE_LINES = (14_331, 11_000)  # without NOT_CORE
-SRC_LINES = (23_155, 15_000)
-TEST_SHARE = (0.909, 0.75)  # lines of tests to lines of src
+SRC_LINES = (23_154, 15_000)
+TEST_SHARE = (0.908, 0.75)  # lines of tests to lines of src
 
 
 @dataclass(frozen=True)

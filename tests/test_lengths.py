@@ -50,8 +50,7 @@ def test_texts_end_within_their_length_and_the_latents_behind_it_are_zero(readou
     made = TextGenerator(model).generate(20, 3, readout=readout, reinjection=0.5)
     assert bool((made.mask.sum(1) <= 5).all()), "two latents of two tokens, and the end"
     assert not made.x_1[:, 2:].any() and bool((made.x_1[:, :2] != 0).all())
-    end = model.tokenizer.eos_token_id
-    assert all(ids[mask][-1] == end for ids, mask in zip(made.ids, made.mask, strict=True))
+    assert all(ids[mask][-1] == model.tokenizer.eos_token_id for ids, mask in zip(made.ids, made.mask, strict=True))
 
 
 def test_a_gap_is_filled_in_within_a_text_of_the_length_it_then_has() -> None:

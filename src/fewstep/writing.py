@@ -145,23 +145,23 @@ class Writer:
         if counts := self.model.identity.length_counts:
             real = real_tokens(counts, ids, int(self.model.tokenizer.eos_token_id), num_latents, generators)
         tokens = KnownTokens(ids.clamp(min=0), (ids != UNKNOWN) & real)
-        for last in self._states(tokens, real, generators):
+        mask = latent_mask(real, num_latents)
+        for last in self._states(tokens, real, mask, generators):
             if self.on_state is not None:
                 self.on_state(last, tokens)
         given = {"known": tokens} if bool(tokens.mask.any()) else {}
-        mask = latent_mask(real, num_latents)
         return self.draw(last.x_t, mask, generator=generators, **given).cpu(), last
 
     def _states(
-        self, tokens: KnownTokens, real: Tensor, generators: Sequence[torch.Generator]
+        self, tokens: KnownTokens, real: Tensor, mask: Tensor, generators: Sequence[torch.Generator]
     ) -> Iterator[SamplerState]:
         """The sampler's states from noise to latents, known ones in their places.
 
-        ``tokens`` (B, L) are held where they are known; latents without one of the ``real`` tokens (B, L) are padding
-        and stay zero.
+        ``tokens`` (B, L) are held where they are known; latents outside ``mask`` (B, K), which have none of the
+        ``real`` tokens (B, L), are padding and stay zero.
         """
         x_0 = randn((len(real), *self.model.latent_shape()), real, generators)
-        mask, steps = latent_mask(real, x_0.shape[1]), self.num_steps
+        steps = self.num_steps
         if not bool(tokens.mask.any()):
             yield from self.sampler.iterate(self.flow, x_0, num_steps=steps, mask=mask, generator=generators)
             return

@@ -164,7 +164,7 @@ class RowFile:
             row = _adapter().validate_json(line, strict=True)
             is_edited = hash_of(row.protocol) != row.protocol_hash
             str(row.setting["name"])
-            json.dumps(row.provenance, allow_nan=False)
+            json.dumps(row.provenance, allow_nan=False)  # its type lets infinities through
         except (ValidationError, ValueError, RecursionError, KeyError):
             raise UserError(
                 f"{self.file}, line {number} is no row of this fewstep version: give another --out"

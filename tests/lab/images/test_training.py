@@ -92,10 +92,10 @@ def test_a_flow_is_saved_with_its_frozen_autoencoder_and_brings_latents_to_those
     sampler = FlowSampler(model.flow().path, grid=identity.default_grid())
     with torch.no_grad():
         z = image_autoencoder(model).encode(images_of(model).train())
-        (last,) = sampled_latents(model, sampler, 8, 0, 0, 200, 200)
-    noise = torch.randn(last.x_t.shape, generator=torch.Generator().manual_seed(0))
+        (batch,) = sampled_latents(model, sampler, 8, 0, 0, 200, 200)
+    noise = torch.randn(batch.states[-1].shape, generator=torch.Generator().manual_seed(0))
     data = moments(rearrange(z, "b c h w -> b (h w) c"))
-    assert frechet_distance(data, moments(last.x_t)) < 0.5 * frechet_distance(data, moments(noise))
+    assert frechet_distance(data, moments(batch.states[-1])) < 0.5 * frechet_distance(data, moments(noise))
 
 
 def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path) -> None:

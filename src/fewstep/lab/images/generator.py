@@ -1,7 +1,6 @@
 """A saved image model: noise to images, and what a diagnosis measures of it. N images, C channels, S pixels a side."""
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -20,7 +19,7 @@ from fewstep.registry import validated
 from fewstep.samplers import FlowSampler, RuleLike
 from fewstep.samplers import sampler as samplers
 from fewstep.shapes import example_generators, own_defaults, randn
-from fewstep.types import SamplerState
+from fewstep.types import Trajectory
 
 
 def image_autoencoder(model: SavedModel) -> ImageAutoencoder:
@@ -70,21 +69,21 @@ def generate_images(
     with as_user_error():
         sampler = FlowSampler(model.flow().path, grid=model.identity.default_grid(), reinjection=reinjection)
         samplers.check_compatible(model.identity, sampler, num_steps)
-    for last in sampled_latents(model, sampler, num_steps, seed, first_sample, num_samples, batch_size):
-        z = rearrange(last.x_t, "b (h w) c -> b c h w", h=autoencoder.latent_shape[1])
+    for batch in sampled_latents(model, sampler, num_steps, seed, first_sample, num_samples, batch_size):
+        z = rearrange(batch.states[-1], "b (h w) c -> b c h w", h=autoencoder.latent_shape[1])
         images.append(autoencoder.decode(z).clamp(0, 1).cpu())
-    return GeneratedImages(torch.cat(images), last.nfe, time.perf_counter() - start)
+    return GeneratedImages(torch.cat(images), batch.nfe, time.perf_counter() - start)
 
 
 def sampled_latents(
     model: SavedModel, sampler: FlowSampler, num_steps: int, seed: int, first: int, count: int, batch_size: int
-) -> Iterator[SamplerState]:
-    """The sampler's last state of each batch of examples, from their own noise."""
+) -> Iterator[Trajectory]:
+    """The trajectory of each batch of examples, from their own noise."""
     flow = model.flow()
     for start in range(first, first + count, batch_size):
         generators = example_generators(seed, start, min(batch_size, first + count - start))
         x_0 = randn((len(generators), *model.latent_shape()), next(flow.parameters()), generators)
-        yield deque(sampler.iterate(flow, x_0, num_steps=num_steps, generator=generators), maxlen=1).pop()
+        yield sampler.sample(flow, x_0, num_steps=num_steps, generator=generators)
 
 
 def image_subject(
