@@ -144,7 +144,7 @@ def test_a_command_prints_its_settings_and_takes_them_back(
 
 
 @pytest.mark.slow
-def test_a_wheel_brings_its_settings(tmp_path: Path) -> None:
+def test_a_wheel_brings_its_settings_and_the_page_of_a_report(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="hatchling is not installed, so no wheel is built without a network")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
@@ -162,3 +162,5 @@ def test_a_wheel_brings_its_settings(tmp_path: Path) -> None:
     assert "MeanFlow" in run("train", "fit", *NAMES, "--print_config")
     run("configs", "copy", "mine")
     assert (tmp_path / "mine" / "sizes" / "hour.yaml").is_file()
+    page, wanted = (folder / "fewstep" / "lab" / "report" / "page" for folder in (target, ROOT / "src"))
+    assert len({*wanted.iterdir()}) >= 5 and {f.name for f in wanted.iterdir()} <= {f.name for f in page.iterdir()}

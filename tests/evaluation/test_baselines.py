@@ -5,13 +5,7 @@ import torch
 from datasets import Dataset
 
 from fewstep.errors import UserError
-from fewstep.evaluation.baselines import (
-    held_out_blocks,
-    shuffle_words,
-    shuffled_blocks,
-    train_stream,
-    unigram_blocks,
-)
+from fewstep.evaluation.baselines import held_out_blocks, shuffle_words, shuffled_blocks, train_stream, unigram_blocks
 from fewstep.metrics.text import match_lengths
 from fewstep.pipeline import decode_blocks
 from tests.bundles import tokenizer

@@ -17,8 +17,8 @@ MAX_LOGITS = 2**25
 
 
 def rows_at_once(logits_per_row: int) -> int:
-    """How many rows are computed together; at least 1."""
-    return max(1, MAX_LOGITS // logits_per_row)
+    """How many rows are computed together, at least 1; as good as all where the logits of a row are not known (0)."""
+    return max(1, MAX_LOGITS // max(1, logits_per_row))
 
 
 def token_nats(logits: Tensor, ids: Tensor) -> Tensor:
@@ -141,10 +141,10 @@ def draw_unknown(logits: Tensor, u: Tensor, held: Held | None, draw: TokenDraw) 
 
 
 def draw_in_parts(
-    read: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[Tensor], draw: TokenDraw, size: int
+    read: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[Tensor], draw: TokenDraw, logits_per_row: int
 ) -> TokenSample:
-    """Ids and log-probabilities (B, L) that ``read`` (*inputs, held) gives, ``size`` of the B rows at once."""
-    held, parts = Held.of(draw.known), []
+    """Ids and log-probabilities (B, L) that ``read`` (*inputs, held) gives, :func:`rows_at_once` of the B rows."""
+    held, parts, size = Held.of(draw.known), [], rows_at_once(logits_per_row)
     for start in range(0, len(inputs[0]), size):
         rows = slice(start, start + size)
         parts.append(read(*(part[rows] for part in inputs), None if held is None else held.at(rows)))

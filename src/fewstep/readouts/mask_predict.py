@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import UserError
-from fewstep.readouts.categorical import Held, TokenDraw, draw_in_parts, draw_unknown, rows_at_once, tokens_to_first_end
+from fewstep.readouts.categorical import Held, TokenDraw, draw_in_parts, draw_unknown, tokens_to_first_end
 from fewstep.shapes import Generators, rand, token_mask
 from fewstep.types import Ending, KnownTokens, Readout, TokenSample
 
@@ -59,9 +59,8 @@ class MaskPredictReadout:
         """
         length, vocab_size = z.shape[1] * getattr(self.readout, "stride", 1), getattr(self.readout, "vocab_size", None)
         u = rand((len(z), 2, length), z, generator)
-        size = max(1, len(z)) if vocab_size is None else rows_at_once(length * vocab_size)
         draw = TokenDraw(temperature, top_p, top_k, ending, known)
-        return draw_in_parts(partial(self._read_twice, draw), (z, mask, u), draw, size)
+        return draw_in_parts(partial(self._read_twice, draw), (z, mask, u), draw, length * (vocab_size or 0))
 
     def _read_twice(
         self, draw: TokenDraw, z: Tensor, mask: Tensor, u: Tensor, held: Held | None

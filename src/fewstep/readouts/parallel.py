@@ -5,14 +5,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from fewstep.nn import Block, initialise
-from fewstep.readouts.categorical import (
-    TokenDraw,
-    draw_in_parts,
-    draw_unknown,
-    hidden_nats,
-    rows_at_once,
-    token_nats,
-)
+from fewstep.readouts.categorical import TokenDraw, draw_in_parts, draw_unknown, hidden_nats, rows_at_once, token_nats
 from fewstep.shapes import Generators, check_sizes, latent_mask, masked_mean, rand
 from fewstep.types import Ending, KnownTokens, Readout, TokenSample
 
@@ -59,10 +52,9 @@ class ParallelReadout(nn.Module):
         where :func:`~fewstep.readouts.check_draw` does.
         """
         u = rand((len(z), z.shape[1] * self.stride), z, generator)
-        size = max(1, len(z)) if self.vocab_size is None else rows_at_once(u.shape[1] * self.vocab_size)
         draw = TokenDraw(temperature, top_p, top_k, ending, known)
         read = lambda z, mask, u, held: draw_unknown(self(z, mask), u, held, draw)  # noqa: E731
-        return draw_in_parts(read, (z, mask, u), draw, size)
+        return draw_in_parts(read, (z, mask, u), draw, u.shape[1] * (self.vocab_size or 0))
 
 
 class LinearReadout(ParallelReadout):
@@ -129,8 +121,7 @@ class TransformerReadout(ParallelReadout):
 @torch.no_grad()
 def token_accuracy(readout: Readout, z: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """Share of real tokens (scalar) that are the likeliest at their place; arguments as in ``readout.loss``."""
-    vocab_size = getattr(readout, "vocab_size", None)
-    size = max(1, len(z)) if vocab_size is None else rows_at_once(ids.shape[1] * vocab_size)
+    size = rows_at_once(ids.shape[1] * (getattr(readout, "vocab_size", None) or 0))
     parts = zip(z.split(size), latent_mask(mask, z.shape[1]).split(size), strict=True)
     likeliest = torch.cat([readout.logits(*part).argmax(-1) for part in parts])
     return ((likeliest == ids) & mask).sum() / mask.sum().clamp(min=1)

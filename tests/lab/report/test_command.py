@@ -2,9 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -114,16 +111,3 @@ def test_a_report_goes_to_wandb_when_asked(
     assert ["mine", "Does the readout read clean latents?", "good", "100 %"] in [line[:4] for line in lines]
     records = b"".join(file.read_bytes() for file in (folder / "wandb").rglob("*.wandb"))
     assert b"report/mine/clean" in records  # in the summary
-
-
-@pytest.mark.slow
-def test_a_wheel_holds_the_files_of_the_page(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling", reason="hatchling is not installed, so no wheel is built without a network")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    page = ROOT / "src" / "fewstep" / "lab" / "report" / "page"
-    wanted = {f"fewstep/lab/report/page/{file.name}" for file in page.iterdir()}
-    assert len(wanted) >= 5
-    assert wanted <= names
