@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
 
 from fewstep.cli.main import main
 from fewstep.storage import load_checkpoint
@@ -51,7 +50,8 @@ def losses(run_dir: Path) -> dict[int, str]:
 
 def assert_same_run(whole: Path, broken: Path) -> None:
     """The same losses and the same end; nothing torn is left."""
-    assert losses(whole) == losses(broken) != {}
+    assert losses(whole) == losses(broken)
+    assert len(losses(whole)) > 0
     assert_same_end(whole, broken)
     left = {file.name for file in (broken / "checkpoints").iterdir()}
     assert left <= {"last.ckpt", "previous.ckpt", "set_aside.ckpt"}
@@ -83,26 +83,6 @@ def test_kills_at_random_moments_change_nothing(workshop: Workshop, tmp_path: Pa
     process.join(300)
     assert process.exitcode == 0, output.read_text()[-2000:]
     assert "Traceback" not in output.read_text()
-    assert_same_run(whole, broken)
-
-
-def test_a_run_that_ends_between_a_checkpoint_and_its_line_of_the_log_loses_no_line(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, broken, log_step = tmp_path / "whole", tmp_path / "broken", _LoggerConnector.update_train_step_metrics
-    arguments = arguments_of(workshop, "flow", broken, steps=6)
-
-    def ended_at_step_4(connector: _LoggerConnector) -> None:
-        if connector.trainer.global_step == 4:
-            raise KeyboardInterrupt
-        log_step(connector)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_LoggerConnector, "update_train_step_metrics", ended_at_step_4)
-        assert main(["train", *arguments]) != 0
-    assert sorted(losses(broken)) == [0, 1, 2]
-    for run in (go_on(broken, arguments), arguments_of(workshop, "flow", whole, steps=6)):
-        assert main(["train", *run]) == 0
     assert_same_run(whole, broken)
 
 

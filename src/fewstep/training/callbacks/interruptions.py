@@ -103,8 +103,7 @@ class ResumePoint(Checkpoint):
     That is after the last step, when the trainer is asked to stop (``max_time``, EarlyStopping), at an exception, and
     at SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGUSR2, always between two steps; Lightning's ``OnExceptionCheckpoint``
     saves in the middle of one. A Ctrl-C after another signal ends the run at once. What is only due is not saved after
-    a skipped step (:class:`.SkipNonFinite`). Lightning logs a step after its checkpoint, so that a kill between the two
-    loses the line: a resumed run logs it again. Listed after :class:`.WeightAverage`, whose update belongs to it.
+    a skipped step (:class:`.SkipNonFinite`). Listed after :class:`.WeightAverage`, whose update belongs to it.
     """
 
     def __init__(self, dirpath: str = "checkpoints", every_n_steps: int = 500) -> None:
@@ -117,15 +116,6 @@ class ResumePoint(Checkpoint):
         self._is_due = False
         self._is_between_steps = True
         self._previous: dict[int, Any] = {}
-        self._line: dict[str, float] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is logged of the step that is saved."""
-        return self._line
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
-        self._line = state_dict
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Install the signal handlers, over those that Lightning has just installed."""
@@ -136,8 +126,6 @@ class ResumePoint(Checkpoint):
         self._install()
         if self.file.exists():  # what the run was resumed from, if from its own checkpoint
             self._saved_step = trainer.global_step
-            for logger in trainer.loggers if self._line else []:
-                logger.log_metrics({**self._line, "epoch": trainer.current_epoch}, trainer.global_step - 1)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save when it is due or a signal came: then Lightning ends the run once it has logged and validated."""
@@ -149,8 +137,6 @@ class ResumePoint(Checkpoint):
         is_end = trainer.should_stop or step == trainer.max_steps
         stops = self._agree_to_stop(trainer)
         if stops or is_end or (self._is_due and not pl_module.step_was_skipped):
-            values: Any = trainer._logger_connector.metrics["log"] if ends_logged_step(trainer, batch_idx) else {}
-            self._line = {name: float(value) for name, value in values.items()}
             self._save(trainer)
         if stops and not is_end:
             trainer._signal_connector.received_sigterm = True
