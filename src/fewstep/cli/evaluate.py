@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import NonNegativeInt
 
@@ -58,6 +58,7 @@ class EvaluateOptions(AxisOptions, StudyOptions):
             the like.
         prompt_tokens: give the model this many first tokens of held-out texts; it writes the rest, and that is scored.
         infill_tokens: give it held-out texts but for a gap of this many tokens in the middle.
+        heat: what --matched_entropy heats where a readout takes the likeliest tokens: noise, or tokens, drawn then.
         mauve: measure MAUVE against held-out text too: needs the extra fewstep[mauve] and many samples.
         wandb: log table and pictures to wandb too.
     """
@@ -66,6 +67,7 @@ class EvaluateOptions(AxisOptions, StudyOptions):
     out: Path | None = None
     prompt_tokens: NonNegativeInt = 0
     infill_tokens: NonNegativeInt = 0
+    heat: Literal["noise", "tokens"] = "noise"
     mauve: bool = False
     wandb: bool = False
 
@@ -104,7 +106,7 @@ def main(argv: list[str]) -> int:
         for sampling in samplings:  # one that does not fit the model is refused before its text is read
             TextGenerator(bundle).sampler(sampling.num_steps, sampling.reinjection)
         study = options.study(bundle, mauve=options.mauve, **parts)
-        flows = flow_groups(bundle, samplings, readouts, temperatures, known=study.known)
+        flows = flow_groups(bundle, samplings, readouts, temperatures, known=study.known, heat=options.heat)
         groups = [*study.yardsticks(temperatures=temperatures), *flows]
         plan = study.plan(groups, provenance=provenance("evaluate", argv))
         if processes.is_first:

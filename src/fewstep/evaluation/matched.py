@@ -5,7 +5,7 @@ and its log-perplexity interpolated where the entropy is real text's. N samples,
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from fewstep.evaluation.rows import COLUMNS, HELD_OUT, READ_BACK, SHUFFLED, Axis, Column, Row, Value, key_of
 from fewstep.evaluation.scorers import corpus_perplexity
 from fewstep.metrics.intervals import Interval, bootstrap_interval
+from fewstep.readouts import READOUTS
 
 ENTROPY = "entropy_nats"
 """The value by which rows are matched: the mean entropy of a sample, whatever its length. Colder samples of blocks that
@@ -37,9 +38,9 @@ MATCHED_CAPTION = (
     "Each setting at the temperature where its samples have the unigram entropy of real text, {:.2f} nats a "
     "sample: log-perplexity interpolated linearly in entropy between neighbouring temperatures, of several places the "
     "lowest; where none brackets it, the nearest temperature, if its entropy is within the 95 % interval of real "
-    "text's, {}. Temperature: of the noise (noise scale) for parallel and mask_predict, of the tokens for head and "
-    "language model. never: not even that; behind it the nearest entropy, in nats. over shuffled: over the perplexity "
-    "of shuffled words"
+    "text's, {}. Temperature: of the noise (noise scale) for parallel and mask_predict unless --heat tokens was given, "
+    "of the tokens for head and language model. never: not even that; behind it the nearest entropy, in nats. over "
+    "shuffled: over the perplexity of shuffled words"
 )
 
 
@@ -79,9 +80,12 @@ def matched_rows(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, values=row.values | _ratios(row, fixed)) for row in matched]
 
 
-def temperature_of(row: Row) -> float:
-    """The temperature of a row of a sweep: of the tokens where they are drawn at an unusual one, else of the noise."""
-    return float(row.setting.get("temperature", row.setting.get("noise_scale", 1.0)))
+def temperature_in(sweep: Sequence[Row]) -> Callable[[Row], float]:
+    """What tells the temperature of a row of a sweep: of the tokens where the sweep heats these, else of the noise."""
+    if not any("temperature" in row.setting for row in sweep):
+        return lambda row: float(row.setting.get("noise_scale", 1.0))
+    usual = {name: readout.temperature for name, readout in READOUTS.items()}
+    return lambda row: float(row.setting.get("temperature", usual.get(str(row.setting.get("readout")), 1.0)))
 
 
 def sweeps_of(rows: Sequence[Row]) -> list[list[Row]]:
@@ -90,7 +94,7 @@ def sweeps_of(rows: Sequence[Row]) -> list[list[Row]]:
     for row in rows:
         if row.value("perplexity") is not None and row.value(ENTROPY) is not None:
             groups.setdefault(key_of(_without_temperature(row)), []).append(row)
-    return [sorted(group, key=temperature_of) for group in groups.values() if len(group) > 1]
+    return [sorted(group, key=temperature_in(group)) for group in groups.values() if len(group) > 1]
 
 
 def _without_temperature(row: Row) -> dict[str, Axis]:
@@ -104,7 +108,7 @@ def _number(row: Row, name: str) -> float:
 
 def _matched(sweep: Sequence[Row], target: float, bounds: Interval | None) -> Row:
     """The rows of one setting at the entropy ``target``, or within ``bounds`` of it."""
-    points = []
+    points, temperature_of = [], temperature_in(sweep)
     for row in sweep:
         entropy, perplexity, *further = (_number(row, name) for name in (ENTROPY, "perplexity", *FURTHER))
         points.append([entropy, math.log(perplexity), temperature_of(row), *further])
