@@ -52,14 +52,14 @@ BUDGETS = {
     "data": (1464, 950),
     "model storage prompts writing pipeline provenance locking": (1665, 1100),
     "metrics diagnostics": (2001, 1750),
-    "training": (2688, 1950),
+    "training": (2692, 1950),
     "cli settings __main__": (1946, 1300),
-    "evaluation": (3518, 2000),
+    "evaluation": (3516, 2000),
     "lab": (5315, 4000),
 }
 NOT_CORE = {"evaluation", "lab"}
-CORE_LINES = (14_319, 11_000)  # without NOT_CORE
-SRC_LINES = (23_152, 15_000)
+CORE_LINES = (14_323, 11_000)  # without NOT_CORE
+SRC_LINES = (23_154, 15_000)
 TEST_SHARE = (0.908, 0.75)  # lines of tests to lines of src
 
 

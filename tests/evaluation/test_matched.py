@@ -149,16 +149,15 @@ def test_a_sweep_scales_the_noise_of_what_reads_the_likeliest_token_and_heats_th
     ]
     assert [sampling.noise_scale for sampling, _ in groups] == [1.0, 0.6, 1.2]
     assert len(flow_settings(Sampling(4), ("head",), (0.6, 1.0))) == 1
-    ((_, heated),) = flow_settings(Sampling(4), ("parallel",), (0.6, 1.0), heat="tokens")
-    assert [setting.get("temperature") for setting in heated] == [None, 0.6, 1.0]
+    ((_, heated),) = flow_settings(Sampling(4), ("parallel",), (0.6, 1.0), heats_tokens=True)
+    assert [setting.get("temperature") for setting in heated] == [0.0, 0.6, 1.0]
 
 
 def test_tokens_are_heated_from_the_likeliest_on_wherever_the_readout_takes_these() -> None:
-    points = [(None, 2.8, 80.0), (0.5, 2.9, 100.0), (1.0, 3.1, 400.0)]  # without one: as at 0, colder than all
-    for readout, entropy, expected in (("parallel", 2.85, "0.25"), ("head", 2.85, "0.75")):
-        axes = [{} if heat is None else {"temperature": heat} for heat, *_ in points]
-        rows = [row(FLOW, *values, readout=readout, **axis) for axis, (_, *values) in zip(axes, points, strict=True)]
-        *_, matched = matched_rows([row(HELD_OUT, entropy, 40.0), *rows])
+    for readout, coldest, expected in (("parallel", {"temperature": 0.0}, "0.25"), ("head", {}, "0.75")):
+        points = [(coldest, 2.8, 80.0), ({"temperature": 0.5}, 2.9, 100.0), ({"temperature": 1.0}, 3.1, 400.0)]
+        rows = [row(FLOW, *values, readout=readout, **axis) for axis, *values in points]
+        *_, matched = matched_rows([row(HELD_OUT, 2.85, 40.0), *rows])
         assert matched.setting["temperature"] == expected
 
 

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
     names = ["evaluation", *(f"{name.removesuffix('_tokens')}{count}" for name, count in parts.items() if count)]
     folder = folder_beside(options.model, "_".join(names)) if options.out is None else options.out
     samplings, temperatures = all_samplings(options), sweep_temperatures(options.matched_entropy)
-    readouts = comma_parts(options.readout, "readout")
+    readouts, heats_tokens = comma_parts(options.readout, "readout"), options.heat == "tokens"
     check_writable(folder)
     if options.mauve:
         mauve_package_version()
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
         for sampling in samplings:  # one that does not fit the model is refused before its text is read
             TextGenerator(bundle).sampler(sampling.num_steps, sampling.reinjection)
         study = options.study(bundle, mauve=options.mauve, **parts)
-        flows = flow_groups(bundle, samplings, readouts, temperatures, known=study.known, heat=options.heat)
+        flows = flow_groups(bundle, samplings, readouts, temperatures, known=study.known, heats_tokens=heats_tokens)
         groups = [*study.yardsticks(temperatures=temperatures), *flows]
         plan = study.plan(groups, provenance=provenance("evaluate", argv))
         if processes.is_first:

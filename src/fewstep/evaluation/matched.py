@@ -5,7 +5,7 @@ and its log-perplexity interpolated where the entropy is real text's. N samples,
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 from fewstep.evaluation.rows import COLUMNS, HELD_OUT, READ_BACK, SHUFFLED, Axis, Column, Row, Value, key_of
 from fewstep.evaluation.scorers import corpus_perplexity
 from fewstep.metrics.intervals import Interval, bootstrap_interval
-from fewstep.readouts import READOUTS
 
 ENTROPY = "entropy_nats"
 """The value by which rows are matched: the mean entropy of a sample, whatever its length. Colder samples of blocks that
@@ -80,12 +79,9 @@ def matched_rows(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, values=row.values | _ratios(row, fixed)) for row in matched]
 
 
-def temperature_in(sweep: Sequence[Row]) -> Callable[[Row], float]:
-    """What tells the temperature of a row of a sweep: of the tokens where the sweep heats these, else of the noise."""
-    if not any("temperature" in row.setting for row in sweep):
-        return lambda row: float(row.setting.get("noise_scale", 1.0))
-    usual = {name: readout.temperature for name, readout in READOUTS.items()}
-    return lambda row: float(row.setting.get("temperature", usual.get(str(row.setting.get("readout")), 1.0)))
+def temperature_of(row: Row) -> float:
+    """The temperature of a row of a sweep: of the tokens where these are heated, else of the noise."""
+    return float(row.setting.get("temperature", row.setting.get("noise_scale", 1.0)))
 
 
 def sweeps_of(rows: Sequence[Row]) -> list[list[Row]]:
@@ -94,7 +90,7 @@ def sweeps_of(rows: Sequence[Row]) -> list[list[Row]]:
     for row in rows:
         if row.value("perplexity") is not None and row.value(ENTROPY) is not None:
             groups.setdefault(key_of(_without_temperature(row)), []).append(row)
-    return [sorted(group, key=temperature_in(group)) for group in groups.values() if len(group) > 1]
+    return [sorted(group, key=temperature_of) for group in groups.values() if len(group) > 1]
 
 
 def _without_temperature(row: Row) -> dict[str, Axis]:
@@ -108,7 +104,7 @@ def _number(row: Row, name: str) -> float:
 
 def _matched(sweep: Sequence[Row], target: float, bounds: Interval | None) -> Row:
     """The rows of one setting at the entropy ``target``, or within ``bounds`` of it."""
-    points, temperature_of = [], temperature_in(sweep)
+    points = []
     for row in sweep:
         entropy, perplexity, *further = (_number(row, name) for name in (ENTROPY, "perplexity", *FURTHER))
         points.append([entropy, math.log(perplexity), temperature_of(row), *further])

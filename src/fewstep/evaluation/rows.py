@@ -36,8 +36,8 @@ def key_of(setting: Setting) -> Key:
 
 
 def at_usual_temperature(setting: Setting) -> bool:
-    """Whether a row is no part of a sweep over temperatures: neither noise nor tokens are drawn colder or hotter."""
-    return "temperature" not in setting and setting.get("noise_scale", 1.0) == 1.0
+    """Whether neither noise nor tokens are drawn colder or hotter; at token temperature 0 no token is drawn."""
+    return not setting.get("temperature") and setting.get("noise_scale", 1.0) == 1.0
 
 
 def label_of(setting: Setting) -> str:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ from fewstep.shapes import example_generators, masked_mean, randn, real_position
 from fewstep.types import Ending, KnownTokens, SamplerState, TokenBatch, TokenSample
 from fewstep.writing import Writer, check_guidance
 
-Heat = Literal["noise", "tokens"]
 FRESH, REUSED, NO_SNAP = "fresh", "reused", "none"
 WITH_PROMPT: dict[str, Axis] = {"commit_tokens": 0, "guidance": 1.0}
 """Axes of a sampling that need something given, with their usual values."""
@@ -188,16 +187,19 @@ def flow_settings(
     readouts: Sequence[str],
     temperatures: Sequence[float] = (),
     name: str = FLOW,
-    heat: Heat = "noise",
+    *,
+    heats_tokens: bool = False,
 ) -> list[tuple[Sampling, tuple[Setting, ...]]]:
     """The settings of a model's own samples, by the sampling whose latents they read.
 
     Beside the usual temperature each readout has a row for each of ``temperatures``: of the tokens (``temperature``)
-    where it draws them, where it takes the likeliest of what ``heat`` says; of the noise that is ``noise_scale``.
+    where it draws them, or with ``heats_tokens``, where the likeliest have 0; else of the noise (``noise_scale``).
     """
     usual = {readout: resolve(READOUTS, readout, "readout").temperature for readout in readouts}
     own: list[Setting] = [{"name": name, "readout": readout, **sampling.axes} for readout in readouts]
-    likeliest = [setting for setting in own if heat == "noise" and usual[str(setting["readout"])] == 0]
+    likeliest = [setting for setting in own if usual[str(setting["readout"])] == 0]
+    if heats_tokens:
+        own, likeliest = [{**setting, "temperature": 0.0} if setting in likeliest else setting for setting in own], []
     drawn = [
         {**setting, "temperature": temperature}
         for setting in own
@@ -220,13 +222,13 @@ def flow_groups(
     *,
     name: str = FLOW,
     known: KnownTokens | None = None,
-    heat: Heat = "noise",
+    heats_tokens: bool = False,
 ) -> list[Group]:
     """A model's own samples: one group for each entry of :func:`flow_settings`."""
     return [
         Group(settings, FlowTexts(bundle, own, readouts, known).make)
         for sampling in samplings
-        for own, settings in flow_settings(sampling, readouts, temperatures, name, heat)
+        for own, settings in flow_settings(sampling, readouts, temperatures, name, heats_tokens=heats_tokens)
     ]
 
 

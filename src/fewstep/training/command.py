@@ -246,7 +246,11 @@ class FewstepCLI(LightningCLI):
     def _writes(self) -> bool:
         """Whether this process writes the run folder: rank 0, unless the run is a trial."""
         is_trial = bool(self._settings().trainer.fast_dev_run)
-        return self.subcommand == "fit" and not is_trial and not getattr(rank_zero_only, "rank", 0)
+        return self.subcommand == "fit" and not is_trial and _is_first()
+
+
+def _is_first() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def check_settings(config: Namespace) -> None:
@@ -270,7 +274,7 @@ def main(argv: list[str]) -> int:
     try:
         run_training(argv)
     except TrainingStopped as stopped:
-        if not getattr(rank_zero_only, "rank", 0):
+        if _is_first():
             print("fewstep:", stopped, file=sys.stderr)
         return stopped.exit_code
     return 0
